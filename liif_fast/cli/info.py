@@ -1,0 +1,20 @@
+"""`liif-fast info`: versions, the machine, the backends and the shipped model, for bug reports."""
+
+import argparse
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("info", help="print what a bug report needs", description=__doc__)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print; returns the exit code."""
+    from liif_fast.info import describe
+
+    rows = describe()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0

@@ -1,0 +1,21 @@
+"""`liif-fast train`: train a model from a YAML file of the original's format."""
+
+import argparse
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("train", help="train a model from a YAML file", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file")
+    parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
+    parser.add_argument("--tag", help="a suffix for the default name")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    from liif_fast.train import train
+
+    train(args.config, name=args.name, tag=args.tag, resume=args.resume)
+    return 0
