@@ -1,0 +1,97 @@
+"""EDSR (Lim et al., arXiv 1707.02921) as an encoder: residual blocks without normalisation."""
+
+from torch import Tensor, nn
+
+from liif_fast.models.blocks import MeanShift, conv, upsampler
+from liif_fast.models.registry import register
+
+
+class ResBlock(nn.Module):
+    """x + res_scale * conv(relu(conv(x)))."""
+
+    def __init__(self, n_feats: int, res_scale: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(n_feats, n_feats), nn.ReLU(inplace=True), conv(n_feats, n_feats))
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        res = self.body(x)
+        return x + (res if self.res_scale == 1 else res * self.res_scale)
+
+
+class EDSR(nn.Module):
+    """EDSR's network; without upsampling its features are at the input's resolution.
+
+    Args:
+        n_resblocks: number of residual blocks.
+        n_feats: channels of every hidden feature map.
+        res_scale: factor on each block's residual.
+        scale: of the upsampler, 3 or a power of two; unused without upsampling.
+        no_upsampling: leave the tail out, so that out_dim is n_feats and not 3.
+        rgb_range: largest pixel value; it only sets the frozen mean tensors.
+
+    Attributes:
+        out_dim: channels of the output.
+        receptive_radius: input pixels beyond an output pixel that it depends on, at most.
+    """
+
+    def __init__(
+        self,
+        n_resblocks: int = 16,
+        n_feats: int = 64,
+        res_scale: float = 1,
+        scale: int = 2,
+        no_upsampling: bool = False,
+        rgb_range: float = 1,
+    ) -> None:
+        super().__init__()
+        self.sub_mean = MeanShift(rgb_range, -1)
+        self.add_mean = MeanShift(rgb_range, 1)
+        self.head = nn.Sequential(conv(3, n_feats))
+        blocks = [ResBlock(n_feats, res_scale) for _ in range(n_resblocks)]
+        self.body = nn.Sequential(*blocks, conv(n_feats, n_feats))
+        self.receptive_radius: int | None = 2 * n_resblocks + 2
+        self.out_dim = n_feats
+        if not no_upsampling:
+            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, 3))
+            self.receptive_radius += len(self.tail[0]) // 2 + 1
+            self.out_dim = 3
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Features of an image.
+
+        Args:
+            inp: `[B, 3, H, W]`, normalised as in training.
+
+        Returns:
+            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
+        """
+        x = self.head(inp)
+        x = self.body(x) + x
+        return self.tail(x) if hasattr(self, "tail") else x
+
+
+@register("edsr-baseline")
+def edsr_baseline(
+    n_resblocks: int = 16,
+    n_feats: int = 64,
+    res_scale: float = 1,
+    scale: int = 2,
+    no_upsampling: bool = False,
+    rgb_range: float = 1,
+) -> EDSR:
+    """EDSR's small configuration; arguments as `EDSR`."""
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
+
+
+@register("edsr")
+def edsr(
+    n_resblocks: int = 32,
+    n_feats: int = 256,
+    res_scale: float = 0.1,
+    scale: int = 2,
+    no_upsampling: bool = False,
+    rgb_range: float = 1,
+) -> EDSR:
+    """EDSR's large configuration; arguments as `EDSR`."""
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)

@@ -1,0 +1,266 @@
+"""LIIF (Chen et al., arXiv 2012.09161): an encoder and a decoder that is queried at continuous coordinates."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from liif_fast import functional
+from liif_fast.models.grid import render_by_query
+from liif_fast.models.mlp import linear_chain
+from liif_fast.models.registry import make, register
+
+GATHER_QUERIES = 1 << 14  # queries of a batch decoded at a time by a network of the user's own, in inference
+
+
+class FeatureModel(nn.Module):
+    """An encoder whose features `feat` are kept between `gen_feat` and the queries.
+
+    Copies and pickles leave `feat` (and the image it came from) behind: they are results, not state, and a
+    tensor with a graph cannot be copied.
+    """
+
+    encoder: nn.Module
+    feat: Tensor | None = None
+    inp: Tensor | None = None
+
+    def gen_feat(self, inp: Tensor) -> Tensor:
+        """Encode an image and keep its features for `query_rgb`.
+
+        Args:
+            inp: `[B, 3, H, W]`, normalised as in training.
+
+        Returns:
+            The features `[B, C, H, W]`, also kept as `self.feat`.
+        """
+        self.feat = self.encoder(inp)
+        return self.feat
+
+    def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Decode the features kept by `gen_feat`; see the subclass."""
+        raise NotImplementedError
+
+    def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        """`gen_feat` and `query_rgb` in one; afterwards `self.feat` holds the features without their graph.
+
+        Args:
+            inp: `[B, 3, H, W]`, normalised as in training.
+            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
+            cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
+
+        Returns:
+            `[B, Q, out]`, normalised and not clamped.
+        """
+        self.gen_feat(inp)
+        pred = self.query_rgb(coord, cell)
+        if self.feat is not None:
+            self.feat = self.feat.detach()
+        return pred
+
+    def _encoded(self) -> Tensor:
+        if self.feat is None:
+            raise RuntimeError("no features to query: call gen_feat(inp) first")
+        return self.feat
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("feat", None)
+        state.pop("inp", None)
+        return state
+
+
+@register("liif")
+class LIIF(FeatureModel):
+    """LIIF with the constructor, methods and parameter names of the original, decoding through our kernels.
+
+    Args:
+        encoder_spec: spec of the encoder, a module with `out_dim`.
+        imnet_spec: spec of the decoding network without its in_dim, e.g. `{'name': 'mlp', 'args': {'out_dim': 3,
+            'hidden_list': [256] * 4}}`. Any registered module `[N, in_dim] -> [N, out]` works; an `mlp` runs fused.
+            None: a query reads its nearest feature, and 0 outside of [-1, 1].
+        local_ensemble: blend the predictions of four corners by area (paper section 3, eq. 4).
+        feat_unfold: concatenate each feature's 3x3 neighbourhood (eq. 3).
+        cell_decode: give the network the query's cell (eq. 5).
+        residual: None, or "bilinear" to add the input's bilinear interpolation (border clamped), as LTE does;
+            an addition to the original.
+
+    Attributes:
+        backend: which backend decodes, "auto" at first.
+        feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
+
+    Raises:
+        ValueError: residual is neither None nor "bilinear".
+    """
+
+    def __init__(
+        self,
+        encoder_spec: Mapping[str, Any],
+        imnet_spec: Mapping[str, Any] | None = None,
+        local_ensemble: bool = True,
+        feat_unfold: bool = True,
+        cell_decode: bool = True,
+        residual: str | None = None,
+    ) -> None:
+        super().__init__()
+        if residual not in (None, "bilinear"):
+            raise ValueError(f"residual must be None or 'bilinear', got {residual!r}")
+        self.local_ensemble = local_ensemble
+        self.feat_unfold = feat_unfold
+        self.cell_decode = cell_decode
+        self.residual = residual
+        self.backend = "auto"
+        self.encoder = make(encoder_spec)
+        self.imnet: nn.Module | None = None
+        if imnet_spec is not None:
+            self.imnet = make(imnet_spec, args={"in_dim": self._in_dim()})
+        args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec}
+        args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}
+        if residual is not None:  # the original's constructor does not know it
+            args["residual"] = residual
+        self.spec = {"name": "liif", "args": copy.deepcopy(args)}
+
+    def gen_feat(self, inp: Tensor) -> Tensor:
+        if self.residual is not None:
+            self.inp = inp
+        return super().gen_feat(inp)
+
+    def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Decode the features kept by `gen_feat` at any coordinates (paper eq. 1-5).
+
+        Args:
+            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
+            cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out); may be None without cell_decode.
+
+        Returns:
+            `[B, Q, out]`, normalised and not clamped.
+
+        Raises:
+            ValueError, TypeError: a shape or dtype is wrong.
+            RuntimeError: there are no features yet.
+        """
+        feat = self._encoded()
+        pred = self._query(feat, coord, cell)
+        return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
+
+    def render(
+        self,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Encode an image and decode a regular grid, equal to `forward` on make_coord and make_cell of it.
+
+        Args:
+            inp: `[B, 3, H, W]`, normalised as in training.
+            size: (H_out, W_out) of the whole grid.
+            region: (top, left, height, width): only this window of the grid.
+            cell: (row, column) for the whole image, a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
+
+        Returns:
+            `[B, out, height, width]`, normalised and not clamped.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong.
+        """
+        self.gen_feat(inp)
+        pred = self.render_rgb(size, region, cell)
+        if self.feat is not None:
+            self.feat = self.feat.detach()
+        return pred
+
+    def render_rgb(
+        self,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """`render` of the features kept by `gen_feat`; arguments as there."""
+        feat = self._encoded()
+        chain = None if self.imnet is None else linear_chain(self.imnet)
+        if chain is not None:
+            pred = functional.liif_render(
+                feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
+            )
+        else:
+            pred = self._by_query(lambda coord, cell: self._query(feat, coord, cell), size, region, cell)
+        if self.residual is None:
+            return pred
+        return self._add(pred, self._by_query(lambda coord, cell: self._interpolate(coord), size, region), channel=1)
+
+    def _in_dim(self) -> int:
+        channels = self.encoder.out_dim * (9 if self.feat_unfold else 1)
+        return channels + 2 + (2 if self.cell_decode else 0)
+
+    def _switches(self) -> dict[str, bool]:
+        return {
+            "feat_unfold": self.feat_unfold,
+            "local_ensemble": self.local_ensemble,
+            "cell_decode": self.cell_decode,
+        }
+
+    def _by_query(
+        self,
+        query: Callable[[Tensor, Tensor], Tensor],
+        size: Sequence[int],
+        region: Sequence[int] | None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        feat = self._encoded()
+        return render_by_query(query, size, region, cell, len(feat), feat.device)
+
+    def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        if self.imnet is None:
+            return nearest_feature(feat, coord)
+        chain = linear_chain(self.imnet)
+        if chain is not None:
+            return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
+        if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:
+            return self._query_module(self.imnet, feat, coord, cell)
+        cells = [None] * coord.shape[1] if cell is None else cell.split(GATHER_QUERIES, 1)
+        parts = zip(coord.split(GATHER_QUERIES, 1), cells, strict=False)
+        return torch.cat([self._query_module(self.imnet, feat, *part) for part in parts], 1)
+
+    def _query_module(self, imnet: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        x, weight = functional.gather_corners(feat, coord, cell, backend=self.backend, **self._switches())
+        pred = imnet(x.flatten(0, 2)).unflatten(0, x.shape[:3])
+        out = (pred * weight[..., None]).sum(2)
+        return out if torch.is_autocast_enabled(feat.device.type) else out.to(pred.dtype)
+
+    def _interpolate(self, coord: Tensor) -> Tensor:
+        if self.inp is None:
+            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
+        inp = self.inp.to(torch.promote_types(self.inp.dtype, torch.float32))
+        grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
+        out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return out[:, :, 0].transpose(1, 2)
+
+    def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
+        if pred.shape[channel] != base.shape[channel]:
+            raise ValueError(
+                f"residual={self.residual!r} needs as many output channels as the input has, {base.shape[channel]},"
+                f" got {pred.shape[channel]}"
+            )
+        return (pred + base).to(pred.dtype)
+
+
+def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:
+    """The nearest latent of each query, 0 where that lies outside.
+
+    Args:
+        feat: `[B, C, H, W]`.
+        coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
+
+    Returns:
+        `[B, Q, C]` in feat's dtype.
+    """
+    height, width = feat.shape[2:]
+    n = torch.tensor([height, width], device=coord.device)
+    index = (((coord + 1) * n - 1) / 2).round()
+    inside = ((index >= 0) & (index < n)).all(-1, keepdim=True)
+    row, col = torch.where(inside, index, 0).long().unbind(-1)
+    flat = (row * width + col)[:, None].expand(-1, feat.shape[1], -1)
+    return torch.where(inside, feat.flatten(2).gather(2, flat).transpose(1, 2), 0)

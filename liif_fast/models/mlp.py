@@ -1,0 +1,34 @@
+"""The `mlp` of specs, and the recognition of a plain Linear-ReLU chain in any module."""
+
+from torch import Tensor, nn
+
+from liif_fast.layers import MLP
+from liif_fast.models.registry import register
+
+register("mlp")(MLP)
+
+
+def linear_chain(module: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Weights and biases of `module.layers` if it is Linear, ReLU, ..., Linear and nothing else.
+
+    Returns:
+        (weights, biases), or None if calling the module may do more than that chain: another layer, a Linear
+        without bias, or a hook.
+    """
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, nn.Sequential) or len(layers) % 2 == 0:
+        return None
+    if any(type(layer) is not (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers)):
+        return None
+    if any(_hooked(part) for part in (module, layers, *layers)):
+        return None
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if any(linear.bias is None for linear in linears):
+        return None
+    return [linear.weight for linear in linears], [linear.bias for linear in linears]
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
