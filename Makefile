@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment made once; constraints.txt pins what goes into it.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+export LIIF_FAST_BUILD_CPU ?= 1
+
+.PHONY: demo build test lint format bench sanitize clean
+
+demo: build
+	$(BIN)/python examples/demo.py
+
+build: $(VENV)/.built
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools wheel
+	LIIF_FAST_BUILD_CPU=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(CPP)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# torch built for CUDA brings its own Triton; without a GPU the tests do.
+$(VENV)/.triton: $(VENV)/.installed
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton
+	touch $@
+
+test: build $(VENV)/.triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: build
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' $(ARGS)
+
+# A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload.
+sanitize: build
+	LIIF_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ops $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_build_info.json $(VENV)/.built

@@ -1,0 +1,1 @@
+"""Triton sources, one operator a file; imported as ``liif_fast.kernels``, never as ``kernels``."""
