@@ -25,7 +25,7 @@ from setuptools.command.build_py import build_py
 from setuptools.modified import newer_group
 
 MSVC = sys.platform == "win32"
-X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Pythons have no limited API
 TORCH_MIN = (2, 10)
 
