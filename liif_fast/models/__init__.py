@@ -1,7 +1,24 @@
 """LIIF, MetaSR and their encoders, built from specs, with the parameter names of the original code."""
 
-from liif_fast.models import edsr, liif, mlp
+from liif_fast.models import edsr, mlp, rcan, rdn
+from liif_fast.models.accelerate import accelerate
+from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
 from liif_fast.models.liif import LIIF
+from liif_fast.models.metasr import MetaSR
 from liif_fast.models.registry import make, names, register
 
-__all__ = ["LIIF", "edsr", "liif", "make", "mlp", "names", "register"]
+__all__ = [
+    "LIIF",
+    "MetaSR",
+    "ModelFileError",
+    "accelerate",
+    "edsr",
+    "load_model",
+    "make",
+    "mlp",
+    "names",
+    "rcan",
+    "rdn",
+    "register",
+    "save_model",
+]

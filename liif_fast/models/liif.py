@@ -9,67 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.models.base import FeatureModel
 from liif_fast.models.grid import render_by_query
-from liif_fast.models.mlp import linear_chain
+from liif_fast.models.mlp import fusable
 from liif_fast.models.registry import make, register
 
-GATHER_QUERIES = 1 << 14  # queries of a batch decoded at a time by a network of the user's own, in inference
-
-
-class FeatureModel(nn.Module):
-    """An encoder whose features `feat` are kept between `gen_feat` and the queries.
-
-    Copies and pickles leave `feat` (and the image it came from) behind: they are results, not state, and a
-    tensor with a graph cannot be copied.
-    """
-
-    encoder: nn.Module
-    feat: Tensor | None = None
-    inp: Tensor | None = None
-
-    def gen_feat(self, inp: Tensor) -> Tensor:
-        """Encode an image and keep its features for `query_rgb`.
-
-        Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
-
-        Returns:
-            The features `[B, C, H, W]`, also kept as `self.feat`.
-        """
-        self.feat = self.encoder(inp)
-        return self.feat
-
-    def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Decode the features kept by `gen_feat`; see the subclass."""
-        raise NotImplementedError
-
-    def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """`gen_feat` and `query_rgb` in one; afterwards `self.feat` holds the features without their graph.
-
-        Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
-            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
-            cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
-
-        Returns:
-            `[B, Q, out]`, normalised and not clamped.
-        """
-        self.gen_feat(inp)
-        pred = self.query_rgb(coord, cell)
-        if self.feat is not None:
-            self.feat = self.feat.detach()
-        return pred
-
-    def _encoded(self) -> Tensor:
-        if self.feat is None:
-            raise RuntimeError("no features to query: call gen_feat(inp) first")
-        return self.feat
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.pop("feat", None)
-        state.pop("inp", None)
-        return state
+GATHER_QUERIES = 1 << 13  # queries of a batch decoded at a time by a network of the user's own, in inference
 
 
 @register("liif")
@@ -128,49 +73,9 @@ class LIIF(FeatureModel):
         return super().gen_feat(inp)
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Decode the features kept by `gen_feat` at any coordinates (paper eq. 1-5).
-
-        Args:
-            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
-            cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out); may be None without cell_decode.
-
-        Returns:
-            `[B, Q, out]`, normalised and not clamped.
-
-        Raises:
-            ValueError, TypeError: a shape or dtype is wrong.
-            RuntimeError: there are no features yet.
-        """
         feat = self._encoded()
         pred = self._query(feat, coord, cell)
         return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
-
-    def render(
-        self,
-        inp: Tensor,
-        size: Sequence[int],
-        region: Sequence[int] | None = None,
-        cell: Tensor | Sequence[float] | None = None,
-    ) -> Tensor:
-        """Encode an image and decode a regular grid, equal to `forward` on make_coord and make_cell of it.
-
-        Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
-            size: (H_out, W_out) of the whole grid.
-            region: (top, left, height, width): only this window of the grid.
-            cell: (row, column) for the whole image, a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
-
-        Returns:
-            `[B, out, height, width]`, normalised and not clamped.
-
-        Raises:
-            ValueError, TypeError: an argument is wrong.
-        """
-        self.gen_feat(inp)
-        pred = self.render_rgb(size, region, cell)
-        if self.feat is not None:
-            self.feat = self.feat.detach()
-        return pred
 
     def render_rgb(
         self,
@@ -178,9 +83,8 @@ class LIIF(FeatureModel):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        """`render` of the features kept by `gen_feat`; arguments as there."""
         feat = self._encoded()
-        chain = None if self.imnet is None else linear_chain(self.imnet)
+        chain = None if self.imnet is None else fusable(self.imnet)
         if chain is not None:
             pred = functional.liif_render(
                 feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
@@ -215,7 +119,7 @@ class LIIF(FeatureModel):
     def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if self.imnet is None:
             return nearest_feature(feat, coord)
-        chain = linear_chain(self.imnet)
+        chain = fusable(self.imnet)
         if chain is not None:
             return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
         if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:

@@ -8,12 +8,17 @@ from liif_fast.models.registry import register
 register("mlp")(MLP)
 
 
+def fusable(imnet: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
+    """`linear_chain` of an `MLP` whose call is nothing but that chain, else None."""
+    plain = isinstance(imnet, MLP) and type(imnet).forward is MLP.forward and "forward" not in vars(imnet)
+    return linear_chain(imnet) if plain else None
+
+
 def linear_chain(module: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
     """Weights and biases of `module.layers` if it is Linear, ReLU, ..., Linear and nothing else.
 
     Returns:
-        (weights, biases), or None if calling the module may do more than that chain: another layer, a Linear
-        without bias, or a hook.
+        (weights, biases), or None for another layer, a Linear without bias, or a hook.
     """
     layers = getattr(module, "layers", None)
     if not isinstance(layers, nn.Sequential) or len(layers) % 2 == 0:

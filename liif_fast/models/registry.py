@@ -87,3 +87,16 @@ def _check_args(name: str, args: dict[str, Any]) -> None:
     missing = sorted(required - set(args))
     if missing:
         raise ValueError(f"model {name!r} needs argument {', '.join(map(repr, missing))}")
+    for parameter in parameters:
+        _check_type(name, parameter, args)
+
+
+def _check_type(name: str, parameter: inspect.Parameter, args: dict[str, Any]) -> None:
+    """Refuse what a YAML or JSON file may well say instead of a number, a switch or a name."""
+    kind = parameter.annotation
+    if parameter.name not in args or kind not in (bool, int, float, str):
+        return
+    value = args[parameter.name]
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{parameter.name} of model {name!r} must be {kind.__name__}, got {value!r:.80}")

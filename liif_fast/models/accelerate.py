@@ -1,0 +1,174 @@
+"""Our kernels under an instance of somebody else's LIIF class, found by its attributes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liif_fast import functional
+from liif_fast.coord import make_cell, make_coord
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.mlp import linear_chain
+
+ATTRIBUTES = ("encoder", "imnet", "local_ensemble", "feat_unfold", "cell_decode", "gen_feat", "query_rgb")
+TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by some 1e-6
+
+
+def accelerate(module: nn.Module) -> nn.Module:
+    """Make an instance of the original LIIF class decode through our kernels.
+
+    The module stays the same object with the same parameters, hooks and training; only its class becomes a
+    subclass of its own, whose `query_rgb` is ours and which has `render`. The module's own `query_rgb` runs
+    where ours does not apply, e.g. once a hook is put on its network.
+
+    Args:
+        module: has the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ..., Linear),
+            local_ensemble, feat_unfold, cell_decode, gen_feat, query_rgb; float32 or float64.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: an attribute is missing or of the wrong kind.
+        ValueError: its outputs on a small random image are not ours, so it computes something else; the module
+            is as it was.
+    """
+    if isinstance(module, FeatureModel | _Accelerated):
+        return module
+    _check_attributes(module)
+    own_class = type(module)
+    with _undisturbed(module), torch.no_grad():
+        feat, coord, cell = _probe(module)
+        own = module.query_rgb(coord, cell)
+        own_image = _forward(module, coord, cell)
+        module.__class__ = _accelerated(own_class)
+        try:
+            module.feat = feat
+            _compare("query_rgb", module.query_rgb(coord, cell), own)
+            _compare("forward", _forward(module, coord, cell), own_image)
+        except Exception:
+            module.__class__ = own_class
+            raise
+    return module
+
+
+class _Accelerated:
+    """Goes before the original class, whose attributes it reads."""
+
+    backend = "auto"
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        chain = linear_chain(self.imnet)
+        if chain is None:
+            return super().query_rgb(coord, cell)  # type: ignore[misc]
+        return functional.liif_decode(self.feat, coord, cell, *chain, backend=self.backend, **_switches(self))
+
+    def render(
+        self: Any,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """As `liif_fast.LIIF.render`."""
+        chain = linear_chain(self.imnet)
+        if chain is None:
+            raise ValueError("render needs an imnet of Linear and ReLU layers alone, without hooks")
+        self.gen_feat(inp)
+        return functional.liif_render(
+            self.feat, size, *chain, region=region, cell=cell, backend=self.backend, **_switches(self)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own_class = type(self).__mro__[2]
+        return _restore, (own_class,), {key: value for key, value in vars(self).items() if key != "feat"}
+
+
+_classes: dict[type, type] = {}
+
+
+def _accelerated(own_class: type) -> type:
+    if own_class not in _classes:
+        _classes[own_class] = type(own_class.__name__, (_Accelerated, own_class), {"__doc__": own_class.__doc__})
+    return _classes[own_class]
+
+
+def _restore(own_class: type) -> Any:
+    """For pickle and copy: the subclass is made at run time and cannot be named in a file."""
+    return object.__new__(_accelerated(own_class))
+
+
+def _switches(module: Any) -> dict[str, bool]:
+    return {name: bool(getattr(module, name)) for name in ("feat_unfold", "local_ensemble", "cell_decode")}
+
+
+def _check_attributes(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an instance of the original LIIF class, got {type(module).__name__}")
+    missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
+    if missing:
+        raise TypeError(f"module must be an instance of the original LIIF class, but it has no {', '.join(missing)}")
+    if not isinstance(module.imnet, nn.Module) or linear_chain(module.imnet) is None:
+        raise TypeError(
+            "module.imnet must have 'layers', a Sequential of Linear (with bias), ReLU, ..., Linear, no hooks"
+        )
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
+        raise TypeError(
+            f"module must be float32 or float64 to be compared, got {sorted(map(str, dtypes))}; convert it after"
+        )
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every mode, the features and the random state are as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    had, feat = "feat" in vars(module), vars(module).get("feat")
+    device = next(module.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            module.eval()
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            vars(module).pop("feat", None)
+            if had:
+                module.feat = feat
+
+
+def _image(module: nn.Module) -> Tensor:
+    parameter = next(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 9, 11, generator=generator).mul(2).sub(1).to(parameter.device, parameter.dtype)
+
+
+def _probe(module: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of a small image, and queries: all of x3, where ties are, and random ones beyond the edges."""
+    image = _image(module)
+    module.gen_feat(image)
+    generator = torch.Generator().manual_seed(1)
+    size = (3 * image.shape[2], 3 * image.shape[3])
+    away = torch.rand(500, 2, generator=generator) * 2.2 - 1.1
+    coord = torch.cat((make_coord(size), away)).to(image.device)
+    cell = torch.cat((make_cell(size), torch.rand(500, 2, generator=generator) * 0.2)).to(image.device)
+    return module.feat, coord.expand(2, -1, 2), cell.expand(2, -1, 2)
+
+
+def _forward(module: nn.Module, coord: Tensor, cell: Tensor) -> Tensor:
+    return module(_image(module), coord, cell)
+
+
+def _compare(name: str, ours: Tensor, own: Tensor) -> None:
+    if ours.shape != own.shape:
+        raise ValueError(
+            f"module.{name} does not compute LIIF: its output is {list(own.shape)}, LIIF's {list(ours.shape)}"
+        )
+    error = (ours - own).abs().max().item()
+    largest = own.abs().max().item()
+    if not error <= TOLERANCE * largest:
+        raise ValueError(
+            f"module.{name} does not compute LIIF: largest difference {error:.3g} at outputs up to {largest:.3g}"
+        )

@@ -1,0 +1,276 @@
+"""Model files: the original's `.pth` and `.safetensors`. Nothing in a file is ever run.
+
+`.pth` holds `{'model': {'name', 'args', 'sd'}, ...}` and is read with `weights_only=True`. `.safetensors` holds the
+tensors, and as JSON in its metadata `spec` (name and arguments) and `data_norm`. A file is believed only after the
+model that its spec describes has been laid out on the meta device, never larger than the file's own tensors, and
+every name and shape agrees.
+"""
+
+import copy
+import json
+import math
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from liif_fast.models.registry import make
+
+HALF = {"sub": [0.5], "div": [0.5]}
+DATA_NORM = {"inp": HALF, "gt": HALF}  # of every config of the original; a .pth of the original does not say
+
+Spec = dict[str, Any]
+
+
+class ModelFileError(ValueError):
+    """A model file that cannot be used, and why."""
+
+
+def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str | torch.device = "cpu") -> nn.Module:
+    """Build a model from a file or from a checkpoint in memory, running no code that it carries.
+
+    Args:
+        source: path of a `.safetensors` or of a `.pth` of the original, or what such a `.pth` holds: the whole
+            `{'model': {...}, ...}` or the spec with its `sd`.
+        device: where the model goes.
+
+    Returns:
+        The model in evaluation mode, float32, whatever the file's dtype. Its attributes `spec` and `data_norm` are
+        what `save_model` needs; `data_norm` is `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5
+        everywhere where the file does not say.
+
+    Raises:
+        ModelFileError: the content is not a model that can be built; the message says why.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, Mapping):
+        label, content, limit = "checkpoint", source, None
+    else:
+        path = Path(source)
+        label, limit = str(path), path.stat().st_size
+        with _as_model_file_error(label):
+            read = _read_safetensors if path.suffix == ".safetensors" else _read_pth
+            content = read(path)
+    with _as_model_file_error(label):
+        spec, sd = _split(content)
+        if limit is not None and sum(t.numel() * t.element_size() for t in sd.values()) > limit:
+            raise ModelFileError("its tensors claim more bytes than the file has")
+        data_norm = check_data_norm(content.get("data_norm", DATA_NORM))
+        _check_state(spec, sd)
+        with torch.random.fork_rng(devices=[]):
+            model = make(spec)
+        model.load_state_dict(sd)
+        model.data_norm = data_norm
+    return model.eval().to(device)
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model to a file that `load_model` reads; the old file stays until the new one is whole.
+
+    Args:
+        model: has `spec`, as every model of `make` has; its `data_norm`, if any, goes along.
+        path: ends in `.safetensors`, or in `.pth` or `.pt` for the original's format.
+
+    Raises:
+        ValueError: the model has no spec, or the path's ending is another one.
+        TypeError: the spec holds something else than plain values.
+    """
+    path = Path(path)
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise ValueError(
+            "model must have the attribute 'spec' ({'name', 'args'}), as models of liif_fast.models.make do"
+        )
+    _check_plain(spec, TypeError)
+    data_norm = check_data_norm(getattr(model, "data_norm", DATA_NORM))
+    sd = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        metadata = {"format": "pt", "spec": json.dumps(spec), "data_norm": json.dumps(data_norm)}
+        write_atomically(path, lambda temporary: save_file(sd, temporary, metadata))
+    elif path.suffix in (".pth", ".pt"):
+        content: dict[str, Any] = {"model": {**copy.deepcopy(spec), "sd": sd}}
+        if data_norm != DATA_NORM:  # the original's reader ignores it
+            content["data_norm"] = data_norm
+        write_atomically(path, lambda temporary: torch.save(content, temporary))
+    else:
+        raise ValueError(f"path must end in .safetensors, .pth or .pt, got {str(path)!r}")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Contiguous, on the CPU, sharing memory with nothing: safetensors refuses shared memory."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in path's place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:
+    """A data_norm as floats in lists, all four of inp/gt x sub/div; what is absent is sub 0, div 1.
+
+    Raises:
+        ValueError: a name or a value is not one of a data_norm.
+    """
+    fallback = {"sub": [0.0], "div": [1.0]}
+    if not isinstance(value, Mapping) or not set(value) <= {"inp", "gt"}:
+        raise ValueError(f"data_norm must be a mapping with 'inp' and 'gt', got {value!r:.80}")
+    result = {}
+    for part in ("inp", "gt"):
+        given = value.get(part, fallback)
+        if not isinstance(given, Mapping) or not set(given) <= {"sub", "div"}:
+            raise ValueError(f"data_norm[{part!r}] must be a mapping with 'sub' and 'div', got {given!r:.80}")
+        result[part] = {
+            key: _floats(f"data_norm[{part!r}][{key!r}]", given.get(key, fallback[key])) for key in fallback
+        }
+        if 0.0 in result[part]["div"]:
+            raise ValueError(f"data_norm[{part!r}]['div'] must not be 0")
+    return result
+
+
+def _floats(name: str, value: Any) -> list[float]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(values) <= 4 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        raise ValueError(f"{name} must be one to four numbers, got {value!r:.80}")
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{name} must be finite, got {value!r:.80}")
+    return [float(v) for v in values]
+
+
+@contextmanager
+def _as_model_file_error(label: str) -> Iterator[None]:
+    """Whatever a bad file makes a reader or a constructor raise, in one line that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ModelFileError(f"{label}: {reason}") from error
+
+
+def _read_pth(path: Path) -> Mapping[str, Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ModelFileError("not a file of torch.save: it unpacks to more than its own size")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            raise ModelFileError("holds other things than tensors and plain containers; refused unread") from error
+        raise ModelFileError("not a readable file of torch.save (damaged, cut short or of another kind)") from error
+    if not isinstance(content, Mapping):
+        raise ModelFileError(f"holds {type(content).__name__}, expected the dict of a checkpoint")
+    return content
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            sd = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ModelFileError(f"not a readable safetensors file: {error}") from error
+    if "spec" not in metadata:
+        raise ModelFileError("its metadata has no 'spec'; it was not written by liif_fast")
+    spec = json.loads(metadata["spec"])
+    if not isinstance(spec, dict):
+        raise ModelFileError(f"spec must be a dict, got {type(spec).__name__}")
+    content: dict[str, Any] = {"model": {**spec, "sd": sd}}
+    if "data_norm" in metadata:
+        content["data_norm"] = json.loads(metadata["data_norm"])
+    return content
+
+
+def _split(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
+    """The checked spec and state_dict of a checkpoint."""
+    model = content.get("model", content)
+    if not isinstance(model, Mapping):
+        raise ModelFileError(f"'model' must be a dict with 'name', 'args' and 'sd', got {type(model).__name__}")
+    missing = [key for key in ("name", "args", "sd") if key not in model]
+    if missing:
+        raise ModelFileError(f"no {', '.join(map(repr, missing))} in the model; expected 'name', 'args' and 'sd'")
+    spec = {"name": model["name"], "args": model["args"]}
+    _check_plain(spec, ModelFileError)
+    if not isinstance(model["sd"], Mapping):
+        raise ModelFileError(f"'sd' must be a dict of tensors, got {type(model['sd']).__name__}")
+    for key, value in model["sd"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ModelFileError(f"'sd' must map names to tensors, got {type(value).__name__} under {key!r:.80}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or not value.is_floating_point():
+            raise ModelFileError(f"{key!r} must be a dense tensor of floats, got {value.dtype}, {value.layout}")
+    return spec, dict(model["sd"])
+
+
+def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
+    """Only what JSON can say: such a spec can be saved, and building from it reads plain values."""
+    if depth > 16:
+        raise error("spec is nested too deep")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise error(f"spec must have names as keys, got {key!r:.80}")
+            _check_plain(item, error, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, error, depth + 1)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise error(f"spec must hold plain values only, got {type(value).__name__}")
+
+
+def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of a spec's model with the tensors at hand, allocating nothing."""
+    with torch.device("meta"), _at_most(sd):
+        expected = make(spec).state_dict()
+    wrong = [f"{key!r} is missing" for key in expected if key not in sd]
+    wrong += [f"{key!r} is not one of the model's" for key in sd if key not in expected]
+    wrong += [
+        f"{key!r} has shape {list(sd[key].shape)}, the model needs {list(value.shape)}"
+        for key, value in expected.items()
+        if key in sd and sd[key].shape != value.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ModelFileError(f"tensors do not fit model {spec['name']!r}: {'; '.join(wrong[:3])}{more}")
+
+
+@contextmanager
+def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop this thread's building of a model that grows beyond the tensors there are for it."""
+    thread = threading.get_ident()
+    left = 2 * len(sd) + 16  # head room: a model a little too large gets the message that names its tensors
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} of the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

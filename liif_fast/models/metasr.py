@@ -1,0 +1,73 @@
+"""MetaSR (Hu et al., arXiv 1903.00875) in the form LIIF's code base trains: a weight matrix for every query."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liif_fast import functional
+from liif_fast.coord import centres
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.registry import make, register
+
+CHUNK_QUERIES = 1 << 12  # of the whole batch, in inference: 4096 matrices of 576 x 3 take 27 MiB
+
+
+@register("metasr")
+class MetaSR(FeatureModel):
+    """MetaSR with the constructor, methods and parameter names of the original.
+
+    An MLP `3 -> 256 -> C*9 * 3` predicts, from a query's place inside its latent's pixel and its cell's height,
+    the matrix that turns the latent's 3x3 neighbourhood into a colour.
+
+    Args:
+        encoder_spec: spec of the encoder, a module with `out_dim`.
+
+    Attributes:
+        backend: which backend gathers the features, "auto" at first.
+        feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
+    """
+
+    def __init__(self, encoder_spec: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backend = "auto"
+        self.encoder = make(encoder_spec)
+        args = {"in_dim": 3, "out_dim": self.encoder.out_dim * 9 * 3, "hidden_list": [256]}
+        self.imnet = make({"name": "mlp", "args": args})
+        self.spec = {"name": "metasr", "args": {"encoder_spec": copy.deepcopy(dict(encoder_spec))}}
+
+    def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        feat = self._encoded()
+        if cell is None:
+            raise ValueError("cell must be a tensor of shape [B, Q, 2] for MetaSR, got None")
+        if cell.shape != coord.shape:
+            raise ValueError(f"cell must have coord's shape {list(coord.shape)}, got {list(cell.shape)}")
+        if torch.is_grad_enabled():
+            return self._query(feat, coord, cell)
+        chunk = max(1, CHUNK_QUERIES // max(1, len(feat)))
+        parts = zip(coord.split(chunk, 1), cell.split(chunk, 1), strict=True)
+        return torch.cat([self._query(feat, *part) for part in parts], 1)
+
+    def _query(self, feat: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
+        shape = feat.shape[2:]
+        n = torch.tensor(shape, dtype=torch.float32, device=coord.device)
+        q = coord - cell / 2
+        index, _, _ = functional.corner_plan(q + 1e-6, shape, local_ensemble=False)
+        rows, cols = (centres(size, device=coord.device) - 1 / size for size in shape)
+        row, col = index[:, :, 0].unbind(-1)
+        corner = torch.stack((rows[row], cols[col]), -1)
+        rel = (q - corner) * (n / 2)
+        scale = cell[..., :1] * (n[0] / 2)
+        inp = torch.cat((rel, scale), -1)
+
+        z, _ = functional.gather_corners(
+            feat, q + 1e-6, None, local_ensemble=False, cell_decode=False, backend=self.backend
+        )
+        z = z[:, :, :, : feat.shape[1] * 9]  # [B, Q, 1, C*9]: without rel
+        weights = self.imnet(inp.to(self._weight_dtype()).flatten(0, 1)).unflatten(0, coord.shape[:2])
+        return (z @ weights.unflatten(-1, (-1, 3)))[:, :, 0]
+
+    def _weight_dtype(self) -> torch.dtype:
+        return next(self.imnet.parameters()).dtype

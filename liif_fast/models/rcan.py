@@ -1,0 +1,101 @@
+"""RCAN (Zhang et al., arXiv 1807.02758) as an encoder: residual groups with channel attention."""
+
+from torch import Tensor, nn
+
+from liif_fast.models.blocks import MeanShift, conv, upsampler
+from liif_fast.models.registry import register
+
+
+class ChannelAttention(nn.Module):
+    """x scaled per channel by what its mean over the whole image says."""
+
+    def __init__(self, n_feats: int, reduction: int) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.conv_du = nn.Sequential(
+            conv(n_feats, n_feats // reduction, 1),
+            nn.ReLU(inplace=True),
+            conv(n_feats // reduction, n_feats, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv_du(self.avg_pool(x))
+
+
+class Residual(nn.Module):
+    """x + body(x)."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def attention_block(n_feats: int, reduction: int) -> Residual:
+    """Two convolutions and a channel attention, with a skip."""
+    return Residual(
+        conv(n_feats, n_feats),
+        nn.ReLU(inplace=True),
+        conv(n_feats, n_feats),
+        ChannelAttention(n_feats, reduction),
+    )
+
+
+@register("rcan")
+class RCAN(nn.Module):
+    """RCAN's network; without upsampling its features are at the input's resolution.
+
+    Args:
+        n_resgroups: number of residual groups.
+        n_resblocks: attention blocks of a group.
+        n_feats: channels of every hidden feature map.
+        reduction: the attention's inner width is n_feats // reduction.
+        scale: of the upsampler, 3 or a power of two; unused without upsampling.
+        no_upsampling: leave the tail out, so that out_dim is n_feats and not 3.
+        rgb_range: largest pixel value; it only sets the mean tensors, frozen here because nothing uses them.
+
+    Attributes:
+        out_dim: channels of the output.
+        receptive_radius: None: the attention averages over the whole image.
+    """
+
+    def __init__(
+        self,
+        n_resgroups: int = 10,
+        n_resblocks: int = 20,
+        n_feats: int = 64,
+        reduction: int = 16,
+        scale: int = 2,
+        no_upsampling: bool = False,
+        rgb_range: float = 1,
+    ) -> None:
+        super().__init__()
+        self.sub_mean = MeanShift(rgb_range, -1)
+        self.add_mean = MeanShift(rgb_range, 1)
+        self.head = nn.Sequential(conv(3, n_feats))
+        groups = []
+        for _ in range(n_resgroups):
+            blocks = [attention_block(n_feats, reduction) for _ in range(n_resblocks)]
+            groups.append(Residual(*blocks, conv(n_feats, n_feats)))
+        self.body = nn.Sequential(*groups, conv(n_feats, n_feats))
+        self.receptive_radius: int | None = None
+        self.out_dim = n_feats
+        if not no_upsampling:
+            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, 3))
+            self.out_dim = 3
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Features of an image.
+
+        Args:
+            inp: `[B, 3, H, W]`, normalised as in training.
+
+        Returns:
+            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
+        """
+        x = self.head(inp)
+        x = self.body(x) + x
+        return self.tail(x) if hasattr(self, "tail") else x
