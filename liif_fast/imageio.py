@@ -23,7 +23,7 @@ READABLE = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 
 
-class ImageFileError(Exception):
+class ImageFileError(ValueError):
     """An image file cannot be read or written; the message is one line that names the file and the reason."""
 
 
@@ -247,7 +247,7 @@ def _notice(path: Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews
         logger.warning("%s: only the first of %d frames is used", path, frames)
-    if image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile):
+    if image.mode in ("LA", "RGB", "RGBA") and ";16" in str(getattr(image, "tile", "")):
         logger.warning("%s: 16 bits a channel in colour or with alpha; read as 8 bits", path)
     if image.mode == "CMYK":
         logger.warning("%s: CMYK, converted to RGB without its colour profile", path)

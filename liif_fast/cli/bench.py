@@ -7,10 +7,12 @@ from pathlib import Path
 
 import liif_fast
 
+_ABOUT = "Run the benchmark suites of the source tree with pytest-benchmark."
+
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("bench", help="run the benchmarks of the source tree", description=__doc__)
+    parser = subparsers.add_parser("bench", help="run the benchmarks of the source tree", description=_ABOUT)
     parser.add_argument("select", nargs="?", metavar="EXPRESSION", help="only benchmarks that match (pytest -k)")
     parser.set_defaults(run=run)
 

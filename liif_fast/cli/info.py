@@ -2,10 +2,12 @@
 
 import argparse
 
+_ABOUT = "Print versions, the machine, the backends and the shipped model, for bug reports."
+
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("info", help="print what a bug report needs", description=__doc__)
+    parser = subparsers.add_parser("info", help="print what a bug report needs", description=_ABOUT)
     parser.set_defaults(run=run)
 
 

@@ -2,10 +2,12 @@
 
 import argparse
 
+_ABOUT = "Train a model from a YAML file in the format of the original code."
+
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("train", help="train a model from a YAML file", description=__doc__)
+    parser = subparsers.add_parser("train", help="train a model from a YAML file", description=_ABOUT)
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file")
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")

@@ -1,0 +1,116 @@
+"""What a bug report needs: versions, the machine, the backends, the native build and the shipped model."""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+
+import liif_fast
+
+Row = tuple[str, str]
+
+
+def package_version() -> str:
+    """The version of liif_fast."""
+    return liif_fast.__version__
+
+
+def describe() -> list[Row]:
+    """The rows of `liif-fast info`: (name, value), each value one line."""
+    import torch
+
+    packages = ("numpy", "pillow", "safetensors", "pyyaml", "triton")
+    return [
+        ("liif_fast", f"{package_version()} in {Path(liif_fast.__file__).parent}"),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"),
+        ("packages", ", ".join(f"{name} {_installed(name)}" for name in packages)),
+        ("cpu", f"{_cpu_name()}, {os.cpu_count()} logical cores"),
+        ("instructions", f"{torch.backends.cpu.get_cpu_capability()} (as PyTorch uses them)"),
+        ("threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"),
+        *_gpus(),
+        *_backends(),
+        *_native_build(),
+        *_shipped_model(),
+    ]
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpus() -> list[Row]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [("gpu", "none that PyTorch can use")]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        props = torch.cuda.get_device_properties(index)
+        rows.append(
+            (f"cuda:{index}", f"{props.name}, sm_{props.major}{props.minor}, {props.total_memory / 2**30:.0f} GiB")
+        )
+    return rows
+
+
+def _backends() -> list[Row]:
+    """Every backend's answer to a small decode on the device that `upscale` would take."""
+    import torch
+
+    from liif_fast.functional import explain
+    from liif_fast.upscaling import pick_device
+
+    device = pick_device("auto")
+    feat, coord = torch.zeros(1, 64, 4, 4, device=device), torch.zeros(1, 1, 2, device=device)
+    widths = (580, 256, 3)
+    weights = [torch.zeros(out, inner, device=device) for inner, out in pairwise(widths)]
+    biases = [torch.zeros(out, device=device) for out in widths[1:]]
+    answer = explain(feat, coord, coord, weights, biases)
+    rows = []
+    for name, can, reason in answer.answers:
+        verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
+        rows.append((f"  {name}", f"{verdict}: {reason}" if reason else verdict))
+    return [("backends", f"for a decode on {device}, float32"), *rows]
+
+
+def _native_build() -> list[Row]:
+    path = Path(liif_fast.__file__).with_name("_build_info.json")
+    if not path.is_file():
+        return [("native build", "none (pure Python)")]
+    build = json.loads(path.read_text())
+    rows = [("native build", f"against torch {build.pop('torch', '?')}, by Python {build.pop('python', '?')}")]
+    for part, how in build.items():
+        built = "built" if how.pop("built", False) else "not built"
+        rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
+    return rows
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _shipped_model() -> list[Row]:
+    from liif_fast.models.checkpoint import load_model
+    from liif_fast.upscaling import default_model_path
+
+    path = default_model_path()
+    if not path.is_file():
+        return [("model", f"missing: {path}")]
+    count = sum(parameter.numel() for parameter in load_model(path).parameters())
+    return [("model", f"{path.name}, {count:,} parameters, {path.stat().st_size / 2**20:.1f} MiB")]
