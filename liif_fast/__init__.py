@@ -1,0 +1,40 @@
+"""LIIF, arbitrary-scale super-resolution, with fused kernels: same outputs, same weights, less time."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it. Nothing is imported before it is asked for, so that importing the
+# package touches no driver, builds nothing and imports no Triton.
+_HOMES = {
+    "LIIF": "liif_fast.models.liif",
+    "LIIFDecoder": "liif_fast.layers",
+    "accelerate": "liif_fast.models.accelerate",
+    "explain": "liif_fast.functional",
+    "load_model": "liif_fast.models.checkpoint",
+    "make_cell": "liif_fast.coord",
+    "make_coord": "liif_fast.coord",
+    "save_model": "liif_fast.models.checkpoint",
+    "upscale": "liif_fast.upscaling",
+}
+_ROOMS = ("backends", "coord", "data", "functional", "kernels", "layers", "metrics", "models", "ops", "train")
+
+__all__ = [*_HOMES, "functional", "layers", "models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

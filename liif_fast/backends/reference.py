@@ -1,0 +1,93 @@
+"""The plain formula of LIIF, corner by corner: what every other backend is measured against. Never optimised.
+
+Runs on any device and dtype, and is twice differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liif_fast.backends import Call, Switches, autocast_dtype
+from liif_fast.coord import make_coord, plan_corners
+
+NAME = "reference"
+RENDER_QUERIES = 1 << 16  # render decodes that many queries at a time, so that its temporaries do not grow with size
+
+
+def can_run(call: Call) -> tuple[bool, str]:
+    """Everything runs here."""
+    return True, "the plain formula, unoptimised"
+
+
+def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
+    """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
+    batch, channels, height, width = feat.shape
+    latents = feat
+    if switches.feat_unfold:  # channel c*9 + ki*3 + kj, zero padded
+        latents = F.unfold(feat, 3, padding=1).view(batch, channels * 9, height, width)
+    index, rel, weight = plan_corners(coord, height, width, switches.local_ensemble)
+    image = torch.arange(batch, device=feat.device).view(-1, 1, 1).expand(index.shape[:-1])
+    parts = [latents[image, :, index[..., 0], index[..., 1]], rel]
+    if switches.cell_decode:
+        assert cell is not None
+        scaled = torch.stack((cell[..., 0] * height, cell[..., 1] * width), -1)
+        parts.append(scaled.unsqueeze(2).expand(*rel.shape[:-1], 2))
+    dtype = feat.dtype if autocast_dtype(feat) is None else torch.promote_types(feat.dtype, torch.float32)
+    return torch.cat([part.to(dtype) for part in parts], -1), weight
+
+
+def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
+    """Apply Linear, ReLU, ..., Linear to the last dimension of x."""
+    low = autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = low or x.dtype
+        x = x.to(dtype)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            x = F.linear(F.relu(x) if layer else x, weight.to(dtype), bias.to(dtype))
+    return x if low is None else x.float()
+
+
+def decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+) -> Tensor:
+    """Return out = sum_t MLP(x_t) * weight_t, [B, Q, out]; LIIF (arXiv 2012.09161), equation 4."""
+    x, weight = gather_corners(feat, coord, cell, switches)
+    prediction = fused_mlp(x, weights, biases, recompute)
+    dtype = prediction.dtype
+    prediction = prediction.to(torch.promote_types(dtype, torch.float32))
+    out = prediction[:, :, 0] * weight[:, :, 0, None].to(prediction.dtype)
+    for corner in range(1, weight.shape[2]):
+        out = out + prediction[:, :, corner] * weight[:, :, corner, None].to(prediction.dtype)
+    return out.to(dtype)
+
+
+def render(
+    feat: Tensor,
+    size: tuple[int, int],
+    region: tuple[int, int, int, int],
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+) -> Tensor:
+    """Return the window `region` of the grid `size`, [B, out, h, w], decoding some rows at a time."""
+    top, left, height, width = region
+    grid = make_coord(size, device=feat.device).view(*size, 2)[top : top + height, left : left + width]
+    step = max(height, 1) if torch.compiler.is_compiling() else max(1, RENDER_QUERIES // max(width, 1))
+    strips = []
+    for rows in grid.split(step):
+        coord = rows.reshape(1, -1, 2).expand(feat.shape[0], -1, -1)
+        cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
+        strips.append(decode(feat, coord, cells, weights, biases, switches, recompute))
+    return torch.cat(strips, 1).transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)

@@ -1,0 +1,158 @@
+"""Coordinates: pixel centres, cells, and the corner plan that says which latents a query reads.
+
+The float32 operations below and their order are a contract (LIIF's own code performs exactly these): at odd
+scales the blend is decided by their rounding noise. So no fused multiply-add and no algebraically equal form. Run
+eagerly, PyTorch rounds after every operation. A compiler may contract a*b + c, so that under torch.compile the same
+code runs as an opaque operator (`liif_fast::corner_plan`, `liif_fast::centres`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6  # shift that settles ties between two latents, and the clamp's margin (1 - 1e-10 would be 1.0f)
+AREA_FLOOR = 1e-9
+
+
+def _centres(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    # fl(fl(fl(2/n) * i) + fl(-1 + 1/n)): the two scalars are made in double and rounded once.
+    return index.to(dtype) * (2 / n) + (-1 + 1 / n)
+
+
+def centres_at(index: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the centres of the pixels `index` (integers, any shape) of an axis of `n` pixels over [-1, 1]."""
+    if torch.compiler.is_compiling():
+        return torch.ops.liif_fast.centres(index, n, dtype)
+    return _centres(index, n, dtype)
+
+
+def centres(n: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Return the pixel centres of an axis of `n` pixels over [-1, 1], float32 [n]."""
+    return centres_at(torch.arange(n, device=device), n)
+
+
+def make_coord(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+    """Return the pixel centres of a grid, row by row.
+
+    Args:
+        shape: (H, W) of the grid.
+        device: where to make them.
+
+    Returns:
+        float32 [H*W, 2]: (row, column) in [-1, 1].
+
+    Source: LIIF (arXiv 2012.09161), section 3; pixel-centre convention.
+    """
+    height, width = shape
+    rows = centres(height, device=device)[:, None].expand(height, width)
+    columns = centres(width, device=device).expand(height, width)
+    return torch.stack((rows, columns), -1).reshape(height * width, 2)
+
+
+def make_cell(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+    """Return the cell (pixel size) of every query of a grid, as an expanded view that holds one row.
+
+    Args:
+        shape: (H, W) of the grid.
+        device: where to make it.
+
+    Returns:
+        float32 [H*W, 2]: (2/H, 2/W) in every row.
+
+    Source: LIIF (arXiv 2012.09161), section 3.3, cell decoding.
+    """
+    height, width = shape
+    cell = torch.stack([torch.full((), 2 / max(n, 1), device=device, dtype=torch.float32) for n in (height, width)])
+    return cell.expand(height * width, 2)
+
+
+def _axis_plan(coord: Tensor, n: int, local_ensemble: bool) -> tuple[Tensor, Tensor]:
+    """Plan one axis: coord [B, Q] -> index int64 [B, Q, V] and rel [B, Q, V] for the V = 2 (or 1) shifts."""
+    position = coord.detach()
+    # v/n + 1e-6 is summed in double, rounded to coord's dtype, then added.
+    shifted = torch.stack([position + (v / n + EPSILON) for v in (-1, 1)] if local_ensemble else [position], -1)
+    clamped = shifted.clamp(-1 + EPSILON, 1 - EPSILON)
+    # torch.round is half to even. The last clamp only serves NaN, which converts to an arbitrary integer.
+    index = (((clamped + 1) * n - 1) * 0.5).round().to(torch.int64).clamp(0, n - 1)
+    return index, (coord.unsqueeze(-1) - _centres(index, n, coord.dtype)) * n
+
+
+def _corner_plan(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
+    row_index, row_rel = _axis_plan(coord[..., 0], height, local_ensemble)
+    column_index, column_rel = _axis_plan(coord[..., 1], width, local_ensemble)
+
+    def pair(rows: Tensor, columns: Tensor) -> Tensor:  # corner order 00, 01, 10, 11
+        return torch.stack(torch.broadcast_tensors(rows.unsqueeze(-1), columns.unsqueeze(-2)), -1).flatten(-3, -2)
+
+    index, rel = pair(row_index, column_index), pair(row_rel, column_rel)
+    if not local_ensemble:
+        return index, rel, torch.ones_like(rel[..., 0])
+    area = (rel[..., 0] * rel[..., 1]).abs() + AREA_FLOOR
+    first, second, third, fourth = area.unbind(-1)
+    total = ((first + second) + third) + fourth
+    return index, rel, area.flip(-1) / total.unsqueeze(-1)  # the diagonal swap: 0 <-> 3, 1 <-> 2
+
+
+def plan_corners(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return index int64 [B, Q, K, 2], rel [B, Q, K, 2] and weight [B, Q, K] of `functional.corner_plan`, unchecked."""
+    if torch.compiler.is_compiling():
+        return torch.ops.liif_fast.corner_plan(coord, height, width, local_ensemble)
+    return _corner_plan(coord, height, width, local_ensemble)
+
+
+# ---- The same two functions as operators that no compiler looks into.
+
+torch.library.define("liif_fast::centres", "(Tensor index, SymInt n, ScalarType dtype) -> Tensor")
+torch.library.define(
+    "liif_fast::corner_plan",
+    "(Tensor coord, SymInt height, SymInt width, bool local_ensemble) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("liif_fast::centres", "CompositeExplicitAutograd")
+def _centres_impl(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    return _centres(index, n, dtype)
+
+
+@torch.library.register_fake("liif_fast::centres")
+def _centres_fake(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(index.shape, dtype=dtype, device=index.device)
+
+
+@torch.library.impl("liif_fast::corner_plan", "CompositeExplicitAutograd")
+def _corner_plan_impl(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
+    index, rel, weight = _corner_plan(coord, height, width, local_ensemble)
+    return index.contiguous(), rel.contiguous(), weight.contiguous()
+
+
+@torch.library.register_fake("liif_fast::corner_plan")
+def _corner_plan_fake(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
+    corners = (*coord.shape[:-1], 4 if local_ensemble else 1)
+    rel = torch.empty((*corners, 2), dtype=coord.dtype, device=coord.device)
+    return torch.empty_like(rel, dtype=torch.int64), rel, torch.empty(corners, dtype=coord.dtype, device=coord.device)
+
+
+def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, ctx.height, ctx.width, ctx.local_ensemble = inputs
+    ctx.save_for_backward(output[1], output[2])
+
+
+def _corner_plan_backward(
+    ctx: Any, _: Tensor, grad_rel: Tensor, grad_weight: Tensor
+) -> tuple[Tensor, None, None, None]:
+    rel, weight = ctx.saved_tensors
+    if ctx.local_ensemble:  # weight_t = area_{3-t} / total
+        product = rel[..., 0] * rel[..., 1]
+        total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
+        grad_area = (grad_weight.flip(-1) - (grad_weight * weight).sum(-1, keepdim=True)) / total
+        grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
+    grad_coord = grad_rel.sum(-2)
+    grad_coord = torch.stack((grad_coord[..., 0] * ctx.height, grad_coord[..., 1] * ctx.width), -1)
+    return grad_coord, None, None, None
+
+
+torch.library.register_autograd("liif_fast::corner_plan", _corner_plan_backward, setup_context=_corner_plan_context)
