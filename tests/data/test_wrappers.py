@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liif_fast.coord import make_cell, make_coord
+from liif_fast.data import make
+from liif_fast.data.wrappers import collate, colour_matrix, resize
+
+
+def image(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def wrap(name, dataset, **args):
+    seed = args.pop("seed", 0)
+    return make({"name": name, "args": args}, dataset=dataset, seed=seed)
+
+
+def pil(array, height, width):
+    return np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_array(inp):
+    return (inp * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def test_downsampled_whole_image():
+    """21 x 31 at 2.5: floor(21 / 2.5) = 8 and 12 low-resolution pixels, 20 x 30 of the image."""
+    high = image(21, 31)
+    sample = wrap("sr-implicit-downsampled", [high], scale_min=2.5)[0]
+    assert np.array_equal(as_array(sample["inp"]), pil(high[:20, :30].copy(), 8, 12))
+    assert torch.equal(sample["gt"], torch.from_numpy(high[:20, :30].reshape(-1, 3)) / 255)
+    assert torch.equal(sample["coord"], make_coord((20, 30)))
+    assert torch.equal(sample["cell"], make_cell((20, 30)))
+    assert {value.dtype for value in sample.values()} == {torch.float32}
+
+
+def test_downsampled_crop_and_queries():
+    """At scale 3.5 a 5-pixel input has a crop of round(17.5) = 18 (half to even), whose own reduction it is."""
+    high = image(40, 30)
+    sample = wrap("sr-implicit-downsampled", [high], inp_size=5, scale_min=3.5, sample_q=100)[0]
+    windows = np.lib.stride_tricks.sliding_window_view(high, (18, 18, 3))[:, :, 0]
+    places = [
+        (top, left)
+        for top, left in np.ndindex(23, 13)
+        if np.array_equal(pil(np.ascontiguousarray(windows[top, left]), 5, 5), as_array(sample["inp"]))
+    ]
+    assert len(places) == 1
+    crop = windows[places[0]]
+    grid = make_coord((18, 18))
+    which = (sample["coord"][:, None] == grid).all(-1).nonzero()[:, 1]
+    assert len(which) == 100 == len(set(which.tolist()))  # each query a pixel centre, none twice
+    assert torch.equal(sample["gt"], torch.from_numpy(crop.reshape(-1, 3)[which]) / 255)
+    assert torch.equal(sample["cell"], torch.full((100, 2), 2 / 18))
+
+
+def test_scales_cover_their_range():
+    wrapper = wrap(
+        "sr-implicit-downsampled", [image(100, 100)] * 200, inp_size=10, scale_min=1, scale_max=4, sample_q=1
+    )
+    sides = [round(2 / wrapper[i]["cell"][0, 0].item()) for i in range(200)]
+    assert 10 <= min(sides) < 13
+    assert 37 < max(sides) <= 40
+
+
+def test_augmentation_comes_after_resizing_and_is_shared():
+    """Every sample is one of the 8 flips and transposes of the same pair, and all 8 come up."""
+    high = image(12, 18)
+    low = pil(high, 4, 6)
+    wrapper = wrap("sr-implicit-downsampled", [high] * 80, scale_min=3, augment=True)
+    seen = set()
+    for i in range(80):
+        sample = wrapper[i]
+        height, width = (2 / sample["cell"][0]).round().int().tolist()
+        assert (height, width) in ((12, 18), (18, 12))
+        assert torch.equal(sample["coord"], make_coord((height, width)))
+        for flip in range(8):
+            both = [x[:: 1 - 2 * (flip & 1), :: 1 - (flip & 2)] for x in (low, high)]
+            both = [x.swapaxes(0, 1) if flip & 4 else x for x in both]
+            if both[0].shape[:2] == tuple(sample["inp"].shape[1:]) and np.array_equal(both[0], as_array(sample["inp"])):
+                seen.add(flip)
+                assert torch.equal(sample["gt"], torch.from_numpy(both[1].reshape(-1, 3).copy()) / 255)
+    assert seen == set(range(8))
+
+
+def test_paired_takes_the_same_place():
+    """Scale 25 // 8 = 3 from the rows; HR pixel (row, col) is made to tell its own place."""
+    low = np.arange(8 * 9, dtype=np.uint8).reshape(8, 9, 1).repeat(3, 2)
+    high = np.zeros((25, 27, 3), np.uint8)
+    high[:24] = low.repeat(3, 0).repeat(3, 1)
+    for seed in range(5):
+        sample = wrap("sr-implicit-paired", [(low, high)], inp_size=4, augment=True, seed=seed)[0]
+        assert torch.equal(sample["inp"].repeat_interleave(3, 1).repeat_interleave(3, 2).flatten(1).T, sample["gt"])
+    whole = wrap("sr-implicit-paired", [(low, high)])[0]
+    assert whole["inp"].shape == (3, 8, 9)
+    assert torch.equal(whole["cell"], make_cell((24, 27)))
+
+
+def test_uniform_varied_size_follows_the_index():
+    """Sizes 4..9 over 3 items: round(4), round(6.5) = 6, round(9); the longer side int(size * 14 / 10)."""
+    pairs = [(image(5, 7, i), image(10, 14, i)) for i in range(3)]
+    wrapper = wrap("sr-implicit-uniform-varied", pairs, size_min=4, size_max=9)
+    for i, (height, width) in enumerate([(4, 5), (6, 8), (9, 12)]):
+        sample = wrapper[i]
+        assert np.array_equal(as_array(sample["inp"]), pairs[i][0])
+        assert torch.equal(sample["gt"], torch.from_numpy(pil(pairs[i][1], height, width).reshape(-1, 3).copy()) / 255)
+        assert torch.equal(sample["cell"], make_cell((height, width)))
+    twice = wrap("sr-implicit-uniform-varied", pairs, size_min=4, gt_resize=8)[0]
+    expected = pil(pil(pairs[0][1], 4, 5), 8, 10)
+    assert torch.equal(twice["gt"], torch.from_numpy(expected.reshape(-1, 3).copy()) / 255)
+    flipped = [wrap("sr-implicit-uniform-varied", pairs, size_min=4, augment=True, seed=s)[0]["inp"] for s in range(8)]
+    assert {torch.equal(inp, flipped[0].flip(2)) for inp in flipped} == {True, False}
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone():
+    data = [image(60, 60, i) for i in range(4)]
+    args = {"inp_size": 8, "scale_max": 4, "augment": True, "sample_q": 16, "color_augment": True}
+    wrapper = wrap("sr-implicit-downsampled", data, seed=3, **args)
+    first = [wrapper[i]["gt"] for i in range(4)]
+    again = wrap("sr-implicit-downsampled", data, seed=3, **args)
+    assert all(torch.equal(again[i]["gt"], first[i]) for i in (3, 1, 0, 2))
+    wrapper.set_epoch(1)
+    assert not torch.equal(wrapper[0]["gt"], first[0])
+    free = wrap("sr-implicit-downsampled", data, seed=None, **args)
+    assert not torch.equal(free[0]["gt"], free[0]["gt"])
+    torch.manual_seed(1)
+    drawn = free[0]["gt"]
+    torch.manual_seed(1)
+    assert torch.equal(free[0]["gt"], drawn)
+
+
+def test_colours_keep_grey_and_change_alike():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        np.testing.assert_allclose(colour_matrix(rng).sum(1), 1, atol=1e-6)
+    flat = np.full((12, 12, 3), (200, 90, 40), np.uint8)
+    wrapper = wrap("sr-implicit-downsampled", [flat] * 20, inp_size=4, scale_min=3, color_augment=True)
+    colours = set()
+    for i in range(20):
+        sample = wrapper[i]
+        colour = sample["gt"][0]
+        assert torch.equal(sample["gt"], colour.expand(144, 3))
+        assert torch.equal(sample["inp"], colour.view(3, 1, 1).expand(3, 4, 4))
+        colours.add(tuple(colour.tolist()))
+    assert len(colours) > 10
+
+
+def test_resize_by_the_shorter_side():
+    assert resize(image(10, 15), 4).shape == (4, 6, 3)
+    assert resize(image(15, 10), 4).shape == (6, 4, 3)
+    assert np.array_equal(resize(image(10, 15), (7, 3)), pil(image(10, 15), 7, 3))
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="1 <= scale_min <= scale_max, got 0"):
+        wrap("sr-implicit-downsampled", [], scale_min=0.5)
+    with pytest.raises(ValueError, match="20 x 30, too small for a crop of 24 x 24"):
+        wrap("sr-implicit-downsampled", [image(20, 30)], inp_size=8, scale_min=3)[0]
+    with pytest.raises(ValueError, match="sample_q must be at most the 8 x 8 pixels"):
+        wrap("sr-implicit-downsampled", [image(8, 8)], sample_q=65)[0]
+    with pytest.raises(ValueError, match="unknown key 'scale'"):
+        wrap("sr-implicit-downsampled", [], scale=2)
+    samples = [{"inp": torch.zeros(3, n, n)} for n in (4, 5)]
+    with pytest.raises(ValueError, match="set inp_size and sample_q"):
+        collate(samples)
