@@ -59,7 +59,7 @@ class FeatureModel(nn.Module):
     ) -> Tensor:
         """Decode the features kept by `gen_feat` on a regular grid; arguments and result as `render`."""
         feat = self._encoded()
-        return render_by_query(self.query_rgb, size, region, cell, len(feat), feat.device)
+        return render_by_query(self.query_rgb, feat, size, region, cell)
 
     def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """`gen_feat` and `query_rgb` in one; afterwards `self.feat` holds the features without their graph.

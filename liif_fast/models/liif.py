@@ -113,8 +113,7 @@ class LIIF(FeatureModel):
         region: Sequence[int] | None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        feat = self._encoded()
-        return render_by_query(query, size, region, cell, len(feat), feat.device)
+        return render_by_query(query, self._encoded(), size, region, cell)
 
     def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if self.imnet is None:

@@ -2,10 +2,17 @@
 
 from torch import Tensor, nn
 
-from liif_fast.layers import MLP
+from liif_fast import functional, layers
 from liif_fast.models.registry import register
 
-register("mlp")(MLP)
+
+@register("mlp")
+class MLP(layers.MLP):
+    """`liif_fast.layers.MLP` that stays right when a user changes its layers or puts hooks on them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chain = linear_chain(self)
+        return self.layers(x) if chain is None else functional.fused_mlp(x, *chain)
 
 
 def fusable(imnet: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -20,14 +27,14 @@ def linear_chain(module: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
     Returns:
         (weights, biases), or None for another layer, a Linear without bias, or a hook.
     """
-    layers = getattr(module, "layers", None)
-    if not isinstance(layers, nn.Sequential) or len(layers) % 2 == 0:
+    chain = getattr(module, "layers", None)
+    if not isinstance(chain, nn.Sequential) or len(chain) % 2 == 0:
         return None
-    if any(type(layer) is not (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers)):
+    if any(type(layer) is not (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(chain)):
         return None
-    if any(_hooked(part) for part in (module, layers, *layers)):
+    if any(_hooked(part) for part in (module, chain, *chain)):
         return None
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    linears = [layer for layer in chain if isinstance(layer, nn.Linear)]
     if any(linear.bias is None for linear in linears):
         return None
     return [linear.weight for linear in linears], [linear.bias for linear in linears]

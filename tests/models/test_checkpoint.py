@@ -1,0 +1,300 @@
+"""Model files: strict loading of the original's format, round trips, and files that lie."""
+
+import collections
+import io
+import itertools
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from liif_fast import load_model, models, save_model
+from liif_fast.models import ModelFileError
+
+ENCODER = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
+IMNET = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
+HALF = {"sub": [0.5], "div": [0.5]}
+
+
+def original_state(n=64, blocks=16, hidden=(256, 256, 256, 256)):
+    """Tensors named and shaped as the original's EDSR-baseline-LIIF has them."""
+    generator = torch.Generator().manual_seed(0)
+    sd = collections.OrderedDict()
+
+    def put(name, *shape):
+        sd[f"{name}.weight"] = torch.randn(shape, generator=generator) * 0.05
+        sd[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
+
+    put("encoder.sub_mean", 3, 3, 1, 1)
+    put("encoder.add_mean", 3, 3, 1, 1)
+    put("encoder.head.0", n, 3, 3, 3)
+    for i in range(blocks):
+        put(f"encoder.body.{i}.body.0", n, n, 3, 3)
+        put(f"encoder.body.{i}.body.2", n, n, 3, 3)
+    put(f"encoder.body.{blocks}", n, n, 3, 3)
+    widths = [n * 9 + 4, *hidden, 3]
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
+        put(f"imnet.layers.{2 * i}", b, a)
+    return sd
+
+
+def original_checkpoint():
+    sd = original_state()
+    optimizer = {"name": "adam", "args": {"lr": 1e-4}, "sd": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+    model = {"name": "liif", "args": {"encoder_spec": ENCODER, "imnet_spec": IMNET}, "sd": sd}
+    return {"model": model, "optimizer": optimizer, "epoch": 1000}
+
+
+@pytest.fixture
+def tiny(tiny_spec):
+    torch.manual_seed(0)
+    return models.make(tiny_spec())
+
+
+def tiny_checkpoint(tiny):
+    return {"model": {**tiny.spec, "sd": dict(tiny.state_dict())}}
+
+
+def test_checkpoint_of_the_original(tmp_path):
+    checkpoint = original_checkpoint()
+    torch.save(checkpoint, tmp_path / "epoch-last.pth")
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    for source in (tmp_path / "epoch-last.pth", str(tmp_path / "epoch-last.pth"), checkpoint, checkpoint["model"]):
+        model = load_model(source)
+        assert not model.training
+        assert sum(p.numel() for p in model.parameters()) == 1_567_323
+        assert all(torch.equal(value, checkpoint["model"]["sd"][key]) for key, value in model.state_dict().items())
+        assert model.data_norm == {"inp": HALF, "gt": HALF}
+        assert model.spec == {"name": "liif", "args": checkpoint["model"]["args"]}
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", ["liif", "residual", "metasr", "normed"])
+def test_round_trip(tmp_path, tiny, tiny_spec, suffix, kind):
+    if kind == "residual":
+        tiny = models.make(tiny_spec(residual="bilinear", cell_decode=False))
+    if kind == "metasr":
+        tiny = models.make({"name": "metasr", "args": {"encoder_spec": tiny.spec["args"]["encoder_spec"]}})
+    if kind == "normed":
+        tiny.data_norm = {"inp": {"sub": [0.1, 0.2, 0.3], "div": [1.0]}, "gt": HALF}
+    save_model(tiny, tmp_path / f"model{suffix}")
+    assert os.listdir(tmp_path) == [f"model{suffix}"]
+    again = load_model(tmp_path / f"model{suffix}")
+    assert again.spec == tiny.spec
+    assert again.data_norm == getattr(tiny, "data_norm", {"inp": HALF, "gt": HALF})
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in tiny.state_dict().items())
+
+
+def test_pth_has_the_original_form(tmp_path, tiny):
+    save_model(tiny, tmp_path / "model.pth")
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert set(content) == {"model"}
+    assert set(content["model"]) == {"name", "args", "sd"}
+
+
+def test_low_precision_file_gives_a_float32_model(tmp_path, tiny):
+    save_model(tiny.half(), tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert all(torch.equal(again.state_dict()[key], value.float()) for key, value in tiny.state_dict().items())
+
+
+def test_failed_saving_keeps_the_old_file(tmp_path, tiny, monkeypatch):
+    path = tmp_path / "model.pth"
+    path.write_text("old")
+
+    def fail(content, file):
+        file.write_text("half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(tiny, path)
+    assert os.listdir(tmp_path) == ["model.pth"]
+    assert path.read_text() == "old"
+
+
+def test_what_cannot_be_saved(tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"path must end in \.safetensors, \.pth or \.pt"):
+        save_model(tiny, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="attribute 'spec'"):
+        save_model(torch.nn.Linear(1, 1), tmp_path / "model.pth")
+    tiny.spec["args"]["local_ensemble"] = object()
+    with pytest.raises(TypeError, match="plain values only, got object"):
+        save_model(tiny, tmp_path / "model.pth")
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "raw"])
+def test_pickled_code_does_not_run(tmp_path, tiny, form):
+    target, path = tmp_path / "ran", tmp_path / "model.pth"
+    content = {"model": {**tiny_checkpoint(tiny)["model"], "evil": Malicious(str(target))}}
+    if form == "raw":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ModelFileError, match=r"model\.pth: "):
+        load_model(path)
+    assert not target.exists()
+
+
+def zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+
+
+def test_damaged_files(tmp_path, tiny):
+    save_model(tiny, tmp_path / "good.pth")
+    save_model(tiny, tmp_path / "good.safetensors")
+    for suffix in (".pth", ".safetensors"):
+        good = (tmp_path / f"good{suffix}").read_bytes()
+        bad = tmp_path / f"bad{suffix}"
+        for data in (
+            b"",
+            b"\0",
+            b"not a model",
+            good[:100],
+            good[: len(good) // 2],
+            good[:-10],
+            b"\xff" * 1000,
+            good[8:],
+        ):
+            bad.write_bytes(data)
+            with pytest.raises(ModelFileError, match=r"bad\."):
+                load_model(bad)
+    zip_bomb(tmp_path / "bomb.pth")
+    with pytest.raises(ModelFileError, match="more than its own size"):
+        load_model(tmp_path / "bomb.pth")
+    with pytest.raises(OSError, match="none"):
+        load_model(tmp_path / "none.pth")
+    with pytest.raises(OSError, match=str(tmp_path)):
+        load_model(tmp_path)
+
+
+def change(checkpoint, path, value):
+    part = checkpoint
+    for key in path[:-1]:
+        part = part[key]
+    if value is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+
+
+SD = ("model", "sd")
+ARGS = ("model", "args")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("model",), [1], "'model' must be a dict"),
+        (("model", "name"), None, "no 'name' in the model"),
+        (("model", "args"), None, "no 'args' in the model"),
+        (("model", "sd"), None, "no 'sd' in the model"),
+        (("model", "sd"), [1], "'sd' must be a dict of tensors"),
+        (("model", "name"), "LIIF", "unknown model name 'LIIF'; known names: edsr"),
+        (("model", "args"), [1], "args of 'liif' must be a mapping"),
+        ((*ARGS, "depth"), 3, "no argument 'depth'; known arguments: encoder_spec"),
+        ((*ARGS, "encoder_spec"), None, "needs argument 'encoder_spec'"),
+        ((*ARGS, "encoder_spec"), {"name": "liif", "args": {"encoder_spec": ENCODER}}, "model.pth|checkpoint"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), "4", "n_feats of model 'edsr-baseline' must be int, got '4'"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), 5, "has shape"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), 10**6, "has shape"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), 10**12, "checkpoint: "),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), -1, "checkpoint: "),
+        ((*ARGS, "encoder_spec", "args", "n_resblocks"), 10**9, "more tensors than the 14"),
+        ((*ARGS, "encoder_spec", "args", "n_resblocks"), 2, "'encoder.body.1.body.0.weight' is missing"),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), "abc", "checkpoint: "),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
+        ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, "no argument 'in_dim'"),
+        ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),
+        ((*ARGS, "extra"), torch.zeros(1), "spec must hold plain values only, got Tensor"),
+        ((*SD, "encoder.head.0.weight"), None, "'encoder.head.0.weight' is missing"),
+        ((*SD, "extra"), torch.zeros(1), "'extra' is not one of the model's"),
+        (
+            (*SD, "imnet.layers.0.bias"),
+            torch.zeros(3),
+            r"'imnet.layers.0.bias' has shape \[3\], the model needs \[16\]",
+        ),
+        ((*SD, "imnet.layers.0.bias"), [0.0] * 16, "must map names to tensors, got list"),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, dtype=torch.int64), "dense tensor of floats"),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor of floats"),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor of floats"),
+        (("data_norm",), [0.5], "data_norm must be a mapping"),
+        (("data_norm",), {"inp": {"sub": ["0"]}}, "must be one to four numbers"),
+        (("data_norm",), {"gt": {"div": [0]}}, "must not be 0"),
+    ],
+)
+def test_wrong_contents(tiny, path, value, message):
+    checkpoint = pickle.loads(pickle.dumps(tiny_checkpoint(tiny)))
+    change(checkpoint, path, value)
+    with pytest.raises(ModelFileError, match=message):
+        load_model(checkpoint)
+
+
+def test_a_file_that_holds_something_else(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ModelFileError, match="holds list, expected the dict"):
+        load_model(tmp_path / "list.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ModelFileError, match="holds Tensor"):
+        load_model(tmp_path / "tensor.pth")
+
+
+def test_tensors_larger_than_the_file(tmp_path, tiny):
+    """Strides of zero: some bytes that claim a terabyte, and a spec that agrees."""
+    checkpoint = tiny_checkpoint(tiny)
+    width = 10**6
+    sd = checkpoint["model"]["sd"]
+    sd["imnet.layers.0.weight"] = torch.zeros(1).expand(width, 40)
+    sd["imnet.layers.0.bias"] = torch.zeros(1).expand(width)
+    sd["imnet.layers.2.weight"] = torch.zeros(1).expand(width, width)
+    sd["imnet.layers.2.bias"] = torch.zeros(1).expand(width)
+    sd["imnet.layers.4.weight"] = torch.zeros(1).expand(3, width)
+    checkpoint["model"]["args"]["imnet_spec"]["args"]["hidden_list"] = [width, width]
+    torch.save(checkpoint, tmp_path / "model.pth")
+    with pytest.raises(ModelFileError, match="claim more bytes than the file has"):
+        load_model(tmp_path / "model.pth")
+
+
+def test_safetensors_metadata(tmp_path, tiny):
+    sd, path = dict(tiny.state_dict()), tmp_path / "model.safetensors"
+    for metadata, message in [
+        (None, "metadata has no 'spec'"),
+        ({"spec": "{"}, r"model\.safetensors: "),
+        ({"spec": "[1]"}, "spec must be a dict"),
+        ({"spec": "__import__('os')"}, r"model\.safetensors: "),
+        ({"spec": "[" * 100_000}, r"model\.safetensors: "),
+        ({"spec": json.dumps(tiny.spec), "data_norm": "3"}, "data_norm must be"),
+        ({"spec": json.dumps({"name": "liif", "args": {"encoder_spec": tiny.spec}})}, r"model\.safetensors: "),
+    ]:
+        save_file(sd, path, metadata)
+        with pytest.raises(ModelFileError, match=message):
+            load_model(path)
+    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    with pytest.raises(ModelFileError, match="not a readable safetensors file"):
+        load_model(path)
+
+
+def test_save_to_a_buffer_of_the_original(tiny):
+    """What `torch.save` made in memory loads as well, through the dict."""
+    buffer = io.BytesIO()
+    torch.save(tiny_checkpoint(tiny), buffer)
+    buffer.seek(0)
+    model = load_model(torch.load(buffer, weights_only=True))
+    assert torch.equal(model.imnet.layers[0].weight, tiny.imnet.layers[0].weight)
