@@ -1,0 +1,178 @@
+"""The package as people get it: sdist, wheel, editable install and bare tree, with and without a compiler."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH_HOME = Path(importlib.util.find_spec("torch").origin).parents[1]  # found, not imported
+
+# One worker builds the wheel once for all of them.
+pytestmark = pytest.mark.xdist_group("package")
+
+DECODE = """
+import sys
+import torch
+import liif_fast, liif_fast.kernels
+from liif_fast import functional, make_cell, make_coord
+
+torch.manual_seed(0)
+feat, coord, cell = torch.randn(1, 3, 4, 5), make_coord((7, 9))[None], make_cell((7, 9))[None]
+sizes = [31, 16, 16, 3]
+weights = [torch.randn(o, i) / i**0.5 for i, o in zip(sizes, sizes[1:])]
+biases = [torch.randn(o) for o in sizes[1:]]
+out, plain = (functional.liif_decode(feat, coord, cell, weights, biases, backend=b) for b in (sys.argv[1], "reference"))
+assert (out - plain).abs().max() <= 1e-5 * plain.abs().max()
+print(liif_fast.__file__, liif_fast.__version__)
+"""
+
+
+def sh(*command, **environment):
+    """Run outside the source tree, with nothing of this process's Python path; the completed process."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_PRELOAD") and "LIIF_FAST" not in k}
+    cwd = environment.pop("cwd", "/")
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env | environment, capture_output=True, text=True, check=False
+    )
+
+
+def ok(process):
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """A copy of the source tree as git sees it, new files included."""
+    files = ok(sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)).split("\0")
+    copy = tmp_path_factory.mktemp("tree")
+    for name in filter(None, files):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def pip_wheel(source, out, **environment):
+    arguments = ["--no-build-isolation", "--no-deps", "--no-index", "-w", out, source]
+    return sh(sys.executable, "-m", "pip", "wheel", "-v", *arguments, **environment)
+
+
+def build_info(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return json.loads(archive.read("liif_fast/_build_info.json")), set(archive.namelist())
+
+
+@pytest.fixture(scope="session")
+def wheel(tree, tmp_path_factory):
+    """A wheel built from the sdist, not from the tree: so the sdist is complete."""
+    out = tmp_path_factory.mktemp("dist")
+    script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    ok(sh(sys.executable, "-c", script, out, cwd=tree))
+    (sdist,) = out.glob("*.tar.gz")
+    ok(pip_wheel(sdist, out, LIIF_FAST_BUILD_CPU="1"))
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture
+def clean_python(tmp_path):
+    """The interpreter of an empty environment that sees torch and the other dependencies, but no liif_fast."""
+    home = tmp_path / "venv"
+    ok(sh(sys.executable, "-m", "venv", "--without-pip", home))
+    site = ok(sh(home / "bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")).strip()
+    Path(site, "dependencies.pth").write_text(f"{TORCH_HOME}\n")  # its own .pth files are not followed
+    assert sh(home / "bin/python", "-c", "import liif_fast").returncode != 0
+    return home / "bin/python"
+
+
+def install(python, *what, **environment):
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    ok(sh(*pip, "--no-build-isolation", *what, **environment))
+
+
+def test_import_touches_no_driver_and_no_triton():
+    script = """
+import sys, liif_fast
+native = [m for m in sys.modules if m.split(".")[0] == "triton" or m == "liif_fast._C"]
+assert not native, native
+from liif_fast import LIIFDecoder, functional, models
+import liif_fast.cli, torch
+assert not torch.cuda.is_initialized()
+assert not [m for m in sys.modules if m.split(".")[0] == "triton"]
+"""
+    ok(sh(sys.executable, "-c", script, cwd=ROOT))
+
+
+def test_wheel_decodes_outside_the_tree(tree, wheel, clean_python):
+    assert "abi3" in wheel.name
+    info, names = build_info(wheel)
+    assert info["cpu"]["built"]
+    wanted = {str(p.relative_to(tree)) for p in (tree / "liif_fast").rglob("*") if p.is_file()}
+    wanted.remove("liif_fast/kernels.py")  # stands for kernels/ in the tree
+    wanted |= {f"liif_fast/{p.relative_to(tree)}" for p in (tree / "kernels").rglob("*.py")}
+    ours = {n for n in names if ".dist-info/" not in n} - {"liif_fast/_build_info.json", "liif_fast/_C.abi3.so"}
+    assert ours == wanted
+
+    install(clean_python, wheel)
+    where, version = ok(sh(clean_python, "-c", DECODE, "cpu")).split()
+    assert Path(where).is_relative_to(clean_python.parents[1])
+    assert version == wheel.name.split("-")[1]
+    assert version in ok(sh(clean_python.parent / "liif-fast", "info"))
+
+
+def test_editable_install_finds_kernels(tree, clean_python):
+    install(clean_python, "-e", tree, LIIF_FAST_BUILD_CPU="0")
+    assert Path(ok(sh(clean_python, "-c", DECODE, "torch")).split()[0]).is_relative_to(tree)
+
+
+def test_bare_tree_finds_kernels_and_nothing_else(tree, clean_python):
+    ok(sh(clean_python, "-c", DECODE, "torch", PYTHONPATH=".", cwd=tree))
+    script = "import importlib.util as u; assert not (u.find_spec('liif_fast.setup') or u.find_spec('liif_fast.csrc'))"
+    ok(sh(clean_python, "-c", script, PYTHONPATH=".", cwd=tree))
+
+
+def test_without_a_compiler_it_is_pure_python_and_says_so(tree, clean_python, tmp_path):
+    process = pip_wheel(tree, tmp_path, CXX="/nonexistent")
+    log = ok(process) + process.stderr
+    assert "C++ kernels skipped: no C++ compiler found (CXX=/nonexistent)" in log
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("py3-none-any.whl")
+    install(clean_python, built)
+    ok(sh(clean_python, "-c", DECODE, "auto"))
+    assert sh(clean_python, "-c", DECODE, "cpu").returncode != 0
+    assert "no C++ compiler found" in ok(sh(clean_python.parent / "liif-fast", "info"))
+
+
+def test_a_compile_error_falls_back_and_says_so(tree, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\ncase $1 in --version) echo broken 1.0;; *) exit 1;; esac\n")
+    compiler.chmod(0o755)
+    process = pip_wheel(tree, tmp_path, CXX=str(compiler))
+    log = ok(process) + process.stderr
+    assert "C++ kernels skipped: CompileError" in log
+    (built,) = tmp_path.glob("*.whl")
+    info, names = build_info(built)
+    assert not info["cpu"]["built"]
+    assert "liif_fast/_C.abi3.so" not in names
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"LIIF_FAST_BUILD_CPU": "1", "CXX": "/nonexistent"}, "no C++ compiler found"),
+        ({"LIIF_FAST_BUILD_CUDA": "1"}, "no CUDA sources"),
+        ({"LIIF_FAST_BUILD_CPU": "yes"}, "LIIF_FAST_BUILD_CPU must be auto, 0 or 1, got 'yes'"),
+    ],
+)
+def test_a_required_build_fails_hard(tree, tmp_path, environment, reason):
+    process = pip_wheel(tree, tmp_path, **environment)
+    assert process.returncode != 0
+    assert reason in process.stdout + process.stderr
