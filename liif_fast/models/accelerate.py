@@ -38,20 +38,26 @@ def accelerate(module: nn.Module) -> nn.Module:
     if isinstance(module, FeatureModel | _Accelerated):
         return module
     _check_attributes(module)
+    _change_class(module)
+    return module
+
+
+def _change_class(module: Any) -> None:
+    """Put the subclass in place if its outputs are those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
-        feat, coord, cell = _probe(module)
-        own = module.query_rgb(coord, cell)
-        own_image = _forward(module, coord, cell)
+        image, coord, cell = _probe(next(module.parameters()))
+        feat = module.gen_feat(image)
+        own_queries = module.query_rgb(coord, cell)
+        own_output = module(image, coord, cell)
         module.__class__ = _accelerated(own_class)
         try:
             module.feat = feat
-            _compare("query_rgb", module.query_rgb(coord, cell), own)
-            _compare("forward", _forward(module, coord, cell), own_image)
+            _compare("query_rgb", module.query_rgb(coord, cell), own_queries)
+            _compare("forward", module(image, coord, cell), own_output)
         except Exception:
             module.__class__ = own_class
             raise
-    return module
 
 
 class _Accelerated:
@@ -100,7 +106,7 @@ def _restore(own_class: type) -> Any:
     return object.__new__(_accelerated(own_class))
 
 
-def _switches(module: Any) -> dict[str, bool]:
+def _switches(module: Any) -> dict[str, Any]:
     return {name: bool(getattr(module, name)) for name in ("feat_unfold", "local_ensemble", "cell_decode")}
 
 
@@ -122,7 +128,7 @@ def _check_attributes(module: nn.Module) -> None:
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def _undisturbed(module: Any) -> Iterator[None]:
     """Evaluation mode inside; afterwards every mode, the features and the random state are as before."""
     modes = [(part, part.training) for part in module.modules()]
     had, feat = "feat" in vars(module), vars(module).get("feat")
@@ -139,26 +145,15 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
                 module.feat = feat
 
 
-def _image(module: nn.Module) -> Tensor:
-    parameter = next(module.parameters())
+def _probe(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A small image, and queries of it: all of x3, where ties are, and random ones beyond the edges."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, 9, 11, generator=generator).mul(2).sub(1).to(parameter.device, parameter.dtype)
-
-
-def _probe(module: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of a small image, and queries: all of x3, where ties are, and random ones beyond the edges."""
-    image = _image(module)
-    module.gen_feat(image)
-    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 3, 9, 11, generator=generator).mul(2).sub(1).to(like)
     size = (3 * image.shape[2], 3 * image.shape[3])
     away = torch.rand(500, 2, generator=generator) * 2.2 - 1.1
-    coord = torch.cat((make_coord(size), away)).to(image.device)
-    cell = torch.cat((make_cell(size), torch.rand(500, 2, generator=generator) * 0.2)).to(image.device)
-    return module.feat, coord.expand(2, -1, 2), cell.expand(2, -1, 2)
-
-
-def _forward(module: nn.Module, coord: Tensor, cell: Tensor) -> Tensor:
-    return module(_image(module), coord, cell)
+    coord = torch.cat((make_coord(size), away)).to(like.device)
+    cell = torch.cat((make_cell(size), torch.rand(500, 2, generator=generator) * 0.2)).to(like.device)
+    return image, coord.expand(2, -1, 2), cell.expand(2, -1, 2)
 
 
 def _compare(name: str, ours: Tensor, own: Tensor) -> None:

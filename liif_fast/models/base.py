@@ -18,7 +18,7 @@ class FeatureModel(nn.Module):
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
     """
 
-    encoder: nn.Module
+    encoder: Any  # an nn.Module with out_dim
     spec: dict[str, Any]
     feat: Tensor | None = None
     inp: Tensor | None = None  # the last image, where a subclass needs it

@@ -10,7 +10,9 @@ import copy
 import json
 import math
 import os
+import pickle
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +67,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
         data_norm = check_data_norm(content.get("data_norm", DATA_NORM))
         _check_state(spec, sd)
         with torch.random.fork_rng(devices=[]):
-            model = make(spec)
+            model: Any = make(spec)
         model.load_state_dict(sd)
         model.data_norm = data_norm
     return model.eval().to(device)
@@ -169,16 +171,20 @@ def _as_model_file_error(label: str) -> Iterator[None]:
 
 
 def _read_pth(path: Path) -> Mapping[str, Any]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise ModelFileError("not a file of torch.save: it unpacks to more than its own size")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
-            raise ModelFileError("holds other things than tensors and plain containers; refused unread") from error
-        raise ModelFileError("not a readable file of torch.save (damaged, cut short or of another kind)") from error
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ModelFileError("not a file of torch.save: it unpacks to more than its own size")
+        file.seek(0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ModelFileError("holds other things than tensors and plain containers; nothing of it ran") from error
+        except Exception as error:
+            raise ModelFileError("not a readable file of torch.save (damaged, cut short or of another kind)") from error
     if not isinstance(content, Mapping):
         raise ModelFileError(f"holds {type(content).__name__}, expected the dict of a checkpoint")
     return content

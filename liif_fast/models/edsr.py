@@ -53,8 +53,9 @@ class EDSR(nn.Module):
         self.receptive_radius: int | None = 2 * n_resblocks + 2
         self.out_dim = n_feats
         if not no_upsampling:
-            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, 3))
-            self.receptive_radius += len(self.tail[0]) // 2 + 1
+            enlarge = upsampler(scale, n_feats)
+            self.tail = nn.Sequential(enlarge, conv(n_feats, 3))
+            self.receptive_radius += len(enlarge) // 2 + 1
             self.out_dim = 3
 
     def forward(self, inp: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class LIIF(FeatureModel):
         channels = self.encoder.out_dim * (9 if self.feat_unfold else 1)
         return channels + 2 + (2 if self.cell_decode else 0)
 
-    def _switches(self) -> dict[str, bool]:
+    def _switches(self) -> dict[str, Any]:
         return {
             "feat_unfold": self.feat_unfold,
             "local_ensemble": self.local_ensemble,

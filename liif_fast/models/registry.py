@@ -63,7 +63,7 @@ def make(spec: Mapping[str, Any], args: Mapping[str, Any] | None = None, load_sd
         raise ValueError(f"spec of {name!r} has no 'sd' to load")
     merged = copy.deepcopy({**(own or {}), **(args or {})})
     _check_args(name, merged)
-    model = _factories[name](**merged)
+    model: Any = _factories[name](**merged)
     model.spec = {"name": name, "args": copy.deepcopy(merged)}
     if load_sd:
         model.load_state_dict(spec["sd"])

@@ -217,7 +217,7 @@ ARGS = ("model", "args")
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**6, "has shape"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**12, "checkpoint: "),
         ((*ARGS, "encoder_spec", "args", "n_feats"), -1, "checkpoint: "),
-        ((*ARGS, "encoder_spec", "args", "n_resblocks"), 10**9, "more tensors than the 14"),
+        ((*ARGS, "encoder_spec", "args", "n_resblocks"), 10**9, "more tensors than the 18"),
         ((*ARGS, "encoder_spec", "args", "n_resblocks"), 2, "'encoder.body.1.body.0.weight' is missing"),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), "abc", "checkpoint: "),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
