@@ -1,0 +1,98 @@
+// What every operator of the CPU backend needs: tensors, threads, scratch memory.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "kernel.h"
+
+namespace liif {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+inline int64_t round_up(int64_t a, int64_t b) {
+    return ceil_div(a, b) * b;
+}
+
+// New tensors like another: uninitialised, zeros, uninitialised in float32.
+inline Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_empty(like, size);
+}
+
+inline Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_zeros(like, size);
+}
+
+inline Tensor make_float(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_empty(like, size, ScalarType::Float);
+}
+
+// Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda taking a value of the type.
+template <typename F>
+auto dispatch(const Tensor& t, F f) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                    "liif_fast: the cpu kernels take float32 or float64");
+    return type == ScalarType::Float ? f(float()) : f(double());
+}
+
+// Runs f(task) for every task in [0, tasks) on PyTorch's threads, each taking the next one as it gets free. Only for
+// tasks whose results do not depend on who runs them.
+template <typename F>
+void for_each_task(int64_t tasks, const F& f) {
+    std::atomic<int64_t> next{0};
+    const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t worker = begin; worker < end; ++worker) {
+            for (int64_t task = next++; task < tasks; task = next++) f(task);
+        }
+    });
+}
+
+// Uninitialised, aligned memory that a thread keeps between calls, so that small calls do not pay for fresh pages.
+// Each Tag is a region of its own; a region's content is gone when the same thread asks for it again.
+template <typename T, typename Tag>
+T* scratch(int64_t count) {
+    constexpr size_t alignment = 64;
+    thread_local std::vector<unsigned char> memory;
+    const size_t need = static_cast<size_t>(count) * sizeof(T) + alignment;
+    if (memory.size() < need) {
+        memory.clear();
+        memory.resize(need);
+    }
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    return reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
+}
+
+// A bump allocator over one block of memory whose size is found by a first, dry run of the same code.
+template <typename T>
+class Arena {
+   public:
+    explicit Arena(T* memory = nullptr) : memory_(memory) {}
+    T* take(int64_t count) {
+        T* p = memory_ ? memory_ + used_ : nullptr;
+        used_ += round_up(count, 16);
+        return p;
+    }
+    int64_t used() const { return used_; }
+
+   private:
+    T* memory_;
+    int64_t used_ = 0;
+};
+
+}  // namespace liif

@@ -1,0 +1,199 @@
+// liif_fast::decode, decode_direct and render: one pass from the latents' projection P to the output, tile by tile -
+// plan, gather, affine part, ReLU, hidden layers, blend of the corners, last layer. The corners are blended before the
+// last layer, which is linear; the weights sum to 1.
+#include <algorithm>
+
+#include "operators.h"
+#include "plan.h"
+#include "project.h"
+#include "queries.h"
+
+namespace liif {
+namespace {
+
+struct PackTag {};
+struct TileTag {};
+
+constexpr int64_t kTileRows =
+    96;  // a multiple of every kernel's rows; two such tiles of 256 floats fit a second-level cache
+
+// Runs tiles of queries. fill(first, count, h0, weight) writes layer 0 of count * corners rows and the corners'
+// weights; emit(query, out) gets one query's output.
+template <typename T, typename Fill, typename Emit>
+void forward(const DecoderNet<T>& net, int64_t queries, int corners, T* saved, int64_t extra_scratch, const Fill& fill,
+             const Emit& emit) {
+    const int64_t tile = kTileRows / corners, hidden = net.hidden(), stride = net.stride();
+    const int64_t levels = std::max<int64_t>(hidden, 1);
+    const int64_t buffers = saved ? levels : std::min<int64_t>(levels, 2);
+    const int64_t saved_width = net.saved_width();
+    for_each_task(ceil_div(queries, tile), [&](int64_t task) {
+        const int64_t first = task * tile, count = std::min(tile, queries - first), rows = count * corners;
+        const auto layout = [&](Arena<T>& arena) {
+            struct {
+                std::vector<T*> h;
+                T *weight, *blend, *out, *extra;
+            } b;
+            for (int64_t l = 0; l < levels; ++l) {
+                b.h.push_back(l < buffers ? arena.take(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
+            }
+            b.weight = arena.take(kTileRows);
+            b.blend = arena.take(tile * stride);
+            b.out = arena.take(tile * net.out_padded());
+            b.extra = arena.take(extra_scratch);
+            return b;
+        };
+        Arena<T> sizes;
+        layout(sizes);
+        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
+        const auto b = layout(arena);
+
+        fill(first, count, b.h[0], b.weight, b.extra);
+        net.forward_hidden(b.h.data(), rows);
+        for (int64_t r = 0; saved && r < rows; ++r) {
+            T* to = saved + (first * corners + r) * saved_width;
+            for (int64_t l = 1; l < hidden; to += net.width(l), ++l) {
+                std::memcpy(to, b.h[static_cast<size_t>(l)] + r * stride,
+                            static_cast<size_t>(net.width(l)) * sizeof(T));
+            }
+        }
+        const T* top = b.h[static_cast<size_t>(levels - 1)];
+        if (corners > 1) {
+            const int64_t width = net.width(levels - 1);
+            for (int64_t q = 0; q < count; ++q) {
+                kernel<T>().blend(b.blend + q * stride, top + q * corners * stride, stride, b.weight + q * corners,
+                                  corners, width);
+            }
+            top = b.blend;
+        }
+        if (hidden > 0) {
+            net.forward_last(top, count, b.out);
+            for (int64_t q = 0; q < count; ++q) emit(first + q, b.out + q * net.out_padded());
+        } else {
+            for (int64_t q = 0; q < count; ++q) emit(first + q, top + q * stride);
+        }
+    });
+}
+
+// Layer 0 by gathering rows of P.
+template <typename T, typename Queries>
+auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& queries, int corners) {
+    return [&net, &p, &queries, corners](int64_t first, int64_t count, T* h0, T* weight, T*) {
+        Corner corner[4];
+        for (int64_t q = 0; q < count; ++q) {
+            const Query at = queries(first + q, corner);
+            for (int t = 0; t < corners; ++t) {
+                const int64_t r = q * corners + t;
+                net.affine(h0 + r * net.stride(), p.row(at.batch, corner[t]), corner[t], at.cell);
+                weight[r] = static_cast<T>(corner[t].weight);
+            }
+        }
+    };
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
+                                      const Tensors& weights, const Tensors& biases, bool ensemble, bool save) {
+    const int corners = ensemble ? 4 : 1;
+    const Latents<T> latents(p, 0, 0);
+    const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
+    const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
+    Tensor out = make(p, {coord.size(0), coord.size(1), outs});
+    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+    });
+    Tensor saved = make(p, {save ? count * corners : 0, net.saved_width()});
+    T* to = out.mutable_data_ptr<T>();
+    forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
+            gather_from(net, latents, queries, corners),
+            [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
+    return {out, saved};
+}
+
+template <typename T>
+Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
+                         const Tensors& weights, const Tensors& biases, bool unfold, bool ensemble) {
+    struct ProjectTag {};
+    const int corners = ensemble ? 4 : 1;
+    const ChannelsLast<T> source(feat);
+    const CoordQueries queries(coord, cell, source.height, source.width, ensemble);
+    const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
+    Tensor out = make(feat, {coord.size(0), coord.size(1), outs});
+    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+    });
+    const auto projection = build_packed<T, ProjectTag>([&](Arena<T>& arena, bool dry) {
+        return Projection<T>(weights[0], biases[0], source.channels, unfold, arena, dry);
+    });
+    T* to = out.mutable_data_ptr<T>();
+    const auto fill = [&](int64_t first, int64_t n, T* h0, T* weight, T* latent_rows) {
+        std::vector<Corner> corner(static_cast<size_t>(n * corners));
+        std::vector<Query> at(static_cast<size_t>(n));
+        for (int64_t q = 0; q < n; ++q) {
+            Corner* c = corner.data() + q * corners;
+            const Query query = at[static_cast<size_t>(q)] = queries(first + q, c);
+            for (int t = 0; t < corners; ++t) {
+                latent_row(source, unfold, query.batch, c[t].row, c[t].column,
+                           latent_rows + (q * corners + t) * projection.depth);
+            }
+        }
+        projection.apply(latent_rows, n * corners, h0, net.stride());
+        for (int64_t r = 0; r < n * corners; ++r) {
+            const Corner& c = corner[static_cast<size_t>(r)];
+            T* row = h0 + r * net.stride();
+            net.affine(row, row, c, at[static_cast<size_t>(r / corners)].cell);
+            weight[r] = static_cast<T>(c.weight);
+        }
+    };
+    forward(net, count, corners, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
+            [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
+    return out;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
+                                      const Tensors& biases, bool ensemble, const Window& map, const Window& grid,
+                                      bool save) {
+    const int corners = ensemble ? 4 : 1;
+    const Latents<T> latents(p, map.top, map.left);
+    const GridQueries queries(cell, map.full_height, map.full_width, grid, ensemble);
+    const int64_t pixels = grid.height * grid.width, outs = weights.back().size(0), count = p.size(0) * pixels;
+    Tensor out = make(p, {p.size(0), outs, grid.height, grid.width});
+    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+    });
+    Tensor saved = make(p, {save ? count * corners : 0, net.saved_width()});
+    T* to = out.mutable_data_ptr<T>();
+    forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
+            gather_from(net, latents, queries, corners), [&](int64_t q, const T* y) {
+                T* pixel = to + q / pixels * outs * pixels + q % pixels;
+                for (int64_t o = 0; o < outs; ++o) pixel[o * pixels] = y[o];
+            });
+    return {out, saved};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, bool save) {
+    return dispatch(p,
+                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, save); });
+}
+
+Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
+                     const Tensors& biases, bool unfold, bool ensemble) {
+    return dispatch(feat, [&](auto t) {
+        return run_decode_direct<decltype(t)>(feat, coord, cell, weights, biases, unfold, ensemble);
+    });
+}
+
+std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
+                                  const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
+                                  int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
+                                  int64_t left, int64_t height, int64_t width, bool save) {
+    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
+    const Window grid{grid_height, grid_width, top, left, height, width};
+    return dispatch(
+        p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, save); });
+}
+
+}  // namespace liif

@@ -1,0 +1,75 @@
+// Chooses the micro-kernel once per process.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernel.h"
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
+namespace liif {
+namespace {
+
+enum class Isa { portable, avx2, avx512 };
+
+#if defined(_MSC_VER) && defined(_M_X64)
+Isa detect() {
+    int leaf1[4], leaf7[4];
+    __cpuidex(leaf1, 1, 0);
+    __cpuidex(leaf7, 7, 0);
+    const bool os_saves_registers = (leaf1[2] & (1 << 27)) != 0;
+    const unsigned long long saved = os_saves_registers ? _xgetbv(0) : 0;
+    const bool avx2 = (leaf1[2] & (1 << 12)) && (leaf7[1] & (1 << 5)) && (saved & 0x6) == 0x6;
+    const int needed = (1 << 16) | (1 << 17) | (1 << 30) | (1 << 31);  // F, DQ, BW, VL
+    const bool avx512 = avx2 && (leaf7[1] & needed) == needed && (saved & 0xe6) == 0xe6;
+    return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
+}
+#elif defined(__x86_64__)
+Isa detect() {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+    return Isa::portable;
+}
+#else
+Isa detect() {
+    return Isa::portable;
+}
+#endif
+
+Isa choose() {
+    const Isa best = detect();
+    const char* wish = std::getenv("LIIF_FAST_CPU_ISA");
+    if (wish == nullptr) return best;
+    if (std::strcmp(wish, "portable") == 0) return Isa::portable;
+    if (std::strcmp(wish, "avx2") == 0 && best == Isa::avx512) return Isa::avx2;
+    return best;  // never more than the processor has
+}
+
+}  // namespace
+
+template <typename T>
+const Kernel<T>& kernel() {
+    static const Kernel<T>& chosen = []() -> const Kernel<T>& {
+        switch (choose()) {
+            case Isa::avx512:
+                return *kernel_avx512<T>();
+            case Isa::avx2:
+                return *kernel_avx2<T>();
+            default:
+                return *kernel_portable<T>();
+        }
+    }();
+    return chosen;
+}
+
+template const Kernel<float>& kernel<float>();
+template const Kernel<double>& kernel<double>();
+
+const char* isa_name() {
+    return kernel<float>().name;
+}
+
+}  // namespace liif

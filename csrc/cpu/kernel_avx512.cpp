@@ -1,0 +1,77 @@
+// The micro-kernel for AVX-512: 12 x 32 floats or 12 x 16 doubles in 24 of 32 registers.
+// max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does; the zero-masked form of it is the
+// plain one (all lanes on) without GCC 12's false warning about an undefined operand.
+#include "kernel.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+#include <immintrin.h>
+
+#include "unroll.h"
+
+namespace liif {
+namespace {
+
+template <typename T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    using type = __m512;
+    static constexpr int lanes = 16, rows = 12;
+    static constexpr const char* name = "avx512";
+    static type load(const float* p) { return _mm512_loadu_ps(p); }
+    static void store(float* p, type x) { _mm512_storeu_ps(p, x); }
+    static type broadcast(float x) { return _mm512_set1_ps(x); }
+    static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
+    static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
+    static type pass_where(type x, type mask) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
+    }
+};
+
+template <>
+struct Vec<double> {
+    using type = __m512d;
+    static constexpr int lanes = 8, rows = 12;
+    static constexpr const char* name = "avx512";
+    static type load(const double* p) { return _mm512_loadu_pd(p); }
+    static void store(double* p, type x) { _mm512_storeu_pd(p, x); }
+    static type broadcast(double x) { return _mm512_set1_pd(x); }
+    static type fma(type a, type b, type c) { return _mm512_fmadd_pd(a, b, c); }
+    static type relu(type x) { return _mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), x); }
+    static type pass_where(type x, type mask) {
+        return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(mask, _mm512_setzero_pd(), _CMP_NLE_UQ), x);
+    }
+};
+
+}  // namespace
+}  // namespace liif
+
+#include "kernel_impl.h"
+
+namespace liif {
+template <>
+const Kernel<float>* kernel_avx512<float>() {
+    return &table<float>;
+}
+template <>
+const Kernel<double>* kernel_avx512<double>() {
+    return &table<double>;
+}
+}  // namespace liif
+
+#else
+
+namespace liif {
+template <>
+const Kernel<float>* kernel_avx512<float>() {
+    return nullptr;
+}
+template <>
+const Kernel<double>* kernel_avx512<double>() {
+    return nullptr;
+}
+}  // namespace liif
+
+#endif

@@ -1,0 +1,124 @@
+// The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
+// includes this file: lanes, rows (of the register tile), load, store, broadcast, fma, relu, pass_where.
+// Anonymous on purpose: the same template compiled with other instruction sets must never be merged by the linker.
+// For the same reason nothing from the standard library is used here.
+#pragma once
+
+#include "kernel.h"
+
+namespace liif {
+namespace {
+
+constexpr int kVectors = 2;  // vectors per row of the register tile
+
+// One register tile: R rows x (kVectors * lanes) columns. R is a constant, so the accumulators stay in registers.
+template <typename T, int R>
+void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes;
+    constexpr int NR = kVectors * L;
+    typename V::type acc[R][kVectors];
+    T* c = g.c + row * g.c_row + panel * NR;
+    const T* b = g.b + panel * g.b_panel;
+
+    LIIF_UNROLL
+    for (int r = 0; r < R; ++r) {
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+            acc[r][v] = g.init == Init::zero   ? V::broadcast(T(0))
+                        : g.init == Init::bias ? V::load(g.bias + panel * NR + v * L)
+                                               : V::load(c + r * g.c_row + v * L);
+        }
+    }
+
+    // Rows in groups of three: x86 addresses a, a + s and a + 2s from one pointer and one index register.
+    constexpr int groups = (R + 2) / 3;
+    const T* a[groups];
+    LIIF_UNROLL
+    for (int i = 0; i < groups; ++i) a[i] = g.a + (row + 3 * i) * g.a_row;
+    const int64_t a_row = g.a_row;
+    const int64_t a_k = g.a_k;
+    const int64_t b_k = g.b_k;
+    for (int64_t k = 0; k < g.depth; ++k) {
+        typename V::type w[kVectors];
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) w[v] = V::load(b + v * L);
+        LIIF_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const typename V::type x = V::broadcast(a[r / 3][(r % 3) * a_row]);
+            LIIF_UNROLL
+            for (int v = 0; v < kVectors; ++v) acc[r][v] = V::fma(x, w[v], acc[r][v]);
+        }
+        b += b_k;
+        LIIF_UNROLL
+        for (int i = 0; i < groups; ++i) a[i] += a_k;
+    }
+
+    LIIF_UNROLL
+    for (int r = 0; r < R; ++r) {
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = r * g.c_row + v * L;
+            typename V::type y = acc[r][v];
+            if (g.epilogue == Epilogue::relu) y = V::relu(y);
+            if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c) + at));
+            V::store(c + at, y);
+        }
+    }
+}
+
+// The last rows of a block, fewer than a whole register tile.
+template <typename T, int R>
+void tail(const Gemm<T>& g, int64_t row, int64_t panel, int64_t rows) {
+    if constexpr (R > 0) {
+        if (rows == R) {
+            tile<T, R>(g, row, panel);
+        } else {
+            tail<T, R - 1>(g, row, panel, rows);
+        }
+    }
+}
+
+template <typename T>
+void gemm(const Gemm<T>& g) {
+    constexpr int MR = Vec<T>::rows;
+    constexpr int NR = kVectors * Vec<T>::lanes;
+    const int64_t whole = g.rows - g.rows % MR;
+    for (int64_t panel = 0; panel * NR < g.columns; ++panel) {  // a panel of B stays in the first-level cache
+        for (int64_t row = 0; row < whole; row += MR) tile<T, MR>(g, row, panel);
+        tail<T, MR - 1>(g, whole, panel, g.rows - whole);
+    }
+}
+
+// The element-wise kernels are plain loops: they are a percent of the work and compilers vectorise them.
+template <typename T>
+void affine(T* h, const T* p, const T* a, int terms, const T* u, int64_t u_row, int64_t width, bool relu) {
+    const T a0 = a[0], a1 = a[1];
+    const T a2 = terms > 2 ? a[2] : T(0), a3 = terms > 3 ? a[3] : T(0);
+    const T *u0 = u, *u1 = u + u_row, *u2 = u1 + (terms > 2 ? u_row : 0), *u3 = u2 + (terms > 3 ? u_row : 0);
+    for (int64_t n = 0; n < width; ++n) {
+        T x = p[n] + a0 * u0[n] + a1 * u1[n];
+        if (terms > 2) x = x + a2 * u2[n] + a3 * u3[n];
+        h[n] = relu && x < T(0) ? T(0) : x;  // in this order a NaN passes
+    }
+}
+
+template <typename T>
+void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width) {
+    for (int64_t n = 0; n < width; ++n) {
+        T sum = w[0] * h[n];
+        for (int t = 1; t < corners; ++t) sum += w[t] * h[t * h_row + n];
+        s[n] = sum;
+    }
+}
+
+template <typename T>
+void axpy(T* y, const T* x, T a, int64_t width) {
+    for (int64_t n = 0; n < width; ++n) y[n] += a * x[n];
+}
+
+template <typename T>
+const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes, gemm<T>, affine<T>, blend<T>, axpy<T>};
+
+}  // namespace
+}  // namespace liif

@@ -1,0 +1,38 @@
+// Registers the CPU kernels. The schemas are defined in Python (liif_fast/ops/), where their fakes and gradients are,
+// so that they exist without this extension too; importing liif_fast._C adds the implementations.
+#include <Python.h>
+
+#include "operators.h"
+
+namespace liif {
+
+std::string cpu_isa() {
+    return isa_name();
+}
+
+}  // namespace liif
+
+STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
+    m.impl("project", TORCH_BOX(&liif::project));
+    m.impl("decode", TORCH_BOX(&liif::decode));
+    m.impl("decode_direct", TORCH_BOX(&liif::decode_direct));
+    m.impl("render", TORCH_BOX(&liif::render));
+    m.impl("decode_backward", TORCH_BOX(&liif::decode_backward));
+    m.impl("gather_corners", TORCH_BOX(&liif::gather_corners));
+    m.impl("gather_corners_backward", TORCH_BOX(&liif::gather_corners_backward));
+    m.impl("mlp", TORCH_BOX(&liif::mlp));
+    m.impl("mlp_backward", TORCH_BOX(&liif::mlp_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
+    m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
+}
+
+extern "C" {
+
+PyMODINIT_FUNC PyInit__C(void);
+PyMODINIT_FUNC PyInit__C(void) {
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+    return PyModule_Create(&module);
+}
+}

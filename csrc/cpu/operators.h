@@ -1,0 +1,46 @@
+// The operators of the CPU backend; their schemas, shapes and gradients are in liif_fast/ops/.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+
+namespace liif {
+
+using Tensors = std::vector<Tensor>;
+
+Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
+               int64_t height, int64_t width);
+
+std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, bool save);
+
+Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
+                     const Tensors& biases, bool unfold, bool ensemble);
+
+std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
+                                  const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
+                                  int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
+                                  int64_t left, int64_t height, int64_t width, bool save);
+
+Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
+                        int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left);
+
+std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
+                                          bool unfold, bool ensemble);
+
+Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
+                               bool unfold, bool ensemble);
+
+std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, bool save);
+
+Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                     const Tensor& saved);
+
+std::string cpu_isa();
+
+}  // namespace liif

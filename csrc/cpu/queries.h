@@ -1,0 +1,172 @@
+// Where queries come from (a tensor of coordinates, or a regular grid), what they gather (rows of P), and the network
+// that decodes them: shared by decode.cpp and decode_backward.cpp.
+#pragma once
+
+#include "network.h"
+#include "plan.h"
+
+namespace liif {
+
+struct Window {  // of a full grid
+    int64_t full_height, full_width, top, left, height, width;
+};
+
+struct Query {
+    int64_t batch;
+    float cell[2];  // times the latent grid's size, as the network sees it
+};
+
+// cell [B, Q, 2] or [B, 2], any strides; none is fine.
+class Cells {
+   public:
+    Cells(const std::optional<Tensor>& cell, float rows, float columns) : rows_(rows), columns_(columns) {
+        if (!cell) return;
+        data_ = cell->const_data_ptr<float>();
+        step_b_ = cell->stride(0);
+        step_q_ = cell->dim() == 3 ? cell->stride(1) : 0;
+        step_ = cell->stride(cell->dim() - 1);
+    }
+    Query query(int64_t b, int64_t q) const {
+        if (data_ == nullptr) return {b, {0.0f, 0.0f}};
+        const float* at = data_ + b * step_b_ + q * step_q_;
+        return {b, {at[0] * rows_, at[step_] * columns_}};
+    }
+
+   private:
+    const float* data_ = nullptr;
+    int64_t step_b_ = 0, step_q_ = 0, step_ = 0;
+    float rows_, columns_;
+};
+
+class CoordQueries {
+   public:
+    CoordQueries(const Tensor& coord, const std::optional<Tensor>& cell, int64_t height, int64_t width, bool ensemble)
+        : rows_(height, ensemble),
+          columns_(width, ensemble),
+          cells_(cell, rows_.size(), columns_.size()),
+          corners_(ensemble ? 4 : 1),
+          per_image_(coord.size(1)),
+          coord_(coord.const_data_ptr<float>()),
+          step_b_(coord.stride(0)),
+          step_q_(coord.stride(1)),
+          step_(coord.stride(2)) {}
+
+    Query operator()(int64_t query, Corner* corner) const {
+        const int64_t b = query / per_image_, q = query % per_image_;
+        const float* at = coord_ + b * step_b_ + q * step_q_;
+        plan_query(rows_, columns_, at[0], at[step_], corners_, corner);
+        return cells_.query(b, q);
+    }
+
+   private:
+    Axis rows_, columns_;
+    Cells cells_;
+    int corners_;
+    int64_t per_image_;
+    const float* coord_;
+    int64_t step_b_, step_q_, step_;
+};
+
+// A window of a regular grid: nearest latents depend on the row and the column separately, so they are found once.
+class GridQueries {
+   public:
+    GridQueries(const std::optional<Tensor>& cell, int64_t map_height, int64_t map_width, const Window& grid,
+                bool ensemble)
+        : cells_(cell, static_cast<float>(map_height), static_cast<float>(map_width)),
+          ensemble_(ensemble),
+          height_(grid.height),
+          width_(grid.width),
+          rows_(table(map_height, grid.full_height, grid.top, grid.height)),
+          columns_(table(map_width, grid.full_width, grid.left, grid.width)) {}
+
+    Query operator()(int64_t query, Corner* corner) const {
+        const int64_t b = query / (height_ * width_), pixel = query % (height_ * width_);
+        const Sides &r = rows_[static_cast<size_t>(pixel / width_)], &c = columns_[static_cast<size_t>(pixel % width_)];
+        if (ensemble_) {
+            ensemble(r.side, c.side, corner);
+        } else {
+            corner[0] = {r.side[0].index, c.side[0].index, r.side[0].rel, c.side[0].rel, 1.0f};
+        }
+        return cells_.query(b, 0);
+    }
+
+   private:
+    struct Sides {
+        Nearest side[2];
+    };
+    std::vector<Sides> table(int64_t latents, int64_t full, int64_t first, int64_t count) const {
+        const Axis axis(latents, ensemble_);
+        const std::vector<float> coord = grid_centres(full);
+        std::vector<Sides> sides(static_cast<size_t>(count));
+        for (int64_t i = 0; i < count; ++i) {
+            const float x = coord[static_cast<size_t>(first + i)];
+            sides[static_cast<size_t>(i)] = {{axis.nearest(x, 0), axis.nearest(x, 1)}};
+        }
+        return sides;
+    }
+
+    Cells cells_;
+    bool ensemble_;
+    int64_t height_, width_;
+    std::vector<Sides> rows_, columns_;
+};
+
+// P [B, h, w, channels]: all latents' projections, or a window's, addressed by the whole map's rows and columns.
+template <typename T>
+class Latents {
+   public:
+    Latents(const Tensor& p, int64_t top, int64_t left)
+        : data_(p.const_data_ptr<T>()),
+          top_(top),
+          left_(left),
+          height_(p.size(1)),
+          width_(p.size(2)),
+          channels_(p.size(3)) {
+        STD_TORCH_CHECK(p.is_contiguous(), "liif_fast: p must be contiguous");
+    }
+    int64_t index(int64_t b, const Corner& c) const {
+        return (b * height_ + (c.row - top_)) * width_ + (c.column - left_);
+    }
+    const T* row(int64_t index) const { return data_ + index * channels_; }
+    const T* row(int64_t b, const Corner& c) const { return row(index(b, c)); }
+    int64_t channels() const { return channels_; }
+
+   private:
+    const T* data_;
+    int64_t top_, left_, height_, width_, channels_;
+};
+
+// The network behind P: the affine part of layer 0 (rel, and the cell where it is decoded), then the other layers.
+template <typename T>
+class DecoderNet : public Network<T> {
+   public:
+    DecoderNet(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, int packs,
+               Arena<T>& arena, bool dry)
+        : Network<T>(weights, biases, packs, arena, dry), terms_(terms), affine_row_(this->stride()) {
+        T* to = arena.take(terms * affine_row_);
+        affine_ = to;
+        if (dry) return;
+        const Tensor& w = weights[0];
+        const int64_t first = w.size(1) - terms, row = w.stride(0), column = w.stride(1);
+        const T* from = w.template const_data_ptr<T>();
+        for (int j = 0; j < terms; ++j) {
+            for (int64_t n = 0; n < w.size(0); ++n) to[j * affine_row_ + n] = from[n * row + (first + j) * column];
+        }
+    }
+
+    int terms() const { return terms_; }
+
+    // h = p + W1r rel + W1c cell, with ReLU if a layer follows.
+    void affine(T* h, const T* p, const Corner& c, const float* cell) const {
+        const T a[4] = {static_cast<T>(c.rel_row), static_cast<T>(c.rel_column), static_cast<T>(cell[0]),
+                        static_cast<T>(cell[1])};
+        kernel<T>().affine(h, p, a, terms_, affine_, affine_row_, this->first_out(), this->hidden() > 0);
+    }
+
+   private:
+    int terms_;
+    int64_t affine_row_;
+    const T* affine_;
+};
+
+}  // namespace liif

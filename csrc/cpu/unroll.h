@@ -1,0 +1,10 @@
+// LIIF_UNROLL before a loop with a small constant bound: unroll it whole. For the micro-kernel's own files.
+#pragma once
+
+#if defined(__clang__)
+#define LIIF_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define LIIF_UNROLL _Pragma("GCC unroll 16")
+#else
+#define LIIF_UNROLL
+#endif

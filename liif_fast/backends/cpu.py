@@ -1,0 +1,118 @@
+"""The fused C++ kernels (csrc/cpu), forward and backward, float32 and float64."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from liif_fast.backends import Call, Switches, cost
+from liif_fast.ops import decode as _decode
+from liif_fast.ops import gather as _gather
+from liif_fast.ops import mlp as _mlp
+
+NAME = "cpu"
+KEEP_BYTES = 1 << 29  # hidden activations kept for the backward pass; above, they are computed again
+
+
+def _load() -> str:
+    """Load the extension, which registers the kernels; return why there is none, "" if there is."""
+    try:
+        importlib.import_module("liif_fast._C")
+    except ImportError as error:
+        return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
+    return ""
+
+
+_missing = _load()
+
+
+def isa() -> str:
+    """Return the instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one."""
+    return torch.ops.liif_fast.cpu_isa()
+
+
+def can_run(call: Call) -> tuple[bool, str]:
+    """CPU tensors in float32 or float64 with a float32 plan; no gradient for coord or cell."""
+    if call.device.type != "cpu":
+        return False, f"runs on cpu tensors, got device {call.device}"
+    if _missing:
+        return False, _missing
+    if call.autocast is not None:
+        return False, f"computes in float32 or float64, autocast asks for {call.autocast}"
+    if call.dtype not in (torch.float32, torch.float64):
+        return False, f"computes in float32 or float64, got {call.dtype}"
+    if call.coord_dtype != torch.float32:
+        return False, f"plans in float32, got coord in {call.coord_dtype}"
+    if call.coord_requires_grad:
+        return False, "has no gradient for coord and cell"
+    return True, f"fused C++ kernels ({isa()})"
+
+
+def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    return [t for pair in zip(weights, biases, strict=True) for t in pair]
+
+
+def _trains(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _keeps(recompute: bool | None, elements: int, dtype: torch.dtype) -> bool:
+    return elements * dtype.itemsize <= KEEP_BYTES if recompute is None else not recompute
+
+
+def decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+) -> Tensor:
+    """Return the decoded queries, [B, Q, out]."""
+    params = _params(weights, biases)
+    rows = switches.corners * coord.shape[1]
+    train = _trains(feat, *params)
+    if not train and not cost.factorises(feat.shape[2] * feat.shape[3], rows):
+        return _decode.decode_direct(feat, coord, cell, params, switches)
+    save = train and _keeps(recompute, rows * coord.shape[0] * _decode.saved_width(weights), feat.dtype)
+    return _decode.decode(feat, coord, cell, params, switches, train, save)
+
+
+def render(
+    feat: Tensor,
+    size: tuple[int, int],
+    region: tuple[int, int, int, int],
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+) -> Tensor:
+    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
+    params = _params(weights, biases)
+    train = _trains(feat, *params)
+    rows = switches.corners * region[2] * region[3] * feat.shape[0]
+    save = train and _keeps(recompute, rows * _decode.saved_width(weights), feat.dtype)
+    return _decode.render(feat, size, region, cell, params, switches, train, save)
+
+
+def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
+    """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
+    return _gather.gather_corners(feat, coord, cell, switches, _trains(feat))
+
+
+def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
+    """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
+    params = _params(weights, biases)
+    shape = (*x.shape[:-1], weights[-1].shape[0])
+    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    train = _trains(x, *params)
+    save = train and _keeps(recompute, rows.shape[0] * _mlp.saved_width(weights), x.dtype)
+    return _mlp.mlp(rows, params, train, save).reshape(shape)

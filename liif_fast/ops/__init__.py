@@ -1,0 +1,18 @@
+"""The native operators: schemas, shapes (fakes) and gradients; csrc/ implements them.
+
+Each is defined here with its schema string, so that it exists for tracing without the extension, and gets its
+gradient from an autograd.Function outside the operator.
+"""
+
+import torch
+
+_define = torch.library.define
+FLAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def define(name: str, schema: str) -> None:
+    """Define the operator liif_fast::`name` once."""
+    _define(f"liif_fast::{name}", schema, tags=FLAGS)
+
+
+define("cpu_isa", "() -> str")

@@ -1,0 +1,262 @@
+"""`decode` and `render`: from P to the output in one pass, and their gradient.
+
+Both save the hidden activations between the first and the last hidden layer if asked to ([rows, sum of widths], rows in
+the order image, query, corner); without them the backward pass computes them again, tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from liif_fast.coord import make_coord
+from liif_fast.ops import define
+from liif_fast.ops.project import project, project_backward
+
+define(
+    "decode",
+    "(Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, bool save)"
+    " -> (Tensor, Tensor)",
+)
+define(
+    "decode_direct",
+    "(Tensor feat, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool unfold, bool ensemble) -> Tensor",
+)
+define(
+    "render",
+    "(Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt map_height, SymInt map_width,"
+    " SymInt p_top, SymInt p_left, SymInt grid_height, SymInt grid_width, SymInt top, SymInt left, SymInt height,"
+    " SymInt width, bool save) -> (Tensor, Tensor)",
+)
+define(
+    "decode_backward",
+    "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved, bool ensemble,"
+    " SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left) -> Tensor[]",
+)
+_decode = torch.ops.liif_fast.decode.default
+_decode_direct = torch.ops.liif_fast.decode_direct.default
+_render = torch.ops.liif_fast.render.default
+_decode_backward = torch.ops.liif_fast.decode_backward.default
+
+Window = tuple[int, int, int, int]  # top, left, height, width
+
+
+def saved_width(weights: Sequence[Tensor]) -> int:
+    """Return the activations that a row saves for the backward pass."""
+    return sum(weight.shape[0] for weight in weights[1:-1])
+
+
+def _saved(p: Tensor, weights: Sequence[Tensor], rows: int, save: bool) -> Tensor:
+    return p.new_empty(rows if save else 0, saved_width(weights))
+
+
+@torch.library.register_fake("liif_fast::decode")
+def _(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, queries, _ = coord.shape
+    out = p.new_empty(batch, queries, weights[-1].shape[0])
+    return out, _saved(p, weights, batch * queries * (4 if ensemble else 1), save)
+
+
+@torch.library.register_fake("liif_fast::decode_direct")
+def _(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    unfold: bool,
+    ensemble: bool,
+) -> Tensor:
+    return feat.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0])
+
+
+@torch.library.register_fake("liif_fast::render")
+def _(
+    p: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    map_height: int,
+    map_width: int,
+    p_top: int,
+    p_left: int,
+    grid_height: int,
+    grid_width: int,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    out = p.new_empty(p.shape[0], weights[-1].shape[0], height, width)
+    return out, _saved(p, weights, p.shape[0] * height * width * (4 if ensemble else 1), save)
+
+
+@torch.library.register_fake("liif_fast::decode_backward")
+def _(
+    grad: Tensor,
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    ensemble: bool,
+    map_height: int,
+    map_width: int,
+    p_top: int,
+    p_left: int,
+) -> list[Tensor]:
+    terms = 2 if cell is None else 4
+    layers = [t.new_empty(t.shape) for pair in zip(weights[1:], biases[1:], strict=True) for t in pair]
+    return [p.new_empty(p.shape), p.new_empty(terms, p.shape[3]), *layers]
+
+
+def _layer_grads(
+    ctx: Any, grad: Tensor, coord: Tensor, cell: Tensor | None, window: Window
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradients of feat and of the parameters (weight, bias, weight, ...)."""
+    p, feat, saved, *params = ctx.tensors
+    weights, biases = params[0::2], params[1::2]
+    height, width = feat.shape[2:]
+    top, left = window[:2]
+    grads = _decode_backward(
+        grad, p, coord, cell, weights, biases, saved, ctx.switches.local_ensemble, height, width, top, left
+    )
+    p_grad, affine_grad, *rest = grads
+    wanted = ctx.wanted
+    feat_grad, latent_grad, bias_grad = project_backward(
+        p_grad, feat, weights[0], ctx.switches.feat_unfold, top, left, wanted[:3]
+    )
+    first = None if latent_grad is None else torch.cat((latent_grad, affine_grad.t()), 1)
+    return feat_grad, [first, bias_grad, *(g if want else None for g, want in zip(rest, wanted[3:], strict=True))]
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, save: bool, *params: Tensor
+    ) -> Tensor:
+        weights, biases = list(params[0::2]), list(params[1::2])
+        p = project(feat, weights[0], biases[0], switches.feat_unfold, 0, 0, feat.shape[2], feat.shape[3])
+        out, saved = _decode(p, coord, cell, weights, biases, switches.local_ensemble, save)
+        ctx.switches = switches
+        ctx.save_for_backward(coord, cell, p, feat, saved, *params)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        coord, cell, *ctx.tensors = ctx.saved_tensors
+        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+        feat_grad, params = _layer_grads(ctx, grad.contiguous(), coord, cell, (0, 0, 0, 0))
+        return feat_grad, None, None, None, None, *params
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feat: Tensor,
+        cell: Tensor | None,
+        size: tuple[int, int],
+        region: Window,
+        switches: Any,
+        save: bool,
+        *params: Tensor,
+    ) -> Tensor:
+        weights, biases = list(params[0::2]), list(params[1::2])
+        out, saved, p, ctx.window = _rendered(feat, cell, size, region, switches, save, weights, biases)
+        ctx.switches, ctx.size, ctx.region = switches, size, region
+        ctx.save_for_backward(cell, p, feat, saved, *params)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cell, *ctx.tensors = ctx.saved_tensors
+        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])
+        top, left, height, width = ctx.region
+        batch = grad.shape[0]
+        coord = make_coord(ctx.size).view(*ctx.size, 2)[top : top + height, left : left + width]
+        coord = coord.reshape(1, -1, 2).expand(batch, -1, -1)
+        cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
+        grad = grad.permute(0, 2, 3, 1).reshape(batch, -1, grad.shape[1]).contiguous()
+        feat_grad, params = _layer_grads(ctx, grad, coord, cells, ctx.window)
+        return feat_grad, None, None, None, None, None, *params
+
+
+def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
+    """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
+    first, length = [], []
+    for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
+        # A query reads the two latents around it; two more are a margin for rounding.
+        low = max((2 * start + 1) * latents // (2 * full) - 3, 0)
+        high = min((2 * (start + count) - 1) * latents // (2 * full) + 3, latents)
+        first.append(low)
+        length.append(max(high - low, 1))
+    return first[0], first[1], length[0], length[1]
+
+
+def _rendered(
+    feat: Tensor,
+    cell: Tensor | None,
+    size: tuple[int, int],
+    region: Window,
+    switches: Any,
+    save: bool,
+    weights: list[Tensor],
+    biases: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Window]:
+    shape = (feat.shape[2], feat.shape[3])
+    window = latent_window(size, region, shape)
+    p = project(feat, weights[0], biases[0], switches.feat_unfold, *window)
+    out, saved = _render(p, cell, weights, biases, switches.local_ensemble, *shape, *window[:2], *size, *region, save)
+    return out, saved, p, window
+
+
+def decode(
+    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool, save: bool
+) -> Tensor:
+    """Decode queries, [B, Q, out]; params are weight, bias, weight, ... of the MLP."""
+    if train:
+        return _Decode.apply(feat, coord, cell, switches, save, *params)
+    weights, biases = list(params[0::2]), list(params[1::2])
+    p = project(feat, weights[0], biases[0], switches.feat_unfold, 0, 0, feat.shape[2], feat.shape[3])
+    return _decode(p, coord, cell, weights, biases, switches.local_ensemble, False)[0]
+
+
+def decode_direct(feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any) -> Tensor:
+    """As `decode` without a gradient, bit for bit, projecting only the latents that are read."""
+    return _decode_direct(
+        feat, coord, cell, list(params[0::2]), list(params[1::2]), switches.feat_unfold, switches.local_ensemble
+    )
+
+
+def render(
+    feat: Tensor,
+    size: tuple[int, int],
+    region: Window,
+    cell: Tensor | None,
+    params: Sequence[Tensor],
+    switches: Any,
+    train: bool,
+    save: bool,
+) -> Tensor:
+    """Decode the window `region` of the grid `size`, [B, out, h, w]."""
+    if train:
+        return _Render.apply(feat, cell, size, region, switches, save, *params)
+    return _rendered(feat, cell, size, region, switches, False, list(params[0::2]), list(params[1::2]))[0]
