@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import os
-import pickle
+import re
 import threading
 import warnings
 import zipfile
@@ -181,10 +181,11 @@ def _read_pth(path: Path) -> Mapping[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickle protocols
                 content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ModelFileError("holds other things than tensors and plain containers; nothing of it ran") from error
         except Exception as error:
-            raise ModelFileError("not a readable file of torch.save (damaged, cut short or of another kind)") from error
+            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if foreign:
+                raise ModelFileError(f"holds {foreign[1]}, expected tensors and plain containers alone") from error
+            raise ModelFileError("not a readable file of torch.save: damaged, cut short or of another kind") from error
     if not isinstance(content, Mapping):
         raise ModelFileError(f"holds {type(content).__name__}, expected the dict of a checkpoint")
     return content

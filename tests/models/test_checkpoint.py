@@ -147,7 +147,8 @@ def test_pickled_code_does_not_run(tmp_path, tiny, form):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ModelFileError, match=r"model\.pth: "):
+    reason = "not a readable" if form == "raw" else r"holds (posix|nt)\.mkdir, expected tensors"
+    with pytest.raises(ModelFileError, match=rf"model\.pth: {reason}"):
         load_model(path)
     assert not target.exists()
 
@@ -174,7 +175,7 @@ def test_damaged_files(tmp_path, tiny):
             good[8:],
         ):
             bad.write_bytes(data)
-            with pytest.raises(ModelFileError, match=r"bad\."):
+            with pytest.raises(ModelFileError, match=r"bad\.\w+: not a readable"):
                 load_model(bad)
     zip_bomb(tmp_path / "bomb.pth")
     with pytest.raises(ModelFileError, match="more than its own size"):
