@@ -24,7 +24,8 @@ define(
 )
 define(
     "decode_direct",
-    "(Tensor feat, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool unfold, bool ensemble) -> Tensor",
+    "(Tensor feat, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool unfold, bool ensemble)"
+    " -> Tensor",
 )
 define(
     "render",
@@ -34,8 +35,8 @@ define(
 )
 define(
     "decode_backward",
-    "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved, bool ensemble,"
-    " SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left) -> Tensor[]",
+    "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
+    " bool ensemble, SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left) -> Tensor[]",
 )
 _decode = torch.ops.liif_fast.decode.default
 _decode_direct = torch.ops.liif_fast.decode_direct.default
