@@ -4,8 +4,10 @@ The keys of the original's files (SEMANTICS: section 3) work unchanged; `cosine`
 `num_workers` and `amp`, and the wrappers' `color_augment`, are ours.
 """
 
+import inspect
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import yaml
 from liif_fast.data import registry
 from liif_fast.metrics import parse_eval_type
 from liif_fast.models import make
+from liif_fast.models.checkpoint import check_data_norm
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _WRAPPER_GIVEN = ("dataset", "seed")  # what the trainer adds to a wrapper's arguments
 
 
@@ -121,7 +124,8 @@ def check_config(raw: Any) -> Config:
     optimizer = _keys(raw["optimizer"], "optimizer", ("name", "args"), ("name", "args"))
     if optimizer["name"] not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: expected one of {', '.join(OPTIMIZERS)}, got {optimizer['name']!r}")
-    _keys(optimizer["args"], "optimizer.args", None, ("lr",))
+    known_args = list(inspect.signature(OPTIMIZERS[optimizer["name"]]).parameters)[1:]  # after the parameters
+    _keys(optimizer["args"], "optimizer.args", known_args, ("lr",))
     _number(optimizer["args"], "lr", "optimizer.args", above=0)
     if raw.get("multi_step_lr") is not None:
         if raw.get("cosine") is not None:
@@ -146,18 +150,21 @@ def check_config(raw: Any) -> Config:
     if raw.get("resume") is not None and not Path(raw["resume"]).is_file():
         raise FileNotFoundError(f"resume: no file {raw['resume']}")
     known = {key: raw.get(key) for key in keys}
-    known["data_norm"] = _data_norm(raw.get("data_norm"))
+    try:
+        known["data_norm"] = check_data_norm(raw.get("data_norm") or {})
+    except ValueError as error:
+        raise ValueError(f"config: {error}") from None
     known["seed"] = raw.get("seed", 0)
     known["val_seed"] = raw.get("val_seed", 0)  # an explicit null is the original's behaviour: new crops every epoch
     return Config(raw=raw, **known)
 
 
-def _keys(value: Any, place: str, known: Any, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A mapping with known keys only (None: any) and all the needed ones."""
+def _keys(value: Any, place: str, known: Collection[str], needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A mapping with known keys only and all the needed ones."""
     if not isinstance(value, dict):
         raise ValueError(f"{place}: expected a mapping, got {value!r}")
     for key in value:
-        if known is not None and key not in known:
+        if key not in known:
             raise ValueError(f"{place}: unknown key '{key}' (known: {', '.join(known)})")
     for key in needed:
         if value.get(key) is None:
@@ -220,19 +227,3 @@ def _model(spec: Any) -> None:
             make(spec)
     except (TypeError, ValueError) as error:
         raise ValueError(f"model: {error}") from None
-
-
-def _data_norm(norm: Any) -> dict[str, dict[str, list[float]]]:
-    """{"inp", "gt"} -> {"sub", "div"}, each one value or one per channel; absent means sub 0, div 1."""
-    if norm is None:
-        return {side: {"sub": [0.0], "div": [1.0]} for side in ("inp", "gt")}
-    _keys(norm, "data_norm", ("inp", "gt"), ("inp", "gt"))
-    for side in ("inp", "gt"):
-        _keys(norm[side], f"data_norm.{side}", ("sub", "div"), ("sub", "div"))
-        for key in ("sub", "div"):
-            values = norm[side][key]
-            if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-                raise ValueError(f"data_norm.{side}.{key}: expected a list of numbers, got {values!r}")
-        if 0 in norm[side]["div"]:
-            raise ValueError(f"data_norm.{side}.div: must not hold 0")
-    return norm

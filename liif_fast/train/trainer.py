@@ -22,9 +22,7 @@ from liif_fast import models
 from liif_fast.data import registry
 from liif_fast.data.wrappers import Sample, collate
 from liif_fast.metrics import parse_eval_type, psnr
-from liif_fast.train.config import Config, load_config
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+from liif_fast.train.config import OPTIMIZERS, Config, load_config
 
 
 def train(
@@ -96,13 +94,13 @@ class Run:
         self.epoch, self.best, self.steps = 0, -math.inf, 0
         if checkpoint is not None:
             self._restore(checkpoint)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False))
         self.train_set, self.train_batch = _make_split(config.train_dataset, config.seed)
         self.val_set, self.val_batch = None, 1
         if config.val_dataset is not None:
             seed = config.seed + 1 if config.val_seed is None else config.val_seed
             self.val_set, self.val_batch = _make_split(config.val_dataset, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False))
         if checkpoint is None:
             parameters = sum(p.numel() for p in self.model.parameters())
             self.log(f"model: {self.spec['name']}, {parameters:,} parameters; device: {device}")
@@ -228,13 +226,13 @@ class Run:
         """
         optimizer = self.config.optimizer
         extra: dict[str, Any] = {"best": self.best, "steps": self.steps}
-        extra["data_norm"] = self.config.data_norm
         if self.average is not None:
             extra["trained"] = self.model.state_dict()
         return {
             "model": {**self.spec, "sd": (self.average or self.model).state_dict()},
             "optimizer": {"name": optimizer["name"], "args": optimizer["args"], "sd": self.optimizer.state_dict()},
             "epoch": self.epoch,
+            "data_norm": self.config.data_norm,  # what load_model reads; the original leaves it to the reader
             "liif_fast": extra,
         }
 

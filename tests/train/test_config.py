@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from liif_fast.train import load_config
+from liif_fast.train.config import check_config
+
+
+def put(config, place, value):
+    *path, last = place.split(".")
+    for key in path:
+        config = config[key]
+    config[last] = value
+
+
+def test_numbers_without_a_dot(tmp_path, tiny):
+    """1e-4 is a string to PyYAML, quoted or not; 5e-1 stands for any other place."""
+    text = yaml.safe_dump(tiny).replace("gamma: 0.5", "gamma: 5e-1")
+    assert "lr: 1e-4" in text
+    for quoted in (text, text.replace("1e-4", "'1e-4'")):
+        path = tmp_path / "c.yaml"
+        path.write_text(quoted)
+        config = load_config(path)
+        assert config.optimizer["args"]["lr"] == 1e-4
+        assert config.multi_step_lr == {"milestones": [2, 3], "gamma": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("epochs", 3, "config: unknown key 'epochs'"),
+        ("train_dataset.shuffle", True, "train_dataset: unknown key 'shuffle'"),
+        ("train_dataset.dataset.path", "x", "train_dataset.dataset: unknown key 'path'"),
+        ("train_dataset.dataset.args.sizes", 4, "train_dataset.dataset.args: unknown key 'sizes'"),
+        ("train_dataset.dataset.name", "div2k", "train_dataset.dataset.name: unknown name 'div2k'"),
+        ("train_dataset.wrapper.args.scale", 2, "train_dataset.wrapper.args: unknown key 'scale'"),
+        ("train_dataset.wrapper.args.seed", 2, "train_dataset.wrapper.args: unknown key 'seed'"),
+        ("val_dataset.batch_size", 0, "val_dataset.batch_size: must be at least 1"),
+        ("val_dataset.batch_size", None, "val_dataset: 'batch_size' is missing"),
+        ("model.name", "liff", "model: unknown model name 'liff'"),
+        ("model.args.encoder_spec.args.n_feat", 4, "model: .*n_feat"),
+        ("optimizer.name", "lion", "optimizer.name: expected one of adam, sgd"),
+        ("optimizer.args.lr", "fast", "optimizer.args.lr: expected a number, got 'fast'"),
+        ("optimizer.args.lr", 0, "optimizer.args.lr: must be above 0"),
+        ("optimizer.args.betta", 1, "optimizer.args: .*betta"),
+        ("multi_step_lr.step", 3, "multi_step_lr: unknown key 'step'"),
+        ("multi_step_lr.milestones", 200, "multi_step_lr.milestones: expected a list"),
+        ("cosine", {}, "multi_step_lr and cosine exclude each other"),
+        ("epoch_max", None, "config: 'epoch_max' is missing"),
+        ("epoch_max", 1.5, "epoch_max: expected a whole number"),
+        ("ema", 1, "ema: must be above 0 and below 1"),
+        ("amp", "float16", "amp: expected null or bfloat16"),
+        ("eval_type", "div2k", "eval_type must be div2k-s or benchmark-s"),
+        ("data_norm.inp.sub", "half", "data_norm"),
+        ("data_norm.gt.div", [0], "data_norm"),
+    ],
+)
+def test_what_is_wrong_is_named(tiny, place, value, message):
+    put(tiny, place, value)
+    with pytest.raises(ValueError, match=message):
+        check_config(tiny)
+
+
+def test_missing_files_are_named(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="config: no file"):
+        load_config(tmp_path / "none.yaml")
+    put(tiny, "resume", str(tmp_path / "none.pth"))
+    with pytest.raises(FileNotFoundError, match=r"resume: no file .*none\.pth"):
+        check_config(tiny)
+    put(tiny, "resume", None)
+    pairs = {"name": "paired-image-folders", "args": {"root_path_1": str(tmp_path), "root_path_2": "/no/folder"}}
+    put(tiny, "val_dataset.dataset", pairs)
+    with pytest.raises(FileNotFoundError, match=r"val_dataset\.dataset\.args\.root_path_2: no folder /no/folder"):
+        check_config(tiny)
+    folder = {"name": "image-folder", "args": {"root_path": str(tmp_path), "split_file": "/no/split.json"}}
+    put(tiny, "val_dataset.dataset", {"name": "mixed", "args": {"parts": [folder]}})
+    with pytest.raises(FileNotFoundError, match=r"parts\[0\]\.args\.split_file: no file /no/split\.json"):
+        check_config(tiny)
+
+
+def test_not_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(path)
+    path.write_text("just words")
+    with pytest.raises(ValueError, match="config: expected a mapping"):
+        load_config(path)
+
+
+def test_defaults(tiny):
+    for key in ("data_norm", "multi_step_lr", "val_dataset", "epoch_val", "epoch_save", "resume"):
+        del tiny[key]
+    config = check_config(tiny)
+    assert config.data_norm == {side: {"sub": [0.0], "div": [1.0]} for side in ("inp", "gt")}
+    assert (config.seed, config.val_seed) == (0, 0)
+    assert check_config(tiny | {"val_seed": None}).val_seed is None
+    assert config.rate(0) == config.rate(4) == 1e-4
+
+
+def test_the_rates_of_the_original(tiny):
+    """SEMANTICS 3: epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5; gamma defaults to 0.1."""
+    tiny |= {"epoch_max": 1000, "multi_step_lr": {"milestones": [200, 400, 600, 800], "gamma": 0.5}}
+    config = check_config(tiny)
+    assert config.rate(199) == config.rate(199.999) == 1e-4  # all of the 200th epoch
+    assert [config.rate(e) for e in (200, 399, 400, 800, 1000)] == [5e-5, 5e-5, 2.5e-5, 6.25e-6, 6.25e-6]
+    del tiny["multi_step_lr"]["gamma"]
+    assert check_config(tiny).rate(200) == pytest.approx(1e-5)
+
+
+def test_cosine(tiny):
+    tiny |= {"multi_step_lr": None, "epoch_max": 10, "cosine": {"min_lr": 1e-6, "warmup": 2}}
+    config = check_config(tiny)
+    assert config.rate(1) == pytest.approx(5e-5, rel=1e-2)
+    assert config.rate(2) == pytest.approx(1e-4)
+    assert config.rate(6) == pytest.approx((1e-4 + 1e-6) / 2)
+    assert config.rate(10) == pytest.approx(1e-6)
+
+
+def test_every_shipped_configuration_is_right(monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    paths = sorted((root / "configs").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        load_config(path)
