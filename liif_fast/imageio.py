@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 logger = logging.getLogger(__name__)
 
 # Only raster formats that Pillow decodes itself: an .eps, for one, would start Ghostscript.
-READABLE = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
+READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
 
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
@@ -51,7 +51,7 @@ _JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, (
 _WEBP = Format("WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"))
 _TIFF = Format("TIFF", 2**31 - 1, ("L", "LA", "RGB", "RGBA", "I;16"), {"compression": "tiff_adobe_deflate"},
                ("icc_profile",))  # fmt: skip
-_BMP = Format("BMP", 2**31 - 1, ("L", "RGB", "RGBA"), {}, ())
+_BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ())  # alpha could be written, but hardly anything reads it
 _PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16"), {}, ())
 
 FORMATS = {
@@ -84,15 +84,17 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     path = Path(path)
     check_input(path)
+    Image.init()
+    formats = [name for name in READABLE if name in Image.OPEN]  # AVIF and JPEG 2000 may not be built in
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error at twice the limit stays
-            with Image.open(path, formats=READABLE) as image:
+            warnings.simplefilter("ignore")  # of large images (the error at twice the limit stays), of odd metadata
+            with Image.open(path, formats=formats) as image:
                 _notice(path, image)
                 image.load()
                 return normalise(image)
     except Image.UnidentifiedImageError:
-        raise ImageFileError(f"{path}: not an image in a known format ({', '.join(READABLE)})") from None
+        raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{path}: refused as a possible decompression bomb: {error}") from None
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything

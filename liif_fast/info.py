@@ -75,7 +75,7 @@ def _backends() -> list[Row]:
     from liif_fast.upscaling import pick_device
 
     device = pick_device("auto")
-    feat, coord = torch.zeros(1, 64, 4, 4, device=device), torch.zeros(1, 1, 2, device=device)
+    feat, coord = torch.zeros(1, 64, 4, 4, device=device), torch.zeros(1, 1024, 2, device=device)
     widths = (580, 256, 3)
     weights = [torch.zeros(out, inner, device=device) for inner, out in pairwise(widths)]
     biases = [torch.zeros(out, device=device) for out in widths[1:]]

@@ -219,7 +219,7 @@ class _Layer:
     """
 
     def __init__(self, model: FeatureModel, plane: Tensor, backend: str | None, report: Progress) -> None:
-        self.view: Any = copy.copy(model)
+        self.view = cast(Any, copy.copy(model))
         if backend is not None:
             self.view.backend = backend
         norm = getattr(model, "data_norm", DATA_NORM)

@@ -1,0 +1,53 @@
+"""Tiled encoding equals encoding the whole image."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from liif_fast.encode import encode
+from liif_fast.models import make, rdn
+
+ENCODERS = [
+    ("edsr-baseline", {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}),
+    ("edsr-baseline", {"n_resblocks": 1, "n_feats": 4, "scale": 2}),
+    ("rdn", {"G0": 4, "RDNkSize": 3, "no_upsampling": True}),
+    ("rcan", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "no_upsampling": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), ENCODERS)
+@pytest.mark.parametrize("shape", [(37, 61), (16, 150), (1, 40), (5, 5)])
+def test_tiles_equal_the_whole(name: str, args: dict, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rdn.CONFIGS, "B", (2, 2, 4))
+    torch.manual_seed(0)
+    encoder = make({"name": name, "args": args}).double()
+    inp = torch.randn(2, 3, *shape, dtype=torch.float64)
+    seen: list[tuple[int, int]] = []
+    with torch.no_grad():
+        whole = encoder(inp)
+        tiled = encode(encoder, inp, lambda done, total: seen.append((done, total)), tile=16)
+    # float64, so that what is left is the order of sums; a radius too small by one shows as 1e-6 and more
+    torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-12)
+    total = seen[0][1]
+    assert seen == [(done, total) for done in range(total + 1)]
+    assert (total > 1) == (encoder.receptive_radius is not None and max(shape) > 16)
+
+
+def test_the_overlap_is_needed_and_bounded() -> None:
+    """The encoder sees tiles of at most tile + 2 * radius, and a smaller overlap would not do."""
+    torch.manual_seed(0)
+    encoder = make({"name": "edsr-baseline", "args": {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}}).double()
+    radius = encoder.receptive_radius
+    sides: list[int] = []
+    encoder.register_forward_pre_hook(lambda module, inputs: sides.append(max(inputs[0].shape[2:])))
+    inp = torch.randn(1, 3, 40, 40, dtype=torch.float64)
+
+    def worst() -> float:
+        with torch.no_grad():
+            difference: Tensor = encode(encoder, inp, tile=20) - encoder(inp)
+        return float(difference.abs().max())
+
+    assert worst() < 1e-12
+    assert max(sides[:4]) == 20 + radius
+    encoder.receptive_radius = radius - 1
+    assert worst() > 1e-9

@@ -1,0 +1,273 @@
+"""Reading and writing image files: what is kept, what is refused, and that a failure leaves nothing behind."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from liif_fast import imageio
+from liif_fast.imageio import ImageFileError, atomic_file, check_output, normalise, open_image, write_image
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
+    """Random pixels of any mode."""
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
+    image = Image.fromarray(pixels)
+    return image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("L", "L"),
+        ("LA", "LA"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("I;16", "I;16"),
+        ("1", "L"),
+        ("P", "RGB"),
+        ("CMYK", "RGB"),
+        ("YCbCr", "RGB"),
+        ("HSV", "RGB"),
+        ("RGBX", "RGB"),
+        ("RGBa", "RGBA"),
+    ],
+)
+def test_modes(mode: str, expected: str) -> None:
+    image = picture(mode)
+    result = normalise(image)
+    assert (result.mode, result.size) == (expected, image.size)
+    if mode == expected:
+        assert np.array_equal(np.asarray(result), np.asarray(image))
+
+
+def test_palette_and_colour_key_transparency_become_alpha(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert np.asarray(open_image(tmp_path / "p.png")).tolist() == [[[255, 0, 0, 255], [0, 255, 0, 0]]]
+    for mode, key, expected in (("RGB", (1, 2, 3), "RGBA"), ("L", 7, "LA")):
+        Image.new(mode, (3, 3), key).save(tmp_path / "key.png", transparency=key)
+        result = open_image(tmp_path / "key.png")
+        assert result.mode == expected
+        assert np.asarray(result)[..., -1].max() == 0
+
+
+def test_16_bit_gray_keeps_its_values(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 256], [40000, 65534, 65535]], np.uint16)
+    image = Image.fromarray(values)
+    for name in ("a.png", "a.tif", "a.pgm"):
+        write_image(image, tmp_path / name)
+        result = open_image(tmp_path / name)
+        assert result.mode == "I;16"
+        assert np.array_equal(np.asarray(result), values)
+    assert np.array_equal(np.asarray(normalise(Image.fromarray(values.astype(">u2")))), values)
+    assert np.array_equal(np.asarray(normalise(Image.fromarray(values.astype(np.int32)))), values)
+    with pytest.raises(ImageFileError, match="0 to 65535"):
+        normalise(Image.fromarray(np.array([[70000]], np.int32)))
+
+
+def test_modes_that_are_no_picture_are_refused() -> None:
+    with pytest.raises(ImageFileError, match="mode F"):
+        normalise(Image.new("F", (2, 2)))
+    with pytest.raises(ImageFileError, match="mode LAB"):
+        normalise(Image.new("LAB", (2, 2)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_not_kept(tmp_path: Path, orientation: int) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = "a description"
+    image.save(tmp_path / "a.png", exif=exif)
+    result = open_image(tmp_path / "a.png")
+    turned = {5, 6, 7, 8}
+    assert result.size == (image.size[::-1] if orientation in turned else image.size)
+    if orientation == 6:  # a quarter turn clockwise
+        assert np.array_equal(np.asarray(result), np.rot90(np.asarray(image), -1))
+    write_image(result, tmp_path / "b.jpg")
+    kept = Image.open(tmp_path / "b.jpg").getexif()
+    assert kept.get(0x0112, 1) == 1
+    assert kept[0x010E] == "a description"
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
+def test_profile_is_kept(tmp_path: Path, extension: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = picture()
+    image.info["icc_profile"] = profile
+    path = tmp_path / f"a.{extension}"
+    write_image(image, path)
+    assert open_image(path).info["icc_profile"] == profile
+
+
+def test_cmyk_profile_is_dropped(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    picture("CMYK").save(tmp_path / "a.jpg", icc_profile=b"describes ink")
+    result = open_image(tmp_path / "a.jpg")
+    assert result.mode == "RGB"
+    assert "icc_profile" not in result.info
+    assert "CMYK" in caplog.text
+
+
+def test_what_is_lost_on_reading_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    frames = [picture("P"), picture("P").rotate(180)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert open_image(tmp_path / "a.gif").mode == "RGB"
+    assert "first of 2 frames" in caplog.text
+    caplog.clear()
+    (tmp_path / "deep.png").write_bytes(png(3, 2, b"\0" + bytes(18) + b"\0" + bytes(18), depth=16, colour=2))
+    assert open_image(tmp_path / "deep.png").mode == "RGB"
+    assert "16 bits" in caplog.text
+
+
+def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match=r"nothing\.png: No such file"):
+        open_image(tmp_path / "nothing.png")
+    with pytest.raises(ImageFileError, match="is a folder"):
+        open_image(tmp_path)
+    for name, content in (("empty.png", b""), ("text.jpg", b"not a picture"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageFileError, match="not an image"):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "bmp", "ppm"])
+def test_truncated_files(tmp_path: Path, extension: str) -> None:
+    whole = tmp_path / f"whole.{extension}"
+    write_image(picture(size=(64, 48)), whole)
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut.{extension}"
+    for length in (len(data) // 4, len(data) // 2, len(data) * 9 // 10):
+        cut.write_bytes(data[:length])
+        with pytest.raises(ImageFileError) as caught:
+            open_image(cut)
+        assert str(cut) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for extension in ("png", "jpg", "tif", "gif", "bmp"):
+        path = tmp_path / f"a.{extension}"
+        picture("L", (32, 32)).save(path)
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(20):
+            bad = data.copy()
+            bad[random.integers(0, len(bad), 8)] = random.integers(0, 256, 8)
+            path.write_bytes(bad.tobytes())
+            try:
+                open_image(path)
+            except ImageFileError:
+                pass
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, b"\0"))
+    with pytest.raises(ImageFileError, match="decompression bomb"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "a.PNG", "RGBA", (100_000, 1))
+    cases = [
+        ("a.xyz", None, None, "unknown output format '.xyz'"),
+        ("a", None, None, "unknown output format ''"),
+        ("no/a.png", None, None, "does not exist"),
+        ("a.jpg", "RGBA", None, "JPEG cannot hold an alpha channel"),
+        ("a.jpg", "I;16", None, "JPEG cannot hold 16 bits"),
+        ("a.webp", "I;16", None, "WEBP cannot hold 16 bits"),
+        ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels a side"),
+        ("a.webp", "RGB", (10, 16384), "at most 16383 pixels a side"),
+    ]
+    for name, mode, size, message in cases:
+        with pytest.raises(ImageFileError, match=message):
+            check_output(tmp_path / name, mode, size)
+    with pytest.raises(ImageFileError, match="is a folder"):
+        check_output(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(ImageFileError, match="not a regular file"):
+            check_output(tmp_path / "pipe.png")
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, whom nothing stops
+    with pytest.raises(ImageFileError, match="no permission to write into"):
+        check_output(tmp_path / "a.png")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ImageFileError, match="no permission to overwrite"):
+        check_output(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("extension", [key[1:] for key in imageio.FORMATS])
+def test_every_format_is_written(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    for mode in check_output(path).modes:
+        image = picture(mode)
+        write_image(image, path)
+        result = open_image(path)
+        assert result.size == image.size
+        if extension not in ("jpg", "jpeg", "webp"):
+            assert np.array_equal(np.asarray(result), np.asarray(image))
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, OSError, MemoryError])
+def test_a_failure_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    def save(self: Image.Image, file: object, **options: object) -> None:
+        file.write(b"half of it")  # type: ignore[attr-defined]
+        raise failure("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    old = tmp_path / "old.png"
+    old.write_bytes(b"old")
+    for path in (old, tmp_path / "new.png"):
+        with pytest.raises((failure, ImageFileError)):
+            write_image(picture(), path)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert old.read_bytes() == b"old"
+
+
+def test_atomic_file_keeps_permissions_and_follows_links(tmp_path: Path) -> None:
+    target, link, fresh = tmp_path / "target.png", tmp_path / "link.png", tmp_path / "fresh.png"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    with atomic_file(link) as file:
+        file.write(b"new")
+        assert target.read_bytes() == b"old"
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    with atomic_file(fresh):
+        pass
+    (tmp_path / "plain").touch()
+    assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_exif_too_long_for_jpeg_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = picture()
+    image.info["exif"] = b"Exif\0\0" + bytes(70_000)
+    write_image(image, tmp_path / "a.jpg")
+    assert "too long" in caplog.text
+    assert not Image.open(tmp_path / "a.jpg").getexif()
+
+
+def png(width: int, height: int, raw: bytes, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG file with any header, however untrue."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")

@@ -1,0 +1,315 @@
+"""liif_fast.upscale on every kind of image, against the model's own render of the whole image in floating point."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+import liif_fast
+from liif_fast import upscaling
+from liif_fast.models import make
+from liif_fast.upscaling import output_size, pick_device, upscale
+
+SCALE = 2.3
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A tiny LIIF with random weights, which adds to its input's interpolation."""
+    torch.manual_seed(0)
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+    args = {"encoder_spec": encoder, "imnet_spec": imnet, "residual": "bilinear"}
+    return make({"name": "liif", "args": args}).eval()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 8 pixels and strips of a few rows, so that small images have many."""
+    whole = upscaling.encode
+    monkeypatch.setattr(upscaling, "encode", lambda encoder, inp, report: whole(encoder, inp, report, tile=8))
+    monkeypatch.setattr(upscaling, "_STRIP_QUERIES", 100)
+
+
+def photo(height: int = 13, width: int = 19, channels: int = 3) -> NDArray[np.uint8]:
+    """Smooth colours with some noise."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(0.3 * x + 0.2 * y + c) for c in range(channels)], -1)
+    noise = np.random.default_rng(0).uniform(-20, 20, waves.shape)
+    return (127 + 100 * waves + noise).round().astype(np.uint8)
+
+
+@torch.no_grad()
+def whole_render(model: nn.Module, planes: NDArray, size: tuple[int, int]) -> NDArray:
+    """[H, W, 3] in [0, 1] to [*size, 3], untiled, through the plain formula, not clamped."""
+    inp = torch.from_numpy(planes).float().permute(2, 0, 1)[None]
+    model.backend = "reference"
+    try:
+        out: Tensor = model.render((inp - 0.5) / 0.5, size)
+    finally:
+        model.backend = "auto"
+    return (out[0].permute(1, 2, 0) * 0.5 + 0.5).numpy()
+
+
+def sides(array: NDArray) -> tuple[int, int]:
+    return round(array.shape[0] * SCALE), round(array.shape[1] * SCALE)
+
+
+def assert_within_one_level(result: NDArray, expected: NDArray, top: int = 255) -> None:
+    """One level, since rounding can fall on either side; most values must be equal."""
+    difference = np.abs(result.astype(float) - np.clip(expected, 0, 1) * top)
+    assert difference.max() <= 1
+    assert (difference <= 0.5 + 1e-2).mean() > 0.99
+
+
+def test_rgb(model: nn.Module) -> None:
+    pixels = photo()
+    result = upscale(Image.fromarray(pixels), model, scale=SCALE)
+    assert (result.mode, result.size) == ("RGB", sides(pixels)[::-1])
+    assert_within_one_level(np.asarray(result), whole_render(model, pixels / 255, sides(pixels)))
+    assert np.array_equal(upscale(pixels, model, scale=SCALE), np.asarray(result))
+
+
+def test_gray(model: nn.Module) -> None:
+    pixels = photo()[..., 0]
+    result = upscale(Image.fromarray(pixels), model, scale=SCALE)
+    assert result.mode == "L"
+    expected = whole_render(model, np.repeat(pixels[..., None], 3, 2) / 255, sides(pixels)).mean(2)
+    assert_within_one_level(np.asarray(result), expected)
+    assert np.array_equal(upscale(pixels, model, scale=SCALE), np.asarray(result))
+    assert np.array_equal(upscale(pixels[..., None], model, scale=SCALE)[..., 0], np.asarray(result))
+
+
+def test_16_bit(model: nn.Module) -> None:
+    gray = photo()[..., 0].astype(np.uint16) * 257 - 77
+    result = upscale(Image.fromarray(gray), model, scale=SCALE)
+    assert result.mode == "I;16"
+    expected = whole_render(model, np.repeat(gray[..., None], 3, 2) / 65535, sides(gray)).mean(2)
+    assert_within_one_level(np.asarray(result), expected, 65535)
+    colour = photo().astype(np.uint16) * 257
+    for dtype in ("<u2", ">u2"):
+        wide = upscale(colour.astype(dtype), model, scale=SCALE)
+        assert wide.dtype == np.dtype(dtype)
+        assert_within_one_level(wide, whole_render(model, colour / 65535, sides(colour)), 65535)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_arrays(model: nn.Module, dtype: type) -> None:
+    pixels = (photo() / 255).astype(dtype)
+    result = upscale(pixels, model, scale=SCALE)
+    assert result.dtype == dtype
+    expected = np.clip(whole_render(model, pixels, sides(pixels)), 0, 1)
+    np.testing.assert_allclose(result, expected, atol=1e-3 if dtype == np.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha(model: nn.Module, mode: str) -> None:
+    """Where alpha has no 0, colour and alpha are what they would be alone."""
+    pixels = photo(channels=len(mode))
+    pixels[..., -1] |= 1
+    result = upscale(Image.fromarray(pixels), model, scale=SCALE)
+    assert result.mode == mode
+    out = np.asarray(result)
+    colour = np.ascontiguousarray(pixels[..., :-1])
+    assert np.array_equal(out[..., :-1], upscale(colour, model, scale=SCALE))
+    alone = upscale(np.ascontiguousarray(pixels[..., -1]), model, scale=SCALE)
+    assert (out[..., -1] == alone).mean() > 0.5  # the rest was clamped to the neighbourhood
+    assert np.array_equal(upscale(pixels, model, scale=SCALE), out)
+
+
+def disc(colour: int, hidden: int) -> NDArray[np.uint8]:
+    """An antialiased disc of one colour; `hidden` is the colour where nothing is visible."""
+    y, x = np.mgrid[:24, :24]
+    alpha = np.clip(8.5 - np.hypot(x - 11.5, y - 11.5), 0, 1)
+    pixels = np.full((24, 24, 4), colour, np.uint8)
+    pixels[..., 3] = (alpha * 255).round()
+    pixels[alpha == 0, :3] = hidden
+    return pixels
+
+
+def test_no_halo_and_no_holes(model: nn.Module) -> None:
+    """Hidden colour does not matter, opaque stays opaque, and nothing stays nothing."""
+    black, white = (upscale(disc(200, hidden), model, scale=4) for hidden in (0, 255))
+    visible = black[..., 3] > 0
+    assert np.array_equal(black, white)
+    plain = upscale(np.full((24, 24, 3), 200, np.uint8), model, scale=4)
+    assert np.abs(black[visible][:, :3].astype(int) - plain[visible]).max() <= 1  # no darker at the edge
+    y, x = np.mgrid[:96, :96] / 4 + 0.125
+    radius = np.hypot(x - 12, y - 12)
+    assert (black[radius < 5, 3] == 255).all()
+    assert (black[radius > 12, 3] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_constant_alpha_stays(model: nn.Module, value: int) -> None:
+    pixels = photo(channels=4)
+    pixels[..., 3] = value
+    out = upscale(pixels, model, scale=SCALE)
+    assert (out[..., 3] == value).all()
+    colour = np.ascontiguousarray(pixels[..., :3])
+    assert np.array_equal(out[..., :3], upscale(colour, model, scale=SCALE))
+
+
+def test_palette_and_1_bit(model: nn.Module) -> None:
+    image = Image.fromarray(photo())
+    palette = image.quantize(16)
+    assert np.array_equal(
+        np.asarray(upscale(palette, model, scale=2)), np.asarray(upscale(palette.convert("RGB"), model, scale=2))
+    )
+    bits = image.convert("1")
+    result = upscale(bits, model, scale=2)
+    assert result.mode == "L"
+    assert np.array_equal(np.asarray(result), np.asarray(upscale(bits.convert("L"), model, scale=2)))
+
+
+def test_orientation_and_profile(model: nn.Module) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(photo())
+    image.info["icc_profile"] = b"some profile"
+    image.info["exif"] = exif.tobytes()
+    result = upscale(image, model, scale=2)
+    assert result.size == (26, 38)
+    assert result.getexif().get(0x0112, 1) == 1
+    assert result.info["icc_profile"] == b"some profile"
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(photo(), -1)))
+    assert np.array_equal(np.asarray(result), np.asarray(upscale(turned, model, scale=2)))
+
+
+def test_the_pieces_do_not_show(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every size of strip gives the same bytes."""
+    pixels = photo(21, 17)
+    results = []
+    for queries in (1, 57, 10**6):
+        monkeypatch.setattr(upscaling, "_STRIP_QUERIES", queries)
+        results.append(upscale(pixels, model, scale=3))
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_layouts(model: nn.Module) -> None:
+    pixels = photo(20, 20)
+    expected = upscale(np.ascontiguousarray(pixels[::-1, ::2]), model, scale=2)
+    assert np.array_equal(upscale(pixels[::-1, ::2], model, scale=2), expected)
+    read_only = photo()
+    read_only.flags.writeable = False
+    upscale(read_only, model, scale=1)
+
+
+def test_one_pixel(model: nn.Module) -> None:
+    assert upscale(np.full((1, 1), 9, np.uint8), model, size=(5, 3)).shape == (3, 5)
+
+
+def test_the_callers_model_is_left_alone(model: nn.Module) -> None:
+    model.train()
+    model.feat = model.inp = None
+    upscale(photo(), model, scale=2, backend="torch")
+    assert model.training
+    assert model.feat is None
+    assert model.inp is None
+    assert model.backend == "auto"
+    model.eval()
+
+
+def test_model_files_and_norm(model: nn.Module, tmp_path) -> None:
+    path = tmp_path / "model.safetensors"
+    liif_fast.save_model(model, path)
+    expected = upscale(photo(), model, scale=2)
+    assert np.array_equal(upscale(photo(), path, scale=2), expected)
+    assert np.array_equal(liif_fast.upscale(photo(), str(path), scale=2, device="cpu"), expected)
+    other = liif_fast.load_model(path)
+    other.data_norm = {"inp": {"sub": [0.1, 0.2, 0.3], "div": [0.5]}, "gt": {"sub": [0.0], "div": [1.0]}}
+    pixels = photo()
+    with torch.no_grad():
+        inp = (torch.from_numpy(pixels / 255).float() - torch.tensor([0.1, 0.2, 0.3])) / 0.5
+        out = other.render(inp.permute(2, 0, 1)[None], (26, 38))[0].permute(1, 2, 0).numpy()
+    assert_within_one_level(upscale(pixels, other, scale=2), out)
+
+
+def test_other_models() -> None:
+    torch.manual_seed(0)
+    encoder = {"name": "rcan", "args": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+    for name, args in (("liif", {"imnet_spec": imnet, "local_ensemble": False}), ("metasr", {})):
+        other = make({"name": name, "args": {"encoder_spec": encoder, **args}}).eval()
+        expected = whole_render(other, photo() / 255, (26, 38))
+        assert_within_one_level(upscale(photo(), other, scale=2), expected)
+    half = make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).double()
+    assert upscale(photo(), half, scale=2).shape == (26, 38, 3)
+
+
+def test_progress(model: nn.Module) -> None:
+    seen: list[tuple[str, int, int]] = []
+    upscale(photo(), model, scale=2, progress=lambda *step: seen.append(step))
+    assert [step for step in seen if step[0] == "encode"] == [("encode", done, 6) for done in range(7)]
+    rows = [step for step in seen if step[0] == "render"]
+    assert rows[0] == ("render", 0, 26)
+    assert rows[-1] == ("render", 26, 26)
+    assert [step[1] for step in rows] == sorted({step[1] for step in rows})
+
+
+def test_sizes() -> None:
+    assert output_size((10, 20), scale=2.5) == (25, 50)
+    assert output_size((3, 5), scale=1.5) == (4, 8)  # round half to even, as everywhere in LIIF
+    assert output_size((3, 5), size=(7, 9)) == (7, 9)
+    assert output_size((300, 200), size=(450, None)) == (450, 300)
+    assert output_size((300, 200), size=(None, 201)) == (302, 201)
+    assert output_size((1, 1), scale=1) == (1, 1)
+
+
+@pytest.mark.parametrize("scale", [0, -1, 0.99, math.nan, math.inf, -math.inf, 1e300, 1e5])
+def test_bad_scales(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"scale|pixels"):
+        output_size((640, 480), scale=scale)
+
+
+@pytest.mark.parametrize(
+    "size", [(None, None), (0, 5), (-3, None), (639, 480), (640, None, 3), (10**6, 10**6), (None, 479)]
+)
+def test_bad_sizes(size: tuple) -> None:
+    with pytest.raises(ValueError, match=r"size|smaller|pixels"):
+        output_size((640, 480), size=size)
+
+
+def test_scale_and_size_exclude_each_other() -> None:
+    for arguments in ({}, {"scale": 2, "size": (700, None)}):
+        with pytest.raises(ValueError, match="exactly one of scale and size"):
+            output_size((640, 480), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 4), np.int32), TypeError, "got int32"),
+        (np.zeros((4, 4), bool), TypeError, "got bool"),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, r"got \[4, 4, 5\]"),
+        (np.zeros(4, np.uint8), ValueError, r"got \[4\]"),
+        (np.zeros((0, 4), np.uint8), ValueError, "got 4x0"),
+        (np.full((4, 4), 1.5), ValueError, r"in \[0, 1\], got 1.5"),
+        (np.full((4, 4), np.nan), ValueError, r"in \[0, 1\], got nan"),
+        ("photo.png", TypeError, "got str"),
+        (torch.zeros(4, 4), TypeError, "got Tensor"),
+        (Image.new("LAB", (4, 4)), ValueError, "mode LAB"),
+    ],
+)
+def test_bad_images(model: nn.Module, image: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        upscale(image, model, scale=2)  # type: ignore[type-var]
+
+
+def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
+    with pytest.raises(TypeError, match="got Linear"):
+        upscale(photo(), nn.Linear(1, 1), scale=2)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        upscale(photo(), tmp_path / "none.pth", scale=2)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        upscale(photo(), model, scale=2, backend="fastest")
+    for name in ("gpu", "cuda:99", "meta", ""):
+        with pytest.raises(ValueError, match="device"):
+            pick_device(name)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="not available"):
+            upscale(photo(), model, scale=2, device="cuda")
