@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make(p, {save ? count * corners : 0, net.saved_width()});
+    Tensor saved = make_saved(p, save ? count * corners : 0, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
     forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
             gather_from(net, latents, queries, corners),
@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make(p, {save ? count * corners : 0, net.saved_width()});
+    Tensor saved = make_saved(p, save ? count * corners : 0, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
     forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
             gather_from(net, latents, queries, corners), [&](int64_t q, const T* y) {

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
     const int64_t levels = std::max<int64_t>(hidden, 1), buffers = save ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = rest.saved_width() + rest.first_out();
     Tensor out = make(x, {total, outs});
-    Tensor saved = make(x, {save && hidden > 0 ? total : 0, saved_width});
+    Tensor saved = make_saved(x, save && hidden > 0 ? total : 0, saved_width);
     const T* from = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     T* to = out.mutable_data_ptr<T>();
