@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    logging.basicConfig(format="liif-fast: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    notices = logging.StreamHandler()
+    notices.setLevel(logging.WARNING)
+    notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
+    logging.getLogger("liif_fast").addHandler(notices)
     # A termination request unwinds like Ctrl-C, so that no half-written file is left.
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
+        logging.getLogger("liif_fast").removeHandler(notices)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:

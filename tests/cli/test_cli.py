@@ -1,0 +1,348 @@
+"""The command line end to end: what it writes, how it fails, and what it leaves behind."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import liif_fast
+from liif_fast import upscaling
+from liif_fast.cli import main
+from liif_fast.models import make
+
+ROOT = Path(liif_fast.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a tiny model with random weights."""
+    torch.manual_seed(0)
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+    args = {"encoder_spec": encoder, "imnet_spec": imnet, "residual": "bilinear"}
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    liif_fast.save_model(make({"name": "liif", "args": args}), path)
+    return str(path)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A small RGB photograph as a file."""
+    path = tmp_path / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).save(path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
+    """Exit code and stderr of `liif-fast upscale`; stdout must stay empty."""
+    code = main(["upscale", *map(str, args)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err
+
+
+@pytest.mark.parametrize(
+    ("mode", "extension", "expected"),
+    [
+        ("RGB", "png", "RGB"),
+        ("RGB", "jpg", "RGB"),
+        ("RGBA", "png", "RGBA"),
+        ("RGBA", "webp", "RGBA"),
+        ("RGBA", "tif", "RGBA"),
+        ("LA", "png", "LA"),
+        ("L", "jpg", "L"),
+        ("L", "pgm", "L"),
+        ("1", "png", "L"),
+        ("P", "bmp", "RGB"),
+        ("I;16", "png", "I;16"),
+        ("I;16", "tif", "I;16"),
+        ("CMYK", "png", "RGB"),
+    ],
+)
+def test_every_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, mode: str, extension: str, expected: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
+    else:
+        image = Image.fromarray(pixels).convert("RGB" if mode == "P" else "RGBA").convert(mode)
+    source, target = tmp_path / "in.tif", tmp_path / f"out.{extension}"
+    image.save(source)
+    code, err = run(capsys, source, target, "--scale", 3.7, "--model", model)
+    assert code == 0
+    assert ("converted to RGB" in err) if mode == "CMYK" else (err == "")
+    with Image.open(target) as result:
+        assert (result.mode, result.size) == (expected, (52, 37))
+        if extension in ("png", "tif", "bmp", "pgm"):
+            with Image.open(source) as opened:
+                direct = upscaling.upscale(opened, model, scale=3.7)
+            assert np.array_equal(np.asarray(result), np.asarray(direct))
+
+
+@pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])
+def test_sizes(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str, size: str, expected: tuple
+) -> None:
+    assert run(capsys, photo, tmp_path / "out.png", "--size", size, "--model", model) == (0, "")
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.size == expected
+
+
+def test_orientation_and_profile(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photo) as image:
+        image.save(tmp_path / "in.jpg", exif=exif, icc_profile=b"a profile")
+    code, err = run(capsys, tmp_path / "in.jpg", tmp_path / "out.jpg", "--scale", 2, "--model", model)
+    assert (code, err) == (0, "")
+    with Image.open(tmp_path / "out.jpg") as result:
+        assert result.size == (20, 28)
+        assert result.getexif().get(0x0112, 1) == 1
+        assert result.info["icc_profile"] == b"a profile"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "one of the arguments --scale --size is required"),
+        (["--scale", "2", "--size", "9x9"], "not allowed with argument"),
+        *((["--scale", text], "positive, finite") for text in ("0", "-2", "nan", "inf", "1e999")),
+        (["--scale", "0.5"], "0.5 is below 1"),
+        (["--scale", "two"], "expected a number"),
+        *(
+            ([f"--size={text}"], "expected WxH, Wx or xH")
+            for text in ("x", "12", "0x5", "-3x4", "1x2x3", "axb", "٣x", "9999999999x")
+        ),
+        (["--scale", "2", "--frobnicate"], "unrecognized arguments"),
+    ],
+)
+def test_usage_errors(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    code, err = run(capsys, photo, tmp_path / "out.png", *args)
+    assert_one_line(err, message)
+    assert code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "args", "message"),
+    [
+        ("missing.png", "out.png", ["--scale=2"], "missing.png: No such file"),
+        (".", "out.png", ["--scale=2"], "is a folder"),
+        ("truncated.png", "out.png", ["--scale=2"], "truncated.png: cannot be read"),
+        ("text.png", "out.png", ["--scale=2"], "text.png: not an image"),
+        ("in.png", "out.xyz", ["--scale=2"], "unknown output format"),
+        ("in.png", "out", ["--scale=2"], "unknown output format"),
+        ("in.png", "no/out.png", ["--scale=2"], "does not exist"),
+        ("in.png", ".", ["--scale=2"], "is a folder"),
+        ("in.png", "in.png", ["--scale=2"], "is the input itself"),
+        ("in.png", "link.png", ["--scale=2"], "is the input itself"),
+        ("in.png", "out.png", ["--scale=1e7"], "too many pixels"),
+        ("in.png", "out.png", ["--scale=1e200"], "too many pixels"),
+        ("in.png", "out.png", ["--size=5x"], "smaller than the input"),
+        ("in.png", "out.jpg", ["--size=70000x10"], "JPEG holds at most 65535"),
+        ("in.png", "out.webp", ["--size=20x17000"], "WEBP holds at most 16383"),
+        ("alpha.png", "out.jpg", ["--scale=2"], "cannot hold an alpha channel"),
+        ("in.png", "out.png", ["--scale=2", "--device=cuda:99"], "device 'cuda:99' is not available"),
+        ("in.png", "out.png", ["--scale=2", "--device=toaster"], "device must be auto, cpu"),
+        ("in.png", "out.png", ["--scale=2", "--backend=magic"], "backend must be one of"),
+        ("in.png", "out.png", ["--scale=2", "--backend=cuda"], "cuda"),
+        ("in.png", "out.png", ["--scale=2", "--model=none.pth"], "none.pth: No such file"),
+        ("in.png", "out.png", ["--scale=2", "--model=."], ""),
+        ("in.png", "out.png", ["--scale=2", "--model=text.png"], "text.png: "),
+        ("in.png", "out.png", ["--scale=2", "--model=empty.safetensors"], "empty.safetensors: "),
+        ("in.png", "out.png", ["--scale=2", "--model=malicious.pth"], "malicious.pth: "),
+        ("in.png", "out.png", ["--scale=2", "--model=encoder.safetensors"], "expected a LIIF or MetaSR"),
+    ],
+)
+def test_failures(
+    tmp_path: Path,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    source: str,
+    target: str,
+    args: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("truncated.png").write_bytes(photo.read_bytes()[:200])
+    Path("text.png").write_text("not a picture")
+    Path("empty.safetensors").touch()
+    Path("link.png").symlink_to("in.png")
+    Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save("alpha.png")
+    make_malicious(Path("malicious.pth"))
+    liif_fast.save_model(
+        make({"name": "mlp", "args": {"in_dim": 2, "out_dim": 3, "hidden_list": []}}), "encoder.safetensors"
+    )
+    if not any(arg.startswith("--model") for arg in args):
+        args = [*args, f"--model={model}"]
+    before = contents(tmp_path)
+    code, err = run(capsys, source, target, *args)
+    assert_one_line(err, message)
+    assert code == 1
+    assert contents(tmp_path) == before
+
+
+class Malice:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("owned",)
+
+
+def make_malicious(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"model": Malice()}))
+        archive.writestr("a/version", "3")
+
+
+def assert_one_line(err: str, message: str) -> None:
+    assert err.startswith("liif-fast: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("strip", [0, 3])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, RuntimeError("out of memory\nTried to allocate")])
+def test_interruption_leaves_nothing(
+    tmp_path: Path,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    strip: int,
+    failure: BaseException | type[BaseException],
+) -> None:
+    left = strip
+    whole = upscaling._Layer.render
+
+    def render(self: upscaling._Layer, *args: object) -> torch.Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise failure
+        return whole(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upscaling, "_STRIP_QUERIES", 30)
+    monkeypatch.setattr(upscaling._Layer, "render", render)
+    (tmp_path / "out.png").write_bytes(b"the old file")
+    before = contents(tmp_path)
+    code, err = run(capsys, photo, tmp_path / "out.png", "--scale", 2, "--model", model)
+    assert code == (130 if failure is KeyboardInterrupt else 1)
+    assert err.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
+    """A real process, stopped between the first and the last byte of the output."""
+    script = (
+        "import sys, time\n"
+        "from PIL import Image\n"
+        "from liif_fast.cli import main\n"
+        "def save(self, file, **options):\n"
+        "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
+        "Image.Image.save = save\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    target = tmp_path / "out.png"
+    target.write_bytes(b"old")
+    args = ["upscale", str(photo), str(target), "--scale=2", f"--model={model}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+    assert target.read_bytes() == b"old"
+
+
+def test_help_and_usage_errors_import_no_torch() -> None:
+    script = (
+        "import sys\n"
+        "from liif_fast.cli import main\n"
+        "for args in ([], ['--help'], ['--version'], ['upscale', '--help'], ['frobnicate'],\n"
+        "             ['upscale', 'missing.png', 'out.png', '--scale=2']):\n"
+        "    print(main(args), file=sys.stderr)\n"
+        "print([name for name in ('torch', 'triton', 'numpy.linalg') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert [line for line in done.stderr.splitlines() if line.isdigit()] == ["2", "0", "0", "0", "2", "1"]
+
+
+def test_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "liif_fast", "--version"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == f"liif-fast {liif_fast.__version__}\n"
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frobnicate"]) == 2
+    assert_one_line(capsys.readouterr().err, "invalid choice: 'frobnicate'")
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in (liif_fast.__version__, torch.__version__, "reference", "chosen by auto", "native build", "model"):
+        assert word in out
+
+
+def test_traceback_on_request(tmp_path: Path) -> None:
+    with pytest.raises(liif_fast.imageio.ImageFileError):
+        main(["--traceback", "upscale", str(tmp_path / "none.png"), str(tmp_path / "out.png"), "--scale=2"])
+
+
+def test_train_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    import liif_fast.train as package
+
+    seen = []
+    monkeypatch.setattr(package, "train", lambda config, **options: seen.append((config, options)))
+    assert main(["train", "--config", "c.yaml", "--tag", "t", "--resume"]) == 0
+    assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True})]
+
+
+def test_bench_outside_a_source_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "liif_fast" / "__init__.py"))
+    assert main(["bench"]) == 1
+    assert_one_line(capsys.readouterr().err, "not part of the installed package")
+
+
+def test_progress_bar_on_a_terminal_only(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    args = (photo, tmp_path / "out.png", "--scale", 2, "--model", model)
+    assert run(capsys, *args)[1] == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    err = run(capsys, *args)[1]
+    assert "encode" in err
+    assert "render" in err
+    assert "rows" in err
