@@ -5,7 +5,7 @@
 Each photograph is cut so that the scale divides it (SEMANTICS: section 4), reduced with Pillow's bicubic filter to
 8 bits, and enlarged again by the model and by Pillow. PSNR over RGB, without the border of ceil(scale) + 6 pixels, the
 model's output clamped but not rounded. Prints a Markdown table; --out keeps all figures, --table rewrites the table in
-a model card between the lines that mark it.
+documents, between the lines that mark it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from liif_fast.data.wrappers import resize
 from liif_fast.metrics import psnr
 
 SHIPPED = Path(__file__).parents[1] / "liif_fast" / "assets" / "edsr-small-liif.safetensors"
-START, END = "<!-- table -->", "<!-- end of table -->"
+START, END = "<!-- begin:psnr -->", "<!-- end:psnr -->"
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[2, 3, 3.7, 4, 6])
     parser.add_argument("--crop", type=int, help="use only the middle of each photograph, so many pixels a side")
     parser.add_argument("--out", type=Path, help="JSON record")
-    parser.add_argument("--table", type=Path, help=f"file with the lines {START} and {END}")
+    parser.add_argument("--table", type=Path, nargs="+", default=[], help=f"files with the lines {START} and {END}")
     args = parser.parse_args()
 
     model = load_model(args.model)
@@ -80,7 +80,9 @@ def main() -> None:
         for scale in args.scales:
             ours, bicubic = measure(model, image, scale)
             results.append({"image": name, "scale": scale, "model": round(ours, 4), "bicubic": round(bicubic, 4)})
-            print(f"{name} x{scale:g}: {ours:.3f} dB, bicubic {bicubic:.3f}, gain {ours - bicubic:+.3f}", file=sys.stderr)
+            print(
+                f"{name} x{scale:g}: {ours:.3f} dB, bicubic {bicubic:.3f}, gain {ours - bicubic:+.3f}", file=sys.stderr
+            )
     text = table(results, args.scales)
     print(text)
     inside = [r["model"] - r["bicubic"] for r in results if 2 <= r["scale"] <= 4]
@@ -99,9 +101,9 @@ def main() -> None:
             "results": results,
         }
         args.out.write_text(json.dumps(record, indent=1) + "\n")
-    if args.table:
-        before, rest = args.table.read_text().split(START)
-        args.table.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}")
+    for path in args.table:
+        before, rest = path.read_text().split(START)
+        path.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

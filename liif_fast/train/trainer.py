@@ -5,6 +5,7 @@ is bit for bit the uninterrupted one.
 """
 
 import copy
+import datetime
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from liif_fast.data import registry
 from liif_fast.data.wrappers import Sample, collate
 from liif_fast.metrics import parse_eval_type, psnr
 from liif_fast.train.config import OPTIMIZERS, Config, load_config
+
+CHECK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait
 
 
 def train(
@@ -111,15 +114,16 @@ class Run:
 
     def train(self) -> None:
         """Train until epoch_max, leaving a checkpoint after every epoch."""
-        config = self.config
+        config, begin, first = self.config, time.perf_counter(), self.epoch
         while self.epoch < config.epoch_max:
             start = time.perf_counter()
-            loss, steps = self._train_epoch()
+            before, loss = self.steps, self._train_epoch()
             self.epoch += 1
-            self.steps += steps
+            seconds = time.perf_counter() - start
             record: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "loss": loss}
-            record["seconds"] = round(time.perf_counter() - start, 2)
-            line = f"epoch {self.epoch}/{config.epoch_max}, loss {loss:.5f}, {steps / record['seconds']:.2f} it/s"
+            record["seconds"] = round(seconds, 2)
+            speed = (self.steps - before) / seconds
+            line = f"epoch {self.epoch}/{config.epoch_max}, loss {loss:.5f}, {speed:.2f} it/s"
             best = False
             if self.val_set is not None and config.epoch_val and self.epoch % config.epoch_val == 0:
                 record["psnr"], record["psnr_per_image"] = self.validate()
@@ -129,17 +133,18 @@ class Run:
             self._set_rate(self.epoch)  # as the original's files have it: the next epoch's
             record["lr"] = self.optimizer.param_groups[0]["lr"]
             state = self.checkpoint()
-            _save_atomically(state, self.folder / "epoch-last.pth")
             if best:
                 _save_atomically(state, self.folder / "epoch-best.pth")
             if config.epoch_save and self.epoch % config.epoch_save == 0:
                 _save_atomically(state, self.folder / f"epoch-{self.epoch}.pth")
-            self.log(line + f", lr {record['lr']:.3g}")
+            _save_atomically(state, self.folder / "epoch-last.pth")  # at the end: resuming starts from it
+            left = (time.perf_counter() - begin) / (self.epoch - first) * (config.epoch_max - self.epoch)
+            self.log(line + f", lr {record['lr']:.3g}, {datetime.timedelta(seconds=round(left))} left")
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def _train_epoch(self) -> tuple[float, int]:
-        """One pass over the training set; the mean loss and the number of steps."""
+    def _train_epoch(self) -> float:
+        """One pass over the training set; returns the mean loss."""
         config, epoch = self.config, self.epoch + 1
         torch.manual_seed(_mix(config.seed, epoch))  # for layers that draw, such as dropout
         self.train_set.set_epoch(epoch)
@@ -151,12 +156,12 @@ class Run:
             for step, batch in enumerate(loader):
                 self._set_rate(self.epoch + step / len(loader))
                 losses[step] = self._step(batch)
-                # Reading a loss makes a GPU wait, so it is done only as often as somebody could see it.
-                if bar.update() or step + 1 == len(loader):
+                bar.update()
+                if (step + 1) % CHECK_EVERY == 0:
                     checked = self._check(losses, checked, step + 1)
                     bar.set_postfix(loss=f"{losses[: step + 1].mean().item():.4f}", refresh=False)
         self._check(losses, checked, len(loader))
-        return losses.mean().item(), len(loader)
+        return losses.mean().item()
 
     def _step(self, batch: Sample) -> Tensor:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
@@ -169,9 +174,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.steps += 1
         if self.average is not None:
-            done = self.optimizer.state[next(p for p in self.model.parameters() if p.grad is not None)]["step"].item()
-            decay = min(self.config.ema or 0.0, (1 + done) / (10 + done))
+            decay = min(self.config.ema or 0.0, (1 + self.steps) / (10 + self.steps))  # short at first
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return loss.detach()

@@ -125,3 +125,81 @@ def test_every_shipped_configuration_is_right(monkeypatch):
     assert paths
     for path in paths:
         load_config(path)
+
+
+ORIGINAL = """
+train_dataset:
+  dataset:
+    name: image-folder
+    args:
+      root_path: {0}
+      repeat: 20
+      cache: in_memory
+  wrapper:
+    name: sr-implicit-downsampled
+    args:
+      inp_size: 48
+      scale_max: 4
+      augment: true
+      sample_q: 2304
+  batch_size: 16
+
+val_dataset:
+  dataset:
+    name: paired-image-folders
+    args:
+      root_path_1: {0}
+      root_path_2: {0}
+      first_k: 10
+      repeat: 160
+      cache: bin
+  wrapper:
+    name: sr-implicit-uniform-varied
+    args:
+      size_min: 32
+      size_max: 256
+      augment: true
+      gt_resize: 256
+      sample_q: 2304
+  batch_size: 16
+
+data_norm:
+  inp: {{sub: [0.5], div: [0.5]}}
+  gt: {{sub: [0.5, 0.5, 0.5], div: [0.5, 0.5, 0.5]}}
+
+model:
+  name: liif
+  args:
+    encoder_spec:
+      name: rdn
+      args:
+        no_upsampling: true
+    imnet_spec:
+      name: mlp
+      args:
+        out_dim: 3
+        hidden_list: [256, 256, 256, 256]
+
+optimizer:
+  name: adam
+  args:
+    lr: 1.e-4
+epoch_max: 1000
+multi_step_lr:
+  milestones: [200, 400, 600, 800]
+  gamma: 0.5
+
+epoch_val: 1
+epoch_save: 100
+eval_type: div2k-4
+eval_bsize: 30000
+"""
+
+
+def test_every_key_of_the_original(tmp_path):
+    path = tmp_path / "original.yaml"
+    path.write_text(ORIGINAL.format(tmp_path))
+    config = load_config(path)
+    assert config.optimizer["args"]["lr"] == 1e-4
+    assert config.data_norm["gt"]["sub"] == [0.5, 0.5, 0.5]
+    assert config.resume is None

@@ -29,7 +29,11 @@ def run(write, config, root, **args):
     return train(write(config), save_root=root, device="cpu", **args)
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "multi_step_lr": None, "cosine": {"warmup": 1}, "val_seed": None}])
+SGD = {"name": "sgd", "args": {"lr": 0.01, "momentum": 0.9}}
+OURS = {"ema": 0.9, "multi_step_lr": None, "cosine": {"warmup": 1}, "val_seed": None}
+
+
+@pytest.mark.parametrize("extra", [{}, OURS, OURS | {"optimizer": SGD}])
 def test_resumed_is_uninterrupted(tmp_path, tiny, write, extra, monkeypatch):
     tiny |= extra
     whole = run(write, tiny, tmp_path / "whole")
