@@ -32,8 +32,8 @@ def accelerate(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: an attribute is missing or of the wrong kind.
-        ValueError: its outputs on a small random image are not ours, so it computes something else; the module
-            is as it was.
+        ValueError: its outputs on a small random image are not ours, so it computes something else, or it does not
+            run on this machine; the module is as it was.
     """
     if isinstance(module, FeatureModel | _Accelerated):
         return module
@@ -47,9 +47,15 @@ def _change_class(module: Any) -> None:
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
         image, coord, cell = _probe(next(module.parameters()))
-        feat = module.gen_feat(image)
-        own_queries = module.query_rgb(coord, cell)
-        own_output = module(image, coord, cell)
+        try:
+            feat = module.gen_feat(image)
+            own_queries = module.query_rgb(coord, cell)
+            own_output = module(image, coord, cell)
+        except Exception as error:  # the original's query_rgb needs a GPU, for one
+            raise ValueError(
+                f"module does not run here, so that there is nothing to compare with ({error}); "
+                "liif_fast.load_model reads its checkpoint on any machine"
+            ) from error
         module.__class__ = _accelerated(own_class)
         try:
             module.feat = feat

@@ -96,6 +96,18 @@ def test_a_module_that_computes_something_else_is_refused(plain, differ):
     assert module.training
 
 
+def test_a_module_that_does_not_run_is_refused(plain):
+    class NeedsGPU(plain.LIIF):
+        def query_rgb(self, coord, cell=None):
+            raise AssertionError("Torch not compiled with CUDA enabled")
+
+    module = NeedsGPU()
+    with pytest.raises(ValueError, match="does not run here, .* CUDA enabled"):
+        accelerate(module)
+    assert type(module) is NeedsGPU
+    assert not hasattr(module, "feat")
+
+
 def test_other_modules_are_refused(plain):
     with pytest.raises(TypeError, match="has no encoder, imnet, local_ensemble"):
         accelerate(nn.Linear(2, 2))
