@@ -50,7 +50,8 @@ bench: build
 sanitize: build
 	LIIF_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ops $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib OMP_NUM_THREADS=2 \
+	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest tests/ops $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_build_info.json $(VENV)/.built
