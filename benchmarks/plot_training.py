@@ -23,7 +23,7 @@ def main() -> None:
     records = [json.loads(line) for line in args.log.read_text().splitlines()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
     left.plot([r["steps"] for r in records], [r["loss"] for r in records])
-    left.set(xlabel="step", ylabel="L1 loss (of values from -1 to 1)")
+    left.set(xlabel="step", ylabel="L1 loss")
     validated = [r for r in records if "psnr" in r]
     right.plot([r["steps"] for r in validated], [r["psnr"] for r in validated], color="tab:green")
     right.set(xlabel="step", ylabel="validation PSNR in dB")

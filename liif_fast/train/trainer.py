@@ -28,6 +28,10 @@ from liif_fast.train.config import OPTIMIZERS, Config, load_config
 CHECK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait
 
 
+class DivergedError(ValueError):
+    """The loss is no longer a finite number."""
+
+
 def train(
     config_path: str | Path,
     *,
@@ -54,7 +58,7 @@ def train(
         FileNotFoundError: if something that the configuration names is missing.
         FileExistsError: if the folder holds a training already and resume is not set.
         ValueError: if the configuration is wrong or does not fit the checkpoint.
-        FloatingPointError: if the loss is not finite.
+        DivergedError: if the loss is not finite.
     """
     config = load_config(config_path)
     folder = Path(save_root) / (name or "_" + Path(config_path).stem + (f"_{tag}" if tag else ""))
@@ -185,7 +189,7 @@ class Run:
         bad = (~losses[start:stop].isfinite()).nonzero()
         if len(bad):
             step = start + int(bad[0])
-            raise FloatingPointError(
+            raise DivergedError(
                 f"the loss is {losses[step].item()} at step {step + 1} of epoch {self.epoch + 1}; epoch-last.pth holds "
                 f"the state after epoch {self.epoch}"
             )
