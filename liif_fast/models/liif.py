@@ -117,14 +117,17 @@ class LIIF(FeatureModel):
 
     def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if self.imnet is None:
+            functional._check_queries(feat, coord, None, cell_decode=False)
             return nearest_feature(feat, coord)
         chain = fusable(self.imnet)
         if chain is not None:
             return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
         if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:
             return self._query_module(self.imnet, feat, coord, cell)
-        cells = [None] * coord.shape[1] if cell is None else cell.split(GATHER_QUERIES, 1)
-        parts = zip(coord.split(GATHER_QUERIES, 1), cells, strict=False)
+        cell = functional._check_queries(feat, coord, cell, self.cell_decode)
+        chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
+        cells = [None if cell is None else cell[:, chunk] for chunk in chunks]
+        parts = zip([coord[:, chunk] for chunk in chunks], cells, strict=True)
         return torch.cat([self._query_module(self.imnet, feat, *part) for part in parts], 1)
 
     def _query_module(self, imnet: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:

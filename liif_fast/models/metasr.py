@@ -40,10 +40,8 @@ class MetaSR(FeatureModel):
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self._encoded()
-        if cell is None:
-            raise ValueError("cell must be a tensor of shape [B, Q, 2] for MetaSR, got None")
-        if cell.shape != coord.shape:
-            raise ValueError(f"cell must have coord's shape {list(coord.shape)}, got {list(cell.shape)}")
+        cell = functional._check_queries(feat, coord, cell, cell_decode=True)
+        assert cell is not None
         if torch.is_grad_enabled():
             return self._query(feat, coord, cell)
         chunk = max(1, CHUNK_QUERIES // max(1, len(feat)))

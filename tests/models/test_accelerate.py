@@ -102,7 +102,7 @@ def test_a_module_that_does_not_run_is_refused(plain):
             raise AssertionError("Torch not compiled with CUDA enabled")
 
     module = NeedsGPU()
-    with pytest.raises(ValueError, match="does not run here, .* CUDA enabled"):
+    with pytest.raises(ValueError, match=r"does not run here, .* CUDA enabled"):
         accelerate(module)
     assert type(module) is NeedsGPU
     assert not hasattr(module, "feat")

@@ -137,6 +137,24 @@ def test_bilinear_residual(tiny_spec, dtype):
     assert torch.equal(model.query_rgb(coord, cell), model(inp, coord, cell))
 
 
+@pytest.mark.parametrize("imnet", ["mlp", "test-tanh", None])
+def test_bad_queries(tiny_spec, monkeypatch, imnet):
+    monkeypatch.setattr("liif_fast.models.liif.GATHER_QUERIES", 2)
+    imnet_spec = imnet and {"name": imnet, "args": {"out_dim": 3, **({"hidden_list": [16]} if imnet == "mlp" else {})}}
+    model = models.make(tiny_spec(imnet_spec=imnet_spec))
+    with torch.no_grad():
+        model.gen_feat(torch.rand(1, 3, 4, 4))
+        with pytest.raises(TypeError, match="coord must be float32"):
+            model.query_rgb(torch.rand(1, 5, 2).half(), torch.rand(1, 5, 2))
+        with pytest.raises(ValueError, match="coord must have shape"):
+            model.query_rgb(torch.rand(2, 5, 2), torch.rand(2, 5, 2))
+        if imnet:
+            with pytest.raises(ValueError, match="cell must have the shape of coord"):
+                model.query_rgb(torch.rand(1, 5, 2), torch.rand(1, 3, 2))
+            with pytest.raises(ValueError, match="cell must be a tensor"):
+                model.query_rgb(torch.rand(1, 5, 2))
+
+
 def test_bad_residual(tiny_spec):
     with pytest.raises(ValueError, match="residual must be None or 'bilinear', got 'bicubic'"):
         models.make(tiny_spec(residual="bicubic"))

@@ -97,5 +97,5 @@ def test_bad_cells(model):
     coord = make_coord((6, 6)).expand(1, -1, 2)
     with pytest.raises(ValueError, match="cell must be a tensor"):
         model.query_rgb(coord)
-    with pytest.raises(ValueError, match="cell must have coord's shape"):
+    with pytest.raises(ValueError, match="cell must have the shape of coord"):
         model.query_rgb(coord, torch.rand(1, 5, 2))
