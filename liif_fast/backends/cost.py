@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
 # but its 9*C values are collected one by one. Measured with benchmarks on a CPU between 1.2 and 2.
-GATHERED_ROW = 2.0
+GATHERED_ROW = 2
 
 
 def factorises(latents: int, rows: int) -> bool:

@@ -88,6 +88,19 @@ def _scaled(cell: Tensor, height: int, width: int) -> Tensor:
     return torch.stack((cell[..., 0] * height, cell[..., 1] * width), -1)
 
 
+def _chunks(batch: int, queries: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of images and of queries, about `size` queries at a time: whole images, or a part of one."""
+    size = max(1, size)
+    if queries < size:
+        images = size // max(queries, 1)
+        for first in range(0, batch, images):
+            yield slice(first, min(first + images, batch)), slice(0, queries)
+    else:
+        for image in range(batch):
+            for first in range(0, queries, size):
+                yield slice(image, image + 1), slice(first, min(first + size, queries))
+
+
 class _Decoder(NamedTuple):
     """One call, without its tensors: how a chunk of queries becomes a chunk of the output."""
 
@@ -101,16 +114,8 @@ class _Decoder(NamedTuple):
     dtype: torch.dtype  # of the hidden layers
 
     def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Yield slices of images and of queries: several whole images, or a part of one."""
-        batch, size = self.shape[0], max(1, self.chunk_rows // self.switches.corners)
-        if self.queries < size:
-            images = size // max(self.queries, 1)
-            for first in range(0, batch, images):
-                yield slice(first, min(first + images, batch)), slice(0, self.queries)
-        else:
-            for image in range(batch):
-                for first in range(0, self.queries, size):
-                    yield slice(image, image + 1), slice(first, min(first + size, self.queries))
+        """Yield the slices (of images, of queries) of every chunk."""
+        return _chunks(self.shape[0], self.queries, self.chunk_rows // self.switches.corners)
 
     def pick(
         self, coord: Tensor | None, cell: Tensor | None, images: slice, queries: slice, device: torch.device
@@ -164,11 +169,15 @@ class _Decoder(NamedTuple):
         if params:
             hidden = F.relu(hidden)
         hidden = hidden.to(affine.dtype).unflatten(0, weight.shape)
+        weight = weight.to(affine.dtype)
         if self.switches.local_ensemble:
-            hidden = torch.einsum("bqk,bqkc->bqc", weight.to(affine.dtype), hidden)
+            hidden = torch.einsum("bqk,bqkc->bqc", weight, hidden)
         else:
             hidden = hidden.squeeze(2)
-        return F.linear(hidden, params[-2], params[-1]) if params else hidden
+        if not params:
+            return hidden
+        # The weights sum to 1 but for their rounding to float32, which shows in float64.
+        return F.linear(hidden, params[-2]) + weight.sum(2, keepdim=True) * params[-1]
 
     def run(
         self,
@@ -239,7 +248,8 @@ def _accumulate(
     rows = decoder.take(source.detach(), images, index).requires_grad_(wanted[0])
     cell = None if cell is None else cell.detach().requires_grad_(wanted[2])
     out = decoder.tail(rows, rel, weight, cell, params)
-    leaves = [t for t, want in zip((rows, coord, cell, *params), wanted, strict=True) if want]
+    inputs = (rows, coord, cell, *params)
+    leaves = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
     grads = iter(torch.autograd.grad(out, leaves, grad_out[images, queries]))
     for position, total in enumerate(totals):
         if total is None:
@@ -259,8 +269,66 @@ def _project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> T
     """Return P = W1z z + b1 of every latent, as rows [B*H*W, h]."""
     side = 3 if feat_unfold else 1
     kernel = weight.reshape(weight.shape[0], feat.shape[1], side, side)
-    maps = F.conv2d(feat.contiguous(memory_format=torch.channels_last), kernel, bias, padding=side // 2)
+    opaque = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    maps = torch.ops.liif_fast.convolve(feat, kernel, bias) if opaque else _convolve(feat, kernel, bias)
     return maps.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+
+
+# Inductor fixes the width of the map when it lowers the gradient of a convolution, so that torch.compile would compile
+# again for each new width. As an operator that it does not look into, the convolution serves every size.
+
+torch.library.define("liif_fast::convolve", "(Tensor feat, Tensor kernel, Tensor bias) -> Tensor")
+torch.library.define(
+    "liif_fast::convolve_backward",
+    "(Tensor grad, Tensor feat, Tensor kernel, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _convolve(feat: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    feat = feat.contiguous(memory_format=torch.channels_last)
+    maps = F.conv2d(feat, kernel, bias, padding=kernel.shape[2] // 2)
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("liif_fast::convolve")
+def _convolve_fake(feat: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    shape = (feat.shape[0], kernel.shape[0], *feat.shape[2:])
+    return torch.empty(shape, dtype=feat.dtype, device=feat.device, memory_format=torch.channels_last)
+
+
+def _convolve_backward(
+    grad: Tensor, feat: Tensor, kernel: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    padding, feat = [kernel.shape[2] // 2] * 2, feat.contiguous(memory_format=torch.channels_last)
+    grads = torch.ops.aten.convolution_backward(
+        grad, feat, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+    )
+    likes = _convolve_backward_fake(grad, feat, kernel, wanted)
+    return tuple([like if made is None else made.contiguous() for made, like in zip(grads, likes, strict=True)])
+
+
+@torch.library.register_fake("liif_fast::convolve_backward")
+def _convolve_backward_fake(
+    grad: Tensor, feat: Tensor, kernel: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (feat.shape, kernel.shape, kernel.shape[:1])
+    likes = [grad.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True)]
+    return likes[0], likes[1], likes[2]
+
+
+def _convolve_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _convolve_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad)
+    grads = torch.ops.liif_fast.convolve_backward(grad, *ctx.saved_tensors, wanted)
+    return tuple([made if want else None for made, want in zip(grads, wanted, strict=True)])
+
+
+torch.library.impl("liif_fast::convolve", "CompositeExplicitAutograd", _convolve)
+torch.library.impl("liif_fast::convolve_backward", "CompositeExplicitAutograd", _convolve_backward)
+torch.library.register_autograd("liif_fast::convolve", _convolve_autograd, setup_context=_convolve_context)
 
 
 def _decode(
@@ -358,13 +426,29 @@ def render(
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K], without unfolding the map."""
-    batch, _, height, width = feat.shape
-    index, rel, weight = plan_corners(coord, height, width, switches.local_ensemble)
     dtype = feat.dtype if autocast_dtype(feat) is None else torch.promote_types(feat.dtype, torch.float32)
-    image = torch.arange(batch, device=feat.device).view(-1, 1, 1).expand(index.shape[:-1])
-    parts = [_gather_latents(feat, image, index, switches.feat_unfold), rel]
-    if switches.cell_decode:
-        assert cell is not None
+    cell = cell if switches.cell_decode else None
+    (batch, queries), device, corners = coord.shape[:2], feat.device, switches.corners
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _any_requires_grad(feat, coord, cell)):
+        return _gather_corners(feat, coord, cell, switches, dtype, torch.arange(batch, device=device))
+    in_dim = feat.shape[1] * (9 if switches.feat_unfold else 1) + (2 if cell is None else 4)
+    x = torch.empty((batch, queries, corners, in_dim), dtype=dtype, device=device)
+    weight = torch.empty((batch, queries, corners), dtype=coord.dtype, device=device)
+    for i, q in _chunks(batch, queries, _chunk_bytes(feat) // (corners * in_dim * dtype.itemsize)):
+        images = torch.arange(i.start, i.stop, device=device)
+        some = None if cell is None else cell[i, q]
+        x[i, q], weight[i, q] = _gather_corners(feat, coord[i, q], some, switches, dtype, images)
+    return x, weight
+
+
+def _gather_corners(
+    feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, dtype: torch.dtype, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    height, width = feat.shape[2:]
+    index, rel, weight = plan_corners(coord, height, width, switches.local_ensemble)
+    images = images.view(-1, 1, 1).expand(index.shape[:-1])
+    parts = [_gather_latents(feat, images, index, switches.feat_unfold), rel]
+    if cell is not None:
         parts.append(_scaled(cell, height, width).unsqueeze(2).expand(rel.shape))
     return torch.cat([part.to(dtype) for part in parts], -1), weight
 
