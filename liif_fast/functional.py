@@ -62,7 +62,7 @@ def liif_decode(
     weights, biases = tuple(weights), tuple(biases)
     _check_feat(feat)
     cell = _check_queries(feat, coord, cell, cell_decode)
-    _check_layers(feat, "feat", weights, biases, _in_dim(feat, switches), _in_dim_text(feat, switches))
+    _check_layers(feat, weights, biases, switches)
     call = _call("decode", feat, coord.shape[1], weights, biases, switches, coord, cell)
     return backends.choose(call, backend).decode(feat, coord, cell, weights, biases, switches, recompute)
 
@@ -105,7 +105,7 @@ def liif_render(
     switches = Switches(feat_unfold, local_ensemble, cell_decode)
     weights, biases = tuple(weights), tuple(biases)
     _check_feat(feat)
-    _check_layers(feat, "feat", weights, biases, _in_dim(feat, switches), _in_dim_text(feat, switches))
+    _check_layers(feat, weights, biases, switches)
     height, width, window = _check_grid(size, region)
     cells = _grid_cell(feat, height, width, cell) if cell_decode else None
     call = _call("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
@@ -196,7 +196,7 @@ def fused_mlp(
     _check_tensor("x", x)
     if x.ndim < 1:
         raise ValueError("x must have shape [..., in], got []")
-    _check_layers(x, "x", weights, biases, x.shape[-1], "the last dimension of x")
+    _check_layers(x, weights, biases, None)
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     call = _call("fused_mlp", x, rows, weights, biases, Switches(), None, None)
     return backends.choose(call, backend).fused_mlp(x, weights, biases, recompute)
@@ -229,7 +229,7 @@ def explain(
     weights, biases = tuple(weights), tuple(biases)
     _check_feat(feat)
     cell = _check_queries(feat, coord, cell, cell_decode)
-    _check_layers(feat, "feat", weights, biases, _in_dim(feat, switches), _in_dim_text(feat, switches))
+    _check_layers(feat, weights, biases, switches)
     return backends.explain(_call("decode", feat, coord.shape[1], weights, biases, switches, coord, cell), backend)
 
 
@@ -279,23 +279,23 @@ def _check_queries(feat: Tensor, coord: Tensor, cell: Tensor | None, cell_decode
     return cell
 
 
-def _in_dim(feat: Tensor, switches: Switches) -> int:
-    return feat.shape[1] * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
-
-
-def _in_dim_text(feat: Tensor, switches: Switches) -> str:
+def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
+    if switches is None:
+        return "the last dimension of x"
     latent = f"C = {feat.shape[1]}" + (" times 9 for feat_unfold" if switches.feat_unfold else "")
     return f"{latent}, + 2 for rel" + (", + 2 for cell_decode" if switches.cell_decode else "")
 
 
 def _check_layers(
-    x: Tensor, name: str, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], in_dim: int, in_dim_text: str
+    x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None
 ) -> None:
-    """Check the MLP's weights and biases against their input, the tensor x called `name`."""
+    """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
     if not weights or len(weights) != len(biases):
         raise ValueError(f"weights and biases must be as many, at least one each, got {len(weights)} and {len(biases)}")
-    dtype, device, mixed = x.dtype, x.device, autocast_dtype(x) is not None
-    width = in_dim
+    name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
+    width = x.shape[-1]
+    if switches is not None:
+        width = x.shape[1] * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
             raise TypeError(
@@ -304,7 +304,7 @@ def _check_layers(
             )
         shape = weight.shape
         if len(shape) != 2 or shape[1] != width or shape[0] == 0:
-            origin = in_dim_text if layer == 0 else f"the outputs of weights[{layer - 1}]"
+            origin = f"the outputs of weights[{layer - 1}]" if layer else _in_dim_text(x, switches)
             raise ValueError(f"weights[{layer}] must have shape [out, {width}] ({origin}), got {list(shape)}")
         width = shape[0]
         if bias.shape != (width,):
@@ -315,6 +315,7 @@ def _check_layers(
                 f"got {weight.device} and {bias.device}"
             )
         if weight.dtype != dtype or bias.dtype != dtype:
+            mixed = autocast_dtype(x) is not None  # then every dtype will do that autocast would cast
             for each, tensor in (("weights", weight), ("biases", bias)):
                 fits = tensor.dtype in _FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
@@ -356,10 +357,6 @@ def _grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[fl
     return torch.stack([torch.full((batch,), each, dtype=torch.float32, device=feat.device) for each in cell], -1)
 
 
-def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def _call(
     op: str,
     x: Tensor,
@@ -370,8 +367,10 @@ def _call(
     coord: Tensor | None,
     cell: Tensor | None,
 ) -> Call:
-    grad = torch.is_grad_enabled()
-    coord_grad = grad and _any_requires_grad(coord, cell)
+    coord_grad = grad = False
+    if torch.is_grad_enabled():
+        coord_grad = (coord is not None and coord.requires_grad) or (cell is not None and cell.requires_grad)
+        grad = coord_grad or x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *biases))
     return Call(
         op=op,
         device=x.device,
@@ -382,6 +381,6 @@ def _call(
         switches=switches,
         coord_dtype=torch.float32 if coord is None else coord.dtype,
         autocast=autocast_dtype(x),
-        requires_grad=coord_grad or (grad and _any_requires_grad(x, *weights, *biases)),
+        requires_grad=grad,
         coord_requires_grad=coord_grad,
     )

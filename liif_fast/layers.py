@@ -19,15 +19,9 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
 
 
 def linear_parameters(layers: nn.Sequential) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the weights and the biases of the Linears among `layers`, in order.
-
-    Raises:
-        ValueError: a Linear has no bias.
-    """
+    """Return the weights and the biases of the Linears among `layers`, in order."""
     # Read from the modules, not from parameters(): the replicas of DataParallel have no parameters.
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if any(linear.bias is None for linear in linears):
-        raise ValueError("every Linear of layers must have a bias, got one without")
     return [linear.weight for linear in linears], [linear.bias for linear in linears]
 
 
