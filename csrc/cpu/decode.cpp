@@ -18,13 +18,13 @@ constexpr int64_t kTileRows =
     96;  // a multiple of every kernel's rows; two such tiles of 256 floats fit a second-level cache
 
 // Runs tiles of queries. fill(first, count, h0, weight) writes layer 0 of count * corners rows and the corners'
-// weights; emit(query, out) gets one query's output.
+// weights; emit(query, out) gets one query's output. The hidden activations of the first `keep` queries go to `saved`.
 template <typename T, typename Fill, typename Emit>
-void forward(const DecoderNet<T>& net, int64_t queries, int corners, T* saved, int64_t extra_scratch, const Fill& fill,
-             const Emit& emit) {
+void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t keep, T* saved, int64_t extra_scratch,
+             const Fill& fill, const Emit& emit) {
     const int64_t tile = kTileRows / corners, hidden = net.hidden(), stride = net.stride();
     const int64_t levels = std::max<int64_t>(hidden, 1);
-    const int64_t buffers = saved ? levels : std::min<int64_t>(levels, 2);
+    const int64_t buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = net.saved_width();
     for_each_task(ceil_div(queries, tile), [&](int64_t task) {
         const int64_t first = task * tile, count = std::min(tile, queries - first), rows = count * corners;
@@ -49,7 +49,7 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, T* saved, i
 
         fill(first, count, b.h[0], b.weight, b.extra);
         net.forward_hidden(b.h.data(), rows);
-        for (int64_t r = 0; saved && r < rows; ++r) {
+        for (int64_t r = 0; r < std::min(rows, (keep - first) * corners); ++r) {
             T* to = saved + (first * corners + r) * saved_width;
             for (int64_t l = 1; l < hidden; to += net.width(l), ++l) {
                 std::memcpy(to, b.h[static_cast<size_t>(l)] + r * stride,
@@ -66,7 +66,14 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, T* saved, i
             top = b.blend;
         }
         if (hidden > 0) {
-            net.forward_last(top, count, b.out);
+            const T* bias = net.layer(hidden).bias;
+            for (int64_t q = 0; q < count; ++q) {
+                const T* weight = b.weight + q * corners;
+                T total = weight[0];  // 1 but for rounding to float32, which shows where T is double
+                for (int t = 1; t < corners; ++t) total += weight[t];
+                for (int64_t o = 0; o < net.out_padded(); ++o) b.out[q * net.out_padded() + o] = total * bias[o];
+            }
+            net.forward_last(top, count, b.out, Init::accumulate);
             for (int64_t q = 0; q < count; ++q) emit(first + q, b.out + q * net.out_padded());
         } else {
             for (int64_t q = 0; q < count; ++q) emit(first + q, top + q * stride);
@@ -92,7 +99,7 @@ auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& q
 
 template <typename T>
 std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                      const Tensors& weights, const Tensors& biases, bool ensemble, bool save) {
+                                      const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
@@ -101,10 +108,9 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, save ? count * corners : 0, net.saved_width());
+    Tensor saved = make_saved(p, keep * corners, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
-            gather_from(net, latents, queries, corners),
+    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
             [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
     return {out, saved};
 }
@@ -144,7 +150,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
             weight[r] = static_cast<T>(c.weight);
         }
     };
-    forward(net, count, corners, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
+    forward(net, count, corners, 0, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
             [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
     return out;
 }
@@ -152,7 +158,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
 template <typename T>
 std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                       const Tensors& biases, bool ensemble, const Window& map, const Window& grid,
-                                      bool save) {
+                                      int64_t keep) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, map.top, map.left);
     const GridQueries queries(cell, map.full_height, map.full_width, grid, ensemble);
@@ -161,10 +167,10 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, save ? count * corners : 0, net.saved_width());
+    Tensor saved = make_saved(p, keep * corners, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, save ? saved.mutable_data_ptr<T>() : nullptr, 0,
-            gather_from(net, latents, queries, corners), [&](int64_t q, const T* y) {
+    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
+            [&](int64_t q, const T* y) {
                 T* pixel = to + q / pixels * outs * pixels + q % pixels;
                 for (int64_t o = 0; o < outs; ++o) pixel[o * pixels] = y[o];
             });
@@ -174,9 +180,9 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
 }  // namespace
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                  const Tensors& weights, const Tensors& biases, bool ensemble, bool save) {
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
     return dispatch(p,
-                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, save); });
+                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, keep); });
 }
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
@@ -189,11 +195,11 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                   const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
                                   int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
-                                  int64_t left, int64_t height, int64_t width, bool save) {
+                                  int64_t left, int64_t height, int64_t width, int64_t keep) {
     const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
     const Window grid{grid_height, grid_width, top, left, height, width};
     return dispatch(
-        p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, save); });
+        p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, keep); });
 }
 
 }  // namespace liif

@@ -1,6 +1,6 @@
 // liif_fast::decode_backward. Rows, one per (query, corner), are visited in the order of the latent they read, so that
 // each latent's gradient is one sum in a fixed order; a chunk of queries at a time bounds the memory. Activations are
-// those that the forward pass saved, or are computed again, tile by tile.
+// those that the forward pass saved (of the first queries), or are computed again, tile by tile.
 #include <algorithm>
 
 #include "operators.h"
@@ -22,18 +22,25 @@ struct Row {  // what the plan says of one row of a chunk
     Query query;
 };
 
-// The chunk's rows in the order of their latents, equal ones in their own order: a counting sort.
-void sort_by_latent(const std::vector<Row>& rows, int64_t count, int64_t latents, std::vector<int32_t>& start,
-                    std::vector<int32_t>& order) {
-    start.assign(static_cast<size_t>(latents) + 1, 0);
-    for (int64_t r = 0; r < count; ++r) ++start[static_cast<size_t>(rows[static_cast<size_t>(r)].latent) + 1];
-    for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
-    order.resize(static_cast<size_t>(count));
-    for (int64_t r = 0; r < count; ++r) {
-        const auto latent = static_cast<size_t>(rows[static_cast<size_t>(r)].latent);
-        order[static_cast<size_t>(start[latent]++)] = static_cast<int32_t>(r);
+// A chunk of queries: its rows, and their order by latent, equal ones in their own order (a counting sort).
+struct Chunk {
+    int64_t first = 0, count = 0;  // queries
+    bool saved = false;            // the forward pass has saved its activations
+    std::vector<Row> rows;
+    std::vector<int32_t> order, start;
+
+    const Row& sorted(int64_t i) const { return rows[static_cast<size_t>(order[static_cast<size_t>(i)])]; }
+
+    void sort(int64_t latents) {
+        start.assign(static_cast<size_t>(latents) + 1, 0);
+        for (const Row& row : rows) ++start[static_cast<size_t>(row.latent) + 1];
+        for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
+        order.resize(rows.size());
+        for (size_t r = 0; r < rows.size(); ++r) {
+            order[static_cast<size_t>(start[static_cast<size_t>(rows[r].latent)]++)] = static_cast<int32_t>(r);
+        }
     }
-}
+};
 
 // What one worker sums: the layers' gradients, the affine part's, and the projection gradient of its first latent
 // where the worker before it ends in the same one.
@@ -44,154 +51,202 @@ struct Sums {
 };
 
 template <typename T>
+class DecodeBackward {
+   public:
+    DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const CoordQueries& queries,
+                   const DecoderNet<T>& net, int corners, int64_t total, T* p_grad)
+        : grad_(grad.const_data_ptr<T>()),
+          saved_(saved.const_data_ptr<T>()),
+          latents_(latents),
+          queries_(queries),
+          net_(net),
+          backward_(net),
+          corners_(corners),
+          total_(total),
+          kept_(saved.size(0) / corners),
+          padded_(round_up(latents.channels(), kernel<T>().nr)),
+          p_grad_(p_grad) {
+        const int64_t threads = torch::stable::get_num_threads();
+        workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
+        Arena<T> sizes;
+        make_sums(sizes);
+        T* memory = scratch<T, SumTag>(sizes.used());
+        std::memset(memory, 0, static_cast<size_t>(sizes.used()) * sizeof(T));
+        Arena<T> arena(memory);
+        sums_ = make_sums(arena);
+    }
+
+    void run() {
+        Chunk chunk;
+        while (chunk.first < total_) {
+            chunk.saved = chunk.first < kept_;
+            chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
+            plan(chunk);
+            // Contiguous shares of the sorted rows: which worker sums what depends only on the number of threads.
+            const auto rows = static_cast<int64_t>(chunk.rows.size());
+            const int64_t share = ceil_div(rows, workers_);
+            torch::stable::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
+                for (int64_t w = begin; w < end; ++w) {
+                    work(chunk, std::min(rows, w * share), std::min(rows, (w + 1) * share),
+                         sums_[static_cast<size_t>(w)]);
+                }
+            });
+            for (int64_t w = 1; w < workers_; ++w) add_edge(chunk, w * share, sums_[static_cast<size_t>(w)]);
+            chunk.first += chunk.count;
+        }
+    }
+
+    // [terms, channels], then weight and bias of the layers after the first.
+    Tensors layer_gradients(const Tensor& like) const {
+        const int64_t channels = latents_.channels();
+        Tensors result{make(like, {net_.terms(), channels})};
+        reduce(result[0], net_.terms(), channels, padded_, [](const Sums<T>& s) { return s.affine; });
+        for (int64_t l = 1; l <= net_.hidden(); ++l) {
+            const Layer<T>& layer = net_.layer(l);
+            const auto at = static_cast<size_t>(l);
+            result.push_back(make(like, {layer.out, layer.in}));
+            reduce(result.back(), layer.out, layer.in, backward_.padded_in(l),
+                   [at](const Sums<T>& s) { return s.layers.weight[at]; });
+            result.push_back(make(like, {layer.out}));
+            reduce(result.back(), 1, layer.out, layer.out_padded, [at](const Sums<T>& s) { return s.layers.bias[at]; });
+        }
+        return result;
+    }
+
+   private:
+    struct Tile {
+        std::vector<T*> h;
+        T *g, *other, *out, *affine;
+    };
+
+    std::vector<Sums<T>> make_sums(Arena<T>& arena) const {
+        std::vector<Sums<T>> sums;
+        for (int64_t w = 0; w < workers_; ++w) {
+            sums.push_back({backward_.gradients(arena), arena.take(net_.terms() * padded_), arena.take(padded_)});
+        }
+        return sums;
+    }
+
+    Tile make_tile(Arena<T>& arena) const {
+        Tile b;
+        for (int64_t l = 0; l < std::max<int64_t>(net_.hidden(), 1); ++l) {
+            b.h.push_back(arena.take(kTileRows * net_.stride()));
+        }
+        b.g = arena.take(kTileRows * net_.stride());
+        b.other = arena.take(kTileRows * net_.stride());
+        b.out = arena.take(kTileRows * net_.out_padded());
+        b.affine = arena.take(kTileRows * 4);
+        return b;
+    }
+
+    void plan(Chunk& chunk) const {
+        chunk.rows.resize(static_cast<size_t>(chunk.count * corners_));
+        torch::stable::parallel_for(0, chunk.count, 1024, [&](int64_t begin, int64_t end) {
+            Corner corner[4];
+            for (int64_t q = begin; q < end; ++q) {
+                const Query query = queries_(chunk.first + q, corner);
+                for (int t = 0; t < corners_; ++t) {
+                    const int64_t latent = latents_.index(query.batch, corner[t]);
+                    chunk.rows[static_cast<size_t>(q * corners_ + t)] = {latent, corner[t], query};
+                }
+            }
+        });
+        chunk.sort(latents_.count());
+    }
+
+    // A tile's inputs: layer 0, saved activations, the corner's share of the output's gradient, rel and cell.
+    void fill(const Chunk& chunk, int64_t first, int64_t count, const Tile& b) const {
+        const int64_t outs = net_.out(), padded = net_.out_padded();
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t in_chunk = chunk.order[static_cast<size_t>(first + r)];
+            const Row& row = chunk.rows[static_cast<size_t>(in_chunk)];
+            if (net_.hidden() > 0) {
+                net_.affine(b.h[0] + r * net_.stride(), latents_.row(row.latent), row.corner, row.query.cell);
+            }
+            if (chunk.saved) {
+                const T* from = saved_ + (chunk.first * corners_ + in_chunk) * net_.saved_width();
+                for (int64_t l = 1; l < net_.hidden(); from += net_.width(l), ++l) {
+                    std::memcpy(b.h[static_cast<size_t>(l)] + r * net_.stride(), from,
+                                static_cast<size_t>(net_.width(l)) * sizeof(T));
+                }
+            }
+            const T weight = static_cast<T>(row.corner.weight);
+            const T* y = grad_ + (chunk.first + in_chunk / corners_) * outs;
+            for (int64_t o = 0; o < padded; ++o) b.out[r * padded + o] = o < outs ? weight * y[o] : T(0);
+            const float affine[4] = {row.corner.rel_row, row.corner.rel_column, row.query.cell[0], row.query.cell[1]};
+            for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = static_cast<T>(affine[j]);
+        }
+    }
+
+    void work(const Chunk& chunk, int64_t begin, int64_t end, const Sums<T>& sum) const {
+        if (begin == end) return;
+        const int64_t channels = latents_.channels();
+        const int64_t edge_latent = starts_inside(chunk, begin) ? chunk.sorted(begin).latent : -1;
+        Arena<T> sizes;
+        make_tile(sizes);
+        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
+        Tile b = make_tile(arena);
+        for (int64_t first = begin; first < end; first += kTileRows) {
+            const int64_t count = std::min(kTileRows, end - first);
+            fill(chunk, first, count, b);
+            if (!chunk.saved) net_.forward_hidden(b.h.data(), count);
+            backward_.run(b.h.data(), b.out, count, b.g, b.other, sum.layers);
+            const T* g = net_.hidden() > 0 ? b.g : b.out;
+            const int64_t g_stride = net_.hidden() > 0 ? net_.stride() : net_.out_padded();
+            Backward<T>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, sum.affine);
+            for (int64_t r = 0; r < count; ++r) {
+                const int64_t latent = chunk.sorted(first + r).latent;
+                T* to = latent == edge_latent ? sum.edge : p_grad_ + latent * channels;
+                kernel<T>().axpy(to, g + r * g_stride, T(1), channels);
+            }
+        }
+    }
+
+    static bool starts_inside(const Chunk& chunk, int64_t begin) {
+        return begin > 0 && chunk.sorted(begin - 1).latent == chunk.sorted(begin).latent;
+    }
+
+    void add_edge(const Chunk& chunk, int64_t begin, const Sums<T>& sum) {
+        if (begin >= static_cast<int64_t>(chunk.rows.size()) || !starts_inside(chunk, begin)) return;
+        const int64_t channels = latents_.channels();
+        kernel<T>().axpy(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, T(1), channels);
+        std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(T));
+    }
+
+    template <typename Pick>
+    void reduce(const Tensor& to, int64_t height, int64_t width, int64_t row, const Pick& pick) const {
+        std::vector<const T*> parts;
+        for (const Sums<T>& sum : sums_) parts.push_back(pick(sum));
+        reduce_workers<T>(parts, height, width, row, to.mutable_data_ptr<T>());
+    }
+
+    const T *grad_, *saved_;
+    const Latents<T>& latents_;
+    const CoordQueries& queries_;
+    const DecoderNet<T>& net_;
+    const Backward<T> backward_;
+    const int corners_;
+    const int64_t total_, kept_, padded_;
+    T* p_grad_;
+    int64_t workers_;
+    std::vector<Sums<T>> sums_;
+};
+
+template <typename T>
 Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
             const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
             int64_t map_width, int64_t p_top, int64_t p_left) {
-    const auto& kern = kernel<T>();
     const int corners = ensemble ? 4 : 1;
-    const bool have_saved = saved.size(0) > 0;
+    const int64_t total = coord.size(0) * coord.size(1);
     const Latents<T> latents(p, p_top, p_left);
     const CoordQueries queries(coord, cell, map_height, map_width, ensemble);
-    const int64_t total = coord.size(0) * coord.size(1), outs = weights.back().size(0);
-    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
-        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_backward | (have_saved ? 0 : pack_forward), arena,
-                             dry);
-    });
-    const Backward<T> backward(net);
-    const int64_t hidden = net.hidden(), stride = net.stride(), levels = std::max<int64_t>(hidden, 1);
-    const int64_t channels = latents.channels(), padded = round_up(channels, kern.nr);
-    const int64_t latent_count = p.size(0) * p.size(1) * p.size(2);
-
-    const int64_t workers =
-        std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(total * corners, kTileRows)));
-    const auto sums_of = [&](Arena<T>& arena) {
-        std::vector<Sums<T>> sums;
-        for (int64_t w = 0; w < workers; ++w) {
-            sums.push_back({backward.gradients(arena), arena.take(net.terms() * padded), arena.take(padded)});
-        }
-        return sums;
-    };
-    Arena<T> sizes;
-    sums_of(sizes);
-    T* sum_memory = scratch<T, SumTag>(sizes.used());
-    std::memset(sum_memory, 0, static_cast<size_t>(sizes.used()) * sizeof(T));
-    Arena<T> sum_arena(sum_memory);
-    const std::vector<Sums<T>> sums = sums_of(sum_arena);
-
-    Tensor p_grad = make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)});
-    T* to_latents = p_grad.mutable_data_ptr<T>();
-    const T* from = grad.const_data_ptr<T>();
-    const T* activations = have_saved ? saved.const_data_ptr<T>() : nullptr;
-    const int64_t saved_width = net.saved_width();
-
-    const int64_t chunk = std::min(kChunkQueries, total);
-    std::vector<Row> rows(static_cast<size_t>(chunk * corners));
-    std::vector<int32_t> start, order;
-    for (int64_t first = 0; first < total; first += chunk) {
-        const int64_t count = std::min(chunk, total - first), row_count = count * corners;
-        torch::stable::parallel_for(0, count, 1024, [&](int64_t begin, int64_t end) {
-            Corner corner[4];
-            for (int64_t q = begin; q < end; ++q) {
-                const Query query = queries(first + q, corner);
-                for (int t = 0; t < corners; ++t) {
-                    rows[static_cast<size_t>(q * corners + t)] = {latents.index(query.batch, corner[t]), corner[t],
-                                                                  query};
-                }
-            }
-        });
-        sort_by_latent(rows, row_count, latent_count, start, order);
-        const auto sorted = [&](int64_t i) -> const Row& {
-            return rows[static_cast<size_t>(order[static_cast<size_t>(i)])];
-        };
-
-        // Contiguous shares of the sorted rows: which worker sums what depends on nothing but the number of threads.
-        const int64_t share = ceil_div(row_count, workers);
-        torch::stable::parallel_for(0, workers, 1, [&](int64_t worker_begin, int64_t worker_end) {
-            for (int64_t w = worker_begin; w < worker_end; ++w) {
-                const int64_t begin = std::min(row_count, w * share), end = std::min(row_count, begin + share);
-                if (begin == end) continue;
-                const Sums<T>& sum = sums[static_cast<size_t>(w)];
-                const bool shared = begin > 0 && sorted(begin - 1).latent == sorted(begin).latent;
-                const int64_t edge_latent = shared ? sorted(begin).latent : -1;
-
-                const auto layout = [&](Arena<T>& arena) {
-                    struct {
-                        std::vector<T*> h;
-                        T *g, *other, *out, *affine;
-                    } b;
-                    for (int64_t l = 0; l < levels; ++l) b.h.push_back(arena.take(kTileRows * stride));
-                    b.g = arena.take(kTileRows * stride);
-                    b.other = arena.take(kTileRows * stride);
-                    b.out = arena.take(kTileRows * net.out_padded());
-                    b.affine = arena.take(kTileRows * 4);
-                    return b;
-                };
-                Arena<T> tile_sizes;
-                layout(tile_sizes);
-                Arena<T> arena(scratch<T, TileTag>(tile_sizes.used()));
-                auto b = layout(arena);
-
-                for (int64_t tile = begin; tile < end; tile += kTileRows) {
-                    const int64_t n = std::min(kTileRows, end - tile);
-                    for (int64_t r = 0; r < n; ++r) {
-                        const int64_t in_chunk = order[static_cast<size_t>(tile + r)];
-                        const Row& row = rows[static_cast<size_t>(in_chunk)];
-                        if (hidden > 0)
-                            net.affine(b.h[0] + r * stride, latents.row(row.latent), row.corner, row.query.cell);
-                        if (have_saved) {
-                            const T* kept = activations + (first * corners + in_chunk) * saved_width;
-                            for (int64_t l = 1; l < hidden; kept += net.width(l), ++l) {
-                                std::memcpy(b.h[static_cast<size_t>(l)] + r * stride, kept,
-                                            static_cast<size_t>(net.width(l)) * sizeof(T));
-                            }
-                        }
-                        const T weight = static_cast<T>(row.corner.weight);
-                        const T* y = from + (first + in_chunk / corners) * outs;
-                        T* out_row = b.out + r * net.out_padded();
-                        for (int64_t o = 0; o < net.out_padded(); ++o) out_row[o] = o < outs ? weight * y[o] : T(0);
-                        const float affine[4] = {row.corner.rel_row, row.corner.rel_column, row.query.cell[0],
-                                                 row.query.cell[1]};
-                        for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = static_cast<T>(affine[j]);
-                    }
-                    if (!have_saved) net.forward_hidden(b.h.data(), n);
-
-                    backward.run(b.h.data(), b.out, n, b.g, b.other, sum.layers);
-                    const T* g = hidden > 0 ? b.g : b.out;
-                    const int64_t g_stride = hidden > 0 ? stride : net.out_padded();
-                    Backward<T>::accumulate(b.affine, 4, net.terms(), g, g_stride, padded, n, sum.affine);
-                    for (int64_t r = 0; r < n; ++r) {
-                        const int64_t latent = sorted(tile + r).latent;
-                        kern.axpy(latent == edge_latent ? sum.edge : to_latents + latent * channels, g + r * g_stride,
-                                  T(1), channels);
-                    }
-                }
-            }
-        });
-        for (int64_t w = 1; w < workers; ++w) {
-            const int64_t begin = std::min(row_count, w * share);
-            if (begin == row_count || sorted(begin - 1).latent != sorted(begin).latent) continue;
-            T* edge = sums[static_cast<size_t>(w)].edge;
-            kern.axpy(to_latents + sorted(begin).latent * channels, edge, T(1), channels);
-            std::memset(edge, 0, static_cast<size_t>(padded) * sizeof(T));
-        }
-    }
-
-    Tensors result{p_grad, make(p, {net.terms(), channels})};
-    const auto reduce = [&](Tensor& to, int64_t height, int64_t width, int64_t row, const auto& pick) {
-        std::vector<const T*> parts;
-        for (const Sums<T>& sum : sums) parts.push_back(pick(sum));
-        reduce_workers<T>(parts, height, width, row, to.mutable_data_ptr<T>());
-    };
-    reduce(result[1], net.terms(), channels, padded, [](const Sums<T>& s) { return s.affine; });
-    for (size_t l = 1; l < weights.size(); ++l) {
-        const Layer<T>& layer = net.layer(static_cast<int64_t>(l));
-        Tensor w = make(p, {layer.out, layer.in}), b = make(p, {layer.out});
-        reduce(w, layer.out, layer.in, backward.padded_in(static_cast<int64_t>(l)),
-               [l](const Sums<T>& s) { return s.layers.weight[l]; });
-        reduce(b, 1, layer.out, layer.out_padded, [l](const Sums<T>& s) { return s.layers.bias[l]; });
-        result.push_back(w);
-        result.push_back(b);
-    }
+    const int packs = pack_backward | (saved.size(0) < total * corners ? pack_forward : 0);
+    const auto net = build_packed<T, PackTag>(
+        [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, cell ? 4 : 2, packs, arena, dry); });
+    Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
+    DecodeBackward<T> pass(grad, saved, latents, queries, net, corners, total, result[0].mutable_data_ptr<T>());
+    pass.run();
+    for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
 }
 

@@ -31,24 +31,24 @@ struct Mlp {
 };
 
 template <typename T>
-std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, bool save) {
+std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
     const auto net = build_packed<T, PackTag>(
         [&](Arena<T>& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
     const Network<T>& rest = net.rest;
     const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
-    const int64_t levels = std::max<int64_t>(hidden, 1), buffers = save ? levels : std::min<int64_t>(levels, 2);
+    const int64_t levels = std::max<int64_t>(hidden, 1), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = rest.saved_width() + rest.first_out();
     Tensor out = make(x, {total, outs});
-    Tensor saved = make_saved(x, save && hidden > 0 ? total : 0, saved_width);
+    Tensor saved = make_saved(x, hidden > 0 ? keep : 0, saved_width);
     const T* from = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     T* to = out.mutable_data_ptr<T>();
-    T* keep = save && hidden > 0 ? saved.mutable_data_ptr<T>() : nullptr;
+    T* to_saved = saved.mutable_data_ptr<T>();
     for_each_task(ceil_div(total, kTileRows), [&](int64_t task) {
         const int64_t first = task * kTileRows, rows = std::min(kTileRows, total - first);
         T* memory = scratch<T, TileTag>(kTileRows * (buffers * stride + rest.out_padded()));
         std::vector<T*> h;
-        for (int64_t l = 0; l < levels; ++l) h.push_back(memory + (save ? l : l % 2) * kTileRows * stride);
+        for (int64_t l = 0; l < levels; ++l) h.push_back(memory + (l < buffers ? l : l % 2) * kTileRows * stride);
         T* y = memory + buffers * kTileRows * stride;
         net.forward_first(from + first * x_stride, x_stride, rows, h[0]);
         rest.forward_hidden(h.data(), rows);
@@ -61,8 +61,9 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
         }
         for (int64_t r = 0; r < rows; ++r) {
             std::memcpy(to + (first + r) * outs, y + r * y_stride, static_cast<size_t>(outs) * sizeof(T));
-            T* row = keep + (first + r) * saved_width;
-            for (int64_t l = 0; keep && l < hidden; row += rest.width(l), ++l) {
+            if (first + r >= keep) continue;
+            T* row = to_saved + (first + r) * saved_width;
+            for (int64_t l = 0; l < hidden; row += rest.width(l), ++l) {
                 std::memcpy(row, h[static_cast<size_t>(l)] + r * stride,
                             static_cast<size_t>(rest.width(l)) * sizeof(T));
             }
@@ -75,9 +76,9 @@ template <typename T>
 Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                      const Tensor& saved) {
     const auto& kern = kernel<T>();
-    const bool have_saved = saved.size(0) > 0;
+    const int64_t kept = saved.size(0);
     const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
-        return Mlp<T>(weights, biases, pack_backward | (have_saved ? 0 : pack_forward), arena, dry);
+        return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
     const Backward<T> backward(rest);
@@ -107,7 +108,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     Tensor x_grad = make(x, {total, ins});
     T* to = x_grad.mutable_data_ptr<T>();
     const T *from = x.const_data_ptr<T>(), *from_grad = grad.const_data_ptr<T>();
-    const T* activations = have_saved ? saved.const_data_ptr<T>() : nullptr;
+    const T* activations = saved.const_data_ptr<T>();
     const int64_t saved_width = rest.saved_width() + rest.first_out(), x_stride = x.stride(0);
     const int64_t share = round_up(ceil_div(total, workers), kTileRows);
     torch::stable::parallel_for(0, workers, 1, [&](int64_t worker_begin, int64_t worker_end) {
@@ -132,6 +133,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
             const int64_t end = std::min(total, (w + 1) * share);
             for (int64_t first = w * share; first < end; first += kTileRows) {
                 const int64_t rows = std::min(kTileRows, end - first);
+                const bool have_saved = first + rows <= kept;
                 for (int64_t r = 0; r < rows; ++r) {
                     const T* y = from_grad + (first + r) * outs;
                     for (int64_t o = 0; o < rest.out_padded(); ++o)
@@ -140,9 +142,9 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                     std::memcpy(b.x + r * padded_in, from + (first + r) * x_stride,
                                 static_cast<size_t>(ins) * sizeof(T));
                     std::fill(b.x + r * padded_in + ins, b.x + (r + 1) * padded_in, T(0));
-                    const T* kept = activations + (first + r) * saved_width;
-                    for (int64_t l = 0; have_saved && l < hidden; kept += rest.width(l), ++l) {
-                        std::memcpy(b.h[static_cast<size_t>(l)] + r * stride, kept,
+                    const T* row = activations + (first + r) * saved_width;
+                    for (int64_t l = 0; have_saved && l < hidden; row += rest.width(l), ++l) {
+                        std::memcpy(b.h[static_cast<size_t>(l)] + r * stride, row,
                                     static_cast<size_t>(rest.width(l)) * sizeof(T));
                     }
                 }
@@ -181,9 +183,9 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, bool save) {
+std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
     STD_TORCH_CHECK(x.stride(1) == 1 || x.size(1) == 1, "liif_fast: rows of x must be contiguous");
-    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, save); });
+    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, keep); });
 }
 
 Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,

@@ -122,11 +122,11 @@ class Network {
         }
     }
 
-    // The last linear layer, on rows of h (already blended over the corners): out [rows, out_padded].
-    void forward_last(const T* h, int64_t rows, T* out) const {
+    // The last linear layer on rows of h: out [rows, out_padded], from the bias or, accumulating, from what out holds.
+    void forward_last(const T* h, int64_t rows, T* out, Init init = Init::bias) const {
         const Layer<T>& y = layers_.back();
         kernel<T>().gemm({rows, y.out_padded, y.in, h, stride_, 1, y.forward.data, y.in * kernel<T>().nr,
-                          kernel<T>().nr, out, out_padded_, Init::bias, y.bias, Epilogue::none, nullptr});
+                          kernel<T>().nr, out, out_padded_, init, y.bias, Epilogue::none, nullptr});
     }
 
    private:

@@ -16,7 +16,7 @@ Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, boo
                int64_t height, int64_t width);
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                  const Tensors& weights, const Tensors& biases, bool ensemble, bool save);
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep);
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
                      const Tensors& biases, bool unfold, bool ensemble);
@@ -24,7 +24,7 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                   const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
                                   int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
-                                  int64_t left, int64_t height, int64_t width, bool save);
+                                  int64_t left, int64_t height, int64_t width, int64_t keep);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
                         const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coor
 Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
                                bool unfold, bool ensemble);
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, bool save);
+std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep);
 
 Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                      const Tensor& saved);

@@ -121,7 +121,8 @@ class Latents {
           left_(left),
           height_(p.size(1)),
           width_(p.size(2)),
-          channels_(p.size(3)) {
+          channels_(p.size(3)),
+          images_(p.size(0)) {
         STD_TORCH_CHECK(p.is_contiguous(), "liif_fast: p must be contiguous");
     }
     int64_t index(int64_t b, const Corner& c) const {
@@ -130,10 +131,11 @@ class Latents {
     const T* row(int64_t index) const { return data_ + index * channels_; }
     const T* row(int64_t b, const Corner& c) const { return row(index(b, c)); }
     int64_t channels() const { return channels_; }
+    int64_t count() const { return images_ * height_ * width_; }
 
    private:
     const T* data_;
-    int64_t top_, left_, height_, width_, channels_;
+    int64_t top_, left_, height_, width_, channels_, images_;
 };
 
 // The network behind P: the affine part of layer 0 (rel, and the cell where it is decoded), then the other layers.

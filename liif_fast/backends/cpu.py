@@ -15,7 +15,7 @@ from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
-KEEP_BYTES = 1 << 29  # hidden activations kept for the backward pass; above, they are computed again
+KEEP_BYTES = 1 << 27  # hidden activations kept for the backward pass; those beyond are computed again
 
 
 def _load() -> str:
@@ -60,8 +60,13 @@ def _trains(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _keeps(recompute: bool | None, elements: int, dtype: torch.dtype) -> bool:
-    return elements * dtype.itemsize <= KEEP_BYTES if recompute is None else not recompute
+def _keep(train: bool, recompute: bool | None, count: int, elements: int, dtype: torch.dtype) -> int:
+    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass."""
+    if not train or recompute:
+        return 0
+    if recompute is None and elements:
+        return torch.sym_min(count, KEEP_BYTES // (elements * dtype.itemsize))
+    return count
 
 
 def decode(
@@ -75,12 +80,12 @@ def decode(
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
     params = _params(weights, biases)
-    rows = switches.corners * coord.shape[1]
     train = _trains(feat, *params)
-    if not train and not cost.factorises(feat.shape[2] * feat.shape[3], rows):
+    if not train and not cost.factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode_direct(feat, coord, cell, params, switches)
-    save = train and _keeps(recompute, rows * coord.shape[0] * _decode.saved_width(weights), feat.dtype)
-    return _decode.decode(feat, coord, cell, params, switches, train, save)
+    activations = switches.corners * _decode.saved_width(weights)
+    keep = _keep(train, recompute, coord.shape[0] * coord.shape[1], activations, feat.dtype)
+    return _decode.decode(feat, coord, cell, params, switches, train, keep)
 
 
 def render(
@@ -96,9 +101,9 @@ def render(
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
     params = _params(weights, biases)
     train = _trains(feat, *params)
-    rows = switches.corners * region[2] * region[3] * feat.shape[0]
-    save = train and _keeps(recompute, rows * _decode.saved_width(weights), feat.dtype)
-    return _decode.render(feat, size, region, cell, params, switches, train, save)
+    activations = switches.corners * _decode.saved_width(weights)
+    keep = _keep(train, recompute, feat.shape[0] * region[2] * region[3], activations, feat.dtype)
+    return _decode.render(feat, size, region, cell, params, switches, train, keep)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
@@ -114,5 +119,5 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     train = _trains(x, *params)
-    save = train and _keeps(recompute, rows.shape[0] * _mlp.saved_width(weights), x.dtype)
-    return _mlp.mlp(rows, params, train, save).reshape(shape)
+    keep = _keep(train, recompute, rows.shape[0], _mlp.saved_width(weights), x.dtype)
+    return _mlp.mlp(rows, params, train, keep).reshape(shape)

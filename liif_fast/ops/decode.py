@@ -1,7 +1,7 @@
 """`decode` and `render`: from P to the output in one pass, and their gradient.
 
-Both save the hidden activations between the first and the last hidden layer if asked to ([rows, sum of widths], rows in
-the order image, query, corner); without them the backward pass computes them again, tile by tile.
+Both save the activations of the hidden layers after the first for the first `keep` queries ([rows, sum of widths], rows
+in the order image, query, corner); for the other queries the backward pass computes them again, tile by tile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from liif_fast.ops.project import project, project_backward
 
 define(
     "decode",
-    "(Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, bool save)"
+    "(Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt keep)"
     " -> (Tensor, Tensor)",
 )
 define(
@@ -31,7 +31,7 @@ define(
     "render",
     "(Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt map_height, SymInt map_width,"
     " SymInt p_top, SymInt p_left, SymInt grid_height, SymInt grid_width, SymInt top, SymInt left, SymInt height,"
-    " SymInt width, bool save) -> (Tensor, Tensor)",
+    " SymInt width, SymInt keep) -> (Tensor, Tensor)",
 )
 define(
     "decode_backward",
@@ -51,8 +51,8 @@ def saved_width(weights: Sequence[Tensor]) -> int:
     return sum(weight.shape[0] for weight in weights[1:-1])
 
 
-def _saved(p: Tensor, weights: Sequence[Tensor], rows: int, save: bool) -> Tensor:
-    return p.new_empty(rows if save else 0, saved_width(weights))
+def _saved(p: Tensor, weights: Sequence[Tensor], keep: int, ensemble: bool) -> Tensor:
+    return p.new_empty(keep * (4 if ensemble else 1), saved_width(weights))
 
 
 @torch.library.register_fake("liif_fast::decode")
@@ -63,11 +63,11 @@ def _(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     ensemble: bool,
-    save: bool,
+    keep: int,
 ) -> tuple[Tensor, Tensor]:
     batch, queries, _ = coord.shape
     out = p.new_empty(batch, queries, weights[-1].shape[0])
-    return out, _saved(p, weights, batch * queries * (4 if ensemble else 1), save)
+    return out, _saved(p, weights, keep, ensemble)
 
 
 @torch.library.register_fake("liif_fast::decode_direct")
@@ -100,10 +100,10 @@ def _(
     left: int,
     height: int,
     width: int,
-    save: bool,
+    keep: int,
 ) -> tuple[Tensor, Tensor]:
     out = p.new_empty(p.shape[0], weights[-1].shape[0], height, width)
-    return out, _saved(p, weights, p.shape[0] * height * width * (4 if ensemble else 1), save)
+    return out, _saved(p, weights, keep, ensemble)
 
 
 @torch.library.register_fake("liif_fast::decode_backward")
@@ -149,11 +149,11 @@ def _layer_grads(
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, save: bool, *params: Tensor
+        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, keep: int, *params: Tensor
     ) -> Tensor:
         weights, biases = list(params[0::2]), list(params[1::2])
         p = project(feat, weights[0], biases[0], switches.feat_unfold, 0, 0, feat.shape[2], feat.shape[3])
-        out, saved = _decode(p, coord, cell, weights, biases, switches.local_ensemble, save)
+        out, saved = _decode(p, coord, cell, weights, biases, switches.local_ensemble, keep)
         ctx.switches = switches
         ctx.save_for_backward(coord, cell, p, feat, saved, *params)
         return out
@@ -176,11 +176,11 @@ class _Render(torch.autograd.Function):
         size: tuple[int, int],
         region: Window,
         switches: Any,
-        save: bool,
+        keep: int,
         *params: Tensor,
     ) -> Tensor:
         weights, biases = list(params[0::2]), list(params[1::2])
-        out, saved, p, ctx.window = _rendered(feat, cell, size, region, switches, save, weights, biases)
+        out, saved, p, ctx.window = _rendered(feat, cell, size, region, switches, keep, weights, biases)
         ctx.switches, ctx.size, ctx.region = switches, size, region
         ctx.save_for_backward(cell, p, feat, saved, *params)
         return out
@@ -218,26 +218,26 @@ def _rendered(
     size: tuple[int, int],
     region: Window,
     switches: Any,
-    save: bool,
+    keep: int,
     weights: list[Tensor],
     biases: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Window]:
     shape = (feat.shape[2], feat.shape[3])
     window = latent_window(size, region, shape)
     p = project(feat, weights[0], biases[0], switches.feat_unfold, *window)
-    out, saved = _render(p, cell, weights, biases, switches.local_ensemble, *shape, *window[:2], *size, *region, save)
+    out, saved = _render(p, cell, weights, biases, switches.local_ensemble, *shape, *window[:2], *size, *region, keep)
     return out, saved, p, window
 
 
 def decode(
-    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool, save: bool
+    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool, keep: int
 ) -> Tensor:
     """Decode queries, [B, Q, out]; params are weight, bias, weight, ... of the MLP."""
     if train:
-        return _Decode.apply(feat, coord, cell, switches, save, *params)
+        return _Decode.apply(feat, coord, cell, switches, keep, *params)
     weights, biases = list(params[0::2]), list(params[1::2])
     p = project(feat, weights[0], biases[0], switches.feat_unfold, 0, 0, feat.shape[2], feat.shape[3])
-    return _decode(p, coord, cell, weights, biases, switches.local_ensemble, False)[0]
+    return _decode(p, coord, cell, weights, biases, switches.local_ensemble, 0)[0]
 
 
 def decode_direct(feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any) -> Tensor:
@@ -255,9 +255,9 @@ def render(
     params: Sequence[Tensor],
     switches: Any,
     train: bool,
-    save: bool,
+    keep: int,
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, [B, out, h, w]."""
     if train:
-        return _Render.apply(feat, cell, size, region, switches, save, *params)
-    return _rendered(feat, cell, size, region, switches, False, list(params[0::2]), list(params[1::2]))[0]
+        return _Render.apply(feat, cell, size, region, switches, keep, *params)
+    return _rendered(feat, cell, size, region, switches, 0, list(params[0::2]), list(params[1::2]))[0]

@@ -1,4 +1,7 @@
-"""`mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go."""
+"""`mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go.
+
+The hidden activations of the first `keep` rows are saved for the backward pass, those of the others computed again.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from liif_fast.ops import define
 
-define("mlp", "(Tensor x, Tensor[] weights, Tensor[] biases, bool save) -> (Tensor, Tensor)")
+define("mlp", "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt keep) -> (Tensor, Tensor)")
 define("mlp_backward", "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved) -> Tensor[]")
 _mlp = torch.ops.liif_fast.mlp.default
 _mlp_backward = torch.ops.liif_fast.mlp_backward.default
@@ -23,9 +26,9 @@ def saved_width(weights: Sequence[Tensor]) -> int:
 
 
 @torch.library.register_fake("liif_fast::mlp")
-def _(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], save: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: int) -> tuple[Tensor, Tensor]:
     width = saved_width(weights)
-    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0] if save and width else 0, width)
+    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(keep if width else 0, width)
 
 
 @torch.library.register_fake("liif_fast::mlp_backward")
@@ -36,8 +39,8 @@ def _(grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, save: bool, *params: Tensor) -> Tensor:
-        out, saved = _mlp(x, list(params[0::2]), list(params[1::2]), save)
+    def forward(ctx: Any, x: Tensor, keep: int, *params: Tensor) -> Tensor:
+        out, saved = _mlp(x, list(params[0::2]), list(params[1::2]), keep)
         ctx.save_for_backward(x, saved, *params)
         return out
 
@@ -50,8 +53,8 @@ class _Mlp(torch.autograd.Function):
         return x_grad, None, *(g if want else None for g, want in zip(grads, wanted[2:], strict=True))
 
 
-def mlp(x: Tensor, params: Sequence[Tensor], train: bool, save: bool) -> Tensor:
+def mlp(x: Tensor, params: Sequence[Tensor], train: bool, keep: int) -> Tensor:
     """Apply the MLP to rows x [N, in] (a row's elements contiguous), [N, out]."""
     if train:
-        return _Mlp.apply(x, save, *params)
-    return _mlp(x, list(params[0::2]), list(params[1::2]), False)[0]
+        return _Mlp.apply(x, keep, *params)
+    return _mlp(x, list(params[0::2]), list(params[1::2]), 0)[0]
