@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
-# but its 9*C values are collected one by one. Measured with benchmarks on a CPU between 1.2 and 2.
+# but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
+# where this is 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
 
 
