@@ -28,11 +28,8 @@ def _load() -> str:
 
 
 _missing = _load()
-
-
-def isa() -> str:
-    """Return the instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one."""
-    return torch.ops.liif_fast.cpu_isa()
+# The instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one.
+ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 
 
 def can_run(call: Call) -> tuple[bool, str]:
@@ -49,7 +46,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.coord_requires_grad:
         return False, "has no gradient for coord and cell"
-    return True, f"fused C++ kernels ({isa()})"
+    return True, f"fused C++ kernels ({ISA})"
 
 
 def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
