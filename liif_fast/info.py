@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def _backends() -> list[Row]:
 def _native_build() -> list[Row]:
     path = Path(liif_fast.__file__).with_name("_build_info.json")
     if not path.is_file():
-        return [("native build", "none (pure Python)")]
+        built = find_spec("liif_fast._C") is not None
+        return [("native build", "present, but it left no metadata" if built else "none (pure Python)")]
     build = json.loads(path.read_text())
     rows = [("native build", f"against torch {build.pop('torch', '?')}, by Python {build.pop('python', '?')}")]
     for part, how in build.items():

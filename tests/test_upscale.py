@@ -313,3 +313,16 @@ def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="not available"):
             upscale(photo(), model, scale=2, device="cuda")
+
+
+def test_the_shipped_model_beats_bicubic() -> None:
+    """On a photograph that it was not trained on, reduced as it was in training."""
+    with Image.open(upscaling.default_model_path().parent / "chelsea.png") as opened:
+        original = opened.crop((40, 30, 140, 110))
+    small = original.resize((50, 40), Image.Resampling.BICUBIC)
+
+    def error(image: Image.Image) -> float:
+        return float(np.square(np.asarray(image, float) - np.asarray(original, float)).mean())
+
+    bicubic = small.resize(original.size, Image.Resampling.BICUBIC)
+    assert error(upscale(small, size=original.size)) < error(bicubic) * 0.95
