@@ -10,7 +10,7 @@
 
 namespace liif {
 
-enum class Init { zero, bias, accumulate };  // where the sum starts: 0, a row of biases, or what C holds
+enum class Init { zero, bias, accumulate };  // where the sum starts: 0, a row of biases, or 0 with C added at the end
 enum class Epilogue { none, relu, mask };    // what happens on the way to memory
 
 // C[m, n] = epilogue(init + sum_k A[m * a_row + k * a_k] * B[n / nr][k * b_k + n % nr]),  panels of B b_panel apart.
@@ -40,6 +40,9 @@ struct Kernel {
     void (*affine)(T* h, const T* p, const T* a, int terms, const T* u, int64_t u_row, int64_t width, bool relu);
     // s[n] = sum_t w[t] * h[t * h_row + n]
     void (*blend)(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width);
+    // sum[n] += sum over rows of x[r * x_row + n]: the rows in double, the total with its rounding error in carry[n].
+    // width is a multiple of nr.
+    void (*sum_rows)(const T* x, int64_t x_row, int64_t rows, int64_t width, T* sum, T* carry);
     // y[n] += a * x[n]
     void (*axpy)(T* y, const T* x, T a, int64_t width);
 };

@@ -23,6 +23,7 @@ struct Vec<float> {
     static void store(float* p, type x) { _mm256_storeu_ps(p, x); }
     static type broadcast(float x) { return _mm256_set1_ps(x); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
+    static type add(type a, type b) { return _mm256_add_ps(a, b); }
     static type relu(type x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
@@ -38,6 +39,7 @@ struct Vec<double> {
     static void store(double* p, type x) { _mm256_storeu_pd(p, x); }
     static type broadcast(double x) { return _mm256_set1_pd(x); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_pd(a, b, c); }
+    static type add(type a, type b) { return _mm256_add_pd(a, b); }
     static type relu(type x) { return _mm256_max_pd(_mm256_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_pd(x, _mm256_cmp_pd(mask, _mm256_setzero_pd(), _CMP_NLE_UQ));

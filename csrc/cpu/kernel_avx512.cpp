@@ -24,6 +24,7 @@ struct Vec<float> {
     static void store(float* p, type x) { _mm512_storeu_ps(p, x); }
     static type broadcast(float x) { return _mm512_set1_ps(x); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
+    static type add(type a, type b) { return _mm512_add_ps(a, b); }
     static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
@@ -39,6 +40,7 @@ struct Vec<double> {
     static void store(double* p, type x) { _mm512_storeu_pd(p, x); }
     static type broadcast(double x) { return _mm512_set1_pd(x); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_pd(a, b, c); }
+    static type add(type a, type b) { return _mm512_add_pd(a, b); }
     static type relu(type x) { return _mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(mask, _mm512_setzero_pd(), _CMP_NLE_UQ), x);

@@ -25,9 +25,7 @@ void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-            acc[r][v] = g.init == Init::zero   ? V::broadcast(T(0))
-                        : g.init == Init::bias ? V::load(g.bias + panel * NR + v * L)
-                                               : V::load(c + r * g.c_row + v * L);
+            acc[r][v] = g.init == Init::bias ? V::load(g.bias + panel * NR + v * L) : V::broadcast(T(0));
         }
     }
 
@@ -60,6 +58,8 @@ void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = r * g.c_row + v * L;
             typename V::type y = acc[r][v];
+            // Added last: over many tiles a sum of short sums rounds far less than one long chain.
+            if (g.init == Init::accumulate) y = V::add(y, V::load(c + at));
             if (g.epilogue == Epilogue::relu) y = V::relu(y);
             if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c) + at));
             V::store(c + at, y);
@@ -113,12 +113,31 @@ void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t wid
 }
 
 template <typename T>
+void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, T* sum, T* carry) {
+    constexpr int NR = kVectors * Vec<T>::lanes;
+    for (int64_t n = 0; n < width; n += NR) {
+        double total[NR] = {};
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int j = 0; j < NR; ++j) total[j] += static_cast<double>(x[r * x_row + n + j]);
+        }
+        for (int64_t j = n; j < n + NR; ++j) {  // Kahan's sum
+            const T y = static_cast<T>(total[j - n]) - carry[j];
+            const T t = sum[j] + y;
+            carry[j] = (t - sum[j]) - y;
+            sum[j] = t;
+        }
+    }
+}
+
+template <typename T>
 void axpy(T* y, const T* x, T a, int64_t width) {
     for (int64_t n = 0; n < width; ++n) y[n] += a * x[n];
 }
 
 template <typename T>
-const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes, gemm<T>, affine<T>, blend<T>, axpy<T>};
+const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes, gemm<T>, affine<T>, blend<T>,
+                         sum_rows<T>,  axpy<T>};
 
 }  // namespace
 }  // namespace liif

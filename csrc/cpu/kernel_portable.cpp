@@ -26,6 +26,7 @@ struct Vec {
     static void store(T* p, type x) { __builtin_memcpy(p, &x, sizeof(x)); }
     static type broadcast(T v) { return v - type{}; }
     static type fma(type a, type b, type c) { return a * b + c; }
+    static type add(type a, type b) { return a + b; }
     static type relu(type x) { return x < type{} ? type{} : x; }  // a NaN passes
     static type pass_where(type x, type mask) { return mask <= type{} ? type{} : x; }
 #else
@@ -48,6 +49,10 @@ struct Vec {
     static type fma(const type& a, const type& b, type c) {
         for (int i = 0; i < lanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
         return c;
+    }
+    static type add(type a, const type& b) {
+        for (int i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
+        return a;
     }
     static type relu(type x) {
         for (int i = 0; i < lanes; ++i) x.lane[i] = x.lane[i] < T(0) ? T(0) : x.lane[i];

@@ -93,7 +93,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
         for (int64_t w = 0; w < workers; ++w) {
             Gradients<T> sum = backward.gradients(arena);
             sum.weight[0] = arena.take(net.first.out * padded_in);
-            sum.bias[0] = arena.take(net.first.out_padded);
+            sum.bias[0] = arena.take(2 * net.first.out_padded);
             sums.push_back(sum);
         }
         return sums;
@@ -156,7 +156,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                 const T* g = hidden > 0 ? b.g : b.out;
                 const int64_t g_stride = hidden > 0 ? stride : rest.out_padded();
                 Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, sum.weight[0]);
-                Backward<T>::sum_rows(g, g_stride, net.first.out_padded, rows, sum.bias[0]);
+                kern.sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0], sum.bias[0] + net.first.out_padded);
                 kern.gemm({rows, padded_in, net.first.out, g, g_stride, 1, net.first.backward.data,
                            net.first.out * kern.nr, kern.nr, b.x, padded_in, Init::zero, nullptr, Epilogue::none,
                            nullptr});

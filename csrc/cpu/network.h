@@ -137,7 +137,8 @@ class Network {
 // Weight gradients of one worker, summed in a fixed order: tiles in the order in which the worker visits them.
 template <typename T>
 struct Gradients {
-    std::vector<T*> weight, bias;  // of layer l at [l]: [out][padded in] and [out_padded]; [0] is the caller's
+    // Of layer l at [l], [0] being the caller's: [out][padded in], and [2][out_padded] for sums and their carries.
+    std::vector<T*> weight, bias;
 };
 
 template <typename T>
@@ -150,7 +151,7 @@ class Backward {
         Gradients<T> g{{nullptr}, {nullptr}};
         for (int64_t l = 1; l <= net_.hidden(); ++l) {
             g.weight.push_back(arena.take(net_.layer(l).out * padded_in(l)));
-            g.bias.push_back(arena.take(net_.layer(l).out_padded));
+            g.bias.push_back(arena.take(2 * net_.layer(l).out_padded));
         }
         return g;
     }
@@ -167,7 +168,8 @@ class Backward {
         for (int64_t l = net_.hidden(); l >= 1; --l) {
             const Layer<T>& y = net_.layer(l);
             accumulate(from, from_stride, y.out, h[l - 1], s, padded_in(l), rows, sum.weight[static_cast<size_t>(l)]);
-            sum_rows(from, from_stride, y.out_padded, rows, sum.bias[static_cast<size_t>(l)]);
+            T* bias = sum.bias[static_cast<size_t>(l)];
+            kern.sum_rows(from, from_stride, rows, y.out_padded, bias, bias + y.out_padded);
             kern.gemm({rows, padded_in(l), y.out, from, from_stride, 1, y.backward.data, y.out * kern.nr, kern.nr,
                        other, s, Init::zero, nullptr, Epilogue::mask, h[l - 1]});
             std::swap(g, other);
@@ -182,14 +184,6 @@ class Backward {
         const auto& kern = kernel<T>();
         kern.gemm({outs, padded_ins, rows, gradient, 1, gradient_stride, input, kern.nr, input_stride, sum, padded_ins,
                    Init::accumulate, nullptr, Epilogue::none, nullptr});
-    }
-
-    // sum[n] += sum over rows of gradient[row][n]
-    static void sum_rows(const T* gradient, int64_t stride, int64_t padded, int64_t rows, T* sum) {
-        const auto& kern = kernel<T>();
-        const T one = T(1);
-        kern.gemm({1, padded, rows, &one, 0, 0, gradient, kern.nr, stride, sum, padded, Init::accumulate, nullptr,
-                   Epilogue::none, nullptr});
     }
 
    private:
