@@ -44,6 +44,8 @@ else:
         "kernel_avx2": ["-mavx2", "-mfma"],
         "kernel_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
     }
+if not X86:  # elsewhere these two files are empty but for saying so
+    del KERNEL_FLAGS["kernel_avx2"], KERNEL_FLAGS["kernel_avx512"]
 MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
 if ABI3:
     MACROS.append(("Py_LIMITED_API", "0x030a0000"))
@@ -203,8 +205,7 @@ class BuildExt(build_ext):
 def extensions() -> list[Extension]:
     if SKIP_CPU:
         return []
-    foreign = () if X86 else ("kernel_avx2", "kernel_avx512")
-    sources = sorted(s for s in glob("csrc/cpu/*.cpp") if Path(s).stem not in foreign)
+    sources = sorted(glob("csrc/cpu/*.cpp"))
     depends = [*sorted(glob("csrc/cpu/*.h")), "setup.py"]
     return [
         Extension(
