@@ -207,3 +207,12 @@ def test_training_learns(tmp_path, tiny):
     before = run.validate()[0]
     run.train()
     assert run.validate()[0] > before + 1
+
+
+def test_samples_do_not_depend_on_the_workers(tmp_path, tiny):
+    batches = []
+    for workers in (0, 2):
+        run = Run(check_config(tiny | {"num_workers": workers}), tmp_path, torch.device("cpu"))
+        run.train_set.set_epoch(3)
+        batches.append(list(run._loader(run.train_set, 4, torch.Generator().manual_seed(1))))
+    assert same(*batches)
