@@ -106,6 +106,8 @@ def check_input(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected an image file")
+    if path.exists() and not path.is_file():
+        raise ImageFileError(f"{path}: is not a regular file")
     try:
         with path.open("rb"):
             pass

@@ -91,8 +91,8 @@ def _backends() -> list[Row]:
 def _native_build() -> list[Row]:
     path = Path(liif_fast.__file__).with_name("_build_info.json")
     if not path.is_file():
-        built = find_spec("liif_fast._C") is not None
-        return [("native build", "present, but it left no metadata" if built else "none (pure Python)")]
+        present = find_spec("liif_fast._C") is not None
+        return [("native build", "present, but it left no metadata" if present else "none (pure Python)")]
     build = json.loads(path.read_text())
     rows = [("native build", f"against torch {build.pop('torch', '?')}, by Python {build.pop('python', '?')}")]
     for part, how in build.items():

@@ -73,6 +73,7 @@ def upscale(
     Raises:
         ValueError: a wrong shape, scale, size or device, or values outside [0, 1].
         TypeError: a dtype or an object that is no image.
+        RuntimeError: the backend cannot run this model, or its output is not finite.
     """
     pixels, restore = _unpack(image)
     height, width = pixels.shape[:2]
@@ -127,7 +128,7 @@ def strips(
                 opacity = layers[1].render(size, region).mean(0)
                 channels = torch.cat([channels, _within_neighbours(opacity, alpha[0, 0], size, region)[None]])
             elif alpha is not None:  # the same everywhere
-                channels = torch.cat([channels, alpha[0, :, :1, :1].expand(1, *channels.shape[1:])])
+                channels = torch.cat([channels, alpha[0, :, :1, :1].to(channels).expand(1, *channels.shape[1:])])
             strip = _quantise(channels.permute(1, 2, 0), pixels.dtype)
         yield top, strip
         report("render", top + len(strip), height)
@@ -250,8 +251,10 @@ def resolve_model(
         if not isinstance(model, FeatureModel):
             raise TypeError(f"model must be a LIIF or MetaSR of liif_fast, got {type(model).__name__}")
         here = next(model.parameters()).device
-        if device != "auto" and pick_device(device) != here:
-            raise ValueError(f"the model is on {here}, not on device {str(device)!r}: move it, or leave device at auto")
+        if device != "auto":
+            asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
+            if asked != here:
+                raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
         return model
     loaded = load_model(default_model_path() if model is None else model, device=pick_device(device))
     if not isinstance(loaded, FeatureModel):
@@ -270,6 +273,8 @@ def _split(pixels: NDArray) -> tuple[Tensor, Tensor | None]:
 
 def _quantise(values: Tensor, dtype: np.dtype) -> NDArray:
     """Values in [0, 1], clamped, as an array of `dtype`, rounded to nearest."""
+    if not values.isfinite().all():
+        raise RuntimeError("the model's output has NaN or infinite values")
     values = values.clamp(0, 1)
     if dtype.kind != "f":
         values = (values * np.iinfo(dtype).max).round()

@@ -197,6 +197,8 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.png")
         with pytest.raises(ImageFileError, match="not a regular file"):
             check_output(tmp_path / "pipe.png")
+        with pytest.raises(ImageFileError, match="not a regular file"):
+            open_image(tmp_path / "pipe.png")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """liif_fast.upscale on every kind of image, against the model's own render of the whole image in floating point."""
 
+import copy
 import math
 
 import numpy as np
@@ -313,6 +314,14 @@ def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="not available"):
             upscale(photo(), model, scale=2, device="cuda")
+
+
+def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.imnet.layers[-1].bias[1] = math.nan
+    with pytest.raises(RuntimeError, match="NaN"):
+        upscale(photo(), broken, scale=2)
 
 
 def test_the_shipped_model_beats_bicubic() -> None:

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="liif-fast",
         description="Arbitrary-scale super-resolution with LIIF, decoded by fused kernels.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument(

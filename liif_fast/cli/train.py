@@ -12,6 +12,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")
     parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
     parser.set_defaults(run=run)
 
 
@@ -19,5 +20,5 @@ def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     from liif_fast.train import train
 
-    train(args.config, name=args.name, tag=args.tag, resume=args.resume)
+    train(args.config, name=args.name, tag=args.tag, resume=args.resume, device=args.device)
     return 0

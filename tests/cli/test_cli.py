@@ -325,7 +325,7 @@ def test_train_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(package, "train", lambda config, **options: seen.append((config, options)))
     assert main(["train", "--config", "c.yaml", "--tag", "t", "--resume"]) == 0
-    assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True})]
+    assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True, "device": "auto"})]
 
 
 def test_bench_outside_a_source_tree(
