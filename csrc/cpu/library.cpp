@@ -1,6 +1,8 @@
 // Registers the CPU kernels. The schemas are defined in Python (liif_fast/ops/), where their fakes and gradients are,
-// so that they exist without this extension too; importing liif_fast._C adds the implementations.
+// so that they exist without this extension too; loading this library adds the implementations.
+#if __has_include(<Python.h>)
 #include <Python.h>
+#endif
 
 #include "operators.h"
 
@@ -28,6 +30,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
 }
 
+#if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` loads it too
 extern "C" {
 
 PyMODINIT_FUNC PyInit__C(void);
@@ -36,3 +39,4 @@ PyMODINIT_FUNC PyInit__C(void) {
     return PyModule_Create(&module);
 }
 }
+#endif

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,11 +20,14 @@ KEEP_BYTES = 1 << 27  # hidden activations kept for the backward pass; those bey
 
 def _load() -> str:
     """Load the extension, which registers the kernels; return why there is none, "" if there is."""
-    try:
-        importlib.import_module("liif_fast._C")
-    except ImportError as error:
-        return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
-    return ""
+    error: object = "no liif_fast/_C"
+    for extension in Path(__file__).parents[1].glob("_C.*"):
+        try:
+            torch.ops.load_library(extension)  # not imported: built without Python's headers it is no module
+            return ""
+        except OSError as reason:
+            error = reason
+    return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
 
 
 _missing = _load()
