@@ -101,8 +101,7 @@ def install(python, *what, **environment):
 def test_import_touches_no_driver_and_no_triton():
     script = """
 import sys, liif_fast
-native = [m for m in sys.modules if m.split(".")[0] == "triton" or m == "liif_fast._C"]
-assert not native, native
+assert "torch" not in sys.modules  # so no kernel is loaded and no driver asked
 from liif_fast import LIIFDecoder, functional, models
 import liif_fast.cli, torch
 assert not torch.cuda.is_initialized()
