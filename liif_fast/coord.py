@@ -32,7 +32,7 @@ def centres_at(index: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Ten
 
 def centres(n: int, *, device: torch.device | str | None = None) -> Tensor:
     """Return the pixel centres of an axis of `n` pixels over [-1, 1], float32 [n]."""
-    return centres_at(torch.arange(n, device=device), n)
+    return centres_at(torch.arange(n, device=device), max(n, 1))
 
 
 def make_coord(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
@@ -100,7 +100,8 @@ def _corner_plan(coord: Tensor, height: int, width: int, local_ensemble: bool) -
 def plan_corners(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return index int64 [B, Q, K, 2], rel [B, Q, K, 2] and weight [B, Q, K] of `functional.corner_plan`, unchecked."""
     if torch.compiler.is_compiling():
-        return torch.ops.liif_fast.corner_plan(coord, height, width, local_ensemble)
+        rel, weight, index = torch.ops.liif_fast.corner_plan(coord, height, width, local_ensemble)
+        return index, rel, weight
     return _corner_plan(coord, height, width, local_ensemble)
 
 
@@ -109,7 +110,7 @@ def plan_corners(coord: Tensor, height: int, width: int, local_ensemble: bool) -
 torch.library.define("liif_fast::centres", "(Tensor index, SymInt n, ScalarType dtype) -> Tensor")
 torch.library.define(
     "liif_fast::corner_plan",
-    "(Tensor coord, SymInt height, SymInt width, bool local_ensemble) -> (Tensor, Tensor, Tensor)",
+    "(Tensor coord, SymInt height, SymInt width, bool local_ensemble) -> (Tensor rel, Tensor weight, Tensor index)",
 )
 
 
@@ -126,23 +127,24 @@ def _centres_fake(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
 @torch.library.impl("liif_fast::corner_plan", "CompositeExplicitAutograd")
 def _corner_plan_impl(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
     index, rel, weight = _corner_plan(coord, height, width, local_ensemble)
-    return index.contiguous(), rel.contiguous(), weight.contiguous()
+    return rel.contiguous(), weight.contiguous(), index.contiguous()
 
 
 @torch.library.register_fake("liif_fast::corner_plan")
 def _corner_plan_fake(coord: Tensor, height: int, width: int, local_ensemble: bool) -> tuple[Tensor, Tensor, Tensor]:
     corners = (*coord.shape[:-1], 4 if local_ensemble else 1)
     rel = torch.empty((*corners, 2), dtype=coord.dtype, device=coord.device)
-    return torch.empty_like(rel, dtype=torch.int64), rel, torch.empty(corners, dtype=coord.dtype, device=coord.device)
+    weight = torch.empty(corners, dtype=coord.dtype, device=coord.device)
+    return rel, weight, torch.empty_like(rel, dtype=torch.int64)
 
 
 def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, ctx.height, ctx.width, ctx.local_ensemble = inputs
-    ctx.save_for_backward(output[1], output[2])
+    ctx.save_for_backward(output[0], output[1])
 
 
 def _corner_plan_backward(
-    ctx: Any, _: Tensor, grad_rel: Tensor, grad_weight: Tensor
+    ctx: Any, grad_rel: Tensor, grad_weight: Tensor, _: Tensor
 ) -> tuple[Tensor, None, None, None]:
     rel, weight = ctx.saved_tensors
     if ctx.local_ensemble:  # weight_t = area_{3-t} / total
