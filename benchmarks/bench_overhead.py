@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED, make_problem
+from benchmarks.common import EAGER, FACTORISED, NOT_BUILT, isa, make_problem
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
 
@@ -18,6 +19,7 @@ def _query() -> tuple[Any, ...]:
     return feat, torch.rand(1, 1, 2), torch.full((1, 1, 2), 0.5), weights, biases
 
 
+@pytest.mark.skipif(isa() == NOT_BUILT, reason=NOT_BUILT)
 @torch.no_grad()
 def test_operator(race: Callable[..., Any]) -> None:
     feat, coord, cell, weights, biases = _query()

@@ -33,6 +33,7 @@ TOLERANCE = 1e-5  # float32 against the plain form, relative to the largest outp
 # ReLUs fall, and each that differs moves the norm, by some 5e-4 at Q = 2304. Leaving out one query moves it by 1.5e-2.
 GRADIENT_TOLERANCE = 5e-3
 SGEMM = (8192, 256, 256)  # rows, inner, columns: a hidden layer over 8192 rows
+NOT_BUILT = "kernels not built"
 LAP_SECONDS = 0.05  # a call shorter than this is repeated until a lap takes that long
 
 Result = Tensor | Sequence[Tensor]
@@ -183,7 +184,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cpu": dict(info.describe())["cpu"],
-        "isa": _isa(),
+        "isa": isa(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -192,11 +193,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _isa() -> str:
+def isa() -> str:
+    """Return the instruction set of our kernels."""
     try:
         return cpu.ISA
     except RuntimeError:  # the operator has a schema, but nothing was built that implements it
-        return "kernels not built"
+        return NOT_BUILT
 
 
 def _commit() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks` itself, wherever pytest was started
+sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks` itself, wherever pytest was started
 
 from benchmarks import common, table
 

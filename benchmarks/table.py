@@ -101,9 +101,10 @@ def fill(text: str, section: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    args = parser.parse_args()
     record = newest(read_records())
     print("no complete record" if record is None else full(record))
-    if parser.parse_args().write:
+    if args.write:
         README.write_text(fill(README.read_text(), markdown(record)))
 
 
