@@ -116,7 +116,7 @@ class DecodeBackward {
    private:
     struct Tile {
         std::vector<T*> h;
-        T *g, *other, *out, *affine;
+        T *g, *other, *out, *affine, *run;
     };
 
     std::vector<Sums<T>> make_sums(Arena<T>& arena) const {
@@ -136,6 +136,7 @@ class DecodeBackward {
         b.other = arena.take(kTileRows * net_.stride());
         b.out = arena.take(kTileRows * net_.out_padded());
         b.affine = arena.take(kTileRows * 4);
+        b.run = arena.take(2 * padded_);
         return b;
     }
 
@@ -194,10 +195,17 @@ class DecodeBackward {
             const T* g = net_.hidden() > 0 ? b.g : b.out;
             const int64_t g_stride = net_.hidden() > 0 ? net_.stride() : net_.out_padded();
             Backward<T>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, sum.affine);
-            for (int64_t r = 0; r < count; ++r) {
+            // Rows of the same latent are summed among themselves first: thousands in one chain would round too often.
+            for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
-                T* to = latent == edge_latent ? sum.edge : p_grad_ + latent * channels;
-                kernel<T>().axpy(to, g + r * g_stride, T(1), channels);
+                for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;
+                const T* row = g + r * g_stride;
+                if (after - r > 1) {
+                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(T));
+                    kernel<T>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
+                    row = b.run;
+                }
+                kernel<T>().axpy(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, T(1), channels);
             }
         }
     }
