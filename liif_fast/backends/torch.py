@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from liif_fast.backends import Call, Switches, autocast_dtype, cost
@@ -214,8 +213,9 @@ class _Recomputed(torch.autograd.Function):
         return decoder.run_all(source, coord, cell, params)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("a recomputed call has no second derivative: use recompute=False or backend='reference'")
         decoder: _Decoder = ctx.decoder
         source, coord, cell, *params = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
