@@ -1,0 +1,116 @@
+"""The decoder as a module: names, shapes, copying, moving, replicating and compiling."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import liif_fast
+from liif_fast.functional import liif_decode
+from liif_fast.layers import MLP, LIIFDecoder, linear_parameters
+
+
+@pytest.fixture
+def queries():
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 5, 6), torch.rand(2, 9, 2) * 2 - 1, torch.rand(2, 9, 2)
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(1)
+    return LIIFDecoder(4, 3, (8, 8), backend="torch")
+
+
+def test_default_is_the_papers():
+    shapes = {name: tuple(tensor.shape) for name, tensor in liif_fast.LIIFDecoder().state_dict().items()}
+    expected = {"layers.0.weight": (256, 580), "layers.0.bias": (256,)}
+    for layer in (2, 4, 6):
+        expected |= {f"layers.{layer}.weight": (256, 256), f"layers.{layer}.bias": (256,)}
+    assert shapes == expected | {"layers.8.weight": (3, 256), "layers.8.bias": (3,)}
+
+
+@pytest.mark.parametrize(("switches", "width"), [({"cell_decode": False}, 578), ({"feat_unfold": False}, 68)])
+def test_input_width_follows_the_switches(switches, width):
+    assert LIIFDecoder(64, **switches).layers[0].in_features == width
+
+
+def test_mlp_has_the_decoders_names_and_values(decoder):
+    mlp = MLP(40, 3, [8, 8])
+    mlp.load_state_dict(decoder.state_dict())
+    x = torch.randn(2, 3, 40)
+    torch.testing.assert_close(mlp(x), decoder.layers(x))
+
+
+def test_forward_and_render_are_the_functions(decoder, queries):
+    feat, coord, cell = queries
+    out = decoder(feat, coord, cell)
+    assert torch.equal(out, liif_decode(feat, coord, cell, *linear_parameters(decoder.layers), backend="torch"))
+    full = decoder.render(feat, (7, 8))
+    assert full.shape == (2, 3, 7, 8)
+    torch.testing.assert_close(decoder.render(feat, (7, 8), (1, 2, 3, 4)), full[:, :, 1:4, 2:6], rtol=0, atol=1e-6)
+    assert not torch.allclose(decoder.render(feat, (7, 8), cell=(0.9, 0.9)), full)
+
+
+def test_switches_reach_the_function(queries):
+    feat, coord, _ = queries
+    decoder = LIIFDecoder(4, 3, (), local_ensemble=False, feat_unfold=False, cell_decode=False, backend="reference")
+    assert decoder(feat, coord).shape == (2, 9, 3)
+    assert "local_ensemble=False, feat_unfold=False, cell_decode=False, backend='reference'" in repr(decoder)
+
+
+def test_copies_are_independent_and_equal(decoder, queries):
+    expected = decoder(*queries)
+    stream = io.BytesIO()
+    torch.save(decoder, stream)
+    stream.seek(0)
+    copies = [copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder)), torch.load(stream, weights_only=False)]
+    with torch.no_grad():
+        decoder.layers[0].weight.zero_()
+    for each in copies:
+        assert torch.equal(each(*queries), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes(decoder, queries, dtype):
+    feat, coord, cell = queries
+    expected = decoder(*queries)
+    out = copy.deepcopy(decoder).to(dtype)(feat.to(dtype), coord, cell)
+    assert out.dtype == dtype
+    # three layers, each rounded once, of values of order 1; float64 is compared with a float32 result
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=8 * max(torch.finfo(dtype).eps, 1e-7))
+
+
+def test_to_another_device(decoder, queries):
+    feat, coord, cell = (tensor.to("meta") for tensor in queries)
+    out = decoder.to("meta")(feat, coord, cell)
+    assert out.device.type == "meta"
+    assert out.shape == (2, 9, 3)
+
+
+def test_replicas_have_no_parameters_but_decode(decoder, queries):
+    """DataParallel's replicas hold plain tensors where the module has parameters."""
+    replica = decoder._replicate_for_data_parallel()
+    replica.layers = decoder.layers._replicate_for_data_parallel()
+    for name, layer in decoder.layers.named_children():
+        part = layer._replicate_for_data_parallel()
+        for key, parameter in layer.named_parameters():
+            setattr(part, key, parameter.detach().clone())
+        replica.layers._modules[name] = part
+    assert not list(replica.parameters())
+    assert torch.equal(replica(*queries), decoder(*queries))
+    assert torch.equal(torch.nn.DataParallel(decoder)(*queries), decoder(*queries))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_compiles_whole(queries, backend):
+    decoder = LIIFDecoder(4, 3, (8,), backend=backend)
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*queries), decoder(*queries), rtol=0, atol=1e-6)
+    render = torch.compile(decoder.render, fullgraph=True, backend="aot_eager")
+    for size, region in (((7, 8), None), ((11, 9), None), ((11, 9), (1, 2, 3, 4))):
+        torch.testing.assert_close(
+            render(queries[0], size, region), decoder.render(queries[0], size, region), rtol=0, atol=1e-6
+        )
