@@ -219,6 +219,7 @@ def append_record(environment: dict[str, Any], results: list[dict[str, Any]], fo
     cpu_name = environment["cpu"].rsplit(",", 1)[0]
     kind = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name} {environment['isa']}".lower()).strip("-")
     path = folder / f"{kind}.jsonl"
+    folder.mkdir(exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({**environment, "results": results}) + "\n")
     return path
