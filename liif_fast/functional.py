@@ -323,6 +323,9 @@ def _check_layers(
 
 
 def _check_grid(size: Sequence[int], region: Sequence[int] | None) -> tuple[int, int, tuple[int, int, int, int]]:
+    for name, numbers in (("size", size), ("region", region or ())):
+        if any(isinstance(number, float) for number in numbers):
+            raise TypeError(f"{name} must hold integers, got {tuple(numbers)}")
     if len(size) != 2 or not (size[0] > 0 and size[1] > 0):
         raise ValueError(f"size must be (H_out, W_out), both at least 1, got {tuple(size)}")
     height, width = size

@@ -119,6 +119,11 @@ REFUSED = {
         ValueError,
         re.escape("size must be (H_out, W_out), both at least 1, got (8,)"),
     ),
+    "size of fractions": (
+        lambda a: liif_render(a[0], (8.5, 9), *a[3:]),
+        TypeError,
+        re.escape("size must hold integers, got (8.5, 9)"),
+    ),
     "size of nothing": (lambda a: liif_render(a[0], (8, 0), *a[3:]), ValueError, re.escape("got (8, 0)")),
     "region outside": (
         lambda a: liif_render(a[0], (8, 9), *a[3:], region=(0, 4, 8, 6)),

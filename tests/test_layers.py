@@ -83,7 +83,9 @@ def test_other_dtypes(decoder, queries, dtype):
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=8 * max(torch.finfo(dtype).eps, 1e-7))
 
 
-def test_to_another_device(decoder, queries):
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_to_another_device(decoder, queries, backend):
+    decoder.backend = backend
     feat, coord, cell = (tensor.to("meta") for tensor in queries)
     out = decoder.to("meta")(feat, coord, cell)
     assert out.device.type == "meta"

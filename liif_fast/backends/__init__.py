@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol, cast
 
 import torch as _torch  # the name `torch` is the backend's, once it is imported
@@ -96,6 +97,13 @@ def autocast_dtype(tensor: Tensor) -> _torch.dtype | None:
     if kind == "meta" or not _torch.is_autocast_enabled(kind) or tensor.dtype == _torch.float64:
         return None
     return _torch.get_autocast_dtype(kind)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves operations on `tensor` alone."""
+    if autocast_dtype(tensor) is None:
+        return nullcontext()
+    return _torch.autocast(tensor.device.type, enabled=False)
 
 
 def _import(name: str) -> Backend | str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast.backends import Call, Switches, autocast_dtype
+from liif_fast.backends import Call, Switches, autocast_dtype, without_autocast
 from liif_fast.coord import make_coord, plan_corners
 
 NAME = "reference"
@@ -43,7 +43,7 @@ def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: S
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x."""
     low = autocast_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dtype = low or x.dtype
         x = x.to(dtype)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
