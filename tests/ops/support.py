@@ -1,0 +1,73 @@
+"""The backends under test, and how the tests make their inputs."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import torch
+
+from .oracle import Switches
+
+# Every backend that is to keep the promises; a new one joins by its name.
+BACKENDS = tuple(os.environ.get("LIIF_FAST_TEST_BACKENDS", "reference,torch,cpu").split(","))
+ALL_SWITCHES = [Switches(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(8)]
+DEFAULT = Switches()
+
+
+def in_dim(channels, switches):
+    """Width of the network's input."""
+    return channels * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
+
+
+def make_layers(widths, generator=None, dtype=torch.float32):
+    """Weights and biases of an MLP with these widths, in the range in which nn.Linear makes them."""
+    weights, biases = [], []
+    for ins, outs in itertools.pairwise(widths):
+        for parameters, shape in ((weights, (outs, ins)), (biases, (outs,))):
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+            parameters.append((uniform * ins**-0.5).to(dtype))
+    return weights, biases
+
+
+class Problem:
+    """A small decoding problem: feat, coord, cell, weights, biases."""
+
+    def __init__(self, seed=0, batch=2, channels=5, shape=(13, 17), queries=63, hidden=(32, 24), out_dim=3,
+                 switches=DEFAULT, dtype=torch.float32):  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        self.switches = switches
+        self.feat = torch.randn(batch, channels, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        self.coord = torch.rand(batch, queries, 2, generator=generator) * 2.2 - 1.1
+        self.cell = torch.rand(batch, queries, 2, generator=generator) * 0.2
+        self.weights, self.biases = make_layers((in_dim(channels, switches), *hidden, out_dim), generator, dtype)
+
+    @property
+    def arguments(self):
+        """The positional arguments of liif_decode."""
+        return self.feat, self.coord, self.cell, self.weights, self.biases
+
+    @property
+    def leaves(self):
+        """What a training step differentiates."""
+        return [self.feat, *self.weights, *self.biases]
+
+    def requires_grad(self):
+        """Ask for every gradient, and return self."""
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+        return self
+
+
+def same_bits(a, b):
+    """Equality of bits, any NaN being equal to any other."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def run_python(code, **environment):
+    """Run code in a Python of its own, which may be given environment variables, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
