@@ -16,3 +16,9 @@ def define(name: str, schema: str) -> None:
 
 
 define("cpu_isa", "() -> str")
+
+
+def refuse_second_order() -> None:
+    """Raise in a backward pass that is itself to be differentiated: it would silently drop terms."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("the fused kernels have no second derivative: use backend='reference'")

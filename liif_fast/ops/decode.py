@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from liif_fast.coord import make_coord
-from liif_fast.ops import define
+from liif_fast.ops import define, refuse_second_order
 from liif_fast.ops.project import project, project_backward
 
 define(
@@ -159,8 +158,8 @@ class _Decode(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
         coord, cell, *ctx.tensors = ctx.saved_tensors
         ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
         feat_grad, params = _layer_grads(ctx, grad.contiguous(), coord, cell, (0, 0, 0, 0))
@@ -186,8 +185,8 @@ class _Render(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
         cell, *ctx.tensors = ctx.saved_tensors
         ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])
         top, left, height, width = ctx.region

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from liif_fast.ops import define
+from liif_fast.ops import define, refuse_second_order
 
 define("gather_corners", "(Tensor feat, Tensor coord, Tensor? cell, bool unfold, bool ensemble) -> (Tensor, Tensor)")
 define(
@@ -46,8 +45,8 @@ class _Gather(torch.autograd.Function):
         return x, weight
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
         (coord,) = ctx.saved_tensors
         return _gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.switches), None, None, None, None
 

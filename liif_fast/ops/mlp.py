@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from liif_fast.ops import define
+from liif_fast.ops import define, refuse_second_order
 
 define("mlp", "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt keep) -> (Tensor, Tensor)")
 define("mlp_backward", "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved) -> Tensor[]")
@@ -45,8 +44,8 @@ class _Mlp(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
         x, saved, *params = ctx.saved_tensors
         x_grad, *grads = _mlp_backward(grad.contiguous(), x, params[0::2], params[1::2], saved)
         wanted = ctx.needs_input_grad
