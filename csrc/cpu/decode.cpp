@@ -120,7 +120,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
                          const Tensors& weights, const Tensors& biases, bool unfold, bool ensemble) {
     struct ProjectTag {};
     const int corners = ensemble ? 4 : 1;
-    const ChannelsLast<T> source(feat);
+    const Features<T> source(feat);
     const CoordQueries queries(coord, cell, source.height, source.width, ensemble);
     const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
     Tensor out = make(feat, {coord.size(0), coord.size(1), outs});

@@ -9,31 +9,54 @@ namespace {
 struct PackTag {};
 struct TileTag {};
 
+// Blocks of the map, each with its halo small enough for a second-level cache.
+constexpr int64_t kBlockHeight = 4, kBlockWidth = 48;
+
 template <typename T>
 Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
            int64_t height, int64_t width) {
-    const int64_t out = weight.size(0), batch = feat.size(0);
-    Tensor p = make(feat, {batch, height, width, out});
-    const int64_t latents = batch * height * width;
-    if (latents == 0) return p;
-    const ChannelsLast<T> source(feat);
+    const int64_t outs = weight.size(0), images = feat.size(0), reach = unfold ? 1 : 0;
+    Tensor p = make(feat, {images, height, width, outs});
+    if (images * height * width == 0) return p;
+    const Features<T> whole(feat);
     const auto projection = build_packed<T, PackTag>(
-        [&](Arena<T>& arena, bool dry) { return Projection<T>(weight, bias, source.channels, unfold, arena, dry); });
+        [&](Arena<T>& arena, bool dry) { return Projection<T>(weight, bias, whole.channels, unfold, arena, dry); });
     T* to = p.mutable_data_ptr<T>();
-    constexpr int64_t tile = 96;
-    for_each_task(ceil_div(latents, tile), [&](int64_t task) {
-        const int64_t first = task * tile, count = std::min(tile, latents - first);
-        T* rows = scratch<T, TileTag>(tile * (projection.depth + projection.out_padded));
-        T* product = rows + tile * projection.depth;
-        for (int64_t r = 0; r < count; ++r) {
-            const int64_t at = first + r, b = at / (height * width), i = at / width % height, j = at % width;
-            latent_row(source, unfold, b, top + i, left + j, rows + r * projection.depth);
-        }
-        const bool direct = projection.out_padded == out;
-        projection.apply(rows, count, direct ? to + first * out : product, projection.out_padded);
-        for (int64_t r = 0; !direct && r < count; ++r) {
-            std::memcpy(to + (first + r) * out, product + r * projection.out_padded,
-                        static_cast<size_t>(out) * sizeof(T));
+    const int64_t down = ceil_div(height, kBlockHeight), across = ceil_div(width, kBlockWidth);
+    for_each_task(images * down * across, [&](int64_t task) {
+        const int64_t b = task / (down * across);
+        const int64_t i0 = top + task / across % down * kBlockHeight, i1 = std::min(top + height, i0 + kBlockHeight);
+        const int64_t j0 = left + task % across * kBlockWidth, j1 = std::min(left + width, j0 + kBlockWidth);
+        const auto layout = [&](Arena<T>& arena) {
+            struct {
+                T *copy, *rows, *product;
+            } m;
+            m.copy = arena.take((kBlockHeight + 2) * (kBlockWidth + 2) * whole.channels);
+            m.rows = arena.take(kBlockWidth * projection.depth);
+            m.product = arena.take(kBlockWidth * projection.out_padded);
+            return m;
+        };
+        Arena<T> sizes;
+        layout(sizes);
+        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
+        const auto memory = layout(arena);
+        const Features<T> block =
+            whole.step_c == 1
+                ? whole
+                : whole.channels_last(b, std::max<int64_t>(i0 - reach, 0), std::min(i1 + reach, whole.height),
+                                      std::max<int64_t>(j0 - reach, 0), std::min(j1 + reach, whole.width), memory.copy);
+        for (int64_t i = i0; i < i1; ++i) {
+            const int64_t count = j1 - j0;
+            for (int64_t r = 0; r < count; ++r) {
+                latent_row(block, unfold, b, i, j0 + r, memory.rows + r * projection.depth);
+            }
+            T* line = to + ((b * height + i - top) * width + j0 - left) * outs;
+            const bool direct = projection.out_padded == outs;
+            projection.apply(memory.rows, count, direct ? line : memory.product, projection.out_padded);
+            for (int64_t r = 0; !direct && r < count; ++r) {
+                std::memcpy(line + r * outs, memory.product + r * projection.out_padded,
+                            static_cast<size_t>(outs) * sizeof(T));
+            }
         }
     });
     return p;

@@ -2,65 +2,67 @@
 // P = unfold(feat) W1z^T + b1, a 3x3 convolution written as rows of a matrix product.
 #pragma once
 
-#include <memory>
+#include <algorithm>
 
 #include "network.h"
 
 namespace liif {
 
-// feat [B, C, H, W] as rows of channels, [B, H, W, C], so that a neighbour is one contiguous copy.
+// feat [B, C, H, W] with any strides, or a copy of a window of it whose first latent is (top, left).
 template <typename T>
-class ChannelsLast {
-   public:
-    explicit ChannelsLast(const Tensor& feat)
-        : batch(feat.size(0)), channels(feat.size(1)), height(feat.size(2)), width(feat.size(3)) {
-        const T* from = feat.template const_data_ptr<T>();
-        const int64_t sb = feat.stride(0), sc = feat.stride(1), sh = feat.stride(2), sw = feat.stride(3);
-        if (sc == 1) {
-            data_ = from, step_b_ = sb, step_h_ = sh, step_w_ = sw;
-            return;
-        }
-        copy_.reset(new T[static_cast<size_t>(batch * height * width * channels)]);
-        T* to = copy_.get();
-        for_each_task(batch * height, [=](int64_t task) {
-            const int64_t b = task / height, i = task % height;
-            constexpr int64_t block = 16;
-            for (int64_t j0 = 0; j0 < width; j0 += block) {
-                const int64_t j1 = std::min(width, j0 + block);
-                for (int64_t c = 0; c < channels; ++c) {
-                    for (int64_t j = j0; j < j1; ++j)
-                        to[(task * width + j) * channels + c] = from[b * sb + c * sc + i * sh + j * sw];
-                }
-            }
-        });
-        data_ = to, step_w_ = channels, step_h_ = width * channels, step_b_ = height * width * channels;
+struct Features {
+    const T* data;
+    int64_t step_b, step_c, step_h, step_w;
+    int64_t channels, height, width;
+    int64_t top = 0, left = 0;
+
+    explicit Features(const Tensor& feat)
+        : data(feat.template const_data_ptr<T>()),
+          step_b(feat.stride(0)),
+          step_c(feat.stride(1)),
+          step_h(feat.stride(2)),
+          step_w(feat.stride(3)),
+          channels(feat.size(1)),
+          height(feat.size(2)),
+          width(feat.size(3)) {}
+
+    const T* at(int64_t b, int64_t i, int64_t j) const {
+        return data + b * step_b + (i - top) * step_h + (j - left) * step_w;
     }
 
-    const T* at(int64_t b, int64_t i, int64_t j) const { return data_ + b * step_b_ + i * step_h_ + j * step_w_; }
-
-    const int64_t batch, channels, height, width;
-
-   private:
-    const T* data_;
-    int64_t step_b_, step_h_, step_w_;
-    std::unique_ptr<T[]> copy_;
+    // The window [i0, i1) x [j0, j1) of image b, channels last, in memory of the caller's.
+    Features channels_last(int64_t b, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* memory) const {
+        Features copy = *this;
+        copy.data = memory, copy.top = i0, copy.left = j0;
+        copy.step_b = 0, copy.step_c = 1, copy.step_w = channels, copy.step_h = (j1 - j0) * channels;
+        constexpr int64_t block = 16;  // latents: whole cache lines of the source
+        for (int64_t i = i0; i < i1; ++i) {
+            for (int64_t j = j0; j < j1; j += block) {
+                const int64_t count = std::min(block, j1 - j);
+                T* to = memory + (i - i0) * copy.step_h + (j - j0) * channels;
+                for (int64_t c = 0; c < channels; ++c) {
+                    const T* from = at(b, i, j) + c * step_c;
+                    for (int64_t n = 0; n < count; ++n) to[n * channels + c] = from[n * step_w];
+                }
+            }
+        }
+        return copy;
+    }
 };
 
 // One latent's row: its own channels, or the 3x3 neighbourhood's, neighbour by neighbour, zero outside the map.
 template <typename T>
-void latent_row(const ChannelsLast<T>& feat, bool unfold, int64_t b, int64_t i, int64_t j, T* row) {
-    const size_t bytes = static_cast<size_t>(feat.channels) * sizeof(T);
-    if (!unfold) {
-        std::memcpy(row, feat.at(b, i, j), bytes);
-        return;
-    }
-    for (int64_t ki = -1; ki <= 1; ++ki) {
-        for (int64_t kj = -1; kj <= 1; ++kj, row += feat.channels) {
-            const bool inside = i + ki >= 0 && i + ki < feat.height && j + kj >= 0 && j + kj < feat.width;
-            if (inside) {
-                std::memcpy(row, feat.at(b, i + ki, j + kj), bytes);
+void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int64_t j, T* row) {
+    const int64_t reach = unfold ? 1 : 0;
+    for (int64_t y = i - reach; y <= i + reach; ++y) {
+        for (int64_t x = j - reach; x <= j + reach; ++x, row += feat.channels) {
+            if (y < 0 || y >= feat.height || x < 0 || x >= feat.width) {
+                std::fill(row, row + feat.channels, T(0));
+            } else if (feat.step_c == 1) {
+                std::memcpy(row, feat.at(b, y, x), static_cast<size_t>(feat.channels) * sizeof(T));
             } else {
-                std::memset(row, 0, bytes);
+                const T* from = feat.at(b, y, x);
+                for (int64_t c = 0; c < feat.channels; ++c) row[c] = from[c * feat.step_c];
             }
         }
     }
