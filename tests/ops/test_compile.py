@@ -1,0 +1,137 @@
+"""Promise 6: torch.compile without graph breaks and without a recompile for each new size; torch.export; autocast."""
+
+import os
+import sysconfig
+
+import pytest
+import torch
+
+from liif_fast import LIIFDecoder, functional
+
+from . import oracle
+from .support import ALL_SWITCHES, BACKENDS, Problem, same_bits
+
+# Whatever the sizes, one graph, or one for many queries and one for few on a large map (see backends/cost.py).
+SIZES = {
+    "many": [((13, 17), 163), ((9, 21), 1000), ((30, 7), 257), ((2, 3), 5), ((40, 33), 4097)],
+    "few": [((13, 17), 11), ((40, 33), 63), ((9, 30), 7), ((60, 3), 2)],
+}
+INDUCTOR = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
+
+
+@pytest.fixture(autouse=True)
+def no_recompiling():
+    """Another graph for the same function is an error."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+def problems(sizes="many", **options):
+    return [
+        Problem(i, batch=2, shape=shape, queries=queries, **options) for i, (shape, queries) in enumerate(SIZES[sizes])
+    ]
+
+
+def check_close(a, b):
+    """The same backend, traced: the same sums, perhaps in another order (test_random.py's bound)."""
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("switches", ALL_SWITCHES[::7])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_decode(backend, switches, sizes):
+    options = {**switches._asdict(), "backend": backend}
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def decode(feat, coord, cell, weights, biases):
+        return functional.liif_decode(feat, coord, cell, weights, biases, **options)
+
+    for problem in problems(sizes, switches=switches):
+        check_close(decode(*problem.arguments), functional.liif_decode(*problem.arguments, **options))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training(backend):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def loss(feat, coord, cell, weights, biases):
+        return functional.liif_decode(feat, coord, cell, weights, biases, backend=backend).square().sum()
+
+    for problem in problems():
+        problem.requires_grad()
+        grads = []
+        for step in (loss, loss._torchdynamo_orig_callable):
+            value = step(*problem.arguments)
+            grads.append((value, *torch.autograd.grad(value, problem.leaves)))
+        for ours, expected in zip(*grads, strict=True):
+            scale = expected.abs().max()
+            check_close(ours / scale, expected / scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_render(backend):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def render(feat, height, width, weights, biases):
+        return functional.liif_render(feat, (height, width), weights, biases, backend=backend)
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def window(feat, size, region, weights, biases):
+        return functional.liif_render(feat, size, weights, biases, region=region, backend=backend)
+
+    for i, problem in enumerate(problems()):
+        feat, _, _, weights, biases = problem.arguments
+        size, region = (20 + 7 * i, 31 + 3 * i), (3 + i, 2 + i, 7 + 3 * i, 9 + 2 * i)
+        whole = functional.liif_render(feat, size, weights, biases, backend=backend)
+        check_close(render(feat, *size, weights, biases), whole)
+        top, left, height, width = region
+        part = window(feat, size, region, weights, biases)
+        check_close(part, whole[:, :, top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gather_corners_and_fused_mlp(backend):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def both(feat, coord, cell, weights, biases):
+        x, weight = functional.gather_corners(feat, coord, cell, backend=backend)
+        return x, weight, functional.fused_mlp(x, weights, biases, backend=backend)
+
+    for problem in problems():
+        feat, coord, cell, weights, biases = problem.arguments
+        x, weight, out = both(*problem.arguments)
+        expected = oracle.gather(feat, coord, cell, problem.switches)
+        assert same_bits(x, expected[0])
+        assert same_bits(weight, expected[1])
+        check_close(out, functional.fused_mlp(x, weights, biases, backend=backend))
+
+
+@pytest.mark.skipif(not INDUCTOR, reason="PyTorch's own compiler needs Python.h (python3-dev)")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inductor_keeps_the_plan(backend):
+    """Through PyTorch's own compiler, which fuses multiply-adds: at x3 one fused plan operation would show."""
+    problem = Problem(queries=1, shape=(9, 11), batch=1)
+    size = 27, 33
+    coord = torch.from_numpy(oracle.grid(size))[None]
+    cell = torch.tensor([2 / 27, 2 / 33]).expand(coord.shape)
+    feat, _, _, weights, biases = problem.arguments
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def decode(feat, coord, cell, weights, biases):
+        return functional.liif_decode(feat, coord, cell, weights, biases, backend=backend)
+
+    check_close(
+        decode(feat, coord, cell, weights, biases), oracle.decode(feat, coord, cell, weights, biases, problem.switches)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_export(backend):
+    problem = Problem(channels=3, hidden=(16, 12))
+    module = LIIFDecoder(3, hidden_list=(16, 12), backend=backend).eval()
+    height, width, queries = (torch.export.Dim(name, min=2, max=8192) for name in ("height", "width", "queries"))
+    dynamic = {"feat": {2: height, 3: width}, "coord": {1: queries}, "cell": {1: queries}}
+    program = torch.export.export(module, (problem.feat[:, :3], problem.coord, problem.cell), dynamic_shapes=dynamic)
+    for each in problems(channels=3) + problems("few", channels=3):
+        arguments = each.feat, each.coord, each.cell
+        check_close(program.module()(*arguments), module(*arguments))

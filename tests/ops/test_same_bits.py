@@ -1,0 +1,143 @@
+"""Promise 3: the forward's bits depend on nothing but the query; the backward repeats itself."""
+
+import pytest
+import torch
+
+from liif_fast import functional, make_cell, make_coord
+
+from .support import ALL_SWITCHES, BACKENDS, Problem, run_python
+
+# The backends whose kernels fix every order of summation; the others leave it to PyTorch's matrix products.
+FUSED = [name for name in BACKENDS if name not in ("reference", "torch")]
+pytestmark = pytest.mark.parametrize("backend", FUSED)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def decode(problem, backend, queries=slice(None), images=slice(None)):
+    feat, coord, cell, weights, biases = problem.arguments
+    options = {**problem.switches._asdict(), "backend": backend}
+    return functional.liif_decode(
+        feat[images], coord[images, queries], cell[images, queries], weights, biases, **options
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("switches", ALL_SWITCHES)
+def test_chunks_and_batches(backend, switches, dtype):
+    problem = Problem(batch=3, shape=(6, 7), queries=1000, hidden=(33, 17), switches=switches, dtype=dtype)
+    whole = decode(problem, backend)
+    assert torch.equal(decode(problem, backend), whole), "run to run"
+    for size in (63, 97, 999):
+        chunks = [decode(problem, backend, slice(first, first + size)) for first in range(0, 1000, size)]
+        assert torch.equal(torch.cat(chunks, 1), whole), size
+    images = [decode(problem, backend, images=slice(b, b + 1)) for b in range(3)]
+    assert torch.equal(torch.cat(images), whole)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(decode(problem, backend, order), whole[:, order])
+
+
+@DTYPES
+@pytest.mark.parametrize("switches", ALL_SWITCHES)
+def test_few_queries_of_a_large_map(backend, switches, dtype):
+    """The direct form, which the cost model takes for one query, equals the factorised form, taken for many."""
+    problem = Problem(shape=(41, 37), queries=1600, switches=switches, dtype=dtype)
+    whole = decode(problem, backend)
+    for first in range(0, 1600, 200):
+        assert torch.equal(decode(problem, backend, slice(first, first + 3)), whole[:, first : first + 3])
+
+
+@DTYPES
+@pytest.mark.parametrize("switches", ALL_SWITCHES)
+def test_regions(backend, switches, dtype):
+    """Windows and strips of a render, and a decode of the same grid."""
+    feat, _, _, weights, biases = Problem(shape=(13, 9), switches=switches, dtype=dtype).arguments
+    options = {**switches._asdict(), "backend": backend}
+    for size in ((40, 31), (13, 27), (5, 4), (1, 1), (117, 3)):
+        whole = functional.liif_render(feat, size, weights, biases, **options)
+        coord, cell = (t.expand(2, -1, -1) for t in (make_coord(size), make_cell(size)))
+        decoded = functional.liif_decode(feat, coord, cell, weights, biases, **options)
+        assert torch.equal(whole.flatten(2).transpose(1, 2), decoded)
+        for rows in (1, 3, 16):
+            strips = [
+                functional.liif_render(
+                    feat, size, weights, biases, region=(top, 0, min(rows, size[0] - top), size[1]), **options
+                )
+                for top in range(0, size[0], rows)
+            ]
+            assert torch.equal(torch.cat(strips, 2), whole)
+        for i in range(6):
+            top, left = size[0] * i // 7, size[1] * i // 6
+            height, width = min(1 + 2 * i, size[0] - top), min(7 - i, size[1] - left)
+            part = functional.liif_render(feat, size, weights, biases, region=(top, left, height, width), **options)
+            assert torch.equal(part, whole[:, :, top : top + height, left : left + width])
+
+
+@DTYPES
+def test_threads(backend, dtype, threads):
+    problem = Problem(queries=4097, dtype=dtype)
+    feat, coord, cell, weights, biases = problem.arguments
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        x, _ = functional.gather_corners(feat, coord, cell, backend=backend)
+        results.append(
+            (
+                decode(problem, backend),
+                decode(problem, backend, slice(0, 20)),
+                functional.liif_render(feat, (50, 61), weights, biases, backend=backend),
+                x,
+                functional.fused_mlp(x, weights, biases, backend=backend),
+            )
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@DTYPES
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gradients_repeat(backend, dtype, count, threads):
+    """Run to run at one number of threads, with activations kept, computed again, or some of each."""
+    threads(count)
+    problem = Problem(batch=3, shape=(5, 4), queries=4097, dtype=dtype).requires_grad()
+
+    def gradients(recompute):
+        options = {"backend": backend, "recompute": recompute}
+        feat, _, _, weights, biases = problem.arguments
+        out = functional.liif_decode(*problem.arguments, **options)
+        rendered = functional.liif_render(feat, (33, 34), weights, biases, **options)
+        x, _ = functional.gather_corners(*problem.arguments[:3], backend=backend)
+        mlp = functional.fused_mlp(x, weights, biases, **options)
+        total = out.square().sum() + rendered.square().sum() + mlp.square().sum()
+        return torch.autograd.grad(total, problem.leaves)
+
+    first = gradients(False)
+    for recompute in (False, True, True):
+        again = gradients(recompute)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_threads_of_python(backend):
+    """Several Python threads at once, each with a problem of its own, disturb one another in nothing."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    problems = [Problem(seed, queries=500 + seed, hidden=(40 + seed, 24)) for seed in range(6)]
+    alone = [decode(problem, backend) for problem in problems]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda problem: decode(problem, backend), problems))
+            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_micro_kernels(backend, isa):
+    """Each instruction set that this processor has passes a reduced random suite, in a process of its own."""
+    if backend != "cpu":
+        pytest.skip("the cpu backend's choice")
+    found = run_python("import liif_fast.backends.cpu as cpu; print(cpu.ISA)", LIIF_FAST_CPU_ISA=isa)
+    if found != isa:
+        pytest.skip(f"this processor has no {isa}")
+    run_python(
+        "import sys, pytest; sys.exit(pytest.main(['tests/ops/test_random.py', 'tests/ops/test_same_bits.py', '-q', "
+        "'-p', 'no:cacheprovider', '-k', 'test_random or few or regions']))",
+        LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_CONFIGS="24", LIIF_FAST_TEST_BACKENDS="cpu",
+    )  # fmt: skip
