@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
 # but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
 # where this is 1 (backend cpu) to 3 (backend torch).
@@ -16,6 +18,7 @@ def factorises(latents: int, rows: int) -> bool:
         rows: K*Q, the (query, corner) pairs that read it.
 
     Returns:
-        True for the factorised form, cost H*W; False for the direct form, cost GATHERED_ROW * K*Q.
+        True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
+        direct form, cost GATHERED_ROW * K*Q.
     """
-    return rows * GATHERED_ROW >= latents
+    return torch.compiler.is_exporting() or rows * GATHERED_ROW >= latents

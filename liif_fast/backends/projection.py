@@ -72,7 +72,8 @@ def _convolve_backward(
         grad, feat, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
     )
     likes = _convolve_backward_fake(grad, feat, kernel, wanted)
-    return tuple([like if made is None else made.contiguous() for made, like in zip(grads, likes, strict=True)])
+    # Some kernels return what was not asked for, too.
+    return tuple([made.contiguous() if want else like for made, like, want in zip(grads, likes, wanted, strict=True)])
 
 
 @torch.library.register_fake("liif_fast::convolve_backward")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.coord import make_coord
+from liif_fast.coord import centres_at
 from liif_fast.ops import define, refuse_second_order
 from liif_fast.ops.project import project, project_backward
 
@@ -191,10 +191,12 @@ class _Render(torch.autograd.Function):
         ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])
         top, left, height, width = ctx.region
         batch = grad.shape[0]
-        coord = make_coord(ctx.size).view(*ctx.size, 2)[top : top + height, left : left + width]
-        coord = coord.reshape(1, -1, 2).expand(batch, -1, -1)
+        rows = centres_at(torch.arange(top, top + height), ctx.size[0]).unsqueeze(1)
+        columns = centres_at(torch.arange(left, left + width), ctx.size[1])
+        coord = torch.stack(torch.broadcast_tensors(rows, columns), -1).reshape(1, height * width, 2)
+        coord = coord.expand(batch, -1, -1)
         cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
-        grad = grad.permute(0, 2, 3, 1).reshape(batch, -1, grad.shape[1]).contiguous()
+        grad = grad.permute(0, 2, 3, 1).reshape(batch, height * width, grad.shape[1]).contiguous()
         feat_grad, params = _layer_grads(ctx, grad, coord, cells, ctx.window)
         return feat_grad, None, None, None, None, None, *params
 
