@@ -30,7 +30,7 @@ $(VENV)/.triton: $(VENV)/.installed
 	touch $@
 
 test: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
