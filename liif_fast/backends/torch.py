@@ -282,7 +282,7 @@ def _decode(
     batch, channels, height, width = feat.shape
     latent_dim = channels * 9 if switches.feat_unfold else channels
     rows = switches.corners * queries
-    factorised = torch.compiler.is_exporting() or cost.factorises(height * width, rows)
+    factorised = cost.factorises(height * width, rows)
     widest = max(weight.shape[0] for weight in weights) * dtype.itemsize
     decoder = _Decoder(
         shape=(batch, height, width),

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from liif_fast.checks import check_grid, grid_cell
 from liif_fast.coord import centres
-from liif_fast.functional import _check_grid, _grid_cell
 
 STRIP_QUERIES = 1 << 16  # of one image; bounds the memory of a strip, not the result
 
@@ -33,8 +33,8 @@ def render_by_query(
     Raises:
         ValueError, TypeError: size, region or cell cannot be used.
     """
-    height, width, (top, left, h, w) = _check_grid(size, region)
-    cells = _grid_cell(feat, height, width, cell)[:, None]
+    height, width, (top, left, h, w) = check_grid(size, region)
+    cells = grid_cell(feat, height, width, cell)[:, None]
     rows = centres(height, device=feat.device)[top : top + h]
     columns = centres(width, device=feat.device)[left : left + w]
     strips = []

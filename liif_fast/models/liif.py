@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.checks import check_queries
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.grid import render_by_query
 from liif_fast.models.mlp import fusable
@@ -117,14 +118,14 @@ class LIIF(FeatureModel):
 
     def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if self.imnet is None:
-            functional._check_queries(feat, coord, None, cell_decode=False)
+            check_queries(feat, coord, None, cell_decode=False)
             return nearest_feature(feat, coord)
         chain = fusable(self.imnet)
         if chain is not None:
             return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
         if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:
             return self._query_module(self.imnet, feat, coord, cell)
-        cell = functional._check_queries(feat, coord, cell, self.cell_decode)
+        cell = check_queries(feat, coord, cell, self.cell_decode)
         chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
         cells = [None if cell is None else cell[:, chunk] for chunk in chunks]
         parts = zip([coord[:, chunk] for chunk in chunks], cells, strict=True)

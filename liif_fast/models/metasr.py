@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from liif_fast import functional
+from liif_fast.checks import check_queries
 from liif_fast.coord import centres
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
@@ -40,7 +41,7 @@ class MetaSR(FeatureModel):
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self._encoded()
-        cell = functional._check_queries(feat, coord, cell, cell_decode=True)
+        cell = check_queries(feat, coord, cell, cell_decode=True)
         assert cell is not None
         if torch.is_grad_enabled():
             return self._query(feat, coord, cell)

@@ -1,0 +1,137 @@
+"""Checks of arguments: every message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from liif_fast.backends import Switches, autocast_dtype
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+
+
+def check_feat(feat: Tensor) -> None:
+    check_tensor("feat", feat)
+    if feat.ndim != 4 or 0 in feat.shape[1:]:
+        raise ValueError(f"feat must have shape [B, C, H, W] with C, H and W at least 1, got {list(feat.shape)}")
+
+
+def check_coord(name: str, coord: Tensor) -> None:
+    if not isinstance(coord, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(coord).__name__}")
+    if coord.dtype != torch.float32 and coord.dtype != torch.float64:
+        raise TypeError(
+            f"{name} must be float32 (half precision would pick wrong neighbours) or float64, got {coord.dtype}"
+        )
+    if coord.ndim != 3 or coord.shape[2] != 2:
+        raise ValueError(f"{name} must have shape [B, Q, 2], got {list(coord.shape)}")
+
+
+def check_queries(feat: Tensor, coord: Tensor, cell: Tensor | None, cell_decode: bool) -> Tensor | None:
+    """Check coord and cell against feat, and return the cell to use: None where it is not decoded."""
+    check_coord("coord", coord)
+    shape, device = coord.shape, feat.device
+    if shape[0] != feat.shape[0]:
+        raise ValueError(f"coord must have shape [B, Q, 2] with B = {feat.shape[0]}, got {list(shape)}")
+    if coord.device != device:
+        raise ValueError(f"coord must be on the device of feat, {device}, got {coord.device}")
+    if not cell_decode:
+        return None
+    if cell is None:
+        raise ValueError("cell must be a tensor [B, Q, 2] with cell_decode=True, got None")
+    check_coord("cell", cell)
+    if cell.shape != shape:
+        raise ValueError(f"cell must have the shape of coord, {list(shape)}, got {list(cell.shape)}")
+    if cell.dtype != coord.dtype:
+        raise TypeError(f"cell must have the dtype of coord, {coord.dtype}, got {cell.dtype}")
+    if cell.device != device:
+        raise ValueError(f"cell must be on the device of feat, {device}, got {cell.device}")
+    return cell
+
+
+def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
+    if switches is None:
+        return "the last dimension of x"
+    latent = f"C = {feat.shape[1]}" + (" times 9 for feat_unfold" if switches.feat_unfold else "")
+    return f"{latent}, + 2 for rel" + (", + 2 for cell_decode" if switches.cell_decode else "")
+
+
+def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None) -> None:
+    """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
+    if not weights or len(weights) != len(biases):
+        raise ValueError(f"weights and biases must be as many, at least one each, got {len(weights)} and {len(biases)}")
+    name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
+    width = x.shape[-1]
+    if switches is not None:
+        width = x.shape[1] * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+            raise TypeError(
+                f"weights[{layer}] and biases[{layer}] must be torch.Tensors, "
+                f"got {type(weight).__name__} and {type(bias).__name__}"
+            )
+        shape = weight.shape
+        if len(shape) != 2 or shape[1] != width or shape[0] == 0:
+            origin = f"the outputs of weights[{layer - 1}]" if layer else _in_dim_text(x, switches)
+            raise ValueError(f"weights[{layer}] must have shape [out, {width}] ({origin}), got {list(shape)}")
+        width = shape[0]
+        if bias.shape != (width,):
+            raise ValueError(f"biases[{layer}] must have shape [{width}], got {list(bias.shape)}")
+        if weight.device != device or bias.device != device:
+            raise ValueError(
+                f"weights[{layer}] and biases[{layer}] must be on the device of {name}, {device}, "
+                f"got {weight.device} and {bias.device}"
+            )
+        if weight.dtype != dtype or bias.dtype != dtype:
+            mixed = autocast_dtype(x) is not None  # then every dtype will do that autocast would cast
+            for each, tensor in (("weights", weight), ("biases", bias)):
+                fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
+                if not fits:
+                    raise TypeError(f"{each}[{layer}] must have the dtype of {name}, {dtype}, got {tensor.dtype}")
+
+
+def check_grid(size: Sequence[int], region: Sequence[int] | None) -> tuple[int, int, tuple[int, int, int, int]]:
+    for name, numbers in (("size", size), ("region", region or ())):
+        if any(isinstance(number, float) for number in numbers):
+            raise TypeError(f"{name} must hold integers, got {tuple(numbers)}")
+    if len(size) != 2 or not (size[0] > 0 and size[1] > 0):
+        raise ValueError(f"size must be (H_out, W_out), both at least 1, got {tuple(size)}")
+    height, width = size
+    if region is None:
+        return height, width, (0, 0, height, width)
+    if len(region) != 4:
+        raise ValueError(f"region must be (top, left, height, width), got {tuple(region)}")
+    top, left, rows, columns = region
+    if min(top, left, rows, columns) < 0 or top + rows > height or left + columns > width:
+        raise ValueError(
+            f"region must be (top, left, height, width) inside the grid of size {(height, width)}, got {tuple(region)}"
+        )
+    return height, width, (top, left, rows, columns)
+
+
+def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[float] | None) -> Tensor:
+    """Return a render's cell as float32 [B, 2]."""
+    batch = feat.shape[0]
+    if isinstance(cell, Tensor):
+        if cell.dtype != torch.float32:
+            raise TypeError(f"cell must be float32, got {cell.dtype}")
+        if cell.shape != (2,) and cell.shape != (batch, 2):
+            raise ValueError(f"cell must have shape [2] or [B, 2] with B = {batch}, got {list(cell.shape)}")
+        if cell.device != feat.device:
+            raise ValueError(f"cell must be on the device of feat, {feat.device}, got {cell.device}")
+        return cell.expand(batch, 2)
+    if cell is None:
+        cell = (2 / height, 2 / width)
+    elif len(cell) != 2:
+        raise ValueError(f"cell must be a pair of floats or a float32 tensor [2] or [B, 2], got {tuple(cell)}")
+    # Filled, not copied from the host: a copy could not be captured in a CUDA graph.
+    return torch.stack([torch.full((batch,), each, dtype=torch.float32, device=feat.device) for each in cell], -1)
