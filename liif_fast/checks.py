@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -99,21 +101,38 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                     raise TypeError(f"{each}[{layer}] must have the dtype of {name}, {dtype}, got {tensor.dtype}")
 
 
+def check_integers(name: str, values: Sequence[int], form: str) -> tuple[int, ...]:
+    """Return the integers of an argument whose form the message tells; symbols of a compiler stay what they are."""
+    try:
+        values = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} must be {form}, got {values!r:.80}") from None
+    try:
+        return tuple([value if isinstance(value, int | torch.SymInt) else operator.index(value) for value in values])
+    except TypeError:  # NumPy's integers have an index, no float has
+        raise TypeError(f"{name} must hold integers, got {values!r:.80}") from None
+
+
+def check_shape(name: str, shape: Sequence[int], form: str) -> tuple[int, int]:
+    """Return the height and the width, both at least 1."""
+    numbers = check_integers(name, shape, form)
+    if len(numbers) != 2 or not (numbers[0] > 0 and numbers[1] > 0):
+        raise ValueError(f"{name} must be {form}, both at least 1, got {numbers}")
+    return numbers[0], numbers[1]
+
+
 def check_grid(size: Sequence[int], region: Sequence[int] | None) -> tuple[int, int, tuple[int, int, int, int]]:
-    for name, numbers in (("size", size), ("region", region or ())):
-        if any(isinstance(number, float) for number in numbers):
-            raise TypeError(f"{name} must hold integers, got {tuple(numbers)}")
-    if len(size) != 2 or not (size[0] > 0 and size[1] > 0):
-        raise ValueError(f"size must be (H_out, W_out), both at least 1, got {tuple(size)}")
-    height, width = size
+    """Return the height and the width of a grid, and its window (top, left, height, width)."""
+    height, width = check_shape("size", size, "(H_out, W_out)")
     if region is None:
         return height, width, (0, 0, height, width)
-    if len(region) != 4:
-        raise ValueError(f"region must be (top, left, height, width), got {tuple(region)}")
-    top, left, rows, columns = region
+    window = check_integers("region", region, "(top, left, height, width)")
+    if len(window) != 4:
+        raise ValueError(f"region must be (top, left, height, width), got {window}")
+    top, left, rows, columns = window
     if min(top, left, rows, columns) < 0 or top + rows > height or left + columns > width:
         raise ValueError(
-            f"region must be (top, left, height, width) inside the grid of size {(height, width)}, got {tuple(region)}"
+            f"region must be (top, left, height, width) inside the grid of size {(height, width)}, got {window}"
         )
     return height, width, (top, left, rows, columns)
 
@@ -131,7 +150,15 @@ def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[flo
         return cell.expand(batch, 2)
     if cell is None:
         cell = (2 / height, 2 / width)
-    elif len(cell) != 2:
-        raise ValueError(f"cell must be a pair of floats or a float32 tensor [2] or [B, 2], got {tuple(cell)}")
+    else:
+        form = "a pair of floats or a float32 tensor [2] or [B, 2]"
+        try:
+            cell = tuple(cell)
+        except TypeError:
+            raise TypeError(f"cell must be {form}, got {cell!r:.80}") from None
+        if not all(isinstance(each, float | int | torch.SymFloat | torch.SymInt | Real) for each in cell):
+            raise TypeError(f"cell must be {form}, got {cell!r:.80}")
+        if len(cell) != 2:
+            raise ValueError(f"cell must be {form}, got {cell}")
     # Filled, not copied from the host: a copy could not be captured in a CUDA graph.
     return torch.stack([torch.full((batch,), each, dtype=torch.float32, device=feat.device) for each in cell], -1)

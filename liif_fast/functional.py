@@ -9,7 +9,16 @@ from torch import Tensor
 
 from liif_fast import backends
 from liif_fast.backends import Call, Explanation, Switches, autocast_dtype
-from liif_fast.checks import check_coord, check_feat, check_grid, check_layers, check_queries, check_tensor, grid_cell
+from liif_fast.checks import (
+    check_coord,
+    check_feat,
+    check_grid,
+    check_layers,
+    check_queries,
+    check_shape,
+    check_tensor,
+    grid_cell,
+)
 from liif_fast.coord import plan_corners
 
 __all__ = ["corner_plan", "explain", "fused_mlp", "gather_corners", "liif_decode", "liif_render"]
@@ -131,9 +140,8 @@ def corner_plan(coord: Tensor, shape: Sequence[int], *, local_ensemble: bool = T
     Source: LIIF (arXiv 2012.09161), section 3.2 (local ensemble); order of operations of the authors' code.
     """
     check_coord("coord", coord)
-    if len(shape) != 2 or not (shape[0] > 0 and shape[1] > 0):
-        raise ValueError(f"shape must be (H, W), both at least 1, got {tuple(shape)}")
-    return plan_corners(coord, shape[0], shape[1], local_ensemble)
+    height, width = check_shape("shape", shape, "(H, W)")
+    return plan_corners(coord, height, width, local_ensemble)
 
 
 def gather_corners(

@@ -4,6 +4,7 @@ import logging
 import re
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,6 +161,61 @@ def test_refused(name):
     call, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         call(problem())
+
+
+CALLS_OF_INTEGERS = {
+    "size": (lambda a, size: liif_render(a[0], size, *a[3:]), 2, "(H_out, W_out)"),
+    "region": (
+        lambda a, region: liif_render(a[0], (30, 30), *a[3:], region=region),
+        4,
+        "(top, left, height, width)",
+    ),
+    "shape": (lambda a, shape: corner_plan(a[1], shape), 2, "(H, W)"),
+}
+
+
+@pytest.mark.parametrize("value", [np.float32(8), torch.tensor(8.0), None, "8"], ids=repr)
+@pytest.mark.parametrize("name", CALLS_OF_INTEGERS)
+def test_integers(name, value):
+    call, length, _ = CALLS_OF_INTEGERS[name]
+    values = (value, 9, 9, 9)[:length]
+    with pytest.raises(TypeError, match=re.escape(f"{name} must hold integers, got {values}")):
+        call(problem(), values)
+
+
+@pytest.mark.parametrize("name", CALLS_OF_INTEGERS)
+def test_integers_that_are_no_sequence(name):
+    call, length, form = CALLS_OF_INTEGERS[name]
+    for value in (8, 8.5, torch.tensor(8)):
+        with pytest.raises(TypeError, match=re.escape(f"{name} must be {form}, got {value!r}")):
+            call(problem(), value)
+    with pytest.raises(TypeError, match=re.escape(f"{name} must hold integers, got ('8', '9')")):
+        call(problem(), "89")
+    plain = call(problem(), [2, 3, 4, 5][:length])
+    for same in (np.array([2, 3, 4, 5]), torch.tensor([2, 3, 4, 5]), torch.Size([2, 3, 4, 5])):
+        torch.testing.assert_close(call(problem(), same[:length]), plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "error"),
+    [
+        (0.5, TypeError),
+        ("12", TypeError),
+        ((None, 0.5), TypeError),
+        ((torch.tensor(0.5), 0.5), TypeError),
+        ((0.5,), ValueError),
+    ],
+)
+def test_cell_that_is_no_pair(cell, error):
+    a = problem()
+    with pytest.raises(error, match=r"cell must be a pair of floats or a float32 tensor \[2\] or \[B, 2\], got"):
+        liif_render(a[0], (8, 9), *a[3:], cell=cell)
+
+
+def test_cell_of_numpy_floats():
+    a = problem()
+    expected = liif_render(a[0], (8, 9), *a[3:], cell=(0.5, 0.25))
+    assert torch.equal(liif_render(a[0], (8, 9), *a[3:], cell=np.array([0.5, 0.25], np.float32)), expected)
 
 
 def test_cell_is_ignored_when_not_decoded():
