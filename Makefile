@@ -46,12 +46,14 @@ format: $(VENV)/.installed
 bench: build
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' $(ARGS)
 
-# A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload.
+# A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload. Left out are
+# tests of memory, which the instruments take themselves, and of what the compiler of PyTorch does.
+SANITIZED := $(foreach name,plan random gradients hostile same_bits,tests/ops/test_$(name).py)
 sanitize: build
 	LIIF_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib OMP_NUM_THREADS=2 \
-	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest tests/ops $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
+	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest $(SANITIZED) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_build_info.json $(VENV)/.built
