@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast.backends import Call, Switches, autocast_dtype, without_autocast
-from liif_fast.coord import make_coord, plan_corners
+from liif_fast.coord import centres, plan_corners
 
 NAME = "reference"
 RENDER_QUERIES = 1 << 16  # render decodes that many queries at a time, so that its temporaries do not grow with size
@@ -83,11 +83,13 @@ def render(
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], decoding some rows at a time."""
     top, left, height, width = region
-    grid = make_coord(size, device=feat.device).view(*size, 2)[top : top + height, left : left + width]
+    rows = centres(size[0], device=feat.device)[top : top + height]
+    columns = centres(size[1], device=feat.device)[left : left + width]
     step = max(height, 1) if torch.compiler.is_compiling() else max(1, RENDER_QUERIES // max(width, 1))
     strips = []
-    for rows in grid.split(step):
-        coord = rows.reshape(1, -1, 2).expand(feat.shape[0], -1, -1)
+    for strip in rows.split(step):
+        coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
+        coord = coord.expand(feat.shape[0], -1, -1)
         cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
         strips.append(decode(feat, coord, cells, weights, biases, switches, recompute))
     return torch.cat(strips, 1).transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from liif_fast.coord import centres
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
 
 SWITCHES = list(itertools.product((True, False), repeat=3))
@@ -93,6 +94,19 @@ def test_render_decodes_its_grid_in_strips(monkeypatch):
     full = liif_render(feat, (8, 7), weights, biases, backend="reference")
     monkeypatch.undo()
     torch.testing.assert_close(full, liif_render(feat, (8, 7), weights, biases, backend="reference"))
+
+
+def test_render_of_a_window_makes_no_whole_grid():
+    """The coordinates of this grid would take 8 TiB."""
+    feat = torch.randn(1, 2, 3, 4)
+    weights, biases = network(20, (8,), dtype=torch.float32)
+    options = {"cell_decode": False, "backend": "reference"}
+    size, (top, left, height, width) = (1 << 20, 1 << 20), (12345, 1 << 19, 3, 5)
+    rows, columns = (centres(n)[start : start + count] for n, start, count in
+                     ((size[0], top, height), (size[1], left, width)))  # fmt: skip
+    coord = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).view(1, -1, 2)
+    window = liif_render(feat, size, weights, biases, region=(top, left, height, width), **options)
+    assert torch.equal(window[0].flatten(1).T[None], liif_decode(feat, coord, None, weights, biases, **options))
 
 
 def test_nan_reaches_the_queries_that_read_it():
