@@ -17,7 +17,7 @@ from torch import Tensor
 import liif_fast
 from liif_fast import LIIFDecoder, info
 from liif_fast.backends import cpu
-from liif_fast.layers import linear_parameters
+from liif_fast.layers import linear_chain
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -54,7 +54,7 @@ def make_problem(
     """Make random latents and a network as PyTorch initialises it, every parameter wanting a gradient."""
     torch.manual_seed(seed)
     feat = torch.randn(batch, channels, *latents)
-    return Problem(feat, *linear_parameters(LIIFDecoder(channels, 3, hidden).layers))
+    return Problem(feat, *linear_chain(LIIFDecoder(channels, 3, hidden).layers))
 
 
 def useful_flop(queries: int, weights: Sequence[Tensor]) -> int:

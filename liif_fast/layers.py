@@ -1,12 +1,18 @@
 """Modules: the multilayer perceptron of LIIF and its decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.checks import check_queries
+from liif_fast.grid import render_by_query
+
+GATHER_QUERIES = 1 << 13  # queries of a batch decoded at a time by a network of any kind, in inference
+
+Chain = tuple[list[Tensor], list[Tensor]]
 
 
 def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Sequential:
@@ -18,15 +24,73 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
-def linear_parameters(layers: nn.Sequential) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the weights and the biases of the Linears among `layers`, in order."""
-    # Read from the modules, not from parameters(): the replicas of DataParallel have no parameters.
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    return [linear.weight for linear in linears], [linear.bias for linear in linears]
+def linear_chain(layers: Any) -> Chain | None:
+    """Say what a fused kernel needs of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
+
+    Args:
+        layers: anything; asked at every call, since a user may change the layers or put hooks on them.
+
+    Returns:
+        (weights, biases), or None where the modules themselves must run: `layers` is no such Sequential, or has another
+        layer, a Linear without bias, a parametrization or a hook.
+    """
+    if type(layers) is not nn.Sequential or len(layers) % 2 == 0 or altered(layers):
+        return None
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for position, layer in enumerate(layers):
+        if type(layer) is not (nn.ReLU if position % 2 else nn.Linear) or altered(layer):
+            return None
+        if isinstance(layer, nn.Linear):
+            if layer.bias is None:
+                return None
+            # Read from the modules, not from parameters(): the replicas of DataParallel have no parameters.
+            weights.append(layer.weight)
+            biases.append(layer.bias)
+    return weights, biases
+
+
+def altered(module: nn.Module) -> bool:
+    """Say whether a call of the module does more than its class's `forward`: hooks, or a `forward` of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
+def decode_by_module(
+    network: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None, backend: str, switches: dict[str, Any]
+) -> Tensor:
+    """Decode queries through a network of any kind, some at a time where no gradient can be wanted.
+
+    Args:
+        network: [N, in_dim] to [N, out].
+        feat, coord, cell, backend: as for `functional.liif_decode`; `switches` are its three.
+
+    Returns:
+        [B, Q, out] in the network's dtype, under autocast in the wider one of that and float32.
+    """
+
+    def decode(coord: Tensor, cell: Tensor | None) -> Tensor:
+        x, weight = functional.gather_corners(feat, coord, cell, backend=backend, **switches)
+        pred = network(x.flatten(0, 2)).unflatten(0, x.shape[:3])
+        out = (pred * weight[..., None]).sum(2)
+        return out if torch.is_autocast_enabled(feat.device.type) else out.to(pred.dtype)
+
+    if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:
+        return decode(coord, cell)
+    cell = check_queries(feat, coord, cell, switches["cell_decode"])
+    chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
+    return torch.cat([decode(coord[:, chunk], None if cell is None else cell[:, chunk]) for chunk in chunks], 1)
 
 
 class MLP(nn.Module):
     """LIIF's multilayer perceptron, Linear and ReLU in turn, with parameters `layers.{0,2,...}.{weight,bias}`.
+
+    `layers` may be changed, hooked or parametrized; it then runs as it is instead of fused.
 
     Args:
         in_dim: width of the input.
@@ -42,11 +106,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_dim] to [..., out_dim]."""
-        return functional.fused_mlp(x, *linear_parameters(self.layers))
+        chain = linear_chain(self.layers)
+        return self.layers(x) if chain is None else functional.fused_mlp(x, *chain)
 
 
 class LIIFDecoder(nn.Module):
     """LIIF's decoder: a continuous image from a feature map, with parameters `layers.{0,2,...}.{weight,bias}`.
+
+    `layers` may be changed, hooked or parametrized; it then runs as it is, on gathered latents, instead of fused.
 
     Args:
         in_channels: C, channels of the feature map.
@@ -80,18 +147,10 @@ class LIIFDecoder(nn.Module):
 
     def forward(self, feat: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """Decode queries; arguments and result as `functional.liif_decode`."""
-        weights, biases = linear_parameters(self.layers)
-        return functional.liif_decode(
-            feat,
-            coord,
-            cell,
-            weights,
-            biases,
-            feat_unfold=self.feat_unfold,
-            local_ensemble=self.local_ensemble,
-            cell_decode=self.cell_decode,
-            backend=self.backend,
-        )
+        chain = linear_chain(self.layers)
+        if chain is None:
+            return decode_by_module(self.layers, feat, coord, cell, self.backend, self._switches())
+        return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
 
     def render(
         self,
@@ -101,19 +160,19 @@ class LIIFDecoder(nn.Module):
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a regular grid or a window of it; arguments and result as `functional.liif_render`."""
-        weights, biases = linear_parameters(self.layers)
+        chain = linear_chain(self.layers)
+        if chain is None:
+            return render_by_query(lambda coord, cell: self.forward(feat, coord, cell), feat, size, region, cell)
         return functional.liif_render(
-            feat,
-            size,
-            weights,
-            biases,
-            region=region,
-            cell=cell,
-            feat_unfold=self.feat_unfold,
-            local_ensemble=self.local_ensemble,
-            cell_decode=self.cell_decode,
-            backend=self.backend,
+            feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
         )
+
+    def _switches(self) -> dict[str, Any]:
+        return {
+            "feat_unfold": self.feat_unfold,
+            "local_ensemble": self.local_ensemble,
+            "cell_decode": self.cell_decode,
+        }
 
     def extra_repr(self) -> str:
         """Say the options that the layers do not show."""

@@ -11,7 +11,7 @@ import torch
 from liif_fast import backends, explain
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
-from liif_fast.layers import LIIFDecoder, linear_parameters
+from liif_fast.layers import LIIFDecoder, linear_chain
 
 PLAIN = ["reference", "torch"]
 
@@ -20,7 +20,7 @@ def problem(batch=2, queries=7, **switches):
     torch.manual_seed(0)
     decoder = LIIFDecoder(3, 2, (8, 8), **switches)
     feat, coord = torch.randn(batch, 3, 4, 5), torch.rand(batch, queries, 2) * 2.2 - 1.1
-    return [feat, coord, torch.rand(batch, queries, 2), *linear_parameters(decoder.layers)]
+    return [feat, coord, torch.rand(batch, queries, 2), *linear_chain(decoder.layers)]
 
 
 def change(position, make):

@@ -6,10 +6,13 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import liif_fast
-from liif_fast.functional import liif_decode
-from liif_fast.layers import MLP, LIIFDecoder, linear_parameters
+from liif_fast.coord import make_cell, make_coord
+from liif_fast.functional import gather_corners, liif_decode
+from liif_fast.layers import MLP, LIIFDecoder, linear_chain
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_mlp_has_the_decoders_names_and_values(decoder):
 def test_forward_and_render_are_the_functions(decoder, queries):
     feat, coord, cell = queries
     out = decoder(feat, coord, cell)
-    assert torch.equal(out, liif_decode(feat, coord, cell, *linear_parameters(decoder.layers), backend="torch"))
+    assert torch.equal(out, liif_decode(feat, coord, cell, *linear_chain(decoder.layers), backend="torch"))
     full = decoder.render(feat, (7, 8))
     assert full.shape == (2, 3, 7, 8)
     torch.testing.assert_close(decoder.render(feat, (7, 8), (1, 2, 3, 4)), full[:, :, 1:4, 2:6], rtol=0, atol=1e-6)
@@ -104,6 +107,79 @@ def test_replicas_have_no_parameters_but_decode(decoder, queries):
     assert not list(replica.parameters())
     assert torch.equal(replica(*queries), decoder(*queries))
     assert torch.equal(torch.nn.DataParallel(decoder)(*queries), decoder(*queries))
+
+
+def by_hand(decoder, feat, coord, cell):
+    """The decoder's formula with its layers called as they are."""
+    x, weight = gather_corners(feat, coord, cell, backend="reference")
+    return (decoder.layers(x) * weight[..., None]).sum(2)
+
+
+def check_by_hand(decoder, feat, coord, cell):
+    torch.testing.assert_close(decoder(feat, coord, cell), by_hand(decoder, feat, coord, cell))
+    size = (7, 8)
+    coord, cell = (make(size).expand(2, -1, 2) for make in (make_coord, make_cell))
+    image = by_hand(decoder, feat, coord, cell).transpose(1, 2).unflatten(2, size)
+    torch.testing.assert_close(decoder.render(feat, size), image)
+    torch.testing.assert_close(decoder.render(feat, size, (1, 2, 3, 4)), image[:, :, 1:4, 2:6])
+    x = torch.randn(5, 40)
+    mlp = MLP(40, 3, (8, 8))
+    mlp.layers = decoder.layers
+    torch.testing.assert_close(mlp(x), decoder.layers(x))
+
+
+def test_other_layers_run_as_they_are(decoder, queries, monkeypatch):
+    fused = decoder(*queries)
+    decoder.layers[1] = torch.nn.GELU()
+    check_by_hand(decoder, *queries)
+    assert not torch.allclose(decoder(*queries), fused)
+    monkeypatch.setattr("liif_fast.layers.GATHER_QUERIES", 4)
+    with torch.no_grad():
+        check_by_hand(decoder, *queries)
+    decoder.layers[1] = torch.nn.ReLU()
+    assert torch.equal(decoder(*queries), fused)
+    decoder.layers[2].bias = None
+    check_by_hand(decoder, *queries)
+    decoder.layers = decoder.layers[:2].append(torch.nn.Linear(8, 3))
+    assert linear_chain(decoder.layers) is not None
+    check_by_hand(decoder, *queries)
+
+
+def test_hooks_are_called(decoder, queries):
+    fused, calls = decoder(*queries), []
+    handle = decoder.layers[2].register_forward_hook(lambda layer, x, out: calls.append(out.shape[-1]))
+    torch.testing.assert_close(decoder(*queries), fused)
+    assert calls == [8]
+    decoder.render(queries[0], (7, 8))
+    assert calls == [8, 8]
+    handle.remove()
+    handle = decoder.layers[2].register_full_backward_hook(lambda layer, x, out: calls.append(0))
+    decoder(*queries).sum().backward()
+    assert calls == [8, 8, 0]
+    handle.remove()
+    decoder.layers[4].forward = torch.zeros_like  # as tools that move weights about do
+    assert torch.equal(decoder(*queries), torch.zeros(2, 9, 8))
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrization"])
+def test_changing_weights_are_read_anew(decoder, queries, kind):
+    """Pruning's weight is made by a hook at every call; weight_norm's by a parametrization."""
+    if kind == "hook":
+        prune.l1_unstructured(decoder.layers[2], "weight", 0.5)
+    else:
+        weight_norm(decoder.layers[2])
+    optimizer = torch.optim.SGD(decoder.parameters(), 0.1)
+    for _ in range(2):
+        check_by_hand(decoder, *queries)
+        optimizer.zero_grad()
+        before = decoder(*queries)
+        before.square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(decoder(*queries), before)
+    if kind == "hook":
+        prune.remove(decoder.layers[2], "weight")
+        assert linear_chain(decoder.layers) is not None
+        check_by_hand(decoder, *queries)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

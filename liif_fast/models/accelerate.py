@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from liif_fast import functional
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.mlp import linear_chain
+from liif_fast.models.mlp import chain_of
 
 ATTRIBUTES = ("encoder", "imnet", "local_ensemble", "feat_unfold", "cell_decode", "gen_feat", "query_rgb")
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by some 1e-6
@@ -72,7 +72,7 @@ class _Accelerated:
     backend = "auto"
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        chain = linear_chain(self.imnet)
+        chain = chain_of(self.imnet)
         if chain is None:
             return super().query_rgb(coord, cell)  # type: ignore[misc]
         return functional.liif_decode(self.feat, coord, cell, *chain, backend=self.backend, **_switches(self))
@@ -85,7 +85,7 @@ class _Accelerated:
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
         """As `liif_fast.LIIF.render`."""
-        chain = linear_chain(self.imnet)
+        chain = chain_of(self.imnet)
         if chain is None:
             raise ValueError("render needs an imnet of Linear and ReLU layers alone, without hooks")
         self.gen_feat(inp)
@@ -122,7 +122,7 @@ def _check_attributes(module: nn.Module) -> None:
     missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
     if missing:
         raise TypeError(f"module must be an instance of the original LIIF class, but it has no {', '.join(missing)}")
-    if not isinstance(module.imnet, nn.Module) or linear_chain(module.imnet) is None:
+    if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
         raise TypeError(
             "module.imnet must have 'layers', a Sequential of Linear (with bias), ReLU, ..., Linear, no hooks"
         )

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.checks import check_queries
+from liif_fast.grid import render_by_query
+from liif_fast.layers import decode_by_module
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.grid import render_by_query
 from liif_fast.models.mlp import fusable
 from liif_fast.models.registry import make, register
-
-GATHER_QUERIES = 1 << 13  # queries of a batch decoded at a time by a network of the user's own, in inference
 
 
 @register("liif")
@@ -85,7 +84,7 @@ class LIIF(FeatureModel):
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
         feat = self._encoded()
-        chain = None if self.imnet is None else fusable(self.imnet)
+        chain = fusable(self.imnet)
         if chain is not None:
             pred = functional.liif_render(
                 feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
@@ -123,19 +122,7 @@ class LIIF(FeatureModel):
         chain = fusable(self.imnet)
         if chain is not None:
             return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
-        if torch.is_grad_enabled() or coord.shape[1] <= GATHER_QUERIES:
-            return self._query_module(self.imnet, feat, coord, cell)
-        cell = check_queries(feat, coord, cell, self.cell_decode)
-        chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
-        cells = [None if cell is None else cell[:, chunk] for chunk in chunks]
-        parts = zip([coord[:, chunk] for chunk in chunks], cells, strict=True)
-        return torch.cat([self._query_module(self.imnet, feat, *part) for part in parts], 1)
-
-    def _query_module(self, imnet: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
-        x, weight = functional.gather_corners(feat, coord, cell, backend=self.backend, **self._switches())
-        pred = imnet(x.flatten(0, 2)).unflatten(0, x.shape[:3])
-        out = (pred * weight[..., None]).sum(2)
-        return out if torch.is_autocast_enabled(feat.device.type) else out.to(pred.dtype)
+        return decode_by_module(self.imnet, feat, coord, cell, self.backend, self._switches())
 
     def _interpolate(self, coord: Tensor) -> Tensor:
         if self.inp is None:

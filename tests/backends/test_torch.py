@@ -8,7 +8,7 @@ import torch
 from liif_fast.backends import cost
 from liif_fast.backends import torch as backend
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
-from liif_fast.layers import LIIFDecoder, linear_parameters
+from liif_fast.layers import LIIFDecoder, linear_chain
 
 SWITCHES = list(itertools.product((True, False), repeat=3))
 TOLERANCE = 1e-5  # of the largest value: float32's promise; float64 is held to 1e-13
@@ -23,7 +23,7 @@ def problem(switches=(True, True, True), shape=(2, 5, 9, 11), queries=50, hidden
     coord = torch.rand(shape[0], queries, 2) * 2.2 - 1.1
     cells = torch.rand(shape[0], queries, 2)
     options = {"feat_unfold": unfold, "local_ensemble": ensemble, "cell_decode": cell}
-    return feat, coord, cells, *linear_parameters(decoder.layers), options
+    return feat, coord, cells, *linear_chain(decoder.layers), options
 
 
 def assert_near(got, expected, tolerance=TOLERANCE):

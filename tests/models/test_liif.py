@@ -83,7 +83,7 @@ def test_own_network_in_chunks_and_gradients(tiny_spec, monkeypatch):
     coord = torch.rand(2, 100, 2) * 2 - 1
     cell = torch.rand(2, 100, 2)
     whole = model(inp, coord, cell)
-    monkeypatch.setattr("liif_fast.models.liif.GATHER_QUERIES", 7)
+    monkeypatch.setattr("liif_fast.layers.GATHER_QUERIES", 7)
     with torch.no_grad():
         torch.testing.assert_close(model(inp, coord, cell), whole, rtol=0, atol=1e-6)
     whole.sum().backward()
@@ -139,7 +139,7 @@ def test_bilinear_residual(tiny_spec, dtype):
 
 @pytest.mark.parametrize("imnet", ["mlp", "test-tanh", None])
 def test_bad_queries(tiny_spec, monkeypatch, imnet):
-    monkeypatch.setattr("liif_fast.models.liif.GATHER_QUERIES", 2)
+    monkeypatch.setattr("liif_fast.layers.GATHER_QUERIES", 2)
     imnet_spec = imnet and {"name": imnet, "args": {"out_dim": 3, **({"hidden_list": [16]} if imnet == "mlp" else {})}}
     model = models.make(tiny_spec(imnet_spec=imnet_spec))
     with torch.no_grad():
