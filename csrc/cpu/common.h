@@ -80,8 +80,8 @@ void for_each_task(int64_t tasks, const F& f) {
     });
 }
 
-// Uninitialised, aligned memory that a thread keeps between calls, so that small calls do not pay for fresh pages.
-// Each Tag is a region of its own; a region's content is gone when the same thread asks for it again.
+// Aligned memory with anything in it, for the tiles of one worker: some hundred kilobytes that each thread keeps
+// between calls, so that small calls do not pay for fresh pages. Each Tag is a region of its own.
 template <typename T, typename Tag>
 T* scratch(int64_t count) {
     constexpr size_t alignment = 64;
@@ -111,5 +111,14 @@ class Arena {
     T* memory_;
     int64_t used_ = 0;
 };
+
+// What layout(arena) takes from an arena, in the thread's scratch memory.
+template <typename T, typename Tag, typename Layout>
+auto in_scratch(const Layout& layout) {
+    Arena<T> sizes;
+    layout(sizes);
+    Arena<T> arena(scratch<T, Tag>(sizes.used()));
+    return layout(arena);
+}
 
 }  // namespace liif

@@ -3,6 +3,7 @@
 // last layer, which is linear; the weights sum to 1.
 #include <algorithm>
 
+#include "checks.h"
 #include "operators.h"
 #include "plan.h"
 #include "project.h"
@@ -11,11 +12,7 @@
 namespace liif {
 namespace {
 
-struct PackTag {};
 struct TileTag {};
-
-constexpr int64_t kTileRows =
-    96;  // a multiple of every kernel's rows; two such tiles of 256 floats fit a second-level cache
 
 // Runs tiles of queries. fill(first, count, h0, weight) writes layer 0 of count * corners rows and the corners'
 // weights; emit(query, out) gets one query's output. The hidden activations of the first `keep` queries go to `saved`.
@@ -28,7 +25,7 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t kee
     const int64_t saved_width = net.saved_width();
     for_each_task(ceil_div(queries, tile), [&](int64_t task) {
         const int64_t first = task * tile, count = std::min(tile, queries - first), rows = count * corners;
-        const auto layout = [&](Arena<T>& arena) {
+        const auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
             struct {
                 std::vector<T*> h;
                 T *weight, *blend, *out, *extra;
@@ -41,11 +38,7 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t kee
             b.out = arena.take(tile * net.out_padded());
             b.extra = arena.take(extra_scratch);
             return b;
-        };
-        Arena<T> sizes;
-        layout(sizes);
-        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
-        const auto b = layout(arena);
+        });
 
         fill(first, count, b.h[0], b.weight, b.extra);
         net.forward_hidden(b.h.data(), rows);
@@ -105,7 +98,8 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
     const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
     Tensor out = make(p, {coord.size(0), coord.size(1), outs});
-    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+    Tensor packed;
+    const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
     Tensor saved = make_saved(p, keep * corners, net.saved_width());
@@ -118,16 +112,17 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
 template <typename T>
 Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
                          const Tensors& weights, const Tensors& biases, bool unfold, bool ensemble) {
-    struct ProjectTag {};
     const int corners = ensemble ? 4 : 1;
     const Features<T> source(feat);
     const CoordQueries queries(coord, cell, source.height, source.width, ensemble);
     const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
     Tensor out = make(feat, {coord.size(0), coord.size(1), outs});
-    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+    Tensor packed;
+    const auto net = build_packed<T>(feat, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    const auto projection = build_packed<T, ProjectTag>([&](Arena<T>& arena, bool dry) {
+    Tensor projection_memory;
+    const auto projection = build_packed<T>(feat, projection_memory, [&](Arena<T>& arena, bool dry) {
         return Projection<T>(weights[0], biases[0], source.channels, unfold, arena, dry);
     });
     T* to = out.mutable_data_ptr<T>();
@@ -161,10 +156,11 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
                                       int64_t keep) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, map.top, map.left);
-    const GridQueries queries(cell, map.full_height, map.full_width, grid, ensemble);
+    const GridQueries queries(cell, map, grid, ensemble);
     const int64_t pixels = grid.height * grid.width, outs = weights.back().size(0), count = p.size(0) * pixels;
     Tensor out = make(p, {p.size(0), outs, grid.height, grid.width});
-    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+    Tensor packed;
+    const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
     Tensor saved = make_saved(p, keep * corners, net.saved_width());
@@ -181,12 +177,18 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
                                   const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
+    check_decoder(p, cell, weights, biases);
+    check_coord(coord, cell, p.size(0));
+    check_keep(keep, coord.size(0) * coord.size(1));
     return dispatch(p,
                     [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, keep); });
 }
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
                      const Tensors& biases, bool unfold, bool ensemble) {
+    STD_TORCH_CHECK(feat.dim() == 4, "liif_fast: feat must be [B, C, H, W]");
+    check_layers(weights, biases, feat.size(1) * (unfold ? 9 : 1) + (cell ? 4 : 2));
+    check_coord(coord, cell, feat.size(0));
     return dispatch(feat, [&](auto t) {
         return run_decode_direct<decltype(t)>(feat, coord, cell, weights, biases, unfold, ensemble);
     });
@@ -198,6 +200,9 @@ std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& 
                                   int64_t left, int64_t height, int64_t width, int64_t keep) {
     const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
     const Window grid{grid_height, grid_width, top, left, height, width};
+    check_decoder(p, cell, weights, biases);
+    check_windows(map, grid);
+    check_keep(keep, p.size(0) * height * width);
     return dispatch(
         p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, keep); });
 }

@@ -3,17 +3,15 @@
 // those that the forward pass saved (of the first queries), or are computed again, tile by tile.
 #include <algorithm>
 
+#include "checks.h"
 #include "operators.h"
 #include "queries.h"
 
 namespace liif {
 namespace {
 
-struct PackTag {};
-struct SumTag {};
 struct TileTag {};
 
-constexpr int64_t kTileRows = 96;
 constexpr int64_t kChunkQueries = 65536;
 
 struct Row {  // what the plan says of one row of a chunk
@@ -50,12 +48,34 @@ struct Sums {
     T *affine, *edge;
 };
 
+// The output's gradient, [B, Q, out] or, of a render, [B, out, h, w]; any strides.
 template <typename T>
+class OutGradient {
+   public:
+    explicit OutGradient(const Tensor& grad)
+        : data_(grad.const_data_ptr<T>()), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
+        const bool grid = grad.dim() == 4;
+        height_ = grad.size(grid ? 2 : 1);
+        step_row_ = grad.stride(grid ? 2 : 1), step_column_ = grid ? grad.stride(3) : 0;
+        step_out_ = grad.stride(grid ? 1 : 2);
+    }
+    const T* query(int64_t q) const {
+        const int64_t b = q / (height_ * width_), i = q / width_ % height_, j = q % width_;
+        return data_ + b * step_b_ + i * step_row_ + j * step_column_;
+    }
+    int64_t step_out() const { return step_out_; }
+
+   private:
+    const T* data_;
+    int64_t height_, width_, step_b_, step_row_, step_column_, step_out_;
+};
+
+template <typename T, typename Queries>
 class DecodeBackward {
    public:
-    DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const CoordQueries& queries,
+    DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const Queries& queries,
                    const DecoderNet<T>& net, int corners, int64_t total, T* p_grad)
-        : grad_(grad.const_data_ptr<T>()),
+        : grad_(grad),
           saved_(saved.const_data_ptr<T>()),
           latents_(latents),
           queries_(queries),
@@ -70,9 +90,8 @@ class DecodeBackward {
         workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
         Arena<T> sizes;
         make_sums(sizes);
-        T* memory = scratch<T, SumTag>(sizes.used());
-        std::memset(memory, 0, static_cast<size_t>(sizes.used()) * sizeof(T));
-        Arena<T> arena(memory);
+        sum_memory_ = make_zeros(saved, {sizes.used()});
+        Arena<T> arena(sum_memory_.mutable_data_ptr<T>());
         sums_ = make_sums(arena);
     }
 
@@ -172,8 +191,10 @@ class DecodeBackward {
                 }
             }
             const T weight = static_cast<T>(row.corner.weight);
-            const T* y = grad_ + (chunk.first + in_chunk / corners_) * outs;
-            for (int64_t o = 0; o < padded; ++o) b.out[r * padded + o] = o < outs ? weight * y[o] : T(0);
+            const T* y = grad_.query(chunk.first + in_chunk / corners_);
+            for (int64_t o = 0; o < padded; ++o) {
+                b.out[r * padded + o] = o < outs ? weight * y[o * grad_.step_out()] : T(0);
+            }
             const float affine[4] = {row.corner.rel_row, row.corner.rel_column, row.query.cell[0], row.query.cell[1]};
             for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = static_cast<T>(affine[j]);
         }
@@ -183,10 +204,7 @@ class DecodeBackward {
         if (begin == end) return;
         const int64_t channels = latents_.channels();
         const int64_t edge_latent = starts_inside(chunk, begin) ? chunk.sorted(begin).latent : -1;
-        Arena<T> sizes;
-        make_tile(sizes);
-        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
-        Tile b = make_tile(arena);
+        Tile b = in_scratch<T, TileTag>([this](Arena<T>& arena) { return make_tile(arena); });
         for (int64_t first = begin; first < end; first += kTileRows) {
             const int64_t count = std::min(kTileRows, end - first);
             fill(chunk, first, count, b);
@@ -228,31 +246,34 @@ class DecodeBackward {
         reduce_workers<T>(parts, height, width, row, to.mutable_data_ptr<T>());
     }
 
-    const T *grad_, *saved_;
+    const OutGradient<T> grad_;
+    const T* saved_;
     const Latents<T>& latents_;
-    const CoordQueries& queries_;
+    const Queries& queries_;
     const DecoderNet<T>& net_;
     const Backward<T> backward_;
     const int corners_;
     const int64_t total_, kept_, padded_;
     T* p_grad_;
     int64_t workers_;
+    Tensor sum_memory_;
     std::vector<Sums<T>> sums_;
 };
 
-template <typename T>
-Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-            const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
-            int64_t map_width, int64_t p_top, int64_t p_left) {
+template <typename T, typename Queries>
+Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t total, int terms,
+            const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t p_top,
+            int64_t p_left) {
     const int corners = ensemble ? 4 : 1;
-    const int64_t total = coord.size(0) * coord.size(1);
     const Latents<T> latents(p, p_top, p_left);
-    const CoordQueries queries(coord, cell, map_height, map_width, ensemble);
     const int packs = pack_backward | (saved.size(0) < total * corners ? pack_forward : 0);
-    const auto net = build_packed<T, PackTag>(
-        [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, cell ? 4 : 2, packs, arena, dry); });
+    Tensor packed;
+    const auto net = build_packed<T>(
+        p, packed, [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
+    check_saved(saved, net.saved_width());
     Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    DecodeBackward<T> pass(grad, saved, latents, queries, net, corners, total, result[0].mutable_data_ptr<T>());
+    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total,
+                                    result[0].mutable_data_ptr<T>());
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
@@ -261,12 +282,30 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std:
 }  // namespace
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
-                        int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left) {
-    STD_TORCH_CHECK(grad.is_contiguous() && saved.is_contiguous(), "liif_fast: grad and saved must be contiguous");
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble) {
+    check_decoder(p, cell, weights, biases);
+    check_coord(coord, cell, p.size(0));
+    const int64_t total = coord.size(0) * coord.size(1);
+    check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved, total * (ensemble ? 4 : 1));
+    const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
     return dispatch(p, [&](auto t) {
-        return run<decltype(t)>(grad, p, coord, cell, weights, biases, saved, ensemble, map_height, map_width, p_top,
-                                p_left);
+        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, 0, 0);
+    });
+}
+
+Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
+                        const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
+                        int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width,
+                        int64_t top, int64_t left, int64_t height, int64_t width) {
+    check_decoder(p, cell, weights, biases);
+    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
+    const Window grid{grid_height, grid_width, top, left, height, width};
+    check_windows(map, grid);
+    const int64_t total = p.size(0) * height * width;
+    check_gradient(grad, {p.size(0), weights.back().size(0), height, width}, saved, total * (ensemble ? 4 : 1));
+    const GridQueries queries(cell, map, grid, ensemble);
+    return dispatch(p, [&](auto t) {
+        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, p_top, p_left);
     });
 }
 

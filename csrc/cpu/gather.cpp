@@ -1,5 +1,6 @@
 // liif_fast::gather_corners: lookup of the nearest latents, 3x3 unfolding, rel, cell and weights in one pass, for a
 // network of the caller's own.
+#include "checks.h"
 #include "operators.h"
 #include "plan.h"
 #include "queries.h"
@@ -102,12 +103,18 @@ Tensor run_backward(const Tensor& grad, const Tensor& coord, int64_t channels, i
 
 std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
                                           bool unfold, bool ensemble) {
+    STD_TORCH_CHECK(feat.dim() == 4, "liif_fast: feat must be [B, C, H, W]");
+    check_coord(coord, cell, feat.size(0));
     return dispatch(feat, [&](auto t) { return run<decltype(t)>(feat, coord, cell, unfold, ensemble); });
 }
 
 Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
                                bool unfold, bool ensemble) {
-    STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");
+    STD_TORCH_CHECK(grad.is_contiguous() && grad.dim() == 4 && grad.size(0) == coord.size(0) &&
+                        grad.size(1) == coord.size(1) && grad.size(2) == (ensemble ? 4 : 1) &&
+                        grad.size(3) >= channels * (unfold ? 9 : 1),
+                    "liif_fast: grad must be contiguous, as x of gather_corners");
+    check_coord(coord, std::nullopt, grad.size(0));
     return dispatch(grad, [&](auto t) {
         return run_backward<decltype(t)>(grad, coord, channels, height, width, unfold, ensemble);
     });

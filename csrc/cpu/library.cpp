@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("decode_direct", TORCH_BOX(&liif::decode_direct));
     m.impl("render", TORCH_BOX(&liif::render));
     m.impl("decode_backward", TORCH_BOX(&liif::decode_backward));
+    m.impl("render_backward", TORCH_BOX(&liif::render_backward));
     m.impl("gather_corners", TORCH_BOX(&liif::gather_corners));
     m.impl("gather_corners_backward", TORCH_BOX(&liif::gather_corners_backward));
     m.impl("mlp", TORCH_BOX(&liif::mlp));

@@ -1,17 +1,14 @@
 // liif_fast::mlp and mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
 #include <algorithm>
 
+#include "checks.h"
 #include "network.h"
 #include "operators.h"
 
 namespace liif {
 namespace {
 
-struct PackTag {};
-struct SumTag {};
 struct TileTag {};
-
-constexpr int64_t kTileRows = 96;
 
 // Layer 0, which reads rows of x, and the layers behind it.
 template <typename T>
@@ -32,12 +29,13 @@ struct Mlp {
 
 template <typename T>
 std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
-    const auto net = build_packed<T, PackTag>(
-        [&](Arena<T>& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
+    Tensor packed;
+    const auto net = build_packed<T>(
+        x, packed, [&](Arena<T>& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
     const Network<T>& rest = net.rest;
     const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
     const int64_t levels = std::max<int64_t>(hidden, 1), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
-    const int64_t saved_width = rest.saved_width() + rest.first_out();
+    const int64_t saved_width = hidden > 0 ? rest.saved_width() + rest.first_out() : 0;
     Tensor out = make(x, {total, outs});
     Tensor saved = make_saved(x, hidden > 0 ? keep : 0, saved_width);
     const T* from = x.const_data_ptr<T>();
@@ -46,10 +44,19 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
     T* to_saved = saved.mutable_data_ptr<T>();
     for_each_task(ceil_div(total, kTileRows), [&](int64_t task) {
         const int64_t first = task * kTileRows, rows = std::min(kTileRows, total - first);
-        T* memory = scratch<T, TileTag>(kTileRows * (buffers * stride + rest.out_padded()));
-        std::vector<T*> h;
-        for (int64_t l = 0; l < levels; ++l) h.push_back(memory + (l < buffers ? l : l % 2) * kTileRows * stride);
-        T* y = memory + buffers * kTileRows * stride;
+        const auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
+            struct {
+                std::vector<T*> h;
+                T* out;
+            } b;
+            for (int64_t l = 0; l < levels; ++l) {
+                b.h.push_back(l < buffers ? arena.take(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
+            }
+            b.out = arena.take(kTileRows * rest.out_padded());
+            return b;
+        });
+        const std::vector<T*>& h = b.h;
+        T* y = b.out;
         net.forward_first(from + first * x_stride, x_stride, rows, h[0]);
         rest.forward_hidden(h.data(), rows);
         int64_t y_stride = stride;
@@ -77,10 +84,12 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                      const Tensor& saved) {
     const auto& kern = kernel<T>();
     const int64_t kept = saved.size(0);
-    const auto net = build_packed<T, PackTag>([&](Arena<T>& arena, bool dry) {
+    Tensor packed;
+    const auto net = build_packed<T>(x, packed, [&](Arena<T>& arena, bool dry) {
         return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
+    check_saved(saved, rest.hidden() > 0 ? rest.saved_width() + rest.first_out() : 0);
     const Backward<T> backward(rest);
     const int64_t total = x.size(0), ins = net.first.in, outs = rest.out(), hidden = rest.hidden();
     const int64_t stride = rest.stride(), levels = std::max<int64_t>(hidden, 1);
@@ -100,9 +109,8 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     };
     Arena<T> sizes;
     sums_of(sizes);
-    T* sum_memory = scratch<T, SumTag>(sizes.used());
-    std::memset(sum_memory, 0, static_cast<size_t>(sizes.used()) * sizeof(T));
-    Arena<T> sum_arena(sum_memory);
+    Tensor sum_memory = make_zeros(x, {sizes.used()});
+    Arena<T> sum_arena(sum_memory.mutable_data_ptr<T>());
     const auto sums = sums_of(sum_arena);
 
     Tensor x_grad = make(x, {total, ins});
@@ -114,7 +122,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     torch::stable::parallel_for(0, workers, 1, [&](int64_t worker_begin, int64_t worker_end) {
         for (int64_t w = worker_begin; w < worker_end; ++w) {
             const Gradients<T>& sum = sums[static_cast<size_t>(w)];
-            const auto layout = [&](Arena<T>& arena) {
+            auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
                 struct {
                     std::vector<T*> h;
                     T *g, *other, *out, *x;
@@ -125,11 +133,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                 b.out = arena.take(kTileRows * rest.out_padded());
                 b.x = arena.take(kTileRows * padded_in);
                 return b;
-            };
-            Arena<T> tile_sizes;
-            layout(tile_sizes);
-            Arena<T> arena(scratch<T, TileTag>(tile_sizes.used()));
-            auto b = layout(arena);
+            });
             const int64_t end = std::min(total, (w + 1) * share);
             for (int64_t first = w * share; first < end; first += kTileRows) {
                 const int64_t rows = std::min(kTileRows, end - first);
@@ -184,14 +188,16 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
 }  // namespace
 
 std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
-    STD_TORCH_CHECK(x.stride(1) == 1 || x.size(1) == 1, "liif_fast: rows of x must be contiguous");
+    check_rows(x, weights, biases);
+    check_keep(keep, x.size(0));
     return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, keep); });
 }
 
 Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                      const Tensor& saved) {
-    STD_TORCH_CHECK(grad.is_contiguous() && saved.is_contiguous(), "liif_fast: grad and saved must be contiguous");
-    STD_TORCH_CHECK(x.stride(1) == 1 || x.size(1) == 1, "liif_fast: rows of x must be contiguous");
+    check_rows(x, weights, biases);
+    check_gradient(grad, {x.size(0), weights.back().size(0)}, saved, x.size(0));
+    STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");
     return dispatch(x, [&](auto t) { return run_backward<decltype(t)>(grad, x, weights, biases, saved); });
 }
 

@@ -7,6 +7,9 @@
 
 namespace liif {
 
+constexpr int64_t kTileRows =
+    96;  // a multiple of every kernel's rows; two tiles of 256 floats fit a second-level cache
+
 // A matrix packed for Gemm::b: panels of nr columns, each [k][nr], columns padded with zeros.
 // Element (k, n) of the matrix is source[n * step_n + k * step_k].
 template <typename T>
@@ -73,12 +76,13 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena<T
     return layer;
 }
 
-// Calls build(arena, dry) twice: to find the size, then to fill memory that the calling thread keeps.
-template <typename T, typename Tag, typename Build>
-auto build_packed(const Build& build) {
+// Calls build(arena, dry) twice: to find the size, then to fill `memory`, which must live as long as the result.
+template <typename T, typename Build>
+auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
     Arena<T> sizes;
     build(sizes, true);
-    Arena<T> arena(scratch<T, Tag>(sizes.used()));
+    memory = make(like, {sizes.used()});
+    Arena<T> arena(memory.mutable_data_ptr<T>());
     return build(arena, false);
 }
 

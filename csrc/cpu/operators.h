@@ -27,8 +27,12 @@ std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& 
                                   int64_t left, int64_t height, int64_t width, int64_t keep);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
-                        int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left);
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble);
+
+Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
+                        const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
+                        int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width,
+                        int64_t top, int64_t left, int64_t height, int64_t width);
 
 std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
                                           bool unfold, bool ensemble);

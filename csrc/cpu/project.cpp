@@ -6,7 +6,6 @@
 namespace liif {
 namespace {
 
-struct PackTag {};
 struct TileTag {};
 
 // Blocks of the map, each with its halo small enough for a second-level cache.
@@ -19,15 +18,17 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
     Tensor p = make(feat, {images, height, width, outs});
     if (images * height * width == 0) return p;
     const Features<T> whole(feat);
-    const auto projection = build_packed<T, PackTag>(
-        [&](Arena<T>& arena, bool dry) { return Projection<T>(weight, bias, whole.channels, unfold, arena, dry); });
+    Tensor packed;
+    const auto projection = build_packed<T>(feat, packed, [&](Arena<T>& arena, bool dry) {
+        return Projection<T>(weight, bias, whole.channels, unfold, arena, dry);
+    });
     T* to = p.mutable_data_ptr<T>();
     const int64_t down = ceil_div(height, kBlockHeight), across = ceil_div(width, kBlockWidth);
     for_each_task(images * down * across, [&](int64_t task) {
         const int64_t b = task / (down * across);
         const int64_t i0 = top + task / across % down * kBlockHeight, i1 = std::min(top + height, i0 + kBlockHeight);
         const int64_t j0 = left + task % across * kBlockWidth, j1 = std::min(left + width, j0 + kBlockWidth);
-        const auto layout = [&](Arena<T>& arena) {
+        const auto memory = in_scratch<T, TileTag>([&](Arena<T>& arena) {
             struct {
                 T *copy, *rows, *product;
             } m;
@@ -35,11 +36,7 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
             m.rows = arena.take(kBlockWidth * projection.depth);
             m.product = arena.take(kBlockWidth * projection.out_padded);
             return m;
-        };
-        Arena<T> sizes;
-        layout(sizes);
-        Arena<T> arena(scratch<T, TileTag>(sizes.used()));
-        const auto memory = layout(arena);
+        });
         const Features<T> block =
             whole.step_c == 1
                 ? whole
@@ -66,6 +63,12 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
 
 Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
                int64_t height, int64_t width) {
+    STD_TORCH_CHECK(feat.dim() == 4 && weight.dim() == 2 && weight.size(1) >= feat.size(1) * (unfold ? 9 : 1) &&
+                        bias.dim() == 1 && bias.size(0) == weight.size(0),
+                    "liif_fast: feat [B, C, H, W], weight [out, in] and bias [out] do not fit");
+    STD_TORCH_CHECK(top >= 0 && left >= 0 && height >= 0 && width >= 0 && top + height <= feat.size(2) &&
+                        left + width <= feat.size(3),
+                    "liif_fast: the window lies outside of feat");
     return dispatch(feat,
                     [&](auto t) { return run<decltype(t)>(feat, weight, bias, unfold, top, left, height, width); });
 }

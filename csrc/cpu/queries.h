@@ -70,14 +70,14 @@ class CoordQueries {
 // A window of a regular grid: nearest latents depend on the row and the column separately, so they are found once.
 class GridQueries {
    public:
-    GridQueries(const std::optional<Tensor>& cell, int64_t map_height, int64_t map_width, const Window& grid,
-                bool ensemble)
-        : cells_(cell, static_cast<float>(map_height), static_cast<float>(map_width)),
+    // `map` is the window of latents that P holds; `grid` that of the output.
+    GridQueries(const std::optional<Tensor>& cell, const Window& map, const Window& grid, bool ensemble)
+        : cells_(cell, static_cast<float>(map.full_height), static_cast<float>(map.full_width)),
           ensemble_(ensemble),
           height_(grid.height),
           width_(grid.width),
-          rows_(table(map_height, grid.full_height, grid.top, grid.height)),
-          columns_(table(map_width, grid.full_width, grid.left, grid.width)) {}
+          rows_(table(map.full_height, map.top, map.height, grid.full_height, grid.top, grid.height)),
+          columns_(table(map.full_width, map.left, map.width, grid.full_width, grid.left, grid.width)) {}
 
     Query operator()(int64_t query, Corner* corner) const {
         const int64_t b = query / (height_ * width_), pixel = query % (height_ * width_);
@@ -94,13 +94,18 @@ class GridQueries {
     struct Sides {
         Nearest side[2];
     };
-    std::vector<Sides> table(int64_t latents, int64_t full, int64_t first, int64_t count) const {
+    std::vector<Sides> table(int64_t latents, int64_t held_first, int64_t held, int64_t full, int64_t first,
+                             int64_t count) const {
         const Axis axis(latents, ensemble_);
         const std::vector<float> coord = grid_centres(full);
         std::vector<Sides> sides(static_cast<size_t>(count));
         for (int64_t i = 0; i < count; ++i) {
             const float x = coord[static_cast<size_t>(first + i)];
             sides[static_cast<size_t>(i)] = {{axis.nearest(x, 0), axis.nearest(x, 1)}};
+            for (const Nearest& side : sides[static_cast<size_t>(i)].side) {
+                STD_TORCH_CHECK(side.index >= held_first && side.index < held_first + held,
+                                "liif_fast: the region reads latents outside of p's window");
+            }
         }
         return sides;
     }

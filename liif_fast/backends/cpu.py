@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from liif_fast.backends import Call, Switches, cost
 from liif_fast.ops import decode as _decode
@@ -20,6 +22,9 @@ KEEP_BYTES = 1 << 27  # hidden activations kept for the backward pass; those bey
 
 def _load() -> str:
     """Load the extension, which registers the kernels; return why there is none, "" if there is."""
+    wish = os.environ.get("LIIF_FAST_CPU_ISA", "")
+    if wish not in ("", "portable", "avx2", "avx512"):
+        return f"LIIF_FAST_CPU_ISA must be portable, avx2 or avx512, got {wish!r}"
     error: object = "no liif_fast/_C"
     for extension in Path(__file__).parents[1].glob("_C.*"):
         try:
@@ -49,6 +54,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.coord_requires_grad:
         return False, "has no gradient for coord and cell"
+    if forward_ad._current_level >= 0:
+        return False, "has no forward-mode derivative"
     return True, f"fused C++ kernels ({ISA})"
 
 
@@ -57,6 +64,8 @@ def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]
 
 
 def _trains(*tensors: Tensor) -> bool:
+    if torch.compiler.is_exporting():  # a program for inference: nothing is kept for a backward pass
+        return False
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -81,8 +90,8 @@ def decode(
     """Return the decoded queries, [B, Q, out]."""
     params = _params(weights, biases)
     train = _trains(feat, *params)
-    if not train and not cost.factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
-        return _decode.decode_direct(feat, coord, cell, params, switches)
+    if not cost.factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
+        return _decode.decode_direct(feat, coord, cell, params, switches, train)
     activations = switches.corners * _decode.saved_width(weights)
     keep = _keep(train, recompute, coord.shape[0] * coord.shape[1], activations, feat.dtype)
     return _decode.decode(feat, coord, cell, params, switches, train, keep)

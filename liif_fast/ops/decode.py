@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.coord import centres_at
 from liif_fast.ops import define, refuse_second_order
+from liif_fast.ops.gather import gather as _gather
+from liif_fast.ops.gather import gather_backward as _gather_backward
+from liif_fast.ops.mlp import mlp_backward as _mlp_backward
+from liif_fast.ops.mlp import saved_width as mlp_saved_width
 from liif_fast.ops.project import project, project_backward
 
 define(
@@ -35,12 +38,19 @@ define(
 define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool ensemble, SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left) -> Tensor[]",
+    " bool ensemble) -> Tensor[]",
+)
+define(
+    "render_backward",
+    "(Tensor grad, Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved, bool ensemble,"
+    " SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left, SymInt grid_height, SymInt grid_width,"
+    " SymInt top, SymInt left, SymInt height, SymInt width) -> Tensor[]",
 )
 _decode = torch.ops.liif_fast.decode.default
 _decode_direct = torch.ops.liif_fast.decode_direct.default
 _render = torch.ops.liif_fast.render.default
 _decode_backward = torch.ops.liif_fast.decode_backward.default
+_render_backward = torch.ops.liif_fast.render_backward.default
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 
@@ -105,6 +115,11 @@ def _(
     return out, _saved(p, weights, keep, ensemble)
 
 
+def _backward_fake(p: Tensor, cell: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    layers = [t.new_empty(t.shape) for pair in zip(weights[1:], biases[1:], strict=True) for t in pair]
+    return [p.new_empty(p.shape), p.new_empty(2 if cell is None else 4, p.shape[3]), *layers]
+
+
 @torch.library.register_fake("liif_fast::decode_backward")
 def _(
     grad: Tensor,
@@ -115,34 +130,55 @@ def _(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+) -> list[Tensor]:
+    return _backward_fake(p, cell, weights, biases)
+
+
+@torch.library.register_fake("liif_fast::render_backward")
+def _(
+    grad: Tensor,
+    p: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    ensemble: bool,
     map_height: int,
     map_width: int,
     p_top: int,
     p_left: int,
+    grid_height: int,
+    grid_width: int,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
 ) -> list[Tensor]:
-    terms = 2 if cell is None else 4
-    layers = [t.new_empty(t.shape) for pair in zip(weights[1:], biases[1:], strict=True) for t in pair]
-    return [p.new_empty(p.shape), p.new_empty(terms, p.shape[3]), *layers]
+    return _backward_fake(p, cell, weights, biases)
 
 
-def _layer_grads(
-    ctx: Any, grad: Tensor, coord: Tensor, cell: Tensor | None, window: Window
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Return the gradients of feat and of the parameters (weight, bias, weight, ...)."""
-    p, feat, saved, *params = ctx.tensors
-    weights, biases = params[0::2], params[1::2]
-    height, width = feat.shape[2:]
-    top, left = window[:2]
-    grads = _decode_backward(
-        grad, p, coord, cell, weights, biases, saved, ctx.switches.local_ensemble, height, width, top, left
-    )
+def _input_grads(
+    grads: Sequence[Tensor],
+    feat: Tensor,
+    first: Tensor,
+    unfold: bool,
+    window: Window,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of feat and of the parameters (weight, bias, weight, ...), where wanted.
+
+    Args:
+        grads: what decode_backward or render_backward returned.
+        first: the first layer's weight.
+        window: of the latents that P holds.
+        wanted: for feat and each parameter.
+    """
     p_grad, affine_grad, *rest = grads
-    wanted = ctx.wanted
     feat_grad, latent_grad, bias_grad = project_backward(
-        p_grad, feat, weights[0], ctx.switches.feat_unfold, top, left, wanted[:3]
+        p_grad, feat, first, unfold, window[0], window[1], (wanted[0], wanted[1], wanted[2])
     )
-    first = None if latent_grad is None else torch.cat((latent_grad, affine_grad.t()), 1)
-    return feat_grad, [first, bias_grad, *(g if want else None for g, want in zip(rest, wanted[3:], strict=True))]
+    first_grad = None if latent_grad is None else torch.cat((latent_grad, affine_grad.t()), 1)
+    return feat_grad, first_grad, bias_grad, *(g if want else None for g, want in zip(rest, wanted[3:], strict=True))
 
 
 class _Decode(torch.autograd.Function):
@@ -160,10 +196,38 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        coord, cell, *ctx.tensors = ctx.saved_tensors
-        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
-        feat_grad, params = _layer_grads(ctx, grad.contiguous(), coord, cell, (0, 0, 0, 0))
-        return feat_grad, None, None, None, None, *params
+        coord, cell, p, feat, saved, *params = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+        grads = _decode_backward(grad, p, coord, cell, params[0::2], params[1::2], saved, ctx.switches.local_ensemble)
+        window = (0, 0, feat.shape[2], feat.shape[3])
+        feat_grad, *layers = _input_grads(grads, feat, params[0], ctx.switches.feat_unfold, window, wanted)
+        return feat_grad, None, None, None, None, *layers
+
+
+class _DecodeDirect(torch.autograd.Function):
+    """As _Decode where few queries read a large map: neither pass touches latents that no query reads."""
+
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, *params: Tensor) -> Tensor:
+        ctx.switches = switches
+        ctx.save_for_backward(coord, cell, feat, *params)
+        return decode_direct(feat, coord, cell, params, switches)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
+        coord, cell, feat, *params = ctx.saved_tensors
+        unfold, ensemble = ctx.switches.feat_unfold, ctx.switches.local_ensemble
+        x, weight = _gather(feat, coord, cell, unfold, ensemble)
+        rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
+        x_grad, *layers = _mlp_backward(
+            rows, x.flatten(0, 2), params[0::2], params[1::2], x.new_empty(0, mlp_saved_width(params[0::2]))
+        )
+        feat_grad = None
+        if ctx.needs_input_grad[0]:
+            feat_grad = _gather_backward(x_grad.view(x.shape), coord, *feat.shape[1:], unfold, ensemble)
+        wanted = ctx.needs_input_grad[4:]
+        return feat_grad, None, None, None, *(g if want else None for g, want in zip(layers, wanted, strict=True))
 
 
 class _Render(torch.autograd.Function):
@@ -187,27 +251,26 @@ class _Render(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        cell, *ctx.tensors = ctx.saved_tensors
-        ctx.wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])
-        top, left, height, width = ctx.region
-        batch = grad.shape[0]
-        rows = centres_at(torch.arange(top, top + height), ctx.size[0]).unsqueeze(1)
-        columns = centres_at(torch.arange(left, left + width), ctx.size[1])
-        coord = torch.stack(torch.broadcast_tensors(rows, columns), -1).reshape(1, height * width, 2)
-        coord = coord.expand(batch, -1, -1)
-        cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
-        grad = grad.permute(0, 2, 3, 1).reshape(batch, height * width, grad.shape[1]).contiguous()
-        feat_grad, params = _layer_grads(ctx, grad, coord, cells, ctx.window)
-        return feat_grad, None, None, None, None, None, *params
+        cell, p, feat, saved, *params = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])
+        weights, biases, window = params[0::2], params[1::2], ctx.window
+        ensemble = ctx.switches.local_ensemble
+        grads = _render_backward(
+            grad, p, cell, weights, biases, saved, ensemble, *feat.shape[2:], *window[:2], *ctx.size, *ctx.region
+        )
+        feat_grad, *layers = _input_grads(grads, feat, params[0], ctx.switches.feat_unfold, window, wanted)
+        return feat_grad, None, None, None, None, None, *layers
 
 
 def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
     """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
     first, length = [], []
     for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
-        # A query reads the two latents around it; two more are a margin for rounding.
-        low = max((2 * start + 1) * latents // (2 * full) - 3, 0)
-        high = min((2 * (start + count) - 1) * latents // (2 * full) + 3, latents)
+        # A query reads the two latents around it; two more are a margin for rounding, which grows with the map: the
+        # plan's shift of 1e-6 and a coordinate's rounding are parts of the whole axis.
+        margin = 3 + latents // 100_000
+        low = max((2 * start + 1) * latents // (2 * full) - margin, 0)
+        high = min((2 * (start + count) - 1) * latents // (2 * full) + margin, latents)
         first.append(low)
         length.append(max(high - low, 1))
     return first[0], first[1], length[0], length[1]
@@ -241,8 +304,12 @@ def decode(
     return _decode(p, coord, cell, weights, biases, switches.local_ensemble, 0)[0]
 
 
-def decode_direct(feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any) -> Tensor:
-    """As `decode` without a gradient, bit for bit, projecting only the latents that are read."""
+def decode_direct(
+    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool = False
+) -> Tensor:
+    """As `decode`, bit for bit, projecting only the latents that are read."""
+    if train:
+        return _DecodeDirect.apply(feat, coord, cell, switches, *params)
     return _decode_direct(
         feat, coord, cell, list(params[0::2]), list(params[1::2]), switches.feat_unfold, switches.local_ensemble
     )

@@ -14,8 +14,8 @@ define(
     "gather_corners_backward",
     "(Tensor grad, Tensor coord, SymInt channels, SymInt height, SymInt width, bool unfold, bool ensemble) -> Tensor",
 )
-_gather = torch.ops.liif_fast.gather_corners.default
-_gather_backward = torch.ops.liif_fast.gather_corners_backward.default
+gather = torch.ops.liif_fast.gather_corners.default
+gather_backward = torch.ops.liif_fast.gather_corners_backward.default
 
 
 @torch.library.register_fake("liif_fast::gather_corners")
@@ -40,7 +40,7 @@ class _Gather(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.shape, ctx.switches = feat.shape[1:], (unfold, ensemble)
         ctx.save_for_backward(coord)
-        x, weight = _gather(feat, coord, cell, unfold, ensemble)
+        x, weight = gather(feat, coord, cell, unfold, ensemble)
         ctx.mark_non_differentiable(weight)
         return x, weight
 
@@ -48,12 +48,12 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         (coord,) = ctx.saved_tensors
-        return _gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.switches), None, None, None, None
+        return gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.switches), None, None, None, None
 
 
 def gather_corners(
     feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, train: bool
 ) -> tuple[Tensor, Tensor]:
     """Return x [B, Q, K, in_dim] and weight [B, Q, K]."""
-    function = _Gather.apply if train else _gather
+    function = _Gather.apply if train else gather
     return function(feat, coord, cell, switches.feat_unfold, switches.local_ensemble)

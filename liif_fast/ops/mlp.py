@@ -16,7 +16,7 @@ from liif_fast.ops import define, refuse_second_order
 define("mlp", "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt keep) -> (Tensor, Tensor)")
 define("mlp_backward", "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved) -> Tensor[]")
 _mlp = torch.ops.liif_fast.mlp.default
-_mlp_backward = torch.ops.liif_fast.mlp_backward.default
+mlp_backward = torch.ops.liif_fast.mlp_backward.default
 
 
 def saved_width(weights: Sequence[Tensor]) -> int:
@@ -47,7 +47,7 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         x, saved, *params = ctx.saved_tensors
-        x_grad, *grads = _mlp_backward(grad.contiguous(), x, params[0::2], params[1::2], saved)
+        x_grad, *grads = mlp_backward(grad.contiguous(), x, params[0::2], params[1::2], saved)
         wanted = ctx.needs_input_grad
         return x_grad, None, *(g if want else None for g, want in zip(grads, wanted[2:], strict=True))
 

@@ -36,7 +36,11 @@ def samples():
             yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
             grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
             for kept in (saved, saved[: rows // 2], saved[:0]):
-                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, 5, 6, 0, 0)
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble)
+            grad, cells = torch.randn(2, 3, 4, 5), None if cell is None else cell[:, 0]
+            saved = torch.randn(2 * 20 * rows // 14, 8)
+            for kept in (saved, saved[:0]):
+                yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, *window)
             yield "gather_corners", (feat, coord, cell, True, ensemble)
             yield "gather_corners_backward", (torch.randn(2, 7, rows // 14, 27 + terms), coord, 3, 5, 6, True, ensemble)
     weights, biases = make_layers((4, 6, 5, 2))
@@ -44,6 +48,9 @@ def samples():
         yield "mlp", (torch.randn(11, 4), weights, biases, keep)
     for keep in (0, 5, 11):
         yield "mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, torch.randn(keep, 11))
+    weights, biases = make_layers((4, 5))  # one layer: nothing hidden to save
+    yield "mlp", (torch.randn(11, 4), weights, biases, 4)
+    yield "mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0))
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))

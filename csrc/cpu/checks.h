@@ -1,0 +1,71 @@
+// What the kernels rely on. liif_fast.functional has checked its users' arguments by name; these hold for whoever calls
+// the operators themselves, so that nothing outside of a tensor is ever read.
+#pragma once
+
+#include "queries.h"
+
+namespace liif {
+
+inline void check_layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t in) {
+    STD_TORCH_CHECK(!weights.empty() && weights.size() == biases.size(),
+                    "liif_fast: weights and biases must be as many, at least one each");
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const Tensor &w = weights[i], &b = biases[i];
+        STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == in && b.dim() == 1 && b.size(0) == w.size(0),
+                        "liif_fast: the layers' weights [out, in] and biases [out] do not fit together");
+        in = w.size(0);
+    }
+}
+
+inline void check_decoder(const Tensor& p, const std::optional<Tensor>& cell, const std::vector<Tensor>& weights,
+                          const std::vector<Tensor>& biases) {
+    STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous(), "liif_fast: p must be [B, h, w, channels], contiguous");
+    STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2 && weights[0].size(0) == p.size(3) &&
+                        weights[0].size(1) >= (cell ? 4 : 2),
+                    "liif_fast: p must have as many channels as the first layer has outputs");
+    check_layers(weights, biases, weights[0].size(1));
+    STD_TORCH_CHECK(!cell || (cell->size(0) == p.size(0) && cell->size(cell->dim() - 1) == 2),
+                    "liif_fast: cell must be [B, 2] or [B, Q, 2]");
+}
+
+inline void check_coord(const Tensor& coord, const std::optional<Tensor>& cell, int64_t images) {
+    STD_TORCH_CHECK(coord.dim() == 3 && coord.size(0) == images && coord.size(2) == 2,
+                    "liif_fast: coord must be [B, Q, 2]");
+    STD_TORCH_CHECK(
+        !cell || (cell->dim() == 3 && cell->size(0) == images && cell->size(1) == coord.size(1) && cell->size(2) == 2),
+        "liif_fast: cell must be as coord");
+}
+
+inline void check_windows(const Window& map, const Window& grid) {
+    for (const Window* w : {&map, &grid}) {
+        STD_TORCH_CHECK(w->top >= 0 && w->left >= 0 && w->height >= 0 && w->width >= 0 &&
+                            w->top + w->height <= w->full_height && w->left + w->width <= w->full_width,
+                        "liif_fast: a window lies outside of its grid");
+    }
+}
+
+inline void check_keep(int64_t keep, int64_t count) {
+    STD_TORCH_CHECK(keep >= 0 && keep <= count, "liif_fast: keep must be from 0 to the number of queries");
+}
+
+inline void check_rows(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
+    STD_TORCH_CHECK(x.dim() == 2 && (x.stride(1) == 1 || x.size(1) == 1),
+                    "liif_fast: x must be [N, in], each row contiguous");
+    check_layers(weights, biases, x.size(1));
+}
+
+inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape, const Tensor& saved, int64_t rows) {
+    bool fits = grad.dim() == static_cast<int64_t>(shape.size());
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = grad.size(static_cast<int64_t>(i)) == shape[i];
+    STD_TORCH_CHECK(fits, "liif_fast: grad must have the output's shape");
+    STD_TORCH_CHECK(saved.dim() == 2 && saved.is_contiguous() && saved.size(0) <= rows,
+                    "liif_fast: saved must be what the forward pass returned");
+}
+
+// Called where the network's shape is known.
+inline void check_saved(const Tensor& saved, int64_t width) {
+    STD_TORCH_CHECK(saved.size(0) == 0 || saved.size(1) == width,
+                    "liif_fast: saved must be what the forward pass returned");
+}
+
+}  // namespace liif
