@@ -42,11 +42,12 @@ def linear_chain(layers: Any) -> Chain | None:
         if type(layer) is not (nn.ReLU if position % 2 else nn.Linear) or altered(layer):
             return None
         if isinstance(layer, nn.Linear):
-            if layer.bias is None:
-                return None
             # Read from the modules, not from parameters(): the replicas of DataParallel have no parameters.
-            weights.append(layer.weight)
-            biases.append(layer.bias)
+            weight, bias = layer.weight, layer.bias
+            if bias is None:
+                return None
+            weights.append(weight)
+            biases.append(bias)
     return weights, biases
 
 
