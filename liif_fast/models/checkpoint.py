@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 import threading
 import warnings
 import zipfile
@@ -27,6 +28,7 @@ from liif_fast.models.registry import make
 
 HALF = {"sub": [0.5], "div": [0.5]}
 DATA_NORM = {"inp": HALF, "gt": HALF}  # of every config of the original; a .pth of the original does not say
+MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
 Spec = dict[str, Any]
 
@@ -50,15 +52,15 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
     Raises:
         ModelFileError: the content is not a model that can be built; the message says why.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
     """
     if isinstance(source, Mapping):
         label, content, limit = "checkpoint", source, None
     else:
         path = Path(source)
-        label, limit = str(path), path.stat().st_size
+        label, limit = str(path), _regular_size(path)
         with _as_model_file_error(label):
-            read = _read_safetensors if path.suffix == ".safetensors" else _read_pth
+            read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_pth
             content = read(path)
     with _as_model_file_error(label):
         spec, sd = _split(content)
@@ -96,12 +98,13 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         from safetensors.torch import save_file
 
         metadata = {"format": "pt", "spec": json.dumps(spec), "data_norm": json.dumps(data_norm)}
         write_atomically(path, lambda temporary: save_file(sd, temporary, metadata))
-    elif path.suffix in (".pth", ".pt"):
+    elif suffix in (".pth", ".pt"):
         content: dict[str, Any] = {"model": {**copy.deepcopy(spec), "sd": sd}}
         if data_norm != DATA_NORM:  # the original's reader ignores it
             content["data_norm"] = data_norm
@@ -110,21 +113,33 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"path must end in .safetensors, .pth or .pt, got {str(path)!r}")
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """Contiguous, on the CPU, sharing memory with nothing: safetensors refuses shared memory."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in path's place."""
+    """Let `write` fill a temporary file beside `path`, then put it in path's place.
+
+    Symbolic links are followed. The mode is the old file's, or that of any new file.
+    """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)  # only now: safetensors makes a file of its own, that nobody else may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _regular_size(path: Path) -> int:
+    """The size of a file that is worth opening: a device or a pipe might never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path}: not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise ModelFileError(f"{path}: has {status.st_size} bytes, a model file may have {MAX_BYTES}")
+    return status.st_size
 
 
 def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:

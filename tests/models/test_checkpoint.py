@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import pickle
+import re
+import stat
 import struct
 import zipfile
 
@@ -75,7 +77,7 @@ def test_checkpoint_of_the_original(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".PTH", ".SAFETENSORS"])
 @pytest.mark.parametrize("kind", ["liif", "residual", "metasr", "normed"])
 def test_round_trip(tmp_path, tiny, tiny_spec, suffix, kind):
     if kind == "residual":
@@ -119,6 +121,53 @@ def test_failed_saving_keeps_the_old_file(tmp_path, tiny, monkeypatch):
         save_model(tiny, path)
     assert os.listdir(tmp_path) == ["model.pth"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_saving_as_any_file_is_written(tmp_path, tiny, suffix):
+    """A new file has the mode the umask leaves, an old one keeps its own, and links are followed."""
+    path, link = tmp_path / f"model{suffix}", tmp_path / f"link{suffix}"
+    before = os.umask(0o027)
+    try:
+        save_model(tiny, path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.write_bytes(b"")
+    path.chmod(0o604)
+    link.symlink_to(path.name)
+    save_model(tiny, link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    assert load_model(path).spec == tiny.spec
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, link.name])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_not_a_regular_file(tmp_path):
+    """Refused before it is opened: reading a device might never end, opening a pipe might wait for ever."""
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.pth").mkdir()
+    for path in ("/dev/zero", *tmp_path.iterdir()):
+        with pytest.raises(OSError, match=re.escape(f"{path}: not a regular file")):
+            load_model(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
+    path = tmp_path / f"model{suffix}"
+    save_model(tiny, path)
+    size = path.stat().st_size
+    monkeypatch.setattr("liif_fast.models.checkpoint.MAX_BYTES", size)
+    load_model(path)
+    monkeypatch.setattr("liif_fast.models.checkpoint.MAX_BYTES", size - 1)
+    monkeypatch.setattr("builtins.open", None)  # it is judged by its size
+    monkeypatch.setattr("safetensors.safe_open", None)
+    message = f"{path}: has {size} bytes, a model file may have {size - 1}"
+    with pytest.raises(ModelFileError, match=re.escape(message)):
+        load_model(path)
 
 
 def test_what_cannot_be_saved(tmp_path, tiny):
