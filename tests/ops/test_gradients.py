@@ -82,7 +82,7 @@ def test_fused_mlp(backend, recompute, nan_empty):
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in PLAIN])
-@pytest.mark.parametrize("switches", ALL_SWITCHES)
+@pytest.mark.parametrize("switches", ALL_SWITCHES[::3])
 def test_coord_and_cell(backend, switches):
     """In float64 throughout, at coordinates away from the edges of cells, where the plan jumps."""
     problem = small(switches).requires_grad()
