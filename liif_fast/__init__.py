@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "LIIF": "liif_fast.models.liif",
     "LIIFDecoder": "liif_fast.layers",
+    "MetaSR": "liif_fast.models.metasr",
+    "ModelFileError": "liif_fast.models.checkpoint",
     "accelerate": "liif_fast.models.accelerate",
     "explain": "liif_fast.functional",
     "load_model": "liif_fast.models.checkpoint",
