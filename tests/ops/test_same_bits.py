@@ -42,8 +42,10 @@ def test_few_queries_of_a_large_map(backend, switches, dtype):
     """The direct form, which the cost model takes for one query, equals the factorised form, taken for many."""
     problem = Problem(shape=(41, 37), queries=1600, switches=switches, dtype=dtype)
     whole = decode(problem, backend)
-    for first in range(0, 1600, 200):
-        assert torch.equal(decode(problem, backend, slice(first, first + 3)), whole[:, first : first + 3])
+    for train in (False, True):
+        problem.feat.requires_grad_(train)
+        for first in range(0, 1600, 200):
+            assert torch.equal(decode(problem, backend, slice(first, first + 3)), whole[:, first : first + 3])
 
 
 @DTYPES
