@@ -4,48 +4,8 @@ Heavy imports (torch, the models) happen inside `run`, so that `--help` and a us
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
-import argparse
-import logging
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
-
-from liif_fast.cli import bench, info, train, upscale
-from liif_fast.imageio import ImageFileError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Usage errors as one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"liif-fast: error: {message} (see {self.prog} --help)\n")
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
-        from liif_fast.info import package_version
-
-        print(f"liif-fast {package_version()}")
-        parser.exit()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; `args.run` is the subcommand's function."""
-    parser = _Parser(
-        prog="liif-fast",
-        description="Arbitrary-scale super-resolution with LIIF, decoded by fused kernels.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    parser.add_argument(
-        "--traceback", action="store_true", help="on an error, show Python's traceback too (for bug reports)"
-    )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (upscale, train, info, bench):
-        command.add(subparsers)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,38 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    notices = logging.StreamHandler()
-    notices.setLevel(logging.WARNING)
-    notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
-    logging.getLogger("liif_fast").addHandler(notices)
-    # A termination request unwinds like Ctrl-C, so that no half-written file is left.
-    previous = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return int(args.run(args))
+        from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
+
+        return run(argv)
     except KeyboardInterrupt:
         print("liif-fast: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        sys.stderr.close()
-        return 1
-    except (ImageFileError, OSError, ValueError, ImportError, MemoryError) as error:
-        if args.traceback:
-            raise
-        print(f"liif-fast: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        logging.getLogger("liif_fast").removeHandler(notices)
-
-
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

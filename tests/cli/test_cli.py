@@ -281,6 +281,22 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     assert target.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("module", ["argparse", "PIL.Image", "torch"])
+def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -> None:
+    script = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from liif_fast.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    args = ["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2"]
+    done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
+
+
 def test_help_and_usage_errors_import_no_torch() -> None:
     script = (
         "import sys\n"
