@@ -166,8 +166,8 @@ def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:
 
 def _floats(name: str, value: Any) -> list[float]:
     values = value if isinstance(value, list | tuple) else [value]
-    if not 1 <= len(values) <= 4 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        raise ValueError(f"{name} must be one to four numbers, got {value!r:.80}")
+    if len(values) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        raise ValueError(f"{name} must be one number or three, got {value!r:.80}")
     if not all(math.isfinite(v) for v in values):
         raise ValueError(f"{name} must be finite, got {value!r:.80}")
     return [float(v) for v in values]

@@ -269,7 +269,12 @@ ARGS = ("model", "args")
         ((*ARGS, "encoder_spec", "args", "n_feats"), -1, "checkpoint: "),
         ((*ARGS, "encoder_spec", "args", "n_resblocks"), 10**9, "more tensors than the 18"),
         ((*ARGS, "encoder_spec", "args", "n_resblocks"), 2, "'encoder.body.1.body.0.weight' is missing"),
-        ((*ARGS, "imnet_spec", "args", "hidden_list"), "abc", "checkpoint: "),
+        (
+            (*ARGS, "imnet_spec", "args", "hidden_list"),
+            "abc",
+            "hidden_list of model 'mlp' must be a list of positive integers, got 'abc'",
+        ),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], "list of positive integers"),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
         ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, "no argument 'in_dim'"),
         ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),
@@ -286,7 +291,8 @@ ARGS = ("model", "args")
         ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor of floats"),
         ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor of floats"),
         (("data_norm",), [0.5], "data_norm must be a mapping"),
-        (("data_norm",), {"inp": {"sub": ["0"]}}, "must be one to four numbers"),
+        (("data_norm",), {"inp": {"sub": ["0"]}}, "must be one number or three"),
+        (("data_norm",), {"inp": {"sub": [0.5, 0.5]}}, "must be one number or three"),
         (("data_norm",), {"gt": {"div": [0]}}, "must not be 0"),
     ],
 )
