@@ -22,6 +22,9 @@ READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 
+# Why it does not reduce; here, since the command line says so before torch is loaded.
+WHY_NOT_SMALLER = "the model interpolates without a low-pass filter, so it would alias; use an ordinary resize"
+
 
 class ImageFileError(ValueError):
     """An image file cannot be read or written; the message is one line that names the file and the reason."""

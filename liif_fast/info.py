@@ -93,12 +93,19 @@ def _native_build() -> list[Row]:
     if not path.is_file():
         present = find_spec("liif_fast._C") is not None
         return [("native build", "present, but it left no metadata" if present else "none (pure Python)")]
-    build = json.loads(path.read_text())
-    rows = [("native build", f"against torch {build.pop('torch', '?')}, by Python {build.pop('python', '?')}")]
-    for part, how in build.items():
-        built = "built" if how.pop("built", False) else "not built"
-        rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
+    try:
+        build = json.loads(path.read_text())
+        rows = [("native build", f"against torch {build.pop('torch', '?')}, by Python {build.pop('python', '?')}")]
+        for part, how in build.items():
+            built = "built" if how.pop("built", False) else "not built"
+            rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
+    except Exception as error:  # whatever damaged JSON leads to; the other rows are needed all the more
+        return [("native build", f"{path.name} cannot be read: {_reason(error)}")]
     return rows
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _words(value: object) -> str:
@@ -114,5 +121,8 @@ def _shipped_model() -> list[Row]:
     path = default_model_path()
     if not path.is_file():
         return [("model", f"missing: {path}")]
-    count = sum(parameter.numel() for parameter in load_model(path).parameters())
+    try:
+        count = sum(parameter.numel() for parameter in load_model(path).parameters())
+    except (OSError, ValueError) as error:
+        return [("model", f"cannot be used: {_reason(error)}")]
     return [("model", f"{path.name}, {count:,} parameters, {path.stat().st_size / 2**20:.1f} MiB")]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from liif_fast import backends
 from liif_fast.encode import encode
-from liif_fast.imageio import normalise
+from liif_fast.imageio import WHY_NOT_SMALLER, normalise
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import DATA_NORM, load_model
 
@@ -33,8 +33,6 @@ ImageLike = TypeVar("ImageLike", Image.Image, NDArray)
 Progress = Callable[[str, int, int], None]
 Region = tuple[int, int, int, int]
 Restore = Callable[[NDArray], Image.Image | NDArray]
-
-_WHY_NOT_SMALLER = "the model interpolates without a low-pass filter, so it would alias; use an ordinary resize"
 
 
 def upscale(
@@ -164,7 +162,7 @@ def output_size(
         height_out = size[1] if size[1] is not None else max(1, round(height * cast(int, size[0]) / width))
     if width_out < width or height_out < height:
         raise ValueError(
-            f"the output {width_out}x{height_out} is smaller than the input {width}x{height}: {_WHY_NOT_SMALLER}"
+            f"the output {width_out}x{height_out} is smaller than the input {width}x{height}: {WHY_NOT_SMALLER}"
         )
     if width_out * height_out > MAX_PIXELS:
         raise ValueError(f"the output {width_out}x{height_out} has more than {MAX_PIXELS} pixels")
@@ -178,7 +176,7 @@ def check_scale(scale: float) -> None:
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale:g}")
     if scale < 1:
-        raise ValueError(f"scale must be at least 1, got {scale:g}: {_WHY_NOT_SMALLER}")
+        raise ValueError(f"scale must be at least 1, got {scale:g}: {WHY_NOT_SMALLER}")
 
 
 def pick_device(name: str | torch.device) -> torch.device:

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from liif_fast.imageio import ImageFileError, check_input, check_output, open_image, write_image
+from liif_fast.imageio import WHY_NOT_SMALLER, ImageFileError, check_input, check_output, open_image, write_image
 
 _ABOUT = "Upscale one image file to any larger size."
 _EPILOG = """\
@@ -89,9 +89,7 @@ def _scale(text: str) -> float:
     if not 0 < scale < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a positive, finite number, got {text!r}")
     if scale < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text} is below 1; the model interpolates without a low-pass filter, so reduce with an ordinary resize"
-        )
+        raise argparse.ArgumentTypeError(f"{text} is below 1: {WHY_NOT_SMALLER}")
     return scale
 
 

@@ -157,9 +157,9 @@ def test_usage_errors(
         ("in.png", "out.png", ["--scale=2", "--device=cuda:99"], "device 'cuda:99' is not available"),
         ("in.png", "out.png", ["--scale=2", "--device=toaster"], "device must be auto, cpu"),
         ("in.png", "out.png", ["--scale=2", "--backend=magic"], "backend must be one of"),
-        ("in.png", "out.png", ["--scale=2", "--backend=cuda"], "cuda"),
+        ("in.png", "out.png", ["--scale=2", "--backend=cuda"], "backend 'cuda' cannot run this render: "),
         ("in.png", "out.png", ["--scale=2", "--model=none.pth"], "none.pth: No such file"),
-        ("in.png", "out.png", ["--scale=2", "--model=."], ""),
+        ("in.png", "out.png", ["--scale=2", "--model=."], ".: not a regular file"),
         ("in.png", "out.png", ["--scale=2", "--model=text.png"], "text.png: "),
         ("in.png", "out.png", ["--scale=2", "--model=empty.safetensors"], "empty.safetensors: "),
         ("in.png", "out.png", ["--scale=2", "--model=malicious.pth"], "malicious.pth: "),
@@ -328,6 +328,24 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in (liif_fast.__version__, torch.__version__, "reference", "chosen by auto", "native build", "model"):
         assert word in out
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"cpu": 3}', "\xff"])
+def test_info_of_a_damaged_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    """Every row is there, and that of the damaged file says why."""
+    (tmp_path / "_build_info.json").write_text(damaged, encoding="latin-1")
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(upscaling, "default_model_path", lambda: tmp_path / "model.safetensors")
+    assert main(["info"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert "build_info.json cannot be read: " in rows["native"]
+    assert rows["model"].startswith(
+        f"cannot be used: {tmp_path / 'model.safetensors'}: not a readable safetensors file"
+    )
+    assert "torch" in rows
 
 
 def test_traceback_on_request(tmp_path: Path) -> None:
