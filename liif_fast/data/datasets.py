@@ -16,6 +16,7 @@ from PIL import Image
 
 from liif_fast.data.dead_leaves import dead_leaves
 from liif_fast.data.registry import make, register
+from liif_fast.imageio import atomic_file
 
 
 class Images(Protocol):
@@ -129,15 +130,13 @@ def _mapped(path: Path) -> np.ndarray:
     copy = path.parent.parent / f"_npy_{path.parent.name}" / f"{path.name}.npy"
     if not copy.exists() or copy.stat().st_mtime < path.stat().st_mtime:
         copy.parent.mkdir(exist_ok=True)
-        _save_atomically(copy, read_image(path))
+        _save(copy, read_image(path))
     return np.load(copy, mmap_mode="r", allow_pickle=False)
 
 
-def _save_atomically(path: Path, array: np.ndarray) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # workers may be at it together
-    with unfinished.open("wb") as file:
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_file(path) as file:  # workers may be at it together
         np.save(file, array, allow_pickle=False)
-    os.replace(unfinished, path)
 
 
 @register("paired-image-folders")
@@ -215,7 +214,7 @@ class DeadLeaves(_Repeated):
         self.images = np.stack([first, *(dead_leaves(size, seed, i) for i in range(1, count))])
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            _save_atomically(cache, self.images)
+            _save(cache, self.images)
 
     def _get(self, index: int) -> np.ndarray:
         return self.images[index]

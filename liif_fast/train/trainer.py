@@ -22,8 +22,11 @@ from tqdm import tqdm
 from liif_fast import models
 from liif_fast.data import registry
 from liif_fast.data.wrappers import Sample, collate
+from liif_fast.imageio import atomic_file
 from liif_fast.metrics import parse_eval_type, psnr
+from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split
 from liif_fast.train.config import OPTIMIZERS, Config, load_config
+from liif_fast.upscaling import pick_device
 
 CHECK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait
 
@@ -57,7 +60,7 @@ def train(
     Raises:
         FileNotFoundError: if something that the configuration names is missing.
         FileExistsError: if the folder holds a training already and resume is not set.
-        ValueError: if the configuration is wrong or does not fit the checkpoint.
+        ValueError: if the configuration is wrong or does not fit the checkpoint, or there is no such device.
         DivergedError: if the loss is not finite.
     """
     config = load_config(config_path)
@@ -66,9 +69,7 @@ def train(
     if last.exists() and not resume:
         raise FileExistsError(f"{folder} holds a training already: resume it (--resume) or give another --name")
     source = last if last.exists() else config.resume
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = Run(config, folder, torch.device(device), None if source is None else Path(source))
+    run = Run(config, folder, pick_device(device), None if source is None else Path(source))
     run.train()
     return folder
 
@@ -83,14 +84,14 @@ class Run:
         source: checkpoint to continue from, ours or the original's.
 
     Raises:
-        ValueError: if the checkpoint does not fit.
+        ModelFileError: if the checkpoint is none that a training can continue from, naming its file.
     """
 
     def __init__(self, config: Config, folder: Path, device: torch.device, source: Path | None = None) -> None:
         self.config, self.folder, self.device = config, folder, device
-        checkpoint = None if source is None else torch.load(source, map_location="cpu", weights_only=True)
+        checkpoint = None if source is None else _read_checkpoint(source)
         torch.manual_seed(config.seed)
-        model: Any = models.make(config.model) if checkpoint is None else _model_of(checkpoint, source)
+        model: Any = models.make(config.model) if checkpoint is None else models.make(checkpoint["model"], load_sd=True)
         self.model = model.to(device, memory_format=torch.channels_last)  # the faster layout, on a CPU too
         self.spec = {"name": config.model["name"], "args": config.model.get("args") or {}}
         if checkpoint is not None:
@@ -99,8 +100,10 @@ class Run:
         self.optimizer = OPTIMIZERS[config.optimizer["name"]](self.model.parameters(), **config.optimizer["args"])
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.epoch, self.best, self.steps = 0, -math.inf, 0
+        self.pending: tuple[dict[str, Any], str] | None = None  # an epoch's record and line, while it is validated
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with _as_model_file_error(str(source)):
+                self._restore(checkpoint)
         self.train_set, self.train_batch = _make_split(config.train_dataset, config.seed)
         self.val_set, self.val_batch = None, 1
         if config.val_dataset is not None:
@@ -112,6 +115,7 @@ class Run:
             parameters = sum(p.numel() for p in self.model.parameters())
             self.log(f"model: {self.spec['name']}, {parameters:,} parameters; device: {device}")
         else:
+            self._trim_log()
             self.log(f"resumed from {source} after epoch {self.epoch}")
             if self.spec != {"name": config.model["name"], "args": config.model.get("args") or {}}:
                 self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
@@ -119,33 +123,59 @@ class Run:
     def train(self) -> None:
         """Train until epoch_max, leaving a checkpoint after every epoch."""
         config, begin, first = self.config, time.perf_counter(), self.epoch
+        if self.pending is not None:
+            self._finish_epoch(*self.pending)
         while self.epoch < config.epoch_max:
-            start = time.perf_counter()
-            before, loss = self.steps, self._train_epoch()
+            start, before = time.perf_counter(), self.steps
+            loss = self._train_epoch()
             self.epoch += 1
+            self._set_rate(self.epoch)  # as the original's files have it: the next epoch's
             seconds = time.perf_counter() - start
+            left = datetime.timedelta(
+                seconds=round((start + seconds - begin) / (self.epoch - first) * (config.epoch_max - self.epoch))
+            )
+            rate = self.optimizer.param_groups[0]["lr"]
             record: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "loss": loss}
-            record["seconds"] = round(seconds, 2)
+            record |= {"seconds": round(seconds, 2), "lr": rate}
             speed = (self.steps - before) / seconds
             line = f"epoch {self.epoch}/{config.epoch_max}, loss {loss:.5f}, {speed:.2f} it/s"
-            best = False
-            if self.val_set is not None and config.epoch_val and self.epoch % config.epoch_val == 0:
-                record["psnr"], record["psnr_per_image"] = self.validate()
-                line += f", val psnr {record['psnr']:.4f} (per image {record['psnr_per_image']:.4f})"
-                best = record["psnr"] > self.best
-                self.best = max(self.best, record["psnr"])
-            self._set_rate(self.epoch)  # as the original's files have it: the next epoch's
-            record["lr"] = self.optimizer.param_groups[0]["lr"]
-            state = self.checkpoint()
-            if best:
-                _save_atomically(state, self.folder / "epoch-best.pth")
-            if config.epoch_save and self.epoch % config.epoch_save == 0:
-                _save_atomically(state, self.folder / f"epoch-{self.epoch}.pth")
-            _save_atomically(state, self.folder / "epoch-last.pth")  # at the end: resuming starts from it
-            left = (time.perf_counter() - begin) / (self.epoch - first) * (config.epoch_max - self.epoch)
-            self.log(line + f", lr {record['lr']:.3g}, {datetime.timedelta(seconds=round(left))} left")
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._finish_epoch(record, line + f", lr {rate:.3g}, {left} left")
+
+    def _finish_epoch(self, record: dict[str, Any], line: str) -> None:
+        """Validate if it is time, log, and save; what has been trained is saved before."""
+        config, last, best = self.config, self.folder / "epoch-last.pth", False
+        if self.val_set is not None and config.epoch_val and self.epoch % config.epoch_val == 0:
+            self.pending = (record, line)
+            _save(self.checkpoint(), last)
+            record["psnr"], record["psnr_per_image"] = self.validate()
+            line += f", val psnr {record['psnr']:.4f} (per image {record['psnr_per_image']:.4f})"
+            best = record["psnr"] > self.best
+            self.best = max(self.best, record["psnr"])
+        self.pending = None
+        with (self.folder / "log.jsonl").open("a") as file:  # before the checkpoint: resuming drops what is beyond it
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        state = self.checkpoint()
+        if best:
+            _save(state, self.folder / "epoch-best.pth")
+        if config.epoch_save and self.epoch % config.epoch_save == 0:
+            _save(state, self.folder / f"epoch-{self.epoch}.pth")
+        _save(state, last)  # at the end: resuming starts from it
+        self.log(line)
+
+    def _trim_log(self) -> None:
+        """Drop the records of log.jsonl beyond the checkpoint, and a line that was not finished."""
+        path, done = self.folder / "log.jsonl", self.epoch - (self.pending is not None)
+        kept = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["epoch"] <= done:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        with atomic_file(path) as file:
+            file.write("".join(kept).encode())
 
     def _train_epoch(self) -> float:
         """One pass over the training set; returns the mean loss."""
@@ -174,6 +204,7 @@ class Run:
         gt = (batch["gt"] - batch["gt"].new_tensor(norm["gt"]["sub"])) / batch["gt"].new_tensor(norm["gt"]["div"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp is not None):
             pred = self.model(inp, batch["coord"], batch["cell"])
+        _same_shape(pred, gt)
         loss = nn.functional.l1_loss(pred.float(), gt)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -217,11 +248,12 @@ class Run:
             size = config.eval_bsize or batch["coord"].shape[1]
             parts = zip(batch["coord"].split(size, 1), batch["cell"].split(size, 1), strict=True)
             pred = torch.cat([model.query_rgb(coord, cell) for coord, cell in parts], 1)
+            _same_shape(pred, batch["gt"])
             pred = (pred * pred.new_tensor(norm["gt"]["div"]) + pred.new_tensor(norm["gt"]["sub"])).clamp(0, 1)
             gt = batch["gt"]
             if config.eval_type is not None:
                 pred, gt = (_as_images(x, inp, config.eval_type) for x in (pred, gt))
-            values = psnr(pred, gt, config.eval_type, per_image=True).double()
+            values = psnr(pred, gt, config.eval_type, per_image=True).cpu().double()
             pooled += len(values) * psnr(pred, gt, config.eval_type).item()
             single += values.sum().item()
             count += len(values)
@@ -235,6 +267,8 @@ class Run:
         """
         optimizer = self.config.optimizer
         extra: dict[str, Any] = {"best": self.best, "steps": self.steps}
+        if self.pending is not None:
+            extra["pending"] = self.pending
         if self.average is not None:
             extra["trained"] = self.model.state_dict()
         return {
@@ -255,8 +289,20 @@ class Run:
         if name != self.config.optimizer["name"]:
             raise ValueError(f"optimizer.name: the checkpoint has {name!r}, got {self.config.optimizer['name']!r}")
         self.optimizer.load_state_dict(checkpoint["optimizer"]["sd"])
+        for group in self.optimizer.param_groups:
+            missing = [key for key in self.optimizer.defaults if key not in group]
+            if missing:
+                raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
+                    raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
         self.epoch, self.best = checkpoint["epoch"], extra.get("best", -math.inf)
         self.steps = extra.get("steps", 0)
+        if "pending" in extra:
+            record, line = extra["pending"]
+            self.pending = (dict(record), str(line))
 
     def _set_rate(self, epochs: float) -> None:
         rate = self.config.rate(epochs)
@@ -292,11 +338,29 @@ def _make_split(split: dict[str, Any], seed: int) -> tuple[Any, int]:
     return registry.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 
-def _model_of(checkpoint: dict[str, Any], source: Path | None) -> nn.Module:
-    try:
-        return models.make(checkpoint["model"], load_sd=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{source} is no checkpoint of a training: {error}") from error
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a training, whose model is one that can be built and fits its weights."""
+    with _as_model_file_error(str(path)):
+        checkpoint = dict(_read_pth(path))
+        missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
+        if missing:
+            raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
+        _check_state(*_split(checkpoint))
+        optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
+        if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
+            raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r:.80}")
+    return checkpoint
+
+
+def _same_shape(pred: Tensor, gt: Tensor) -> None:
+    """A loss would broadcast them."""
+    if pred.shape != gt.shape:
+        raise ValueError(
+            f"model: its output must have the shape of the targets {list(gt.shape)} (batch, queries, channels), "
+            f"got {list(pred.shape)}"
+        )
 
 
 def _mix(seed: int, epoch: int) -> int:
@@ -316,7 +380,6 @@ def _as_images(samples: Tensor, inp: Tensor, eval_type: str) -> Tensor:
     return samples.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+def _save(state: dict[str, Any], path: Path) -> None:
+    with atomic_file(path) as file:
+        torch.save(state, file)

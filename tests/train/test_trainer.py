@@ -52,11 +52,55 @@ def test_resumed_is_uninterrupted(tmp_path, tiny, write, extra, monkeypatch):
     torch.manual_seed(99)  # whatever the process did before
     parts = run(write, tiny, tmp_path / "parts", resume=True)
     assert calls == [1, 2, 3]
+    steps = [json.loads(line)["steps"] for line in (parts / "log.jsonl").open()]
+    assert steps == [2, 4, 6, 8]
     for name in ("epoch-last.pth", "epoch-best.pth", "epoch-2.pth", "epoch-4.pth"):
         assert same(load(whole / name), load(parts / name)), name
     records = [[json.loads(line) for line in (f / "log.jsonl").open()] for f in (whole, parts)]
     for a, b in zip(*records, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_what_was_trained_survives_a_failed_validation(tmp_path, tiny, write, monkeypatch):
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "validate", fail)
+        with pytest.raises(RuntimeError):
+            run(write, tiny, tmp_path)
+    monkeypatch.setattr(Run, "_train_epoch", fail)
+    with pytest.raises(RuntimeError):  # in the second epoch: the first is only validated
+        run(write, tiny, tmp_path, resume=True)
+    folder = tmp_path / "_tiny"
+    assert load(folder / "epoch-last.pth")["epoch"] == 1
+    assert load(folder / "epoch-best.pth")["liif_fast"].keys() == {"best", "steps"}
+    assert "psnr" in json.loads((folder / "log.jsonl").read_text())
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_the_log_of_a_killed_training(tmp_path, tiny, write, monkeypatch, validated):
+    """Killed between a log's record and its checkpoint, with half a line more: no epoch is lost or told twice."""
+    tiny |= {"epoch_max": 2, "epoch_val": 1 if validated else None}
+    from liif_fast.train import trainer
+
+    save = trainer._save
+
+    def kill(state, path):
+        if path.name == "epoch-last.pth" and state["epoch"] == 2 and "pending" not in state["liif_fast"]:
+            raise KeyboardInterrupt
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(write, tiny, tmp_path)
+    log = tmp_path / "_tiny" / "log.jsonl"
+    assert len(log.read_text().splitlines()) == 2
+    with log.open("a") as file:
+        file.write('{"epoch": 3, "st')
+    run(write, tiny, tmp_path, resume=True)
+    assert [json.loads(line)["epoch"] for line in log.open()] == [1, 2]
 
 
 def test_run_folder(tmp_path, tiny, write, capsys):
@@ -127,6 +171,64 @@ def test_resume_with_another_optimizer_is_refused(tmp_path, tiny, write):
     tiny["optimizer"] = {"name": "sgd", "args": {"lr": 0.1, "momentum": 0.9}}
     with pytest.raises(ValueError, match=r"optimizer\.name: the checkpoint has 'adam', got 'sgd'"):
         run(write, tiny, tmp_path, resume=True)
+
+
+def test_an_output_of_another_shape_is_refused(tmp_path, tiny):
+    """One channel against three would broadcast, and train on nonsense."""
+    config = check_config(tiny)
+    config.model["args"]["imnet_spec"]["args"]["out_dim"] = 1
+    one = Run(config, tmp_path, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"shape of the targets \[4, 32, 3\].*got \[4, 32, 1\]"):
+        one.train()
+    with pytest.raises(ValueError, match=r"shape of the targets \[2, 64, 3\].*got \[2, 64, 1\]"):
+        one.validate()
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta"])
+def test_there_is_no_such_device(tmp_path, tiny, write, device):
+    with pytest.raises(ValueError, match="device"):
+        train(write(tiny), save_root=tmp_path, device=device)
+    assert not (tmp_path / "_tiny").exists()
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("never run",)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: Malicious(), "holds .*print, expected tensors"),
+        (lambda state: [1], "holds list, expected the dict"),
+        (lambda state: {"model": state["model"]}, "has no optimizer and no epoch"),
+        (lambda state: state | {"epoch": "two"}, "epoch must be a whole number"),
+        (lambda state: state | {"optimizer": {"name": "adam"}}, "optimizer has no name or no sd"),
+        (lambda state: state | {"optimizer": {"name": "adam", "sd": {}}}, "param_groups"),
+        (lambda state: state | {"model": state["model"] | {"sd": {}}}, "do not fit model|of more tensors"),
+        (lambda state: state["optimizer"]["sd"]["state"][4].update(exp_avg=torch.ones(7)) or state, "has shape"),
+        (lambda state: state["optimizer"]["sd"]["param_groups"][0].pop("betas") and state, "lacks betas"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line_that_names_its_file(tmp_path, tiny, write, spoil, message, capsys):
+    folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
+    bad = tmp_path / "bad.pth"
+    torch.save(spoil(load(folder / "epoch-last.pth")), bad)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=rf"bad\.pth: .*({message})") as caught:
+        run(write, tiny | {"resume": str(bad)}, tmp_path, name="next")
+    assert "\n" not in str(caught.value)
+    assert "never run" not in capsys.readouterr().out
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_checkpoint_that_is_cut_short_or_junk(tmp_path, tiny, write):
+    folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
+    whole = (folder / "epoch-last.pth").read_bytes()
+    for content in (whole[:-200], b"junk", b""):
+        (folder / "epoch-last.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"epoch-last\.pth: not a readable file of torch\.save"):
+            run(write, tiny, tmp_path, resume=True)
 
 
 def test_best_is_not_forgotten(tmp_path, tiny, write):
