@@ -35,9 +35,18 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Returns:
         uint8 array [H, W, 3].
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image, or a damaged one, naming it.
     """
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds
+        raise ValueError(f"{path}: not an image that can be read: {error}") from error
 
 
 class _Repeated:
@@ -103,10 +112,7 @@ class ImageFolder(_Repeated):
         else:
             if not Path(split_file).is_file():
                 raise FileNotFoundError(f"split_file: no file {split_file}")
-            split = json.loads(Path(split_file).read_text())
-            if split_key not in split:
-                raise ValueError(f"split_key {split_key!r} is not in {split_file} (it has {', '.join(split)})")
-            names = split[split_key]
+            names = _split_names(Path(split_file), split_key)
         names = names[:first_k]
         if not names:
             raise ValueError(f"root_path: no image in {root}")
@@ -123,6 +129,22 @@ class ImageFolder(_Repeated):
             return self.images[index]
         path = self.paths[index]
         return read_image(path) if self.cache == "none" else _mapped(path)
+
+
+def _split_names(path: Path, key: str | None) -> list[str]:
+    """The file names that a split file lists under key."""
+    try:
+        split = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"split_file: {path} is not JSON: {error}") from None
+    if not isinstance(split, dict):
+        raise ValueError(f"split_file: {path} holds {type(split).__name__}, expected a mapping of keys to lists")
+    if key not in split:
+        raise ValueError(f"split_key {key!r} is not in {path} (it has {', '.join(split)})")
+    names = split[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"split_file: {path} has no list of file names under {key!r}")
+    return names
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -207,7 +229,10 @@ class DeadLeaves(_Repeated):
         first = dead_leaves(size, seed)  # also tells whether a cached set is this one
         cache = None if cache_file is None else Path(cache_file)
         if cache is not None and cache.exists():
-            images = np.load(cache, allow_pickle=False)
+            try:
+                images = np.load(cache, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"cache_file: {cache} is no array of images: {error}") from error
             if images.shape == (count, size, size, 3) and np.array_equal(images[0], first):
                 self.images = images
                 return
@@ -298,13 +323,15 @@ class Mixed:
         parts: specifications of the datasets, `[{"name": ..., "args": {...}}, ...]`.
 
     Raises:
-        ValueError: if there is no part, or one is not a dataset.
+        ValueError: if there is no part, one is not a dataset, or only some yield pairs.
     """
 
     def __init__(self, parts: Sequence[dict[str, Any]]) -> None:
         if not parts:
             raise ValueError("parts must name at least one dataset")
         self.parts: list[Images] = [make(part) for part in parts]
+        if len({isinstance(part[0], tuple | list) for part in self.parts}) > 1:
+            raise ValueError("parts must yield single images all, or pairs all")
         self.ends = np.cumsum([len(part) for part in self.parts])
 
     def __len__(self) -> int:

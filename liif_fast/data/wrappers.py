@@ -1,4 +1,4 @@
-"""Wrappers that cut training samples out of whole images (SEMANTICS: section 3).
+"""Wrappers that cut training samples out of whole images (sections 4.1 and 4.2 of the LIIF paper).
 
 A sample, all float32: `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column), `gt` [Q, 3] in [0, 1].
 Everything before the sample is uint8: crop, colour, PIL's resizing, flips, and the choice of the pixels.
@@ -8,6 +8,7 @@ training sees what an uninterrupted one would have seen. Without one it draws fr
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,19 @@ Sample = dict[str, Tensor]
 
 
 class _Wrapper(torch.utils.data.Dataset[Sample]):
+    pairs = False  # whether the dataset's items are (low, high)
+
     def __init__(self, dataset: Images, augment: bool, sample_q: int | None, colour: bool, seed: int | None) -> None:
         _positive("sample_q", sample_q)
+        if len(dataset):
+            self._check_kind(dataset[0])
         self.dataset, self.augment, self.sample_q, self.colour, self.seed = dataset, augment, sample_q, colour, seed
         self.epoch = 0
+
+    def _check_kind(self, item: Any) -> None:
+        if isinstance(item, tuple | list) != self.pairs:
+            wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
+            raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -160,6 +170,8 @@ class SRImplicitDownsampled(_Wrapper):
         scale = rng.uniform(self.scale_min, self.scale_max)
         if self.inp_size is None:
             size = (math.floor(height / scale + 1e-9), math.floor(width / scale + 1e-9))
+            if min(size) < 1:
+                raise ValueError(f"image {index} is {height} x {width}, too small for a reduction by {scale:.3g}")
             high = image[: round(size[0] * scale), : round(size[1] * scale)]
         else:
             size, side = (self.inp_size, self.inp_size), round(self.inp_size * scale)
@@ -180,7 +192,7 @@ class SRImplicitPaired(_Wrapper):
     """A crop of the low-resolution image and the same place of the high-resolution one.
 
     Args:
-        dataset: pairs (low, high); the scale is H_high // H_low.
+        dataset: pairs (low, high); the scale is H_high // H_low, at least 1 and the same for columns.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flips and transposition.
         sample_q: queries per sample, drawn without replacement; None takes all pixels.
@@ -188,8 +200,10 @@ class SRImplicitPaired(_Wrapper):
         seed: see the module; None draws from torch's generator.
 
     Raises:
-        ValueError: if an argument is out of its range, or an image is smaller than its crop.
+        ValueError: if an argument is out of its range, an image is smaller than its crop, or a pair has no one scale.
     """
+
+    pairs = True
 
     def __init__(
         self,
@@ -206,7 +220,13 @@ class SRImplicitPaired(_Wrapper):
 
     def sample(self, index: int, rng: Generator) -> Sample:
         low, high = self.dataset[index]
-        scale = high.shape[0] // low.shape[0]
+        scale, other = (high.shape[axis] // low.shape[axis] for axis in (0, 1))
+        if scale < 1 or scale != other:
+            sizes = [f"{image.shape[0]} x {image.shape[1]}" for image in (low, high)]
+            raise ValueError(
+                f"pair {index} is {sizes[0]} and {sizes[1]}: the scale of rows, {scale}, and of columns, "
+                f"{other}, must be the same and at least 1"
+            )
         if self.inp_size is not None:
             side, (height, width) = self.inp_size, low.shape[:2]
             if side > min(height, width):
@@ -239,6 +259,8 @@ class SRImplicitUniformVaried(_Wrapper):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    pairs = True
 
     def __init__(
         self,

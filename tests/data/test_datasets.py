@@ -69,6 +69,30 @@ def test_wrong_image_folders(tmp_path):
         make({"name": "image-folder"})
 
 
+@pytest.mark.parametrize("cache", ["none", "bin", "in_memory"])
+def test_a_file_that_is_no_image_is_named(tmp_path, cache):
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "hr" / "notes.txt").write_text("words")
+    with pytest.raises(ValueError, match=r"notes\.txt: not an image"):
+        folder(tmp_path / "hr", cache=cache)[0]
+    assert {path.name for path in tmp_path.rglob("*")} <= {"hr", "notes.txt", "_npy_hr"}  # no unfinished copy
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "holds list"),
+        ('{"a": "b.png"}', "has no list of file"),
+        ('{"a": [1]}', "has no list"),
+    ],
+)
+def test_a_split_file_that_is_none(tmp_path, content, message):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"split\.json {message}"):
+        folder(tmp_path, split_file=str(tmp_path / "split.json"), split_key="a")
+
+
 def test_pairs_by_position(tmp_path):
     low, high = write(tmp_path / "lr", ["x2.png", "y2.png"], 4), write(tmp_path / "hr", ["x.png", "y.png"], 8)
     args = {"root_path_1": str(tmp_path / "lr"), "root_path_2": str(tmp_path / "hr")}

@@ -152,6 +152,26 @@ def test_resize_by_the_shorter_side():
     assert np.array_equal(resize(image(10, 15), (7, 3)), pil(image(10, 15), 7, 3))
 
 
+def test_a_pair_without_one_scale_is_refused():
+    for shape in ((15, 16), (16, 7), (24, 16), (7, 7)):
+        with pytest.raises(ValueError, match=rf"pair 0 is 8 x 8 and {shape[0]} x {shape[1]}: .*must be the same"):
+            wrap("sr-implicit-paired", [(image(8, 8), image(*shape))])[0]
+    assert len(wrap("sr-implicit-paired", [(image(8, 8), image(17, 23))])[0]["gt"]) == 256
+
+
+def test_a_dataset_of_the_wrong_kind_is_refused():
+    with pytest.raises(ValueError, match="SRImplicitDownsampled needs a dataset of single images, got one of pairs"):
+        wrap("sr-implicit-downsampled", [(image(8, 8), image(8, 8))])
+    for name, args in (("sr-implicit-paired", {}), ("sr-implicit-uniform-varied", {"size_min": 4})):
+        with pytest.raises(ValueError, match="needs a dataset of pairs, got one of single images"):
+            wrap(name, [image(8, 8)], **args)
+
+
+def test_an_image_that_a_reduction_leaves_nothing_of():
+    with pytest.raises(ValueError, match="image 0 is 3 x 9, too small for a reduction by 4"):
+        wrap("sr-implicit-downsampled", [image(3, 9)], scale_min=4)[0]
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="1 <= scale_min <= scale_max, got 0"):
         wrap("sr-implicit-downsampled", [], scale_min=0.5)
