@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,9 @@ FORMATS = {
     ".ppm": _PPM,
 }
 
+_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
+# Tags of a TIFF's first folder: description, make, model, software, date, artist, copyright.
+_TIFF_EXIF = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
 
 
@@ -95,6 +98,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             with Image.open(path, formats=formats) as image:
                 _notice(path, image)
                 image.load()
+                if image.format == "TIFF":
+                    _exif_of_tiff(image)
                 return normalise(image)
     except Image.UnidentifiedImageError:
         raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
@@ -196,7 +201,8 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write an image atomically: `path` is either the complete new file or what it was before.
 
     Args:
-        image: the image; the ICC profile and EXIF data in its `info` are kept where the format stores them.
+        image: the image; the ICC profile and EXIF data in its `info` are kept where the format stores them,
+            else there is a logged notice.
         path: where to write; the extension names the format. An existing file is replaced.
 
     Raises:
@@ -204,6 +210,9 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """
     kind = check_output(path, image.mode, image.size)
     metadata = {key: image.info[key] for key in kind.metadata if image.info.get(key)}
+    for key, what in _METADATA.items():
+        if image.info.get(key) and key not in kind.metadata:
+            logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
     if kind is _JPEG and len(metadata.get("exif", b"")) > _MAX_JPEG_EXIF:
         logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
         del metadata["exif"]
@@ -258,6 +267,21 @@ def _notice(path: Path, image: Image.Image) -> None:
         logger.warning("%s: 16 bits a channel in colour or with alpha; read as 8 bits", path)
     if image.mode == "CMYK":
         logger.warning("%s: CMYK, converted to RGB without its colour profile", path)
+    if image.mode.startswith("I") and "transparency" in image.info:
+        logger.warning("%s: 16-bit gray with a transparent value; read as opaque", path)
+
+
+def _exif_of_tiff(image: Image.Image) -> None:
+    """Put into `info` what a TIFF says of the picture; its other tags are of the file and untrue of the output."""
+    tags, kept = image.getexif(), Image.Exif()
+    for tag in _TIFF_EXIF:
+        if tag in tags:
+            kept[tag] = tags[tag]
+    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if entries := tags.get_ifd(folder):
+            kept[folder] = dict(entries)
+    if kept:
+        image.info["exif"] = kept.tobytes()
 
 
 def _describe(mode: str) -> str:

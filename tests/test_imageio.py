@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from liif_fast import imageio
 from liif_fast.imageio import ImageFileError, atomic_file, check_output, normalise, open_image, write_image
@@ -255,6 +255,36 @@ def test_atomic_file_keeps_permissions_and_follows_links(tmp_path: Path) -> None
         pass
     (tmp_path / "plain").touch()
     assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_exif_of_a_tiff_is_kept(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    exif[ExifTags.IFD.Exif] = {0x9003: "2020:01:02 03:04:05"}
+    picture().save(tmp_path / "a.tif", exif=exif.tobytes())
+    write_image(open_image(tmp_path / "a.tif"), tmp_path / "b.png")
+    kept = Image.open(tmp_path / "b.png").getexif()
+    assert dict(kept.get_ifd(ExifTags.IFD.Exif)) == {0x9003: "2020:01:02 03:04:05"}
+    assert set(kept) == {0x010E, ExifTags.IFD.Exif}
+    assert kept[0x010E] == "a description"
+
+
+@pytest.mark.parametrize(
+    ("extension", "lost"), [("bmp", ["ICC", "EXIF"]), ("ppm", ["ICC", "EXIF"]), ("tif", ["EXIF"]), ("png", [])]
+)
+def test_metadata_that_a_format_does_not_keep_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, lost: list[str]
+) -> None:
+    image = picture()
+    image.info.update(icc_profile=b"profile", exif=b"Exif\0\0")
+    write_image(image, tmp_path / f"a.{extension}")
+    assert [word for word in ("ICC", "EXIF") if word in caplog.text] == lost
+
+
+def test_transparent_value_of_16_bit_gray_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(np.full((3, 4), 5, np.uint16)).save(tmp_path / "a.png", transparency=5)
+    assert open_image(tmp_path / "a.png").mode == "I;16"
+    assert "read as opaque" in caplog.text
 
 
 def test_exif_too_long_for_jpeg_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

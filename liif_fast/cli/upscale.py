@@ -10,7 +10,8 @@ from liif_fast.imageio import WHY_NOT_SMALLER, ImageFileError, check_input, chec
 
 _ABOUT = "Upscale one image file to any larger size."
 _EPILOG = """\
-The image keeps its alpha channel, bit depth of 8 (or 16, in gray), ICC profile and EXIF data, and is turned upright.
+The image keeps its alpha channel and bit depth of 8 (or 16, in gray), and is turned upright. PNG, JPEG and WebP files
+keep its ICC profile and EXIF data, TIFF files its ICC profile; a notice says what is lost.
 The models are trained on clean, bicubically reduced images: they restore detail, not noise or compression damage.
 """
 
