@@ -1,8 +1,9 @@
 """Names of datasets and wrappers, as a YAML configuration writes them."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
@@ -25,7 +26,7 @@ def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def check(spec: Any, place: str, given: tuple[str, ...] = ()) -> None:
-    """Check a specification without making anything of it.
+    """Check a specification without making anything of it; a number written as a string becomes one.
 
     Args:
         spec: `{"name": ..., "args": {...}}`; args may be absent.
@@ -33,7 +34,7 @@ def check(spec: Any, place: str, given: tuple[str, ...] = ()) -> None:
         given: arguments that the caller adds to args (a wrapper's `dataset`).
 
     Raises:
-        ValueError: if the name is not known, or an argument unknown or missing.
+        ValueError: if the name is not known, or an argument unknown, missing or of another type than annotated.
     """
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f"{place}: expected a mapping with a name and args, got {spec!r}")
@@ -54,6 +55,34 @@ def check(spec: Any, place: str, given: tuple[str, ...] = ()) -> None:
     for p in parameters:
         if p.default is p.empty and p.name not in args:
             raise ValueError(f"{place}.args: '{p.name}' is missing ({spec['name']} needs it)")
+        if p.name not in args:
+            continue
+        if isinstance(args[p.name], str) and not _fits(args[p.name], p.annotation):
+            args[p.name] = number(args[p.name])
+        if not _fits(args[p.name], p.annotation):
+            kind = getattr(p.annotation, "__name__", None) if isinstance(p.annotation, type) else str(p.annotation)
+            raise ValueError(f"{place}.args.{p.name}: expected {kind}, got {args[p.name]!r:.80}")
+
+
+def number(text: str) -> int | float | str:
+    """The number that a string says, an int if it is whole; the string itself if it says none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether value is of an annotated type, as far as YAML has it."""
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if origin in (int, float):
+        return isinstance(value, (int, float) if origin is float else int) and not isinstance(value, bool)
+    return isinstance(value, origin) if origin in (bool, str, dict, NoneType) else True
 
 
 def make(spec: dict[str, Any], **given: Any) -> Any:

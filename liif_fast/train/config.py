@@ -1,6 +1,6 @@
 """The YAML configuration of a training, checked as a whole before anything starts.
 
-The keys of the original's files (SEMANTICS: section 3) work unchanged; `cosine`, `ema`, `seed`, `val_seed`,
+The keys of the original's files (docs/training.md) work unchanged; `cosine`, `ema`, `seed`, `val_seed`,
 `num_workers` and `amp`, and the wrappers' `color_augment`, are ours.
 """
 
@@ -25,7 +25,16 @@ _WRAPPER_GIVEN = ("dataset", "seed")  # what the trainer adds to a wrapper's arg
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as the number it is (YAML 1.1 wants a dot in it)."""
+    """SafeLoader that reads 1e-4 as the number it is (YAML 1.1 wants a dot in it) and refuses repeated keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -126,7 +135,10 @@ def check_config(raw: Any) -> Config:
         raise ValueError(f"optimizer.name: expected one of {', '.join(OPTIMIZERS)}, got {optimizer['name']!r}")
     known_args = list(inspect.signature(OPTIMIZERS[optimizer["name"]]).parameters)[1:]  # after the parameters
     _keys(optimizer["args"], "optimizer.args", known_args, ("lr",))
+    for key, value in optimizer["args"].items():
+        optimizer["args"][key] = registry.number(value) if isinstance(value, str) else value
     _number(optimizer["args"], "lr", "optimizer.args", above=0)
+    _optimizer(optimizer)
     if raw.get("multi_step_lr") is not None:
         if raw.get("cosine") is not None:
             raise ValueError("config: multi_step_lr and cosine exclude each other")
@@ -188,10 +200,7 @@ def _number(
         return
     name = f"{place}.{key}" if place else key
     if isinstance(value, str):
-        try:
-            value = mapping[key] = float(value)
-        except ValueError:
-            raise ValueError(f"{name}: expected a number, got {value!r}") from None
+        value = mapping[key] = registry.number(value)
     kind = int if whole else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{name}: expected a {'whole ' if whole else ''}number, got {value!r}")
@@ -225,5 +234,15 @@ def _model(spec: Any) -> None:
     try:
         with torch.device("meta"):  # no memory, no random numbers
             make(spec)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model: {error}") from None
+    except Exception as error:  # whatever a constructor makes of a value that it does not expect
+        raise ValueError(f"model: {error or type(error).__name__}") from error
+
+
+def _optimizer(spec: dict[str, Any]) -> None:
+    """Let the optimizer itself check its arguments, in a step of one parameter."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    try:
+        OPTIMIZERS[spec["name"]]([parameter], **spec["args"]).step()
+    except Exception as error:
+        raise ValueError(f"optimizer.args: {error or type(error).__name__}") from error

@@ -84,6 +84,7 @@ class Run:
         source: checkpoint to continue from, ours or the original's.
 
     Raises:
+        ValueError: if the samples do not fit the model.
         ModelFileError: if the checkpoint is none that a training can continue from, naming its file.
     """
 
@@ -109,6 +110,7 @@ class Run:
         if config.val_dataset is not None:
             seed = config.seed + 1 if config.val_seed is None else config.val_seed
             self.val_set, self.val_batch = _make_split(config.val_dataset, seed)
+        self._try()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False))
         if checkpoint is None:
@@ -119,6 +121,18 @@ class Run:
             self.log(f"resumed from {source} after epoch {self.epoch}")
             if self.spec != {"name": config.model["name"], "args": config.model.get("args") or {}}:
                 self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
+
+    @torch.inference_mode()
+    def _try(self) -> None:
+        """Make a sample of each set, and put the training's through the model, before anything is written."""
+        if self.val_set is not None:
+            self.val_set[0]
+        sample = {key: value.to(self.device) for key, value in collate([self.train_set[0]]).items()}
+        try:
+            pred = copy.deepcopy(self.model).eval()(sample["inp"], sample["coord"], sample["cell"])
+        except (IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"model: cannot compute a sample of the training set: {error}") from error
+        _same_shape(pred, sample["gt"])
 
     def train(self) -> None:
         """Train until epoch_max, leaving a checkpoint after every epoch."""

@@ -54,12 +54,45 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("eval_type", "div2k", "eval_type must be div2k-s or benchmark-s"),
         ("data_norm.inp.sub", "half", "data_norm"),
         ("data_norm.gt.div", [0], "data_norm"),
+        ("data_norm.gt.div", [1, 1], "data_norm"),
+        ("train_dataset.dataset.args.size", "big", r"train_dataset\.dataset\.args\.size: expected int, got 'big'"),
+        ("train_dataset.dataset.args.repeat", None, r"args\.repeat: expected int, got None"),
+        ("train_dataset.wrapper.args.augment", "yes", r"wrapper\.args\.augment: expected bool, got 'yes'"),
+        ("train_dataset.wrapper.args.sample_q", 2.5, r"wrapper\.args\.sample_q: expected int \| None, got 2.5"),
+        ("model.args.imnet_spec.args.hidden_list", 256, "model: "),
+        ("optimizer.args.betas", [0.9], r"optimizer\.args: "),
+        ("optimizer.args.betas", [0.9, 2], r"optimizer\.args: Invalid beta"),
+        ("optimizer.args.weight_decay", "much", r"optimizer\.args: "),
     ],
 )
 def test_what_is_wrong_is_named(tiny, place, value, message):
     put(tiny, place, value)
     with pytest.raises(ValueError, match=message):
         check_config(tiny)
+
+
+def test_quoted_numbers_are_numbers(tiny):
+    for place, value in {
+        "epoch_max": "4",
+        "train_dataset.batch_size": "2",
+        "train_dataset.dataset.args.size": "40",
+        "train_dataset.wrapper.args.scale_max": "2.5",
+        "optimizer.args.weight_decay": "1e-2",
+    }.items():
+        put(tiny, place, value)
+    config = check_config(tiny)
+    assert (config.epoch_max, config.train_dataset["batch_size"]) == (4, 2)
+    assert config.train_dataset["dataset"]["args"]["size"] == 40
+    assert config.train_dataset["wrapper"]["args"]["scale_max"] == 2.5
+    assert config.optimizer["args"]["weight_decay"] == 0.01
+    assert isinstance(config.epoch_max, int)
+
+
+def test_repeated_keys_are_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model:\n  name: liif\n  name: metasr\n")
+    with pytest.raises(ValueError, match="the key 'name' is repeated"):
+        load_config(path)
 
 
 def test_missing_files_are_named(tiny, tmp_path):
@@ -100,7 +133,7 @@ def test_defaults(tiny):
 
 
 def test_the_rates_of_the_original(tiny):
-    """SEMANTICS 3: epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5; gamma defaults to 0.1."""
+    """Of MultiStepLR: epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5; gamma defaults to 0.1."""
     tiny |= {"epoch_max": 1000, "multi_step_lr": {"milestones": [200, 400, 600, 800], "gamma": 0.5}}
     config = check_config(tiny)
     assert config.rate(199) == config.rate(199.999) == 1e-4  # all of the 200th epoch

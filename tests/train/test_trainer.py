@@ -175,9 +175,12 @@ def test_resume_with_another_optimizer_is_refused(tmp_path, tiny, write):
 
 def test_an_output_of_another_shape_is_refused(tmp_path, tiny):
     """One channel against three would broadcast, and train on nonsense."""
-    config = check_config(tiny)
-    config.model["args"]["imnet_spec"]["args"]["out_dim"] = 1
-    one = Run(config, tmp_path, torch.device("cpu"))
+    one = Run(check_config(tiny), tmp_path / "three", torch.device("cpu"))
+    tiny["model"]["args"]["imnet_spec"]["args"]["out_dim"] = 1
+    with pytest.raises(ValueError, match=r"shape of the targets \[1, 32, 3\].*got \[1, 32, 1\]"):
+        Run(check_config(tiny), tmp_path / "one", torch.device("cpu"))
+    assert not (tmp_path / "one").exists()
+    one.model = models.make(tiny["model"])
     with pytest.raises(ValueError, match=r"shape of the targets \[4, 32, 3\].*got \[4, 32, 1\]"):
         one.train()
     with pytest.raises(ValueError, match=r"shape of the targets \[2, 64, 3\].*got \[2, 64, 1\]"):
