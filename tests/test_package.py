@@ -50,9 +50,14 @@ def ok(process):
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """A copy of the source tree as git sees it, new files included."""
-    files = ok(sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)).split("\0")
+    """A copy of the source tree as git sees it, new files included; of an unpacked sdist, all but what was built."""
     copy = tmp_path_factory.mktemp("tree")
+    if not (ROOT / ".git").exists():
+        built = shutil.ignore_patterns(
+            ".venv", "build", "dist", "*.egg-info", "__pycache__", "_C.*", "_build_info.json"
+        )
+        return shutil.copytree(ROOT, copy, ignore=built, dirs_exist_ok=True)
+    files = ok(sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)).split("\0")
     for name in filter(None, files):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,7 @@ def test_import_touches_no_driver_and_no_triton():
 import sys, liif_fast
 assert "torch" not in sys.modules  # so no kernel is loaded and no driver asked
 from liif_fast import LIIFDecoder, functional, models
-import liif_fast.cli, torch
+import liif_fast.cli.program, torch
 assert not torch.cuda.is_initialized()
 assert not [m for m in sys.modules if m.split(".")[0] == "triton"]
 """
