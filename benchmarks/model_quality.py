@@ -2,7 +2,7 @@
 
     python benchmarks/model_quality.py [MODEL] [--out FILE.json] [--scales 2 3 3.7] [--crop 192]
 
-Each photograph is cut so that the scale divides it (SEMANTICS: section 4), reduced with Pillow's bicubic filter to
+Each photograph is cut so that the scale divides it, reduced with Pillow's bicubic filter to
 8 bits, and enlarged again by the model and by Pillow. PSNR over RGB, without the border of ceil(scale) + 6 pixels, the
 model's output clamped but not rounded. Prints a Markdown table; --out keeps all figures, --table rewrites the table in
 documents, between the lines that mark it.

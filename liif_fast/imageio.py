@@ -5,14 +5,13 @@ Nothing here imports torch, so that a bad path is reported before anything heavy
 
 import logging
 import os
-import secrets
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, ImageOps
+
+from liif_fast.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -221,29 +220,6 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
             image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
         raise ImageFileError(f"{path}: cannot be written: {_reason(error)}") from error
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` at the end, or vanishes on any failure, Ctrl-C included.
-
-    Args:
-        path: the file to write. A symbolic link is followed; an existing file's permissions are kept.
-    """
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
-    try:
-        # "x" and not tempfile: the file gets the permissions that the umask gives, not 0600.
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            part.chmod(target.stat().st_mode & 0o7777)
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _to_16_bit(image: Image.Image) -> Image.Image:

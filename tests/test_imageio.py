@@ -10,7 +10,8 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from liif_fast import imageio
-from liif_fast.imageio import ImageFileError, atomic_file, check_output, normalise, open_image, write_image
+from liif_fast.files import atomic_file
+from liif_fast.imageio import ImageFileError, check_output, normalise, open_image, write_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:

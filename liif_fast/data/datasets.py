@@ -16,7 +16,7 @@ from PIL import Image
 
 from liif_fast.data.dead_leaves import dead_leaves
 from liif_fast.data.registry import make, register
-from liif_fast.imageio import atomic_file
+from liif_fast.files import atomic_file
 
 
 class Images(Protocol):

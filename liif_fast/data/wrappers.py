@@ -1,4 +1,4 @@
-"""Wrappers that cut training samples out of whole images (sections 4.1 and 4.2 of the LIIF paper).
+"""Wrappers that cut training samples out of whole images.
 
 A sample, all float32: `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column), `gt` [Q, 3] in [0, 1].
 Everything before the sample is uint8: crop, colour, PIL's resizing, flips, and the choice of the pixels.

@@ -15,7 +15,7 @@ import stat
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from liif_fast.files import atomic_file
 from liif_fast.models.registry import make
 
 HALF = {"sub": [0.5], "div": [0.5]}
@@ -100,36 +101,19 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     }
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         metadata = {"format": "pt", "spec": json.dumps(spec), "data_norm": json.dumps(data_norm)}
-        write_atomically(path, lambda temporary: save_file(sd, temporary, metadata))
+        with atomic_file(path) as file:
+            file.write(save(sd, metadata))
     elif suffix in (".pth", ".pt"):
         content: dict[str, Any] = {"model": {**copy.deepcopy(spec), "sd": sd}}
         if data_norm != DATA_NORM:  # the original's reader ignores it
             content["data_norm"] = data_norm
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        with atomic_file(path) as file:
+            torch.save(content, file)
     else:
         raise ValueError(f"path must end in .safetensors, .pth or .pt, got {str(path)!r}")
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in path's place.
-
-    Symbolic links are followed. The mode is the old file's, or that of any new file.
-    """
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        temporary.touch()
-        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)  # only now: safetensors makes a file of its own, that nobody else may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _regular_size(path: Path) -> int:

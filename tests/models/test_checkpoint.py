@@ -113,7 +113,7 @@ def test_failed_saving_keeps_the_old_file(tmp_path, tiny, monkeypatch):
     path.write_text("old")
 
     def fail(content, file):
-        file.write_text("half of it")
+        file.write(b"half of it")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)

@@ -21,7 +21,7 @@ def model():
 
 
 def one_query(z, mlp, coord, cell):
-    """SEMANTICS: one neighbour, the index from the nudged and clamped q, the rest in float32 step by step."""
+    """MetaSR: one neighbour, the index from the nudged and clamped q, the rest in float32 step by step."""
     f32 = np.float32
     n = z.shape[:2]
     index, inp = [], []
