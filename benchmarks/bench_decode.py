@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.common import COMPILED, EAGER, FACTORISED, make_problem, useful_flop
+from benchmarks.common import COMPILED, EAGER, FACTORISED, REFERENCE, make_problem, useful_flop
 from liif_fast.functional import liif_render
 
 
@@ -31,6 +31,7 @@ def test_render(latents: int, scale: float, race: Callable[..., Any], pick: Call
             EAGER: lambda: eager.render(feat, size, weights, biases),
             COMPILED: lambda: eager.render(feat, size, weights, biases, decode=compiled),
             FACTORISED: lambda: render("torch"),
+            REFERENCE: lambda: render("reference"),
         },
         render("reference"),
         rounds=15,

@@ -26,6 +26,7 @@ OURS = "liif_fast"  # backend "auto", as a user gets it
 EAGER = "plain, eager"  # benchmarks/eager.py
 COMPILED = "plain, torch.compile"  # the same through torch.compile with its default settings
 FACTORISED = "factorised, eager"  # backend "torch"
+REFERENCE = "reference"  # the backend of that name, plain and eager too, for what is checked rather than for speed
 
 INF = float("inf")
 TOLERANCE = 1e-5  # float32 against the plain form, relative to the largest output: promise 2 of docs/backends.md
