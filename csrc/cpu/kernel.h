@@ -53,7 +53,7 @@ const Kernel<T>& kernel();
 
 const char* isa_name();
 
-// One per translation unit; null where the compiler or the host's architecture lacks it.
+// One per translation unit; null where the host's architecture lacks it.
 template <typename T>
 const Kernel<T>* kernel_portable();
 template <typename T>
