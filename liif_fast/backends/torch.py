@@ -28,6 +28,7 @@ from liif_fast.coord import centres_at, plan_corners
 NAME = "torch"
 KEEP_BYTES = 1 << 30  # hidden activations kept for the backward pass; above, they are computed again
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # one hidden activation of one chunk
+PIECE_ROWS = 512  # of the rows that read one latent, on average: so many gradients are added in one chain
 
 
 def can_run(call: Call) -> tuple[bool, str]:
@@ -137,16 +138,36 @@ class _Decoder(NamedTuple):
         _, height, width = self.shape
         return ((self.image(images, index) * height + index[..., 0]) * width + index[..., 1]).flatten()
 
+    def pieces(self, source: Tensor, flat: Tensor) -> tuple[int, Tensor]:
+        """Deal the rows out to copies of P, so that no latent's gradient is one long chain of additions.
+
+        Returns:
+            How many copies, and the row of the copies, one after the other, that each (query, corner) reads.
+        """
+        count = 1 if torch.compiler.is_compiling() else 1 + flat.shape[0] // (PIECE_ROWS * source.shape[0])
+        if count > 1:
+            flat = flat + torch.arange(flat.shape[0], device=flat.device) % count * source.shape[0]
+        return count, flat
+
     def take(self, source: Tensor, images: slice, index: Tensor) -> Tensor:
         """Gather a chunk's rows, [rows, h] of P or [rows, 9C] of feat."""
         if self.factorised:
-            return source.index_select(0, self.flat(images, index))
+            flat = self.flat(images, index)
+            if source.requires_grad and torch.is_grad_enabled():
+                count, flat = self.pieces(source, flat)
+                source = source.repeat(count, 1) if count > 1 else source
+            return source.index_select(0, flat)
         return _gather_latents(source, self.image(images, index), index, self.switches.feat_unfold).flatten(0, 2)
 
     def give(self, grad_source: Tensor, images: slice, index: Tensor, grad: Tensor) -> None:
         """Add the gradient of a chunk's rows to that of the source, in place."""
         if self.factorised:
-            grad_source.index_add_(0, self.flat(images, index), grad)
+            count, flat = self.pieces(grad_source, self.flat(images, index))
+            if flat.shape[0] < grad_source.shape[0]:  # a chunk's own sum would cost more than its rows
+                grad_source.index_add_(0, flat, grad)
+                return
+            parts = grad_source.new_zeros(count * grad_source.shape[0], grad_source.shape[1])
+            grad_source += parts.index_add_(0, flat, grad).unflatten(0, (count, -1)).sum(0)
         else:
             grad = grad.unflatten(0, index.shape[:-1])
             _scatter_latents(grad_source, self.image(images, index), index, self.switches.feat_unfold, grad)

@@ -37,9 +37,9 @@ def run(backend, problem, grad, recompute):
     return [out.detach(), *torch.autograd.grad(out, problem.leaves, grad.to(out.dtype))]
 
 
-@pytest.mark.parametrize("shape", [(24, 25), (12, 11)])
+@pytest.mark.parametrize("shape", [(24, 25), (12, 11), (3, 3)])
 def test_many_queries(shape):
-    """Some 25 and 120 queries a latent, 65,536 rows."""
+    """Some 25, 120 and 1,800 queries a latent, 65,536 rows."""
     options = {"seed": 5, "batch": 1, "channels": 8, "shape": shape, "queries": ROWS, "hidden": (32, 24)}
     problem, double = Problem(**options), Problem(**options)
     double.feat = double.feat.double()
