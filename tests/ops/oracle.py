@@ -62,16 +62,17 @@ def plan(coord, shape, ensemble=True):
 def gather(feat, coord, cell, switches):
     """The network's input x [B, Q, K, in_dim] in the dtype of feat, and weight float32 [B, Q, K]."""
     batch, _, height, width = feat.shape
-    index, rel, weight = map(torch.from_numpy, plan(coord.numpy(), (height, width), switches.local_ensemble))
+    planned = plan(coord.cpu().numpy(), (height, width), switches.local_ensemble)
+    index, rel, weight = (torch.from_numpy(part).to(feat.device) for part in planned)
     if switches.feat_unfold:  # channel c*9 + ki*3 + kj
         wide = F.pad(feat, (1, 1, 1, 1))
         feat = torch.stack([wide[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)], 2).flatten(
             1, 2
         )
-    image = torch.arange(batch).view(-1, 1, 1).expand(index.shape[:-1])
+    image = torch.arange(batch, device=feat.device).view(-1, 1, 1).expand(index.shape[:-1])
     parts = [feat[image, :, index[..., 0], index[..., 1]], rel]
     if switches.cell_decode:
-        scaled = cell * torch.tensor([height, width], dtype=torch.float32)
+        scaled = cell * cell.new_tensor([height, width])
         parts.append(scaled.unsqueeze(2).expand(rel.shape))
     return torch.cat([part.to(feat.dtype) for part in parts], -1), weight
 
@@ -97,6 +98,6 @@ def render(feat, size, region, cell, weights, biases, switches, hidden=None):
     """The plain form on a window (top, left, height, width) of a grid; cell [B, 2]. [B, out, h, w]."""
     top, left, height, width = region
     coord = grid(size).reshape(*size, 2)[top : top + height, left : left + width].reshape(1, -1, 2)
-    coord = torch.from_numpy(coord).expand(feat.shape[0], -1, -1)
+    coord = torch.from_numpy(coord).to(feat.device).expand(feat.shape[0], -1, -1)
     out = decode(feat, coord, cell.unsqueeze(1).expand(coord.shape), weights, biases, switches, hidden)
     return out.transpose(1, 2).unflatten(2, (height, width))

@@ -11,6 +11,7 @@ from .oracle import Switches
 
 # Every backend that is to keep the promises; a new one joins by its name.
 BACKENDS = tuple(os.environ.get("LIIF_FAST_TEST_BACKENDS", "reference,torch,cpu").split(","))
+DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu")  # where the backends compute
 ALL_SWITCHES = [Switches(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(8)]
 DEFAULT = Switches()
 
@@ -31,7 +32,7 @@ def make_layers(widths, generator=None, dtype=torch.float32):
 
 
 class Problem:
-    """A small decoding problem: feat, coord, cell, weights, biases."""
+    """A small decoding problem on DEVICE: feat, coord, cell, weights, biases."""
 
     def __init__(self, seed=0, batch=2, channels=5, shape=(13, 17), queries=63, hidden=(32, 24), out_dim=3,
                  switches=DEFAULT, dtype=torch.float32):  # fmt: skip
@@ -41,6 +42,14 @@ class Problem:
         self.coord = torch.rand(batch, queries, 2, generator=generator) * 2.2 - 1.1
         self.cell = torch.rand(batch, queries, 2, generator=generator) * 0.2
         self.weights, self.biases = make_layers((in_dim(channels, switches), *hidden, out_dim), generator, dtype)
+        self.to(DEVICE)
+
+    def to(self, *target):
+        """Move or convert everything, coord and cell but for their dtype, and return self."""
+        self.feat = self.feat.to(*target)
+        self.coord, self.cell = (t.to(self.feat.device) for t in (self.coord, self.cell))
+        self.weights, self.biases = ([p.to(*target) for p in ps] for ps in (self.weights, self.biases))
+        return self
 
     @property
     def arguments(self):

@@ -11,7 +11,7 @@ import torch
 from liif_fast import functional
 
 from . import oracle
-from .support import BACKENDS, Problem
+from .support import BACKENDS, DEVICE, Problem
 
 ROWS = 16384
 
@@ -42,12 +42,11 @@ def test_many_queries(shape):
     """Some 25, 120 and 1,800 queries a latent, 65,536 rows."""
     options = {"seed": 5, "batch": 1, "channels": 8, "shape": shape, "queries": ROWS, "hidden": (32, 24)}
     problem, double = Problem(**options), Problem(**options)
-    double.feat = double.feat.double()
-    double.weights, double.biases = ([p.double() for p in ps] for ps in (double.weights, double.biases))
+    double.to(torch.float64)
     hidden = []
     oracle.decode(*double.arguments, double.switches, hidden)
     grad = torch.randn(1, ROWS, 3, generator=torch.Generator().manual_seed(6))
-    grad *= clear_of_zero(hidden).gt(4e-6).unsqueeze(-1)
+    grad = grad.to(DEVICE) * clear_of_zero(hidden).gt(4e-6).unsqueeze(-1)
     exact = run(None, double, grad, None)
     plain = run(None, problem, grad, None)
     names = ["output", "feat", *(f"weights[{i}]" for i in range(3)), *(f"biases[{i}]" for i in range(3))]
@@ -62,8 +61,8 @@ def test_many_queries(shape):
 def test_fused_mlp():
     problem = Problem(seed=7, channels=30, shape=(1, 1), hidden=(64, 64), out_dim=64)
     generator = torch.Generator().manual_seed(8)
-    x = torch.randn(4 * ROWS, 274, generator=generator)
-    grad = torch.randn(4 * ROWS, 64, generator=generator)
+    x = torch.randn(4 * ROWS, 274, generator=generator).to(DEVICE)
+    grad = torch.randn(4 * ROWS, 64, generator=generator).to(DEVICE)
     hidden = []
     doubles = [[p.double().requires_grad_() for p in ps] for ps in (problem.weights, problem.biases)]
     out = oracle.mlp(x.double(), *doubles, hidden)
@@ -87,9 +86,10 @@ def test_psnr_does_not_move(backend):
     feat, _, _, weights, biases = problem.arguments
     size = 31, 40
     expected = oracle.render(
-        feat, size, (0, 0, *size), torch.tensor([[2 / 31, 2 / 40]] * 2), weights, biases, problem.switches
+        feat, size, (0, 0, *size), feat.new_tensor([[2 / 31, 2 / 40]] * 2), weights, biases, problem.switches
     )
-    target = expected + 10 ** (-30 / 20) * torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    target = expected + 10 ** (-30 / 20) * noise
 
     def psnr(image):
         return -10 * (image.double() - target).square().mean().log10()

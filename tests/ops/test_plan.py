@@ -11,7 +11,7 @@ from liif_fast import functional, make_coord
 
 from . import oracle
 from .oracle import Switches
-from .support import BACKENDS, same_bits
+from .support import BACKENDS, DEVICE, same_bits
 
 SCALES = (1, 2, 3, 4, 5, 0.5, 1.5, 2.5, 3.7, 4.3)
 NEAREST = Switches(feat_unfold=False, local_ensemble=False)
@@ -43,7 +43,7 @@ def edge_coords(shape):
 def check_plan(got, coord, shape, ensemble):
     """The plan `got` (index, rel, weight) of coord [Q, 2] is the oracle's."""
     for name, ours, expected in zip(("index", "rel", "weight"), got, oracle.plan(coord, shape, ensemble), strict=True):
-        expected = torch.from_numpy(expected).unsqueeze(0)
+        expected, ours = torch.from_numpy(expected).unsqueeze(0), ours.cpu()
         if name == "index":  # which latent a NaN reads is nobody's business, as long as there is one
             known = ~torch.from_numpy(np.isnan(coord)).view(1, -1, 1, 2).expand(expected.shape)
             assert torch.equal(ours[known], expected[known])
@@ -60,13 +60,11 @@ def test_corner_plan(n, ensemble):
         size = scaled(shape, scale)
         coord = oracle.grid(size)
         assert same_bits(make_coord(size), torch.from_numpy(coord)), "make_coord"
-        check_plan(
-            functional.corner_plan(make_coord(size)[None], shape, local_ensemble=ensemble), coord, shape, ensemble
-        )
+        at = make_coord(size)[None].to(DEVICE)
+        check_plan(functional.corner_plan(at, shape, local_ensemble=ensemble), coord, shape, ensemble)
     coord = edge_coords(shape)
-    check_plan(
-        functional.corner_plan(torch.from_numpy(coord)[None], shape, local_ensemble=ensemble), coord, shape, ensemble
-    )
+    at = torch.from_numpy(coord)[None].to(DEVICE)
+    check_plan(functional.corner_plan(at, shape, local_ensemble=ensemble), coord, shape, ensemble)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -81,7 +79,8 @@ def test_gather_corners(backend, ensemble):
         at = torch.from_numpy(coord)[None]
         cell = torch.rand(at.shape, generator=torch.Generator().manual_seed(n))
         options = {"feat_unfold": False, "local_ensemble": ensemble, "backend": backend}
-        x, weight = functional.gather_corners(feat, at, cell, **options)
+        x, weight = functional.gather_corners(*(t.to(DEVICE) for t in (feat, at, cell)), **options)
+        x = x.cpu()
         index, rel, area, scale = x[..., :2].long(), x[..., 2:4], weight, x[..., 4:]
         check_plan((index, rel, area), coord, shape, ensemble)
         expected = torch.from_numpy(cell.numpy() * np.array(shape, np.float32))
@@ -134,15 +133,15 @@ def blended_expected(coord, shape):
 
 def decoded(backend, shape, size, switches, network, feat):
     """The same grid through decode, render, and a window of render: [H*W, out] each, and the window's rows."""
-    coord = make_coord(size)[None]
-    cell = torch.tensor([0.25, 0.125])
+    feat, coord, cell = (t.to(DEVICE) for t in (feat, make_coord(size)[None], torch.tensor([0.25, 0.125])))
+    network = [[p.to(DEVICE) for p in ps] for ps in network]
     options = {**switches._asdict(), "backend": backend}
     decode = functional.liif_decode(feat, coord, cell.expand(coord.shape), *network, **options)[0]
     render = functional.liif_render(feat, size, *network, cell=cell, **options)[0]
     window = size[0] // 3, size[1] // 2, size[0] - size[0] // 3, size[1] - size[1] // 2
     part = functional.liif_render(feat, size, *network, cell=cell, region=window, **options)[0]
     assert same_bits(part, render[:, window[0] :, window[1] :]), "region"
-    return decode, render.flatten(1).T
+    return decode.cpu(), render.flatten(1).T.cpu()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

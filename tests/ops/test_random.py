@@ -28,7 +28,7 @@ from liif_fast import functional
 
 from . import oracle
 from .oracle import Switches
-from .support import BACKENDS, in_dim, make_layers, same_bits
+from .support import BACKENDS, DEVICE, in_dim, make_layers, same_bits
 
 CONFIGS = int(os.environ.get("LIIF_FAST_TEST_CONFIGS", 300))
 FIRST = int(os.environ.get("LIIF_FAST_TEST_SEED", 0))
@@ -99,12 +99,13 @@ class Config:
     def lay_out(self, tensor):
         """The same values in another memory layout, sometimes with NaN all around."""
         kind = self.rng.choice(("contiguous", "padded", "padded", "strided", "transposed", "channels_last", "expanded"))
+        tensor = tensor.to(DEVICE)
         if kind == "padded":
-            around = torch.full([n + 3 for n in tensor.shape], float("nan"), dtype=tensor.dtype)
+            around = tensor.new_full([n + 3 for n in tensor.shape], float("nan"))
             around[tuple(slice(1, n + 1) for n in tensor.shape)] = tensor
             return around[tuple(slice(1, n + 1) for n in tensor.shape)]
         if kind == "strided":
-            around = torch.full((*tensor.shape, 2), float("nan"), dtype=tensor.dtype)
+            around = tensor.new_full((*tensor.shape, 2), float("nan"))
             around[..., 0] = tensor
             return around[..., 0]
         if kind == "transposed":
@@ -137,9 +138,9 @@ class Config:
         if self.op == "gather_corners":
             del options["recompute"]
             x, weight = functional.gather_corners(feat, coord, cell, **options)
-            expected = oracle.gather(feat.detach(), coord, cell, self.switches)
-            assert same_bits(weight, expected[1]), "weight"
-            assert same_bits(x.detach(), expected[0]), "x"
+            expected = oracle.gather(*(t.detach().cpu() for t in (feat, coord, cell)), self.switches)
+            assert same_bits(weight.cpu(), expected[1]), "weight"
+            assert same_bits(x.detach().cpu(), expected[0]), "x"
             return x
         if self.op == "render":
             return functional.liif_render(feat, self.size, weights, biases, region=self.region, cell=cell, **options)
@@ -174,7 +175,8 @@ class Config:
             if grads is None:
                 grads = self.gradients_at_output(out, hidden)
             draws = grads if grads and dtype == torch.float64 else grads[:1]
-            used = [torch.autograd.grad(out, leaves, g.to(dtype), retain_graph=True) for g in draws if self.trains]
+            draws = [grad.to("cpu", dtype) for grad in draws] if self.trains else []
+            used = [torch.autograd.grad(out, leaves, grad, retain_graph=True) for grad in draws]
             results += [out.detach(), used]
         exact, exact_grads, plain, plain_grads = results
         outputs = Expected(exact, rms(plain - exact), rms(exact))
@@ -194,11 +196,10 @@ class Expected(NamedTuple):
 
 
 def convert(inputs, dtype):
+    """Copies on the CPU; coord and cell keep their dtype."""
     feat, coord, cell, weights, biases = inputs
-    return (
-        feat.detach().to(dtype, copy=True), coord, cell,
-        [w.detach().to(dtype, copy=True) for w in weights], [b.detach().to(dtype, copy=True) for b in biases],
-    )  # fmt: skip
+    feat, *parameters = (t.detach().to("cpu", dtype, copy=True) for t in (feat, *weights, *biases))
+    return feat, coord.cpu(), cell.cpu(), parameters[: len(weights)], parameters[len(weights) :]
 
 
 def rms(tensor):
@@ -209,7 +210,7 @@ def compare(name, got, dtype, expected, times):
     """Complain of a wrong shape or dtype, or of an error too large."""
     assert got.shape == expected.exact.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(expected.exact.shape)}"
     assert got.dtype == dtype, f"{name}: dtype {got.dtype}"
-    error, usual = rms(got.double() - expected.exact), expected.error * EPS[dtype] / EPS[torch.float32]
+    error, usual = rms(got.cpu().double() - expected.exact), expected.error * EPS[dtype] / EPS[torch.float32]
     limit = times * usual + FLOOR[dtype] * EPS[dtype] * expected.size
     assert error <= limit, f"{name}: error {error:.3g}, plain PyTorch's {usual:.3g}, allowed {limit:.3g}"
 
@@ -219,7 +220,7 @@ def check(config, backend, inputs, wanted, plain, grad, expected, expected_grads
     out = config.ours(backend, inputs)
     compare("output", out.detach(), config.dtype, expected, FORWARD)
     plain = plain if config.dtype == torch.float32 else expected.exact
-    far = ((out - plain).abs().max() / plain.abs().max()).item()
+    far = ((out.cpu() - plain).abs().max() / plain.abs().max()).item()
     limit = PLAIN * EPS[config.dtype] / EPS[torch.float32]
     few = plain.numel() < 16  # all of them may be near 0, where their terms happen to cancel
     assert few or far <= limit, f"output: {far:.3g} of the largest from the plain form, allowed {limit:.3g}"

@@ -56,7 +56,7 @@ def test_regions(backend, switches, dtype):
     options = {**switches._asdict(), "backend": backend}
     for size in ((40, 31), (13, 27), (5, 4), (1, 1), (117, 3)):
         whole = functional.liif_render(feat, size, weights, biases, **options)
-        coord, cell = (t.expand(2, -1, -1) for t in (make_coord(size), make_cell(size)))
+        coord, cell = (t.to(feat.device).expand(2, -1, -1) for t in (make_coord(size), make_cell(size)))
         decoded = functional.liif_decode(feat, coord, cell, weights, biases, **options)
         assert torch.equal(whole.flatten(2).transpose(1, 2), decoded)
         for rows in (1, 3, 16):
