@@ -19,6 +19,7 @@ from torch import Tensor
 from liif_fast.coord import centres
 from liif_fast.data.datasets import Images, _positive
 from liif_fast.data.registry import register
+from liif_fast.data.resize import pillow_takes_height_first
 
 Sample = dict[str, Tensor]
 
@@ -73,7 +74,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
 
 
 def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize with Pillow's bicubic filter (antialiased, rounded to 8 bits).
+    """Resize with Pillow's bicubic filter (antialiased, rounded to 8 bits), the width first whatever Pillow's version.
 
     Args:
         image: uint8 [H, W, 3].
@@ -87,7 +88,10 @@ def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         short, long = min(height, width), max(height, width)
         other = int(size * long / short)
         size = (size, other) if height <= width else (other, size)
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    result = Image.fromarray(image)
+    if pillow_takes_height_first((height, width), size):  # asked for the width alone, it cannot
+        result = result.resize((size[1], height), Image.Resampling.BICUBIC)
+    return np.asarray(result.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _flips(rng: Generator, *images: np.ndarray) -> list[np.ndarray]:

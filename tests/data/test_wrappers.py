@@ -152,6 +152,12 @@ def test_resize_by_the_shorter_side():
     assert np.array_equal(resize(image(10, 15), (7, 3)), pil(image(10, 15), 7, 3))
 
 
+def test_resize_takes_the_width_first_in_tall_images_too():
+    tall = image(90, 20)
+    assert np.array_equal(resize(tall, (30, 7)), pil(pil(tall, 90, 7), 30, 7))
+    assert np.array_equal(resize(image(20, 90), (7, 30)), pil(image(20, 90), 7, 30))
+
+
 def test_a_pair_without_one_scale_is_refused():
     for shape in ((15, 16), (16, 7), (24, 16), (7, 7)):
         with pytest.raises(ValueError, match=rf"pair 0 is 8 x 8 and {shape[0]} x {shape[1]}: .*must be the same"):
