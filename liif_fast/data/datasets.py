@@ -4,6 +4,7 @@ Images stay uint8 until a wrapper has cut its sample: a quarter of the memory of
 is then thrown away.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -13,8 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from liif_fast.data.dead_leaves import dead_leaves
+from liif_fast.data.pack import Pack, open_pack
 from liif_fast.data.registry import make, register
 from liif_fast.files import atomic_file
 
@@ -42,7 +45,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # a copy, since PyTorch wants arrays that may be written to
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds
@@ -83,9 +86,9 @@ class ImageFolder(_Repeated):
         split_key: key into split_file.
         first_k: keep only the first so many.
         repeat: length of the dataset as a multiple of the number of images.
-        cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes each image once
-            into an .npy file in the folder `_npy_<name>` beside root_path, and maps it, so that a crop reads only its
-            own rows. (The original's `_bin_` folders hold pickles and are never read.)
+        cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes them once into
+            the file `_pack_<name>` beside root_path (`liif_fast.data.pack`) and maps it, so that a crop reads only
+            its own rows. (The original's `_bin_` folders hold pickles and are never read.)
 
     Raises:
         FileNotFoundError: if the folder, the split file or a listed image is missing.
@@ -121,14 +124,22 @@ class ImageFolder(_Repeated):
             raise FileNotFoundError(f"root_path: {root} lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
         super().__init__(len(names), repeat)
         self.paths = [root / name for name in names]
-        self.cache = cache
-        self.images = [read_image(path) for path in self.paths] if cache == "in_memory" else None
+        self.images: Sequence[np.ndarray] | Pack | None = None
+        if cache == "in_memory":
+            bar = tqdm(self.paths, desc=f"reading {root.name}", unit=" images", leave=False, disable=None)
+            self.images = [read_image(path) for path in bar]
+        elif cache == "bin":
+            path = root.resolve()
+            part = [] if split_file is None and first_k is None else [_short(split_file, split_key, first_k)]
+            self.images = open_pack(path.with_name("-".join([f"_pack_{path.name}", *part])), self.paths, read_image)
 
     def _get(self, index: int) -> np.ndarray:
-        if self.images is not None:
-            return self.images[index]
-        path = self.paths[index]
-        return read_image(path) if self.cache == "none" else _mapped(path)
+        return read_image(self.paths[index]) if self.images is None else self.images[index]
+
+
+def _short(*values: Any) -> str:
+    """A few characters that tell a part of a folder from another part."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def _split_names(path: Path, key: str | None) -> list[str]:
@@ -145,15 +156,6 @@ def _split_names(path: Path, key: str | None) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"split_file: {path} has no list of file names under {key!r}")
     return names
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The image at path as a memory map of its decoded copy, which is made if missing or older than the image."""
-    copy = path.parent.parent / f"_npy_{path.parent.name}" / f"{path.name}.npy"
-    if not copy.exists() or copy.stat().st_mtime < path.stat().st_mtime:
-        copy.parent.mkdir(exist_ok=True)
-        _save(copy, read_image(path))
-    return np.load(copy, mmap_mode="r", allow_pickle=False)
 
 
 def _save(path: Path, array: np.ndarray) -> None:
