@@ -1,0 +1,42 @@
+"""Tests of what only a GPU can show: skipped without one, run and recorded one by one by benchmarks/gpu_check.py.
+
+LIIF_FAST_TEST_DEVICE=cpu runs those that use no feature of CUDA on a CPU, on the backends that work there.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from liif_fast import functional
+
+DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cuda")
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent != HERE:
+            continue
+        if DEVICE == "cuda" and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+        elif DEVICE != "cuda" and item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="uses a feature of CUDA"))
+
+
+@pytest.fixture
+def device():
+    return DEVICE
+
+
+@pytest.fixture
+def needs():
+    """needs(backend, problem): skip, with the backend's own reason, where it cannot run this call."""
+
+    def ask(backend, problem):
+        for name, can, reason in functional.explain(*problem.arguments, **problem.switches._asdict()).answers:
+            if name == backend and not can:
+                pytest.skip(f"{backend}: {reason}")
+
+    return ask
