@@ -30,6 +30,11 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+def image_id(dataset: Images, index: int) -> Any:
+    """Return what two indices of a dataset have in common if their images are the same: for keeping each only once."""
+    return dataset.image_id(index) if hasattr(dataset, "image_id") else index
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as RGB.
 
@@ -66,6 +71,10 @@ class _Repeated:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         return self._get(index % self.count)
+
+    def image_id(self, index: int) -> int:
+        """Return which of the distinct images an index stands for."""
+        return index % self.count
 
     def _get(self, index: int) -> Any:
         raise NotImplementedError
@@ -342,5 +351,14 @@ class Mixed:
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        which, index = self._place(index)
+        return self.parts[which][index]
+
+    def image_id(self, index: int) -> tuple[int, Any]:
+        """Return which of the distinct images an index stands for."""
+        which, index = self._place(index)
+        return which, image_id(self.parts[which], index)
+
+    def _place(self, index: int) -> tuple[int, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[which][index - (int(self.ends[which - 1]) if which else 0)]
+        return which, index - (int(self.ends[which - 1]) if which else 0)

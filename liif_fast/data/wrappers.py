@@ -1,27 +1,53 @@
 """Wrappers that cut training samples out of whole images.
 
-A sample, all float32: `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column), `gt` [Q, 3] in [0, 1].
-Everything before the sample is uint8: crop, colour, PIL's resizing, flips, and the choice of the pixels.
+A wrapper makes a sample in two steps. `plan` draws everything that is random about it: windows, sizes, flips and the
+pixels that are queries, all integers, no pixel touched. `cut` follows the plan on the CPU, in uint8: crop, colour,
+Pillow's resizing, flips, and the colours of the queries. `liif_fast.data.device` follows the same plans on any device,
+to the same bits. What comes out is packed (`liif_fast.data.samples`); an item of a wrapper is the float sample that
+is made of it.
 
 A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers, so a resumed
 training sees what an uninterrupted one would have seen. Without one it draws from torch's global generator.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from PIL import Image
-from torch import Tensor
 
-from liif_fast.coord import centres
 from liif_fast.data.datasets import Images, _positive
 from liif_fast.data.registry import register
 from liif_fast.data.resize import pillow_takes_height_first
+from liif_fast.data.samples import Packed, Sample, unpack
 
-Sample = dict[str, Tensor]
+Size = tuple[int, int]  # (height, width) in pixels
+Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
+
+
+class Plan(NamedTuple):
+    """How a sample is made, in this order."""
+
+    high: Window  # crop of the high-resolution image
+    low: Window | None  # crop of the low-resolution one; None: the input is the high-resolution crop's reduction
+    colour: np.ndarray | None  # `colour_matrix` for both crops
+    before: Size | None  # resize the high-resolution crop to this
+    size: Size  # of the input
+    flips: tuple[bool, bool, bool]  # vertically, horizontally, transposition: of the input and of the target
+    after: Size | None  # resize the target to this
+    grid: Size  # of the target at last
+    pixel: np.ndarray  # int64 [Q], the queries: row * width + column in that grid
+
+    def source(self) -> np.ndarray:
+        """The queries' places [Q], as (row, column) [2, Q], in a target that has not been flipped."""
+        row, column = np.divmod(self.pixel, self.grid[1])
+        vertical, horizontal, transposed = self.flips
+        if transposed:
+            row, column = column, row
+        height, width = self.grid[::-1] if transposed else self.grid
+        return np.stack([height - 1 - row if vertical else row, width - 1 - column if horizontal else column])
 
 
 class _Wrapper(torch.utils.data.Dataset[Sample]):
@@ -43,67 +69,124 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
+        return unpack(self.packed(index))
+
+    def packed(self, index: int) -> Packed:
+        """Make a sample as it travels, in small integers; arguments and errors as for an item."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if self.seed is None:
-            return self.sample(index, np.random.default_rng(int(torch.randint(2**62, ()))))
-        return self.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+        low, high = self.dataset[index] if self.pairs else (None, self.dataset[index])
+        shapes = [image.shape[:2] for image in (low, high) if image is not None]
+        return cut(self.plan(index, shapes, self.rng(index)), low, high)
 
-    def sample(self, index: int, rng: Generator) -> Sample:
-        """Cut a sample out of image `index`, every draw from `rng`."""
+    def rng(self, index: int) -> Generator:
+        """Return where the draws of a sample come from."""
+        if self.seed is None:
+            return np.random.default_rng(int(torch.randint(2**62, ())))
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+        """Draw how sample `index` is made.
+
+        Args:
+            index: from 0 to len - 1.
+            shapes: (height, width) of the image, or of the low- and the high-resolution image.
+            rng: where every draw comes from.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: if the images do not fit the wrapper's arguments.
+        """
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next samples are of."""
         self.epoch = epoch
 
-    def _finish(self, low: np.ndarray, high: np.ndarray, rng: Generator) -> Sample:
-        """Draw the queries and turn uint8 arrays [h, w, 3] and [H, W, 3] into a sample."""
-        height, width = high.shape[:2]
+    def _flips(self, rng: Generator) -> tuple[bool, bool, bool]:
+        vertical, horizontal, transposed = (rng.random(3) < 0.5).tolist() if self.augment else (False, False, False)
+        return vertical, horizontal, transposed
+
+    def _pixels(self, grid: Size, rng: Generator) -> np.ndarray:
+        count = grid[0] * grid[1]
         if self.sample_q is None:
-            pixel = np.arange(height * width)
-        elif self.sample_q > height * width:
-            raise ValueError(f"sample_q must be at most the {height} x {width} pixels there are, got {self.sample_q}")
-        else:
-            pixel = rng.choice(height * width, self.sample_q, replace=False)
-        row, col = np.divmod(pixel, width)
-        coord = torch.stack([centres(height)[torch.from_numpy(row)], centres(width)[torch.from_numpy(col)]], -1)
-        cell = torch.tensor([2 / height, 2 / width]).expand(len(pixel), 2).contiguous()
-        inp = torch.from_numpy(np.ascontiguousarray(low.transpose(2, 0, 1))).float().div_(255)
-        return {"inp": inp, "coord": coord, "cell": cell, "gt": torch.from_numpy(high[row, col]).float().div_(255)}
+            return np.arange(count)
+        if self.sample_q > count:
+            raise ValueError(
+                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
+            )
+        return rng.choice(count, self.sample_q, replace=False)
 
 
-def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
+    """Make the sample of a plan, on the CPU.
+
+    Args:
+        plan: of these images.
+        low: uint8 [h, w, 3]; None if the plan needs none.
+        high: uint8 [H, W, 3].
+
+    Returns:
+        The packed sample.
+    """
+    high = _window(high, plan.high)
+    if plan.low is not None:
+        assert low is not None
+        low = _window(low, plan.low)
+    if plan.colour is not None:
+        high, low = recolour(high, plan.colour), None if low is None else recolour(low, plan.colour)
+    if plan.before is not None:
+        high = resize(high, plan.before)
+    if low is None:
+        low = resize(high, plan.size)
+    row, column = plan.source()
+    if plan.after is not None:
+        high = resize(_flip(high, plan.flips), plan.after)
+        row, column = np.divmod(plan.pixel, plan.grid[1])
+    low = np.ascontiguousarray(_flip(low, plan.flips).transpose(2, 0, 1))
+    return {
+        "inp": torch.from_numpy(low),
+        "gt": torch.from_numpy(high[row, column]),
+        "pixel": torch.from_numpy(plan.pixel.astype(np.int32)),
+        "size": torch.tensor(plan.grid, dtype=torch.int32),
+    }
+
+
+def _window(image: np.ndarray, window: Window) -> np.ndarray:
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]
+
+
+def _flip(image: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
+    vertical, horizontal, transposed = flips
+    image = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+    return image.swapaxes(0, 1) if transposed else image
+
+
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
     """Resize with Pillow's bicubic filter (antialiased, rounded to 8 bits), the width first whatever Pillow's version.
 
     Args:
         image: uint8 [H, W, 3].
-        size: (height, width), or the shorter side, the other then being int(size * longer / shorter).
+        size: (height, width).
 
     Returns:
         uint8 [height, width, 3].
     """
     height, width = image.shape[:2]
-    if isinstance(size, int):
-        short, long = min(height, width), max(height, width)
-        other = int(size * long / short)
-        size = (size, other) if height <= width else (other, size)
-    result = Image.fromarray(image)
+    result = Image.fromarray(np.ascontiguousarray(image))
     if pillow_takes_height_first((height, width), size):  # asked for the width alone, it cannot
         result = result.resize((size[1], height), Image.Resampling.BICUBIC)
     return np.asarray(result.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-def _flips(rng: Generator, *images: np.ndarray) -> list[np.ndarray]:
-    """Flip vertically, horizontally and transpose, each with p = 0.5 and alike for all images."""
-    vertical, horizontal, transposed = rng.random(3) < 0.5
-    if vertical:
-        images = tuple(image[::-1] for image in images)
-    if horizontal:
-        images = tuple(image[:, ::-1] for image in images)
-    if transposed:
-        images = tuple(image.swapaxes(0, 1) for image in images)
-    return list(images)
+def shorter_side(shape: Size, side: int) -> Size:
+    """The size that makes the shorter side `side`, the longer one int(side * longer / shorter)."""
+    height, width = shape
+    other = int(side * max(shape) / min(shape))
+    return (side, other) if height <= width else (other, side)
 
 
 def colour_matrix(rng: Generator) -> np.ndarray:
@@ -113,7 +196,8 @@ def colour_matrix(rng: Generator) -> np.ndarray:
         rng: where the draws come from.
 
     Returns:
-        float32 [3, 3], to be multiplied with (R, G, B); its rows add up to 1, so grey stays grey.
+        float32 [3, 3], to be multiplied with (R, G, B); its rows add up to 1, so grey stays grey. Its values are
+        multiples of 2^-12 below 4, so that products with 8 bits and their sums are exact in float32 already.
     """
     matrix = np.eye(3)[rng.permutation(3)]
     if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)
@@ -123,13 +207,14 @@ def colour_matrix(rng: Generator) -> np.ndarray:
     if rng.random() < 0.5:
         saturation = math.exp(rng.uniform(-1.0, 1.0))
         matrix = (saturation * np.eye(3) + (1 - saturation) / 3) @ matrix
+    matrix = np.round(matrix * 4096) / 4096
+    matrix[:, 2] = 1 - matrix[:, 0] - matrix[:, 1]
     return matrix.astype(np.float32)
 
 
-def _recolour(rng: Generator, *images: np.ndarray) -> list[np.ndarray]:
-    """Change the colours of uint8 images alike."""
-    matrix = colour_matrix(rng)
-    return [(image @ matrix.T + 0.5).clip(0, 255).astype(np.uint8) for image in images]
+def recolour(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Change the colours of a uint8 image [H, W, 3] by a `colour_matrix`."""
+    return (image @ matrix.T + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @register("sr-implicit-downsampled")
@@ -168,27 +253,27 @@ class SRImplicitDownsampled(_Wrapper):
         if not 1 <= self.scale_min <= self.scale_max:
             raise ValueError(f"scales must have 1 <= scale_min <= scale_max, got {scale_min} and {scale_max}")
 
-    def sample(self, index: int, rng: Generator) -> Sample:
-        image = self.dataset[index]
-        height, width = image.shape[:2]
+    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+        height, width = shapes[0]
         scale = rng.uniform(self.scale_min, self.scale_max)
         if self.inp_size is None:
             size = (math.floor(height / scale + 1e-9), math.floor(width / scale + 1e-9))
             if min(size) < 1:
                 raise ValueError(f"image {index} is {height} x {width}, too small for a reduction by {scale:.3g}")
-            high = image[: round(size[0] * scale), : round(size[1] * scale)]
+            window = (0, 0, round(size[0] * scale), round(size[1] * scale))
         else:
             size, side = (self.inp_size, self.inp_size), round(self.inp_size * scale)
-            if side > min(height, width):
-                raise ValueError(f"image {index} is {height} x {width}, too small for a crop of {side} x {side}")
-            top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-            high = image[top : top + side, left : left + side]
-        if self.colour:
-            (high,) = _recolour(rng, high)
-        low = resize(high, size)
-        if self.augment:
-            low, high = _flips(rng, low, high)
-        return self._finish(low, high, rng)
+            window = _crop(index, (height, width), side, rng)
+        colour = colour_matrix(rng) if self.colour else None
+        flips = self._flips(rng)
+        grid = (window[3], window[2]) if flips[2] else (window[2], window[3])
+        return Plan(window, None, colour, None, size, flips, None, grid, self._pixels(grid, rng))
+
+
+def _crop(index: int, shape: Size, side: int, rng: Generator) -> Window:
+    if side > min(shape):
+        raise ValueError(f"image {index} is {shape[0]} x {shape[1]}, too small for a crop of {side} x {side}")
+    return int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side
 
 
 @register("sr-implicit-paired")
@@ -222,28 +307,21 @@ class SRImplicitPaired(_Wrapper):
         _positive("inp_size", inp_size)
         self.inp_size = inp_size
 
-    def sample(self, index: int, rng: Generator) -> Sample:
-        low, high = self.dataset[index]
-        scale, other = (high.shape[axis] // low.shape[axis] for axis in (0, 1))
+    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+        low, high = shapes
+        scale, other = (high[axis] // low[axis] for axis in (0, 1))
         if scale < 1 or scale != other:
-            sizes = [f"{image.shape[0]} x {image.shape[1]}" for image in (low, high)]
             raise ValueError(
-                f"pair {index} is {sizes[0]} and {sizes[1]}: the scale of rows, {scale}, and of columns, "
-                f"{other}, must be the same and at least 1"
+                f"pair {index} is {low[0]} x {low[1]} and {high[0]} x {high[1]}: the scale of rows, {scale}, and of "
+                f"columns, {other}, must be the same and at least 1"
             )
-        if self.inp_size is not None:
-            side, (height, width) = self.inp_size, low.shape[:2]
-            if side > min(height, width):
-                raise ValueError(f"image {index} is {height} x {width}, too small for a crop of {side} x {side}")
-            top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-            low = low[top : top + side, left : left + side]
-            high = high[top * scale :, left * scale :]
-        high = high[: low.shape[0] * scale, : low.shape[1] * scale]
-        if self.colour:
-            low, high = _recolour(rng, low, high)
-        if self.augment:
-            low, high = _flips(rng, low, high)
-        return self._finish(low, high, rng)
+        crop = (0, 0, *low) if self.inp_size is None else _crop(index, low, self.inp_size, rng)
+        top, left, height, width = (side * scale for side in crop)
+        colour = colour_matrix(rng) if self.colour else None
+        flips = self._flips(rng)
+        grid = (width, height) if flips[2] else (height, width)
+        window = (top, left, height, width)
+        return Plan(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(grid, rng))
 
 
 @register("sr-implicit-uniform-varied")
@@ -284,33 +362,12 @@ class SRImplicitUniformVaried(_Wrapper):
         self.size_min, self.size_max = size_min, size_min if size_max is None else size_max
         self.gt_resize = gt_resize
 
-    def sample(self, index: int, rng: Generator) -> Sample:
-        low, high = self.dataset[index]
+    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+        low, high = shapes
         place = index / max(len(self.dataset) - 1, 1)
-        high = resize(high, round(self.size_min + (self.size_max - self.size_min) * place))
-        if self.augment and rng.random() < 0.5:
-            low, high = low[:, ::-1], high[:, ::-1]
-        if self.gt_resize is not None:
-            high = resize(np.ascontiguousarray(high), self.gt_resize)
-        if self.colour:
-            low, high = _recolour(rng, low, high)
-        return self._finish(low, high, rng)
-
-
-def collate(samples: list[Sample]) -> Sample:
-    """Stack samples into a batch.
-
-    Args:
-        samples: samples of equal sizes.
-
-    Returns:
-        The same keys, each tensor with a leading batch dimension.
-
-    Raises:
-        ValueError: if the sizes differ.
-    """
-    for key in samples[0]:
-        shapes = {tuple(sample[key].shape) for sample in samples}
-        if len(shapes) > 1:
-            raise ValueError(f"{key}: samples of a batch differ in size ({sorted(shapes)}): set inp_size and sample_q")
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        before = shorter_side(high, round(self.size_min + (self.size_max - self.size_min) * place))
+        flips = (False, bool(self.augment and rng.random() < 0.5), False)
+        after = None if self.gt_resize is None else shorter_side(before, self.gt_resize)
+        colour = colour_matrix(rng) if self.colour else None
+        grid = after or before
+        return Plan((0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(grid, rng))

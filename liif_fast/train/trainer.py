@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from liif_fast import models
 from liif_fast.data import registry
-from liif_fast.data.wrappers import Sample, collate
+from liif_fast.data.samples import Sample, collate
 from liif_fast.files import atomic_file
 from liif_fast.metrics import parse_eval_type, psnr
 from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split

@@ -5,7 +5,8 @@ from PIL import Image
 
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data import make
-from liif_fast.data.wrappers import collate, colour_matrix, resize
+from liif_fast.data.samples import collate
+from liif_fast.data.wrappers import colour_matrix, resize, shorter_side
 
 
 def image(height, width, seed=0):
@@ -147,8 +148,9 @@ def test_colours_keep_grey_and_change_alike():
 
 
 def test_resize_by_the_shorter_side():
-    assert resize(image(10, 15), 4).shape == (4, 6, 3)
-    assert resize(image(15, 10), 4).shape == (6, 4, 3)
+    assert shorter_side((10, 15), 4) == (4, 6)
+    assert shorter_side((15, 10), 4) == (6, 4)
+    assert shorter_side((9, 14), 6) == (6, 9)  # int(6 * 14 / 9) = int(9.33)
     assert np.array_equal(resize(image(10, 15), (7, 3)), pil(image(10, 15), 7, 3))
 
 

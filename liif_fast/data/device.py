@@ -1,0 +1,201 @@
+"""Batches made on a device, to the same bits as the CPU's workers make them.
+
+The plans of the samples are drawn on the host, some dozen microseconds each. Everything that touches a pixel (crop,
+colour, Pillow's bicubic, flips, the colours of the queries) happens on the device, for the whole batch at once: crops
+of different sizes are padded to the largest, and zeros in the matrices of the reduction hide the padding. Once the
+images are on the device, nothing waits for it. Tested on the CPU; it has not been run on a GPU yet.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liif_fast.data.datasets import image_id
+from liif_fast.data.resize import bicubic_resize, coefficients, resize_crops
+from liif_fast.data.samples import Batches, Packed, Sample, unpack
+from liif_fast.data.wrappers import Plan, Window, _Wrapper
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[Tensor | None, Tensor]  # low and high, uint8 [h, w, 3]
+
+
+class DeviceLoader:
+    """Float batches of a wrapper on a device; used like a DataLoader made with a batch sampler.
+
+    The samples depend on the wrapper's seed, its epoch (`wrapper.set_epoch`, before an iteration starts) and their
+    indices alone. Order, sharding by rank and where a resumed epoch goes on are the batch sampler's.
+
+    Args:
+        wrapper: one of `liif_fast.data.wrappers`, with an inp_size unless its images are equally large.
+        batches: the indices of every batch.
+        device: where the batches are made. It must know float64.
+        target: where they are wanted; None means there.
+        keep: bytes of images that may stay on the device, each from its first use on; crops of the others are sent.
+            None means half of a GPU's free memory, and on a CPU, where nothing is gained, 0.
+
+    Raises:
+        ValueError: if the wrapper draws no plans or the device knows no float64; while iterating, if the samples of a
+            batch differ in size.
+    """
+
+    def __init__(
+        self,
+        wrapper: Any,
+        batches: Batches,
+        device: str | torch.device,
+        *,
+        target: str | torch.device | None = None,
+        keep: int | None = None,
+    ) -> None:
+        self.wrapper, self.batches, self.device = wrapper, batches, torch.device(device)
+        self.target = self.device if target is None else torch.device(target)
+        if not isinstance(wrapper, _Wrapper):
+            raise ValueError(f"data_device: {type(wrapper).__name__} makes its samples on the CPU alone")
+        if self.device.type == "mps":
+            raise ValueError("data_device: mps has no float64, in which the reduction is exact")
+        if keep is None:
+            keep = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
+        self.room, self.kept = keep, dict[Any, Item]()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for indices in self.batches:
+            yield unpack({key: value.to(self.target) for key, value in self.packed(indices).items()})
+
+    def packed(self, indices: Sequence[int]) -> Packed:
+        """Make one packed batch on the device.
+
+        Args:
+            indices: the samples.
+
+        Returns:
+            The batch that `collate` makes of the wrapper's packed samples.
+        """
+        items = [self._item(index) for index in indices]
+        plans = []
+        for index, item in zip(indices, items, strict=True):
+            shapes = [(image.shape[0], image.shape[1]) for image in item if image is not None]
+            plans.append(self.wrapper.plan(index, shapes, self.wrapper.rng(index)))
+        return cut_batch(plans, items, self.device)
+
+    def _item(self, index: int) -> Item:
+        """The images of a sample, on the device if they are kept there, else on the host."""
+        key = image_id(self.wrapper.dataset, index)
+        if key in self.kept:
+            return self.kept[key]
+        images = self.wrapper.dataset[index]
+        low, high = (
+            None if image is None else _tensor(image) for image in (images if self.wrapper.pairs else (None, images))
+        )
+        assert high is not None
+        size = high.numel() + (0 if low is None else low.numel())
+        if size > self.room:
+            if self.room > 0 and self.kept:
+                logger.info("%d images stay on %s; crops of the others are sent", len(self.kept), self.device)
+            self.room = 0
+            return low, high
+        self.room -= size
+        self.kept[key] = (None if low is None else low.to(self.device), high.to(self.device))
+        return self.kept[key]
+
+
+def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device) -> Packed:
+    """Make the samples of some plans on a device; `wrappers.cut` for a batch.
+
+    Args:
+        plans: one for each sample.
+        items: their images, uint8 [h, w, 3], on any device.
+        device: where to make them.
+
+    Returns:
+        The packed batch, on the device.
+
+    Raises:
+        ValueError: if the samples differ in size.
+    """
+    for what, sizes in (
+        ("input", {plan.size[::-1] if plan.flips[2] else plan.size for plan in plans}),
+        ("number of queries", {len(plan.pixel) for plan in plans}),
+    ):
+        if len(sizes) > 1:
+            raise ValueError(f"{what}: samples of a batch differ ({sorted(sizes)}): set inp_size and sample_q")
+    matrices = [plan.colour for plan in plans if plan.colour is not None]  # of all or of none
+    colours = _to(np.stack(matrices), device) if matrices else None
+    high = _crops([plan.high for plan in plans], [item[1] for item in items], colours, device)
+    if plans[0].low is not None:
+        low = _crops([plan.low for plan in plans], [item[0] for item in items], colours, device)
+    else:
+        low = resize_crops(high, *(_matrices(plans, axis, high.shape[2 + axis], device) for axis in (0, 1)))
+    if plans[0].before is None:
+        place = np.stack([plan.source() for plan in plans])
+        place = place[:, 0] * high.shape[3] + place[:, 1]
+        gt = high.flatten(2).gather(2, _to(place, device)[:, None].expand(-1, 3, -1)).mT
+    else:  # whole images of all sizes: one by one
+        gt = torch.stack(
+            [_resized(image, plan)[:, _to(plan.pixel, device)].T for image, plan in zip(high, plans, strict=True)]
+        )
+    return {
+        "inp": _flip(low, plans, device),
+        "gt": gt.contiguous(),
+        "pixel": _to(np.stack([plan.pixel for plan in plans]).astype(np.int32), device),
+        "size": _to(np.array([plan.grid for plan in plans], np.int32), device),
+    }
+
+
+def _crops(
+    windows: Sequence[Window | None], images: Sequence[Tensor | None], colours: Tensor | None, device: torch.device
+) -> Tensor:
+    """Crops, padded to the largest of them: uint8 [B, 3, H, W]."""
+    height, width = (max(window[side] for window in windows if window) for side in (2, 3))
+    crops = torch.empty(len(windows), height, width, 3, dtype=torch.uint8, device=device)
+    for crop, window, image in zip(crops, windows, images, strict=True):
+        assert window is not None and image is not None
+        top, left, h, w = window
+        crop[:h, :w].copy_(image[top : top + h, left : left + w], non_blocking=True)
+    if colours is not None:  # in float64, so that no reduced precision can be chosen for the product; exact
+        crops = (crops.double() @ colours.double()[:, None].mT).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return crops.permute(0, 3, 1, 2)
+
+
+def _matrices(plans: Sequence[Plan], axis: int, padded: int, device: torch.device) -> Tensor:
+    """The matrices [B, 1, out, padded] of the reduction along an axis."""
+    matrices = [coefficients(plan.high[2 + axis], plan.size[axis], padded) for plan in plans]
+    return _to(np.stack(matrices), device)[:, None]
+
+
+def _resized(image: Tensor, plan: Plan) -> Tensor:
+    """A target of the kind that is resized, from a padded crop: uint8 [3, H * W]."""
+    assert plan.before is not None
+    image = bicubic_resize(image[:, : plan.high[2], : plan.high[3]], plan.before, height_first=False)
+    vertical, horizontal, transposed = plan.flips
+    image = image.flip([axis for axis, flipped in ((1, vertical), (2, horizontal)) if flipped])
+    image = image.mT if transposed else image
+    return (image if plan.after is None else bicubic_resize(image, plan.after, height_first=False)).flatten(1)
+
+
+def _flip(images: Tensor, plans: Sequence[Plan], device: torch.device) -> Tensor:
+    """Flip and transpose each of the images [B, 3, H, W] as its plan says."""
+    flips = _to(np.array([plan.flips for plan in plans]), device)
+    vertical, horizontal, transposed = flips.view(-1, 3, 1, 1, 1).unbind(1)
+    images = torch.where(vertical, images.flip(2), images)
+    images = torch.where(horizontal, images.flip(3), images)
+    if images.shape[2] == images.shape[3]:
+        return torch.where(transposed, images.mT, images)
+    return images.mT.contiguous() if plans[0].flips[2] else images  # all alike, or they would differ in size
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image if image.flags.writeable else image.copy())
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    """Send an array without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

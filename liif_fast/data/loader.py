@@ -1,0 +1,84 @@
+"""From a wrapper to float batches on the model's device."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from liif_fast.data.device import DeviceLoader
+from liif_fast.data.samples import Batches, Packed, Sample, collate, unpack
+
+
+def make_loader(
+    wrapper: Any,
+    batches: Batches,
+    device: str | torch.device,
+    *,
+    data_device: str | torch.device | None = None,
+    num_workers: int = 0,
+) -> "WorkerLoader | DeviceLoader":
+    """Make what a training iterates over: float batches on its device, `len()` of them.
+
+    Either way makes the same samples, bit for bit. They depend on the wrapper's seed, its epoch and their indices
+    alone; call `wrapper.set_epoch` before an iteration starts.
+
+    Args:
+        wrapper: one of `liif_fast.data.wrappers`, or a dataset of float samples of one's own.
+        batches: the indices of every batch, as a `torch.utils.data.BatchSampler` yields them. Order, sharding by rank,
+            and where a resumed epoch goes on, are its business.
+        device: of the model.
+        data_device: where samples are made (`liif_fast.data.device`); None means on the CPU, by workers.
+        num_workers: worker processes; 0 makes the samples in this one. A device needs none.
+
+    Returns:
+        The loader.
+
+    Raises:
+        ValueError: if the wrapper or the device cannot make samples there.
+    """
+    if data_device is None:
+        return WorkerLoader(wrapper, batches, device, num_workers)
+    return DeviceLoader(wrapper, batches, data_device, target=device)
+
+
+class WorkerLoader:
+    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device.
+
+    Args:
+        wrapper: see `make_loader`.
+        batches: see `make_loader`.
+        device: see `make_loader`.
+        num_workers: see `make_loader`.
+    """
+
+    def __init__(self, wrapper: Any, batches: Batches, device: str | torch.device, num_workers: int = 0) -> None:
+        self.device, self.is_packed = torch.device(device), hasattr(wrapper, "packed")
+        self.loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+            _PackedItems(wrapper) if self.is_packed else wrapper,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for batch in self.loader:
+            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+            yield unpack(batch) if self.is_packed else batch
+
+
+class _PackedItems(Dataset[Packed]):
+    """A wrapper's samples as they travel."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+
+    def __len__(self) -> int:
+        return len(self.wrapper)
+
+    def __getitem__(self, index: int) -> Packed:
+        return self.wrapper.packed(index)

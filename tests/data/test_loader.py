@@ -1,0 +1,165 @@
+"""However samples are made, they are those of the wrapper, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from liif_fast.data import device as device_module
+from liif_fast.data import make, make_loader
+from liif_fast.data.device import DeviceLoader
+from liif_fast.data.loader import WorkerLoader
+from liif_fast.data.samples import collate
+
+DOWNSAMPLED = {"name": "sr-implicit-downsampled", "args": {"inp_size": 12, "scale_max": 4, "sample_q": 50}}
+PAIRED = {"name": "sr-implicit-paired", "args": {"inp_size": 7, "sample_q": 30}}
+VARIED = {"name": "sr-implicit-uniform-varied", "args": {"size_min": 9, "size_max": 26, "sample_q": 40}}
+AUGMENTED = {"augment": True, "color_augment": True}
+
+
+class Images(list):
+    """A dataset of few images, over and over, that counts how often it is read."""
+
+    repeat, read = 3, 0
+
+    def __len__(self):
+        return super().__len__() * self.repeat
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(self.image_id(index))
+
+    def image_id(self, index):
+        return index % super().__len__()
+
+
+def single():
+    rng = np.random.default_rng(0)
+    return Images(rng.integers(0, 256, (50 + 9 * i, 90 - 7 * i, 3), dtype=np.uint8) for i in range(4))
+
+
+def pairs():
+    rng = np.random.default_rng(1)
+    shapes = [((20, 22), (41, 47)), ((20, 22), (40, 64))]
+    return Images([tuple(rng.integers(0, 256, (*s, 3), dtype=np.uint8) for s in shape) for shape in shapes])
+
+
+def wrap(spec, seed=5, **args):
+    return make(
+        {"name": spec["name"], "args": spec["args"] | args},
+        dataset=single() if spec is DOWNSAMPLED else pairs(),
+        seed=seed,
+    )
+
+
+def batches(wrapper, size=4):
+    return BatchSampler(SequentialSampler(wrapper), size, drop_last=False)
+
+
+def same(got, expected):
+    return got.keys() == expected.keys() and all(
+        got[key].dtype == expected[key].dtype and torch.equal(got[key], expected[key]) for key in got
+    )
+
+
+@pytest.mark.parametrize("way", ["here", "workers", "device", "device, kept"])
+@pytest.mark.parametrize("args", [{}, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("spec", [DOWNSAMPLED, PAIRED, VARIED, VARIED | {"resized": True}], ids=lambda s: s["name"])
+def test_every_way_makes_the_same_samples(spec, args, way):
+    if spec.get("resized"):
+        spec, args = VARIED, {**args, "gt_resize": 18}
+    wrapper = wrap(spec, **args)
+    for epoch in (0, 3):
+        wrapper.set_epoch(epoch)
+        expected = [
+            collate([wrapper[i] for i in range(start, min(start + 4, len(wrapper)))])
+            for start in range(0, len(wrapper), 4)
+        ]
+        loader = {
+            "here": lambda: make_loader(wrapper, batches(wrapper), "cpu"),
+            "workers": lambda: make_loader(wrapper, batches(wrapper), "cpu", num_workers=1),
+            "device": lambda: make_loader(wrapper, batches(wrapper), "cpu", data_device="cpu"),
+            "device, kept": lambda: DeviceLoader(wrapper, batches(wrapper), "cpu", keep=1 << 30),
+        }[way]()
+        got = list(loader)
+        assert len(loader) == len(got) == len(expected)
+        assert all(same(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_whole_images_that_are_equally_large():
+    image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    wrapper = make({"name": "sr-implicit-downsampled", "args": {"scale_min": 2}}, dataset=[image] * 3, seed=0)
+    (batch,) = make_loader(wrapper, batches(wrapper), "cpu", data_device="cpu")
+    assert same(batch, collate([wrapper[i] for i in range(3)]))
+    assert batch["inp"].shape == (3, 3, 12, 15)
+    turned = make(
+        {"name": "sr-implicit-downsampled", "args": {"scale_min": 2, "augment": True}}, dataset=[image] * 40, seed=0
+    )
+    transposed = [i for i in range(40) if turned[i]["inp"].shape == (3, 15, 12)]
+    loader = make_loader(turned, [transposed], "cpu", data_device="cpu")
+    assert same(next(iter(loader)), collate([turned[i] for i in transposed]))
+    with pytest.raises(ValueError, match=r"samples of a batch differ .*set inp_size and sample_q"):
+        list(make_loader(turned, [list(range(40))], "cpu", data_device="cpu"))
+
+
+def test_samples_without_a_common_number_of_queries():
+    wrapper = wrap(DOWNSAMPLED, sample_q=None)
+    for data_device in (None, "cpu"):
+        with pytest.raises(ValueError, match=r"differ .*set inp_size and sample_q"):
+            list(make_loader(wrapper, batches(wrapper), "cpu", data_device=data_device))
+
+
+def test_without_a_seed_the_global_generator_decides():
+    wrapper = wrap(DOWNSAMPLED, seed=None, augment=True)
+    drawn = []
+    for seed in (3, 4, 3):
+        torch.manual_seed(seed)
+        drawn.append(next(iter(make_loader(wrapper, batches(wrapper), "cpu", data_device="cpu"))))
+    assert same(drawn[0], drawn[2])
+    assert not same(drawn[0], drawn[1])
+
+
+def test_images_are_kept_once_as_far_as_there_is_room(caplog):
+    wrapper = wrap(DOWNSAMPLED)
+    sizes = [image.size for image in list.__iter__(wrapper.dataset)]
+    wrapper.dataset.read = 0
+    loader = DeviceLoader(wrapper, batches(wrapper), "cpu", keep=sum(sizes))
+    first = list(loader)
+    assert wrapper.dataset.read == 4
+    assert len(loader.kept) == 4 and loader.room == 0
+    small = DeviceLoader(wrapper, batches(wrapper), "cpu", keep=sizes[0] + sizes[1] + 1)
+    with caplog.at_level("INFO", device_module.__name__):
+        assert all(same(a, b) for a, b in zip(small, first, strict=True))
+    assert len(small.kept) == 2
+    assert [record.message for record in caplog.records] == ["2 images stay on cpu; crops of the others are sent"]
+
+
+def test_samples_of_ones_own():
+    class Own(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"inp": torch.full((3, 2, 2), float(index)), "gt": torch.zeros(1, 3)}
+
+    got = list(make_loader(Own(), [[0, 1], [3, 2]], "cpu"))
+    assert got[1]["inp"][:, 0, 0, 0].tolist() == [3, 2]
+    with pytest.raises(ValueError, match="data_device: Own makes its samples on the CPU alone"):
+        make_loader(Own(), [[0, 1]], "cpu", data_device="cpu")
+
+
+def test_a_device_without_float64_is_refused():
+    with pytest.raises(ValueError, match="mps has no float64"):
+        make_loader(wrap(DOWNSAMPLED), [[0]], "cpu", data_device="mps")
+
+
+def test_the_way_through_workers_is_lean():
+    """What travels: a byte for each value and 4 for each query, not 12 + 16."""
+    loader = WorkerLoader(wrap(DOWNSAMPLED), [[0, 1]], "cpu")
+    (packed,) = loader.loader
+    assert {key: value.dtype for key, value in packed.items()} == {
+        "inp": torch.uint8,
+        "gt": torch.uint8,
+        "pixel": torch.int32,
+        "size": torch.int32,
+    }
