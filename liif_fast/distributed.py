@@ -1,0 +1,120 @@
+"""One process, or several started by `torchrun`: which one this is, what its share is, and what all of them know.
+
+`rank`, `world_size` and `share` need nothing but the environment that torchrun sets up, on one machine or many, so that
+sharing the images of a folder takes no communication. `init` and `cleanup` are for what does: training and `merge`.
+"""
+
+import datetime
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+# Longer than PyTorch's ten minutes for NCCL: the main process may validate on large images while the others wait.
+TIMEOUT = datetime.timedelta(hours=1)
+
+
+def rank() -> int:
+    """Number of this process, from 0 to world_size() - 1; 0 without torchrun."""
+    return _environment("RANK", 0)
+
+
+def world_size() -> int:
+    """How many processes there are; 1 without torchrun."""
+    return _environment("WORLD_SIZE", 1)
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints: the first, or the only one."""
+    return rank() == 0
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread.
+
+    Args:
+        items: the same in every process.
+
+    Returns:
+        A list that may be empty; the parts of all processes make up the items, each once.
+    """
+    return list(items[rank() :: world_size()])
+
+
+def merge(results: Sequence[T]) -> list[T]:
+    """Undo `share`: what each process made of its part, in the order of all items, in every process.
+
+    Args:
+        results: one for each item of this process's part; anything that pickle takes.
+
+    Returns:
+        One for each item.
+    """
+    parts = gather(list(results))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, in every process.
+
+    Args:
+        value: anything that pickle takes.
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def init(device: torch.device) -> torch.device:
+    """Join the other processes, if there are any: by gloo on CPUs, by NCCL on GPUs.
+
+    Args:
+        device: where this process computes; "cuda" without an index is the GPU of its number on its machine.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        ValueError: if a machine has fewer GPUs than processes, all would share one GPU, or the device knows no way to
+            communicate.
+    """
+    if world_size() == 1:
+        return device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device}: several processes need CPUs or CUDA GPUs")
+    if device.type == "cuda":
+        local, count = _environment("LOCAL_RANK", 0), torch.cuda.device_count()
+        if device.index is not None:
+            raise ValueError(f"device {device}: several processes cannot share a GPU; say cuda, and each takes its own")
+        if local >= count:
+            raise ValueError(f"process {local} of this machine has no GPU: there are {count}")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return device
+
+
+def cleanup() -> None:
+    """Leave the other processes; harmless if they were never joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def print_main(*values: object) -> None:
+    """As `print`, in the main process only."""
+    if is_main():
+        print(*values)
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that torchrun sets; the default unless both RANK and WORLD_SIZE are there, as they are with torchrun."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return default
+    return int(os.environ.get(name, default))

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from liif_fast import distributed
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Be one of several processes, as far as the environment goes."""
+
+    def be(rank, world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+
+    return be
+
+
+def test_one_process(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set it for themselves
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.share("abc") == distributed.merge("abc") == ["a", "b", "c"]
+    assert distributed.init(torch.device("cpu")) == torch.device("cpu")
+    assert not torch.distributed.is_initialized()
+    distributed.cleanup()
+    distributed.print_main("said")
+    assert capsys.readouterr().out == "said\n"
+
+
+@pytest.mark.parametrize(("items", "processes"), [(7, 3), (2, 4), (0, 2), (4, 1)])
+def test_shares_are_all_items_once(process, items, processes):
+    parts = []
+    for rank in range(processes):
+        process(rank, processes)
+        parts.append(distributed.share(range(items)))
+    assert sorted(item for part in parts for item in part) == list(range(items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_others_do_not_print(process, capsys):
+    process(1, 2)
+    distributed.print_main("said")
+    assert not distributed.is_main()
+    assert capsys.readouterr().out == ""
+
+
+def test_devices_that_cannot_be_shared(process, monkeypatch):
+    process(1, 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device, message in (("mps", "need CPUs or CUDA"), ("cuda:0", "cannot share a GPU"), ("cuda", "has no GPU")):
+        with pytest.raises(ValueError, match=message):
+            distributed.init(torch.device(device))
+
+
+def test_torchrun(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys, torch
+        from liif_fast import distributed
+        distributed.init(torch.device("cpu"))
+        squares = distributed.merge([i * i for i in distributed.share(range(5))])
+        ranks = distributed.gather(distributed.rank())
+        (open(f"{sys.argv[1]}/{distributed.rank()}", "w")).write(f"{squares} {ranks} {distributed.world_size()}")
+        distributed.cleanup()
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert (tmp_path / str(rank)).read_text() == "[0, 1, 4, 9, 16] [0, 1] 2"
