@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from liif_fast.metrics import psnr
+from liif_fast.metrics import psnr, ssim
 
 
 def test_by_hand():
@@ -43,3 +43,47 @@ def test_wrong_arguments():
         psnr(x, x, "div2k-2")
     with pytest.raises(ValueError, match="must be images"):
         psnr(x[0, 0], x[0, 0], "div2k-2")
+
+
+def window_of_ssim():
+    """An 11 x 11 Gaussian of sigma 1.5 that adds up to 1."""
+    x = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-(x**2) / (2 * 1.5**2))
+    return (line[:, None] * line / line.sum() ** 2)[None, None]
+
+
+def plain_ssim(a, b):
+    """Mean of the SSIM index over the windows that lie inside, for one channel [H, W] (Wang et al., equation 13)."""
+
+    def mean(x):
+        return torch.nn.functional.conv2d(x[None, None].double(), window_of_ssim())[0, 0]
+
+    c1, c2 = 0.01**2, 0.03**2
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean()
+
+
+def test_ssim_is_that_of_the_paper():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 3, 40, 50, generator=generator)
+    pred = (target + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+    expected = [sum(plain_ssim(a, b) for a, b in zip(x, y, strict=True)) / 3 for x, y in zip(pred, target, strict=True)]
+    assert ssim(pred, target).tolist() == pytest.approx([e.item() for e in expected], abs=1e-6)
+    inside = [
+        sum(plain_ssim(a[8:-8, 8:-8], b[8:-8, 8:-8]) for a, b in zip(x, y, strict=True)) / 3
+        for x, y in [(pred[0], target[0])]
+    ]
+    assert ssim(pred[:1], target[:1], "div2k-2").item() == pytest.approx(inside[0].item(), abs=1e-6)
+    weights = torch.tensor([65.738, 129.057, 25.064], dtype=torch.float64).view(3, 1, 1) / 256
+    y = [(x[0].double() * weights).sum(0)[4:-4, 4:-4] + 16 / 255 for x in (pred, target)]
+    assert ssim(pred[:1], target[:1], "benchmark-4").item() == pytest.approx(plain_ssim(*y).item(), abs=1e-6)
+    assert ssim(target, target).tolist() == [1, 1]
+
+
+def test_ssim_needs_a_window():
+    x = torch.zeros(1, 3, 26, 30)
+    with pytest.raises(ValueError, match=r"11 x 11 pixels to compare, got \[1, 3, 10, 14\]"):
+        ssim(x, x, "div2k-2")
+    with pytest.raises(ValueError, match="equal shapes"):
+        ssim(x, x[:, :1])

@@ -35,6 +35,11 @@ def image_id(dataset: Images, index: int) -> Any:
     return dataset.image_id(index) if hasattr(dataset, "image_id") else index
 
 
+def image_name(dataset: Images, index: int) -> str:
+    """Return what to call an image in tables and file names: its file's name without the extension, or its number."""
+    return dataset.image_name(index) if hasattr(dataset, "image_name") else f"{index:04d}"
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as RGB.
 
@@ -75,6 +80,13 @@ class _Repeated:
     def image_id(self, index: int) -> int:
         """Return which of the distinct images an index stands for."""
         return index % self.count
+
+    def image_name(self, index: int) -> str:
+        """Return what to call an image."""
+        return self._name(self.image_id(index))
+
+    def _name(self, index: int) -> str:
+        return f"{index:04d}"
 
     def _get(self, index: int) -> Any:
         raise NotImplementedError
@@ -144,6 +156,9 @@ class ImageFolder(_Repeated):
 
     def _get(self, index: int) -> np.ndarray:
         return read_image(self.paths[index]) if self.images is None else self.images[index]
+
+    def _name(self, index: int) -> str:
+        return self.paths[index].stem
 
 
 def _short(*values: Any) -> str:
@@ -215,6 +230,9 @@ class PairedImageFolders(_Repeated):
                 f"{self.high.paths[index]} is smaller than {self.low.paths[index]}: are the folders swapped?"
             )
         return low, high
+
+    def _name(self, index: int) -> str:
+        return self.high.image_name(index)
 
 
 @register("dead-leaves")
@@ -314,6 +332,9 @@ class NaturalImages(_Repeated):
     def _get(self, index: int) -> np.ndarray:
         return self.images[index]
 
+    def _name(self, index: int) -> str:
+        return self.names[index]
+
 
 def _shipped(package: str, file: str) -> Path:
     """Path of a file inside an installed package, found without importing the package."""
@@ -358,6 +379,11 @@ class Mixed:
         """Return which of the distinct images an index stands for."""
         which, index = self._place(index)
         return which, image_id(self.parts[which], index)
+
+    def image_name(self, index: int) -> str:
+        """Return what to call an image."""
+        which, index = self._place(index)
+        return f"{which}-{image_name(self.parts[which], index)}"
 
     def _place(self, index: int) -> tuple[int, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))

@@ -1,0 +1,137 @@
+"""`liif-fast eval`: PSNR and SSIM of models on test sets, from YAML files of the original's format."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
+_EPILOG = """\
+Where eval_type is div2k-s, the rows published for DIV2K validation stand above the measured ones.
+Under torchrun the images are shared among the processes.
+"""
+BICUBIC = "bicubic"
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("eval", help="score models on test sets", description=_ABOUT, epilog=_EPILOG)
+    parser.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the YAML files, one for each test")
+    parser.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        metavar="MODEL",
+        help=f".safetensors or .pth files, or {BICUBIC}: Pillow's bicubic enlargement",
+    )
+    parser.add_argument(
+        "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
+    )
+    parser.add_argument("--no-ssim", action="store_true", help="PSNR alone: SSIM takes longer than most models")
+    parser.add_argument("--save", metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table into a file, too")
+    parser.add_argument("--json", metavar="FILE", help="write all figures, of each image too, into a file")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
+    )
+    parser.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score; returns the exit code."""
+    from liif_fast import distributed
+    from liif_fast.upscaling import pick_device
+
+    device = distributed.init(pick_device(args.device))
+    try:
+        _run(args, device)
+    except RuntimeError as error:  # PyTorch's way to say out of memory, among others
+        if args.traceback:
+            raise
+        raise ValueError(str(error)) from error
+    finally:
+        distributed.cleanup()
+    return 0
+
+
+def _run(args: argparse.Namespace, device: Any) -> None:
+    import liif_fast
+    from liif_fast import data, distributed, evaluation
+    from liif_fast.train.config import load_test_config
+
+    for path in filter(None, (args.markdown, args.json)):
+        if not (folder := Path(path).resolve().parent).is_dir():
+            raise FileNotFoundError(f"{path}: the folder {folder} does not exist")
+    if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
+        names = ", ".join(("auto", *liif_fast.backends.NAMES))
+        raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
+    tests = []
+    for name, path in _names(args.config).items():
+        config = load_test_config(path)
+        dataset = data.make(config.test_dataset["dataset"])
+        wrapper = data.make(config.test_dataset["wrapper"], dataset=dataset, seed=0)
+        tests.append((name.removeprefix("test-"), config, wrapper))
+    models = {
+        name: None if path == BICUBIC else _load(path, args.backend, device)
+        for name, path in _names(args.model).items()
+    }
+
+    scores = []
+    for label, model in models.items():
+        for test, config, wrapper in tests:
+            images = evaluation.evaluate(
+                evaluation.bicubic if model is None else _predict(model, config, args, test),
+                wrapper,
+                distributed.share(range(len(wrapper))),
+                eval_type=config.eval_type,
+                with_ssim=not args.no_ssim,
+                save=None if args.save is None else Path(args.save, label, test),
+                label=f"{label}, {test}",
+            )
+            batch_size = config.test_dataset["batch_size"]
+            images = distributed.merge(images)
+            scores.append(evaluation.summarise(test, label, config.eval_type, batch_size, images))
+    if not distributed.is_main():
+        return
+    table = evaluation.markdown(scores)
+    print(table)
+    about = {"version": liif_fast.__version__, "cell_clip": args.cell_clip, "device": str(device)}
+    for path, text in ((args.markdown, table + "\n"), (args.json, evaluation.to_json(scores, **about))):
+        if path is not None:
+            with liif_fast.files.atomic_file(path) as file:
+                file.write(text.encode())
+
+
+def _names(paths: list[str]) -> dict[str, str]:
+    """Short names of files: their stems, and more of their paths where stems are alike."""
+    for parts in range(1, 1 + max(len(Path(path).parts) for path in paths)):
+        names = ["-".join([*Path(path).parts[-parts:-1], Path(path).stem]).strip(os.sep) for path in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(names, paths, strict=True))
+    raise ValueError(f"{next(path for path in paths if paths.count(path) > 1)} is named twice")
+
+
+def _load(path: str, backend: str | None, device: Any) -> Any:
+    from liif_fast.upscaling import resolve_model
+
+    model: Any = resolve_model(path, device)
+    if backend is not None:
+        model.backend = backend
+    return model
+
+
+def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:
+    """A model's prediction, normalised as the test says; as its file says, if that differs, it is worth a notice."""
+    import logging
+
+    from liif_fast import evaluation
+    from liif_fast.models.checkpoint import check_data_norm
+
+    norm = check_data_norm({}) if config.data_norm is None else config.data_norm
+    if norm != model.data_norm:
+        logging.getLogger("liif_fast").warning(
+            "%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm
+        )
+    return evaluation.of_model(model, norm, cell_clip=args.cell_clip)

@@ -1,0 +1,261 @@
+"""Evaluation on test sets, by the protocol of LIIF's published figures.
+
+An image is enlarged whole, its prediction is clamped to [0, 1] and not rounded to 8 bits, and `liif_fast.metrics`
+compares it with the target as the test's `eval_type` says.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from liif_fast.coord import make_coord
+from liif_fast.data.datasets import image_name
+from liif_fast.data.resize import bicubic_resize
+from liif_fast.data.samples import unpack
+from liif_fast.encode import encode
+from liif_fast.imageio import write_image
+from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
+from liif_fast.models.base import FeatureModel
+
+STRIP_QUERIES = 1 << 20  # pixels rendered at a time: what a strip needs beside the output
+CLIPPED_ABOVE = 4  # the largest scale of training, beyond which cell_clip keeps the cell from shrinking
+
+# PSNR in dB on DIV2K validation, LIIF (arXiv 2012.09161), table 1.
+PUBLISHED = {
+    "bicubic": (31.01, 28.22, 26.66, 24.82, 22.27, 21.00, 20.19, 19.59),
+    "EDSR-baseline-MetaSR": (34.64, 30.93, 28.92, 26.61, 23.55, 22.03, 21.06, 20.37),
+    "EDSR-baseline-LIIF": (34.67, 30.96, 29.00, 26.75, 23.71, 22.17, 21.18, 20.48),
+    "RDN-LIIF": (34.99, 31.26, 29.27, 26.99, 23.89, 22.34, 21.31, 20.59),
+}
+PUBLISHED_SCALES = (2, 3, 4, 6, 12, 18, 24, 30)
+
+Norm = dict[str, dict[str, list[float]]]
+Predict = Callable[[Tensor, tuple[int, int]], Tensor]  # (inp [1, 3, h, w] in [0, 1], (H, W)) -> [1, C, H, W]
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's figures: its name, (height, width) of the target, dB, and None where SSIM was not asked for."""
+
+    index: int
+    name: str
+    size: tuple[int, int]
+    mse: float
+    psnr: float
+    ssim: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A test's figures: PSNR of each batch's pooled error, averaged by batch size; and the means over images."""
+
+    test: str
+    model: str
+    eval_type: str | None
+    psnr: float
+    psnr_per_image: float
+    ssim: float | None
+    images: list[ImageScore]
+
+
+def of_model(model: FeatureModel, data_norm: Norm, *, cell_clip: bool = False) -> Predict:
+    """Make the prediction of a model a function of an image and a size.
+
+    Args:
+        model: in evaluation mode; the work is done on its device.
+        data_norm: `inp` and `gt`, each `sub` and `div`.
+        cell_clip: multiply the cell by max(s / 4, 1), s the scale of each side, as LTE, SRNO and LMF do.
+
+    Returns:
+        (inp [1, 3, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
+    """
+    parameter = next(model.parameters())
+    norm = {
+        part: [torch.tensor(data_norm[part][key], device=parameter.device).view(1, -1, 1, 1) for key in ("sub", "div")]
+        for part in ("inp", "gt")
+    }
+
+    @torch.inference_mode()
+    def predict(inp: Tensor, size: tuple[int, int]) -> Tensor:
+        inp = inp.to(parameter.device)
+        inp = ((inp - norm["inp"][0]) / norm["inp"][1]).to(parameter.dtype)
+        clips = [
+            max(out / CLIPPED_ABOVE / n, 1.0) if cell_clip else 1.0 for out, n in zip(size, inp.shape[2:], strict=True)
+        ]
+        cell = [2 / out * clip for out, clip in zip(size, clips, strict=True)]
+        model.inp, model.feat = inp, encode(model.encoder, inp)
+        rows = max(1, STRIP_QUERIES // size[1])
+        strips = [
+            model.render_rgb(size, (top, 0, min(rows, size[0] - top), size[1]), cell) for top in range(0, size[0], rows)
+        ]
+        model.inp = model.feat = None
+        return torch.cat(strips, 2).float() * norm["gt"][1] + norm["gt"][0]
+
+    return predict
+
+
+def bicubic(inp: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bicubic enlargement, rounded to 8 bits: what models are compared with."""
+    pixels = (inp * 255).round().to(torch.uint8)
+    return bicubic_resize(pixels, size, height_first=False).float() / 255
+
+
+def evaluate(
+    predict: Predict,
+    wrapper: Any,
+    indices: Iterable[int] | None = None,
+    *,
+    eval_type: str | None = None,
+    with_ssim: bool = True,
+    save: Path | None = None,
+    label: str = "",
+) -> list[ImageScore]:
+    """Score a prediction on images of a test set.
+
+    Args:
+        predict: see `of_model`.
+        wrapper: yields whole images: all pixels of its targets are queries.
+        indices: which of its images; None means all.
+        eval_type: see `liif_fast.metrics.psnr`.
+        with_ssim: also SSIM, which takes longer than most predictions.
+        save: folder that gets each prediction as <name>.png; made if missing.
+        label: of the progress bar.
+
+    Returns:
+        The figures of each image, in the order of the indices.
+
+    Raises:
+        ValueError: if an image cannot be used, or a prediction has another shape or is not finite, naming the image.
+    """
+    indices = list(range(len(wrapper)) if indices is None else indices)
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+    scores = []
+    for index in tqdm(indices, desc=label, unit=" images", leave=False, disable=None):
+        name = image_name(wrapper.dataset, index) if hasattr(wrapper, "dataset") else f"{index:04d}"
+        inp, gt = _whole(wrapper, index, name)
+        pred = predict(inp, (gt.shape[2], gt.shape[3]))
+        gt = gt.to(pred.device)
+        if pred.shape != gt.shape:
+            raise ValueError(f"{name}: the prediction has shape {list(pred.shape)}, the target {list(gt.shape)}")
+        if not pred.isfinite().all():
+            raise ValueError(f"{name}: the prediction has NaN or infinite values")
+        pred = pred.clamp(0, 1)
+        try:
+            error = mse(pred, gt, eval_type)
+            similarity = ssim(pred, gt, eval_type).item() if with_ssim else None
+        except ValueError as reason:
+            raise ValueError(f"{name}: {reason}") from None
+        value = psnr(pred, gt, eval_type, per_image=True).item()
+        scores.append(ImageScore(index, name, (gt.shape[2], gt.shape[3]), error.item(), value, similarity))
+        if save is not None:
+            pixels = (pred[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            write_image(Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0]), save / f"{name}.png")
+    return scores
+
+
+def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:
+    """Input [1, 3, h, w] and target [1, C, H, W] of a sample whose queries are all pixels."""
+    if hasattr(wrapper, "packed"):
+        sample = wrapper.packed(index)
+        height, width = sample["size"].tolist()
+        whole = torch.equal(sample["pixel"], torch.arange(height * width, dtype=torch.int32))
+        if whole:
+            sample = unpack(sample)
+    else:
+        sample = wrapper[index]
+        height, width = (2 / sample["cell"][0]).round().long().tolist()
+        whole = torch.equal(sample["coord"], make_coord((height, width)))
+    if not whole:
+        raise ValueError(f"{name}: an evaluation needs all pixels as queries: leave sample_q out")
+    return sample["inp"][None], sample["gt"].T.unflatten(1, (height, width))[None]
+
+
+def summarise(test: str, model: str, eval_type: str | None, batch_size: int, images: Sequence[ImageScore]) -> Score:
+    """Put the figures of a test's images together.
+
+    Args:
+        test: its name.
+        model: the model's.
+        eval_type: as it was evaluated.
+        batch_size: images whose errors are pooled before the logarithm, as the original does; 1 in all its tests.
+        images: in order.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: if there is no image, or the images of a batch differ in size.
+    """
+    if not images:
+        raise ValueError(f"{test}: there is no image")
+    pooled = 0.0
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        if len({image.size for image in batch}) > 1:
+            raise ValueError(f"{test}: the images of a batch differ in size: set batch_size to 1")
+        pooled += len(batch) * _db(sum(image.mse for image in batch) / len(batch))
+    similarities = [image.ssim for image in images if image.ssim is not None]
+    return Score(
+        test=test,
+        model=model,
+        eval_type=eval_type,
+        psnr=pooled / len(images),
+        psnr_per_image=sum(image.psnr for image in images) / len(images),
+        ssim=sum(similarities) / len(similarities) if similarities else None,
+        images=list(images),
+    )
+
+
+def _db(error: float) -> float:
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def markdown(scores: Sequence[Score]) -> str:
+    """A table with a row for each model and a column for each test, under the published rows where there are any."""
+    tests, models = ([*dict.fromkeys(getattr(score, key) for score in scores)] for key in ("test", "model"))
+    cells = {(score.model, score.test): score for score in scores}
+    published = [_published_column({s.eval_type for s in scores if s.test == test}) for test in tests]
+    what = "PSNR in dB" + (" / SSIM" if any(score.ssim is not None for score in scores) else "")
+    lines = [f"| {what} | " + " | ".join(tests) + " |", "|---" * (len(tests) + 1) + "|"]
+    if any(column is not None for column in published):
+        for name, values in PUBLISHED.items():
+            row = ["" if column is None else f"{values[column]:.2f}" for column in published]
+            lines.append(f"| {name}, as published on DIV2K | " + " | ".join(row) + " |")
+    for model in models:
+        row = []
+        for test in tests:
+            score = cells[model, test]
+            row.append(f"{score.psnr:.2f}" + ("" if score.ssim is None else f" / {score.ssim:.4f}"))
+        lines.append(f"| {model} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _published_column(eval_types: set[str | None]) -> int | None:
+    for eval_type in eval_types - {None}:
+        kind, scale = parse_eval_type(str(eval_type))
+        if kind == "div2k" and scale in PUBLISHED_SCALES:
+            return PUBLISHED_SCALES.index(scale)
+    return None
+
+
+def to_json(scores: Sequence[Score], **about: Any) -> str:
+    """All figures, of each image too, and what else is to be said about them, as JSON."""
+    return json.dumps(_plain({**about, "scores": [asdict(score) for score in scores]}), indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for, the infinite PSNR of equal images, as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
