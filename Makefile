@@ -44,7 +44,7 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(CPP)
 
 bench: build
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' $(ARGS)
+	$(BIN)/python -m liif_fast bench $(ARGS)
 
 # A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload. Left out are
 # tests of memory, which the instruments take themselves, and of what the compiler of PyTorch does.

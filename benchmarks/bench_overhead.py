@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED, NOT_BUILT, isa, make_problem
+from benchmarks.common import EAGER, FACTORISED, make_problem
+from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
 

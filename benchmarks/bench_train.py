@@ -6,34 +6,63 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import eager
-from benchmarks.common import COMPILED, EAGER, FACTORISED, make_problem
+from benchmarks import rivals
+from benchmarks.common import COMPILED, EAGER, FACTORISED_COMPILED, make_problem, make_queries
+from benchmarks.limits import training_work
 from liif_fast.functional import liif_decode
 
+# The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
+TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
+CHUNK = 1 << 14  # queries of the reference at a time
 
-@pytest.mark.parametrize(("queries", "rounds"), [(2304, 21), (16_384, 9)], ids=lambda value: f"{value}")
-def test_train(queries: int, rounds: int, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    batch, side, count = 2, pick(48, 48, 7), pick(queries, queries, 60)
-    feat, weights, biases = make_problem((side, side), batch=batch, hidden=pick((256,) * 4, (256,) * 4, (16, 16)))
-    feat.requires_grad_()
-    coord = torch.rand(batch, count, 2) * 2 - 1
-    cell = (2 / side / torch.empty(batch, 1, 1).uniform_(1, 4)).expand(batch, count, 2).contiguous()
-    grad = torch.randn(batch, count, 3)
-    compiled = torch.compile(eager.decode)
 
-    def step(decode: Callable[..., torch.Tensor], **options: Any) -> tuple[torch.Tensor, ...]:
-        out = decode(feat, coord, cell, weights, biases, **options)
-        return out.detach(), *torch.autograd.grad(out, (feat, *weights, *biases), grad)
+@pytest.mark.parametrize(
+    ("batch", "queries", "rounds"),
+    [(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
+    ids=lambda value: f"{value}",
+)
+def test_train(
+    batch: int,
+    queries: int,
+    rounds: int,
+    half: bool,
+    device: torch.device,
+    race: Callable[..., Any],
+    pick: Callable[..., Any],
+    long: Callable[[bool], None],
+) -> None:
+    long(queries > 100_000 and device.type == "cpu")
+    side = pick(48, 48, 7)
+    count = pick(queries, queries if queries == 2304 else None, 60)
+    problem = make_problem((side, side), batch=batch, hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
+    problem.feat.requires_grad_()
+    places = make_queries(batch, count, side, device)
+    grad = torch.randn(batch, count, 3, device=device)
+    others = rivals.training(problem, places, grad, compiled=queries == 2304)
+    left_out = {}
+    if device.type == "cpu" and count * batch > TOO_LARGE:
+        left_out = dict.fromkeys((EAGER, COMPILED, FACTORISED_COMPILED), "left out: it keeps some 20 KB a query")
+        others = {each: call for each, call in others.items() if each not in left_out}
 
     race(
         f"train-{queries}",
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
-        lambda: step(liif_decode),
-        {
-            EAGER: lambda: step(eager.decode),
-            COMPILED: lambda: step(compiled),
-            FACTORISED: lambda: step(liif_decode, backend="torch"),
-        },
-        step(liif_decode, backend="reference"),
+        rivals.step(liif_decode, problem, places, grad),
+        others,
+        expected(problem, places, grad),
         rounds=rounds,
+        seconds=20.0 if queries == 16_384 else None,
+        work=training_work(batch * count, batch * side * side, problem.weights),
+        half=half,
+        left_out=left_out,
     )
+
+
+def expected(problem: Any, places: tuple[torch.Tensor, ...], grad: torch.Tensor) -> list[torch.Tensor]:
+    """Return the reference's output and gradients, chunk by chunk: one of many queries would not fit into memory."""
+    outputs, total = [], None
+    for coord, cell, part in zip(*(each.split(CHUNK, 1) for each in (*places, grad)), strict=True):
+        out, *grads = rivals.step(liif_decode, problem, (coord, cell), part, backend="reference")()
+        outputs.append(out)
+        total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+    return [torch.cat(outputs, 1), *(total or ())]

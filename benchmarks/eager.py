@@ -1,10 +1,15 @@
-"""The plain formula as LIIF's users run it in eager PyTorch: the baseline that everything is compared with.
+"""The formula in plain PyTorch, twice: as LIIF's users run it, and factorised as far as algebra goes.
 
-The map is unfolded in every call; each of the four corners has its nearest latent and that latent's centre looked up by
+`decode` is the plain formula as the original computes it, the baseline that everything is compared with: the map is
+unfolded in every call; each of the four corners has its nearest latent and that latent's centre looked up by
 grid_sample and runs through the network on its own; images are decoded in chunks of 30,000 queries.
+
+`project` and `decode_projected` are what our backend `torch` computes, reduced to what other runtimes can be given as a
+graph: the first layer is a convolution of the whole map, once; the corners are summed before the last layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,43 +30,124 @@ def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tenso
     return F.linear(x, weights[-1], biases[-1])
 
 
-def decode(feat: Tensor, coord: Tensor, cell: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Decode queries [B, Q, 2] of feat [B, C, H, W] to [B, Q, out], with every switch of LIIF on."""
-    batch, channels, height, width = feat.shape
-    latents = F.unfold(feat, 3, padding=1).view(batch, channels * 9, height, width)
-    centres = make_coord((height, width)).view(1, height, width, 2).permute(0, 3, 1, 2).expand(batch, 2, height, width)
+def centres_of(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the latents' centres as a map [1, 2, H, W]."""
+    return make_coord(size, device=device).view(1, *size, 2).permute(0, 3, 1, 2)
+
+
+def corners(latents: Tensor, centres: Tensor, coord: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield latent [B, Q, C], relative coordinate [B, Q, 2] and area [B, Q, 1] of the corners of queries [B, Q, 2]."""
+    batch, _, height, width = latents.shape
     scale = coord.new_tensor((height, width))
-    predictions, areas = [], []
     for row in (-1, 1):
         for column in (-1, 1):
             shift = coord.new_tensor((row / height + EPSILON, column / width + EPSILON))
             where = (coord + shift).clamp(-1 + EPSILON, 1 - EPSILON).flip(-1).unsqueeze(1)
             latent, centre = (
                 F.grid_sample(image, where, mode="nearest", align_corners=False).squeeze(2).transpose(1, 2)
-                for image in (latents, centres)
+                for image in (latents, centres.expand(batch, 2, height, width))
             )
             rel = (coord - centre) * scale
-            predictions.append(mlp(torch.cat((latent, rel, cell * scale), -1), weights, biases))
-            areas.append((rel[..., 0] * rel[..., 1]).abs() + 1e-9)
+            yield latent, rel, (rel[..., :1] * rel[..., 1:]).abs() + 1e-9
+
+
+def shares(areas: Sequence[Tensor]) -> list[Tensor]:
+    """Return each corner's weight: the area of the corner opposite, of all."""
     total = areas[0] + areas[1] + areas[2] + areas[3]
+    return [area / total for area in reversed(areas)]
+
+
+def decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    centres: Tensor | None = None,
+) -> Tensor:
+    """Decode queries [B, Q, 2] of feat [B, C, H, W] to [B, Q, out], with every switch of LIIF on."""
+    if centres is None:
+        centres = centres_of((feat.shape[2], feat.shape[3]), feat.device)
+    batch, channels, height, width = feat.shape
+    cell = cell * coord.new_tensor((height, width))
+    latents = F.unfold(feat, 3, padding=1).view(batch, channels * 9, height, width)
+    predictions, areas = [], []
+    for latent, rel, area in corners(latents, centres, coord):
+        predictions.append(mlp(torch.cat((latent, rel, cell), -1), weights, biases))
+        areas.append(area)
     out = torch.zeros_like(predictions[0])
-    for prediction, opposite in zip(predictions, reversed(areas), strict=True):
-        out = out + prediction * (opposite / total).unsqueeze(-1)
+    for prediction, share in zip(predictions, shares(areas), strict=True):
+        out = out + prediction * share
     return out
 
 
+def project(feat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return P = W1z z + b1 [B, hidden, H, W]: the first layer's part that depends on the latent alone."""
+    channels = feat.shape[1]
+    return F.conv2d(feat, weight[:, : 9 * channels].reshape(-1, channels, 3, 3), bias, padding=1)
+
+
+def decode_projected(
+    rows: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    centres: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> Tensor:
+    """Decode queries [1, Q, 2] of one map's projection, given as rows [H*W, hidden], to [1, Q, out]."""
+    height, width = centres.shape[2:]
+    index = torch.arange(height * width, dtype=torch.float32, device=rows.device).view(1, 1, height, width)
+    positions, rels, areas = zip(*corners(index, centres, coord), strict=True)
+    queries = torch.cat((torch.cat(rels, 1), (cell * coord.new_tensor((height, width))).repeat(1, 4, 1)), -1)
+    hidden = rows[torch.cat(positions, 1).long().view(-1)]
+    hidden = F.relu(hidden + (queries @ weights[0][:, -4:].t()).squeeze(0))
+    for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+        hidden = F.relu(F.linear(hidden, weight, bias))
+    blended = (hidden * torch.cat(shares(areas), 1).view(-1, 1)).view(4, -1, hidden.shape[1]).sum(0)
+    return F.linear(blended, weights[-1], biases[-1]).unsqueeze(0)
+
+
+def grid(size: tuple[int, int], feat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coord and cell [B, queries, 2] of every pixel of an image."""
+    coord, cell = make_coord(size, device=feat.device), make_cell(size, device=feat.device)
+    return tuple(each.expand(feat.shape[0], -1, -1).contiguous() for each in (coord, cell))
+
+
 @torch.no_grad()
-def render(
+def decode_chunks(
     feat: Tensor,
-    size: tuple[int, int],
+    queries: tuple[Tensor, Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
     decode: Decode = decode,
     chunks: int | None = None,
 ) -> Tensor:
-    """Decode the grid `size` in chunks (only the first `chunks` of them, if given) to [B, queries, out]."""
-    batch = feat.shape[0]
-    coord, cell = (grid.expand(batch, -1, -1) for grid in (make_coord(size), make_cell(size).contiguous()))
-    parts = list(zip(coord.split(CHUNK, 1), cell.split(CHUNK, 1), strict=True))
+    """Decode coord and cell in chunks of 30,000 (only the first `chunks` of them, if given) to [B, queries, out]."""
+    parts = list(zip(*(each.split(CHUNK, 1) for each in queries), strict=True))
     return torch.cat([decode(feat, *part, weights, biases) for part in parts[:chunks]], 1)
+
+
+def render(
+    feat: Tensor, size: tuple[int, int], weights: Sequence[Tensor], biases: Sequence[Tensor], **options: Any
+) -> Tensor:
+    """Decode every pixel of an image of `size`; options as for `decode_chunks`."""
+    return decode_chunks(feat, grid(size, feat), weights, biases, **options)
+
+
+@torch.no_grad()
+def decode_projected_chunks(
+    feat: Tensor,
+    queries: tuple[Tensor, Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    chunk: int,
+    decode: Callable[..., Tensor] = decode_projected,
+) -> Tensor:
+    """The same of one map [1, C, H, W] in the factorised form: project the map once, decode it in chunks."""
+    rows = project(feat, weights[0], biases[0]).flatten(2)[0].t().contiguous()
+    centres = centres_of((feat.shape[2], feat.shape[3]), feat.device)
+    parts = zip(*(each.split(chunk, 1) for each in queries), strict=True)
+    return torch.cat([decode(rows, *part, centres, weights, biases) for part in parts], 1)

@@ -26,9 +26,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import common, gpu_sections
+from benchmarks import gpu_sections, records
 
-ROOT = common.ROOT
+ROOT = records.ROOT
 
 # What runs, in the order of what matters most, and the seconds that each may take. Tests of a backend come before its
 # figures: there is no figure of a wrong answer.
@@ -131,9 +131,9 @@ def main() -> int:
     if not options.check and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} finds no CUDA GPU; --check shows on a CPU that the script works")
     device = "cpu" if options.check else torch.cuda.get_device_name()
-    record: dict[str, Any] = {**common.environment(), "device": device, "check": options.check, "sections": {}}
+    record: dict[str, Any] = {**records.environment(), "device": device, "check": options.check, "sections": {}}
     name = "-".join([*device.lower().split(), record["commit"] or "unknown"])
-    out = options.out or common.RESULTS / "gpu" / f"{name}.json"
+    out = options.out or records.RESULTS / "gpu" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     for each in options.only or SECTIONS:
         found = record["sections"][each] = in_a_process(each, options.check, SECTIONS[each])

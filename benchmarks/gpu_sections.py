@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.common import make_problem, quantiles, useful_flop
+from benchmarks.common import make_problem, quantiles
+from benchmarks.limits import decode_work
 from liif_fast import functional
 
 FUSED = ("triton", "cuda")
@@ -214,7 +215,7 @@ def decode(check: bool) -> dict[str, Any]:
         )
     counts = {"frame": frame[0] * frame[1], "queries": coord.shape[1], "chunk of 30,000": small}
     for name, count in counts.items():
-        work = useful_flop(count, weights)
+        work = decode_work(count, 0, weights).flop
         for each in (*FUSED, "torch"):
             if "ms" in found[name].get(each, {}):
                 found[name][each]["tflops"] = round(work / found[name][each]["ms"]["median"] / 1e9, 1)

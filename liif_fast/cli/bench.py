@@ -7,23 +7,49 @@ from pathlib import Path
 
 import liif_fast
 
-_ABOUT = "Run the benchmark suites of the source tree with pytest-benchmark."
+_ABOUT = """Run the benchmark suites of the source tree, each against its rivals and after a check of its results, and
+print a table. All of them take some ten minutes on two cores."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("bench", help="run the benchmarks of the source tree", description=_ABOUT)
-    parser.add_argument("select", nargs="?", metavar="EXPRESSION", help="only benchmarks that match (pytest -k)")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="names or files, such as decode; default: all")
+    parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks that match (as pytest -k)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: about a minute")
+    length.add_argument("--check", action="store_true", help="tiny sizes, one round: only that everything runs")
+    length.add_argument("--long", action="store_true", help="also what takes minutes each on a CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads; default: as PyTorch chooses")
+    parser.add_argument("--device", metavar="D", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="measure nothing; show what the records say of two commits, and what of it is noise",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the suites; returns pytest's exit code, or raises if this is not a source tree."""
-    folder = Path(liif_fast.__file__).resolve().parents[1] / "benchmarks"
-    suites = sorted(str(path) for path in folder.glob("bench_*.py"))
-    if not suites:
+    """Run the suites; returns the exit code of pytest, or raises if this is not a source tree."""
+    root = Path(liif_fast.__file__).resolve().parents[1]
+    known = {path.stem.removeprefix("bench_"): path for path in sorted((root / "benchmarks").glob("bench_*.py"))}
+    if not known:
         raise FileNotFoundError(
-            f"the benchmarks are not part of the installed package; run this from a source tree ({folder} is empty)"
+            f"the benchmarks are not part of the installed package; run this from a source tree ({root} has none)"
         )
-    select = ["-k", args.select] if args.select else []
-    return subprocess.run([sys.executable, "-m", "pytest", *suites, *select], check=False).returncode
+    if args.compare:
+        command = [sys.executable, "-m", "benchmarks.compare", *args.compare]
+        return subprocess.run(command, cwd=root, check=False).returncode
+    names = [Path(suite).stem.removeprefix("bench_") for suite in args.suites] or list(known)
+    for suite, name in zip(args.suites, names, strict=False):
+        if name not in known:
+            raise ValueError(f"there is no suite {suite!r}; there are {', '.join(known)}")
+    options = [f"--{flag}" for flag in ("quick", "check", "long", "record") if getattr(args, flag)]
+    options += [f"--{name}={value}" for name in ("threads", "device") if (value := getattr(args, name)) is not None]
+    options += ["-k", args.select] if args.select else []
+    files = [str(known[name]) for name in names]
+    command = [sys.executable, "-m", "pytest", *files, "--rootdir", str(root), "-p", "no:cacheprovider", *options]
+    return subprocess.run(command, cwd=root, check=False).returncode

@@ -1,9 +1,10 @@
 import json
+import time
 
 import pytest
 import torch
 
-from benchmarks import common, eager
+from benchmarks import common, eager, limits, memory, rivals, runtimes
 from liif_fast.functional import liif_decode, liif_render
 
 
@@ -19,29 +20,67 @@ class Pedantic:
             target(*args)
 
 
-@pytest.mark.parametrize("size", [(21, 27), (20, 31), (5, 4)])  # x3 both ways, fractional, below the latents
-def test_plain_formula_is_the_reference(size, monkeypatch):
-    monkeypatch.setattr(eager, "CHUNK", 100)
+SIZES = [(21, 27), (20, 31), (5, 4)]  # x3 both ways, fractional, below the latents
+
+
+def problem_and_image(size):
     feat, weights, biases = common.make_problem((7, 9), channels=3, hidden=(16, 16))
     expected = liif_render(feat, size, weights, biases, backend="reference").flatten(2).transpose(1, 2)
-    out = eager.render(feat, size, weights, biases)
+    return common.Problem(feat, weights, biases), eager.grid(size, feat), expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_plain_formula_is_the_reference(size, monkeypatch):
+    monkeypatch.setattr(eager, "CHUNK", 100)
+    (feat, weights, biases), queries, expected = problem_and_image(size)
+    out = eager.decode_chunks(feat, queries, weights, biases)
     common.check(out, expected)
-    assert torch.equal(eager.render(feat, size, weights, biases, chunks=1), out[:, :100])
+    assert torch.equal(eager.decode_chunks(feat, queries, weights, biases, chunks=1), out[:, :100])
 
 
-def test_plain_formula_has_the_reference_gradients():
-    feat, weights, biases = common.make_problem((5, 6), batch=2, channels=3, hidden=(8,))
-    coord, cell = torch.rand(2, 2, 40, 2).unbind()
-    got, expected = [], []
-    for results, decode, options in ((got, eager.decode, {}), (expected, liif_decode, {"backend": "reference"})):
-        out = decode(feat.requires_grad_(), coord, cell, weights, biases, **options)
-        results += [out, *torch.autograd.grad(out.square().sum(), (feat, *weights, *biases))]
-    common.check(got, expected)
+@pytest.mark.parametrize("size", SIZES)
+def test_factorised_formula_is_the_reference(size):
+    (feat, weights, biases), queries, expected = problem_and_image(size)
+    common.check(eager.decode_projected_chunks(feat, queries, weights, biases, chunk=100), expected)
 
 
-def test_useful_flop():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("size", "names"), [(SIZES[0], ("plain", "factorised")), (SIZES[1], ("factorised",))])
+def test_exported_graphs_are_the_reference(size, names, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "FACTORISED_CHUNK", 100)
+    problem, queries, expected = problem_and_image(size)
+    calls = runtimes.calls(problem, queries)
+    assert set(calls) == set(rivals.KEEPERS)
+    for name, call in calls.items():
+        if name.startswith(names):
+            common.check(call(), expected)
+
+
+def test_what_is_compiled_is_the_reference():
+    """One of them; the others are checked in each benchmark, too, but compiling takes long."""
+    (feat, weights, biases), queries, expected = problem_and_image(SIZES[0])
+    calls = rivals.inference(common.Problem(feat, weights, biases), queries, graphs=False)
+    assert set(calls) == {common.EAGER, common.COMPILED, common.FACTORISED_COMPILED}
+    common.check(calls[common.FACTORISED_COMPILED](), expected)
+
+
+def test_training_rivals_have_the_reference_gradients():
+    problem = common.make_problem((5, 6), batch=2, channels=3, hidden=(8,))
+    problem.feat.requires_grad_()
+    queries, grad = common.make_queries(2, 40, 5), torch.randn(2, 40, 3)
+    expected = rivals.step(liif_decode, problem, queries, grad, backend="reference")()
+    for call in rivals.training(problem, queries, grad, compiled=False).values():
+        common.check(call(), expected)
+
+
+def test_work():
     _, weights, _ = common.make_problem((1, 1))
-    assert common.useful_flop(1, weights) == pytest.approx(1.58e6, rel=2e-3)
+    work = limits.decode_work(1000, 10, weights)
+    assert work.flop == pytest.approx(1.58e9, rel=2e-3)
+    assert work.nbytes == 4 * (1000 * 7 + 10 * 256)
+    assert limits.training_work(1000, 10, weights).flop == 3 * work.flop
 
 
 def test_check():
@@ -72,10 +111,21 @@ def test_race(monkeypatch):
         raise ImportError("no such compiler\nand more")
 
     rivals = {"a": call("a"), "wrong": call("wrong", 1.1), "b": call("b"), "broken": broken}
-    result = common.race(Pedantic(), "name", "title", call("ours"), rivals, torch.tensor([1.0]), rounds=3, flop=1)
-    # Each of the four is called once to warm up and once to be checked.
-    assert order[8:] == ["a", "b", "ours", "b", "a", "ours", "a", "b", "ours"]
-    assert set(result["figures"]) == {"liif_fast", "a", "b", "sgemm"}
+    yards = [limits.Yardstick(each, lambda: None, 100) for each in ("sgemm", "matrix", "copy")]
+    machine = {"work": limits.Work(10, 1), "yardsticks": yards, "keepers": ["b"], "left_out": {"late": "too late"}}
+    result = common.race(Pedantic(), "name", "title", call("ours"), rivals, torch.tensor([1.0]), rounds=3, **machine)
+    # Before, each is called to warm up and to be checked, and those that are right to choose the number of repeats.
+    assert order[-9:] == ["a", "b", "ours", "b", "a", "ours", "a", "b", "ours"]
+    assert set(result["figures"]) == {"liif_fast", "a", "b", "sgemm", "matrix", "copy"}
+    assert [("share" in figure, "memory" in figure) for figure in result["figures"].values()] == [
+        (True, memory.CLEAR_REFS.exists()),
+        (True, memory.CLEAR_REFS.exists()),
+        (True, False),
+        *[(False, False)] * 3,
+    ]
+    assert all(result["figures"][each]["checked"] for each in ("liif_fast", "a", "b"))
+    assert {"sgemm_rate", "matrix_rate", "copy_rate", "share_of_sgemm"} <= set(result)
+    assert result["missing"]["late"] == "too late"
     assert result["rounds"] == 3
     assert "wrong by 1.0e-01" in result["missing"]["wrong"]
     assert result["missing"]["broken"] == "ImportError: no such compiler"
@@ -85,10 +135,37 @@ def test_race(monkeypatch):
         common.race(Pedantic(), "name", "title", call("ours", 2.0), {}, torch.tensor([1.0]), rounds=1)
 
 
-def test_records_are_appended(tmp_path):
-    environment = common.environment()
-    first, second = ({**environment, "date": date} for date in ("2026-01-02", "2026-01-01"))
-    path = common.append_record(first, [{"name": "x"}], tmp_path)
-    assert common.append_record(second, [], tmp_path) == path
-    assert [record["date"] for record in common.read_records(tmp_path)] == ["2026-01-01", "2026-01-02"]
-    assert common.read_records(tmp_path)[1]["results"] == [{"name": "x"}]
+def test_rounds_end_when_their_time_is_used_up(monkeypatch):
+    monkeypatch.setattr(common, "LAP_SECONDS", 0)
+
+    def run():
+        time.sleep(1e-3)
+        return torch.tensor([1.0])
+
+    rounds = {
+        seconds: common.race(Pedantic(), "name", "title", run, {}, torch.tensor([1.0]), rounds=most, seconds=seconds)[
+            "rounds"
+        ]
+        for seconds, most in ((0.0, 9), (1e9, 5), (0.0 + 1e-9, 2))
+    }
+    assert list(rounds.values()) == [3, 5, 2]
+
+
+def test_share_of_the_limit():
+    """Bound by whatever takes longer: 100 operations at 50 a second, or 30 bytes at 10 a second."""
+    assert common._shares(limits.Work(100, 30), [6.0, 4.0], [50.0, 10.0], [10.0, 10.0]) == [0.5, 2.5]
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux's /proc to measure a peak")
+def test_peak_memory():
+    size = 64 << 20
+
+    def run():
+        scratch = torch.ones(size // 4)
+        return scratch[: size // 16].clone()
+
+    run()
+    result, peak, seconds = memory.peak(run, torch.device("cpu"))
+    assert result.nbytes == size // 4
+    assert peak == pytest.approx(size, rel=0.1)
+    assert seconds > 0

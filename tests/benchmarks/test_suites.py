@@ -4,23 +4,42 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.table import NEEDED
+import pytest
 
 ROOT = Path(__file__).parents[2]
+SUITES = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
 
 
 def run(*options):
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-o", "python_files=bench_*.py", "-p", "no:cacheprovider"]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "liif_fast", "bench", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_suites_run():
-    done = run("--check", "--threads", "1", "-k", "not 375")
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite_runs(suite):
+    done = run(suite, "--check", "--threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rounds: 1") == len(NEEDED) - 1
+    assert "rounds: 1" in done.stdout
+    assert "no figure" not in done.stdout
 
 
-def test_only_full_runs_are_recorded():
-    done = run("--quick", "--record", "--collect-only")
+def test_one_suite_is_only_that_suite():
+    done = run("benchmarks/bench_overhead.py", "--check", "--threads", "1", "-k", "operator")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("rounds: 1") == 1
+    assert "one call of torch.ops.liif_fast.decode" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quick", "--record"), "--record and --long are for full runs"),
+        (("--threads", "0"), "--threads must be at least 1"),
+        (("--device", "nowhere"), "--device nowhere"),
+        (("nothing",), "there is no suite 'nothing'; there are"),
+    ],
+)
+def test_wrong_options(options, message):
+    done = run(*options)
     assert done.returncode != 0
-    assert "--record is for full runs" in done.stderr + done.stdout
+    assert message in done.stderr + done.stdout

@@ -1,0 +1,105 @@
+"""What this machine can do at best, measured in the same rounds as what is compared with it.
+
+No kernel can multiply faster than the machine's units nor read and write faster than its memory. Both rates are taken
+from what PyTorch's own libraries reach: the fastest of some large matrix products, and a copy far larger than caches. A
+share above 100 % of the limit says that a kernel multiplies faster than those libraries.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SGEMM = (8192, 256, 256)  # rows, inner, columns: a hidden layer over 8192 rows
+COPY_BYTES = 1 << 28
+
+
+class Work(NamedTuple):
+    """What a call cannot avoid."""
+
+    flop: int  # useful operations: multiplications and additions
+    nbytes: int  # to be read from or written to memory at least once
+
+
+class Yardstick(NamedTuple):
+    """A call that does a known amount of one thing."""
+
+    name: str
+    call: Callable[[], object]
+    amount: int  # flop or bytes of a call
+
+
+def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
+    """Return the work of decoding `queries` that read `latents` of the map, without the projection of the latents.
+
+    Operations: what no exact method known here avoids, 1.58 M a query for 256 x 4. Four corners go through the part of
+    the first layer that rel and cell enter and through the hidden layers; the last layer is linear, so that once a
+    query is enough for it. Memory, float32: the projection is read once, coord, cell and the output once.
+    """
+    corner = 4 * weights[0].shape[0] + sum(weight.numel() for weight in weights[1:-1])
+    flop = 2 * queries * (4 * corner + weights[-1].numel())
+    return Work(flop, 4 * (queries * (4 + weights[-1].shape[0]) + latents * weights[0].shape[0]))
+
+
+def training_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
+    """Return the work of a forward and backward pass of as many queries: three products where decoding has one.
+
+    Nothing is counted for what is computed again; the projection and its gradient move through memory.
+    """
+    flop, _ = decode_work(queries, latents, weights)
+    return Work(3 * flop, 4 * (queries * (4 + 2 * weights[-1].shape[0]) + 2 * latents * weights[0].shape[0]))
+
+
+def sgemm(device: torch.device) -> Yardstick:
+    """Return the product that PyTorch does for a hidden layer, in float32."""
+    rows, inner, columns = SGEMM
+    x, weight = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+    out = torch.empty(rows, columns, device=device)
+    return Yardstick("sgemm", lambda: torch.mm(x, weight, out=out), 2 * rows * inner * columns)
+
+
+def matrix(device: torch.device, half: bool = False) -> Yardstick:
+    """Return the fastest matrix product of PyTorch here: MKL's or oneDNN's (as a convolution), or cuBLAS's.
+
+    Args:
+        half: multiply in float16, on a GPU.
+    """
+    dtype = torch.float16 if half else torch.float32
+    candidates = [] if half else [sgemm(device)]
+    side = 2048 if device.type == "cpu" else 8192
+    x, y, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+    candidates.append(Yardstick("matrix", lambda: torch.mm(x, y, out=out), 2 * side**3))
+    if device.type == "cpu":
+        image = torch.randn(1, 256, 64, 64).contiguous(memory_format=torch.channels_last)
+        kernel = torch.randn(256, 256, 3, 3)
+        flop = 2 * 9 * 256 * 256 * 64 * 64
+        candidates.append(Yardstick("matrix", lambda: F.conv2d(image, kernel, padding=1), flop))
+    best = max(candidates, key=lambda each: each.amount / _fastest(each.call, device))
+    return best._replace(name="matrix")
+
+
+def copy(device: torch.device) -> Yardstick:
+    """Return a copy, which reads and writes as many bytes."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return Yardstick("copy", lambda: target.copy_(source), 2 * COPY_BYTES)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(4):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

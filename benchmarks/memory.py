@@ -1,0 +1,59 @@
+"""Peak memory of one call: of the process where Linux says it, of PyTorch's allocator on a GPU."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def peak(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None, float]:
+    """Call once and measure.
+
+    Returns:
+        What the call returned; by how many bytes memory peaked over what it was before and what is returned, None where
+        that cannot be measured; the seconds that the call took.
+
+    On a CPU it is resident memory, after giving what is free back to the system, so that every page that the call
+    touches counts. What a library keeps for itself between calls is counted once, in the first.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        start = time.perf_counter()
+        result = call()
+        torch.cuda.synchronize(device)
+        took = time.perf_counter() - start
+        return result, torch.cuda.max_memory_allocated(device) - before - _size(result), took
+    if not CLEAR_REFS.exists():
+        start = time.perf_counter()
+        result = call()
+        return result, None, time.perf_counter() - start
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    CLEAR_REFS.write_text("5")  # starts a new peak
+    before = _resident("VmRSS")
+    start = time.perf_counter()
+    result = call()
+    took = time.perf_counter() - start
+    return result, max(0, _resident("VmHWM") - before - _size(result)), took
+
+
+def _resident(key: str) -> int:
+    """Return VmRSS, what is resident now, or VmHWM, its peak, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _size(result: Any) -> int:
+    tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (list, tuple)) else []
+    return sum(tensor.nbytes for tensor in tensors)

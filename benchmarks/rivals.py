@@ -1,0 +1,82 @@
+"""Who takes part, and how each is set up.
+
+    plain, eager               benchmarks/eager.py in chunks of 30,000 queries, as the original is run
+    plain, torch.compile       the same, compiled for the fixed size (dynamic=False), default mode. mode="max-autotune"
+                               and freezing (the network as a module of constants) were tried and are no faster here
+    plain, ONNX Runtime        benchmarks/runtimes.py says how
+    plain, OpenVINO
+    factorised, eager          our backend `torch`
+    factorised, torch.compile  the projection once, then a compiled function of 2,048 queries; in training the backend
+                               `torch`, compiled
+    factorised, ONNX Runtime   benchmarks/runtimes.py
+    factorised, OpenVINO
+
+On a GPU (code that has not been run on one yet) the runtimes are left out, the compiled factorised form takes 65,536
+queries at a time, and every benchmark has a twin under autocast to float16, in which "plain, eager float32" takes part,
+too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import eager, runtimes
+from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, Call, Problem
+from liif_fast.functional import liif_decode
+
+PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
+# Their memory cannot be told from a later call: they keep it.
+KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
+
+
+def inference(
+    problem: Problem, queries: tuple[Tensor, Tensor], compiled: bool = True, graphs: bool = True
+) -> dict[str, Call]:
+    """Return the rivals that decode `queries` (coord and cell, [1, Q, 2]) without a gradient.
+
+    All but "factorised, eager", which a benchmark calls as it calls ours. What is compiled or exported as a graph takes
+    time to set up, and need not be part of every benchmark.
+    """
+    feat, weights, biases = problem
+    calls: dict[str, Call] = {EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases)}
+    if compiled:
+        plain = torch.compile(eager.decode, dynamic=False)
+        projected = torch.compile(eager.decode_projected, dynamic=False)
+        chunk = PROJECTED_CHUNK[feat.device.type]
+        calls[COMPILED] = lambda: eager.decode_chunks(feat, queries, weights, biases, decode=plain)
+        calls[FACTORISED_COMPILED] = lambda: eager.decode_projected_chunks(
+            feat, queries, weights, biases, chunk=chunk, decode=projected
+        )
+    if graphs and feat.device.type == "cpu":
+        calls |= runtimes.calls(problem, queries)
+    return calls
+
+
+def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, compiled: bool = True) -> dict[str, Call]:
+    """Return the rivals that compute the output and the gradients of the latents and of every parameter."""
+    decoders: dict[str, Callable[..., Tensor]] = {EAGER: eager.decode, FACTORISED: _factorised}
+    if compiled:
+        decoders[COMPILED] = torch.compile(eager.decode, dynamic=False)
+        decoders[FACTORISED_COMPILED] = torch.compile(_factorised, dynamic=False)
+    return {name: step(decode, problem, queries, grad) for name, decode in decoders.items()}
+
+
+def step(
+    decode: Callable[..., Tensor], problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, **options: Any
+) -> Call:
+    """Return a call of the forward and the backward pass: the output, then the gradients."""
+    feat, weights, biases = problem
+
+    def run() -> Sequence[Tensor]:
+        out = decode(feat, *queries, weights, biases, **options)
+        return out.detach(), *torch.autograd.grad(out, (feat, *weights, *biases), grad.to(out.dtype))
+
+    return run
+
+
+def _factorised(
+    feat: Tensor, coord: Tensor, cell: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    return liif_decode(feat, coord, cell, weights, biases, backend="torch")
