@@ -106,6 +106,11 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return _torch.autocast(tensor.device.type, enabled=False)
 
 
+def transformed() -> bool:
+    """Say whether a torch.func transform (grad, vmap, ...) runs the call, which operators of our own do not know."""
+    return not _torch.compiler.is_compiling() and _torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _import(name: str) -> Backend | str:
     if name not in _DELIVERED:
         return "not part of this version of liif_fast"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import Call, Switches, cost
+from liif_fast.backends import Call, Switches, cost, transformed
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
@@ -56,6 +56,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no gradient for coord and cell"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
+    if transformed():
+        return False, "runs under no torch.func transform"
     return True, f"fused C++ kernels ({ISA})"
 
 

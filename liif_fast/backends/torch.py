@@ -144,7 +144,7 @@ class _Decoder(NamedTuple):
         Returns:
             How many copies, and the row of the copies, one after the other, that each (query, corner) reads.
         """
-        count = 1 if torch.compiler.is_compiling() else 1 + flat.shape[0] // (PIECE_ROWS * source.shape[0])
+        count = 1 if torch.compiler.is_compiling() else 1 + flat.shape[0] // max(PIECE_ROWS * source.shape[0], 1)
         if count > 1:
             flat = flat + torch.arange(flat.shape[0], device=flat.device) % count * source.shape[0]
         return count, flat

@@ -127,9 +127,8 @@ def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Ca
     import logging
 
     from liif_fast import evaluation
-    from liif_fast.models.checkpoint import check_data_norm
 
-    norm = check_data_norm({}) if config.data_norm is None else config.data_norm
+    norm = config.data_norm
     if norm != model.data_norm:
         logging.getLogger("liif_fast").warning(
             "%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm

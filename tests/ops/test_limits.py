@@ -42,6 +42,18 @@ def test_forward_mode_is_left_to_another_backend() -> None:
         torch.func.jvp(lambda x: decode(x, "cpu"), (feat,), (tangent,))
 
 
+def test_function_transforms_are_left_to_another_backend() -> None:
+    feat, coord, cell, weights, biases = problem()
+
+    def loss(feat: Tensor, backend: str) -> Tensor:
+        return functional.liif_decode(feat, coord, cell, weights, biases, backend=backend).square().sum()
+
+    expected = torch.func.grad(lambda x: loss(x, "reference"))(feat)
+    torch.testing.assert_close(torch.func.grad(lambda x: loss(x, "auto"))(feat), expected)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.grad(lambda x: loss(x, "cpu"))(feat)
+
+
 def test_backward_releases_what_forward_saved() -> None:
     feat, coord, cell, weights, biases = problem()
     feat.requires_grad_()

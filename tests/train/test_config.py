@@ -1,9 +1,12 @@
+import copy
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from liif_fast.train import load_config
+from liif_fast.train import load_config, load_test_config
 from liif_fast.train.config import check_config
 
 
@@ -50,7 +53,15 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("epoch_max", None, "config: 'epoch_max' is missing"),
         ("epoch_max", 1.5, "epoch_max: expected a whole number"),
         ("ema", 1, "ema: must be above 0 and below 1"),
-        ("amp", "float16", "amp: expected null or bfloat16"),
+        ("amp", "fp8", "amp: expected null, bf16, bfloat16, fp16 or float16, got 'fp8'"),
+        ("compile", 1, "compile: expected null, true or false, got 1"),
+        ("channels_last", "yes", "channels_last: expected null, true or false"),
+        ("grad_clip", 0, "grad_clip: must be above 0"),
+        ("grad_accum", 0.5, "grad_accum: expected a whole number"),
+        ("save_minutes", -1, "save_minutes: must be at least 0"),
+        ("data_device", "tpu", "data_device: expected null, cpu or cuda"),
+        ("plugins", "module", "plugins: expected a list of modules"),
+        ("plugins", ["no_such_module"], r"plugins\[0\]: cannot import no_such_module: ModuleNotFoundError"),
         ("eval_type", "div2k", "eval_type must be div2k-s or benchmark-s"),
         ("data_norm.inp.sub", "half", "data_norm"),
         ("data_norm.gt.div", [0], "data_norm"),
@@ -117,6 +128,12 @@ def test_not_yaml(tmp_path):
     path.write_text("a: [1")
     with pytest.raises(ValueError, match="is not YAML"):
         load_config(path)
+    path.write_text("a: &a [*a]")
+    with pytest.raises(ValueError, match="refers to itself"):
+        load_config(path)
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(path)
     path.write_text("just words")
     with pytest.raises(ValueError, match="config: expected a mapping"):
         load_config(path)
@@ -160,79 +177,142 @@ def test_every_shipped_configuration_is_right(monkeypatch):
         load_config(path)
 
 
-ORIGINAL = """
-train_dataset:
+# The original's families, each file by what is particular about it.
+LIIF = {"imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256] * 4}}}
+DOWNSAMPLED = {"inp_size": 48, "scale_max": 4, "augment": True, "sample_q": 2304}
+FAMILIES = {
+    "edsr-baseline-liif": ("edsr-baseline", LIIF, DOWNSAMPLED),
+    "edsr-baseline-metasr": ("edsr-baseline", None, DOWNSAMPLED),
+    "rdn-liif": ("rdn", LIIF, DOWNSAMPLED),
+    "rdn-metasr": ("rdn", None, DOWNSAMPLED),
+    "ablation-c": ("edsr-baseline", LIIF | {"cell_decode": False}, DOWNSAMPLED),
+    "ablation-u": ("edsr-baseline", LIIF | {"feat_unfold": False}, DOWNSAMPLED),
+    "ablation-e": ("edsr-baseline", LIIF | {"local_ensemble": False}, DOWNSAMPLED),
+    "ablation-x3": ("edsr-baseline", LIIF, DOWNSAMPLED | {"scale_min": 3, "scale_max": 3}),
+    "edsr-baseline-x2": ("edsr-baseline", {}, {"inp_size": 48, "augment": True}),
+    "rdn-x2": ("rdn", {}, {"inp_size": 48, "augment": True}),
+    "celebAHQ": ("edsr-baseline", LIIF, {"size_min": 32, "size_max": 256, "sample_q": 1024, "augment": True}),
+    "celebAHQ-upsample": ("edsr-baseline", {}, {"size_min": 128, "gt_resize": 128, "augment": True}),
+}
+IMAGES = """
   dataset:
     name: image-folder
     args:
       root_path: {0}
+      first_k: 10
       repeat: 20
       cache: in_memory
-  wrapper:
-    name: sr-implicit-downsampled
-    args:
-      inp_size: 48
-      scale_max: 4
-      augment: true
-      sample_q: 2304
-  batch_size: 16
-
-val_dataset:
+"""
+PAIRS = """
   dataset:
     name: paired-image-folders
     args:
       root_path_1: {0}
       root_path_2: {0}
-      first_k: 10
-      repeat: 160
+      split_file: {0}/split.json
+      split_key: train
       cache: bin
-  wrapper:
-    name: sr-implicit-uniform-varied
-    args:
-      size_min: 32
-      size_max: 256
-      augment: true
-      gt_resize: 256
-      sample_q: 2304
-  batch_size: 16
-
+"""
+NORM = """
 data_norm:
-  inp: {{sub: [0.5], div: [0.5]}}
-  gt: {{sub: [0.5, 0.5, 0.5], div: [0.5, 0.5, 0.5]}}
-
-model:
-  name: liif
-  args:
-    encoder_spec:
-      name: rdn
-      args:
-        no_upsampling: true
-    imnet_spec:
-      name: mlp
-      args:
-        out_dim: 3
-        hidden_list: [256, 256, 256, 256]
-
-optimizer:
-  name: adam
-  args:
-    lr: 1.e-4
-epoch_max: 1000
-multi_step_lr:
-  milestones: [200, 400, 600, 800]
-  gamma: 0.5
-
-epoch_val: 1
-epoch_save: 100
-eval_type: div2k-4
-eval_bsize: 30000
+  inp: {sub: [0.5], div: [0.5]}
+  gt: {sub: [0.5], div: [0.5]}
 """
 
 
-def test_every_key_of_the_original(tmp_path):
+def wrapper(args):
+    pairs = "scale_max" not in args
+    name = "uniform-varied" if "size_min" in args else "paired" if pairs else "downsampled"
+    return (PAIRS if pairs else IMAGES) + f"  wrapper: {{name: sr-implicit-{name}, args: {args}}}\n  batch_size: 16\n"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_the_original(tmp_path, family):
+    encoder, head, args = FAMILIES[family]
+    plain = {} if head == {} else {"no_upsampling": True}
+    name = "metasr" if head is None else "liif"
+    spec = {"encoder_spec": {"name": encoder, "args": plain}} | (head or {})
+    part = wrapper(args).replace("True", "true")
+    text = f"train_dataset:{part}val_dataset:{part}{NORM}model: {{name: {name}, args: {spec}}}\n"
+    text += "optimizer:\n  name: adam\n  args:\n    lr: 1.e-4\nepoch_max: 1000\n"
+    text += "multi_step_lr:\n  milestones: [200, 400, 600, 800]\n  gamma: 0.5\nepoch_val: 1\nepoch_save: 100\n"
+    (tmp_path / "split.json").write_text("{}")
     path = tmp_path / "original.yaml"
-    path.write_text(ORIGINAL.format(tmp_path))
+    path.write_text(text.replace("True", "true").replace("False", "false").replace("{0}", str(tmp_path)))
     config = load_config(path)
     assert config.optimizer["args"]["lr"] == 1e-4
-    assert config.data_norm["gt"]["sub"] == [0.5, 0.5, 0.5]
-    assert config.resume is None
+    assert config.train_dataset["wrapper"]["args"] == args
+    assert config.model["args"].get("cell_decode") == (head or {}).get("cell_decode")
+
+
+def test_tests_of_the_original(tmp_path):
+    for wrapper_spec, eval_type in (
+        ("{name: sr-implicit-paired, args: {}}", "benchmark-4"),
+        ("{name: sr-implicit-downsampled, args: {scale_min: 12}}", "div2k-12"),
+        ("{name: sr-implicit-uniform-varied, args: {size_min: 256}}", None),
+    ):
+        (tmp_path / "split.json").write_text("{}")
+        path = tmp_path / "test.yaml"
+        text = f"test_dataset:{PAIRS}  wrapper: {wrapper_spec}\n  batch_size: 1\n{NORM}eval_bsize: 30000\n"
+        path.write_text(text.replace("{0}", str(tmp_path)) + (f"eval_type: {eval_type}\n" if eval_type else ""))
+        config = load_test_config(path)
+        assert (config.eval_type, config.eval_bsize) == (eval_type, 30000)
+        assert config.test_dataset["batch_size"] == 1
+        assert config.data_norm["gt"] == {"sub": [0.5], "div": [0.5]}
+    path.write_text(path.read_text() + "model: {}\n")
+    with pytest.raises(ValueError, match=r"test\.yaml, line \d+: config: unknown key 'model' \(known: test_dataset"):
+        load_test_config(path)
+    path.write_text("eval_type: div2k-2\n")
+    with pytest.raises(ValueError, match="config: 'test_dataset' is missing"):
+        load_test_config(path)
+
+
+def test_the_line_is_named(tmp_path, tiny, write):
+    lines = write(tiny).read_text().splitlines()
+
+    def line_of(text):
+        return next(i for i, line in enumerate(lines, 1) if line.strip().startswith(text))
+
+    for place, value, at in (
+        ("train_dataset.dataset.args.sizes", 4, "sizes:"),
+        ("train_dataset.dataset.args.seed", "one", "seed: one"),
+        ("epochs", 3, "epochs:"),
+        ("multi_step_lr.gamma", -1, "gamma:"),
+        ("data_norm.inp.sub", "half", "data_norm:"),
+    ):
+        changed = copy.deepcopy(tiny)
+        put(changed, place, value)
+        path = write(changed)
+        lines = path.read_text().splitlines()
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line {line_of(at)}: "):
+            load_config(path)
+    put(tiny, "val_dataset.dataset", {"name": "image-folder", "args": {"root_path": "/no/folder"}})
+    path = write(tiny)
+    lines = path.read_text().splitlines()
+    with pytest.raises(FileNotFoundError, match=rf"line {line_of('root_path')}: val_dataset.*no folder /no/folder"):
+        load_config(path)
+
+
+def test_plugins(tmp_path, tiny, write, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"plugin_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        "from liif_fast import data, models\n"
+        f"@data.register('{name}')\n"
+        "class Noise:\n"
+        "    def __init__(self, count: int): self.count = count\n"
+        "    def __len__(self): return self.count\n"
+        f"@models.register('{name}')\n"
+        "def small(width: int): return models.make({'name': 'mlp', 'args': "
+        "{'in_dim': 2, 'out_dim': 3, 'hidden_list': [width]}})\n"
+    )
+    tiny |= {"plugins": [name], "model": {"name": name, "args": {"width": 8}}}
+    tiny["train_dataset"]["dataset"] = {"name": name, "args": {"count": 4}}
+    assert load_config(write(tiny)).plugins == [name]
+    put(tiny, "train_dataset.dataset.args", {"counts": 4})
+    with pytest.raises(ValueError, match=r"train_dataset\.dataset\.args: unknown key 'counts'"):
+        load_config(write(tiny))
+    put(tiny, "train_dataset.dataset.args", {"count": 4})
+    put(tiny, "model.args", {"widths": 8})
+    with pytest.raises(ValueError, match=r"model: .*has no argument 'widths'"):
+        load_config(write(tiny))

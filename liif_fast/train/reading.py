@@ -1,0 +1,82 @@
+"""YAML files as the original's users write them, and the line on which each value stands."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as the number it is (YAML 1.1 wants a dot in it) and refuses repeated keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class Document:
+    """What a YAML file holds.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        content: its mappings, lists and plain values; None if it is empty.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not YAML in UTF-8, repeats a key, or refers to itself.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"config: no file {self.path}")
+        self._lines: dict[str, int] = {}
+        try:
+            loader = _Loader(self.path.read_text(encoding="utf-8"))
+            node = loader.get_single_node()
+            self._walk(node, "")
+            self.content: Any = None if node is None else loader.construct_document(node)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            reason = "it refers to itself" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{self.path} is not YAML: {reason}") from None
+
+    def _walk(self, node: yaml.Node | None, place: str) -> None:
+        """Note the line of every key and of every item of a list, by its dotted place."""
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = f"{place}.{key.value}" if place else str(key.value)
+                self._lines[below] = key.start_mark.line + 1
+                self._walk(value, below)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                self._lines[f"{place}[{number}]"] = item.start_mark.line + 1
+                self._walk(item, f"{place}[{number}]")
+
+    def where(self, message: str) -> str:
+        """The file, and the line that a message is about, if it begins with a place ("model.args: ...").
+
+        Args:
+            message: of an error.
+
+        Returns:
+            Such as "a.yaml, line 3".
+        """
+        named = re.match(r"[\w.\[\]]*", message)[0]  # type: ignore[index]  # it may be empty, but it matches
+        unknown = re.search(r"unknown key '([^']*)'", message)
+        named = (f"{named}.{unknown[1]}" if unknown else named).removeprefix("config.")
+        while named and named not in self._lines:
+            named = re.sub(r"(\[\d+\]|\.?[^.\[]*)$", "", named)
+        return f"{self.path}, line {self._lines[named]}" if named else str(self.path)
