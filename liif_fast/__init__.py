@@ -21,6 +21,8 @@ _HOMES = {
     "make_coord": "liif_fast.coord",
     "save_model": "liif_fast.models.checkpoint",
     "upscale": "liif_fast.upscaling",
+    "upscale_file": "liif_fast.upscaling",
+    "upscale_strips": "liif_fast.upscaling",
 }
 _ROOMS = ("backends", "coord", "data", "functional", "kernels", "layers", "metrics", "models", "ops", "train")
 

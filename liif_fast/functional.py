@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.backends import Call, Explanation, Switches, autocast_dtype
+from liif_fast.backends import Call, Explanation, Place, Switches, autocast_dtype
 from liif_fast.checks import (
     check_coord,
     check_feat,
     check_grid,
+    check_integers,
     check_layers,
     check_queries,
     check_shape,
@@ -20,8 +22,9 @@ from liif_fast.checks import (
     grid_cell,
 )
 from liif_fast.coord import plan_corners
+from liif_fast.ops.decode import latent_window
 
-__all__ = ["corner_plan", "explain", "fused_mlp", "gather_corners", "liif_decode", "liif_render"]
+__all__ = ["corner_plan", "explain", "fused_mlp", "gather_corners", "latents_read", "liif_decode", "liif_render"]
 
 backends.load()
 
@@ -88,6 +91,7 @@ def liif_render(
     cell_decode: bool = True,
     backend: str = "auto",
     recompute: bool | None = None,
+    place: Sequence[int] | None = None,
 ) -> Tensor:
     """Decode a regular grid, or a window of it, without any coordinate tensor.
 
@@ -101,6 +105,9 @@ def liif_render(
         cell: pixel size given to the network: a pair of floats, or float32 [2] or [B, 2]; None is
             (2/H_out, 2/W_out).
         feat_unfold, local_ensemble, cell_decode, backend, recompute: as for `liif_decode`.
+        place: (top, left, map_height, map_width): feat is only a part of a map of that size, with its first row and
+            column there. The result is that of the whole map, bit for bit where the backend promises that; the part
+            must hold all latents that the region reads, see `latents_read`. None: feat is the whole map.
 
     Returns:
         [B, out, height, width], in any memory layout; dtype of feat, float32 under autocast.
@@ -117,8 +124,39 @@ def liif_render(
     height, width, window = check_grid(size, region)
     cells = grid_cell(feat, height, width, cell) if cell_decode else None
     call = _call("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
-    chosen = backends.choose(call, backend)
-    return chosen.render(feat, (height, width), window, cells, weights, biases, switches, recompute)
+    if place is None:
+        chosen = backends.choose(call, backend)
+        return chosen.render(feat, (height, width), window, cells, weights, biases, switches, recompute)
+    spot = _check_place(place, feat, (height, width), window, feat_unfold)
+    chosen = backends.choose(call._replace(place=spot), backend)
+    render: Any = chosen.render  # with the argument that only backends with PLACES have
+    return render(feat, (height, width), window, cells, weights, biases, switches, recompute, place=spot)
+
+
+def latents_read(
+    size: Sequence[int], region: Sequence[int], shape: Sequence[int], *, feat_unfold: bool = True
+) -> tuple[int, int, int, int]:
+    """Say which part of a feature map a render reads: what must be there if `place` says that feat is a part.
+
+    Args:
+        size: (H_out, W_out) of the whole grid.
+        region: (top, left, height, width) of the window to render.
+        shape: (H, W) of the whole feature map.
+        feat_unfold: as for `liif_decode`.
+
+    Returns:
+        (top, left, height, width), a few latents more than are read at each side, inside the map.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used.
+    """
+    height, width, window = check_grid(size, region)
+    shape = check_shape("shape", shape, "(H, W)")
+    top, left, rows, columns = latent_window((height, width), window, shape)
+    reach = 1 if feat_unfold else 0
+    first = (max(top - reach, 0), max(left - reach, 0))
+    last = (min(top + rows + reach, shape[0]), min(left + columns + reach, shape[1]))
+    return *first, last[0] - first[0], last[1] - first[1]
 
 
 def corner_plan(coord: Tensor, shape: Sequence[int], *, local_ensemble: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,6 +276,28 @@ def explain(
     cell = check_queries(feat, coord, cell, cell_decode)
     check_layers(feat, weights, biases, switches)
     return backends.explain(_call("decode", feat, coord.shape[1], weights, biases, switches, coord, cell), backend)
+
+
+def _check_place(
+    place: Sequence[int], feat: Tensor, size: tuple[int, int], region: Sequence[int], feat_unfold: bool
+) -> Place:
+    form = "(top, left, map_height, map_width)"
+    values = check_integers("place", place, form)
+    height, width = feat.shape[2:]
+    if len(values) != 4 or min(values[:2]) < 0 or values[0] + height > values[2] or values[1] + width > values[3]:
+        raise ValueError(f"place must be {form} of a map that holds feat, {height}x{width}, got {values}")
+    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold)
+    if region[2] * region[3] and not (
+        values[0] <= top
+        and top + rows <= values[0] + height
+        and values[1] <= left
+        and left + columns <= values[1] + width
+    ):
+        raise ValueError(
+            f"feat must hold the latents that the region reads, {rows}x{columns} at ({top}, {left}), "
+            f"got {height}x{width} at ({values[0]}, {values[1]})"
+        )
+    return values[0], values[1], values[2], values[3]
 
 
 def _call(

@@ -36,6 +36,9 @@ class Switches(NamedTuple):
         return 4 if self.local_ensemble else 1
 
 
+Place = tuple[int, int, int, int]  # top, left in a map of height, width
+
+
 class Call(NamedTuple):
     """What a backend is told about a call before it says whether it can run it."""
 
@@ -50,6 +53,7 @@ class Call(NamedTuple):
     autocast: _torch.dtype | None  # the autocast dtype where autocast applies
     requires_grad: bool  # any gradient is wanted
     coord_requires_grad: bool  # a gradient for coord or cell is wanted
+    place: Place | None = None  # of a render: where feat lies in a larger map
 
 
 class Backend(Protocol):
@@ -80,7 +84,7 @@ class Backend(Protocol):
         biases: Sequence[Tensor],
         switches: Switches,
         recompute: bool | None,
-    ) -> Tensor: ...
+    ) -> Tensor: ...  # with PLACES = True in the module also place: Place | None = None, at the end
 
     def gather_corners(
         self, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches
@@ -133,7 +137,11 @@ def load() -> None:
 def ask(name: str, call: Call) -> tuple[bool, str]:
     """Return the answer of the backend `name` to `call`: (can run, reason)."""
     backend = _backends[name]
-    return (False, backend) if isinstance(backend, str) else backend.can_run(call)
+    if isinstance(backend, str):
+        return False, backend
+    if call.place is not None and not getattr(backend, "PLACES", False):
+        return False, "renders whole feature maps only, not a part of one"
+    return backend.can_run(call)
 
 
 def _say_once(message: str) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import Call, Switches, cost, transformed
+from liif_fast.backends import Call, Place, Switches, cost, transformed
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
+PLACES = True
 KEEP_BYTES = 1 << 27  # hidden activations kept for the backward pass; those beyond are computed again
 
 
@@ -54,6 +55,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.coord_requires_grad:
         return False, "has no gradient for coord and cell"
+    if call.place is not None and call.requires_grad:
+        return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
     if transformed():
@@ -108,13 +111,14 @@ def render(
     biases: Sequence[Tensor],
     switches: Switches,
     recompute: bool | None,
+    place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
     params = _params(weights, biases)
     train = _trains(feat, *params)
     activations = switches.corners * _decode.saved_width(weights)
     keep = _keep(train, recompute, feat.shape[0] * region[2] * region[3], activations, feat.dtype)
-    return _decode.render(feat, size, region, cell, params, switches, train, keep)
+    return _decode.render(feat, size, region, cell, params, switches, train, keep, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast.backends import Call, Switches, autocast_dtype, without_autocast
+from liif_fast.backends import Call, Place, Switches, autocast_dtype, without_autocast
 from liif_fast.coord import centres, plan_corners
 
 NAME = "reference"
+PLACES = True
 RENDER_QUERIES = 1 << 16  # render decodes that many queries at a time, so that its temporaries do not grow with size
 
 
@@ -23,13 +24,18 @@ def can_run(call: Call) -> tuple[bool, str]:
     return True, "the plain formula, unoptimised"
 
 
-def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
+def gather_corners(
+    feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, place: Place | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
-    batch, channels, height, width = feat.shape
+    batch, channels, *held = feat.shape
     latents = feat
     if switches.feat_unfold:  # channel c*9 + ki*3 + kj, zero padded
-        latents = F.unfold(feat, 3, padding=1).view(batch, channels * 9, height, width)
+        latents = F.unfold(feat, 3, padding=1).view(batch, channels * 9, *held)
+    top, left, height, width = place or (0, 0, *held)
     index, rel, weight = plan_corners(coord, height, width, switches.local_ensemble)
+    if place is not None:
+        index = index - torch.tensor([top, left], device=index.device)
     image = torch.arange(batch, device=feat.device).view(-1, 1, 1).expand(index.shape[:-1])
     parts = [latents[image, :, index[..., 0], index[..., 1]], rel]
     if switches.cell_decode:
@@ -59,9 +65,10 @@ def decode(
     biases: Sequence[Tensor],
     switches: Switches,
     recompute: bool | None,
+    place: Place | None = None,
 ) -> Tensor:
     """Return out = sum_t MLP(x_t) * weight_t, [B, Q, out]; LIIF (arXiv 2012.09161), equation 4."""
-    x, weight = gather_corners(feat, coord, cell, switches)
+    x, weight = gather_corners(feat, coord, cell, switches, place)
     prediction = fused_mlp(x, weights, biases, recompute)
     dtype = prediction.dtype
     prediction = prediction.to(torch.promote_types(dtype, torch.float32))
@@ -80,6 +87,7 @@ def render(
     biases: Sequence[Tensor],
     switches: Switches,
     recompute: bool | None,
+    place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], decoding some rows at a time."""
     top, left, height, width = region
@@ -91,5 +99,5 @@ def render(
         coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
         coord = coord.expand(feat.shape[0], -1, -1)
         cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
-        strips.append(decode(feat, coord, cells, weights, biases, switches, recompute))
+        strips.append(decode(feat, coord, cells, weights, biases, switches, recompute, place))
     return torch.cat(strips, 1).transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)

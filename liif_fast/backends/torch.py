@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.backends import Call, Switches, autocast_dtype, cost, without_autocast
+from liif_fast.backends import Call, Place, Switches, autocast_dtype, cost, without_autocast
 from liif_fast.backends.projection import project
 from liif_fast.coord import centres_at, plan_corners
+from liif_fast.ops.decode import latent_window
 
 NAME = "torch"
+PLACES = True
 KEEP_BYTES = 1 << 30  # hidden activations kept for the backward pass; above, they are computed again
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # one hidden activation of one chunk
 PIECE_ROWS = 512  # of the rows that read one latent, on average: so many gradients are added in one chain
@@ -104,7 +106,8 @@ def _chunks(batch: int, queries: int, size: int) -> Iterator[tuple[slice, slice]
 class _Decoder(NamedTuple):
     """One call, without its tensors: how a chunk of queries becomes a chunk of the output."""
 
-    shape: tuple[int, int, int]  # B, H, W
+    shape: tuple[int, int, int]  # B, H, W of feat
+    place: Place | None  # where feat lies in a larger map
     switches: Switches
     factorised: bool  # source is P as rows [B*H*W, h]; else it is feat
     grid: _Grid | None  # queries of a render; else coord is given
@@ -127,6 +130,17 @@ class _Decoder(NamedTuple):
             return coord[images, queries], None if cell is None else cell[images, queries]
         coord = self.grid.coord(queries, device).expand(count, -1, 2)
         return coord, None if cell is None else cell[images].unsqueeze(1).expand(coord.shape)
+
+    def map_shape(self) -> tuple[int, int]:
+        """Return the height and the width of the map that queries are planned on."""
+        return self.shape[1:] if self.place is None else self.place[2:]
+
+    def plan(self, coord: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return index (in feat), rel and weight of every corner."""
+        index, rel, weight = plan_corners(coord, *self.map_shape(), self.switches.local_ensemble)
+        if self.place is not None:
+            index = index - torch.tensor(self.place[:2], device=index.device)
+        return index, rel, weight
 
     def image(self, images: slice, index: Tensor) -> Tensor:
         """Return the image that each (query, corner) of a chunk reads."""
@@ -174,7 +188,7 @@ class _Decoder(NamedTuple):
 
     def tail(self, rows: Tensor, rel: Tensor, weight: Tensor, cell: Tensor | None, params: Sequence[Tensor]) -> Tensor:
         """From gathered rows to the output [b, q, out]."""
-        _, height, width = self.shape
+        height, width = self.map_shape()
         affine, *params = params
         if not self.factorised:
             first, bias, *params = params
@@ -210,7 +224,7 @@ class _Decoder(NamedTuple):
     ) -> Tensor:
         """Return the output [b, q, out] of one chunk."""
         coord, cell = self.pick(coord, cell, images, queries, source.device)
-        index, rel, weight = plan_corners(coord, self.shape[1], self.shape[2], self.switches.local_ensemble)
+        index, rel, weight = self.plan(coord)
         return self.tail(self.take(source, images, index), rel, weight, cell, params)
 
     def run_all(self, source: Tensor, coord: Tensor | None, cell: Tensor | None, params: Sequence[Tensor]) -> Tensor:
@@ -265,7 +279,7 @@ def _accumulate(
     coord, cell = decoder.pick(coord, cell, images, queries, source.device)
     assert coord is not None
     coord = coord.detach().requires_grad_(wanted[1])
-    index, rel, weight = plan_corners(coord, *decoder.shape[1:], decoder.switches.local_ensemble)
+    index, rel, weight = decoder.plan(coord)
     rows = decoder.take(source.detach(), images, index).requires_grad_(wanted[0])
     cell = None if cell is None else cell.detach().requires_grad_(wanted[2])
     out = decoder.tail(rows, rel, weight, cell, params)
@@ -296,6 +310,7 @@ def _decode(
     recompute: bool | None,
     queries: int,
     grid: _Grid | None,
+    place: Place | None = None,
 ) -> Tensor:
     low, traced = autocast_dtype(feat), torch.compiler.is_compiling()
     dtype = low or feat.dtype
@@ -307,6 +322,7 @@ def _decode(
     widest = max(weight.shape[0] for weight in weights) * dtype.itemsize
     decoder = _Decoder(
         shape=(batch, height, width),
+        place=place,
         switches=switches,
         factorised=factorised,
         grid=grid,
@@ -371,12 +387,27 @@ def render(
     biases: Sequence[Tensor],
     switches: Switches,
     recompute: bool | None,
+    place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; coordinates are made chunk by chunk."""
     top, left, height, width = region
     grid = _Grid(size, top, left, width)
-    out = _decode(feat, None, cell, weights, biases, switches, recompute, height * width, grid)
+    if not torch.compiler.is_compiling():  # a traced call serves every region
+        feat, place = _under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
+    out = _decode(feat, None, cell, weights, biases, switches, recompute, height * width, grid, place)
     return out.transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)
+
+
+def _under(
+    feat: Tensor, size: tuple[int, int], region: tuple[int, int, int, int], switches: Switches, place: Place
+) -> tuple[Tensor, Place | None]:
+    """Return the part of feat that a region reads, so that no more is projected, and its place."""
+    at, shape = place[:2], place[2:]
+    window, reach = latent_window(size, region, shape), int(switches.feat_unfold)
+    first = [max(window[axis] - reach, at[axis]) for axis in (0, 1)]
+    last = [min(window[axis] + window[axis + 2] + reach, at[axis] + feat.shape[axis + 2]) for axis in (0, 1)]
+    feat = feat[:, :, first[0] - at[0] : last[0] - at[0], first[1] - at[1] : last[1] - at[1]]
+    return feat, None if tuple(feat.shape[2:]) == shape else (first[0], first[1], *shape)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:

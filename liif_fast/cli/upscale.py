@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from liif_fast.imageio import WHY_NOT_SMALLER, ImageFileError, check_input, check_output, open_image, write_image
+from liif_fast.imageio import WHY_NOT_SMALLER, ImageFileError, check_input, check_output, read_image
 
 _ABOUT = "Upscale one image file to any larger size."
 _EPILOG = """\
@@ -36,22 +36,27 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output)
     if os.path.exists(args.output) and os.path.samefile(args.input, args.output):
         raise ImageFileError(f"{args.output}: is the input itself; choose another name")
-    image = open_image(args.input)
+    picture = read_image(args.input)
 
     from liif_fast import upscaling
 
-    check_output(args.output, image.mode, upscaling.output_size(image.size, args.scale, args.size))
-    model = upscaling.resolve_model(args.model, args.device)
     try:
         with _Bar() as bar:
-            result = upscaling.upscale(
-                image, model, scale=args.scale, size=args.size, backend=args.backend, progress=bar.update
+            upscaling.upscale_file(
+                args.input,
+                args.output,
+                args.model,
+                scale=args.scale,
+                size=args.size,
+                device=args.device,
+                backend=args.backend,
+                progress=bar.update,
+                picture=picture,
             )
     except RuntimeError as error:  # PyTorch's way to say out of memory, among others
         if args.traceback:
             raise
         raise ValueError(str(error)) from error
-    write_image(result, args.output)
     return 0
 
 

@@ -82,13 +82,17 @@ class LIIF(FeatureModel):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        place: Sequence[int] | None = None,
     ) -> Tensor:
+        """As `FeatureModel.render_rgb`; `place`, where the decoder runs fused, as for `functional.liif_render`."""
         feat = self._encoded()
         chain = fusable(self.imnet)
         if chain is not None:
             pred = functional.liif_render(
-                feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
+                feat, size, *chain, region=region, cell=cell, backend=self.backend, place=place, **self._switches()
             )
+        elif place is not None:
+            raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
         else:
             pred = self._by_query(lambda coord, cell: self._query(feat, coord, cell), size, region, cell)
         if self.residual is None:

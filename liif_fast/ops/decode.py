@@ -243,7 +243,7 @@ class _Render(torch.autograd.Function):
         *params: Tensor,
     ) -> Tensor:
         weights, biases = list(params[0::2]), list(params[1::2])
-        out, saved, p, ctx.window = _rendered(feat, cell, size, region, switches, keep, weights, biases)
+        out, saved, p, ctx.window = _rendered(feat, cell, size, region, switches, keep, weights, biases, None)
         ctx.switches, ctx.size, ctx.region = switches, size, region
         ctx.save_for_backward(cell, p, feat, saved, *params)
         return out
@@ -285,10 +285,12 @@ def _rendered(
     keep: int,
     weights: list[Tensor],
     biases: list[Tensor],
+    place: Window | None,
 ) -> tuple[Tensor, Tensor, Tensor, Window]:
-    shape = (feat.shape[2], feat.shape[3])
-    window = latent_window(size, region, shape)
-    p = project(feat, weights[0], biases[0], switches.feat_unfold, *window)
+    top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
+    window = latent_window(size, region, (shape[0], shape[1]))
+    held = (window[0] - top, window[1] - left, *window[2:])
+    p = project(feat, weights[0], biases[0], switches.feat_unfold, *held)
     out, saved = _render(p, cell, weights, biases, switches.local_ensemble, *shape, *window[:2], *size, *region, keep)
     return out, saved, p, window
 
@@ -324,8 +326,9 @@ def render(
     switches: Any,
     train: bool,
     keep: int,
+    place: Window | None = None,
 ) -> Tensor:
-    """Decode the window `region` of the grid `size`, [B, out, h, w]."""
+    """Decode the window `region` of the grid `size`, [B, out, h, w]; `place` (not in training) says where feat lies."""
     if train:
         return _Render.apply(feat, cell, size, region, switches, keep, *params)
-    return _rendered(feat, cell, size, region, switches, 0, list(params[0::2]), list(params[1::2]))[0]
+    return _rendered(feat, cell, size, region, switches, 0, list(params[0::2]), list(params[1::2]), place)[0]

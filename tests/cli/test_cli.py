@@ -18,6 +18,7 @@ import liif_fast
 from liif_fast import upscaling
 from liif_fast.cli import main
 from liif_fast.models import make
+from liif_fast.upscaling import features, strips
 
 ROOT = Path(liif_fast.__file__).parents[1]
 
@@ -232,17 +233,17 @@ def test_interruption_leaves_nothing(
     failure: BaseException | type[BaseException],
 ) -> None:
     left = strip
-    whole = upscaling._Layer.render
+    whole = features.Features.render
 
-    def render(self: upscaling._Layer, *args: object) -> torch.Tensor:
+    def render(self: features.Features, *args: object) -> torch.Tensor:
         nonlocal left
         left -= 1
         if left < 0:
             raise failure
         return whole(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(upscaling, "_STRIP_QUERIES", 30)
-    monkeypatch.setattr(upscaling._Layer, "render", render)
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 30)
+    monkeypatch.setattr(features.Features, "render", render)
     (tmp_path / "out.png").write_bytes(b"the old file")
     before = contents(tmp_path)
     code, err = run(capsys, photo, tmp_path / "out.png", "--scale", 2, "--model", model)
@@ -256,11 +257,11 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     """A real process, stopped between the first and the last byte of the output."""
     script = (
         "import sys, time\n"
-        "from PIL import Image\n"
         "from liif_fast.cli import main\n"
-        "def save(self, file, **options):\n"
+        "from liif_fast.imageio import png\n"
+        "def write(file, *args):\n"
         "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
-        "Image.Image.save = save\n"
+        "png.write_png = write\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     target = tmp_path / "out.png"

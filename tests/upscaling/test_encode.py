@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from liif_fast.encode import encode
 from liif_fast.models import make, rdn
+from liif_fast.upscaling import encode as encoding
+
+
+def encode(encoder: nn.Module, inp: Tensor, tile: int, window: tuple[int, int, int, int] | None = None) -> Tensor:
+    """The features of a window (first and last row, first and last column) of an image, of all of it for None."""
+    height, width = inp.shape[2:]
+    y0, y1, x0, x1 = window or (0, height, 0, width)
+    return encoding.encode(
+        encoder, lambda rows, cols: inp[:, :, slice(*rows), slice(*cols)], (height, width), (y0, y1), (x0, x1), tile
+    )
+
 
 ENCODERS = [
     ("edsr-baseline", {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}),
@@ -22,15 +32,29 @@ def test_tiles_equal_the_whole(name: str, args: dict, shape: tuple[int, int], mo
     torch.manual_seed(0)
     encoder = make({"name": name, "args": args}).double()
     inp = torch.randn(2, 3, *shape, dtype=torch.float64)
-    seen: list[tuple[int, int]] = []
+    calls = []
+    encoder.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
     with torch.no_grad():
         whole = encoder(inp)
-        tiled = encode(encoder, inp, lambda done, total: seen.append((done, total)), tile=16)
+        calls.clear()
+        tiled = encode(encoder, inp, tile=16)
     # float64, so that what is left is the order of sums; a radius too small by one shows as 1e-6 and more
     torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-12)
-    total = seen[0][1]
-    assert seen == [(done, total) for done in range(total + 1)]
-    assert (total > 1) == (encoder.receptive_radius is not None and max(shape) > 16)
+    assert (len(calls) > 1) == (encoder.receptive_radius is not None and max(shape) > 16)
+
+
+@pytest.mark.parametrize(("name", "args"), ENCODERS)
+def test_a_window_equals_that_of_the_whole(name: str, args: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rdn.CONFIGS, "B", (2, 2, 4))
+    torch.manual_seed(0)
+    encoder = make({"name": name, "args": args}).double()
+    inp = torch.randn(1, 3, 40, 50, dtype=torch.float64)
+    with torch.no_grad():
+        whole = encoder(inp)
+        s = whole.shape[2] // 40
+        for y0, y1, x0, x1 in ((0, 7, 3, 50), (11, 38, 20, 21), (39, 40, 0, 50)):
+            part = encode(encoder, inp, 16, (y0, y1, x0, x1))
+            torch.testing.assert_close(part, whole[:, :, s * y0 : s * y1, s * x0 : s * x1], rtol=1e-12, atol=1e-12)
 
 
 def test_the_overlap_is_needed_and_bounded() -> None:

@@ -3,15 +3,30 @@
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from liif_fast import imageio
 from liif_fast.files import atomic_file
-from liif_fast.imageio import ImageFileError, check_output, normalise, open_image, write_image
+from liif_fast.imageio import (
+    ImageFileError,
+    check_output,
+    mode_of,
+    normalise,
+    open_image,
+    read_image,
+    write_image,
+    write_strips,
+    writing,
+)
+from liif_fast.imageio import png as png_writer
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
@@ -128,6 +143,12 @@ def test_what_is_lost_on_reading_is_said(caplog: pytest.LogCaptureFixture, tmp_p
     (tmp_path / "deep.png").write_bytes(png(3, 2, b"\0" + bytes(18) + b"\0" + bytes(18), depth=16, colour=2))
     assert open_image(tmp_path / "deep.png").mode == "RGB"
     assert "16 bits" in caplog.text
+    caplog.clear()
+    assert read_image(tmp_path / "deep.png").depth == 16
+    assert caplog.text == ""
+    (tmp_path / "a.ppm").write_bytes(b"P6 1 1 65535 " + bytes(6))
+    assert read_image(tmp_path / "a.ppm").depth == 8
+    assert "16 bits" in caplog.text
 
 
 def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
@@ -211,27 +232,111 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_output(tmp_path / "a.png")
 
 
+def gradient(mode: str, height: int = 37, width: int = 53) -> NDArray:
+    """A smooth picture with some noise, [H, W, C]."""
+    deep = mode.endswith(";16")
+    channels = {"L": 1, "I;16": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode if mode == "I;16" else mode.removesuffix(";16")]
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([0.5 + 0.4 * np.sin(0.1 * x + 0.2 * y + c) for c in range(channels)], -1)
+    waves += np.random.default_rng(0).uniform(-0.05, 0.05, waves.shape)
+    return (waves * 65535).astype(np.uint16) if deep else (waves * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 37])
 @pytest.mark.parametrize("extension", [key[1:] for key in imageio.FORMATS])
-def test_every_format_is_written(tmp_path: Path, extension: str) -> None:
+def test_every_format_is_written(tmp_path: Path, extension: str, rows: int) -> None:
+    """In strips of any height, bit for bit where the format is lossless."""
     path = tmp_path / f"a.{extension}"
     for mode in check_output(path).modes:
-        image = picture(mode)
-        write_image(image, path)
-        result = open_image(path)
-        assert result.size == image.size
-        if extension not in ("jpg", "jpeg", "webp"):
-            assert np.array_equal(np.asarray(result), np.asarray(image))
+        pixels = gradient(mode)
+        depth = 16 if mode.endswith(";16") else 8
+        assert mode_of(pixels.shape[2], depth) == mode
+        strips = (pixels[top : top + rows] for top in range(0, len(pixels), rows))
+        write_strips(path, strips, pixels.shape, depth, {})
+        if (extension, mode) in (("ppm", "RGB;16"), ("pgm", "RGB;16")):
+            with Image.open(path) as result:  # Pillow keeps 8 bits of these
+                assert np.abs(np.asarray(result) - pixels / 257).max() <= 1
+            continue
+        result = read_image(path)
+        if extension in ("jpg", "jpeg", "webp"):
+            assert result.size == (53, 37)
+        else:
+            assert result.depth == depth
+            assert np.array_equal(result.pixels, pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA;16"])
+def test_png_rows_are_filtered(tmp_path: Path, mode: str) -> None:
+    """Pillow filters rows as well; what comes out must not be larger than its file by much."""
+    pixels = gradient(mode, 200, 200)
+    write_strips(tmp_path / "a.png", [pixels[:77], pixels[77:]], pixels.shape, 16 if ";16" in mode else 8, {})
+    size = (tmp_path / "a.png").stat().st_size
+    raw = zlib.compress(pixels.tobytes(), 9)
+    assert size < 0.95 * len(raw)
+    if mode == "RGB":
+        Image.fromarray(pixels).save(tmp_path / "b.png")
+        assert size < 1.1 * (tmp_path / "b.png").stat().st_size
+
+
+def test_a_large_tiff_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = gradient("RGB;16")
+    path = tmp_path / "a.tif"
+    write_strips(path, [pixels], pixels.shape, 16, {})
+    assert path.read_bytes()[:4] == b"II*\0"
+    monkeypatch.setattr(writing, "_CLASSIC_TIFF", 1000)
+    write_strips(path, [pixels], pixels.shape, 16, {})
+    assert path.read_bytes()[:4] == b"II+\0"
+    assert np.array_equal(read_image(path).pixels, pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_16_bit_tiff_of_every_kind(tmp_path: Path, planar: str, order: str, compression: str | None) -> None:
+    path = tmp_path / "a.tif"
+    pixels = gradient("RGB;16")
+    stored = np.moveaxis(pixels, -1, 0) if planar == "separate" else pixels
+    extra = [(274, 3, 1, 6, True), (34675, 7, 3, b"icc", True)]
+    tifffile.imwrite(
+        path, stored, photometric="rgb", planarconfig=planar, byteorder=order, compression=compression, extratags=extra,
+        metadata=None,
+    )  # fmt: skip
+    result = read_image(path)
+    assert result.depth == 16
+    assert np.array_equal(result.pixels, np.rot90(pixels, -1))
+    assert result.info["icc_profile"] == b"icc"
+
+
+@pytest.mark.parametrize("mode", ["RGB;16", "RGBA;16", "LA;16"])
+def test_16_bit_png_is_turned_and_keeps_its_profile(tmp_path: Path, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = gradient(mode)
+    write_strips(tmp_path / "a.png", [pixels], pixels.shape, 16, {"icc_profile": b"icc", "exif": exif.tobytes()})
+    result = read_image(tmp_path / "a.png")
+    assert np.array_equal(result.pixels, np.rot90(pixels, -1))
+    assert result.info["icc_profile"] == b"icc"
+
+
+def test_an_iterator_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    def strips() -> Iterator[NDArray]:
+        yield np.zeros((2, 4, 3), np.uint8)
+        raise ValueError("the model has a cold")
+
+    for name in ("a.png", "a.tif", "a.jpg", "a.ppm"):
+        with pytest.raises(ValueError, match=r"^the model has a cold$"):
+            write_strips(tmp_path / name, strips(), (4, 4, 3), 8, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, OSError, MemoryError])
 def test_a_failure_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
-    def save(self: Image.Image, file: object, **options: object) -> None:
-        file.write(b"half of it")  # type: ignore[attr-defined]
+    def compress(data: bytes) -> bytes:
         raise failure("No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(png_writer.zlib, "compressobj", lambda level: SimpleNamespace(compress=compress))
     old = tmp_path / "old.png"
     old.write_bytes(b"old")
     for path in (old, tmp_path / "new.png"):

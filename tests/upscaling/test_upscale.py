@@ -1,6 +1,7 @@
 """liif_fast.upscale on every kind of image, against the model's own render of the whole image in floating point."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 import liif_fast
 from liif_fast import upscaling
 from liif_fast.models import make
-from liif_fast.upscaling import output_size, pick_device, upscale
+from liif_fast.upscaling import features, output_size, pick_device, strips
 
 SCALE = 2.3
+upscale = functools.partial(upscaling.upscale, tile=8)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,10 @@ def model() -> nn.Module:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 8 pixels and strips of a few rows, so that small images have many."""
-    whole = upscaling.encode
-    monkeypatch.setattr(upscaling, "encode", lambda encoder, inp, report: whole(encoder, inp, report, tile=8))
-    monkeypatch.setattr(upscaling, "_STRIP_QUERIES", 100)
+    monkeypatch.setattr(features, "MIN_TILE", 8)
+    monkeypatch.setattr(strips, "MIN_TILE", 8)
+    monkeypatch.setattr(features, "FEATURE_BYTES", 19 * 4 * 4 * 8)
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 100)
 
 
 def photo(height: int = 13, width: int = 19, channels: int = 3) -> NDArray[np.uint8]:
@@ -186,7 +189,7 @@ def test_the_pieces_do_not_show(model: nn.Module, monkeypatch: pytest.MonkeyPatc
     pixels = photo(21, 17)
     results = []
     for queries in (1, 57, 10**6):
-        monkeypatch.setattr(upscaling, "_STRIP_QUERIES", queries)
+        monkeypatch.setattr(strips, "STRIP_QUERIES", queries)
         results.append(upscale(pixels, model, scale=3))
     assert all(np.array_equal(result, results[0]) for result in results)
 
@@ -245,7 +248,7 @@ def test_other_models() -> None:
 def test_progress(model: nn.Module) -> None:
     seen: list[tuple[str, int, int]] = []
     upscale(photo(), model, scale=2, progress=lambda *step: seen.append(step))
-    assert [step for step in seen if step[0] == "encode"] == [("encode", done, 6) for done in range(7)]
+    assert [step[1:] for step in seen if step[0] == "encode"] == [(19 * rows, 19 * 13) for rows in (0, 8, 13)]
     rows = [step for step in seen if step[0] == "render"]
     assert rows[0] == ("render", 0, 26)
     assert rows[-1] == ("render", 26, 26)

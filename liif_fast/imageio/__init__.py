@@ -1,0 +1,27 @@
+"""Image files, read and written safely: what is kept is kept, what is lost is said, one error, one atomic write.
+
+Nothing here imports torch, so that a bad path is reported before anything heavy is loaded.
+"""
+
+from liif_fast.imageio.errors import WHY_NOT_SMALLER, ImageFileError
+from liif_fast.imageio.formats import FORMATS, Format, check_output, mode_of
+from liif_fast.imageio.reading import READABLE, SUPPORTED_MODES, Picture, check_input, normalise, open_image, read_image
+from liif_fast.imageio.writing import write_image, write_strips
+
+__all__ = [
+    "FORMATS",
+    "READABLE",
+    "SUPPORTED_MODES",
+    "WHY_NOT_SMALLER",
+    "Format",
+    "ImageFileError",
+    "Picture",
+    "check_input",
+    "check_output",
+    "mode_of",
+    "normalise",
+    "open_image",
+    "read_image",
+    "write_image",
+    "write_strips",
+]

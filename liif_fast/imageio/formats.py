@@ -1,0 +1,102 @@
+"""The formats that are written, and what each can hold."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from liif_fast.imageio.errors import ImageFileError
+
+
+class Format(NamedTuple):
+    """What one output format can hold, and how it is saved.
+
+    Args:
+        name: Pillow's name of the format.
+        max_side: largest width or height, pixels.
+        modes: Pillow's modes that it stores without loss of channels or depth, and `LA;16`, `RGB;16`, `RGBA;16`, which
+            Pillow does not have.
+        options: arguments of `Image.save`.
+        metadata: which entries of `Image.info` are kept.
+        streams: written strip by strip; else the whole image is collected in memory first.
+    """
+
+    name: str
+    max_side: int
+    modes: tuple[str, ...]
+    options: dict[str, Any]
+    metadata: tuple[str, ...]
+    streams: bool
+
+
+_EVERY = ("L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16")
+PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif"), True)
+# 4:4:4 because the colour detail is just what was computed; subsampling would throw it away.
+JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif"), False)
+WEBP = Format("WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False)
+TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile",), True)
+BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, (), False)  # alpha could be written, but hardly anything reads it
+PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True)
+
+FORMATS = {
+    ".png": PNG,
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+    ".webp": WEBP,
+    ".tif": TIFF,
+    ".tiff": TIFF,
+    ".bmp": BMP,
+    ".pgm": PPM,
+    ".ppm": PPM,
+}
+
+
+def mode_of(channels: int, depth: int) -> str:
+    """The mode, as in `Format.modes`, of an image of 1 to 4 channels of 8 or 16 bits."""
+    if depth == 8:
+        return ("L", "LA", "RGB", "RGBA")[channels - 1]
+    return ("I;16", "LA;16", "RGB;16", "RGBA;16")[channels - 1]
+
+
+def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:
+    """Check before any work that an image can be written to `path`.
+
+    Args:
+        path: where the image is to go; the extension names the format.
+        mode: of the image, as in `Format.modes`, if already known.
+        size: (width, height) of the image in pixels, if already known.
+
+    Returns:
+        The format.
+
+    Raises:
+        ImageFileError: unknown extension, no such folder, no permission, or the format cannot hold the image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
+    known = ", ".join(FORMATS)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ImageFileError(f"{path}: unknown output format {path.suffix!r}, expected one of {known}")
+    if path.exists() and not path.is_file():
+        raise ImageFileError(f"{path}: is not a regular file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ImageFileError(f"{path}: no permission to overwrite it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ImageFileError(f"{path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ImageFileError(f"{path}: no permission to write into {folder}")
+    if mode is not None and mode not in kind.modes:
+        raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
+    if size is not None and max(size) > kind.max_side:
+        raise ImageFileError(
+            f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"
+        )
+    return kind
+
+
+def _describe(mode: str) -> str:
+    parts = ["16 bits a channel"] if mode.endswith(";16") else []
+    parts += ["an alpha channel"] if mode.startswith(("LA", "RGBA")) else []
+    return " and ".join(parts) or f"mode {mode}"

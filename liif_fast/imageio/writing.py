@@ -1,0 +1,184 @@
+"""Writing image files, strip by strip where the format allows it, atomically always."""
+
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from PIL import Image
+
+from liif_fast.files import atomic_file
+from liif_fast.imageio.errors import ImageFileError, reason
+from liif_fast.imageio.formats import JPEG, PNG, PPM, TIFF, Format, check_output, mode_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("liif_fast.imageio")
+
+_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
+_MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
+_TIFF_STRIP = 1 << 18  # bytes of a strip before compression, about
+_CLASSIC_TIFF = 2**32 - 2**24  # beyond that many bytes it must be a BigTIFF
+
+
+def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write an image atomically: `path` is either the complete new file or what it was before.
+
+    Args:
+        image: in one of `SUPPORTED_MODES`; the ICC profile and EXIF data in its `info` are kept where the format stores
+            them, else there is a logged notice.
+        path: where to write; the extension names the format. An existing file is replaced.
+
+    Raises:
+        ImageFileError: see `check_output`; or the disk is full or not writable.
+    """
+    import numpy as np
+
+    check_output(path, image.mode, image.size)
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    write_strips(path, [pixels], pixels.shape, 16 if image.mode == "I;16" else 8, image.info)
+
+
+def write_strips(
+    path: str | os.PathLike[str],
+    strips: "Iterable[NDArray]",
+    shape: tuple[int, ...],
+    depth: int,
+    info: Mapping[Any, Any],
+) -> None:
+    """Write an image whose rows come in strips, atomically; PNG, TIFF, PPM and PGM never hold more than a strip.
+
+    Args:
+        path: where to write; the extension names the format. A TIFF that could pass 4 GiB becomes a BigTIFF.
+        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, any number of rows each. What
+            the iterator raises passes through, and `path` stays what it was.
+        shape: (height, width, channels) of the image.
+        depth: 8 or 16.
+        info: as of a PIL image; `icc_profile` and `exif` are kept as for `write_image`.
+
+    Raises:
+        ImageFileError: see `check_output`; or the disk is full or not writable.
+    """
+    height, width, channels = shape
+    kind = check_output(path, mode_of(channels, depth), (width, height))
+    metadata = _kept(path, kind, info)
+    source = _Source(strips)
+    try:
+        with atomic_file(path) as file:
+            if kind is PNG:
+                from liif_fast.imageio.png import write_png
+
+                write_png(file, source, (height, width, channels), depth, metadata)
+            elif kind is TIFF:
+                _write_tiff(file, source, (height, width, channels), depth, metadata)
+            elif kind is PPM:
+                _write_ppm(file, source, (height, width, channels), depth)
+            else:
+                image = _collect(source, (height, width, channels))
+                image.save(file, format=kind.name, **kind.options, **metadata)
+    except (OSError, ValueError, MemoryError) as error:
+        if source.failed:  # not of the file
+            raise
+        raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+class _Source:
+    """The strips, remembering whether an error came out of them and not out of the writing."""
+
+    def __init__(self, strips: "Iterable[NDArray]") -> None:
+        self.strips = strips
+        self.failed = False
+
+    def __iter__(self) -> "Iterator[NDArray]":
+        try:
+            yield from self.strips
+        except GeneratorExit:  # the writer has failed
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+
+
+def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any]) -> dict[str, Any]:
+    """The metadata that goes into the file; a notice for each that does not."""
+    metadata = {key: info[key] for key in kind.metadata if info.get(key)}
+    for key, what in _METADATA.items():
+        if info.get(key) and key not in kind.metadata:
+            logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
+    if kind is JPEG and len(metadata.get("exif", b"")) > _MAX_JPEG_EXIF:
+        logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
+        del metadata["exif"]
+    return metadata
+
+
+def _write_tiff(
+    file: IO[bytes], strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, metadata: dict[str, Any]
+) -> None:
+    """Deflate with horizontal differences, which every reader of TIFF 6 with Adobe's additions knows."""
+    import numpy as np
+    import tifffile
+
+    height, width, channels = shape
+    row = width * channels * depth // 8
+    rows_per_strip = max(1, min(height, _TIFF_STRIP // row))
+
+    def packed() -> Iterator[bytes]:
+        for rows in _regroup(strips, rows_per_strip):
+            differences = rows.astype(f"<u{depth // 8}")
+            differences[:, 1:] -= rows[:, :-1]
+            yield zlib.compress(differences.tobytes())
+
+    with tifffile.TiffWriter(file, bigtiff=row * height > _CLASSIC_TIFF, byteorder="<") as tiff:
+        tiff.write(
+            packed(),
+            shape=shape if channels > 1 else shape[:2],
+            dtype=np.dtype(f"uint{depth}"),
+            photometric="rgb" if channels > 2 else "minisblack",
+            planarconfig="contig" if channels > 1 else None,
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
+            rowsperstrip=rows_per_strip,
+            compression="zlib",
+            predictor=2,
+            iccprofile=metadata.get("icc_profile"),
+            metadata=None,
+            software=False,
+        )
+
+
+def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":
+    """The same rows, `count` at a time; fewer at the end."""
+    import numpy as np
+
+    held: list[NDArray] = []
+    rows = 0
+    for strip in strips:
+        while len(strip):
+            part, strip = strip[: count - rows], strip[count - rows :]
+            held.append(part)
+            rows += len(part)
+            if rows == count:
+                yield np.concatenate(held)
+                held, rows = [], 0
+    if rows:
+        yield np.concatenate(held)
+
+
+def _write_ppm(file: IO[bytes], strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int) -> None:
+    height, width, channels = shape
+    file.write(b"P%d\n%d %d\n%d\n" % (5 if channels == 1 else 6, width, height, 2**depth - 1))
+    for strip in strips:
+        file.write(strip.astype(f">u{depth // 8}").tobytes())
+
+
+def _collect(strips: "Iterable[NDArray]", shape: tuple[int, int, int]) -> Image.Image:
+    """The whole image of 8 bits a channel, in Pillow's memory and nowhere else."""
+    height, width, channels = shape
+    image = Image.new(mode_of(channels, 8), (width, height))
+    top = 0
+    for strip in strips:
+        image.paste(Image.fromarray(strip[..., 0] if channels == 1 else strip), (0, top))
+        top += len(strip)
+    return image

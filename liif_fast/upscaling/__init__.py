@@ -1,0 +1,28 @@
+"""The main job: an image in, the same image at any larger size out, strip by strip.
+
+`plan` sizes and regions, `devices` where and with which model, `alpha` transparency, `encode` features of a part of an
+image, `features` the rows of features that are held while strips are rendered, `strips` the output.
+"""
+
+from liif_fast.upscaling.api import Strips, upscale, upscale_file, upscale_strips
+from liif_fast.upscaling.devices import default_model_path, pick_device, resolve_model
+from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, check_scale, output_size
+from liif_fast.upscaling.strips import Options, Progress
+
+__all__ = [
+    "MAX_FILE_PIXELS",
+    "MAX_PIXELS",
+    "Options",
+    "Progress",
+    "Region",
+    "Strips",
+    "check_region",
+    "check_scale",
+    "default_model_path",
+    "output_size",
+    "pick_device",
+    "resolve_model",
+    "upscale",
+    "upscale_file",
+    "upscale_strips",
+]

@@ -1,0 +1,222 @@
+"""`upscale` an image, a file, or strip by strip."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from liif_fast.imageio import check_output, mode_of, normalise, read_image, write_strips
+from liif_fast.imageio.reading import Picture
+from liif_fast.models.base import FeatureModel
+from liif_fast.upscaling.devices import resolve_model
+from liif_fast.upscaling.encode import TILE
+from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
+from liif_fast.upscaling.strips import Options, Progress, check_options, render_strips
+
+if TYPE_CHECKING:
+    import torch
+
+ImageLike = TypeVar("ImageLike", Image.Image, NDArray)
+Restore = Callable[[NDArray], Image.Image | NDArray]
+Model = FeatureModel | str | os.PathLike[str] | None
+
+
+def upscale(
+    image: ImageLike,
+    model: Model = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int | None, int | None] | None = None,
+    region: Region | None = None,
+    device: "str | torch.device" = "auto",
+    backend: str | None = None,
+    precision: str = "float32",
+    tile: int = TILE,
+    progress: Progress | None = None,
+) -> ImageLike:
+    """Upscale an image to any size with a LIIF model (LIIF, section 3).
+
+    Colour, gray and alpha come out as they came in: mode, dtype, ICC profile. Gray goes through the model as three
+    equal channels and their mean comes back. Alpha goes through it alone, like a gray image, and is kept within the
+    range of the 3x3 input pixels around; the colour under fully transparent pixels is first replaced by that of the
+    visible pixels next to it. So no hidden colour bleeds into the edges, and what was opaque stays opaque.
+
+    Args:
+        image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,
+            uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation; a palette
+            image becomes RGB or RGBA, a 1-bit image L.
+        model: a model (it is used as it is), the path of a checkpoint, or None for the model that ships with the
+            package.
+        scale: output size over input size, at least 1; each side is `round(side * scale)`.
+        size: instead of scale, (width, height) in pixels, neither below the input's; one of them may be None, and
+            then keeps the aspect.
+        region: (top, left, height, width) in pixels of the output: only this window of it is made, with the values that
+            it has in the whole.
+        device: "auto" (where a given model is; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        backend: which backend decodes; None leaves the choice to the model ("auto" unless set otherwise).
+        precision: "float32", or "bf16" or "fp16" for the encoder and, on a GPU, the decoder; where the result is not
+            finite, float32 is used from there on, with a notice.
+        tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
+        progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).
+
+    Returns:
+        An image of the same kind; values are clamped to the range of the dtype and rounded to nearest.
+
+    Raises:
+        ValueError: a wrong shape, scale, size, region or device, or values outside [0, 1].
+        TypeError: a dtype or an object that is no image.
+        RuntimeError: the backend cannot run this model, or its output is not finite.
+    """
+    pixels, restore = _unpack(image)
+    rendered = _plan(
+        pixels, model, scale, size, region, device, Options(backend, precision, tile, progress), MAX_PIXELS
+    )
+    out = np.empty(rendered.shape, rendered.dtype)
+    top = 0
+    for rows in rendered:
+        out[top : top + len(rows)] = rows
+        top += len(rows)
+    return cast(ImageLike, restore(out))
+
+
+class Strips:
+    """An upscaled image that is made while it is read: iterate over it once, for its rows from top to bottom.
+
+    Attributes:
+        shape: (height, width, channels) of the whole.
+        dtype: of the strips, arrays [rows, width, channels].
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, made: Iterator[NDArray]) -> None:
+        self.shape, self.dtype, self._made = shape, dtype, made
+
+    def __iter__(self) -> Iterator[NDArray]:
+        return self._made
+
+
+def upscale_strips(
+    image: Image.Image | NDArray,
+    model: Model = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int | None, int | None] | None = None,
+    region: Region | None = None,
+    device: "str | torch.device" = "auto",
+    backend: str | None = None,
+    precision: str = "float32",
+    tile: int = TILE,
+    progress: Progress | None = None,
+) -> Strips:
+    """Upscale an image, strip by strip, so that the whole output never is in memory.
+
+    Args:
+        image, model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`. Of a PIL image
+            only the pixels come back, as an array.
+
+    Returns:
+        `Strips`, with the output's shape and dtype; nothing is computed before it is iterated over.
+
+    Raises:
+        ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
+    """
+    options = Options(backend, precision, tile, progress)
+    return _plan(_unpack(image)[0], model, scale, size, region, device, options, MAX_FILE_PIXELS)
+
+
+def upscale_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model: Model = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int | None, int | None] | None = None,
+    region: Region | None = None,
+    device: "str | torch.device" = "auto",
+    backend: str | None = None,
+    precision: str = "float32",
+    tile: int = TILE,
+    progress: Progress | None = None,
+    picture: Picture | None = None,
+) -> None:
+    """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
+
+    Args:
+        source: the image file; see `read_image`.
+        target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
+            made; for the other formats the output is first collected in memory.
+        model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`.
+        picture: what `read_image(source)` gave, if it has been read already.
+
+    Raises:
+        ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
+        ValueError, TypeError, RuntimeError: as `upscale`.
+    """
+    kind = check_output(target)
+    pixels, info, _ = picture or read_image(source)
+    limit = MAX_FILE_PIXELS if kind.streams else MAX_PIXELS
+    options = Options(backend, precision, tile, progress)
+    whole = output_size((pixels.shape[1], pixels.shape[0]), scale, size, limit)
+    _, _, height, width = check_region(region, whole)
+    depth = 8 * pixels.dtype.itemsize
+    check_output(target, mode_of(pixels.shape[2], depth), (width, height))
+    rendered = _plan(pixels, model, scale, size, region, device, options, limit)
+    write_strips(target, rendered, rendered.shape, depth, info)
+
+
+def _plan(
+    pixels: NDArray,
+    model: Model,
+    scale: float | None,
+    size: tuple[int | None, int | None] | None,
+    region: Region | None,
+    device: "str | torch.device",
+    options: Options,
+    limit: int,
+) -> Strips:
+    check_options(options)
+    width, height = output_size((pixels.shape[1], pixels.shape[0]), scale, size, limit)
+    region = check_region(region, (width, height))
+    net = resolve_model(model, device)
+    made = render_strips(pixels, net, (height, width), region, options)
+    return Strips((region[2], region[3], pixels.shape[2]), pixels.dtype, made)
+
+
+def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
+    """Pixels `[H, W, C]`, and what makes the same kind of image of such an array."""
+    if isinstance(image, Image.Image):
+        upright = normalise(image)
+        pixels = np.asarray(upright)
+        kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "dpi")}
+        restore: Restore = partial(_to_pil, info=kept)
+    elif isinstance(image, np.ndarray):
+        pixels = image
+        if image.dtype.kind != "f" and not (image.dtype.kind == "u" and image.dtype.itemsize <= 2):
+            raise TypeError(f"image must be uint8, uint16 or floating point, got {image.dtype}")
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)):
+            raise ValueError(f"image must have shape [H, W] or [H, W, C] with C = 1 to 4, got {list(image.shape)}")
+        if image.dtype.kind == "f" and image.size and not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"a floating point image must be in [0, 1], got {image.min():g} to {image.max():g}")
+        restore = _squeeze if image.ndim == 2 else _same
+    else:
+        raise TypeError(f"image must be a PIL image or a numpy array, got {type(image).__name__}")
+    if not pixels.size:
+        raise ValueError(f"image must not be empty, got {pixels.shape[1]}x{pixels.shape[0]} pixels")
+    return pixels.reshape(*pixels.shape[:2], -1), restore
+
+
+def _same(pixels: NDArray) -> NDArray:
+    return pixels
+
+
+def _squeeze(pixels: NDArray) -> NDArray:
+    return pixels[..., 0]
+
+
+def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.info.update(info)
+    return image

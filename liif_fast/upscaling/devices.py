@@ -1,0 +1,78 @@
+"""Where the work is done and with which model, and what happens when memory runs out."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.checkpoint import load_model
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device of that name, or for "auto" a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device, here or at all.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(name)!r} is not available: PyTorch {torch.__version__} finds no CUDA GPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available: PyTorch finds no Metal GPU")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(name)!r}")
+    return device
+
+
+def default_model_path() -> Path:
+    """The checkpoint that ships with the package."""
+    return Path(str(files("liif_fast"))) / "assets" / "edsr-small-liif.safetensors"
+
+
+def resolve_model(
+    model: FeatureModel | str | os.PathLike[str] | None, device: str | torch.device = "auto"
+) -> FeatureModel:
+    """The model that `upscale` uses; arguments and errors as there."""
+    if isinstance(model, nn.Module):
+        if not isinstance(model, FeatureModel):
+            raise TypeError(f"model must be a LIIF or MetaSR of liif_fast, got {type(model).__name__}")
+        here = next(model.parameters()).device
+        if device != "auto":
+            asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
+            if asked != here:
+                raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
+        return model
+    loaded = load_model(default_model_path() if model is None else model, device=pick_device(device))
+    if not isinstance(loaded, FeatureModel):
+        raise ValueError(f"{model}: holds a {type(loaded).__name__}, expected a LIIF or MetaSR model")
+    return loaded
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is one of the ways in which PyTorch and Python say that memory has run out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back what the allocator keeps, after memory has run out."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,68 @@
+"""Features of a part of an image, in overlapping tiles with the same result as the whole image's."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+TILE = 512  # pixels a side without the overlap; 64 float32 channels of a tile with EDSR's are 86 MB
+
+Span = tuple[int, int]
+Read = Callable[[Span, Span], Tensor]
+
+
+def encode(
+    encoder: nn.Module,
+    read: Read,
+    shape: tuple[int, int],
+    rows: Span,
+    cols: Span,
+    tile: int = TILE,
+) -> Tensor:
+    """Encode a window of an image, tile by tile if it is larger than a tile.
+
+    Neighbouring tiles overlap by the encoder's receptive radius, so each feature sees the pixels that it would see in
+    the whole image, with the same zero padding at the image's border and nowhere else. An encoder whose
+    `receptive_radius` is None or absent (RCAN pools over the whole image) is run on the whole image.
+
+    Args:
+        encoder: `[B, C, h, w]` to `[B, D, s*h, s*w]` with an integer s (1 without upsampling).
+        read: gives the pixels `[B, C, h, w]` of a window (first row, row after the last), (columns likewise),
+            normalised as in training.
+        shape: (H, W) of the whole image.
+        rows: first row and the one after the last of the window.
+        cols: its columns.
+        tile: largest side of a tile without its overlap, pixels.
+
+    Returns:
+        `[B, D, s*h, s*w]`, equal to that part of the whole image's features up to the rounding of float sums.
+    """
+    radius = getattr(encoder, "receptive_radius", None)
+    height, width = shape
+    if radius is None:
+        rows_of, cols_of = [rows], [cols]
+        radius = max(shape)
+    else:
+        rows_of, cols_of = _spans(rows, tile), _spans(cols, tile)
+    out: Tensor | None = None
+    for y0, y1 in rows_of:
+        for x0, x1 in cols_of:
+            top, bottom = max(0, y0 - radius), min(height, y1 + radius)
+            left, right = max(0, x0 - radius), min(width, x1 + radius)
+            feat = encoder(read((top, bottom), (left, right)))
+            s = feat.shape[2] // (bottom - top)
+            inner = feat[:, :, s * (y0 - top) : s * (y1 - top), s * (x0 - left) : s * (x1 - left)]
+            if (y0, y1) == rows and (x0, x1) == cols:
+                return inner
+            if out is None:
+                out = feat.new_empty(*feat.shape[:2], s * (rows[1] - rows[0]), s * (cols[1] - cols[0]))
+            out[:, :, s * (y0 - rows[0]) : s * (y1 - rows[0]), s * (x0 - cols[0]) : s * (x1 - cols[0])] = inner
+    assert out is not None
+    return out
+
+
+def _spans(span: Span, tile: int) -> list[Span]:
+    """Cut a span into the fewest of at most `tile`, as equal as can be."""
+    first, last = span
+    count = -(-(last - first) // tile)
+    return list(pairwise(first + (last - first) * i // count for i in range(count + 1)))

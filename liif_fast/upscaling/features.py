@@ -1,0 +1,201 @@
+"""One image of three channels, of which only some rows of features are held while its output is rendered."""
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liif_fast.functional import latents_read
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.checkpoint import DATA_NORM
+from liif_fast.models.liif import LIIF
+from liif_fast.models.mlp import fusable
+from liif_fast.upscaling.devices import free_cached, out_of_memory
+from liif_fast.upscaling.encode import Span, encode
+from liif_fast.upscaling.plan import Region
+
+logger = logging.getLogger("liif_fast.upscaling")
+
+FEATURE_BYTES = 128 << 20  # of the rows held, about; on a GPU a quarter of its free memory
+MIN_TILE = 32
+
+
+class Features:
+    """The features of an image, encoded row of tiles by row of tiles as the output's rows ask for them.
+
+    A LIIF whose encoder has a receptive radius and whose decoder is an MLP is rendered from the rows at hand, with the
+    same bits as from the whole map. Any other model keeps the features of the whole region.
+
+    Args:
+        model: a shallow copy keeps the features, so that the caller's model stays as it was.
+        plane: [H, W, 1 or 3]; one channel is given to the model three times.
+        top: the value of `plane` that stands for 1.
+        size: (height, width) of the whole output.
+        region: the part of it that will be rendered.
+        backend: as in `upscale`.
+        dtype: of the encoder and, but for the CPU, of the decoder; None is float32 (the model's).
+        tile: largest side of a tile, pixels.
+        report: called with the number of input pixels encoded.
+    """
+
+    def __init__(
+        self,
+        model: FeatureModel,
+        plane: NDArray,
+        top: float,
+        size: tuple[int, int],
+        region: Region,
+        backend: str | None,
+        dtype: torch.dtype | None,
+        tile: int,
+        report: Callable[[int], None],
+    ) -> None:
+        self.view = cast(Any, copy.copy(model))
+        if backend is not None:
+            self.view.backend = backend
+        parameter = next(model.parameters())
+        self.device, self.own_dtype = parameter.device, parameter.dtype
+        self.plane, self.top, self.size = plane, top, size
+        self.dtype, self.tile, self.report = dtype, tile, report
+        self.norm = getattr(model, "data_norm", DATA_NORM)
+        self.shape = plane.shape[:2]
+        self.tiles = getattr(model.encoder, "receptive_radius", None) is not None
+        self.whole_map = not self._renders_parts()
+        first, left, height, width = latents_read(size, region, self.shape)
+        if self.whole_map:
+            first, left, (height, width) = 0, 0, self.shape
+        self.rows, self.cols = (first, first + height), (left, left + width)  # what will be encoded
+        self.held = (first, first)
+        if getattr(model, "residual", None) is not None:
+            self.view.inp = self._read((0, self.shape[0]), (0, self.shape[1]))
+        else:
+            self.view.inp = None
+        if self.device.type == "cuda":  # cuDNN's fast half-precision convolutions want channels last
+            self.encoder = copy.deepcopy(model.encoder).to(memory_format=torch.channels_last)
+        else:
+            self.encoder = model.encoder
+
+    @property
+    def pixels(self) -> int:
+        """How many input pixels will be encoded."""
+        return (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
+
+    def render(self, region: Region) -> Tensor:
+        """A window of the output, `[3, h, w]` float32, nominally in [0, 1] but not clamped.
+
+        Args:
+            region: (top, left, height, width); windows must come from top to bottom.
+
+        Raises:
+            RuntimeError: the output is not finite, or the backend cannot run this.
+        """
+        place = self._provide(region)
+        out = self._decode(region, place)
+        if self.dtype is not None and not out.isfinite().all():
+            self._to_float32()
+            out = self._decode(region, place)
+        if not out.isfinite().all():
+            raise RuntimeError("the model's output has NaN or infinite values")
+        return out
+
+    def _renders_parts(self) -> bool:
+        model = self.view
+        if not self.tiles or not isinstance(model, LIIF) or fusable(model.imnet) is None:
+            return False
+        with torch.inference_mode():  # an encoder with upsampling makes a larger map
+            probe = torch.zeros(1, 3, 1, 1, dtype=self.own_dtype, device=self.device)
+            return model.encoder(probe).shape[2] == 1
+
+    def _provide(self, region: Region) -> tuple[int, int, int, int] | None:
+        """Hold the rows of features that a window of the output reads; their place in the map."""
+        if self.whole_map:
+            if self.held != self.rows:
+                self.view.feat = self._encode(self.rows)
+                self.held = self.rows
+            return None
+        first, _, count, _ = latents_read(self.size, region, self.shape)
+        while self.held[1] < first + count:
+            more = (self.held[1], min(self.held[1] + self._band(), self.rows[1]))
+            kept = None
+            if self.held[1] > first:  # a few rows that the new window shares with the old ones
+                kept = self.view.feat[:, :, first - self.held[0] :].clone()
+            self.view.feat = None
+            feat = self._encode(more)
+            self.held = (more[0] if kept is None else first, more[1])
+            self.view.feat = feat if kept is None else torch.cat([kept.to(feat.dtype), feat], 2)
+        if tuple(self.view.feat.shape[2:]) == tuple(self.shape):
+            return None
+        return self.held[0], self.cols[0], *self.shape
+
+    def _band(self) -> int:
+        """How many rows to encode at a time."""
+        budget = FEATURE_BYTES
+        if self.device.type == "cuda":
+            budget = max(budget, torch.cuda.mem_get_info(self.device)[0] // 4)
+        row = (self.cols[1] - self.cols[0]) * getattr(self.view.encoder, "out_dim", 64) * 4
+        rows = budget // row
+        return max(min(self.tile, 64), rows if rows < self.tile else rows // self.tile * self.tile)
+
+    def _encode(self, rows: Span) -> Tensor:
+        """Features of some rows, finite where float32 makes them so; the tile is halved when memory runs out."""
+        while True:
+            try:
+                feat = self._encode_once(rows)
+                break
+            except Exception as error:
+                if not out_of_memory(error) or self.tile <= MIN_TILE or not self.tiles:
+                    raise
+            free_cached(self.device)
+            self.tile = max(MIN_TILE, self.tile // 2)
+            logger.warning("out of memory: going on with tiles of %d pixels", self.tile)
+        if self.dtype is not None and not feat.isfinite().all():
+            self._to_float32()
+            feat = self._encode_once(rows)
+        self.report((rows[1] - rows[0]) * (self.cols[1] - self.cols[0]))
+        return feat
+
+    def _encode_once(self, rows: Span) -> Tensor:
+        with self._precision(self.dtype):
+            feat = encode(self.encoder, self._read, self.shape, rows, self.cols, self.tile)
+        return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
+
+    def _decode(self, region: Region, place: tuple[int, int, int, int] | None) -> Tensor:
+        # On a CPU the fused kernels compute in float32, faster than plain PyTorch does in half precision.
+        with self._precision(None if self.device.type == "cpu" else self.dtype):
+            if place is None:
+                pred = self.view.render_rgb(self.size, region)
+            else:
+                pred = self.view.render_rgb(self.size, region, place=place)
+        pred = pred.float()
+        gt = self.norm["gt"]
+        return (pred * _per_channel(gt["div"], pred) + _per_channel(gt["sub"], pred))[0]
+
+    def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _to_float32(self) -> None:
+        logger.warning("the result in %s has NaN or infinite values: going on in float32", self.dtype)
+        self.dtype = None
+        if self.view.feat is not None:
+            self.view.feat = self.view.feat.to(self.own_dtype)
+
+    def _read(self, rows: Span, cols: Span) -> Tensor:
+        """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
+        part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
+        host = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))[None]
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        inp = (host.to(self.device, non_blocking=True) / self.top).expand(-1, 3, -1, -1)
+        sub, div = (_per_channel(self.norm["inp"][key], inp) for key in ("sub", "div"))
+        inp = ((inp - sub) / div).to(self.own_dtype)
+        return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
+
+
+def _per_channel(values: list[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]

@@ -1,0 +1,83 @@
+"""Which size the output has, and which part of it is wanted."""
+
+import math
+from typing import cast
+
+from liif_fast.imageio.errors import WHY_NOT_SMALLER
+
+MAX_PIXELS = 2**30  # of an output that is held in memory
+MAX_FILE_PIXELS = 2**36  # of an output that is written strip by strip: beyond, it is a slip of the keyboard
+
+Region = tuple[int, int, int, int]  # top, left, height, width, pixels of the output
+
+
+def output_size(
+    size_in: tuple[int, int],
+    scale: float | None = None,
+    size: tuple[int | None, int | None] | None = None,
+    limit: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """The output's (width, height) in pixels.
+
+    Args:
+        size_in: (width, height) of the input.
+        scale: as in `upscale`.
+        size: as in `upscale`.
+        limit: the most pixels.
+
+    Raises:
+        ValueError: both or none of scale and size; not finite, below the input, or more than `limit` pixels.
+    """
+    width, height = size_in
+    if (scale is None) == (size is None):
+        raise ValueError("exactly one of scale and size must be given")
+    if scale is not None:
+        check_scale(scale)
+        if width * scale * height * scale <= 2 * limit:  # else refused below, and perhaps beyond an int
+            width_out, height_out = round(width * scale), round(height * scale)
+        else:
+            raise ValueError(f"scale {scale:g} makes too many pixels of {width}x{height}; the limit is {limit}")
+    else:
+        assert size is not None
+        if len(size) != 2 or size == (None, None) or any(side is not None and side < 1 for side in size):
+            raise ValueError(f"size must be (width, height) in pixels, one of them may be None; got {size}")
+        width_out = size[0] if size[0] is not None else max(1, round(width * cast(int, size[1]) / height))
+        height_out = size[1] if size[1] is not None else max(1, round(height * cast(int, size[0]) / width))
+    if width_out < width or height_out < height:
+        raise ValueError(
+            f"the output {width_out}x{height_out} is smaller than the input {width}x{height}: {WHY_NOT_SMALLER}"
+        )
+    if width_out * height_out > limit:
+        raise ValueError(f"the output {width_out}x{height_out} has more than {limit} pixels")
+    return width_out, height_out
+
+
+def check_scale(scale: float) -> None:
+    """Raise ValueError unless `scale` is a finite number of at least 1."""
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale}")
+    if scale <= 0:
+        raise ValueError(f"scale must be positive, got {scale:g}")
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, got {scale:g}: {WHY_NOT_SMALLER}")
+
+
+def check_region(region: Region | None, size: tuple[int, int]) -> Region:
+    """The window (top, left, height, width) to render, the whole image for None.
+
+    Args:
+        region: as in `upscale`.
+        size: (width, height) of the whole output.
+
+    Raises:
+        ValueError: it is empty or reaches out of the image.
+    """
+    width, height = size
+    if region is None:
+        return 0, 0, height, width
+    top, left, h, w = region
+    if min(top, left) < 0 or min(h, w) < 1 or top + h > height or left + w > width:
+        raise ValueError(
+            f"region must lie in the output, {width}x{height} pixels; got {w}x{h} pixels at column {left}, row {top}"
+        )
+    return top, left, h, w

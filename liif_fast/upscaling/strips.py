@@ -1,0 +1,185 @@
+"""The output, strip by strip: colour and alpha put together, quantised, and brought to the host."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liif_fast import backends
+from liif_fast.models.base import FeatureModel
+from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
+from liif_fast.upscaling.devices import PRECISIONS, free_cached, out_of_memory
+from liif_fast.upscaling.encode import TILE
+from liif_fast.upscaling.features import MIN_TILE, Features
+from liif_fast.upscaling.plan import Region, check_region
+
+Progress = Callable[[str, int, int], None]
+
+STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for every core, a second or so of work on two
+GPU_STRIP_QUERIES = 2**21
+
+
+class Options(NamedTuple):
+    """How to compute, none of which changes what is computed beyond rounding; as in `upscale`."""
+
+    backend: str | None = None
+    precision: str = "float32"
+    tile: int = TILE
+    progress: Progress | None = None
+
+
+_DEFAULTS = Options()
+
+
+def check_options(options: Options) -> None:
+    """Raise ValueError unless every option can be used."""
+    if options.backend not in (None, "auto", *backends.NAMES):
+        raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {options.backend!r}")
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {options.precision!r}")
+    if options.tile < MIN_TILE:
+        raise ValueError(f"tile must be at least {MIN_TILE} pixels, got {options.tile}")
+
+
+def render_strips(
+    pixels: NDArray,
+    model: FeatureModel,
+    size: tuple[int, int],
+    region: Region | None = None,
+    options: Options = _DEFAULTS,
+) -> Iterator[NDArray]:
+    """Render an image to `size` strip by strip, from top to bottom.
+
+    Args:
+        pixels: [H, W, C], C = 1 to 4: gray or RGB, each with or without alpha; uint8, uint16, or floating point.
+        model: a LIIF or MetaSR model; the work is done on its device.
+        size: (height, width) of the whole output, pixels.
+        region: as in `upscale`.
+        options: how to compute.
+
+    Yields:
+        Rows [h, width, C] in the dtype of `pixels`.
+    """
+    check_options(options)
+    region = check_region(region, (size[1], size[0]))
+    canvas = _Canvas(pixels, model, size, region, options)
+    yield from _to_host(canvas.strips(), pixels.dtype)
+
+
+class _Canvas:
+    """The planes of one image and what makes strips of them."""
+
+    def __init__(
+        self, pixels: NDArray, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
+    ) -> None:
+        self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+        self.size, self.region = size, region
+        self.progress = options.progress or (lambda stage, done, total: None)
+        self.encoded = 0
+        self.channels = pixels.shape[2]
+        self.alpha = None if self.channels in (1, 3) else pixels[..., -1]
+        planes = [(pixels, self.top)]
+        if self.alpha is not None:
+            planes = [(pixels[..., :-1], self.top)]
+            if self.alpha.min() < self.alpha.max():
+                colour = fill_hidden(pixels, self.top)
+                planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
+        with torch.inference_mode():
+            self.planes = [
+                Features(
+                    model,
+                    plane,
+                    top,
+                    size,
+                    region,
+                    options.backend,
+                    PRECISIONS[options.precision],
+                    options.tile,
+                    self._report,
+                )
+                for plane, top in planes
+            ]
+        self.total = sum(plane.pixels for plane in self.planes)
+        self.device = self.planes[0].device
+
+    def strips(self) -> Iterator[Tensor]:
+        """Strips `[h, w, C]`, float32 on the device, clamped to [0, 1]."""
+        first, left, height, width = self.region
+        budget = STRIP_QUERIES if self.device.type == "cpu" else GPU_STRIP_QUERIES
+        step = max(1, budget // width)
+        self.progress("encode", 0, self.total)
+        self.progress("render", 0, height)
+        done = 0
+        while done < height:
+            rows = min(step, height - done)
+            try:
+                strip = self._strip((first + done, left, rows, width))
+            except Exception as error:
+                if not out_of_memory(error) or rows == 1:
+                    raise
+                strip = None
+            if strip is None:  # not in the handler, which keeps the failed call's tensors alive
+                free_cached(self.device)
+                step = rows // 2
+                continue
+            yield strip
+            done += rows
+            self.progress("render", done, height)
+
+    @torch.inference_mode()
+    def _strip(self, region: Region) -> Tensor:
+        channels = self.planes[0].render(region)
+        if self.channels < 3:
+            channels = channels.mean(0, keepdim=True)
+        if len(self.planes) == 2:
+            assert self.alpha is not None
+            opacity = self.planes[1].render(region).mean(0)
+            kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
+            channels = torch.cat([channels, kept[None]])
+        elif self.alpha is not None:  # the same everywhere
+            channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), self.alpha.flat[0] / self.top)])
+        return channels.permute(1, 2, 0).clamp(0, 1)
+
+    def _report(self, pixels: int) -> None:
+        self.encoded += pixels
+        self.progress("encode", self.encoded, self.total)
+
+
+def _to_host(strips: Iterable[Tensor], dtype: np.dtype) -> Iterator[NDArray]:
+    """Quantise and bring to the host; from a GPU into pinned memory while the next strip is rendered."""
+    waiting: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+    for strip in strips:
+        waiting.append(_start_copy(_quantise(strip, dtype)))
+        if len(waiting) > 1 or waiting[0][1] is None:
+            yield _finish_copy(*waiting.popleft(), dtype)
+    while waiting:
+        yield _finish_copy(*waiting.popleft(), dtype)
+
+
+def _quantise(values: Tensor, dtype: np.dtype) -> Tensor:
+    """Values in [0, 1] as those of `dtype`, rounded to nearest; of 16 bits as int32."""
+    if dtype.kind == "f":
+        return values
+    values = (values * float(np.iinfo(dtype).max)).round()
+    return values.to(torch.uint8 if dtype.itemsize == 1 else torch.int32)
+
+
+def _start_copy(strip: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    if strip.device.type != "cuda":
+        return strip.cpu(), None
+    strip = strip.contiguous()
+    host = torch.empty(strip.shape, dtype=strip.dtype, pin_memory=True)
+    host.copy_(strip, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(strip.device))
+    return host, event
+
+
+def _finish_copy(host: Tensor, event: torch.cuda.Event | None, dtype: np.dtype) -> NDArray:
+    if event is not None:
+        event.synchronize()
+    return host.numpy().astype(dtype)
