@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from liif_fast.encode import TILE
 from liif_fast.imageio import check_output, mode_of, normalise, read_image, write_strips
 from liif_fast.imageio.reading import Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
-from liif_fast.upscaling.encode import TILE
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
 from liif_fast.upscaling.strips import Options, Progress, check_options, render_strips
 

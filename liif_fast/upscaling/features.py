@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liif_fast.encode import Span, encode_window
 from liif_fast.functional import latents_read
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.models.liif import LIIF
 from liif_fast.models.mlp import fusable
 from liif_fast.upscaling.devices import free_cached, out_of_memory
-from liif_fast.upscaling.encode import Span, encode
 from liif_fast.upscaling.plan import Region
 
 logger = logging.getLogger("liif_fast.upscaling")
@@ -162,7 +162,7 @@ class Features:
 
     def _encode_once(self, rows: Span) -> Tensor:
         with self._precision(self.dtype):
-            feat = encode(self.encoder, self._read, self.shape, rows, self.cols, self.tile)
+            feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile)
         return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
 
     def _decode(self, region: Region, place: tuple[int, int, int, int] | None) -> Tensor:

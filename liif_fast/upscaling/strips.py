@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast import backends
+from liif_fast.encode import TILE
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
 from liif_fast.upscaling.devices import PRECISIONS, free_cached, out_of_memory
-from liif_fast.upscaling.encode import TILE
 from liif_fast.upscaling.features import MIN_TILE, Features
 from liif_fast.upscaling.plan import Region, check_region
 

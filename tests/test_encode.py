@@ -2,20 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from liif_fast.encode import encode, encode_window
 from liif_fast.models import make, rdn
-from liif_fast.upscaling import encode as encoding
-
-
-def encode(encoder: nn.Module, inp: Tensor, tile: int, window: tuple[int, int, int, int] | None = None) -> Tensor:
-    """The features of a window (first and last row, first and last column) of an image, of all of it for None."""
-    height, width = inp.shape[2:]
-    y0, y1, x0, x1 = window or (0, height, 0, width)
-    return encoding.encode(
-        encoder, lambda rows, cols: inp[:, :, slice(*rows), slice(*cols)], (height, width), (y0, y1), (x0, x1), tile
-    )
-
 
 ENCODERS = [
     ("edsr-baseline", {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}),
@@ -53,7 +43,9 @@ def test_a_window_equals_that_of_the_whole(name: str, args: dict, monkeypatch: p
         whole = encoder(inp)
         s = whole.shape[2] // 40
         for y0, y1, x0, x1 in ((0, 7, 3, 50), (11, 38, 20, 21), (39, 40, 0, 50)):
-            part = encode(encoder, inp, 16, (y0, y1, x0, x1))
+            part = encode_window(
+                encoder, lambda rows, cols: inp[:, :, slice(*rows), slice(*cols)], (40, 50), (y0, y1), (x0, x1), tile=16
+            )
             torch.testing.assert_close(part, whole[:, :, s * y0 : s * y1, s * x0 : s * x1], rtol=1e-12, atol=1e-12)
 
 

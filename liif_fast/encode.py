@@ -1,4 +1,4 @@
-"""Features of a part of an image, in overlapping tiles with the same result as the whole image's."""
+"""Features of an image of any size, or of a part of one, in overlapping tiles with the same result."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,7 +11,17 @@ Span = tuple[int, int]
 Read = Callable[[Span, Span], Tensor]
 
 
-def encode(
+def encode(encoder: nn.Module, inp: Tensor, tile: int = TILE) -> Tensor:
+    """Encode a whole image `[B, C, H, W]`; the other arguments and the result as of `encode_window`."""
+    height, width = inp.shape[2:]
+
+    def read(rows: Span, cols: Span) -> Tensor:
+        return inp[:, :, slice(*rows), slice(*cols)]
+
+    return encode_window(encoder, read, (height, width), (0, height), (0, width), tile)
+
+
+def encode_window(
     encoder: nn.Module,
     read: Read,
     shape: tuple[int, int],
