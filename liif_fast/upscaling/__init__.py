@@ -1,7 +1,7 @@
 """The main job: an image in, the same image at any larger size out, strip by strip.
 
-`plan` sizes and regions, `devices` where and with which model, `alpha` transparency, `features` the rows of features that
-are held while strips are rendered, `strips` the output.
+`plan` sizes and regions, `devices` where and with which model, `alpha` transparency, `features` the rows of features
+that are held while strips are rendered, `strips` the output.
 """
 
 from liif_fast.upscaling.api import Strips, upscale, upscale_file, upscale_strips
