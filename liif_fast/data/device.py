@@ -37,6 +37,7 @@ class DeviceLoader:
         target: where they are wanted; None means there.
         keep: bytes of images that may stay on the device, each from its first use on; crops of the others are sent.
             None means half of a GPU's free memory, and on a CPU, where nothing is gained, 0.
+        grouped: yield each batch as a list of groups (`liif_fast.data.samples.group`).
 
     Raises:
         ValueError: if the wrapper draws no plans or the device knows no float64; while iterating, if the samples of a
@@ -51,7 +52,9 @@ class DeviceLoader:
         *,
         target: str | torch.device | None = None,
         keep: int | None = None,
+        grouped: bool = False,
     ) -> None:
+        self.grouped = grouped
         self.wrapper, self.batches, self.device = wrapper, batches, torch.device(device)
         self.target = self.device if target is None else torch.device(target)
         if not isinstance(wrapper, _Wrapper):
@@ -65,9 +68,12 @@ class DeviceLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         for indices in self.batches:
-            yield unpack({key: value.to(self.target) for key, value in self.packed(indices).items()})
+            if self.grouped:
+                yield [self._arrived(each) for each in self.groups(indices)]
+            else:
+                yield self._arrived(self.packed(indices))
 
     def packed(self, indices: Sequence[int]) -> Packed:
         """Make one packed batch on the device.
@@ -78,12 +84,40 @@ class DeviceLoader:
         Returns:
             The batch that `collate` makes of the wrapper's packed samples.
         """
+        return cut_batch(*self._plans(indices), self.device)
+
+    def groups(self, indices: Sequence[int]) -> list[Packed]:
+        """Make the packed groups of one batch on the device.
+
+        Args:
+            indices: the samples.
+
+        Returns:
+            The groups that `samples.group` makes of the wrapper's packed samples.
+        """
+        plans, items = self._plans(indices)
+        members: dict[Any, list[int]] = {}
+        for place, plan in enumerate(plans):
+            grid = plan.grid if np.array_equal(plan.pixel, np.arange(plan.grid[0] * plan.grid[1])) else None
+            members.setdefault((_input_size(plan), len(plan.pixel), grid), []).append(place)
+        groups = []
+        for (_, _, grid), places in members.items():
+            packed = cut_batch([plans[i] for i in places], [items[i] for i in places], self.device)
+            if grid is not None:
+                packed = {"inp": packed["inp"], "gt": packed["gt"].unflatten(1, grid)}
+            groups.append({**packed, "place": _to(np.array(places), self.device)})
+        return groups
+
+    def _arrived(self, packed: Packed) -> Sample:
+        return unpack({key: value.to(self.target) for key, value in packed.items()})
+
+    def _plans(self, indices: Sequence[int]) -> tuple[list[Plan], list[Item]]:
         items = [self._item(index) for index in indices]
         plans = []
         for index, item in zip(indices, items, strict=True):
             shapes = [(image.shape[0], image.shape[1]) for image in item if image is not None]
             plans.append(self.wrapper.plan(index, shapes, self.wrapper.rng(index)))
-        return cut_batch(plans, items, self.device)
+        return plans, items
 
     def _item(self, index: int) -> Item:
         """The images of a sample, on the device if they are kept there, else on the host."""
@@ -121,7 +155,7 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
         ValueError: if the samples differ in size.
     """
     for what, sizes in (
-        ("input", {plan.size[::-1] if plan.flips[2] else plan.size for plan in plans}),
+        ("input", {_input_size(plan) for plan in plans}),
         ("number of queries", {len(plan.pixel) for plan in plans}),
     ):
         if len(sizes) > 1:
@@ -147,6 +181,11 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
         "pixel": _to(np.stack([plan.pixel for plan in plans]).astype(np.int32), device),
         "size": _to(np.array([plan.grid for plan in plans], np.int32), device),
     }
+
+
+def _input_size(plan: Plan) -> tuple[int, int]:
+    height, width = plan.size
+    return (width, height) if plan.flips[2] else (height, width)
 
 
 def _crops(

@@ -1,5 +1,6 @@
 """From a wrapper to float batches on the model's device."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from liif_fast.data.device import DeviceLoader
-from liif_fast.data.samples import Batches, Packed, Sample, collate, unpack
+from liif_fast.data.samples import Batches, Packed, Sample, collate, group, unpack
 
 
 def make_loader(
@@ -17,6 +18,7 @@ def make_loader(
     *,
     data_device: str | torch.device | None = None,
     num_workers: int = 0,
+    grouped: bool = False,
 ) -> "WorkerLoader | DeviceLoader":
     """Make what a training iterates over: float batches on its device, `len()` of them.
 
@@ -30,6 +32,7 @@ def make_loader(
         device: of the model.
         data_device: where samples are made (`liif_fast.data.device`); None means on the CPU, by workers.
         num_workers: worker processes; 0 makes the samples in this one. A device needs none.
+        grouped: yield each batch as a list of groups, so that its samples may differ in size (`samples.group`).
 
     Returns:
         The loader.
@@ -38,8 +41,8 @@ def make_loader(
         ValueError: if the wrapper or the device cannot make samples there.
     """
     if data_device is None:
-        return WorkerLoader(wrapper, batches, device, num_workers)
-    return DeviceLoader(wrapper, batches, data_device, target=device)
+        return WorkerLoader(wrapper, batches, device, num_workers, grouped)
+    return DeviceLoader(wrapper, batches, data_device, target=device, grouped=grouped)
 
 
 class WorkerLoader:
@@ -50,25 +53,43 @@ class WorkerLoader:
         batches: see `make_loader`.
         device: see `make_loader`.
         num_workers: see `make_loader`.
+        grouped: see `make_loader`.
     """
 
-    def __init__(self, wrapper: Any, batches: Batches, device: str | torch.device, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        wrapper: Any,
+        batches: Batches,
+        device: str | torch.device,
+        num_workers: int = 0,
+        grouped: bool = False,
+    ) -> None:
+        self.grouped = grouped
         self.device, self.is_packed = torch.device(device), hasattr(wrapper, "packed")
         self.loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
             _PackedItems(wrapper) if self.is_packed else wrapper,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=group if grouped else collate,
+            worker_init_fn=_leave_interrupts,
             pin_memory=self.device.type == "cuda",
         )
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-            yield unpack(batch) if self.is_packed else batch
+            yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
+
+    def _arrived(self, batch: dict[str, torch.Tensor]) -> Sample:
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        return unpack(batch) if self.is_packed else batch
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C is the main process's to handle: it may want to finish its step, and ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _PackedItems(Dataset[Packed]):

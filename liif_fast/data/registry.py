@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
@@ -60,8 +60,7 @@ def check(spec: Any, place: str, given: tuple[str, ...] = ()) -> None:
         if isinstance(args[p.name], str) and not _fits(args[p.name], p.annotation):
             args[p.name] = number(args[p.name])
         if not _fits(args[p.name], p.annotation):
-            kind = getattr(p.annotation, "__name__", None) if isinstance(p.annotation, type) else str(p.annotation)
-            raise ValueError(f"{place}.args.{p.name}: expected {kind}, got {args[p.name]!r:.80}")
+            raise ValueError(f"{place}.args.{p.name}: expected {_words(p.annotation)}, got {args[p.name]!r:.80}")
 
 
 def number(text: str) -> int | float | str:
@@ -73,11 +72,22 @@ def number(text: str) -> int | float | str:
     return int(value) if value.is_integer() else value
 
 
+def _words(kind: Any) -> str:
+    """An annotated type as the reader of a message knows it."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_words(one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return "null" if kind is NoneType else getattr(kind, "__name__", str(kind))
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether value is of an annotated type, as far as YAML has it."""
     origin = get_origin(kind) or kind
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in get_args(kind))
+    if origin is Literal:
+        return value in get_args(kind)
     if origin is Sequence:
         return isinstance(value, list | tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
     if origin in (int, float):

@@ -4,10 +4,14 @@ A packed sample is `inp` uint8 [3, h, w], `gt` uint8 [Q, 3], `pixel` int32 [Q] a
 pixels, row * width + column, of a target of that (height, width). It has a quarter of the bytes of the float sample,
 which is made of it on the device of the model: `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column),
 `gt` [Q, 3] in [0, 1], all float32. A batch of either has a leading dimension.
+
+A training's batch is a list of groups, each a batch of samples of equal sizes (`group`). Where the queries are all
+pixels of the target in order, `gt` is that image, [b, H, W, 3], and there are no `pixel`, `coord` and `cell`: a grid
+needs none. `place` [b] says which samples of the batch a group holds.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +37,8 @@ def unpack(packed: Packed) -> Sample:
     Returns:
         The sample or batch; coordinates are those of make_coord and cells those of make_cell, bit for bit.
     """
+    if "pixel" not in packed:
+        return {**packed, "inp": _unit(packed["inp"]), "gt": _unit(packed["gt"])}
     size = packed["size"].unsqueeze(-2)  # [..., 1, 2]
     pixel = packed["pixel"]
     width = size[..., 1]
@@ -41,6 +47,7 @@ def unpack(packed: Packed) -> Sample:
     # The operations of liif_fast.coord, one rounding each: fl(fl(fl(2/n) * i) + fl(-1 + 1/n)).
     cell, first = (value.float() for value in (2 / size.double(), -1 + 1 / size.double()))
     return {
+        **{key: value for key, value in packed.items() if key not in ("pixel", "size")},
         "inp": _unit(packed["inp"]),
         "coord": index.float() * cell + first,
         "cell": cell.expand(index.shape).contiguous(),
@@ -70,3 +77,34 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if len(shapes) > 1:
             raise ValueError(f"{key}: samples of a batch differ in size ({sorted(shapes)}): set inp_size and sample_q")
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def group(samples: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Stack samples of any sizes, packed or not, into a training's batch (see the module).
+
+    Args:
+        samples: one batch.
+
+    Returns:
+        The groups, in the order of their first samples.
+    """
+    groups: dict[Any, list[dict[str, Tensor]]] = {}
+    for place, sample in enumerate(samples):
+        sample = whole(sample) | {"place": torch.tensor(place)}
+        groups.setdefault(tuple(value.shape for value in sample.values()), []).append(sample)
+    return [collate(members) for members in groups.values()]
+
+
+def whole(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A packed sample without its queries if they are all pixels in order, as it is if not.
+
+    Args:
+        packed: a sample on the CPU; one that is not packed comes back as it is.
+    """
+    if "pixel" not in packed:
+        return packed
+    height, width = packed["size"].tolist()
+    pixel = packed["pixel"]
+    if len(pixel) != height * width or not torch.equal(pixel, torch.arange(len(pixel), dtype=pixel.dtype)):
+        return packed
+    return {"inp": packed["inp"], "gt": packed["gt"].view(height, width, 3)}

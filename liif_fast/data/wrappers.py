@@ -11,7 +11,7 @@ training sees what an uninterrupted one would have seen. Without one it draws fr
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from liif_fast.data.resize import pillow_takes_height_first
 from liif_fast.data.samples import Packed, Sample, unpack
 
 Size = tuple[int, int]  # (height, width) in pixels
+SampleQ = int | Literal["all"] | None
 Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 
@@ -53,7 +54,8 @@ class Plan(NamedTuple):
 class _Wrapper(torch.utils.data.Dataset[Sample]):
     pairs = False  # whether the dataset's items are (low, high)
 
-    def __init__(self, dataset: Images, augment: bool, sample_q: int | None, colour: bool, seed: int | None) -> None:
+    def __init__(self, dataset: Images, augment: bool, sample_q: SampleQ, colour: bool, seed: int | None) -> None:
+        sample_q = None if sample_q == "all" else sample_q
         _positive("sample_q", sample_q)
         if len(dataset):
             self._check_kind(dataset[0])
@@ -227,7 +229,7 @@ class SRImplicitDownsampled(_Wrapper):
         scale_min: smallest scale, at least 1.
         scale_max: largest scale; None means scale_min.
         augment: flips and transposition, after resizing.
-        sample_q: queries per sample, drawn without replacement; None takes all pixels.
+        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
         color_augment: channel permutation, hue and saturation (ours), before resizing.
         seed: see the module; None draws from torch's generator.
 
@@ -242,7 +244,7 @@ class SRImplicitDownsampled(_Wrapper):
         scale_min: float = 1,
         scale_max: float | None = None,
         augment: bool = False,
-        sample_q: int | None = None,
+        sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -284,7 +286,7 @@ class SRImplicitPaired(_Wrapper):
         dataset: pairs (low, high); the scale is H_high // H_low, at least 1 and the same for columns.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flips and transposition.
-        sample_q: queries per sample, drawn without replacement; None takes all pixels.
+        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
         color_augment: channel permutation, hue and saturation (ours).
         seed: see the module; None draws from torch's generator.
 
@@ -299,7 +301,7 @@ class SRImplicitPaired(_Wrapper):
         dataset: Images,
         inp_size: int | None = None,
         augment: bool = False,
-        sample_q: int | None = None,
+        sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -334,7 +336,7 @@ class SRImplicitUniformVaried(_Wrapper):
         size_max: that of the last image; None means size_min.
         augment: horizontal flip.
         gt_resize: resize the target again, to this shorter side.
-        sample_q: queries per sample, drawn without replacement; None takes all pixels.
+        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
         color_augment: channel permutation, hue and saturation (ours).
         seed: see the module; None draws from torch's generator.
 
@@ -351,7 +353,7 @@ class SRImplicitUniformVaried(_Wrapper):
         size_max: int | None = None,
         augment: bool = False,
         gt_resize: int | None = None,
-        sample_q: int | None = None,
+        sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
     ) -> None:

@@ -109,6 +109,41 @@ def test_samples_without_a_common_number_of_queries():
             list(make_loader(wrapper, batches(wrapper), "cpu", data_device=data_device))
 
 
+@pytest.mark.parametrize("sample_q", ["all", None, 50])
+@pytest.mark.parametrize("data_device", [None, "cpu"])
+def test_groups_are_the_samples_by_size(sample_q, data_device):
+    wrapper = wrap(DOWNSAMPLED, sample_q=sample_q, scale_max=1.5, augment=True)
+    sizes = set()
+    for batch, loaded in zip(
+        batches(wrapper, 5),
+        make_loader(wrapper, batches(wrapper, 5), "cpu", data_device=data_device, grouped=True),
+        strict=True,
+    ):
+        assert sorted(place for group in loaded for place in group["place"].tolist()) == list(range(len(batch)))
+        for group in loaded:
+            for i, place in enumerate(group["place"].tolist()):
+                sample, got = wrapper[batch[place]], {key: value[i] for key, value in group.items() if key != "place"}
+                if sample_q == 50:
+                    assert same(got, sample)
+                    continue
+                assert got.keys() == {"inp", "gt"}
+                assert torch.equal(got["inp"], sample["inp"])
+                assert torch.equal(got["gt"].flatten(0, 1), sample["gt"])
+                height, width = got["gt"].shape[:2]
+                assert torch.equal(sample["cell"][0], torch.tensor([2 / height, 2 / width]))
+                sizes.add(height)
+        assert len(loaded) == (1 if sample_q == 50 else len({group["gt"].shape[1] for group in loaded}))
+    assert len(sizes) > 2 or sample_q == 50
+
+
+def test_all_pixels_in_another_order_are_no_image():
+    """At scale 1 a sample of as many queries as there are pixels has them in the order in which they were drawn."""
+    wrapper = wrap(DOWNSAMPLED, scale_max=1, sample_q=144)
+    for data_device in (None, "cpu"):
+        ((group,),) = make_loader(wrapper, [[0, 1]], "cpu", data_device=data_device, grouped=True)
+        assert same({key: group[key][1] for key in ("inp", "coord", "cell", "gt")}, wrapper[1])
+
+
 def test_without_a_seed_the_global_generator_decides():
     wrapper = wrap(DOWNSAMPLED, seed=None, augment=True)
     drawn = []
