@@ -13,7 +13,6 @@ from liif_fast.functional import liif_decode
 
 # The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
 TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
-CHUNK = 1 << 14  # queries of the reference at a time
 
 
 @pytest.mark.parametrize(
@@ -49,20 +48,10 @@ def test_train(
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
         rivals.step(liif_decode, problem, places, grad),
         others,
-        expected(problem, places, grad),
+        rivals.expected_gradients(problem, places, grad),
         rounds=rounds,
         seconds=20.0 if queries == 16_384 else None,
         work=training_work(batch * count, batch * side * side, problem.weights),
         half=half,
         left_out=left_out,
     )
-
-
-def expected(problem: Any, places: tuple[torch.Tensor, ...], grad: torch.Tensor) -> list[torch.Tensor]:
-    """Return the reference's output and gradients, chunk by chunk: one of many queries would not fit into memory."""
-    outputs, total = [], None
-    for coord, cell, part in zip(*(each.split(CHUNK, 1) for each in (*places, grad)), strict=True):
-        out, *grads = rivals.step(liif_decode, problem, (coord, cell), part, backend="reference")()
-        outputs.append(out)
-        total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-    return [torch.cat(outputs, 1), *(total or ())]

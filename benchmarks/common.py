@@ -112,7 +112,8 @@ def race(
     """Check every variant, then time them in turn, and return the figures.
 
     Args:
-        benchmark: pytest-benchmark's fixture; its own statistics are those of our laps.
+        benchmark: pytest-benchmark's fixture, which serves one race; its own statistics are those of our laps. None for
+            none.
         name: key of the result in the records.
         title: what is measured, for a reader.
         ours: our call.
@@ -168,7 +169,12 @@ def race(
         for each in others[first:] + others[:first]:
             lap(each)
 
-    benchmark.pedantic(lap, args=(OURS,), setup=others_first, rounds=rounds)
+    if benchmark is None:
+        for _ in range(rounds):
+            others_first()
+            lap(OURS)
+    else:
+        benchmark.pedantic(lap, args=(OURS,), setup=others_first, rounds=rounds)
 
     own = times[OURS]
     rates = {each: [amount / took for took in times[each]] for each, amount in amounts.items()}
@@ -191,7 +197,8 @@ def race(
         result["share_of_sgemm"] = quantiles(
             [work.flop / t / rate for t, rate in zip(own, rates["sgemm"], strict=True)]
         )
-    benchmark.extra_info.update(result, repeats=repeats[OURS])
+    if benchmark is not None:
+        benchmark.extra_info.update(result, repeats=repeats[OURS])
     return result
 
 

@@ -87,8 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def yardsticks(request: pytest.FixtureRequest) -> list[Yardstick]:
     """What measures the machine's rates: it takes turns with what is compared with it."""
-    device = request.config.stash[_device]
-    return [limits.sgemm(device), limits.matrix(device), limits.copy(device)]
+    return limits.yardsticks(request.config.stash[_device], tiny=request.config.getoption("check"))
 
 
 @pytest.fixture
@@ -137,7 +136,11 @@ def race(
         compiled = (common.COMPILED, common.FACTORISED_COMPILED)
         rivals = {each: rivals[each] for each in rivals if each not in compiled or pick(True, False, False)}
         if work:
-            options["yardsticks"] = request.getfixturevalue("yardsticks")
+            options["yardsticks"] = (
+                limits.yardsticks(request.getfixturevalue("device"), half=True)
+                if half
+                else request.getfixturevalue("yardsticks")
+            )
         seconds = pick(SECONDS[0] if seconds is None else seconds, *SECONDS[1:])
         result = common.race(
             benchmark,

@@ -94,8 +94,12 @@ def decode_projected(
     centres: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    corner_sum: bool = True,
 ) -> Tensor:
-    """Decode queries [1, Q, 2] of one map's projection, given as rows [H*W, hidden], to [1, Q, out]."""
+    """Decode queries [1, Q, 2] of one map's projection, given as rows [H*W, hidden], to [1, Q, out].
+
+    Without corner_sum the last layer comes before the sum, as in the plain formula.
+    """
     height, width = centres.shape[2:]
     index = torch.arange(height * width, dtype=torch.float32, device=rows.device).view(1, 1, height, width)
     positions, rels, areas = zip(*corners(index, centres, coord), strict=True)
@@ -104,8 +108,10 @@ def decode_projected(
     hidden = F.relu(hidden + (queries @ weights[0][:, -4:].t()).squeeze(0))
     for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
         hidden = F.relu(F.linear(hidden, weight, bias))
-    blended = (hidden * torch.cat(shares(areas), 1).view(-1, 1)).view(4, -1, hidden.shape[1]).sum(0)
-    return F.linear(blended, weights[-1], biases[-1]).unsqueeze(0)
+    if not corner_sum:
+        hidden = F.linear(hidden, weights[-1], biases[-1])
+    blended = (hidden * torch.cat(shares(areas), 1).view(-1, 1)).view(4, -1, hidden.shape[1]).sum(0, keepdim=True)
+    return F.linear(blended, weights[-1], biases[-1]) if corner_sum else blended
 
 
 def grid(size: tuple[int, int], feat: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 SGEMM = (8192, 256, 256)  # rows, inner, columns: a hidden layer over 8192 rows
 COPY_BYTES = 1 << 28
+TINY = 64  # what --check divides a side by: there the rates mean nothing
 
 
 class Work(NamedTuple):
@@ -53,39 +54,38 @@ def training_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work
     return Work(3 * flop, 4 * (queries * (4 + 2 * weights[-1].shape[0]) + 2 * latents * weights[0].shape[0]))
 
 
-def sgemm(device: torch.device) -> Yardstick:
-    """Return the product that PyTorch does for a hidden layer, in float32."""
-    rows, inner, columns = SGEMM
-    x, weight = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-    out = torch.empty(rows, columns, device=device)
-    return Yardstick("sgemm", lambda: torch.mm(x, weight, out=out), 2 * rows * inner * columns)
-
-
-def matrix(device: torch.device, half: bool = False) -> Yardstick:
-    """Return the fastest matrix product of PyTorch here: MKL's or oneDNN's (as a convolution), or cuBLAS's.
+def yardsticks(device: torch.device, half: bool = False, tiny: bool = False) -> list[Yardstick]:
+    """Return the machine's rates as calls: "sgemm", "matrix" (the fastest product found) and "copy".
 
     Args:
         half: multiply in float16, on a GPU.
+        tiny: sizes at which nothing can be told, but everything runs.
     """
-    dtype = torch.float16 if half else torch.float32
-    candidates = [] if half else [sgemm(device)]
-    side = 2048 if device.type == "cpu" else 8192
-    x, y, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-    candidates.append(Yardstick("matrix", lambda: torch.mm(x, y, out=out), 2 * side**3))
+    part = TINY if tiny else 1
+    products = [_product(device, torch.float32, SGEMM[0] // part, *SGEMM[1:])]
+    side = (2048 if device.type == "cpu" else 8192) // part
+    products.append(_product(device, torch.float16 if half else torch.float32, side, side, side))
     if device.type == "cpu":
-        image = torch.randn(1, 256, 64, 64).contiguous(memory_format=torch.channels_last)
-        kernel = torch.randn(256, 256, 3, 3)
-        flop = 2 * 9 * 256 * 256 * 64 * 64
-        candidates.append(Yardstick("matrix", lambda: F.conv2d(image, kernel, padding=1), flop))
-    best = max(candidates, key=lambda each: each.amount / _fastest(each.call, device))
-    return best._replace(name="matrix")
-
-
-def copy(device: torch.device) -> Yardstick:
-    """Return a copy, which reads and writes as many bytes."""
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+        products.append(_convolution(64 // (8 if tiny else 1)))
+    fastest = max(products[1:] if half else products, key=lambda each: each.amount / _fastest(each.call, device))
+    source = torch.zeros(COPY_BYTES // part, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return Yardstick("copy", lambda: target.copy_(source), 2 * COPY_BYTES)
+    copy = Yardstick("copy", lambda: target.copy_(source), 2 * source.nbytes)  # reads and writes
+    return [products[0]._replace(name="sgemm"), fastest._replace(name="matrix"), copy]
+
+
+def _product(device: torch.device, dtype: torch.dtype, rows: int, inner: int, columns: int) -> Yardstick:
+    """A matrix product of PyTorch's library: MKL or the like, cuBLAS."""
+    x, weight = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
+    out = torch.empty(rows, columns, device=device, dtype=dtype)
+    return Yardstick("product", lambda: torch.mm(x, weight, out=out), 2 * rows * inner * columns)
+
+
+def _convolution(side: int) -> Yardstick:
+    """oneDNN's product, as a 3x3 convolution of 256 channels: on some CPUs twice as fast as MKL's."""
+    image = torch.randn(1, 256, side, side).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 3, 3)
+    return Yardstick("convolution", lambda: F.conv2d(image, kernel, padding=1), 2 * 9 * 256 * 256 * side * side)
 
 
 def synchronize(device: torch.device) -> None:

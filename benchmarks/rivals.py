@@ -27,6 +27,7 @@ from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, 
 from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
+CHECKED_CHUNK = 1 << 14  # queries of the reference at a time
 # Their memory cannot be told from a later call: they keep it.
 KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
 
@@ -74,6 +75,17 @@ def step(
         return out.detach(), *torch.autograd.grad(out, (feat, *weights, *biases), grad.to(out.dtype))
 
     return run
+
+
+def expected_gradients(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor) -> list[Tensor]:
+    """Return the reference's output and gradients, chunk by chunk: one of many queries would not fit into memory."""
+    outputs: list[Tensor] = []
+    total: list[Tensor] = []
+    for coord, cell, part in zip(*(each.split(CHECKED_CHUNK, 1) for each in (*queries, grad)), strict=True):
+        out, *grads = step(liif_decode, problem, (coord, cell), part, backend="reference")()
+        outputs.append(out)
+        total = [a + b for a, b in zip(total, grads, strict=True)] if total else grads
+    return [torch.cat(outputs, 1), *total]
 
 
 def _factorised(

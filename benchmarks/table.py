@@ -55,11 +55,11 @@ def full(record: Record) -> str:
     for result in record["results"]:
         lines += ["", f"{result['title']}; rounds: {result['rounds']}"]
         lines += [_line(name, figure, result["unit"]) for name, figure in variants(result).items()]
+        lines += _series(result)
         lines += [f"  {name:<26}no figure: {reason}" for name, reason in result["missing"].items()]
         rates = [f"{quantity(rate['median'] / 1e9, unit)} {name}" for name, unit, rate in _rates(result)]
         if rates:
             lines.append(f"  this machine, in the same rounds: {', '.join(rates)}")
-        lines += [f"  {note}" for note in result.get("notes", ())]
     where = ("cpu", "isa", "gpu", "driver", "threads", "torch", "packages", "version", "commit", "date", "load")
     return "\n".join([*lines, "", ", ".join(f"{key} {record[key]}" for key in where if key in record)])
 
@@ -83,6 +83,25 @@ def _line(name: str, figure: Record, unit: str) -> str:
     if "share" in figure:
         line += f"  {figure['share']['median']:.0%} of the limit"
     return f"{line}  error {figure['error']:.0e}"
+
+
+def _series(result: Record) -> list[str]:
+    """A line for each variant and quantity of what was measured at several sizes."""
+    lines = []
+    sizes = result.get("sizes", [])
+    if sizes:
+        lines.append(f"  {result['axis']:<26}" + "".join(f"{size:>11,}" for size in sizes) + "   exponent")
+    for name, series in result.get("series", {}).items():
+        memory = [None if each is None else each / 2**20 for each in series["memory"]]
+        for what, unit, values, key in (
+            ("", "s", series["median"], "exponent"),
+            (", memory", "MiB", memory, "memory_exponent"),
+        ):
+            if any(value is not None for value in values):
+                cells = "".join(f"{'' if value is None else quantity(value, unit):>11}" for value in values)
+                fitted = "" if series[key] is None else f"{series[key]:>11.2f}"
+                lines.append(f"  {name + what:<26}{cells}{fitted}")
+    return lines
 
 
 def _rates(result: Record) -> list[tuple[str, str, Record]]:

@@ -1,0 +1,108 @@
+"""What each optimisation brings, one at a time, each on top of those before it."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import eager, rivals
+from benchmarks.common import EAGER, make_problem, make_queries
+from benchmarks.worker import Worker
+from liif_fast.functional import liif_decode, liif_render
+
+WORKERS = {
+    "portable": "fused, C++, portable vectors",
+    "avx2": "fused, C++, AVX2",
+    "avx512": "fused, C++, AVX-512",
+}
+# The names of the steps, in order; docs/performance.md says what each is.
+DECODING = (
+    EAGER,
+    "factorised",
+    "corners summed first",
+    "chunks in the cache",
+    *WORKERS.values(),
+)
+KEPT, RECOMPUTED = "fused, C++, activations kept", "fused, C++, activations recomputed"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Worker]]:
+    """start(...): a Worker that ends with the test."""
+    workers: list[Worker] = []
+
+    def run(*options: Any) -> Worker:
+        workers.append(Worker(*options))
+        return workers[-1]
+
+    yield run
+    for worker in workers:
+        worker.close()
+
+
+@torch.no_grad()
+def test_decode(
+    device: torch.device, race: Callable[..., Any], pick: Callable[..., Any], start: Callable[..., Worker]
+) -> None:
+    if device.type != "cpu":
+        pytest.skip("the steps of the CPU kernels")
+    side, scale, hidden = pick(48, None, 7), 4, pick((256,) * 4, None, (16, 16))
+    feat, weights, biases = make_problem((side, side), hidden=hidden)
+    size = (side * scale, side * scale)
+    queries = eager.grid(size, feat)
+
+    def projected(chunk: int, corner_sum: bool) -> torch.Tensor:
+        decode = partial(eager.decode_projected, corner_sum=corner_sum)
+        return eager.decode_projected_chunks(feat, queries, weights, biases, chunk=chunk, decode=decode)
+
+    def fused(isa: str) -> Callable[[], torch.Tensor]:
+        worker: list[Worker] = []
+
+        def run() -> torch.Tensor:
+            if not worker:
+                worker.append(start(isa, side, scale, hidden))
+            return worker[0]()
+
+        return run
+
+    steps = [
+        lambda: eager.decode_chunks(feat, queries, weights, biases),
+        lambda: projected(eager.CHUNK, False),
+        lambda: projected(eager.CHUNK, True),
+        lambda: projected(rivals.PROJECTED_CHUNK["cpu"], True),
+        *(fused(isa) for isa in WORKERS),
+    ]
+    race(
+        "steps-decode",
+        f"steps: render x{scale} from {side}x{side}",
+        lambda: liif_render(feat, size, weights, biases).flatten(2).transpose(1, 2),
+        dict(zip(DECODING, steps, strict=True)),
+        liif_render(feat, size, weights, biases, backend="reference").flatten(2).transpose(1, 2),
+        rounds=7,
+        seconds=15.0,
+        keepers=list(WORKERS.values()),
+    )
+
+
+def test_train(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
+    if device.type != "cpu":
+        pytest.skip("the steps of the CPU kernels")
+    side, count, hidden = pick(48, None, 7), pick(4096, None, 60), pick((256,) * 4, None, (16, 16))
+    problem = make_problem((side, side), batch=2, hidden=hidden)
+    problem.feat.requires_grad_()
+    queries, grad = make_queries(2, count, side), torch.randn(2, count, 3)
+    race(
+        "steps-train",
+        f"steps: forward + backward, B = 2, Q = {count:,}, {side}x{side}",
+        rivals.step(liif_decode, problem, queries, grad),
+        {
+            **rivals.training(problem, queries, grad, compiled=False),
+            KEPT: rivals.step(liif_decode, problem, queries, grad, recompute=False),
+            RECOMPUTED: rivals.step(liif_decode, problem, queries, grad, recompute=True),
+        },
+        rivals.expected_gradients(problem, queries, grad),
+        rounds=7,
+        seconds=10.0,
+    )

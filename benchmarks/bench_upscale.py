@@ -1,0 +1,52 @@
+"""Upscaling a picture with the shipped model, encoder included, as `liif_fast.upscale` does it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import liif_fast
+from benchmarks import eager
+from benchmarks.common import EAGER, FACTORISED
+from benchmarks.records import ROOT
+from liif_fast.layers import linear_chain
+from liif_fast.upscaling import default_model_path
+
+PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
+
+
+@torch.no_grad()
+def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
+    side, scale = pick(160, 64, 12), 2
+    photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
+    image = np.asarray(photo, dtype=np.float32) / 255
+    model = liif_fast.load_model(default_model_path(), device=device)
+    weights, biases = linear_chain(model.imnet.layers)
+    norm = model.data_norm
+
+    def plain() -> torch.Tensor:
+        """What the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
+        inp = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0)
+        inp = (inp - norm["inp"]["sub"][0]) / norm["inp"]["div"][0]
+        out = eager.render(model.encoder(inp), (side * scale,) * 2, weights, biases)
+        if model.residual is not None:  # what the shipped model has beyond the original's
+            coord, _ = eager.grid((side * scale,) * 2, inp)
+            base = F.grid_sample(inp, coord.flip(-1).unsqueeze(1), padding_mode="border", align_corners=False)
+            out = out + base.squeeze(2).transpose(1, 2)
+        return (out[0] * norm["gt"]["div"][0] + norm["gt"]["sub"][0]).clamp(0, 1).cpu()
+
+    def upscale(backend: str) -> torch.Tensor:
+        out = liif_fast.upscale(image, model, scale=scale, device=device, backend=backend)
+        return torch.from_numpy(out).flatten(0, 1)
+
+    race(
+        f"upscale-x{scale}",
+        f"upscale x{scale} of a {side}x{side} picture, encoder included",
+        lambda: upscale("auto"),
+        {EAGER: plain, FACTORISED: lambda: upscale("torch")},
+        upscale("reference"),
+        rounds=9,
+    )
