@@ -1,10 +1,11 @@
-"""What changed between two commits, by their records: python -m benchmarks.compare A B (make bench ARGS='--compare A B').
+"""What changed between two commits, by their records: python -m benchmarks.compare A B.
 
-Our time is compared in multiples of a yardstick of the same rounds (the plain formula if it took part, else the machine's
-matrix rate, else nothing), so that a machine that was slower on that day does not look like a slower commit. Each run of
-a commit on this kind of machine gives one median; shown is the median of them. A change counts if it is larger than twice
-the noise of both sides: the standard error that the quantiles imply, or half the range of the runs if that is larger;
-with a single run at least 3 %, which is what two runs of the same code differ by. So record each commit three times:
+Our time is compared in multiples of a yardstick of the same rounds (a matrix product of PyTorch's if one took part,
+else the plain formula, else nothing), so that a machine that was slower on that day does not look like a slower commit.
+Each run of a commit on the same kind of machine gives one median; shown is the median of them. A change counts if it is
+larger than twice the noise of both sides: the standard error that the quantiles imply, or half the range of the runs if
+that is larger; of a single run at least 1.5 %. What disturbs a whole run shows only between runs: so record each commit
+at least three times, on a quiet machine:
 
     for run in 1 2 3; do make bench ARGS='--record --threads 2'; done
 """
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks import records, table
 from benchmarks.common import EAGER, OURS
 
-SINGLE_RUN_NOISE = 0.03
+SINGLE_RUN_NOISE = 0.015
 Record = dict[str, Any]
 
 
@@ -60,17 +61,14 @@ def sample(results: Sequence[Record]) -> Sample:
     """Sum up one benchmark's results of the runs of one commit."""
     logs, noises = [], []
     for result in results:
-        figure, yardstick = result["figures"][OURS], result["figures"].get(EAGER, {}).get("ratio")
-        if yardstick:  # the plain formula's time over ours, round by round
-            logs.append(-math.log(yardstick["median"]))
-            spread = math.log(yardstick["q80"] / yardstick["q20"])
-        else:
-            rate = result.get("matrix_rate", {}).get("median", 1.0)
-            logs.append(math.log(figure["median"] * rate))
-            spread = math.log(figure["q80"] / figure["q20"])
-        # Of a normal distribution q20 and q80 are 1.683 standard deviations apart; a median's error is 1.253 of a mean's.
+        figure = result["figures"][OURS]
+        # Of each round: our rate over the product's, or the plain formula's time over ours.
+        yardstick = result.get("share_of_sgemm") or result["figures"].get(EAGER, {}).get("ratio")
+        logs.append(-math.log(yardstick["median"]) if yardstick else math.log(figure["median"]))
+        spread = math.log((yardstick or figure)["q80"] / (yardstick or figure)["q20"])
+        # Normal: q20 and q80 are 1.683 standard deviations apart, and a median's error is 1.253 of a mean's.
         noises.append(1.253 * spread / 1.683 / math.sqrt(result["rounds"]))
-    between = (max(logs) - min(logs)) / 2 if len(logs) > 1 else SINGLE_RUN_NOISE / 2
+    between = (max(logs) - min(logs)) / 2 if len(logs) > 1 else SINGLE_RUN_NOISE
     seconds = median(result["figures"][OURS]["median"] for result in results)
     return Sample(median(logs), max(median(noises), between), seconds, len(results))
 
