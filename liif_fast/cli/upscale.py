@@ -1,4 +1,4 @@
-"""`liif-fast upscale`: one image file in, a larger one out."""
+"""`liif-fast upscale`: image files in, larger ones out."""
 
 import argparse
 import os
@@ -6,84 +6,171 @@ import re
 import sys
 from typing import Any
 
-from liif_fast.imageio import WHY_NOT_SMALLER, ImageFileError, check_input, check_output, read_image
+from liif_fast.cli.jobs import EXISTING, Job, plan_jobs
+from liif_fast.cli.progress import Bar
+from liif_fast.imageio import FORMATS, WHY_NOT_SMALLER, read_image
+from liif_fast.imageio.errors import reason
 
-_ABOUT = "Upscale one image file to any larger size."
+_ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\
-The image keeps its alpha channel and bit depth of 8 (or 16, in gray), and is turned upright. PNG, JPEG and WebP files
-keep its ICC profile and EXIF data, TIFF files its ICC profile; a notice says what is lost.
-The models are trained on clean, bicubically reduced images: they restore detail, not noise or compression damage.
+The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG and WebP files keep its ICC
+profile and EXIF data, TIFF files its ICC profile; a notice says what is lost. PNG, TIFF, PPM and PGM are written while
+they are made, so that the output may be larger than memory. In a folder a file that fails is named and the others go
+on; the exit code is then 1. Under torchrun the files are shared among the processes. The models are trained on clean,
+bicubically reduced images: they restore detail, not noise or compression damage.
+Exit codes: 0 done, 1 failed (some file, or all), 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("upscale", help="upscale an image", description=_ABOUT, epilog=_EPILOG)
-    parser.add_argument("input", metavar="IN", help="the image file")
-    parser.add_argument("output", metavar="OUT", help="the file to write; its extension names the format")
+    parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG)
+    parser.add_argument("input", metavar="IN", help="an image file, or a folder of them")
+    parser.add_argument("output", metavar="OUT", help="the file to write, its extension names the format; or a folder")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--scale", type=_scale, metavar="S", help="output over input size: any number from 1, as 3.7")
     target.add_argument("--size", type=_size, metavar="WxH", help="output size in pixels; Wx or xH keeps the aspect")
-    parser.add_argument("--model", metavar="FILE", help=".safetensors or .pth (default: the model of the package)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    parser.add_argument(
+        "--region", type=_region, metavar="WxH+X+Y", help="only this window of the output: its size, left and top edge"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
+    )
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
+    folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
+    folders.add_argument(
+        "--format", choices=[key[1:] for key in FORMATS], help="of the outputs (default: the input's, else png)"
+    )
+    parser.add_argument(
+        "--existing",
+        choices=EXISTING,
+        default=EXISTING[0],
+        help="what to do with outputs that exist (default: replace)",
+    )
+    compute = parser.add_argument_group("how to compute")
+    compute.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
+    )
+    compute.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    compute.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "fp16"),
+        default="float32",
+        help="of the encoder and, on a GPU, the decoder; float32 where the result is not finite (default: float32)",
+    )
+    compute.add_argument(
+        "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+    )
+    compute.add_argument(
+        "--max-input-pixels",
+        type=_positive,
+        metavar="N",
+        help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale one file; returns the exit code."""
-    check_input(args.input)
-    check_output(args.output)
-    if os.path.exists(args.output) and os.path.samefile(args.input, args.output):
-        raise ImageFileError(f"{args.output}: is the input itself; choose another name")
-    picture = read_image(args.input)
+    """Upscale the files; returns the exit code."""
+    if args.max_input_pixels:
+        from PIL import Image
 
+        Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow's error comes at twice that
+    jobs = plan_jobs(
+        args.input,
+        args.output,
+        recursive=args.recursive,
+        suffix=args.suffix or "",
+        extension=f".{args.format}" if args.format else None,
+        existing=args.existing,
+    )
+    # Read before torch is loaded, since most that can go wrong shows here.
+    first = read_image(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
+
+    from liif_fast import distributed, upscaling
+
+    todo = distributed.share(jobs.todo)
+    if not todo:
+        return _summary(jobs.folder, 0, 0, jobs.skipped)
+    if first is not None:
+        upscaling.check_target(todo[0].target, first, args.scale, args.size, args.region)
+    model = upscaling.resolve_model(args.model, _device(args.device))
+    failed = 0
+    for number, job in enumerate(todo, 1):
+        label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
+        try:
+            _upscale(job, first, model, args, label)
+        except RuntimeError as error:  # PyTorch's way to say out of memory, among others
+            if args.traceback:
+                raise
+            if not jobs.folder:
+                raise ValueError(str(error)) from error
+            failed += _complain(job, error)
+        except (OSError, ValueError, MemoryError) as error:
+            if args.traceback or not jobs.folder:
+                raise
+            failed += _complain(job, error)
+    return _summary(jobs.folder, len(todo) - failed, failed, jobs.skipped)
+
+
+def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> None:
     from liif_fast import upscaling
 
-    try:
-        with _Bar() as bar:
-            upscaling.upscale_file(
-                args.input,
-                args.output,
-                args.model,
-                scale=args.scale,
-                size=args.size,
-                device=args.device,
-                backend=args.backend,
-                progress=bar.update,
-                picture=picture,
-            )
-    except RuntimeError as error:  # PyTorch's way to say out of memory, among others
-        if args.traceback:
-            raise
-        raise ValueError(str(error)) from error
-    return 0
+    picture = picture or read_image(job.source)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with Bar(label) as bar:
+        width, height = picture.size
+        bar.share = upscaling.encoder_share(model, width * height, _pixels_out(picture.size, args))
+        upscaling.upscale_file(
+            job.source,
+            job.target,
+            model,
+            scale=args.scale,
+            size=args.size,
+            region=args.region,
+            backend=args.backend,
+            precision=args.precision,
+            tile=args.tile,
+            progress=bar.update,
+            picture=picture,
+        )
 
 
-class _Bar:
-    """A progress bar with the time left, on a terminal; nothing otherwise."""
+def _pixels_out(size: tuple[int, int], args: argparse.Namespace) -> int:
+    from liif_fast.upscaling import MAX_FILE_PIXELS, output_size
 
-    def __init__(self) -> None:
-        self.stage = ""
-        self.bar: Any = None
+    if args.region:
+        return args.region[2] * args.region[3]
+    width, height = output_size(size, args.scale, args.size, MAX_FILE_PIXELS)
+    return width * height
 
-    def __enter__(self) -> "_Bar":
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def _complain(job: Job, error: Exception) -> int:
+    text = reason(error)
+    print(f"liif-fast: error: {text if str(job.source) in text else f'{job.source}: {text}'}", file=sys.stderr)
+    return 1
 
-    def update(self, stage: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        from tqdm import tqdm
 
-        if stage != self.stage or done == 0:
-            self.__exit__()
-            self.stage, unit = stage, " tiles" if stage == "encode" else " rows"
-            self.bar = tqdm(total=total, desc=stage, unit=unit, leave=False)
-        self.bar.update(done - self.bar.n)
+def _summary(folder: bool, done: int, failed: int, skipped: int) -> int:
+    if folder:
+        parts = [f"{done} written"]
+        parts += [f"{failed} failed"] if failed else []
+        parts += [f"{skipped} left as they were"] if skipped else []
+        print(f"liif-fast: {', '.join(parts)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _device(name: str) -> str:
+    """Of several processes of one machine that torchrun has started, each takes its own GPU."""
+    from liif_fast import distributed
+    from liif_fast.upscaling import pick_device
+
+    if distributed.world_size() > 1 and name in ("auto", "cuda") and pick_device(name).type == "cuda":
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return name
 
 
 def _scale(text: str) -> float:
@@ -106,3 +193,24 @@ def _size(text: str) -> tuple[int | None, int | None]:
     if not any(sides) or 0 in sides:
         raise argparse.ArgumentTypeError(f"expected WxH, Wx or xH in pixels, as 3840x2160, got {text!r}")
     return sides[0], sides[1]
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    """WxH+X+Y as (top, left, height, width)."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})\+(\d{1,9})\+(\d{1,9})", text, re.ASCII | re.IGNORECASE)
+    if not match or 0 in map(int, match.groups()[:2]):
+        raise argparse.ArgumentTypeError(f"expected WxH+X+Y in pixels of the output, as 800x600+100+50, got {text!r}")
+    width, height, left, top = map(int, match.groups())
+    return top, left, height, width
+
+
+def _suffix(text: str) -> str:
+    if not text or os.sep in text or "/" in text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a part of a file name, as _x4, got {text!r}")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)

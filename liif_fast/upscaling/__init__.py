@@ -4,8 +4,8 @@
 that are held while strips are rendered, `strips` the output.
 """
 
-from liif_fast.upscaling.api import Strips, upscale, upscale_file, upscale_strips
-from liif_fast.upscaling.devices import default_model_path, pick_device, resolve_model
+from liif_fast.upscaling.api import Strips, check_target, upscale, upscale_file, upscale_strips
+from liif_fast.upscaling.devices import default_model_path, encoder_share, pick_device, resolve_model
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, check_scale, output_size
 from liif_fast.upscaling.strips import Options, Progress
 
@@ -18,7 +18,9 @@ __all__ = [
     "Strips",
     "check_region",
     "check_scale",
+    "check_target",
     "default_model_path",
+    "encoder_share",
     "output_size",
     "pick_device",
     "resolve_model",

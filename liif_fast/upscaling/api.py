@@ -155,16 +155,32 @@ def upscale_file(
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
         ValueError, TypeError, RuntimeError: as `upscale`.
     """
-    kind = check_output(target)
-    pixels, info, _ = picture or read_image(source)
-    limit = MAX_FILE_PIXELS if kind.streams else MAX_PIXELS
+    check_output(target)
+    picture = picture or read_image(source)
+    check_target(target, picture, scale, size, region)
     options = Options(backend, precision, tile, progress)
-    whole = output_size((pixels.shape[1], pixels.shape[0]), scale, size, limit)
+    rendered = _plan(picture.pixels, model, scale, size, region, device, options, MAX_FILE_PIXELS)
+    write_strips(target, rendered, rendered.shape, picture.depth, picture.info)
+
+
+def check_target(
+    target: str | os.PathLike[str],
+    picture: Picture,
+    scale: float | None,
+    size: tuple[int | None, int | None] | None,
+    region: Region | None,
+) -> None:
+    """Raise what `upscale_file` would of an image's size and of the format of its output, before any work."""
+    kind = check_output(target)
+    # Without streaming the output is in memory; a region is all that is held.
+    whole = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
     _, _, height, width = check_region(region, whole)
-    depth = 8 * pixels.dtype.itemsize
-    check_output(target, mode_of(pixels.shape[2], depth), (width, height))
-    rendered = _plan(pixels, model, scale, size, region, device, options, limit)
-    write_strips(target, rendered, rendered.shape, depth, info)
+    check_output(target, mode_of(picture.pixels.shape[2], picture.depth), (width, height))
+    if not kind.streams and width * height > MAX_PIXELS:
+        raise ValueError(
+            f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
+            "write a .png or .tif file"
+        )
 
 
 def _plan(

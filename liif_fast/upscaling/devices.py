@@ -1,13 +1,13 @@
 """Where the work is done and with which model, and what happens when memory runs out."""
 
 import os
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from liif_fast.models.base import FeatureModel
+from liif_fast.models.catalogue import check_family, find_model, shipped_model
 from liif_fast.models.checkpoint import load_model
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,7 +38,7 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 def default_model_path() -> Path:
     """The checkpoint that ships with the package."""
-    return Path(str(files("liif_fast"))) / "assets" / "edsr-small-liif.safetensors"
+    return shipped_model()
 
 
 def resolve_model(
@@ -54,10 +54,21 @@ def resolve_model(
             if asked != here:
                 raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
         return model
-    loaded = load_model(default_model_path() if model is None else model, device=pick_device(device))
+    path = default_model_path() if model is None else find_model(model)
+    loaded = load_model(path, device=pick_device(device))
+    check_family(path, loaded)
     if not isinstance(loaded, FeatureModel):
         raise ValueError(f"{model}: holds a {type(loaded).__name__}, expected a LIIF or MetaSR model")
     return loaded
+
+
+def encoder_share(model: FeatureModel, pixels_in: int, pixels_out: int) -> float:
+    """The encoder's part of all multiply-adds, about: what a progress bar needs."""
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters()) * pixels_in
+    imnet = getattr(model, "imnet", None)
+    weights = [] if imnet is None else [parameter.numel() for parameter in imnet.parameters()]
+    corners = 4 if getattr(model, "local_ensemble", False) else 1
+    return encoder / max(encoder + sum(weights[:1]) * pixels_in + sum(weights[1:]) * corners * pixels_out, 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
 """The command line end to end: what it writes, how it fails, and what it leaves behind."""
 
+import functools
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import liif_fast
 from liif_fast import upscaling
@@ -21,26 +24,6 @@ from liif_fast.models import make
 from liif_fast.upscaling import features, strips
 
 ROOT = Path(liif_fast.__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a tiny model with random weights."""
-    torch.manual_seed(0)
-    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
-    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
-    args = {"encoder_spec": encoder, "imnet_spec": imnet, "residual": "bilinear"}
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    liif_fast.save_model(make({"name": "liif", "args": args}), path)
-    return str(path)
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A small RGB photograph as a file."""
-    path = tmp_path / "in.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).save(path)
-    return path
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
@@ -120,6 +103,11 @@ def test_orientation_and_profile(tmp_path: Path, photo: Path, capsys: pytest.Cap
         *((["--scale", text], "positive, finite") for text in ("0", "-2", "nan", "inf", "1e999")),
         (["--scale", "0.5"], "0.5 is below 1"),
         (["--scale", "two"], "expected a number"),
+        (["--scale", "2", "--region", "5x5"], "expected WxH+X+Y"),
+        (["--scale", "2", "--region", "0x5+1+1"], "expected WxH+X+Y"),
+        (["--scale", "2", "--tile", "0"], "expected a positive whole number"),
+        (["--scale", "2", "--suffix", "a/b"], "expected a part of a file name"),
+        (["--scale", "2", "--precision", "int4"], "invalid choice: 'int4'"),
         *(
             ([f"--size={text}"], "expected WxH, Wx or xH")
             for text in ("x", "12", "0x5", "-3x4", "1x2x3", "axb", "٣x", "9999999999x")
@@ -146,7 +134,14 @@ def test_usage_errors(
         ("in.png", "out.xyz", ["--scale=2"], "unknown output format"),
         ("in.png", "out", ["--scale=2"], "unknown output format"),
         ("in.png", "no/out.png", ["--scale=2"], "does not exist"),
-        ("in.png", ".", ["--scale=2"], "is a folder"),
+        ("in.png", ".", ["--scale=2"], "is the input itself"),
+        ("in.png", "out.png", ["--scale=2", "--suffix=_x2"], "name the files in a folder"),
+        ("in.png", "out.png", ["--scale=2", "--region=5x5+26+0"], "region must lie in the output, 28x20"),
+        ("in.png", "out.png", ["--scale=2", "--tile=31"], "tile must be at least 32"),
+        ("in.png", "out.png", ["--scale=2", "--max-input-pixels=100"], "decompression bomb"),
+        ("in.png", "out.bmp", ["--size=40000x30000"], "more than 1073741824 pixels, which BMP needs in memory"),
+        ("in.png", "out.png", ["--scale=2", "--model=nothing"], "nothing: no such file, and no such model"),
+        ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; --existing"),
         ("in.png", "in.png", ["--scale=2"], "is the input itself"),
         ("in.png", "link.png", ["--scale=2"], "is the input itself"),
         ("in.png", "out.png", ["--scale=1e7"], "too many pixels"),
@@ -377,7 +372,11 @@ def test_progress_bar_on_a_terminal_only(
     args = (photo, tmp_path / "out.png", "--scale", 2, "--model", model)
     assert run(capsys, *args)[1] == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 30)
+    monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, mininterval=0))
     err = run(capsys, *args)[1]
-    assert "encode" in err
-    assert "render" in err
-    assert "rows" in err
+    assert re.search(r"row \d+ of 20", err)
+    assert re.search(r"\d\d:\d\d left", err)
+    fractions = [int(found) for found in re.findall(r"(\d+)%", err)]
+    assert fractions == sorted(fractions)
+    assert max(fractions) > 50

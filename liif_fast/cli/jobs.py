@@ -1,0 +1,115 @@
+"""Which files an upscaling reads and writes, decided and checked before any work. Imports no torch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from liif_fast.imageio import FORMATS, READABLE, ImageFileError, check_input, check_output
+
+EXISTING = ("replace", "skip", "error")
+
+
+class Job(NamedTuple):
+    """One image to read and one to write."""
+
+    source: Path
+    target: Path
+
+
+class Jobs(NamedTuple):
+    """What to do: the jobs, and how many were left out because their output is there already."""
+
+    todo: list[Job]
+    skipped: int
+    folder: bool  # whether a folder was given
+
+
+def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extension: str | None, existing: str) -> Jobs:
+    """Pair every input with its output.
+
+    Args:
+        source: an image file, or a folder: of it, all files whose names end as images do, hidden ones excepted.
+        target: for a file, a file or a folder; for a folder, a folder, made with its parents if it does not exist.
+        recursive: with the folders inside as well; the output has the same ones. Links to folders are not followed.
+        suffix: what is added to the names of outputs in a folder, before the ending.
+        extension: ending of the outputs in a folder, as `.png`; None keeps the input's, or `.png` where that is none
+            that can be written.
+        existing: what to do about outputs that exist: "replace" them, "skip" them, or fail ("error").
+
+    Returns:
+        The jobs in the order of names. Outputs are checked one by one when they are made, not here.
+
+    Raises:
+        ImageFileError: nothing to do, two inputs with one output, an output that is an input, or one that exists.
+    """
+    origin, goal = Path(source), Path(target)
+    if not origin.is_dir():
+        check_input(origin)
+        into_folder = goal.is_dir() or target.endswith(("/", os.sep))
+        if not into_folder and (suffix or extension):
+            raise ImageFileError(f"{goal}: --suffix and --format name the files in a folder; give a folder as OUT")
+        if into_folder:
+            goal.mkdir(parents=True, exist_ok=True)
+        jobs = [Job(origin, goal / _name(origin, suffix, extension) if into_folder else goal)]
+        check_output(jobs[0].target)
+    else:
+        if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
+            raise ImageFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
+        jobs = [
+            Job(path, goal / path.parent.relative_to(origin) / _name(path, suffix, extension))
+            for path in _images(origin, goal, recursive)
+        ]
+        if not jobs:
+            raise ImageFileError(f"{origin}: no image files in it{'' if recursive else ' (--recursive looks deeper)'}")
+    _check_pairs(jobs)
+    there = [job for job in jobs if job.target.exists()]
+    if there and existing == "error":
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise ImageFileError(f"{there[0].target}: exists{more}; --existing replace or skip says what to do")
+    if existing == "skip":
+        jobs = [job for job in jobs if not job.target.exists()]
+    return Jobs(jobs, len(there) if existing == "skip" else 0, origin.is_dir())
+
+
+def _name(path: Path, suffix: str, extension: str | None) -> str:
+    ending = extension or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+    return f"{path.stem}{suffix}{ending}"
+
+
+def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
+    """Image files by name, sorted, the files of a folder before those of the folders in it; none of the output's."""
+    from PIL import Image
+
+    Image.init()
+    known = {ending for ending, name in Image.EXTENSION.items() if name in READABLE}
+    inside = goal.resolve() != folder.resolve()
+    for at, folders, names in os.walk(folder):
+        here = Path(at)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if recursive and not name.startswith(".") and not (inside and _same(here / name, goal))
+        )
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in known:
+                yield here / name
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _check_pairs(jobs: list[Job]) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    seen: dict[Path, Path] = {}
+    for source, target in jobs:
+        real = target.resolve()
+        if real in sources:
+            one = "the input itself" if real == source.resolve() else "an input, too"
+            raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
+        if real in seen:
+            raise ImageFileError(
+                f"{target}: would be made of both {seen[real]} and {source}; leave out --format, or rename one"
+            )
+        seen[real] = source

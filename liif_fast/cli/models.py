@@ -1,0 +1,82 @@
+"""`liif-fast models`: what ships, what is published, and what lies in the models folder."""
+
+import argparse
+from pathlib import Path
+
+_ABOUT = "List the model of the package, the published ones, and the files in the models folder."
+_EPILOG = """\
+A file in the models folder is used by its name: --model rdn-liif takes rdn-liif.pth or rdn-liif.safetensors there. The
+folder is $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder. Nothing is downloaded.
+"""
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "models", help="list models and check their files", description=_ABOUT, epilog=_EPILOG
+    )
+    parser.add_argument("--tensors", metavar="NAME", help="print the names and shapes that a published model must hold")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print; returns 1 if a file in the models folder cannot be used."""
+    from liif_fast.models import catalogue
+
+    if args.tensors:
+        known = catalogue.family(args.tensors)
+        if known is None:
+            names = ", ".join(each.name for each in catalogue.FAMILIES)
+            raise ValueError(f"{args.tensors}: no published model of that name; there are {names}")
+        for key, shape in known.tensors().items():
+            print(key, list(shape))
+        return 0
+
+    folder = catalogue.models_folder()
+    there = (
+        sorted(path for path in folder.iterdir() if path.suffix.lower() in catalogue.SUFFIXES)
+        if folder.is_dir()
+        else []
+    )
+    print("In the package:")
+    _, line = _describe(catalogue.shipped_model())
+    print(f"  {catalogue.SHIPPED:<22}{line}")
+    print("\nPublished:")
+    for each in catalogue.FAMILIES:
+        shapes = each.tensors()
+        count = sum(_product(shape) for shape in shapes.values())
+        have = [path for path in there if path.stem.lower() == each.name]
+        state = "in the models folder" if have else "not in the models folder"
+        print(f"  {each.name:<22}{count:>10,} parameters in {len(shapes)} tensors, {each.licence}; {state}")
+        print(f"  {'':<22}{each.source}")
+    print(f"\nModels folder: {folder}{'' if folder.is_dir() else ' (does not exist)'}")
+    failed = False
+    for path in there:
+        good, line = _describe(path)
+        failed |= not good
+        print(f"  {path.name:<32}{line}")
+    return int(failed)
+
+
+def _describe(path: Path) -> tuple[bool, str]:
+    """Whether a file can be used, and what it holds or why it cannot."""
+    from liif_fast.models import catalogue, load_model
+    from liif_fast.models.base import FeatureModel
+
+    try:
+        model = load_model(path)
+        catalogue.check_family(path, model)
+        if not isinstance(model, FeatureModel):
+            raise ValueError(f"{path}: holds a {type(model).__name__}, expected a LIIF or MetaSR model")
+    except (OSError, ValueError) as error:
+        return False, f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    encoder = model.spec["args"]["encoder_spec"]["name"]
+    return True, f"{count:>10,} parameters, {type(model).__name__} on {encoder}"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count

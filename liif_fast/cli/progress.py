@@ -1,0 +1,40 @@
+"""A progress bar with the time left, on a terminal; nothing otherwise."""
+
+import sys
+from typing import Any
+
+
+class Bar:
+    """One bar for an image: the encoding and the rendering, each with its share of the work.
+
+    Args:
+        label: what stands before the bar.
+    """
+
+    def __init__(self, label: str = "") -> None:
+        self.label = label
+        self.share = 0.1  # of the encoder, until the image's is known
+        self.done = {"encode": 0.0, "render": 0.0}
+        self.bar: Any = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Take what `upscale` reports."""
+        if not sys.stderr.isatty():
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            form = "{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+            self.bar = tqdm(total=1.0, desc=self.label, bar_format=form, leave=False)
+        self.done[stage] = done / max(total, 1)
+        work = self.share * self.done["encode"] + (1 - self.share) * self.done["render"]
+        if stage == "render":
+            self.bar.set_postfix_str(f"row {done} of {total}", refresh=False)
+        self.bar.update(min(work, 1.0) - self.bar.n)

@@ -1,0 +1,150 @@
+"""Models by name: the one that ships, the published ones, and the folder where their files are looked for."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from liif_fast.models.checkpoint import ModelFileError
+from liif_fast.models.registry import make
+
+FOLDER_VARIABLE = "LIIF_FAST_MODELS"
+SUFFIXES = (".safetensors", ".pth", ".pt")
+SHIPPED = "edsr-small-liif"
+
+_MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
+_EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
+_RDN = {"name": "rdn", "args": {"G0": 64, "RDNkSize": 3, "RDNconfig": "B", "no_upsampling": True}}
+_RCAN = {"name": "rcan", "args": {"no_upsampling": True}}
+_REPOSITORY = "https://github.com/yinboc/liif"
+
+
+class Family(NamedTuple):
+    """A published model.
+
+    Args:
+        name: what `--model` calls it, and the name of its file without the ending.
+        title: as its authors write it.
+        spec: what its file must hold.
+        source: where its authors offer the file, or what to train it from where they offer none.
+        offered: whether there is a file.
+        licence: of the authors' repository; none of them states another one for the files.
+    """
+
+    name: str
+    title: str
+    spec: dict[str, Any]
+    source: str
+    offered: bool
+    licence: str
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes that its file must hold."""
+        with torch.device("meta"):
+            return {key: tuple(value.shape) for key, value in make(self.spec).state_dict().items()}
+
+
+def _liif(encoder: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": _MLP}}
+
+
+def _trained(config: str) -> str:
+    return f"no file is offered; train it: {_REPOSITORY} configs/train-div2k/{config}"
+
+
+_BSD = "BSD-3-Clause"
+FAMILIES = (
+    Family("edsr-baseline-liif", "EDSR-baseline-LIIF", _liif(_EDSR_BASELINE), f"{_REPOSITORY}#quick-start", True, _BSD),
+    Family("rdn-liif", "RDN-LIIF", _liif(_RDN), f"{_REPOSITORY}#quick-start", True, _BSD),
+    Family(
+        "edsr-baseline-metasr",
+        "EDSR-baseline-MetaSR",
+        {"name": "metasr", "args": {"encoder_spec": _EDSR_BASELINE}},
+        _trained("train_edsr-baseline-metasr.yaml"),
+        False,
+        _BSD,
+    ),
+    Family(
+        "rdn-metasr",
+        "RDN-MetaSR",
+        {"name": "metasr", "args": {"encoder_spec": _RDN}},
+        _trained("train_rdn-metasr.yaml"),
+        False,
+        _BSD,
+    ),
+    Family(
+        "rcan-liif",
+        "RCAN-LIIF",
+        _liif(_RCAN),
+        "no file is offered; the encoder alone is in the authors' repository",
+        False,
+        _BSD,
+    ),
+)
+
+
+def shipped_model() -> Path:
+    """The checkpoint that comes with the package."""
+    return Path(str(files("liif_fast"))) / "assets" / f"{SHIPPED}.safetensors"
+
+
+def models_folder() -> Path:
+    """Where model files are looked for by name: $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "liif_fast" / "models"
+
+
+def family(name: str) -> Family | None:
+    """The published model of that name, if there is one."""
+    return next((each for each in FAMILIES if each.name == name.lower()), None)
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """The file that a path, the name of a file in the models folder, or the name of a model stands for.
+
+    Args:
+        name: a path of a file; else `edsr-small-liif`, the model of the package; else a name in `models_folder()`, with
+            or without its ending.
+
+    Raises:
+        FileNotFoundError: nothing has that name; the message says where it was looked for.
+    """
+    path = Path(name)
+    if path.exists() or path.parent != Path("."):
+        return path
+    if str(name).lower() == SHIPPED:
+        return shipped_model()
+    folder = models_folder()
+    for suffix in ("", *SUFFIXES):
+        candidate = folder / f"{name}{suffix}"
+        if candidate.is_file():
+            return candidate
+    if path.suffix.lower() in SUFFIXES:
+        return path  # whoever opens it says that it is missing
+    known = family(str(name))
+    if known is not None:
+        raise FileNotFoundError(f"{name}: not in {folder}; {'offered at ' if known.offered else ''}{known.source}")
+    raise FileNotFoundError(
+        f"{name}: no such file, and no such model in {folder}; `liif-fast models` lists what there is"
+    )
+
+
+def check_family(path: Path, model: nn.Module) -> None:
+    """Raise ModelFileError if a file that is called as a published model holds another one."""
+    known = family(path.stem)
+    if known is None or path.parent != models_folder():
+        return
+    expected, found = known.tensors(), {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [key for key in expected if found.get(key) != expected[key]] + [key for key in found if key not in expected]
+    if wrong:
+        key = wrong[0]
+        needs, has = (list(shapes[key]) if key in shapes else "absent" for shapes in (expected, found))
+        raise ModelFileError(
+            f"{path}: is not {known.title}: {len(wrong)} tensors differ, the first is {key!r}, which must be {needs} "
+            f"and is {has}"
+        )

@@ -1,0 +1,210 @@
+"""`liif-fast upscale` on folders: which files, under which names, and what one failure does to the others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import liif_fast
+from liif_fast.cli import main
+from liif_fast.imageio import read_image, write_strips
+
+ROOT = Path(liif_fast.__file__).parents[1]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder as people have it: images of every kind, a broken one, other files, folders."""
+    folder = tmp_path / "in"
+    (folder / "deeper" / "still").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
+    image = Image.fromarray(pixels)
+    image.convert("RGB").save(folder / "photo.jpg")
+    image.save(folder / "alpha.png")
+    image.convert("L").save(folder / "gray.tif")
+    image.convert("RGB").quantize(8).save(folder / "palette.gif")
+    write_strips(folder / "deep.png", [pixels[..., :3].astype(np.uint16) * 257], (6, 8, 3), 16, {})
+    (folder / "broken.png").write_bytes((folder / "alpha.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_bytes(b"")
+    image.convert("RGB").save(folder / "deeper" / "one.webp")
+    image.convert("RGB").save(folder / "deeper" / "still" / "two.BMP")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, list[str]]:
+    code = main(["upscale", *map(str, args)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err.splitlines()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_mixed_folder(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    """The broken file is named, the others are there, and the exit code says that not all went well."""
+    out = tmp_path / "new" / "out"
+    code, err = run(capsys, mixed, out, "--scale", 2, "--model", model)
+    assert code == 1
+    assert err[-1] == "liif-fast: 5 written, 1 failed"
+    assert next(line for line in err if "error" in line).startswith(f"liif-fast: error: {mixed / 'broken.png'}: ")
+    assert len(err) == 2
+    assert names(out) == ["alpha.png", "deep.png", "gray.tif", "palette.png", "photo.jpg"]
+    kinds = {name: (read_image(out / name).pixels.shape, read_image(out / name).depth) for name in names(out)}
+    assert kinds == {
+        "alpha.png": ((12, 16, 4), 8),
+        "deep.png": ((12, 16, 3), 16),
+        "gray.tif": ((12, 16, 1), 8),
+        "palette.png": ((12, 16, 3), 8),
+        "photo.jpg": ((12, 16, 3), 8),
+    }
+    alone = tmp_path / "alone.png"
+    assert run(capsys, mixed / "deep.png", alone, "--scale", 2, "--model", model) == (0, [])
+    assert alone.read_bytes() == (out / "deep.png").read_bytes()
+
+
+def test_recursive_keeps_the_layout(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    (mixed / "broken.png").unlink()
+    out = mixed / "out"  # inside of the input: its own files are none of the next run's inputs
+    args = (mixed, out, "--size", "20x", "--model", model, "--recursive", "--suffix", "_big")
+    for _ in range(2):
+        code, err = run(capsys, *args)
+        assert (code, err) == (0, ["liif-fast: 7 written"])
+    assert names(out) == [
+        "alpha_big.png", "deep_big.png", "deeper/one_big.webp", "deeper/still/two_big.BMP", "gray_big.tif",
+        "palette_big.png", "photo_big.jpg",
+    ]  # fmt: skip
+    assert all(read_image(out / name).size == (20, 15) for name in names(out))
+
+
+def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    (mixed / "broken.png").unlink()
+    before = names(mixed)
+    code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model)
+    assert code == 1
+    assert "is the input itself" in err[0]
+    assert names(mixed) == before
+    code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x")
+    assert (code, err) == (0, ["liif-fast: 5 written"])
+    assert set(names(mixed)) - set(before) == {
+        "alpha@2x.png", "deep@2x.png", "gray@2x.tif", "palette@2x.png", "photo@2x.jpg"
+    }  # fmt: skip
+
+
+def test_existing_outputs(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    (mixed / "broken.png").unlink()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "photo.jpg").write_bytes(b"old")
+    args = (mixed, out, "--scale", 2, "--model", model, "--existing")
+    code, err = run(capsys, *args, "error")
+    assert code == 1
+    assert "photo.jpg: exists" in err[0]
+    assert names(out) == ["photo.jpg"]
+    assert run(capsys, *args, "skip") == (0, ["liif-fast: 4 written, 1 left as they were"])
+    assert (out / "photo.jpg").read_bytes() == b"old"
+    assert run(capsys, *args, "skip") == (0, ["liif-fast: 0 written, 5 left as they were"])
+    assert run(capsys, *args, "replace") == (0, ["liif-fast: 5 written"])
+    assert read_image(out / "photo.jpg").size == (16, 12)
+
+
+def test_format_and_its_limits(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    """What the format cannot hold fails alone and leaves nothing."""
+    (mixed / "broken.png").unlink()
+    code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "jpg")
+    assert code == 1
+    assert err[-1] == "liif-fast: 3 written, 2 failed"
+    assert any("alpha.jpg: JPEG cannot hold an alpha channel" in line for line in err)
+    assert any("deep.jpg: JPEG cannot hold 16 bits a channel" in line for line in err)
+    assert names(tmp_path / "out") == ["gray.jpg", "palette.jpg", "photo.jpg"]
+
+
+def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    Image.new("RGB", (3, 3)).save(mixed / "photo.png")
+    code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
+    assert code == 1
+    assert "photo.png: would be made of both" in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").touch()
+    code, err = run(capsys, tmp_path / "in", tmp_path / "out", "--scale", 2, "--model", model)
+    assert code == 1
+    assert "no image files in it" in err[0]
+
+
+def test_one_file_into_a_folder(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    out = tmp_path / "out"
+    args = ("--scale", 2, "--model", model)
+    assert run(capsys, photo, f"{out}/", *args) == (0, [])
+    assert run(capsys, photo, out, *args, "--suffix", "_x2", "--format", "tif") == (0, [])
+    assert names(out) == ["in.png", "in_x2.tif"]
+
+
+def test_region_and_tile_and_precision(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    run(capsys, photo, tmp_path / "whole.png", "--scale", 3, "--model", model)
+    args = ("--scale", 3, "--model", model, "--region", "20x7+11+19", "--tile", 32)
+    assert run(capsys, photo, tmp_path / "part.png", *args) == (0, [])
+    whole, part = read_image(tmp_path / "whole.png").pixels, read_image(tmp_path / "part.png").pixels
+    assert np.array_equal(part, whole[19:26, 11:31])
+    assert run(capsys, photo, tmp_path / "half.png", *args, "--precision", "bf16") == (0, [])
+    half = read_image(tmp_path / "half.png").pixels.astype(int)
+    assert np.abs(half - part).max() <= 4
+
+
+def test_processes_of_torchrun_share_the_images(mixed: Path, tmp_path: Path, model: str) -> None:
+    (mixed / "broken.png").unlink()
+    out = tmp_path / "out"
+    shares = []
+    for rank in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "liif_fast", "upscale", mixed, out, "--scale=2", f"--model={model}"],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        shares.append(done.stderr)
+    assert shares == ["liif-fast: 3 written\n", "liif-fast: 2 written\n"]
+    assert len(names(out)) == 5
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_interrupted_in_a_folder(
+    mixed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    failure: type[BaseException],
+) -> None:
+    """Ctrl-C ends the run, and what is finished stays; another failure ends its file alone."""
+    from liif_fast.imageio import tiff, writing  # noqa: F401
+
+    def fail(*args: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(writing, "_write_tiff", fail)
+    (mixed / "broken.png").unlink()
+    code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model)
+    if failure is KeyboardInterrupt:
+        assert (code, err) == (130, ["liif-fast: interrupted"])
+        assert names(tmp_path / "out") == ["alpha.png", "deep.png"]
+    else:
+        assert code == 1
+        assert err[-1] == "liif-fast: 4 written, 1 failed"
+        assert "gray.tif: cannot be written" in err[0]
+        assert len(names(tmp_path / "out")) == 4
