@@ -168,8 +168,7 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
     else:
         low = resize_crops(high, *(_matrices(plans, axis, high.shape[2 + axis], device) for axis in (0, 1)))
     if plans[0].before is None:
-        place = np.stack([plan.source() for plan in plans])
-        place = place[:, 0] * high.shape[3] + place[:, 1]
+        place = np.stack([plan.source(high.shape[3]) for plan in plans])
         gt = high.flatten(2).gather(2, _to(place, device)[:, None].expand(-1, 3, -1)).mT
     else:  # whole images of all sizes: one by one
         gt = torch.stack(

@@ -41,14 +41,16 @@ class Plan(NamedTuple):
     grid: Size  # of the target at last
     pixel: np.ndarray  # int64 [Q], the queries: row * width + column in that grid
 
-    def source(self) -> np.ndarray:
-        """The queries' places [Q], as (row, column) [2, Q], in a target that has not been flipped."""
-        row, column = np.divmod(self.pixel, self.grid[1])
+    def source(self, stride: int) -> np.ndarray:
+        """The queries' places [Q], row * stride + column, in a target that has not been flipped."""
+        row = self.pixel // self.grid[1]
+        column = self.pixel - row * self.grid[1]  # in half the time of divmod
         vertical, horizontal, transposed = self.flips
         if transposed:
             row, column = column, row
         height, width = self.grid[::-1] if transposed else self.grid
-        return np.stack([height - 1 - row if vertical else row, width - 1 - column if horizontal else column])
+        row = height - 1 - row if vertical else row
+        return row * stride + (width - 1 - column if horizontal else column)
 
 
 class _Wrapper(torch.utils.data.Dataset[Sample]):
@@ -133,7 +135,7 @@ def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
     Returns:
         The packed sample.
     """
-    high = _window(high, plan.high)
+    high = np.ascontiguousarray(_window(high, plan.high))
     if plan.low is not None:
         assert low is not None
         low = _window(low, plan.low)
@@ -143,14 +145,13 @@ def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
         high = resize(high, plan.before)
     if low is None:
         low = resize(high, plan.size)
-    row, column = plan.source()
+    place = plan.source(high.shape[1])  # in range: "clip" below spares a check
     if plan.after is not None:
-        high = resize(_flip(high, plan.flips), plan.after)
-        row, column = np.divmod(plan.pixel, plan.grid[1])
+        high, place = resize(_flip(high, plan.flips), plan.after), plan.pixel
     low = np.ascontiguousarray(_flip(low, plan.flips).transpose(2, 0, 1))
     return {
         "inp": torch.from_numpy(low),
-        "gt": torch.from_numpy(high[row, column]),
+        "gt": torch.from_numpy(high.reshape(-1, 3).take(place, axis=0, mode="clip")),
         "pixel": torch.from_numpy(plan.pixel.astype(np.int32)),
         "size": torch.tensor(plan.grid, dtype=torch.int32),
     }
@@ -178,10 +179,12 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
         uint8 [height, width, 3].
     """
     height, width = image.shape[:2]
-    result = Image.fromarray(np.ascontiguousarray(image))
+    image = np.ascontiguousarray(image)
+    result = Image.frombuffer("RGB", (width, height), image, "raw", "RGB", 0, 1)
     if pillow_takes_height_first((height, width), size):  # asked for the width alone, it cannot
         result = result.resize((size[1], height), Image.Resampling.BICUBIC)
-    return np.asarray(result.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    result = result.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.frombuffer(result.tobytes(), np.uint8).reshape(*size, 3)
 
 
 def shorter_side(shape: Size, side: int) -> Size:

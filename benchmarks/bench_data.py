@@ -1,0 +1,132 @@
+"""Training samples, one batch at a time: the original's way, the lean way of our CPU workers, and batches on a device.
+
+A worker of ours ends with packed samples, which are unpacked on the model's device; here that is timed on its own, too.
+What a training step takes of samples, the model's appetite, is measured beside them. All images are of one colour, so
+that every way must come to the same values wherever it crops; what is timed does not depend on the values. They are
+more than fits into a cache, as a data set is.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks import limits
+from benchmarks.common import OURS
+from liif_fast import models
+from liif_fast.data import make
+from liif_fast.data.device import DeviceLoader
+from liif_fast.data.samples import collate, unpack
+
+ORIGINAL = "the original's way"
+ON_DEVICE = "on the device"
+UNPACKED = "liif_fast, unpacked"  # on the device that is measured, by the process that trains
+COLOUR = (51, 102, 204)  # x / 255 * 255, cut to 8 bits, is x for these
+
+
+def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.device) -> None:
+    batch, inp_size, sample_q = pick(16, 16, 2), pick(48, 48, 6), pick(2304, 2304, 20)
+    height, width = pick((1356, 2040), (1356, 2040), (30, 40))  # of DIV2K
+    images = [np.tile(np.array(COLOUR, np.uint8), (height, width, 1)) for _ in range(pick(12, 12, 2))]
+    args = {"inp_size": inp_size, "scale_min": 1, "scale_max": 4, "augment": True, "sample_q": sample_q}
+    wrapper = make({"name": "sr-implicit-downsampled", "args": args}, dataset=images * batch, seed=0)
+    floats = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).contiguous() for image in images]
+    loader = DeviceLoader(wrapper, [], device, keep=1 << 31)
+    turn = 0
+
+    def indices() -> list[int]:
+        nonlocal turn
+        turn += 1
+        wrapper.set_epoch(turn)
+        return [(turn * batch + i) % len(wrapper) for i in range(batch)]
+
+    def worker() -> dict[str, Tensor]:
+        return collate([wrapper.packed(index) for index in indices()])
+
+    def lean() -> Tensor:
+        return _values(worker()).float() / 255
+
+    def unpacked() -> Tensor:
+        return _values(unpack(_on(device, worker())))
+
+    def on_device() -> Tensor:
+        return _values(unpack(loader.packed(indices())))
+
+    def original() -> Tensor:
+        samples = [_original(floats[i % len(floats)], inp_size, 1, 4, sample_q) for i in indices()]
+        return _values({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
+
+    colour = torch.tensor(COLOUR) / 255
+    inp = colour.view(3, 1, 1).expand(batch, 3, inp_size, inp_size)
+    expected = _values({"inp": inp, "gt": colour.expand(batch, sample_q, 3)})
+    result = race(
+        "data",
+        f"a batch of {batch} training samples, x1 to x4 to {inp_size}x{inp_size}, {sample_q:,} queries each",
+        lean,
+        {ORIGINAL: original, UNPACKED: lambda: unpacked().cpu(), ON_DEVICE: lambda: on_device().cpu()},
+        expected,
+        rounds=21,
+    )
+    rates = {name: batch / figure["median"] for name, figure in result["figures"].items()}
+    rates["a training step of EDSR-baseline-LIIF takes"] = batch / _step_seconds(wrapper, batch, device, pick)
+    figures = ", ".join(f"{'a worker' if name == OURS else name} {rate:,.0f}" for name, rate in rates.items())
+    result["notes"] = [f"samples/s: {figures}"]
+
+
+def _values(batch: dict[str, Tensor]) -> Tensor:
+    return torch.cat([batch["inp"].flatten(), batch["gt"].flatten()])
+
+
+def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, sample_q: int) -> dict[str, Tensor]:
+    """A sample as the original makes it, of an image that its cache holds as floats [3, H, W]."""
+    side = round(inp_size * random.uniform(scale_min, scale_max))
+    top, left = random.randint(0, image.shape[1] - side), random.randint(0, image.shape[2] - side)
+    high = image[:, top : top + side, left : left + side]
+    pixels = np.ascontiguousarray(high.mul(255).byte().permute(1, 2, 0).numpy())
+    low = torch.from_numpy(np.array(Image.fromarray(pixels).resize((inp_size, inp_size), Image.Resampling.BICUBIC)))
+    low = low.permute(2, 0, 1).contiguous().float().div(255)
+    flips = [random.random() < 0.5 for _ in range(3)]
+    for flipped, flip in zip(flips, (lambda x: x.flip(-2), lambda x: x.flip(-1), lambda x: x.mT), strict=True):
+        if flipped:
+            low, high = flip(low), flip(high)
+    axes = [-1 + 1 / n + 2 / n * torch.arange(n).float() for n in high.shape[1:]]
+    coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2)
+    rgb = high.contiguous().view(3, -1).permute(1, 0)
+    chosen = np.random.choice(len(coord), sample_q, replace=False)
+    coord, rgb = coord[chosen], rgb[chosen]
+    cell = torch.ones_like(coord)
+    cell[:, 0] *= 2 / high.shape[1]
+    cell[:, 1] *= 2 / high.shape[2]
+    return {"inp": low.contiguous(), "coord": coord, "cell": cell, "gt": rgb}
+
+
+def _step_seconds(wrapper: Any, batch: int, device: torch.device, pick: Callable[..., Any]) -> float:
+    """Seconds of one step in float32, the better of two after one to warm up."""
+    encoder = {
+        "name": "edsr-baseline",
+        "args": {"no_upsampling": True} | pick({}, {}, {"n_resblocks": 1, "n_feats": 4}),
+    }
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": pick([256] * 4, [256] * 4, [8])}}
+    model = models.make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    samples = unpack(_on(device, collate([wrapper.packed(index) for index in range(batch)])))
+    times = []
+    for _ in range(pick(3, 2, 1)):
+        limits.synchronize(device)
+        start = time.perf_counter()
+        loss = nn.functional.l1_loss(model(samples["inp"], samples["coord"], samples["cell"]), samples["gt"])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        limits.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
