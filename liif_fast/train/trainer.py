@@ -1,38 +1,42 @@
-"""The training loop: one process, one device.
+"""The training loop, in one process or in several started by torchrun.
 
-An epoch depends on the configuration, the epoch's number and the state at its start alone, so that a resumed training
-is bit for bit the uninterrupted one.
+What a step does depends on the configuration, its number and the state before it alone, so that a resumed training is
+bit for bit the uninterrupted one.
 """
 
+import contextlib
 import copy
 import datetime
-import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from liif_fast import models
-from liif_fast.data import registry
-from liif_fast.data.samples import Sample, collate
-from liif_fast.files import atomic_file
-from liif_fast.metrics import parse_eval_type, psnr
-from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split
-from liif_fast.train.config import OPTIMIZERS, Config, load_config
+from liif_fast import distributed, models
+from liif_fast.data import make_loader, registry
+from liif_fast.models.checkpoint import _as_model_file_error
+from liif_fast.train import state
+from liif_fast.train.config import Config, load_config
+from liif_fast.train.order import Order, mix
+from liif_fast.train.records import Records
+from liif_fast.train.stepper import Stepper
+from liif_fast.train.stopping import Stop, end
+from liif_fast.train.validation import Validation, first_batch
 from liif_fast.upscaling import pick_device
 
-CHECK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait
+LOOK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait; a CPU has nothing to wait for
 
 
 class DivergedError(ValueError):
-    """The loss is no longer a finite number."""
+    """The loss or the weights are no longer finite numbers."""
 
 
 def train(
@@ -44,7 +48,7 @@ def train(
     save_root: str | Path = "save",
     device: str | torch.device = "auto",
 ) -> Path:
-    """Train as a configuration says.
+    """Train as a configuration says; under torchrun, together with the other processes.
 
     Args:
         config_path: YAML file (see `liif_fast.train.config`).
@@ -55,13 +59,15 @@ def train(
         device: "auto" takes a GPU if there is one.
 
     Returns:
-        The run folder, with config.yaml, log.txt, log.jsonl, epoch-last.pth, epoch-best.pth and epoch-N.pth.
+        The run folder, with config.yaml, log.txt, log.csv, epoch-last.pth, epoch-best.pth and epoch-N.pth.
 
     Raises:
         FileNotFoundError: if something that the configuration names is missing.
         FileExistsError: if the folder holds a training already and resume is not set.
         ValueError: if the configuration is wrong or does not fit the checkpoint, or there is no such device.
         DivergedError: if the loss is not finite.
+        OSError: if a checkpoint cannot be written; the last one is as it was.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint of the step that was under way.
     """
     config = load_config(config_path)
     folder = Path(save_root) / (name or "_" + Path(config_path).stem + (f"_{tag}" if tag else ""))
@@ -69,8 +75,16 @@ def train(
     if last.exists() and not resume:
         raise FileExistsError(f"{folder} holds a training already: resume it (--resume) or give another --name")
     source = last if last.exists() else config.resume
-    run = Run(config, folder, pick_device(device), None if source is None else Path(source))
-    run.train()
+    try:
+        with _arithmetic(bool(config.deterministic)):
+            device = distributed.init(pick_device(device))
+            run = Run(config, folder, device, None if source is None else Path(source))
+            try:
+                run.train()
+            finally:
+                run.records.close()
+    finally:
+        distributed.cleanup()
     return folder
 
 
@@ -84,267 +98,246 @@ class Run:
         source: checkpoint to continue from, ours or the original's.
 
     Raises:
-        ValueError: if the samples do not fit the model.
+        ValueError: if the samples do not fit the model, or the processes do not see the same checkpoint.
         ModelFileError: if the checkpoint is none that a training can continue from, naming its file.
     """
 
     def __init__(self, config: Config, folder: Path, device: torch.device, source: Path | None = None) -> None:
         self.config, self.folder, self.device = config, folder, device
-        checkpoint = None if source is None else _read_checkpoint(source)
+        self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
+        if len(set(distributed.gather(None if source is None else str(source)))) > 1:
+            raise ValueError(f"{folder}: not all processes see it: it must be on a file system that they share")
+        checkpoint = None if source is None else state.read(source)
         torch.manual_seed(config.seed)
         model: Any = models.make(config.model) if checkpoint is None else models.make(checkpoint["model"], load_sd=True)
-        self.model = model.to(device, memory_format=torch.channels_last)  # the faster layout, on a CPU too
-        self.spec = {"name": config.model["name"], "args": config.model.get("args") or {}}
-        if checkpoint is not None:
-            self.spec = {key: checkpoint["model"][key] for key in ("name", "args")}
-        # Frozen parameters too: the original's optimizer states count them.
-        self.optimizer = OPTIMIZERS[config.optimizer["name"]](self.model.parameters(), **config.optimizer["args"])
-        self.average = copy.deepcopy(self.model) if config.ema else None
-        self.epoch, self.best, self.steps = 0, -math.inf, 0
-        self.pending: tuple[dict[str, Any], str] | None = None  # an epoch's record and line, while it is validated
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model = model.to(device, memory_format=layout)
+        self.spec = _spec(config.model if checkpoint is None else checkpoint["model"])
+        self.stepper = Stepper(model, config)
+        self._read_data()
+        self.progress, again = state.Progress(), False
         if checkpoint is not None:
             with _as_model_file_error(str(source)):
-                self._restore(checkpoint)
-        self.train_set, self.train_batch = _make_split(config.train_dataset, config.seed)
-        self.val_set, self.val_batch = None, 1
-        if config.val_dataset is not None:
-            seed = config.seed + 1 if config.val_seed is None else config.val_seed
-            self.val_set, self.val_batch = _make_split(config.val_dataset, seed)
+                self.progress, again = state.restore(checkpoint, self.stepper, config, self._ordered_by())
         self._try()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False))
+        main = distributed.is_main()
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False), encoding="utf-8")
+        self.records = Records(folder, config.tensorboard, main, self.stepper.steps)
+        self.records.trim(self.progress.epoch)
+        self.begun, self.saved = (time.monotonic(), self.done()), time.monotonic()
+        processes = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         if checkpoint is None:
-            parameters = sum(p.numel() for p in self.model.parameters())
-            self.log(f"model: {self.spec['name']}, {parameters:,} parameters; device: {device}")
-        else:
-            self._trim_log()
-            self.log(f"resumed from {source} after epoch {self.epoch}")
-            if self.spec != {"name": config.model["name"], "args": config.model.get("args") or {}}:
-                self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
+            parameters = sum(p.numel() for p in model.parameters())
+            self.log(f"model: {self.spec['name']}, {parameters:,} parameters; device: {device.type}{processes}")
+            return
+        where = f" and {self.progress.step} steps" if self.progress.step else ""
+        self.log(f"resumed from {source} after epoch {self.progress.epoch}{where}{processes}")
+        if again:
+            self.log("the order of the samples is another one now, so that the unfinished epoch starts again")
+        if self.spec != _spec(config.model):
+            self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
+
+    def _read_data(self) -> None:
+        config, world = self.config, distributed.world_size()
+        self.train_set, size = _make_split(config.train_dataset, config.seed)
+        if size < world:
+            raise ValueError(f"train_dataset.batch_size: {world} processes cannot share batches of {size}")
+        self.order = Order(len(self.train_set), size, config.seed)
+        self.steps = -(-self.order.batches // config.grad_accum)  # of an epoch
+        workers = config.num_workers
+        if workers is None:
+            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            workers = max(1, min(8, cores)) if self.device.type == "cuda" else 0  # on a CPU they only take cores away
+        self.loader = make_loader(
+            self.train_set,
+            self.order,
+            self.device,
+            data_device=config.data_device,
+            num_workers=0 if config.data_device else workers,
+            grouped=True,
+        )
+        self.validation = None
+        if config.val_dataset is not None:
+            val_set, _ = _make_split(
+                config.val_dataset, config.seed + 1 if config.val_seed is None else config.val_seed
+            )
+            self.validation = Validation(val_set, config, self.stepper.objective, self.device, workers)
+
+    def _ordered_by(self) -> list[int]:
+        return [self.order.length, self.order.size, self.config.grad_accum, self.config.seed]
 
     @torch.inference_mode()
     def _try(self) -> None:
         """Make a sample of each set, and put the training's through the model, before anything is written."""
-        if self.val_set is not None:
-            self.val_set[0]
-        sample = {key: value.to(self.device) for key, value in collate([self.train_set[0]]).items()}
+        if self.validation is not None:
+            first_batch(self.validation.dataset, self.device)
+        batch = first_batch(self.train_set, self.device, self.config.data_device)
         try:
-            pred = copy.deepcopy(self.model).eval()(sample["inp"], sample["coord"], sample["cell"])
+            self.stepper.objective.images(copy.deepcopy(self.stepper.average or self.stepper.model).eval(), batch)
         except (IndexError, RuntimeError, TypeError) as error:
             raise ValueError(f"model: cannot compute a sample of the training set: {error}") from error
-        _same_shape(pred, sample["gt"])
 
     def train(self) -> None:
-        """Train until epoch_max, leaving a checkpoint after every epoch."""
-        config, begin, first = self.config, time.perf_counter(), self.epoch
-        if self.pending is not None:
-            self._finish_epoch(*self.pending)
-        while self.epoch < config.epoch_max:
-            start, before = time.perf_counter(), self.steps
-            loss = self._train_epoch()
-            self.epoch += 1
-            self._set_rate(self.epoch)  # as the original's files have it: the next epoch's
-            seconds = time.perf_counter() - start
-            left = datetime.timedelta(
-                seconds=round((start + seconds - begin) / (self.epoch - first) * (config.epoch_max - self.epoch))
-            )
-            rate = self.optimizer.param_groups[0]["lr"]
-            record: dict[str, Any] = {"epoch": self.epoch, "steps": self.steps, "loss": loss}
-            record |= {"seconds": round(seconds, 2), "lr": rate}
-            speed = (self.steps - before) / seconds
-            line = f"epoch {self.epoch}/{config.epoch_max}, loss {loss:.5f}, {speed:.2f} it/s"
-            self._finish_epoch(record, line + f", lr {rate:.3g}, {left} left")
+        """Train until epoch_max, leaving a checkpoint after every epoch, and on Ctrl-C or SIGTERM."""
+        while self.progress.epoch < self.config.epoch_max:
+            self._train_epoch()
+            self._finish_epoch()
 
-    def _finish_epoch(self, record: dict[str, Any], line: str) -> None:
-        """Validate if it is time, log, and save; what has been trained is saved before."""
-        config, last, best = self.config, self.folder / "epoch-last.pth", False
-        if self.val_set is not None and config.epoch_val and self.epoch % config.epoch_val == 0:
-            self.pending = (record, line)
-            _save(self.checkpoint(), last)
-            record["psnr"], record["psnr_per_image"] = self.validate()
-            line += f", val psnr {record['psnr']:.4f} (per image {record['psnr_per_image']:.4f})"
-            best = record["psnr"] > self.best
-            self.best = max(self.best, record["psnr"])
-        self.pending = None
-        with (self.folder / "log.jsonl").open("a") as file:  # before the checkpoint: resuming drops what is beyond it
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        state = self.checkpoint()
-        if best:
-            _save(state, self.folder / "epoch-best.pth")
-        if config.epoch_save and self.epoch % config.epoch_save == 0:
-            _save(state, self.folder / f"epoch-{self.epoch}.pth")
-        _save(state, last)  # at the end: resuming starts from it
-        self.log(line)
-
-    def _trim_log(self) -> None:
-        """Drop the records of log.jsonl beyond the checkpoint, and a line that was not finished."""
-        path, done = self.folder / "log.jsonl", self.epoch - (self.pending is not None)
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["epoch"] <= done:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        with atomic_file(path) as file:
-            file.write("".join(kept).encode())
-
-    def _train_epoch(self) -> float:
-        """One pass over the training set; returns the mean loss."""
-        config, epoch = self.config, self.epoch + 1
-        torch.manual_seed(_mix(config.seed, epoch))  # for layers that draw, such as dropout
+    def _train_epoch(self) -> None:
+        """Go on with the current epoch to its end."""
+        config, progress, stepper = self.config, self.progress, self.stepper
+        epoch = progress.epoch + 1
         self.train_set.set_epoch(epoch)
-        loader = self._loader(self.train_set, self.train_batch, torch.Generator().manual_seed(_mix(config.seed, epoch)))
-        losses = torch.zeros(len(loader), device=self.device)
-        checked = 0
-        self.model.train()
-        with tqdm(total=len(loader), desc=f"epoch {epoch}/{config.epoch_max}", leave=False, disable=None) as bar:
-            for step, batch in enumerate(loader):
-                self._set_rate(self.epoch + step / len(loader))
-                losses[step] = self._step(batch)
+        self.order.begin(epoch, progress.step * config.grad_accum)
+        torch.manual_seed(mix(config.seed, epoch))  # for wrappers of the user's that draw from the global generator
+        stepper.objective.train()
+        self.unread: list[tuple[Any, ...]] = []  # of steps that have not been looked at: loss, shares, errors, places
+        before, started = progress.seconds, time.perf_counter()
+        description = f"epoch {epoch}/{config.epoch_max}"
+        hidden = None if distributed.is_main() else True
+        with (
+            Stop() as stop,
+            tqdm(total=self.steps, initial=progress.step, desc=description, leave=False, disable=hidden) as bar,
+        ):
+            batches = iter(self.loader)
+            while progress.step < self.steps:
+                first = progress.step * config.grad_accum
+                self._set_rate(progress.epoch + progress.step / self.steps)
+                torch.manual_seed(mix(config.seed, stepper.steps, distributed.rank()))  # for layers such as dropout
+                taken = list(islice(batches, config.grad_accum))
+                shares = [self.order.share(first + number) for number in range(len(taken))]
+                result = stepper.step(taken, [bool(share) for share in shares])
+                places = [torch.cat([group["place"] for group in batch]) for batch in taken]
+                self.unread.append((result.loss, shares, result.errors, places))
+                progress.step += 1
                 bar.update()
-                if (step + 1) % CHECK_EVERY == 0:
-                    checked = self._check(losses, checked, step + 1)
-                    bar.set_postfix(loss=f"{losses[: step + 1].mean().item():.4f}", refresh=False)
-        self._check(losses, checked, len(loader))
-        return losses.mean().item()
+                progress.seconds = before + time.perf_counter() - started
+                asked = bool(stop.signum) and distributed.world_size() == 1
+                if asked or progress.step % self.look_every == 0 or progress.step == self.steps:
+                    self._look(stop, bar)
 
-    def _step(self, batch: Sample) -> Tensor:
-        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        norm, inp = self.config.data_norm, batch["inp"].contiguous(memory_format=torch.channels_last)
-        inp = (inp - _channels(norm["inp"]["sub"], inp)) / _channels(norm["inp"]["div"], inp)
-        gt = (batch["gt"] - batch["gt"].new_tensor(norm["gt"]["sub"])) / batch["gt"].new_tensor(norm["gt"]["div"])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp is not None):
-            pred = self.model(inp, batch["coord"], batch["cell"])
-        _same_shape(pred, gt)
-        loss = nn.functional.l1_loss(pred.float(), gt)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.steps += 1
-        if self.average is not None:
-            decay = min(self.config.ema or 0.0, (1 + self.steps) / (10 + self.steps))  # short at first
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        return loss.detach()
+    def _look(self, stop: Stop, bar: Any) -> None:
+        """Read the losses since the last look, agree with the other processes, and save if it is time or asked for."""
+        progress, minutes = self.progress, self.config.save_minutes
+        losses = torch.stack([loss for loss, *_ in self.unread])
+        signum, due = stop.signum, minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        if distributed.world_size() > 1:  # any process's signal, and the main process's clock
+            wishes = torch.tensor([signum, int(due and distributed.is_main())], device=self.device)
+            dist.all_reduce(losses)
+            dist.all_reduce(wishes, dist.ReduceOp.MAX)
+            signum, due = wishes.tolist()
+        values: list[float] = losses.tolist()
+        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if bad is not None:
+            self._diverged(progress.step - len(values) + bad + 1, values[bad], bad)
+        self.unread.clear()
+        progress.losses += values
+        self.records.steps(self.stepper.steps, values[-1], self._rate())
+        shown = {"loss": f"{sum(progress.losses) / len(progress.losses):.4f}"}
+        if math.isfinite(progress.best):
+            shown["best psnr"] = f"{progress.best:.2f}"
+        bar.set_postfix(**shown, left=self._left(), refresh=False)
+        if signum or due:
+            self._save("epoch-last")
+        if signum:
+            self.log(f"stopped after step {progress.step} of epoch {progress.epoch + 1}; --resume goes on from there")
+            end(signum)
 
-    def _check(self, losses: Tensor, start: int, stop: int) -> int:
-        bad = (~losses[start:stop].isfinite()).nonzero()
-        if len(bad):
-            step = start + int(bad[0])
-            raise DivergedError(
-                f"the loss is {losses[step].item()} at step {step + 1} of epoch {self.epoch + 1}; epoch-last.pth holds "
-                f"the state after epoch {self.epoch}"
-            )
-        return stop
-
-    @torch.inference_mode()
-    def validate(self) -> tuple[float, float]:
-        """PSNR on the validation set, by the averaged weights where there are any.
-
-        Returns:
-            dB of each batch's pooled error, averaged by batch size, as the original reports it; and the mean over
-            images.
-        """
-        assert self.val_set is not None
-        config = self.config
-        if config.val_seed is None:
-            self.val_set.set_epoch(self.epoch)
-        model = (self.average or self.model).eval()
-        norm, pooled, single, count = config.data_norm, 0.0, 0.0, 0
-        for batch in self._loader(self.val_set, self.val_batch):
-            batch = {key: value.to(self.device) for key, value in batch.items()}
-            inp = batch["inp"]
-            inp = (inp - _channels(norm["inp"]["sub"], inp)) / _channels(norm["inp"]["div"], inp)
-            model.gen_feat(inp)
-            size = config.eval_bsize or batch["coord"].shape[1]
-            parts = zip(batch["coord"].split(size, 1), batch["cell"].split(size, 1), strict=True)
-            pred = torch.cat([model.query_rgb(coord, cell) for coord, cell in parts], 1)
-            _same_shape(pred, batch["gt"])
-            pred = (pred * pred.new_tensor(norm["gt"]["div"]) + pred.new_tensor(norm["gt"]["sub"])).clamp(0, 1)
-            gt = batch["gt"]
-            if config.eval_type is not None:
-                pred, gt = (_as_images(x, inp, config.eval_type) for x in (pred, gt))
-            values = psnr(pred, gt, config.eval_type, per_image=True).cpu().double()
-            pooled += len(values) * psnr(pred, gt, config.eval_type).item()
-            single += values.sum().item()
-            count += len(values)
-        self.model.train()
-        return pooled / count, single / count
-
-    def checkpoint(self) -> dict[str, Any]:
-        """The state after an epoch in the original's format, and what resuming needs beside it under `liif_fast`.
-
-        With `ema` the model's weights are the averaged ones, and the trained ones are in `liif_fast`.
-        """
-        optimizer = self.config.optimizer
-        extra: dict[str, Any] = {"best": self.best, "steps": self.steps}
-        if self.pending is not None:
-            extra["pending"] = self.pending
-        if self.average is not None:
-            extra["trained"] = self.model.state_dict()
-        return {
-            "model": {**self.spec, "sd": (self.average or self.model).state_dict()},
-            "optimizer": {"name": optimizer["name"], "args": optimizer["args"], "sd": self.optimizer.state_dict()},
-            "epoch": self.epoch,
-            "data_norm": self.config.data_norm,  # what load_model reads; the original leaves it to the reader
-            "liif_fast": extra,
-        }
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        extra = checkpoint.get("liif_fast", {})  # the original's files have none
-        if "trained" in extra:
-            self.model.load_state_dict(extra["trained"])
-        if self.average is not None:
-            self.average.load_state_dict(checkpoint["model"]["sd"])
-        name = checkpoint["optimizer"]["name"]
-        if name != self.config.optimizer["name"]:
-            raise ValueError(f"optimizer.name: the checkpoint has {name!r}, got {self.config.optimizer['name']!r}")
-        self.optimizer.load_state_dict(checkpoint["optimizer"]["sd"])
-        for group in self.optimizer.param_groups:
-            missing = [key for key in self.optimizer.defaults if key not in group]
-            if missing:
-                raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
-        for parameter, state in self.optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
-                    raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
-        self.epoch, self.best = checkpoint["epoch"], extra.get("best", -math.inf)
-        self.steps = extra.get("steps", 0)
-        if "pending" in extra:
-            record, line = extra["pending"]
-            self.pending = (dict(record), str(line))
-
-    def _set_rate(self, epochs: float) -> None:
-        rate = self.config.rate(epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["initial_lr"] = self.config.optimizer["args"]["lr"]
-
-    def _loader(self, dataset: Any, batch_size: int, generator: torch.Generator | None = None) -> DataLoader[Sample]:
-        """Batches in order, or in an order drawn from the generator."""
-        gpu = self.device.type == "cuda"
-        workers = self.config.num_workers
-        if workers is None:
-            workers = min(8, os.cpu_count() or 1) if gpu else 0  # on a CPU they would only take cores from the training
-        return DataLoader(
-            dataset,
-            batch_size,
-            shuffle=generator is not None,
-            generator=generator,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=gpu,
+    def _diverged(self, step: int, loss: float, number: int) -> None:
+        """Say which step it was, and which sample."""
+        _, *batches = self.unread[number]
+        found = []
+        for share, errors, places in zip(*batches, strict=True):
+            bad = places[~errors.isfinite()].tolist()
+            found += [share[place] for place in bad if share]
+        samples = sorted(index for part in distributed.gather(found) for index in part)
+        which = ", ".join(self._sample_name(index) for index in samples[:4]) or "none alone"
+        raise DivergedError(
+            f"the loss is {loss} at step {step} of epoch {self.progress.epoch + 1}; samples: {which}"
+            f"{' and others' if len(samples) > 4 else ''}; no checkpoint was written since"
         )
 
+    def _sample_name(self, index: int) -> str:
+        """A sample's number, and its file if the dataset has files."""
+        dataset = getattr(self.train_set, "dataset", None)
+        paths = getattr(getattr(dataset, "high", dataset), "paths", None)
+        return f"{index} ({paths[index % len(paths)]})" if paths else str(index)
+
+    def _finish_epoch(self) -> None:
+        """Validate if it is time, record, and save; what has been trained is saved before."""
+        config, progress, best = self.config, self.progress, False
+        epoch, model = progress.epoch + 1, self.stepper.average or self.stepper.model
+        record: dict[str, Any] = {"epoch": epoch, "steps": self.stepper.steps, "lr": self._rate()}
+        record["loss"] = sum(progress.losses) / len(progress.losses)
+        record["seconds"] = round(progress.seconds, 2)
+        speed = self.steps / max(progress.seconds, 1e-9)
+        line = f"epoch {epoch}/{config.epoch_max}, loss {record['loss']:.5f}, {speed:.2f} it/s, lr {record['lr']:.3g}"
+        if self.validation is not None and config.epoch_val and epoch % config.epoch_val == 0:
+            self._save("epoch-last")
+            record["psnr"], record["psnr_per_image"] = self.validation.psnr(model, epoch)
+            line += f", val psnr {record['psnr']:.4f} (per image {record['psnr_per_image']:.4f})"
+            best = record["psnr"] > progress.best
+            progress.best = max(progress.best, record["psnr"])
+            self._picture(model, epoch)
+        self.records.epoch(record)  # before the checkpoint: resuming drops what is beyond it
+        self.progress = state.Progress(epoch, best=progress.best)
+        self._set_rate(epoch)  # as the original's files have it: the next epoch's
+        names = ["epoch-best"] * best + [f"epoch-{epoch}"] * bool(config.epoch_save and epoch % config.epoch_save == 0)
+        self._save(*names, "epoch-last")  # the last at the end: resuming starts from it
+        self.log(f"{line}, {self._left()} left")
+
+    def _picture(self, model: Any, epoch: int) -> None:
+        count = 4 if self.config.val_images is None else self.config.val_images
+        if not distributed.is_main() or self.validation is None:
+            return
+        picture = self.validation.picture(model, count)
+        if picture is not None:
+            self.records.image(picture, "epoch-last", self.stepper.steps)
+            if self.config.epoch_save and epoch % self.config.epoch_save == 0:
+                self.records.image(picture, f"epoch-{epoch}", self.stepper.steps)
+
+    def _save(self, *names: str) -> None:
+        """Write the present state under some names; a state that is not finite is never written."""
+        if not self.stepper.is_finite():
+            raise DivergedError(
+                f"the weights are not finite after step {self.progress.step} of epoch {self.progress.epoch + 1}; "
+                "no checkpoint was written since they were"
+            )
+        self.saved = time.monotonic()
+        if distributed.is_main():
+            content = self.checkpoint()
+            for name in names:
+                state.save(content, self.folder / f"{name}.pth")
+
+    def checkpoint(self) -> Any:
+        """The present state in the original's format, and what resuming needs beside it (`state.compose`)."""
+        return state.compose(self.spec, self.stepper, self.config, self.progress, self._ordered_by())
+
+    def done(self) -> int:
+        """Steps of the schedule that are behind."""
+        return self.progress.epoch * self.steps + self.progress.step
+
+    def _left(self) -> datetime.timedelta:
+        """Time until the end, at this process's pace so far."""
+        begun, first = self.begun
+        pace = (time.monotonic() - begun) / max(self.done() - first, 1)
+        return datetime.timedelta(seconds=round(pace * (self.config.epoch_max * self.steps - self.done())))
+
+    def _rate(self) -> float:
+        return self.stepper.optimizer.param_groups[0]["lr"]
+
+    def _set_rate(self, epochs: float) -> None:
+        self.stepper.set_rate(self.config.rate(epochs))
+
     def log(self, line: str) -> None:
-        """Print a line and append it to log.txt."""
-        tqdm.write(line)
-        with (self.folder / "log.txt").open("a") as file:
-            file.write(line + "\n")
+        """Print a line and append it to log.txt, in the main process."""
+        self.records.log(line)
+
+
+def _spec(spec: Any) -> dict[str, Any]:
+    return {"name": spec["name"], "args": spec.get("args") or {}}
 
 
 def _make_split(split: dict[str, Any], seed: int) -> tuple[Any, int]:
@@ -352,48 +345,16 @@ def _make_split(split: dict[str, Any], seed: int) -> tuple[Any, int]:
     return registry.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a training, whose model is one that can be built and fits its weights."""
-    with _as_model_file_error(str(path)):
-        checkpoint = dict(_read_pth(path))
-        missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
-        if missing:
-            raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
-        _check_state(*_split(checkpoint))
-        optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
-        if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
-            raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")
-        if not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r:.80}")
-    return checkpoint
-
-
-def _same_shape(pred: Tensor, gt: Tensor) -> None:
-    """A loss would broadcast them."""
-    if pred.shape != gt.shape:
-        raise ValueError(
-            f"model: its output must have the shape of the targets {list(gt.shape)} (batch, queries, channels), "
-            f"got {list(pred.shape)}"
-        )
-
-
-def _mix(seed: int, epoch: int) -> int:
-    return seed * 1_000_003 + epoch
-
-
-def _channels(values: list[float], image: Tensor) -> Tensor:
-    return image.new_tensor(values).view(1, -1, 1, 1)
-
-
-def _as_images(samples: Tensor, inp: Tensor, eval_type: str) -> Tensor:
-    """All pixels [B, H * W, C] of whole images as [B, C, H, W], the scale being that of eval_type."""
-    scale = parse_eval_type(eval_type)[1]
-    height, width = inp.shape[-2] * scale, inp.shape[-1] * scale
-    if samples.shape[1] != height * width:
-        raise ValueError(f"eval_type {eval_type} needs all {height} x {width} pixels, got {samples.shape[1]} queries")
-    return samples.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    with atomic_file(path) as file:
-        torch.save(state, file)
+@contextlib.contextmanager
+def _arithmetic(deterministic: bool) -> Iterator[None]:
+    """Let PyTorch choose the fastest kernels for the sizes that it sees, or only those that repeat themselves."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its start
+    torch.use_deterministic_algorithms(deterministic or before[0])
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

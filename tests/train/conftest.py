@@ -34,6 +34,7 @@ TINY = {
     "epoch_val": 1,
     "epoch_save": 2,
     "resume": None,
+    "tensorboard": False,
 }
 
 

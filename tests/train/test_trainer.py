@@ -1,113 +1,27 @@
-import json
-import math
-
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from liif_fast import load_model, models
+from liif_fast import distributed, load_model, models
 from liif_fast.train import DivergedError, train
+from liif_fast.train import stepper as stepper_module
 from liif_fast.train.config import check_config
 from liif_fast.train.trainer import Run
 
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def same(a, b):
-    """Equality of nested containers, bit for bit in tensors."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def run(write, config, root, **args):
-    return train(write(config), save_root=root, device="cpu", **args)
-
-
-SGD = {"name": "sgd", "args": {"lr": 0.01, "momentum": 0.9}}
-OURS = {"ema": 0.9, "multi_step_lr": None, "cosine": {"warmup": 1}, "val_seed": None}
-
-
-@pytest.mark.parametrize("extra", [{}, OURS, OURS | {"optimizer": SGD}])
-def test_resumed_is_uninterrupted(tmp_path, tiny, write, extra, monkeypatch):
-    tiny |= extra
-    whole = run(write, tiny, tmp_path / "whole")
-    validate, calls = Run.validate, []
-
-    def stop_in_third_epoch(self):
-        calls.append(self.epoch)
-        if self.epoch == 3:
-            raise KeyboardInterrupt
-        return validate(self)
-
-    monkeypatch.setattr(Run, "validate", stop_in_third_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        run(write, tiny, tmp_path / "parts")
-    monkeypatch.setattr(Run, "validate", validate)
-    torch.manual_seed(99)  # whatever the process did before
-    parts = run(write, tiny, tmp_path / "parts", resume=True)
-    assert calls == [1, 2, 3]
-    steps = [json.loads(line)["steps"] for line in (parts / "log.jsonl").open()]
-    assert steps == [2, 4, 6, 8]
-    for name in ("epoch-last.pth", "epoch-best.pth", "epoch-2.pth", "epoch-4.pth"):
-        assert same(load(whole / name), load(parts / name)), name
-    records = [[json.loads(line) for line in (f / "log.jsonl").open()] for f in (whole, parts)]
-    for a, b in zip(*records, strict=True):
-        assert {**a, "seconds": 0} == {**b, "seconds": 0}
-
-
-def test_what_was_trained_survives_a_failed_validation(tmp_path, tiny, write, monkeypatch):
-    def fail(self):
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "validate", fail)
-        with pytest.raises(RuntimeError):
-            run(write, tiny, tmp_path)
-    monkeypatch.setattr(Run, "_train_epoch", fail)
-    with pytest.raises(RuntimeError):  # in the second epoch: the first is only validated
-        run(write, tiny, tmp_path, resume=True)
-    folder = tmp_path / "_tiny"
-    assert load(folder / "epoch-last.pth")["epoch"] == 1
-    assert load(folder / "epoch-best.pth")["liif_fast"].keys() == {"best", "steps"}
-    assert "psnr" in json.loads((folder / "log.jsonl").read_text())
-
-
-@pytest.mark.parametrize("validated", [True, False])
-def test_the_log_of_a_killed_training(tmp_path, tiny, write, monkeypatch, validated):
-    """Killed between a log's record and its checkpoint, with half a line more: no epoch is lost or told twice."""
-    tiny |= {"epoch_max": 2, "epoch_val": 1 if validated else None}
-    from liif_fast.train import trainer
-
-    save = trainer._save
-
-    def kill(state, path):
-        if path.name == "epoch-last.pth" and state["epoch"] == 2 and "pending" not in state["liif_fast"]:
-            raise KeyboardInterrupt
-        save(state, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_save", kill)
-        with pytest.raises(KeyboardInterrupt):
-            run(write, tiny, tmp_path)
-    log = tmp_path / "_tiny" / "log.jsonl"
-    assert len(log.read_text().splitlines()) == 2
-    with log.open("a") as file:
-        file.write('{"epoch": 3, "st')
-    run(write, tiny, tmp_path, resume=True)
-    assert [json.loads(line)["epoch"] for line in log.open()] == [1, 2]
+from .support import load, run, same
 
 
 def test_run_folder(tmp_path, tiny, write, capsys):
     folder = run(write, tiny, tmp_path / "save", tag="a")
     assert folder == tmp_path / "save" / "_tiny_a"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "log.txt", "log.jsonl", *(f"epoch-{n}.pth" for n in ("last", "best", 2, 4))}
+    assert names == {
+        *("config.yaml", "log.txt", "log.csv"),
+        *(f"epoch-{n}.pth" for n in ("last", "best", 2, 4)),
+        *(f"epoch-{n}.png" for n in ("last", 2, 4)),
+    }
     assert check_config(yaml.safe_load((folder / "config.yaml").read_text())).raw["epoch_max"] == 4
     log = (folder / "log.txt").read_text().splitlines()
     assert len(log) == 5
@@ -153,12 +67,12 @@ def test_resume_of_a_checkpoint_of_the_original(tmp_path, tiny, write):
     tiny["resume"] = str(tmp_path / "original.pth")
     config = check_config(tiny)
     resumed = Run(config, tmp_path / "run", torch.device("cpu"), tmp_path / "original.pth")
-    assert resumed.epoch == 2
-    assert same(dict(resumed.model.state_dict()), dict(model.state_dict()))
-    assert same(resumed.optimizer.state_dict()["state"], optimizer.state_dict()["state"])
+    assert resumed.progress.epoch == 2
+    assert same(dict(resumed.stepper.model.state_dict()), dict(model.state_dict()))
+    assert same(resumed.stepper.optimizer.state_dict()["state"], optimizer.state_dict()["state"])
     rates = []
-    step = resumed._step
-    resumed._step = lambda batch: rates.append(resumed.optimizer.param_groups[0]["lr"]) or step(batch)
+    step = resumed.stepper.step
+    resumed.stepper.step = lambda *args: rates.append(resumed._rate()) or step(*args)
     resumed.train()
     assert rates == [5e-5] * 2 + [2.5e-5] * 2  # never halved twice
     del tiny["multi_step_lr"]  # the original cannot resume without milestones
@@ -180,11 +94,11 @@ def test_an_output_of_another_shape_is_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"shape of the targets \[1, 32, 3\].*got \[1, 32, 1\]"):
         Run(check_config(tiny), tmp_path / "one", torch.device("cpu"))
     assert not (tmp_path / "one").exists()
-    one.model = models.make(tiny["model"])
+    one.stepper.objective.model = one.stepper.model = models.make(tiny["model"])
     with pytest.raises(ValueError, match=r"shape of the targets \[4, 32, 3\].*got \[4, 32, 1\]"):
         one.train()
     with pytest.raises(ValueError, match=r"shape of the targets \[2, 64, 3\].*got \[2, 64, 1\]"):
-        one.validate()
+        one.validation.psnr(one.stepper.model, 1)
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta"])
@@ -246,61 +160,55 @@ def test_best_is_not_forgotten(tmp_path, tiny, write):
     assert load(folder / "epoch-best.pth")["epoch"] == 1
 
 
-def test_validation_is_fixed_and_measures_psnr(tmp_path, tiny):
-    tiny["model"]["args"]["residual"] = "bilinear"
-    run = Run(check_config(tiny), tmp_path, torch.device("cpu"))
-    for parameter in run.model.imnet.layers[-1].parameters():
-        torch.nn.init.zeros_(parameter)  # what is left is the bilinear interpolation
-    values = []
-    for index in range(3):
-        sample = run.val_set[index]
-        grid = sample["coord"].flip(-1)[None, None]
-        pred = torch.nn.functional.grid_sample(sample["inp"][None], grid, padding_mode="border", align_corners=False)
-        values.append((pred[0, :, 0].T - sample["gt"]).square().mean().item())
-    per_image = [-10 * math.log10(v) for v in values]
-    pooled = [-10 * math.log10(np.mean(values[:2])), per_image[2]]
-    assert run.validate() == pytest.approx(((2 * pooled[0] + pooled[1]) / 3, np.mean(per_image)), abs=1e-3)
-    assert run.validate() == run.validate()
-    run.config = check_config(tiny | {"val_seed": None})
-    first = run.validate()
-    run.epoch = 1
-    assert run.validate() != first
-
-
-def test_validation_of_whole_images(tmp_path, tiny):
-    wrapper = {"name": "sr-implicit-downsampled", "args": {"scale_min": 2}}
-    tiny["val_dataset"] |= {"wrapper": wrapper, "batch_size": 1}
-    tiny |= {"eval_type": "benchmark-2", "eval_bsize": 500}
-    run = Run(check_config(tiny), tmp_path, torch.device("cpu"))
-    assert all(math.isfinite(value) for value in run.validate())
-    run.config = check_config(tiny | {"eval_type": "benchmark-3"})
-    with pytest.raises(ValueError, match="benchmark-3 needs all 60 x 60 pixels, got 1600 queries"):
-        run.validate()
-
-
 def test_loss_that_is_not_finite_names_the_step(tmp_path, tiny, write):
     tiny["optimizer"] = {"name": "sgd", "args": {"lr": 1e30}}
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d of epoch 1"):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d of epoch 1; samples: \d"):
         run(write, tiny, tmp_path)
     assert not (tmp_path / "_tiny" / "epoch-last.pth").exists()
 
 
-def test_average_follows_the_weights(tmp_path, tiny):
-    """After one step of decay min(0.999, 2 / 11) the average is 2/11 of the old and 9/11 of the new weights."""
-    run = Run(check_config(tiny | {"ema": 0.999}), tmp_path, torch.device("cpu"))
-    old = [p.detach().clone() for p in run.model.parameters()]
-    run._set_rate(0)
-    run._step(next(iter(run._loader(run.train_set, 4))))
-    new, mean = list(run.model.parameters()), list(run.average.parameters())
-    assert not torch.equal(old[-1], new[-1])
-    for a, b, c in zip(old, new, mean, strict=True):
-        torch.testing.assert_close(c, (2 * a + 9 * b) / 11, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("look_every", [1, 20])
+def test_a_sample_that_is_not_finite_is_named(tmp_path, tiny, look_every):
+    """By its number and its file, however many steps later it is seen."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((40, 40, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    tiny["train_dataset"]["dataset"] = {"name": "image-folder", "args": {"root_path": str(folder), "repeat": 3}}
+    tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"  # in groups of another order
+    training = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
+    training.look_every = look_every
+    inner, count = training.stepper._call, []
+
+    def spoil(batch):
+        errors = inner(batch)
+        count.append(batch)
+        if len(count) != 2:
+            return errors
+        bad = torch.cat([group["place"] for group in batch]) == 1
+        return torch.where(bad, errors * torch.nan, errors)
+
+    training.stepper._call = spoil
+    with pytest.raises(DivergedError) as caught:
+        training.train()
+    training.order.begin(1)
+    index = training.order.share(1)[1]
+    assert f"is nan at step 2 of epoch 1; samples: {index} ({folder / str(index % 4)}.png); no" in str(caught.value)
+    assert not (tmp_path / "run" / "epoch-last.pth").exists()
 
 
-def test_bfloat16(tmp_path, tiny):
-    run = Run(check_config(tiny | {"amp": "bfloat16", "epoch_max": 1}), tmp_path, torch.device("cpu"))
-    run.train()
-    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, tiny):
+    """They come from gradients, before any loss shows it."""
+    training = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
+    training._train_epoch()
+    training._finish_epoch()
+    before = (tmp_path / "run" / "epoch-last.pth").read_bytes()
+    training._train_epoch()
+    with torch.no_grad():
+        next(training.stepper.model.imnet.parameters()).view(-1)[3] = torch.inf
+    with pytest.raises(DivergedError, match="weights are not finite after step 2 of epoch 2"):
+        training._finish_epoch()
+    assert (tmp_path / "run" / "epoch-last.pth").read_bytes() == before
 
 
 def test_training_learns(tmp_path, tiny):
@@ -309,15 +217,30 @@ def test_training_learns(tmp_path, tiny):
     tiny["optimizer"]["args"]["lr"] = 3e-3
     tiny["model"]["args"]["residual"] = "bilinear"
     run = Run(check_config(tiny), tmp_path, torch.device("cpu"))
-    before = run.validate()[0]
+    before = run.validation.psnr(run.stepper.model, 1)[0]
     run.train()
-    assert run.validate()[0] > before + 1
+    assert run.progress.best > before + 1
 
 
-def test_samples_do_not_depend_on_the_workers(tmp_path, tiny):
-    batches = []
-    for workers in (0, 2):
-        run = Run(check_config(tiny | {"num_workers": workers}), tmp_path, torch.device("cpu"))
-        run.train_set.set_epoch(3)
-        batches.append(list(run._loader(run.train_set, 4, torch.Generator().manual_seed(1))))
-    assert same(*batches)
+@pytest.mark.parametrize("keys", [{"num_workers": 2}, {"data_device": "cpu"}], ids=str)
+def test_how_samples_are_made_does_not_matter(tmp_path, tiny, write, keys):
+    tiny["epoch_max"] = 2
+    runs = [run(write, tiny | each, tmp_path, name=name) for name, each in (("a", {}), ("b", keys))]
+    assert same(*(load(folder / "epoch-last.pth") for folder in runs))
+
+
+def test_more_processes_than_samples_in_a_batch(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 5)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * 5)
+    monkeypatch.setattr(stepper_module, "DistributedDataParallel", lambda module, **options: module)
+    with pytest.raises(ValueError, match=r"train_dataset\.batch_size: 5 processes cannot share batches of 4"):
+        Run(check_config(tiny), tmp_path, torch.device("cpu"))
+
+
+def test_deterministic_for_as_long_as_it_trains(tmp_path, tiny, write, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Run, "train", lambda self: seen.append(torch.are_deterministic_algorithms_enabled()))
+    for asked in (True, False):
+        run(write, tiny | {"deterministic": asked}, tmp_path, name=str(asked))
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True, False]

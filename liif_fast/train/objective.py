@@ -1,0 +1,123 @@
+"""What is minimised: the L1 error of a model on a batch, whatever the sizes of its samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liif_fast.coord import make_cell, make_coord
+from liif_fast.data.samples import Sample
+from liif_fast.models.base import FeatureModel
+
+DataNorm = dict[str, dict[str, list[float]]]
+
+
+class Objective(nn.Module):
+    """A model and the normalisation of its data: from a batch to the error of each of its samples.
+
+    Args:
+        model: to be trained; any module that takes (inp, coord, cell).
+        data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`.
+        autocast: dtype of the forward pass; None means float32.
+        channels_last: memory format of the input.
+    """
+
+    inp_sub: Tensor
+    inp_div: Tensor
+    gt_sub: Tensor
+    gt_div: Tensor
+
+    def __init__(
+        self, model: nn.Module, data_norm: DataNorm, autocast: torch.dtype | None = None, channels_last: bool = True
+    ) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        for side, values in data_norm.items():
+            for key, value in values.items():
+                self.register_buffer(f"{side}_{key}", torch.tensor(value), persistent=False)
+
+    def forward(self, batch: Sequence[Sample]) -> Tensor:
+        """Sum the absolute errors of each sample.
+
+        Args:
+            batch: groups, as `liif_fast.data.samples.group` makes them, in [0, 1].
+
+        Returns:
+            float32 [B], of normalised values, in the order of the groups.
+
+        Raises:
+            ValueError: if the model's output does not have the targets' shape.
+        """
+        errors = []
+        for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
+            gt = (group["gt"] - self.gt_sub) / self.gt_div
+            errors.append((pred.float() - gt).abs().flatten(1).sum(1))
+        return torch.cat(errors)
+
+    def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
+        """Predict the targets of each group, [b, Q, 3] or [b, H, W, 3] in [0, 1], not rounded, in float32.
+
+        Args:
+            model: the model itself or an average of it.
+            batch: as for `forward`.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        preds = self._predict(model, batch, None)
+        return [(pred * self.gt_div + self.gt_sub).clamp(0, 1) for pred in preds]
+
+    def _predict(self, model: nn.Module, batch: Sequence[Sample], autocast: torch.dtype | None) -> list[Tensor]:
+        """Predict the normalised targets of each group."""
+        groups = []
+        for group in batch:
+            inp = (group["inp"] - self.inp_sub.view(-1, 1, 1)) / self.inp_div.view(-1, 1, 1)
+            groups.append({**group, "inp": inp.contiguous(memory_format=self.format)})
+        device = groups[0]["inp"].device.type
+        with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
+            preds = _decode(model, groups)
+        for pred, group in zip(preds, groups, strict=True):
+            if pred.shape != group["gt"].shape:  # a loss would broadcast them
+                raise ValueError(
+                    "model: its output must have the shape of the targets "
+                    f"{list(group['gt'].shape)} (batch, queries, channels), got {list(pred.shape)}"
+                )
+        return preds
+
+
+def _decode(model: Any, groups: Sequence[Sample]) -> list[Tensor]:
+    """Encode inputs of equal size together, and decode each group by itself."""
+    if not isinstance(model, FeatureModel):
+        return [_call(model, group) for group in groups]
+    if len(groups) == 1 and "coord" in groups[0]:
+        return [model(groups[0]["inp"], groups[0]["coord"], groups[0]["cell"])]
+    together: dict[torch.Size, list[int]] = {}
+    for number, group in enumerate(groups):
+        together.setdefault(group["inp"].shape[1:], []).append(number)
+    preds: dict[int, Tensor] = {}
+    for numbers in together.values():
+        inp = torch.cat([groups[number]["inp"] for number in numbers])
+        sizes = [len(groups[number]["inp"]) for number in numbers]
+        parts = zip(numbers, model.gen_feat(inp).split(sizes), inp.split(sizes), strict=True)
+        for number, model.feat, part in parts:
+            model.inp = None if model.inp is None else part
+            preds[number] = _query(model, groups[number])
+    model.feat = model.inp = None  # with them goes the graph
+    return [preds[number] for number in range(len(groups))]
+
+
+def _query(model: FeatureModel, group: Sample) -> Tensor:
+    if "coord" in group:
+        return model.query_rgb(group["coord"], group["cell"])
+    return model.render_rgb(group["gt"].shape[1:3]).permute(0, 2, 3, 1)
+
+
+def _call(model: nn.Module, group: Sample) -> Tensor:
+    """Call a model of the user's, which knows nothing of grids."""
+    if "coord" in group:
+        return model(group["inp"], group["coord"], group["cell"])
+    size, device = group["gt"].shape[1:3], group["inp"].device
+    coord, cell = (grid.to(device).expand(len(group["inp"]), -1, -1) for grid in (make_coord(size), make_cell(size)))
+    return model(group["inp"], coord, cell).unflatten(1, size)

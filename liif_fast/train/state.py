@@ -1,0 +1,137 @@
+"""Checkpoints: the original's format, and under `liif_fast` what continuing bit for bit needs beside it.
+
+The random numbers of a step are drawn from the seed and the number of the step, so that there is no state of a
+generator to keep: a checkpoint says which step of which epoch comes next.
+"""
+
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liif_fast.files import atomic_file
+from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split
+from liif_fast.train.config import Config
+from liif_fast.train.stepper import Stepper
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    epoch: int = 0  # epochs that are complete
+    step: int = 0  # steps of the next one that are done
+    losses: list[float] = field(default_factory=list)  # of those
+    seconds: float = 0.0  # that those took
+    best: float = -math.inf  # validation PSNR in dB
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a training, ours or the original's, running no code that it carries.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content; the model is one that can be built and fits its weights.
+
+    Raises:
+        ModelFileError: if it is no such checkpoint, naming the file.
+        OSError: if it cannot be read.
+    """
+    with _as_model_file_error(str(path)):
+        checkpoint = dict(_read_pth(path))
+        missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
+        if missing:
+            raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
+        _check_state(*_split(checkpoint))
+        optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
+        if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
+            raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r:.80}")
+    return checkpoint
+
+
+def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Progress, order: list[int]) -> Any:
+    """Make a checkpoint.
+
+    Args:
+        spec: name and arguments of the model.
+        stepper: with the weights.
+        config: of the training.
+        progress: how far it has come.
+        order: what the order of the samples depends on; in the midst of an epoch it must not change.
+
+    Returns:
+        What `torch.save` is to write. With `ema` the model's weights are the averaged ones, and the trained ones are
+        under `liif_fast`.
+    """
+    extra: dict[str, Any] = {"best": progress.best, "steps": stepper.steps}
+    if progress.step:
+        extra |= {"step": progress.step, "order": order, "seconds": progress.seconds}
+        extra["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
+    if stepper.scaler.is_enabled():
+        extra["scaler"] = stepper.scaler.state_dict()
+    if stepper.average is not None:
+        extra["trained"] = stepper.model.state_dict()
+    optimizer = config.optimizer
+    return {
+        "model": {**spec, "sd": (stepper.average or stepper.model).state_dict()},
+        "optimizer": {"name": optimizer["name"], "args": optimizer["args"], "sd": stepper.optimizer_state()},
+        "epoch": progress.epoch,
+        "data_norm": config.data_norm,  # what load_model reads; the original leaves it to the reader
+        "liif_fast": extra,
+    }
+
+
+def restore(checkpoint: dict[str, Any], stepper: Stepper, config: Config, order: list[int]) -> tuple[Progress, bool]:
+    """Take over the state of a checkpoint, whose model's weights are loaded already.
+
+    Args:
+        checkpoint: of `read`.
+        stepper: to be changed.
+        config: of the training.
+        order: as for `compose`.
+
+    Returns:
+        How far it had come, and whether an epoch must start again because the order is another one now.
+
+    Raises:
+        ValueError: if it does not fit the configuration.
+    """
+    extra = checkpoint.get("liif_fast", {})  # the original's files have none
+    if "trained" in extra:
+        stepper.model.load_state_dict(extra["trained"])
+    if stepper.average is not None:
+        stepper.average.load_state_dict(checkpoint["model"]["sd"])
+    name = checkpoint["optimizer"]["name"]
+    if name != config.optimizer["name"]:
+        raise ValueError(f"optimizer.name: the checkpoint has {name!r}, got {config.optimizer['name']!r}")
+    stepper.load_optimizer_state(checkpoint["optimizer"]["sd"])
+    if stepper.scaler.is_enabled() and "scaler" in extra:
+        stepper.scaler.load_state_dict(extra["scaler"])
+    stepper.steps = extra.get("steps", 0)
+    progress = Progress(checkpoint["epoch"], best=extra.get("best", -math.inf))
+    if extra.get("step") and list(extra["order"]) != order:
+        return progress, True
+    if extra.get("step"):
+        losses: Tensor = extra["losses"]
+        progress.step, progress.losses, progress.seconds = extra["step"], losses.tolist(), extra["seconds"]
+    return progress, False
+
+
+def save(state: Any, path: Path) -> None:
+    """Write a checkpoint; the old one stays until the new one is whole, and where the disk is full.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
+    torch.save(state, buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())

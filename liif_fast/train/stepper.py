@@ -1,0 +1,150 @@
+"""One step of the optimizer, and the state that it changes."""
+
+import contextlib
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from liif_fast import distributed
+from liif_fast.data.samples import Sample
+from liif_fast.train.config import OPTIMIZERS, Config
+from liif_fast.train.objective import Objective
+
+Batch = list[Sample]
+
+
+class Result(NamedTuple):
+    """What a step tells, on its device."""
+
+    loss: Tensor  # [], this process's part of the mean over all pixels of all processes
+    errors: list[Tensor]  # of every batch: [b] in the order of its groups
+
+
+class Stepper:
+    """A model and its optimizer, gradient scaling and averaged weights.
+
+    Nothing here waits for the device.
+
+    Args:
+        model: to be trained, on its device.
+        config: of the training.
+
+    Attributes:
+        objective: the model with its loss.
+        average: the averaged model; None without `ema`.
+        steps: how many there have been.
+    """
+
+    def __init__(self, model: Any, config: Config) -> None:
+        self.model, self.config, self.steps = model, config, 0
+        self.device = next(model.parameters()).device
+        self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
+        if config.compile:
+            if not isinstance(getattr(model, "encoder", None), nn.Module):
+                raise ValueError(f"compile: model {config.model['name']!r} has no encoder to compile")
+            model.encoder.compile()
+        self.objective = Objective(model, config.data_norm, config.autocast, config.channels_last).to(self.device)
+        self._call: nn.Module = self.objective
+        if distributed.world_size() > 1:
+            self._call = DistributedDataParallel(self.objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        args = config.optimizer["args"]
+        if not args.get("foreach") and args.get("fused") is None:
+            args = {
+                **args,
+                "fused": True,
+            }  # one kernel for all parameters; it looks at a scaler's findings on the device
+        # Frozen parameters too: the original's optimizer states count them.
+        self.optimizer = OPTIMIZERS[config.optimizer["name"]](model.parameters(), **args)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == torch.float16)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def step(self, batches: list[Batch], counts: list[bool]) -> Result:
+        """Minimise the mean error over all pixels of some batches, of all processes.
+
+        Args:
+            batches: what this process has of them.
+            counts: whether it is to be counted; a process must take part even if nothing is left for it.
+
+        Returns:
+            The loss and the errors.
+        """
+        values = sum(g["gt"].numel() for batch, counted in zip(batches, counts, strict=True) if counted for g in batch)
+        share = self._share(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, errors = torch.zeros((), device=self.device), []
+        for number, (batch, counted) in enumerate(zip(batches, counts, strict=True)):
+            with self._without_exchange() if number < len(batches) - 1 else contextlib.nullcontext():
+                error = self._call(batch)
+                part = error.sum() * (share if counted else 0.0)
+                self.scaler.scale(part).backward()
+            loss += part.detach()
+            errors.append(error.detach())
+        if self.config.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.steps += 1
+        self._follow()
+        return Result(loss / distributed.world_size(), errors)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            group["initial_lr"] = self.config.optimizer["args"]["lr"]
+
+    def is_finite(self) -> bool:
+        """Whether all weights are finite; waits for the device."""
+        sums = torch.stack([p.detach().sum() for p in (self.average or self.model).parameters()])
+        return bool(sums.isfinite().all())
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state as the original writes it: `fused` is a matter of this machine."""
+        state = self.optimizer.state_dict()
+        state["param_groups"] = [{**group, "fused": None} for group in state["param_groups"]]
+        return state
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take over an optimizer's state, ours or the original's.
+
+        Raises:
+            ValueError: if it is not one of this optimizer and model.
+        """
+        fused = self.optimizer.defaults["fused"]
+        groups = [{**group, "fused": fused} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        for group in self.optimizer.param_groups:
+            missing = [key for key in self.optimizer.defaults if key not in group]
+            if missing:
+                raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
+                    raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
+
+    def _share(self, values: int) -> float | Tensor:
+        """What one value's error weighs here, so that DDP's mean over the processes is the mean over all values."""
+        if distributed.world_size() == 1:
+            return 1 / values
+        total = torch.tensor(float(values), dtype=torch.float64)
+        total = total.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else total
+        dist.all_reduce(total)
+        return (distributed.world_size() / total).float()
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        return self._call.no_sync() if isinstance(self._call, DistributedDataParallel) else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averaged weights towards the weights; quickly at first."""
+        if self.average is not None:
+            decay = min(self.config.ema or 0.0, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                kept.copy_(buffer)

@@ -1,0 +1,133 @@
+"""The PSNR on the validation set, and pictures of it."""
+
+import copy
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from liif_fast import distributed
+from liif_fast.data import make_loader
+from liif_fast.data.samples import Sample
+from liif_fast.metrics import parse_eval_type, psnr
+from liif_fast.train.config import Config
+from liif_fast.train.objective import Objective
+from liif_fast.train.order import Order
+
+PICTURE_SIDE = 256  # pixels; of a larger image the middle is shown
+
+
+class Validation:
+    """The validation set of a training.
+
+    Args:
+        dataset: the wrapper.
+        config: of the training.
+        objective: the model's.
+        device: the model's.
+        num_workers: processes that make samples.
+    """
+
+    def __init__(
+        self, dataset: Any, config: Config, objective: Objective, device: torch.device, num_workers: int
+    ) -> None:
+        assert config.val_dataset is not None
+        self.dataset, self.config, self.objective, self.device = dataset, config, objective, device
+        order = Order(len(dataset), config.val_dataset["batch_size"])
+        # Every process takes whole batches, so that what is pooled does not depend on their number.
+        batches = distributed.share([order.indices[i : i + order.size] for i in range(0, order.length, order.size)])
+        self.loader = make_loader(dataset, batches, device, num_workers=num_workers, grouped=True)
+
+    @torch.inference_mode()
+    def psnr(self, model: Any, epoch: int) -> tuple[float, float]:
+        """Measure a model.
+
+        Args:
+            model: the trained or the averaged one.
+            epoch: whose crops are drawn where `val_seed` is null.
+
+        Returns:
+            dB of each batch's pooled error, averaged by batch size, as the original reports it (samples of different
+            sizes are pooled by size); and the mean over images.
+        """
+        if self.config.val_seed is None:
+            self.dataset.set_epoch(epoch)
+        training = model.training
+        model.eval()
+        pooled, single, count = 0.0, 0.0, 0
+        with torch.compiler.set_stance("force_eager"):  # its batches would compile anew
+            for batch in self.loader:
+                for pred, group in zip(self.objective.images(model, batch), batch, strict=True):
+                    gt, eval_type = group["gt"], self.config.eval_type
+                    if eval_type is not None:
+                        pred, gt = (_as_image(x, group["inp"], eval_type) for x in (pred, gt))
+                    values = psnr(pred, gt, eval_type, per_image=True).cpu().double()
+                    pooled += len(values) * psnr(pred, gt, eval_type).item()
+                    single += values.sum().item()
+                    count += len(values)
+        model.train(training)
+        parts = distributed.gather((pooled, single, count))
+        pooled, single, count = (sum(column) for column in zip(*parts, strict=True))
+        return pooled / count, single / count
+
+    @torch.inference_mode()
+    def picture(self, model: Any, count: int) -> Image.Image | None:
+        """Show the first samples: the input enlarged by bicubic interpolation, the prediction, and the target.
+
+        Args:
+            model: the trained or the averaged one.
+            count: rows of the picture.
+
+        Returns:
+            RGB; None where the wrapper knows no samples of all pixels.
+        """
+        count = min(count, len(self.dataset))
+        if not count or not hasattr(self.dataset, "sample_q"):
+            return None
+        whole = copy.copy(self.dataset)
+        whole.sample_q = None  # the same crops: pixels are drawn last
+        loader = make_loader(whole, [[i] for i in range(count)], self.device, grouped=True)
+        training, rows = model.training, []
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            for batch in loader:
+                (pred,), (group,) = self.objective.images(model, batch), batch
+                target = _as_pil(group["gt"][0])
+                low = _as_pil(group["inp"][0].permute(1, 2, 0)).resize(target.size, Image.Resampling.BICUBIC)
+                rows.append([_middle(image) for image in (low, _as_pil(pred[0]), target)])
+        model.train(training)
+        width, gap = max(row[0].width for row in rows), 4
+        picture = Image.new("RGB", (3 * (width + gap) - gap, sum(row[0].height + gap for row in rows) - gap), "white")
+        top = 0
+        for row in rows:
+            for column, image in enumerate(row):
+                picture.paste(image, (column * (width + gap), top))
+            top += row[0].height + gap
+        return picture
+
+
+def _as_pil(image: Tensor) -> Image.Image:
+    """An image [H, W, 3] in [0, 1]."""
+    return Image.fromarray(image.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = (min(side, PICTURE_SIDE) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _as_image(values: Tensor, inp: Tensor, eval_type: str) -> Tensor:
+    """Whole images [B, H, W, 3] as [B, 3, H, W], the scale being that of eval_type."""
+    scale = parse_eval_type(eval_type)[1]
+    size = [side * scale for side in inp.shape[-2:]]
+    if values.ndim != 4 or list(values.shape[1:3]) != size:
+        got = f"{values.shape[1]} queries" if values.ndim == 3 else f"{values.shape[1]} x {values.shape[2]}"
+        raise ValueError(f"eval_type {eval_type} needs all {size[0]} x {size[1]} pixels, got {got}")
+    return values.permute(0, 3, 1, 2)
+
+
+def first_batch(dataset: Any, device: torch.device, data_device: str | None = None) -> list[Sample]:
+    """Make a batch of a wrapper's first sample."""
+    return next(iter(make_loader(dataset, [[0]], device, data_device=data_device, grouped=True)))

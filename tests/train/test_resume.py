@@ -1,0 +1,253 @@
+"""A training that is stopped in whatever way and resumed is, bit for bit, the one that was not."""
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from liif_fast import files
+from liif_fast.train import state
+from liif_fast.train.records import read_log
+from liif_fast.train.trainer import Run
+from liif_fast.train.validation import Validation
+
+from .support import load, run, same
+
+SGD = {"name": "sgd", "args": {"lr": 0.01, "momentum": 0.9}}
+OURS = {"ema": 0.9, "multi_step_lr": None, "cosine": {"warmup": 1}, "val_seed": None}
+CHECKPOINTS = ("epoch-last.pth", "epoch-best.pth", "epoch-2.pth", "epoch-4.pth")
+
+
+def assert_same_runs(whole, parts):
+    for name in CHECKPOINTS:
+        assert same(load(whole / name), load(parts / name)), name
+    logs = [[row | {"seconds": 0} for row in read_log(folder / "log.csv")] for folder in (whole, parts)]
+    assert logs[0] == logs[1]
+    assert [row["epoch"] for row in logs[0]] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send this process a signal while it does its so many-th step."""
+
+    def arrange(number, signum=signal.SIGINT, times=1):
+        step, count = Run._set_rate, []
+
+        def counted(self, epochs):
+            count.append(epochs)
+            if len(count) == number:
+                for _ in range(times):
+                    os.kill(os.getpid(), signum)
+            step(self, epochs)
+
+        monkeypatch.setattr(Run, "_set_rate", counted)
+
+    return arrange
+
+
+KEYS = [
+    {},
+    OURS,
+    OURS | {"optimizer": SGD},
+    {"grad_accum": 2, "grad_clip": 0.1},
+    {"amp": "fp16", "num_workers": 1},
+    {"data_device": "cpu"},
+]
+
+
+@pytest.mark.parametrize("extra", KEYS, ids=str)
+def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, monkeypatch):
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5  # five steps an epoch, or three
+    tiny |= extra
+    whole = run(write, tiny, tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context():
+        stop_at(9)
+        with pytest.raises(KeyboardInterrupt):
+            run(write, tiny, tmp_path / "parts")
+    assert signal.getsignal(signal.SIGINT) is handler
+    folder = tmp_path / "parts" / "_tiny"
+    steps = 3 if "grad_accum" in extra else 5
+    stopped = load(folder / "epoch-last.pth")
+    # each epoch ends with one more call, for the rate of the next
+    assert (stopped["epoch"], stopped["liif_fast"]["step"]) == divmod(9 - 9 // (steps + 1), steps)
+    assert "; --resume goes on from there" in (folder / "log.txt").read_text()
+    monkeypatch.undo()
+    torch.manual_seed(99)  # whatever the process did before
+    assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
+    assert "and" in (folder / "log.txt").read_text().split("resumed from")[1].split("\n")[0]
+
+
+def test_sigterm_ends_with_its_code(tmp_path, tiny, write, stop_at):
+    stop_at(1, signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run(write, tiny, tmp_path)
+    assert caught.value.code == 143
+    assert load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 1
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny, write, stop_at):
+    stop_at(1, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(write, tiny, tmp_path)
+    assert not (tmp_path / "_tiny" / "epoch-last.pth").exists()
+
+
+def test_ctrl_c_in_the_last_step_of_an_epoch_loses_nothing(tmp_path, tiny, write, stop_at, monkeypatch):
+    whole = run(write, tiny, tmp_path / "whole")
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(write, tiny, tmp_path / "parts")
+    assert load(tmp_path / "parts" / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 2
+    monkeypatch.undo()
+    assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
+
+
+def test_a_failed_validation_loses_no_epoch(tmp_path, tiny, write, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    whole = run(write, tiny, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "psnr", fail)
+        with pytest.raises(RuntimeError):
+            run(write, tiny, tmp_path / "parts")
+    assert load(tmp_path / "parts" / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 2
+    assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
+
+
+def test_a_log_ahead_of_its_checkpoint(tmp_path, tiny, write, monkeypatch):
+    """Stopped between an epoch's row and its checkpoint, with half a row more: no epoch is lost or told twice."""
+    whole = run(write, tiny, tmp_path / "whole")
+    save = state.save
+
+    def stop(content, path):
+        if path.name == "epoch-last.pth" and content["epoch"] == 2 and "step" not in content["liif_fast"]:
+            raise KeyboardInterrupt
+        save(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(write, tiny, tmp_path / "parts")
+    log = tmp_path / "parts" / "_tiny" / "log.csv"
+    assert len(list(csv.reader(log.open()))) == 3
+    with log.open("a") as file:
+        file.write("3,6,0.1")
+    assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
+
+
+def test_another_order_starts_the_epoch_again(tmp_path, tiny, write, stop_at, monkeypatch, capsys):
+    stop_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(write, tiny, tmp_path)
+    monkeypatch.undo()
+    tiny["train_dataset"]["batch_size"] = 2
+    folder = run(write, tiny | {"epoch_max": 1}, tmp_path, resume=True)
+    assert "the unfinished epoch starts again" in capsys.readouterr().out
+    assert [row["steps"] for row in read_log(folder / "log.csv")] == [1 + 4]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, tiny, write, monkeypatch):
+    folder = run(write, tiny | {"epoch_max": 2}, tmp_path)
+    before = (folder / "epoch-last.pth").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(write, tiny, tmp_path, resume=True)
+    assert (folder / "epoch-last.pth").read_bytes() == before
+    assert not list(folder.glob("*.part"))
+    run(write, tiny, tmp_path, resume=True)
+    assert load(folder / "epoch-last.pth")["epoch"] == 4
+
+
+def command(path, root, *options):
+    return [sys.executable, "-c", START, str(path), str(root), *options]
+
+
+START = """
+import resource, sys
+from liif_fast.cli import main
+import liif_fast.train as package
+train = package.train
+package.train = lambda *args, **options: train(*args, save_root=sys.argv[2], **options)
+if "limited" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+options = ["--resume"] if "--resume" in sys.argv else []
+sys.exit(main(["train", "--config", sys.argv[1], "--device", "cpu", *options]))
+"""
+
+
+def test_files_that_cannot_grow(tmp_path, tiny, write):
+    """A limit of the system's own, in a process: one line, exit code 1, the old checkpoint as it was."""
+    folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
+    before = (folder / "epoch-last.pth").read_bytes()
+    assert len(before) > 20_000
+    done = subprocess.run(
+        command(write(tiny), tmp_path, "--resume", "limited"), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "liif-fast: error: " in done.stderr and "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "epoch-last.pth").read_bytes() == before
+    assert not list(folder.glob("*.part"))
+
+
+def test_killed_at_any_moment(tmp_path, tiny, write):
+    """kill -9 twice, at whatever step or write; a checkpoint after every step."""
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 30
+    tiny |= {"save_minutes": 0, "ema": 0.9}
+    path = write(tiny)
+    whole = run(write, tiny, tmp_path / "whole")
+    parts = tmp_path / "parts" / "_tiny"
+    for delay in (0.0, 0.31):
+        process = subprocess.Popen(command(path, tmp_path / "parts", "--resume"), stderr=subprocess.DEVNULL)
+        before = seen(parts)
+        while process.poll() is None and seen(parts) == before:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    stopped = load(parts / "epoch-last.pth")
+    assert 0 < stopped["liif_fast"]["steps"] < 120
+    run(write, tiny, tmp_path / "parts", resume=True)
+    assert_same_runs(whole, parts)
+
+
+def seen(folder):
+    try:
+        return (folder / "epoch-last.pth").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def test_ctrl_c_of_the_command(tmp_path, tiny, write):
+    """Exit code 130 and one line, with workers at work; what --resume makes of it is the uninterrupted training."""
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
+    tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
+    process = subprocess.Popen(
+        command(write(tiny), tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not seen(tmp_path / "_tiny"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "liif-fast: interrupted\n"
+    assert "stopped after step" in out
+    assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200
