@@ -1,0 +1,133 @@
+"""How many instructions the CPU kernels take, which no noise can change: python -m benchmarks.instructions.
+
+Counted by valgrind's callgrind, with one thread and AVX2 (valgrind knows no AVX-512). A test holds the counts to within
+5 % of instructions.json. After a deliberate change:
+
+    python -m benchmarks.instructions --accept
+
+Counts belong to a compiler and a version of valgrind's emulation of the C library; under another compiler the test only
+warns. A count says nothing about caches or about how many instructions a cycle takes: it notices work that was not
+there before. Time is what the benchmarks are for.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import liif_fast
+
+ROOT = Path(__file__).parents[1]
+ACCEPTED = ROOT / "benchmarks" / "instructions.json"
+ALLOWED = 0.05
+ISA = "avx2"
+# The operators of csrc/cpu/operators.h that the driver calls.
+OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "mlp")
+SWITCH = """
+#include <valgrind/callgrind.h>
+void start(void) { CALLGRIND_START_INSTRUMENTATION; }
+void stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
+"""
+
+
+def missing() -> str:
+    """Say why nothing can be counted here, "" if it can."""
+    if not shutil.which("valgrind"):
+        return "valgrind is not installed (Debian: apt-get install valgrind)"
+    if not build():
+        return "the C++ kernels are not built"
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):  # AVX2 or AVX512
+        return f"this processor has no {ISA}"
+    with tempfile.TemporaryDirectory() as folder:
+        return "" if _switch(Path(folder)) else "there is no C compiler `cc`, or it does not find valgrind/callgrind.h"
+
+
+def _switch(folder: Path) -> Path | None:
+    """Build the library that turns counting on and off; None if that fails."""
+    source, library = folder / "switch.c", folder / "switch.so"
+    source.write_text(SWITCH)
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return library
+
+
+def build() -> dict[str, Any]:
+    """Return what counts belong to: compiler, flags and instruction set; {} if the kernels are not built."""
+    path = Path(liif_fast.__file__).with_name("_build_info.json")
+    how = json.loads(path.read_text()).get("cpu", {}) if path.exists() else {}
+    if not how.get("built"):
+        return {}
+    flags = [flag for flag in how["flags"] if not flag.startswith("-W")]
+    return {"compiler": how["compiler"], "flags": " ".join(flags), "isa": ISA}
+
+
+def parse(annotated: str) -> dict[str, int]:
+    """Return the instructions of each operator and what it calls, from callgrind_annotate's list of functions."""
+    found = re.findall(r"^ *([\d,]+) .*?[ :]liif::(\w+)\(", annotated, re.MULTILINE)
+    return {operator: int(number.replace(",", "")) for number, operator in found if operator in OPERATORS}
+
+
+def count() -> dict[str, int]:
+    """Return the instructions of each operator over the calls of instructions_driver.py.
+
+    Raises:
+        RuntimeError: valgrind or the calls inside it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="liif_fast-instructions-") as name:
+        folder = Path(name)
+        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
+        done = subprocess.run(
+            [*command, sys.executable, "-m", "benchmarks.instructions_driver", str(_switch(folder))],
+            cwd=ROOT,
+            env={**os.environ, "LIIF_FAST_CPU_ISA": ISA, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"callgrind ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", f"{folder}/out"]
+        counts = parse(subprocess.run(annotate, check=True, capture_output=True, text=True).stdout)
+    if set(counts) != set(OPERATORS):
+        raise RuntimeError(f"callgrind counted {counts}, expected a count of each of {', '.join(OPERATORS)}")
+    return counts
+
+
+def compare(counts: dict[str, int], accepted: dict[str, int]) -> list[str]:
+    """Return one line for each count that is more than 5 % from the one accepted, or that only one side has."""
+    lines = []
+    for operator in dict.fromkeys((*accepted, *counts)):
+        before, after = accepted.get(operator), counts.get(operator)
+        if before is None or after is None:
+            lines.append(f"{operator}: {before} accepted, {after} counted")
+        elif abs(after - before) > ALLOWED * before:
+            lines.append(f"{operator}: {after:,} instructions, {after / before - 1:+.1%} from the {before:,} accepted")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__.split("\n")[0])
+    parser.add_argument("--accept", action="store_true", help="write the counts into instructions.json")
+    args = parser.parse_args()
+    if why := missing():
+        parser.exit(1, f"error: {why}\n")
+    counts, accepted = count(), json.loads(ACCEPTED.read_text())
+    for operator, found in counts.items():
+        before = accepted["counts"].get(operator)
+        print(f"{operator:<16}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))
+    if args.accept:
+        ACCEPTED.write_text(json.dumps({**build(), "counts": counts}, indent=2) + "\n")
+        print(f"accepted: {ACCEPTED.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The gate on instruction counts of the CPU kernels, and that it can fail."""
+
+import json
+import warnings
+
+import pytest
+
+from benchmarks import instructions
+
+ACCEPTED = json.loads(instructions.ACCEPTED.read_text())
+HINT = "a deliberate change is accepted by `python -m benchmarks.instructions --accept`"
+
+
+def test_counts_are_those_accepted():
+    if why := instructions.missing():
+        pytest.skip(why)
+    found = instructions.compare(instructions.count(), ACCEPTED["counts"])
+    here = instructions.build()
+    if here == {key: ACCEPTED[key] for key in here}:
+        assert not found, "\n".join([*found, HINT])
+    elif found:
+        warnings.warn(f"the counts accepted are of another build ({ACCEPTED['compiler']}): {found}", stacklevel=1)
+
+
+def test_every_operator_has_a_count_of_a_named_build():
+    assert set(ACCEPTED["counts"]) == set(instructions.OPERATORS)
+    assert {"compiler", "flags", "isa"} <= set(ACCEPTED)
+    assert ACCEPTED["isa"] == instructions.ISA
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.06, "+6.0% from"), (0.9, "-10.0% from"), (1.04, None), (0.96, None), (1, None)]
+)
+def test_a_doctored_count_is_noticed(factor, verdict):
+    doctored = dict(ACCEPTED["counts"], decode=round(ACCEPTED["counts"]["decode"] * factor))
+    found = instructions.compare(doctored, ACCEPTED["counts"])
+    assert len(found) == (verdict is not None)
+    assert all(line.startswith("decode: ") and verdict in line for line in found)
+
+
+def test_an_operator_that_only_one_side_has_is_noticed():
+    fewer = {key: value for key, value in ACCEPTED["counts"].items() if key != "decode"}
+    assert len(instructions.compare(fewer, ACCEPTED["counts"])) == 1
+    assert len(instructions.compare(ACCEPTED["counts"], fewer)) == 1
+
+
+def test_parse():
+    annotated = """
+51,325,595 (100.0%)  PROGRAM TOTALS
+35,077,284 (68.34%)  ???:void liif::(anonymous namespace)::gemm<float>(liif::Gemm<float> const&) [/x/_C.abi3.so]
+ 7,392,327 (14.40%)  ???:liif::decode(torch::stable::Tensor const&, bool, long) [/x/_C.abi3.so]
+   392,327 ( 0.40%)  /src/decode.cpp:liif::decode_direct(torch::stable::Tensor const&) [/x/_C.abi3.so]
+ 4,577,971 ( 8.92%)  project.cpp:liif::project(torch::stable::Tensor const&, long) [/x/_C.abi3.so]
+"""
+    assert instructions.parse(annotated) == {"decode": 7_392_327, "project": 4_577_971}
