@@ -41,6 +41,7 @@ class LTE(FeatureModel):
     def __init__(self, encoder_spec: Mapping[str, Any], imnet_spec: Mapping[str, Any], hidden_dim: int = 256) -> None:
         super().__init__()
         self.backend = "auto"
+        self.residual = "bilinear"  # as LIIF's: tells upscaling, which encodes by itself, that queries read the input
         self.encoder = models.make(encoder_spec)
         self.coef = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.freq = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)

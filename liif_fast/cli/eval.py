@@ -23,7 +23,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         required=True,
         nargs="+",
         metavar="MODEL",
-        help=f".safetensors or .pth files, or {BICUBIC}: Pillow's bicubic enlargement",
+        help=f"files or names (see liif-fast models), or {BICUBIC}: Pillow's bicubic enlargement",
     )
     parser.add_argument(
         "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
