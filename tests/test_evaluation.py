@@ -177,8 +177,9 @@ def test_tables():
     assert lines[6].startswith("| ours | 20.00 / 0.")
     assert len(lines) == 8
     assert "published" not in markdown([score for score in scores if score.test != "div2k-4"])
-    scores = [summarise("other", "ours", "div2k-5", 1, images)]
-    assert len(markdown(scores).splitlines()) == 3
+    for name, eval_type in (("div2k-5", "div2k-5"), ("leaves-4", "div2k-4"), ("div2k", None), ("div2k", "benchmark-4")):
+        scores = [summarise(name, "ours", eval_type, 1, images)]
+        assert len(markdown(scores).splitlines()) == 3
     content = json.loads(to_json(scores, version="1"))
     assert content["version"] == "1"
     assert content["scores"][0]["images"][0]["psnr"] == pytest.approx(20, abs=1e-4)

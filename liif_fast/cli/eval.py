@@ -8,7 +8,7 @@ from typing import Any
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
 _EPILOG = """\
-Where eval_type is div2k-s, the rows published for DIV2K validation stand above the measured ones.
+Where a test's name has div2k in it, the rows published for DIV2K validation stand above the measured ones.
 Under torchrun the images are shared among the processes.
 """
 BICUBIC = "bicubic"
@@ -64,6 +64,10 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     for path in filter(None, (args.markdown, args.json)):
         if not (folder := Path(path).resolve().parent).is_dir():
             raise FileNotFoundError(f"{path}: the folder {folder} does not exist")
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path}: is a folder, expected the name of a file")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path}: no permission to write into {folder}")
     if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
@@ -106,7 +110,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
 
 def _names(paths: list[str]) -> dict[str, str]:
     """Short names of files: their stems, and more of their paths where stems are alike."""
-    for parts in range(1, 1 + max(len(Path(path).parts) for path in paths)):
+    for parts in range(1, 2 + max(len(Path(path).parts) for path in paths)):
         names = ["-".join([*Path(path).parts[-parts:-1], Path(path).stem]).strip(os.sep) for path in paths]
         if len(set(names)) == len(names):
             return dict(zip(names, paths, strict=True))

@@ -225,6 +225,8 @@ def test_a_bad_configuration_is_one_line(folder, tmp_path, capsys, spoil, messag
     ("args", "message"),
     [
         (["--config", "nowhere.yaml", "--model", "bicubic"], "no file nowhere.yaml"),
+        (["--config", ".", "--model", "bicubic"], "no file ."),
+        (["--config", "{}", "--model", "bicubic", "--json", "."], ".: is a folder"),
         (["--config", "{}", "--model", "nowhere.pth"], "nowhere.pth"),
         (["--config", "{}", "--model", "bicubic", "--json", "/nowhere/r.json"], "does not exist"),
         (["--config", "{}", "--model", "bicubic", "--backend", "quick"], "--backend must be one of"),

@@ -65,6 +65,37 @@ def test_scales_cover_their_range():
     assert 37 < max(sides) <= 40
 
 
+def test_the_scale_of_a_sample_is_the_first_draw():
+    """Crops of round(inp_size * s), half to even, with s uniform in [1, 4] from (seed, epoch, index)."""
+    wrapper = wrap(
+        "sr-implicit-downsampled", [image(100, 100)] * 40, inp_size=9, scale_max=4, augment=True, sample_q=5, seed=11
+    )
+    for epoch in (0, 2):
+        wrapper.set_epoch(epoch)
+        for i in range(40):
+            side = round(9 * np.random.default_rng([11, epoch, i]).uniform(1, 4))
+            sample = wrapper[i]
+            assert torch.equal(sample["cell"], torch.full((5, 2), 2 / side))
+            assert sample["inp"].shape == (3, 9, 9)
+            grid = make_coord((side, side))
+            assert (sample["coord"][:, None] == grid).all(-1).any(1).all()  # pixel centres of that crop
+
+
+def test_cells_of_a_pair_turn_with_it():
+    low, high = image(6, 10, 1), image(18, 30, 2)
+    wrapper = wrap("sr-implicit-paired", [(low, high)] * 20, augment=True)
+    shapes = set()
+    for i in range(20):
+        sample = wrapper[i]
+        height, width = (3 * side for side in sample["inp"].shape[1:])
+        shapes.add((height, width))
+        assert torch.equal(sample["cell"], make_cell((height, width)))
+        assert torch.equal(sample["coord"], make_coord((height, width)))
+        flat = (sample["gt"] * 255).round().to(torch.uint8)
+        assert torch.equal(flat.sort(0).values, torch.from_numpy(high.reshape(-1, 3).copy()).sort(0).values)
+    assert shapes == {(18, 30), (30, 18)}
+
+
 def test_augmentation_comes_after_resizing_and_is_shared():
     """Every sample is one of the 8 flips and transposes of the same pair, and all 8 come up."""
     high = image(12, 18)
