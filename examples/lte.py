@@ -6,10 +6,12 @@ make amplitudes and frequencies of each latent, and the network is given
 
     amplitude * [cos, sin](pi * (frequency . rel + phase(cell)))
 
-`gather_corners` does the corner plan and the gathering, `fused_mlp` the network; what is left is the line above. The
-names and shapes of the parameters are those of LTE's own code, so that its checkpoints load.
+`gather_corners` does the corner plan and the gathering, `fused_mlp` the network; what is left is the line above. (Who
+gathers by other means has the plan alone from `corner_plan`.) The names and shapes of the parameters are those of LTE's
+own code, so that its checkpoints load.
 
-Importing this module makes the name `lte` known to `liif_fast.models.make` and to model files; run it for a check:
+Importing this module makes the name `lte` known to `liif_fast.models.make`, to model files, and to configurations with
+`plugins: [lte]`; run it for a check:
 
     python examples/lte.py
 """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -36,16 +36,17 @@ class Pack:
 
     Args:
         path: the pack.
-        index: its index, as `open_pack` has checked it.
+        file: the same, open. It stays what is mapped, even if another file takes its place.
+        index: its index, as it was read from there.
     """
 
-    def __init__(self, path: Path, index: Index) -> None:
+    def __init__(self, path: Path, file: IO[bytes], index: Index) -> None:
         self.path, self.index = path, index
         # Copy-on-write: PyTorch wants arrays that may be written to, and nothing may reach the file.
-        self.pixels = np.memmap(path, np.uint8, "c")
+        self.pixels = np.memmap(file, np.uint8, "c")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pack, (self.path, self.index)
+        return _open_again, (self.path, self.index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,15 +75,35 @@ def open_pack(path: Path, images: Sequence[Path], read: Callable[[Path], np.ndar
         ValueError: if an image cannot be read.
     """
     wanted = _fingerprint(images)
-    index = _read_index(path, wanted)
-    if index is None:
+    pack = _open(path, wanted)
+    if pack is None:
         with _lock(path):
-            index = _read_index(path, wanted)  # another process may have built it meanwhile
-            if index is None:
+            pack = _open(path, wanted)  # another process may have built it meanwhile
+            if pack is None:
                 for left in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed
                     left.unlink(missing_ok=True)
-                index = _build(path, images, wanted, read)
-    return Pack(path, index)
+                _build(path, images, wanted, read)
+                pack = _open(path, wanted)
+    if pack is None:
+        raise OSError(f"{path}: what has just been written cannot be read")
+    return pack
+
+
+def _open(path: Path, wanted: Index) -> Pack | None:
+    """The pack, if it is whole and of the files wanted."""
+    try:
+        with path.open("rb") as file:
+            index = _read_index(file, wanted)
+            return None if index is None else Pack(path, file, index)
+    except OSError:
+        return None
+
+
+def _open_again(path: Path, index: Index) -> Pack:
+    pack = _open(path, index)
+    if pack is None:
+        raise OSError(f"{path}: another pack has taken its place")
+    return pack
 
 
 def _fingerprint(images: Sequence[Path]) -> Index:
@@ -90,28 +111,26 @@ def _fingerprint(images: Sequence[Path]) -> Index:
     return [{"name": i.name, "bytes": s.st_size, "mtime": s.st_mtime_ns} for i, s in zip(images, stats, strict=True)]
 
 
-def _read_index(path: Path, wanted: Index) -> Index | None:
-    """The index of a pack that is whole and of the files wanted, else None."""
+def _read_index(file: IO[bytes], wanted: Index) -> Index | None:
     try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END) - _END.size
-            file.seek(max(end, 0))
-            length, mark = _END.unpack(file.read(_END.size))
-            if mark != MARK or length > end:
-                return None
-            file.seek(end - length)
-            index = json.loads(file.read(length))
+        end = file.seek(0, os.SEEK_END) - _END.size
+        file.seek(max(end, 0))
+        length, mark = _END.unpack(file.read(_END.size))
+        if mark != MARK or length > end:
+            return None
+        file.seek(end - length)
+        index = json.loads(file.read(length))
         offset = 0
         for entry, want in zip(index, wanted, strict=True):
             if any(entry[key] != want[key] for key in want) or entry["offset"] != offset:
                 return None
             offset += int(np.prod(entry["shape"]))
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (ValueError, KeyError, TypeError, struct.error):
         return None
     return index if offset == end - length else None
 
 
-def _build(path: Path, images: Sequence[Path], wanted: Index, read: Callable[[Path], np.ndarray]) -> Index:
+def _build(path: Path, images: Sequence[Path], wanted: Index, read: Callable[[Path], np.ndarray]) -> None:
     index, offset, workers = [], 0, min(8, os.cpu_count() or 1)
     bar = tqdm(total=len(images), desc=f"decoding {images[0].parent.name}", unit=" images", leave=False, disable=None)
     with atomic_file(path) as file, ThreadPoolExecutor(workers) as pool, bar:
@@ -123,7 +142,6 @@ def _build(path: Path, images: Sequence[Path], wanted: Index, read: Callable[[Pa
                 bar.update()
         text = json.dumps(index).encode()
         file.write(text + _END.pack(len(text), MARK))
-    return json.loads(text)
 
 
 @contextmanager

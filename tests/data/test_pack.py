@@ -72,6 +72,15 @@ def test_a_changed_folder(tmp_path, images):
     assert len(read) == 3
 
 
+def test_a_copy_is_of_the_same_pack_or_none(tmp_path, images):
+    """A worker that starts after the pack has been made anew must not read other pixels by the old index."""
+    copied = pickle.dumps(open_pack(tmp_path / "pack", images, read_image))
+    Image.fromarray(np.full((5, 9, 3), 9, np.uint8)).save(images[0])
+    open_pack(tmp_path / "pack", images, read_image)
+    with pytest.raises(OSError, match="another pack has taken its place"):
+        pickle.loads(copied)
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut whole", "mark", "length", "index", "empty", "longer"])
 def test_a_damaged_pack_is_built_anew(tmp_path, images, damage):
     pack = tmp_path / "pack"
