@@ -1,19 +1,139 @@
 """The documents' figures, from the records: python -m benchmarks.report prints the newest record that is complete;
-with --write it fills README.md and draws the pictures. The tests refuse documents that differ from the records.
+with --write it fills README.md and docs/performance.md and draws the pictures. The tests refuse documents and pictures
+that differ from the record.
 """
 
 import argparse
+import re
+from pathlib import Path
 
-from benchmarks import records, table
+from benchmarks import bench_steps, plot, records, table
+from benchmarks.common import OURS
+from benchmarks.table import Record, quantity
 
 README = records.ROOT / "README.md"
-BEGIN, END = "<!-- begin:benchmarks -->", "<!-- end:benchmarks -->"
+PERFORMANCE = records.ROOT / "docs" / "performance.md"
+ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
+CAPTIONS = {
+    "speed": "Time of every rival in multiples of ours",
+    "growth": "How time and memory grow with queries, latents, batch and threads",
+    "roofline": "The machine's limits and what share of them each kernel reaches",
+}
 
 
-def fill(text: str, section: str) -> str:
-    """Return `text` with what stands between the markers replaced."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"
+def pictures(record: Record, folder: str) -> str:
+    """Return the pictures that the record has figures for."""
+    return "\n\n".join(f"![{CAPTIONS[name]}]({folder}/benchmark-{name}.png)" for name in plot.parts(record))
+
+
+def readme(record: Record | None) -> str:
+    """Return the README's section."""
+    if record is None:
+        return table.markdown(record)
+    speed = f"![{CAPTIONS['speed']}](docs/images/benchmark-speed.png)"
+    return f"{table.markdown(record)}\n\n{speed}" if "speed" in plot.parts(record) else table.markdown(record)
+
+
+def steps(record: Record | None) -> str:
+    """Return what each optimisation brings: each step against the one before it, and against the plain formula."""
+    results = {result["name"]: result for result in record["results"]} if record else {}
+    tables = []
+    for name, order in (("steps-decode", bench_steps.DECODING), ("steps-train", bench_steps.TRAINING)):
+        if name not in results:
+            continue
+        figures = results[name]["figures"]
+        times = [(step, figures[step]["median"]) for step in order if step in figures]
+        lines = [f"| {results[name]['title']} | time | against the step before | against plain |", "|---" * 4 + "|"]
+        for (step, seconds), (_, before) in zip(times, [times[0], *times], strict=False):
+            lines.append(
+                f"| {step} | {quantity(seconds, 's')} | {before / seconds:.2f}x | {times[0][1] / seconds:.2f}x |"
+            )
+        tables.append("\n".join(lines))
+    return "\n\n".join([*tables, _origin(record)]) if tables else ABSENT
+
+
+def limits(record: Record | None) -> str:
+    """Return the machine's rates and every kernel's share of its limit."""
+    shown = plot.parts(record).get("roofline") if record else None
+    if not shown:
+        return ABSENT
+    lines = ["| | useful work | bound by | our rate | the limit | share |", "|---" * 6 + "|"]
+    for each in shown:
+        flop, nbytes = each["work"]["flop"], each["work"]["nbytes"]
+        matrix, copy = (rate["median"] for rate in each["rates"])
+        arithmetic = flop / matrix > nbytes / copy
+        amount, unit, limit = (flop, "GFLOP", matrix) if arithmetic else (nbytes, "GB", copy)
+        lines.append(
+            f"| {each['title']} | {amount / 1e9:.3g} {unit} | {'arithmetic' if arithmetic else 'memory'} | "
+            f"{amount / each['figure']['median'] / 1e9:.0f} {unit}/s | {limit / 1e9:.0f} {unit}/s | "
+            f"{each['figure']['share']['median']:.0%} |"
+        )
+    return "\n".join([*lines, "", _origin(record)])
+
+
+def growth(record: Record | None) -> str:
+    """Return the exponents of what was measured at several sizes."""
+    shown = plot.parts(record).get("growth") if record else None
+    if not shown:
+        return ABSENT
+    lines = ["| | sizes | variant | time grows as | memory grows as |", "|---" * 5 + "|"]
+    for result in shown:
+        for variant, series in result["series"].items():
+            powers = [
+                "" if series[key] is None else f"{result['axis']}^{series[key]:.2f}"
+                for key in ("exponent", "memory_exponent")
+            ]
+            sizes = f"{result['sizes'][0]:,} to {result['sizes'][-1]:,}"
+            lines.append(f"| {result['title']} | {sizes} | {variant} | {powers[0]} | {powers[1]} |")
+    return "\n".join([*lines, "", _origin(record)])
+
+
+def lost(record: Record | None) -> str:
+    """Return where a rival is faster than we are, by more than the noise: its whole middle 60 % of rounds."""
+    if record is None:
+        return ABSENT
+    lines = [
+        f"| {result['title']} | {name} | {figure['ratio']['median']:.2f}x |"
+        for result in record["results"]
+        for name, figure in result["figures"].items()
+        if not result["name"].startswith("steps-") and figure.get("ratio", {"q80": 1})["q80"] < 1
+    ]
+    if not lines:
+        return f"In this record no rival is faster or smaller in any benchmark. {_origin(record)}"
+    head = [f"| | rival | its time (or memory) over that of {OURS} |", "|---|---|---|"]
+    return "\n".join([*head, *lines, "", _origin(record)])
+
+
+def _origin(record: Record | None) -> str:
+    return f"{table.origin(record)}." if record else ""
+
+
+def sections(record: Record | None) -> dict[Path, dict[str, str]]:
+    """Return what stands between the markers of every document."""
+    shown = pictures(record, "images") if record else ""
+    return {
+        README: {"benchmarks": readme(record)},
+        PERFORMANCE: {
+            "pictures": shown or ABSENT,
+            "limits": limits(record),
+            "steps": steps(record),
+            "growth": growth(record),
+            "lost": lost(record),
+        },
+    }
+
+
+def fill(text: str, name: str, section: str) -> str:
+    """Return `text` with what stands between the markers of that name replaced.
+
+    Raises:
+        ValueError: the markers are not there exactly once.
+    """
+    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+    filled, count = re.subn(f"{begin}\n.*?{end}", lambda _: f"{begin}\n{section}\n{end}", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the markers of {name} are there {count} times, expected once")
+    return filled
 
 
 def main() -> None:
@@ -23,7 +143,13 @@ def main() -> None:
     record = table.newest(records.read())
     print("no complete record" if record is None else table.full(record))
     if args.write:
-        README.write_text(fill(README.read_text(), table.markdown(record)))
+        for path, found in sections(record).items():
+            text = path.read_text()
+            for name, section in found.items():
+                text = fill(text, name, section)
+            path.write_text(text)
+        if record:
+            plot.draw(record)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,102 @@
-from benchmarks import records, report, table
+"""The documents and the pictures show what the newest complete record says."""
+
+import copy
+import json
+
+import pytest
+
+from benchmarks import plot, records, report, table
+
+WRITE = "run `python -m benchmarks.report --write`"
+RECORD = table.newest(records.read())
 
 
-def test_readme_is_what_the_newest_record_says():
-    text = report.README.read_text()
-    record = table.newest(records.read())
-    assert record is not None, "there is no record: run `make bench ARGS='--record --threads 2'`"
-    section = table.markdown(record)
-    assert report.fill(text, section) == text, "run `python -m benchmarks.report --write`"
+def test_there_is_a_record():
+    assert RECORD is not None, "run `make bench ARGS='--record --threads 2'`"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(path, name) for path, found in report.sections(RECORD).items() for name in found]
+)
+def test_documents_are_what_the_newest_record_says(path, name):
+    text = path.read_text()
+    assert report.fill(text, name, report.sections(RECORD)[path][name]) == text, WRITE
+
+
+def test_pictures_are_of_the_newest_record():
+    shown = plot.parts(RECORD)
+    for name in ("speed", "growth", "roofline"):
+        path = plot.IMAGES / f"benchmark-{name}.svg"
+        assert path.exists() == path.with_suffix(".png").exists() == (name in shown), WRITE
+        if name in shown:
+            assert plot.stamp(shown[name]) in path.read_text(), WRITE
 
 
 def test_fill():
-    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    assert report.fill(text, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    text = "before\n<!-- begin:x -->\nold\n<!-- end:x -->\nafter\n"
+    assert report.fill(text, "x", "new") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="the markers of y are there 0 times"):
+        report.fill(text, "y", "new")
+
+
+def figure(median, **more):
+    spread = {"q20": median * 0.9, "median": median, "q80": median * 1.1}
+    return {**spread, "error": 1e-6, **more}
+
+
+@pytest.fixture
+def whole():
+    """A record with everything that is drawn and written."""
+    record = copy.deepcopy(RECORD)
+    result = next(result for result in record["results"] if result["name"] == "render-x4-48")
+    result["figures"][report.OURS]["share"] = figure(0.7)
+    result["figures"]["factorised, OpenVINO"] = figure(0.2, ratio=figure(0.8))
+    result |= {"work": {"flop": 10**10, "nbytes": 10**7}, "matrix_rate": figure(4e11), "copy_rate": figure(4e10)}
+    gather = {**copy.deepcopy(result), "name": "gather", "title": "gather", "work": {"flop": 0, "nbytes": 10**8}}
+    series = {"median": [1.0, 2.0, 4.0], "memory": [2**20, None, 2**22], "exponent": 1.0, "memory_exponent": None}
+    growth = {"name": "growth-queries", "title": "decode against queries", "axis": "queries", "sizes": [1, 2, 4]}
+    growth |= {"series": {report.OURS: series, "plain, eager": series}, "figures": {}, "missing": {}, "rounds": 3}
+    orders = {"steps-decode": report.bench_steps.DECODING, "steps-train": report.bench_steps.TRAINING}
+    steps = [
+        {"name": name, "title": name, "figures": {each: figure(1.0 / (i + 1)) for i, each in enumerate(order)}}
+        for name, order in orders.items()
+    ]
+    record["results"] += [
+        gather,
+        {**growth, "unit": "s"},
+        *({**s, "unit": "s", "missing": {}, "rounds": 3} for s in steps),
+    ]
+    return record
+
+
+def test_sections_of_a_whole_record(whole):
+    for found in report.sections(whole).values():
+        for name, section in found.items():
+            assert report.ABSENT not in section, name
+    shown = report.sections(whole)[report.PERFORMANCE]
+    assert "| render x4 from 48x48 | factorised, OpenVINO | 0.80x |" in shown["lost"]
+    assert "| decode against queries | 1 to 4 | liif_fast | queries^1.00 |  |" in shown["growth"]
+    assert "| factorised | 500 ms | 2.00x | 2.00x |" in shown["steps"]
+    assert "| memory |" in shown["limits"] and "| arithmetic |" in shown["limits"]
+
+
+def test_pictures_of_a_whole_record(whole, tmp_path):
+    pytest.importorskip("matplotlib")
+    stale = tmp_path / "benchmark-roofline.png"
+    stale.touch()
+    made = plot.draw(whole, tmp_path)
+    assert sorted(path.name for path in made) == sorted(
+        f"benchmark-{name}.{kind}" for name in ("speed", "growth", "roofline") for kind in ("png", "svg")
+    )
+    for name, data in plot.parts(whole).items():
+        assert plot.stamp(data) in (tmp_path / f"benchmark-{name}.svg").read_text()
+    assert stale.stat().st_size > 0
+    plot.draw(RECORD, tmp_path)  # what a record has no figures for is removed
+    assert {path.name for path in tmp_path.glob("*.svg")} == {f"benchmark-{n}.svg" for n in plot.parts(RECORD)}
+
+
+def test_stamp_is_of_the_figures():
+    data = plot.parts(RECORD)["speed"]
+    changed = json.loads(json.dumps(data))
+    changed[0]["figures"][report.OURS]["median"] *= 2
+    assert plot.stamp(changed) != plot.stamp(data)

@@ -1,0 +1,218 @@
+"""Pictures of a record: python -m benchmarks.plot [FILE.jsonl] draws the last of a file, or the newest complete record.
+
+Speed-up bars, how cost grows, and the roofline, each as PNG and SVG under docs/images. They tell variants apart by
+lightness, hatches, markers and direct labels, so that they can be read without colours.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records, table
+from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, OURS
+
+IMAGES = records.ROOT / "docs" / "images"
+WIDTH = 11.0  # inches
+# Okabe and Ito's colours, of different lightness, a hatch and a marker for each.
+LOOKS = {
+    OURS: ("#000000", "", "o"),
+    EAGER: ("#E69F00", "//", "s"),
+    COMPILED: ("#F0E442", "\\\\", "^"),
+    "plain, ONNX Runtime": ("#CC79A7", "..", "v"),
+    "plain, OpenVINO": ("#D55E00", "xx", "D"),
+    FACTORISED: ("#56B4E9", "//", "P"),
+    FACTORISED_COMPILED: ("#9AD0F5", "\\\\", "X"),
+    "factorised, ONNX Runtime": ("#009E73", "..", "<"),
+    "factorised, OpenVINO": ("#0072B2", "xx", ">"),
+}
+BARS = ("render-x4-48", "train-2304")
+GROWTH = ("queries", "training", "latents", "batch", "threads")
+
+Record = dict[str, Any]
+
+
+def parts(record: Record) -> dict[str, Any]:
+    """Return what each picture shows of a record; one for which it has nothing is left out."""
+    results = {result["name"]: result for result in record["results"]}
+    shares = [
+        {"title": result["title"], "work": result["work"], "rates": [result["matrix_rate"], result["copy_rate"]]}
+        | {"figure": result["figures"][OURS]}
+        for result in record["results"]
+        if "share" in result["figures"].get(OURS, {})
+    ]
+    found = {
+        "speed": [results[name] for name in BARS if name in results],
+        "growth": [results[f"growth-{name}"] for name in GROWTH if f"growth-{name}" in results],
+        "roofline": shares,
+    }
+    return {name: data for name, data in found.items() if data}
+
+
+def stamp(data: Any) -> str:
+    """Return a fingerprint of what a picture shows; the SVG holds it, so that a test can tell an old picture."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
+    """Draw every picture that the record has figures for, and remove those that it has none for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings = {"svg.hashsalt": "liif_fast", "font.size": 9, "hatch.linewidth": 0.6, "axes.grid": True}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.3}
+    drawers: dict[str, Callable[[Any, Any], Any]] = {"speed": _speed, "growth": _growth, "roofline": _roofline}
+    folder.mkdir(exist_ok=True)
+    for name in drawers:
+        for kind in ("png", "svg"):
+            (folder / f"benchmark-{name}.{kind}").unlink(missing_ok=True)
+    made = []
+    for name, data in parts(record).items():
+        with pyplot.rc_context(settings):
+            figure = drawers[name](pyplot, data)
+            figure.text(0.005, 0.005, table.origin(record), fontsize=6, color="0.35")
+            for kind in ("png", "svg"):
+                made.append(folder / f"benchmark-{name}.{kind}")
+                about = {"Description": stamp(data), **({"Date": None} if kind == "svg" else {"Software": None})}
+                figure.savefig(made[-1], dpi=110, metadata=about)
+            pyplot.close(figure)
+    return made
+
+
+def _speed(pyplot: Any, data: list[Record]) -> Any:
+    """A panel for each benchmark: time in multiples of ours, from fast to slow."""
+    sizes = [len(table.variants(result)) for result in data]
+    figure, axes = pyplot.subplots(
+        1, len(data), figsize=(WIDTH, 0.9 + 0.34 * max(sizes)), layout="constrained", squeeze=False
+    )
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    for axis, result in zip(axes[0], data, strict=True):
+        shown = {name: figure for name, figure in table.variants(result).items() if name in LOOKS}
+        names = sorted(shown, key=lambda name: -shown[name]["median"])
+        one = dict.fromkeys(("q20", "median", "q80"), 1.0)
+        longest = max(shown[name].get("ratio", one)["q80"] for name in names)
+        for place, name in enumerate(names):
+            ratio, (colour, hatch, _) = shown[name].get("ratio", one), LOOKS[name]
+            axis.barh(place, ratio["median"], color=colour, hatch=hatch, edgecolor="black", linewidth=0.6, height=0.72)
+            spread = [[ratio["median"] - ratio["q20"]], [ratio["q80"] - ratio["median"]]]
+            if name != OURS:
+                axis.errorbar(ratio["median"], place, xerr=spread, color="black", linewidth=1, capsize=2)
+            label = f"{ratio['median']:.2f}x  {table.quantity(shown[name]['median'], 's')}"
+            axis.text(ratio["q80"] + 0.015 * longest, place, label, va="center", fontsize=8)
+        axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=result["title"], xlabel="time in multiples of liif_fast's (less is better)")
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.28 * longest))
+        axis.grid(axis="y", visible=False)
+    return figure
+
+
+def _growth(pyplot: Any, data: list[Record]) -> Any:
+    """Time above, memory below, a column for each axis; labelled with the exponent."""
+    figure, axes = pyplot.subplots(
+        2, len(data), figsize=(max(WIDTH, 3.2 * len(data)), 6), layout="constrained", squeeze=False, sharex="col"
+    )
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    for column, result in enumerate(data):
+        for row, (key, exponent, factor) in enumerate(
+            (("median", "exponent", 1e3), ("memory", "memory_exponent", 2**-20))
+        ):
+            axis, ends = axes[row][column], []
+            for name, series in result["series"].items():
+                points = [
+                    (size, value * factor)
+                    for size, value in zip(result["sizes"], series[key], strict=True)
+                    if value is not None
+                ]
+                if name not in LOOKS or not points:
+                    continue
+                colour, _, marker = LOOKS[name]
+                axis.plot(
+                    *zip(*points, strict=True), color=colour, marker=marker, markeredgecolor="black", markersize=5
+                )
+                slope = "" if series[exponent] is None else f"  ^{series[exponent]:.2f}"
+                ends.append((points[-1], name + slope))
+            axis.set(xscale="log", yscale="log")
+            if row == 0:
+                axis.set_title(result["title"].replace(", C", ",\nC").replace(" against", "\nagainst"), fontsize=9)
+            else:
+                axis.set_xlabel(result["axis"])
+            axis.set_ylabel(("ms", "MiB beyond the output")[row] if column == 0 else "")
+            _label(axis, ends)
+            axis.set_xticks(result["sizes"], [f"{size:,}" for size in result["sizes"]], fontsize=6, rotation=30)
+            axis.minorticks_off()
+    return figure
+
+
+def _label(axis: Any, ends: list[tuple[tuple[float, float], str]]) -> None:
+    """Write names beside the last points of lines, apart from each other, inside the axes."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * (high / low) ** 0.12)
+    for place, ((x, y), label) in enumerate(sorted(ends, key=lambda end: -end[0][1])):
+        at = (0.03, 0.97 - 0.07 * place)
+        axis.annotate(
+            label,
+            (x, y),
+            xytext=at,
+            textcoords="axes fraction",
+            fontsize=7,
+            va="top",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "relpos": (1, 0.5)},
+        )
+
+
+def _roofline(pyplot: Any, data: list[Record]) -> Any:
+    """Left the roof and what reaches it; right every kernel's share of its limit."""
+    figure, (roof, bars) = pyplot.subplots(
+        1, 2, figsize=(WIDTH, 1.4 + 0.3 * max(len(data), 8)), layout="constrained", width_ratios=(1, 1)
+    )
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    matrix, copy = (sorted(each["rates"][i]["median"] for each in data)[len(data) // 2] for i in (0, 1))
+    edge = matrix / copy
+    xs = [edge / 1e3, edge, edge * 1e5]
+    roof.plot(xs, [min(matrix, copy * x) / 1e9 for x in xs], color="black", linewidth=1.5)
+    roof.text(edge * 1.5, matrix / 1e9 * 1.08, f"matrix products: {matrix / 1e9:.0f} GFLOP/s", fontsize=8)
+    roof.text(edge / 800, copy * edge / 1e9 / 800 * 2.2, f"copy: {copy / 1e9:.0f} GB/s", fontsize=8, rotation=40)
+    for place, each in enumerate(data):
+        letter, (flop, nbytes) = chr(ord("A") + place), (each["work"]["flop"], each["work"]["nbytes"])
+        if flop:
+            rate = flop / each["figure"]["median"] / 1e9
+            roof.plot(flop / nbytes, rate, "o", color="white", markeredgecolor="black", markersize=11)
+            roof.text(flop / nbytes, rate, letter, fontsize=7, ha="center", va="center")
+        share = each["figure"]["share"]
+        bars.barh(
+            place, share["median"] * 100, color="#56B4E9", hatch="//" if flop else "..", edgecolor="black", height=0.7
+        )
+        bars.text(share["median"] * 100 + 1.5, place, f"{share['median']:.0%}", va="center", fontsize=8)
+    roof.set(xscale="log", yscale="log", xlabel="useful FLOP per byte that must move", ylabel="GFLOP/s")
+    roof.set(title="liif_fast under the machine's roof", ylim=(matrix / 1e9 / 300, matrix / 1e9 * 2))
+    names = [f"{each['title']}  {chr(ord('A') + place)}" for place, each in enumerate(data)]
+    bars.axvline(100, color="black", linewidth=0.8, linestyle=":")
+    bars.set(yticks=range(len(data)), xlabel="% of the limit: // arithmetic, .. memory", title="share of the limit")
+    bars.set_yticklabels(names, fontsize=7)
+    bars.set_xlim(0, max(115, *(each["figure"]["share"]["median"] * 115 for each in data)))
+    bars.invert_yaxis()
+    bars.grid(axis="y", visible=False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__.split("\n")[0])
+    parser.add_argument("file", nargs="?", type=Path, help="a file of records; its last is drawn")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder (default: docs/images)")
+    args = parser.parse_args()
+    if args.file:
+        record = json.loads(args.file.read_text().splitlines()[-1])
+    else:
+        found = table.newest(records.read())
+        if found is None:
+            parser.exit(1, "error: there is no complete record\n")
+        record = found
+    print(*draw(record, args.out), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
