@@ -124,10 +124,7 @@ class DeviceLoader:
         key = image_id(self.wrapper.dataset, index)
         if key in self.kept:
             return self.kept[key]
-        images = self.wrapper.dataset[index]
-        low, high = (
-            None if image is None else _tensor(image) for image in (images if self.wrapper.pairs else (None, images))
-        )
+        low, high = (None if image is None else _tensor(image) for image in self.wrapper.images(index))
         assert high is not None
         size = high.numel() + (0 if low is None else low.numel())
         if size > self.room:

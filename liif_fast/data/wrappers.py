@@ -79,9 +79,19 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         """Make a sample as it travels, in small integers; arguments and errors as for an item."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        low, high = self.dataset[index] if self.pairs else (None, self.dataset[index])
+        low, high = self.images(index)
         shapes = [image.shape[:2] for image in (low, high) if image is not None]
         return cut(self.plan(index, shapes, self.rng(index)), low, high)
+
+    def images(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return the low-resolution image of a pair, or None, and the high-resolution one, uint8 [H, W, 3]."""
+        low, high = self.dataset[index] if self.pairs else (None, self.dataset[index])
+        for image in (low, high):
+            if image is not None and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
+                raise ValueError(
+                    f"dataset: images must be uint8 [H, W, 3], number {index} is {image.dtype} {list(image.shape)}"
+                )
+        return low, high
 
     def rng(self, index: int) -> Generator:
         """Return where the draws of a sample come from."""
@@ -148,7 +158,7 @@ def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
     place = plan.source(high.shape[1])  # in range: "clip" below spares a check
     if plan.after is not None:
         high, place = resize(_flip(high, plan.flips), plan.after), plan.pixel
-    low = np.ascontiguousarray(_flip(low, plan.flips).transpose(2, 0, 1))
+    low = np.array(_flip(low, plan.flips).transpose(2, 0, 1), order="C")
     return {
         "inp": torch.from_numpy(low),
         "gt": torch.from_numpy(high.reshape(-1, 3).take(place, axis=0, mode="clip")),

@@ -159,6 +159,34 @@ def test_processes_share_the_images(folder, tmp_path):
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 3
 
 
+def test_from_training_to_figures(folder, tmp_path, capsys, monkeypatch):
+    """A training from a YAML file, a test of its checkpoint: better than what it started from."""
+    monkeypatch.chdir(tmp_path)
+    crops = {"inp_size": 8, "scale_max": 3, "augment": True, "sample_q": 64}
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 8, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16, 16]}}
+    config = {
+        "train_dataset": {
+            "dataset": {"name": "image-folder", "args": {"root_path": str(folder / "hr"), "repeat": 8, "cache": "bin"}},
+            "wrapper": {"name": "sr-implicit-downsampled", "args": crops},
+            "batch_size": 4,
+        },
+        "data_norm": HALF,
+        "model": {"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}},
+        "optimizer": {"name": "adam", "args": {"lr": 0.003}},
+        "epoch_max": 12,
+        "epoch_save": 1,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", "tiny.yaml", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    checkpoints = [tmp_path / "save" / "_tiny" / f"epoch-{name}.pth" for name in ("1", "last")]
+    config = folder / "test-set5-2.yaml"
+    first, last = scores(capsys, tmp_path, "--config", config, "--model", *checkpoints, "--no-ssim")
+    assert (first["model"], last["model"]) == ("epoch-1", "epoch-last")
+    assert last["psnr"] > first["psnr"] + 1
+
+
 def test_a_test_normalised_otherwise_is_told(folder, tmp_path, capsys):
     config = yaml.safe_load((folder / "test-set5-2.yaml").read_text())
     del config["data_norm"]

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from liif_fast.coord import make_cell, make_coord
-from liif_fast.data import make
+from liif_fast.data import make, make_loader
 from liif_fast.data.samples import collate
 from liif_fast.data.wrappers import colour_matrix, resize, shorter_side
 
@@ -204,6 +204,18 @@ def test_a_dataset_of_the_wrong_kind_is_refused():
     for name, args in (("sr-implicit-paired", {}), ("sr-implicit-uniform-varied", {"size_min": 4})):
         with pytest.raises(ValueError, match="needs a dataset of pairs, got one of single images"):
             wrap(name, [image(8, 8)], **args)
+
+
+@pytest.mark.parametrize("wrong", [image(9, 9) / 255, image(9, 9)[..., 0], np.dstack([image(9, 9)] * 2)[..., :4]])
+@pytest.mark.parametrize("data_device", [None, "cpu"])
+def test_images_of_another_kind_are_refused(wrong, data_device):
+    """They would be read as other pixels."""
+    wrapper = wrap("sr-implicit-downsampled", [image(9, 9), wrong], inp_size=4)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[H, W, 3\], number 1 is"):
+        list(make_loader(wrapper, [[0], [1]], "cpu", data_device=data_device))
+    pair = wrap("sr-implicit-paired", [(image(4, 4), image(8, 8)), (wrong, image(18, 18))])
+    with pytest.raises(ValueError, match=r"images must be uint8 \[H, W, 3\], number 1 is"):
+        list(make_loader(pair, [[0], [1]], "cpu", data_device=data_device))
 
 
 def test_an_image_that_a_reduction_leaves_nothing_of():
