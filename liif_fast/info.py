@@ -28,7 +28,7 @@ def describe() -> list[Row]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"),
         ("packages", ", ".join(f"{name} {_installed(name)}" for name in packages)),
-        ("cpu", f"{_cpu_name()}, {os.cpu_count()} logical cores"),
+        ("cpu", f"{cpu_name()}, {os.cpu_count()} logical cores"),
         ("instructions", f"{torch.backends.cpu.get_cpu_capability()} (as PyTorch uses them)"),
         ("threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"),
         *_gpus(),
@@ -45,7 +45,8 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

@@ -191,9 +191,9 @@ class Features:
         host = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))[None]
         if self.device.type == "cuda":
             host = host.pin_memory()
-        inp = (host.to(self.device, non_blocking=True) / self.top).expand(-1, 3, -1, -1)
+        inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, 3, -1, -1).contiguous()
         sub, div = (_per_channel(self.norm["inp"][key], inp) for key in ("sub", "div"))
-        inp = ((inp - sub) / div).to(self.own_dtype)
+        inp = inp.sub_(sub).div_(div).to(self.own_dtype)  # in place: of a model with a residual this is the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
 

@@ -1,0 +1,100 @@
+"""`liif-fast verify`: anyone's checkpoint, plain formula against every backend of this machine."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from liif_fast.models.base import FeatureModel
+    from liif_fast.verification import Report, Row
+
+_ABOUT = "Compare a model's plain formula with every backend of this machine, on an image."
+_EPILOG = """\
+The image is reduced by Pillow's bicubic filter and enlarged again; of a large one the middle is taken. The decoder row
+compares on the same features; the whole model compares the plain model, run at once, with what `upscale` does. An error
+is a part of the largest output. Exit codes: 0 all agree, 1 a backend disagrees or something failed, 2 wrong usage.
+"""
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("verify", help="check a model's backends", description=_ABOUT, epilog=_EPILOG)
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors or .pth file, or a name; see models")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)")
+    parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="timed runs of each; medians (default: 3)")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; returns the exit code."""
+    if args.turns < 1:
+        raise ValueError(f"turns must be at least 1, got {args.turns}")
+
+    from liif_fast.models.catalogue import find_model, shipped_model
+    from liif_fast.upscaling import resolve_model
+    from liif_fast.verification import verify
+
+    image = args.image or shipped_model().parent / "chelsea.png"
+    model = resolve_model(args.model, args.device)
+    try:
+        report = verify(model, image, args.scale, args.turns)
+    except RuntimeError as error:
+        if args.traceback:
+            raise
+        raise ValueError(str(error)) from error
+    print(render(report, find_model(args.model).name, str(image).rsplit("/", 1)[-1], args.scale, model))
+    wrong = report.disagreements()
+    for line in wrong:
+        print(f"liif-fast: error: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def render(report: "Report", model_name: str, image_name: str, scale: float, model: "FeatureModel") -> str:
+    """The report as text."""
+    import torch
+
+    from liif_fast.info import cpu_name, package_version
+
+    device = next(model.parameters()).device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    encoder = model.spec["args"]["encoder_spec"]["name"]
+    lines = [
+        f"model    {model_name}: {type(model).__name__} on {encoder}, {count:,} parameters",
+        f"image    {image_name}: {_size(report.size_out)} from {_size(report.size_in)}, x{scale:g}, "
+        f"{report.plain('whole model').psnr:.2f} dB",
+        f"machine  {where}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"version  liif_fast {package_version()}",
+    ]
+    for part in dict.fromkeys(row.part for row in report.rows):
+        lines += ["", f"{part:<12}{'largest error':>14}{'PSNR change':>15}{'time':>11}{'memory':>11}{'ratio':>8}"]
+        lines += [_line(row, report.plain(part)) for row in report.rows if row.part == part]
+    return "\n".join([*lines, "", _verdict(report)])
+
+
+def _line(row: "Row", plain: "Row") -> str:
+    if row.refused:
+        return f"  {row.name:<10}not here: {row.refused}"
+    time = f"{row.seconds:.3f} s"
+    memory = "-" if row.memory is None else f"{row.memory / 2**20:.0f} MiB"
+    if row is plain:
+        return f"  {row.name:<10}{'':>14}{'':>15}{time:>11}{memory:>11}"
+    change = f"{round(row.psnr - plain.psnr, 5) + 0.0:+.5f} dB"  # + 0.0: no -0.00000
+    return f"  {row.name:<10}{row.error:>14.1e}{change:>15}{time:>11}{memory:>11}{plain.seconds / row.seconds:>7.1f}x"
+
+
+def _verdict(report: "Report") -> str:
+    from liif_fast.verification import PSNR_TOLERANCE, TOLERANCE
+
+    wrong = len(report.disagreements())
+    if wrong:
+        return f"DISAGREE: {wrong} of the above, see the error lines"
+    return f"agree: errors within {TOLERANCE:.0e} of the largest output, PSNR within {PSNR_TOLERANCE} dB"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,271 @@
+"""A checkpoint's plain formula against every backend of this machine: error, PSNR, time and memory.
+
+What is compared: the decoder, on features computed once, and the whole model, where the plain formula encodes the image
+at once and decodes by `reference`, and the other side is `liif_fast.upscale_strips`.
+"""
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from liif_fast import backends
+from liif_fast.imageio import open_image
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.checkpoint import DATA_NORM
+from liif_fast.upscaling import upscale_strips
+
+TOLERANCE = 1e-5  # of the largest output, float32: what docs/backends.md promises
+PSNR_TOLERANCE = 0.005  # dB
+LARGEST = 320  # pixels a side of the image that is compared; of a larger one the middle is taken
+SMALLEST = 8  # of the reduced image
+PLAIN = "plain"
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+class Row(NamedTuple):
+    """One way to compute one part.
+
+    Args:
+        part: "decoder" or "whole model".
+        name: PLAIN or a backend.
+        error: largest difference from the plain formula, as a part of its largest output; 0 for itself.
+        psnr: in dB, against the original image.
+        seconds: median.
+        memory: bytes by which memory peaked over what it was before, None where that cannot be measured.
+        refused: why the backend does not run this; then nothing else is known.
+    """
+
+    part: str
+    name: str
+    error: float = 0.0
+    psnr: float = math.nan
+    seconds: float = math.nan
+    memory: int | None = None
+    refused: str = ""
+
+
+class Report(NamedTuple):
+    """The rows of both parts, and what was compared.
+
+    Args:
+        rows: the plain formula first in each part.
+        size_in: (width, height) of the reduced image.
+        size_out: of what was made of it.
+    """
+
+    rows: tuple[Row, ...]
+    size_in: tuple[int, int]
+    size_out: tuple[int, int]
+
+    def disagreements(self) -> list[str]:
+        """What is not as promised, one line each; none if all is well."""
+        found = []
+        for row in self.rows:
+            if row.refused:
+                continue
+            plain = self.plain(row.part)
+            if not row.error <= TOLERANCE:
+                found.append(f"{row.part}, {row.name}: an error of {row.error:.1e}, allowed are {TOLERANCE:.0e}")
+            elif not abs(row.psnr - plain.psnr) <= PSNR_TOLERANCE:
+                found.append(f"{row.part}, {row.name}: {row.psnr - plain.psnr:+.4f} dB, allowed are {PSNR_TOLERANCE}")
+        return found
+
+    def plain(self, part: str) -> Row:
+        """The plain formula's row of a part."""
+        return next(row for row in self.rows if row.part == part and row.name == PLAIN)
+
+
+def verify(
+    model: FeatureModel, image: str | os.PathLike[str], scale: float = 4.0, turns: int = 3, names: tuple[str, ...] = ()
+) -> Report:
+    """Compare a model's backends with its plain formula on an image that is reduced and enlarged again.
+
+    Args:
+        model: on the device to compare on; float32.
+        image: an image file, the original that the output is scored against; of a large one the middle.
+        scale: how far it is reduced by Pillow's bicubic filter, above 1.
+        turns: how often everything is timed, in turns, after one run that is not.
+        names: backends; none means all that are not the plain formula.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        ImageFileError: the image cannot be read.
+        ValueError: it is too small for the scale, or scale is not above 1.
+        RuntimeError: the plain formula gives NaN or infinite values.
+    """
+    if not scale > 1 or not math.isfinite(scale):
+        raise ValueError(f"scale must be above 1, got {scale:g}")
+    original, reduced = _pair(image, scale)
+    device = next(model.parameters()).device
+    norm = getattr(model, "data_norm", DATA_NORM)
+    inp = torch.from_numpy(reduced.transpose(2, 0, 1).copy())[None].to(device)
+    inp = (inp - inp.new_tensor(norm["inp"]["sub"])[:, None, None]) / inp.new_tensor(norm["inp"]["div"])[:, None, None]
+    size = original.shape[:2]
+    view: Any = model
+
+    def decode(name: str) -> Tensor:
+        view.backend = name
+        return view.render_rgb(size)
+
+    def plain() -> Tensor:
+        view.backend = "reference"
+        return view.render(inp, size)
+
+    def whole(name: str) -> Tensor:
+        made = list(upscale_strips(reduced, model, size=(size[1], size[0]), backend=name))
+        return torch.from_numpy(np.concatenate(made).transpose(2, 0, 1))[None]
+
+    def image_of(pred: Tensor) -> Tensor:
+        gt = norm["gt"]
+        out = pred * pred.new_tensor(gt["div"])[:, None, None] + pred.new_tensor(gt["sub"])[:, None, None]
+        return out.clamp(0, 1).cpu()
+
+    names = names or tuple(name for name in backends.NAMES if name != "reference")
+    before = view.backend, view.feat, view.inp
+    target = torch.from_numpy(original.transpose(2, 0, 1).copy())[None]
+    try:
+        with torch.inference_mode(), _exact_convolutions():
+            view.gen_feat(inp)
+            score = partial(_psnr, target=target)
+            rows = _compare(
+                "decoder", lambda: decode("reference"), decode, names, lambda out: score(image_of(out)), turns, device
+            )
+            rows += _compare("whole model", lambda: image_of(plain()), whole, names, score, turns, device)
+    finally:
+        view.backend, view.feat, view.inp = before
+    return Report(tuple(rows), (reduced.shape[1], reduced.shape[0]), (size[1], size[0]))
+
+
+def _compare(
+    part: str,
+    plain: Callable[[], Tensor],
+    other: Callable[[str], Tensor],
+    names: tuple[str, ...],
+    score: Callable[[Tensor], float],
+    turns: int,
+    device: torch.device,
+) -> list[Row]:
+    runs: dict[str, Callable[[], Tensor]] = {PLAIN: plain}
+    refused: dict[str, str] = {}
+    expected = plain()
+    if not expected.isfinite().all():
+        raise RuntimeError("the plain formula gives NaN or infinite values: the model is damaged")
+    top = float(expected.abs().max())
+    results = {PLAIN: (0.0, score(expected))}
+    for name in names:
+        try:
+            out = other(name)
+        except RuntimeError as error:
+            if "cannot run" not in str(error):
+                raise
+            refused[name] = str(error).split(": ", 1)[-1]
+            continue
+        difference = (out.double() - expected.to(out.device).double()).abs().max()
+        results[name] = (float(difference) / top if out.isfinite().all() else math.inf, score(out))
+        runs[name] = partial(other, name)
+    del expected
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            seconds[name].append(_timed(run, device))
+    memory = {name: _peak(run, device) for name, run in runs.items()}
+    return [
+        Row(part, name, *results[name], statistics.median(seconds[name]), memory[name])
+        if name in runs
+        else Row(part, name, refused=refused[name])
+        for name in (PLAIN, *names)
+    ]
+
+
+def _pair(image: str | os.PathLike[str], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The original `[H, W, 3]` and its reduction, float32 in [0, 1]."""
+    photo = open_image(image)
+    if photo.mode == "I;16":
+        photo = Image.fromarray((np.asarray(photo) // 257).astype(np.uint8))
+    photo = photo.convert("RGB")
+    width, height = (min(side, LARGEST) for side in photo.size)
+    small = int(width / scale), int(height / scale)
+    if min(small) < SMALLEST:
+        raise ValueError(
+            f"{image}: {photo.width}x{photo.height} reduced by {scale:g} is too small, needed are {SMALLEST} a side"
+        )
+    width, height = (min(round(side * scale), limit) for side, limit in zip(small, (width, height), strict=True))
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    photo = photo.crop((left, top, left + width, top + height))
+    reduced = photo.resize(small, Image.Resampling.BICUBIC)
+    original, low = (np.asarray(each, np.float32) / 255 for each in (photo, reduced))
+    return original, low
+
+
+def _psnr(pred: Tensor, target: Tensor) -> float:
+    return -10 * math.log10(max(float((pred.double() - target.double()).square().mean()), 1e-12))
+
+
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Without TF32, which would make the encoder's own rounding larger than what is compared."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _timed(run: Callable[[], Tensor], device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
+    """Bytes by which memory peaks during a call over what it was before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        run()
+        _synchronise(device)
+        return torch.cuda.max_memory_allocated(device) - start
+    if device.type != "cpu":
+        return None
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    try:
+        if libc is not None and hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)  # what earlier calls freed would hide this one's
+        _CLEAR_REFS.write_text("5")  # the peak starts anew
+        start = _resident("VmRSS")
+        run()
+        return max(_resident("VmHWM") - start, 0)
+    except OSError:  # not Linux, or not allowed
+        return None
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

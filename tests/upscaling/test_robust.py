@@ -1,0 +1,238 @@
+"""Memory that runs out, half precision that overflows, interruptions, and the ceilings of memory."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import liif_fast
+from liif_fast import upscaling
+from liif_fast.models import make
+from liif_fast.upscaling import features, strips, upscale, upscale_file, upscale_strips
+
+ROOT = Path(liif_fast.__file__).parents[1]
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A tiny LIIF with random weights."""
+    torch.manual_seed(0)
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+    return make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).eval()
+
+
+@pytest.fixture
+def picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+
+
+def failing(whole: Callable[..., Any], when: Callable[..., bool], error: BaseException) -> Callable[..., Any]:
+    """`whole`, which raises `error` when `when` says so of its arguments."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        if when(*args, **options):
+            raise error
+        return whole(*args, **options)
+
+    return call
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_halves_the_tile(
+    model: nn.Module,
+    picture: NDArray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    """The encoder fails on all tiles above 40; the result is as if nothing had been."""
+    expected = upscale(picture, model, scale=2)
+    tiles: list[int] = []
+
+    def too_large(*args: Any) -> bool:
+        tiles.append(args[-1])
+        return args[-1] > 40
+
+    monkeypatch.setattr(features, "encode_window", failing(features.encode_window, too_large, error))
+    assert np.abs(upscale(picture, model, scale=2, tile=128).astype(int) - expected).max() <= 1
+    assert tiles[:3] == [128, 64, 32]
+    assert "going on with tiles of 64 pixels" in caplog.text
+    assert "going on with tiles of 32 pixels" in caplog.text
+
+
+def test_out_of_memory_halves_the_strip(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = upscale(picture, model, scale=2)
+
+    def too_large(self: features.Features, region: tuple[int, ...]) -> bool:
+        return region[2] > 20
+
+    monkeypatch.setattr(features.Features, "render", failing(features.Features.render, too_large, MemoryError()))
+    heights = [len(rows) for rows in upscale_strips(picture, model, scale=2)]
+    assert sum(heights) == 180
+    assert max(heights) <= 20
+    assert np.array_equal(upscale(picture, model, scale=2), expected)
+
+
+def test_no_memory_at_all_is_an_error(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "encode_window", failing(features.encode_window, lambda *args: True, MemoryError()))
+    with pytest.raises(MemoryError):
+        upscale(picture, model, scale=2)
+
+
+def test_another_error_is_not_taken_for_memory(
+    model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("something else")
+    monkeypatch.setattr(features, "encode_window", failing(features.encode_window, lambda *args: True, error))
+    with pytest.raises(RuntimeError, match="something else"):
+        upscale(picture, model, scale=2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close(model: nn.Module, picture: NDArray, precision: str) -> None:
+    """The encoder alone is in half precision on a CPU."""
+    exact = upscale(picture, model, scale=2).astype(int)
+    low = upscale(picture, model, scale=2, precision=precision).astype(int)
+    assert 0 < np.abs(low - exact).max() <= 8
+    assert np.abs(low - exact).mean() < 0.5
+
+
+def test_overflow_in_half_precision_goes_on_in_float32(
+    model: nn.Module, picture: NDArray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Features of 1e6 are infinite in float16; the picture is that of float32, and a notice says so."""
+    large = make(model.spec).eval()
+    large.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        large.encoder.head[0].weight *= 1e6
+        large.imnet.layers[0].weight[:, :-4] /= 1e6
+    expected = upscale(picture, large, scale=2)
+    assert "float32" not in caplog.text
+    result = upscale(picture, large, scale=2, precision="fp16")
+    assert np.array_equal(result, expected)
+    assert caplog.text.count("going on in float32") == 1
+
+
+def test_unknown_precision(model: nn.Module, picture: NDArray) -> None:
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16, got 'int8'"):
+        upscale(picture, model, scale=2, precision="int8")
+
+
+def test_strips(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = upscale(picture, model, scale=2.5)
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 1000)
+    made = upscale_strips(picture, model, scale=2.5)
+    assert (made.shape, made.dtype) == ((225, 175, 3), np.uint8)
+    rows = list(made)
+    assert len(rows) > 10
+    assert np.array_equal(np.concatenate(rows), expected)
+    for bad in ({"scale": 0.5}, {"scale": 2, "region": (0, 0, 500, 2)}, {"scale": 2, "tile": 1}):
+        with pytest.raises(ValueError, match=r"scale|region|tile"):  # at once, not while iterating
+            upscale_strips(picture, model, **bad)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 1, 1), (100, 20, 57, 101), (224, 174, 1, 1), (0, 0, 225, 175)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_region_is_a_part_of_the_whole(
+    model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch, region: tuple, channels: int
+) -> None:
+    pixels = np.concatenate((picture, picture[..., :1]), 2)[..., :channels]
+    top, left, height, width = region
+    whole = upscale(pixels, model, scale=2.5)
+    part = upscale(pixels, model, scale=2.5, region=region)
+    assert part.shape == (height, width, channels)
+    difference = part.astype(int) - whole[top : top + height, left : left + width]
+    assert np.abs(difference).max() <= 1  # another window of the encoder sums in another order
+    assert (difference == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(225, 175), (270, 210)])
+def test_rows_of_features_change_no_bit(
+    model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """Held row by row, the features give the bits that they give held whole, at odd ratios as well."""
+    results = []
+    for rows in (32, 64, 128):
+        monkeypatch.setattr(features.Features, "_band", lambda self, rows=rows: rows)
+        results.append(upscale((picture / 255).astype(np.float32), model, size=size[::-1], tile=32))
+    assert np.array_equal(results[0], results[2])
+    assert np.array_equal(results[1], results[2])
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm", "jpg", "webp", "bmp"])
+def test_interruption_at_any_strip_leaves_nothing(
+    model: nn.Module, picture: NDArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
+    liif_fast.imageio.write_strips(source, [picture[:20]], (20, 70, 3), 8, {})
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 140 * 8)
+    whole = features.Features.render
+    for last in range(5):
+        left = last
+
+        def render(self: features.Features, region: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return whole(self, region)
+
+        monkeypatch.setattr(features.Features, "render", render)
+        target.write_bytes(b"old")
+        with pytest.raises(KeyboardInterrupt):
+            upscale_file(source, target, model, scale=2)
+        assert target.read_bytes() == b"old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", target.name]
+
+
+# A process of its own: by how much its peak exceeds that of a small image, which has loaded all that it needs.
+CHILD = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from liif_fast.models import make
+from liif_fast.upscaling import features, upscale_file
+from liif_fast.imageio import write_strips
+features.FEATURE_BYTES = 8 << 20
+torch.manual_seed(0)
+encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 32, "no_upsampling": True}}
+imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+model = make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).eval()
+def run(height, width, scale):
+    source, target = f"{sys.argv[1]}/in.png", f"{sys.argv[1]}/out.{sys.argv[2]}"
+    write_strips(source, (np.full((1, width, 3), i % 256, np.uint8) for i in range(height)), (height, width, 3), 8, {})
+    upscale_file(source, target, model, scale=scale, tile=128)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small = run(300, 300, 2)
+print(run(1200, 1000, 2) - small)
+"""
+
+
+@pytest.mark.parametrize(("extension", "ceiling"), [("png", 60), ("tif", 60)])
+def test_memory_stays_below_the_features_of_the_whole(tmp_path: Path, extension: str, ceiling: int) -> None:
+    """1.2 million latents of 32 channels would be 146 MiB; the input takes 3 to 8 bytes a pixel, 10 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, tmp_path, extension], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert int(done.stdout) < ceiling * MIB
+
+
+def test_every_name_is_public() -> None:
+    assert liif_fast.upscale_file is upscaling.upscale_file
+    assert liif_fast.upscale_strips is upscaling.upscale_strips
