@@ -188,7 +188,7 @@ class Features:
     def _read(self, rows: Span, cols: Span) -> Tensor:
         """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
-        host = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))[None]
+        host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
         if self.device.type == "cuda":
             host = host.pin_memory()
         inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, 3, -1, -1).contiguous()

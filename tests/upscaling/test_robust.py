@@ -129,6 +129,14 @@ def test_overflow_in_half_precision_goes_on_in_float32(
     assert caplog.text.count("going on in float32") == 1
 
 
+def test_the_input_is_left_alone(model: nn.Module) -> None:
+    for shape in ((20, 30), (20, 30, 1), (20, 30, 3)):
+        image = np.random.default_rng(0).random(shape, np.float32)
+        kept = image.copy()
+        upscale(image, model, scale=2)
+        assert np.array_equal(image, kept)
+
+
 def test_unknown_precision(model: nn.Module, picture: NDArray) -> None:
     with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16, got 'int8'"):
         upscale(picture, model, scale=2, precision="int8")
