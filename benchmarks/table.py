@@ -60,6 +60,7 @@ def full(record: Record) -> str:
         rates = [f"{quantity(rate['median'] / 1e9, unit)} {name}" for name, unit, rate in _rates(result)]
         if rates:
             lines.append(f"  this machine, in the same rounds: {', '.join(rates)}")
+        lines += [f"  {note}" for note in result.get("notes", ())]
     where = ("cpu", "isa", "gpu", "driver", "threads", "torch", "packages", "version", "commit", "date", "load")
     return "\n".join([*lines, "", ", ".join(f"{key} {record[key]}" for key in where if key in record)])
 

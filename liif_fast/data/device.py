@@ -166,7 +166,7 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
         low = resize_crops(high, *(_matrices(plans, axis, high.shape[2 + axis], device) for axis in (0, 1)))
     if plans[0].before is None:
         place = np.stack([plan.source(high.shape[3]) for plan in plans])
-        gt = high.flatten(2).gather(2, _to(place, device)[:, None].expand(-1, 3, -1)).mT
+        gt = high.flatten(2).gather(2, _to(place, device).long()[:, None].expand(-1, 3, -1)).mT
     else:  # whole images of all sizes: one by one
         gt = torch.stack(
             [_resized(image, plan)[:, _to(plan.pixel, device)].T for image, plan in zip(high, plans, strict=True)]
@@ -174,7 +174,7 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
     return {
         "inp": _flip(low, plans, device),
         "gt": gt.contiguous(),
-        "pixel": _to(np.stack([plan.pixel for plan in plans]).astype(np.int32), device),
+        "pixel": _to(np.stack([plan.pixel for plan in plans]), device),
         "size": _to(np.array([plan.grid for plan in plans], np.int32), device),
     }
 

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     flips: tuple[bool, bool, bool]  # vertically, horizontally, transposition: of the input and of the target
     after: Size | None  # resize the target to this
     grid: Size  # of the target at last
-    pixel: np.ndarray  # int64 [Q], the queries: row * width + column in that grid
+    pixel: np.ndarray  # int32 [Q], the queries: row * width + column in that grid
 
     def source(self, stride: int) -> np.ndarray:
         """The queries' places [Q], row * stride + column, in a target that has not been flipped."""
@@ -126,12 +126,12 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
     def _pixels(self, grid: Size, rng: Generator) -> np.ndarray:
         count = grid[0] * grid[1]
         if self.sample_q is None:
-            return np.arange(count)
+            return np.arange(count, dtype=np.int32)
         if self.sample_q > count:
             raise ValueError(
                 f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
             )
-        return rng.choice(count, self.sample_q, replace=False)
+        return rng.choice(count, self.sample_q, replace=False).astype(np.int32)
 
 
 def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
@@ -162,7 +162,7 @@ def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
     return {
         "inp": torch.from_numpy(low),
         "gt": torch.from_numpy(high.reshape(-1, 3).take(place, axis=0, mode="clip")),
-        "pixel": torch.from_numpy(plan.pixel.astype(np.int32)),
+        "pixel": torch.from_numpy(plan.pixel),
         "size": torch.tensor(plan.grid, dtype=torch.int32),
     }
 

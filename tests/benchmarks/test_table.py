@@ -63,6 +63,11 @@ def test_full():
         assert each in text
 
 
+def test_a_benchmark_s_own_notes_are_shown():
+    record = {**RECORD, "results": [{**result("data"), "notes": ["samples/s: 12"]}]}
+    assert "\n  samples/s: 12\n" in table.full(record)
+
+
 def test_newest_needs_every_row():
     partial = copy.deepcopy(RECORD)
     del partial["results"][0]
