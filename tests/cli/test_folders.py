@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import liif_fast
@@ -208,3 +209,34 @@ def test_interrupted_in_a_folder(
         assert err[-1] == "liif-fast: 4 written, 1 failed"
         assert "gray.tif: cannot be written" in err[0]
         assert len(names(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bits_in_colour_and_with_alpha(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, channels: int, extension: str
+) -> None:
+    """File to file with its profile, turned upright, within one level of 65,536 of the untiled render in float."""
+    y, x = np.mgrid[:14, :10]
+    waves = np.stack([0.5 + 0.4 * np.sin(0.3 * x + 0.2 * y + c) for c in range(channels)], -1)
+    pixels = (waves * 65535).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # half a turn
+    source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
+    info = {"icc_profile": b"a profile", "exif": exif.tobytes()}
+    write_strips(source, [pixels[::-1, ::-1]], pixels.shape, 16, info)
+    code, err = run(capsys, source, target, "--scale", 2.3, "--model", model)
+    assert code == 0
+    assert err == ([f"liif-fast: {target}: the EXIF data is not kept in TIFF"] if extension == "tif" else [])
+    result = read_image(target)
+    assert (result.depth, result.size) == (16, (23, 32))
+    assert result.info["icc_profile"] == b"a profile"
+    net = liif_fast.load_model(model)
+    net.backend = "reference"
+    colour = np.repeat(pixels[..., :1], 3, 2) if channels == 2 else pixels[..., :3]
+    inp = torch.from_numpy(colour / 32767.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = net.render(inp, (32, 23))[0].permute(1, 2, 0).numpy() * 0.5 + 0.5
+    expected = expected.mean(2, keepdims=True) if channels == 2 else expected
+    got = result.pixels[..., :-1] if channels in (2, 4) else result.pixels
+    assert np.abs(got - np.clip(expected, 0, 1) * 65535.0).max() <= 1
