@@ -165,8 +165,10 @@ def _rawmode(tile: Any) -> str:
 
 
 def _with_rawmode(tile: Any, rawmode: str) -> Any:
-    args = tile[3]
-    return tile._replace(args=(rawmode, *args[1:]) if isinstance(args, tuple) else rawmode)
+    codec, extents, offset, args = tile
+    args = (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
+    # Before Pillow 11 a tile is a plain tuple.
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (codec, extents, offset, args)
 
 
 def check_input(path: str | os.PathLike[str]) -> None:
