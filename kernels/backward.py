@@ -1,0 +1,211 @@
+"""The gradient of the fused network: one kernel for the chain through the layers, matrix products for the weights.
+
+Rows are taken in chunks. For each: activations (saved, or computed again), then `chain_kernel`, which goes from the
+output's gradient down to that before the first ReLU and writes every layer's; then one matrix product a layer for its
+weight. docs/triton.md derives the formulas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import config, host
+from .network import backward_layers, blended, columns, keep, masked
+from .plan import corners
+
+CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
+SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
+         "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
+         "saved_stride", "grads_stride"]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell", "grad"])
+def chain_kernel(
+    grad, coord, cell, weights, last, saved, grads, blend, parts, latents,
+    first, limit, queries,
+    coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
+    height, row_step, row_origin, row_minus, row_plus,
+    width, column_step, column_origin, column_minus, column_plus,
+    p_top, p_left, p_height, p_width, saved_stride, grads_stride,
+    OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Queries first..limit of [B * queries]; all but coord and cell are counted from first.
+
+    grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], blend (the input of
+    the last layer) [queries, WIDEST], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
+    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no parts.
+    """
+    CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
+    QUERIES: tl.constexpr = ROWS // CORNERS
+    PARTS: tl.constexpr = 4 if CELL else 2
+    start = tl.program_id(0).to(tl.int64) * QUERIES
+    tile_row = tl.arange(0, ROWS)
+    counted = start + tile_row // CORNERS
+    query = first + counted
+    valid = query < limit
+    row = start * CORNERS + tile_row
+    if PLAN:
+        image, inside = query // queries, query % queries
+        at = coord + image * coord_image + inside * coord_query
+        coord_y = tl.load(at, mask=valid, other=0.0)
+        coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
+        y, x, rel_y, rel_x, weight = corners(
+            coord_y, coord_x, tile_row % CORNERS,
+            height, row_step, row_origin, row_minus, row_plus,
+            width, column_step, column_origin, column_minus, column_plus,
+            ENSEMBLE,
+        )  # fmt: skip
+        tl.store(latents + row, (image * p_height + (y - p_top)) * p_width + (x - p_left), mask=valid)
+        tl.store(parts + row * PARTS, rel_y, mask=valid)
+        tl.store(parts + row * PARTS + 1, rel_x, mask=valid)
+        if CELL:
+            at = cell + image * cell_image + inside * cell_query
+            cell_y = tl.load(at, mask=valid, other=0.0) * height.to(tl.float32)
+            cell_x = tl.load(at + cell_axis, mask=valid, other=0.0) * width.to(tl.float32)
+            tl.store(parts + row * PARTS + 2, cell_y, mask=valid)
+            tl.store(parts + row * PARTS + 3, cell_x, mask=valid)
+    else:
+        weight = tl.full((ROWS,), 1.0, tl.float32)
+    out = tl.arange(0, OUT_PADDED)
+    mask = valid[:, None] & (out < OUT)[None, :]
+    g = tl.load(grad + counted[:, None] * OUT + out[None, :], mask=mask, other=0.0) * weight[:, None]
+    g = g.to(saved.dtype.element_ty)
+    target = start + tl.arange(0, QUERIES)
+    dz = ()
+    for k in tl.static_range(BLOCKS):
+        column = columns(k, BLOCK)
+        w = tl.load(last + out[:, None] * (BLOCK * BLOCKS) + column[None, :])
+        dh = tl.dot(g, w, input_precision=PRECISION)
+        value, h = masked(dh, saved, LAYERS, saved_stride, row, valid, column, WIDEST)
+        keep(grads, LAYERS, grads_stride, row, valid, column, value, WIDEST)
+        if PLAN:
+            total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
+            keep(blend, 0, 0, target, first + target < limit, column, total, WIDEST)
+        dz = dz + (value,)  # noqa: RUF005
+    backward_layers(
+        dz, weights, saved, saved_stride, grads, grads_stride, row, valid, LAYERS, WIDEST, BLOCK, BLOCKS, PRECISION
+    )
+
+
+class Chunk(NamedTuple):
+    """A run of queries (of rows, for an MLP) and what they read."""
+
+    where: slice  # in the flat order of all queries
+    first: int  # number of the first in coord, where images follow one another
+    p: Tensor | None
+    coord: Tensor | None
+    cell: Tensor | None
+    p_grad: Tensor | None  # float32, rows of P
+
+
+def steps(bounds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of at most `size` from the first bound to the last, none across a bound."""
+    for begin, end in itertools.pairwise(bounds):
+        for start in range(begin, end, size):
+            yield start, min(start + size, end)
+
+
+def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
+    """Return how many rows a chunk has: a power of two, so that views of chunks stay aligned."""
+    layers, _, widest = saved.shape
+    return 1 << (CHUNK_BYTES // (2 * layers * widest * dtype.itemsize)).bit_length() - 1
+
+
+class Totals:
+    """The gradients of an MLP's parameters, summed over chunks in float32."""
+
+    def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
+        self.affine = torch.zeros(affine, weights[0].shape[0], device=weights[0].device)
+        self.weights = [torch.zeros(weight.shape, device=weight.device) for weight in weights[1:]]
+        self.biases = [torch.zeros(weight.shape[0], device=weight.device) for weight in weights]
+
+    def interleaved(self, *first: Tensor) -> list[Tensor]:
+        """Return bias, weight, bias, ..., behind the gradient of the first weight if it is given."""
+        rest = [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
+        return [*first, self.biases[0], *rest]
+
+    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, blend: Tensor, parts: Tensor | None) -> None:
+        """Add a chunk: activations and grads [layers, rows, widest], grad and blend (at the last layer) by query."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases[1:], strict=True)):
+            outs, ins = weight.shape
+            last = layer == len(self.weights) - 1
+            dz = grad if last else grads[layer + 1, :, :outs]
+            weight += host.product(dz.t().to(blend.dtype), (blend if last else activations[layer])[:, :ins])
+            bias += dz.sum(0, dtype=torch.float32)
+        first = grads[0, :, : self.biases[0].shape[0]]
+        self.biases[0] += first.sum(0, dtype=torch.float32)
+        if parts is not None:
+            self.affine += host.product(parts.t().to(first.dtype), first)
+
+
+def backward(
+    chunks: Iterable[Chunk],
+    recompute: Callable[[Chunk, Tensor], None],
+    receive: Callable[[Chunk, Tensor, Tensor], None],
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    ensemble: bool,
+    affine: int,
+    shape: tuple[int, int] = (1, 1),
+    origin: tuple[int, int] = (0, 0),
+) -> Totals:
+    """Return the gradients of the parameters, and hand those of the first layer's rows to `receive`.
+
+    Args:
+        recompute: computes the activations of a chunk into [layers, rows, widest].
+        receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
+        grad: float32 [queries, out], contiguous.
+        saved: [layers, rows, widest], the activations of the first queries.
+        affine: columns of the first layer that are added at the query; 0 for an MLP.
+    """
+    corners, plan = 4 if ensemble else 1, affine > 0
+    layers, _, widest = saved.shape
+    form = host.form("backward", widest, saved)
+    network = host.network(weights, biases, form, 0, transposed=True)
+    totals = Totals(weights, affine)
+    scratch: dict[str, Tensor] = {}
+
+    def memory(name: str, rows: int) -> Tensor:
+        if name not in scratch or scratch[name].shape[1] < rows:
+            scratch[name] = saved.new_empty(layers, rows, widest)
+        return scratch[name][:, :rows]
+
+    for chunk in chunks:
+        start, stop = chunk.where.start, chunk.where.stop
+        rows, some = (stop - start) * corners, grad[chunk.where]
+        if stop * corners <= saved.shape[1]:
+            activations = saved[:, start * corners : stop * corners]
+        else:
+            activations = memory("activations", rows)
+            recompute(chunk, activations)
+        grads = memory("grads", rows)
+        blend = saved.new_empty(stop - start, widest) if plan else activations[-1]
+        parts = torch.empty(rows, affine, device=grad.device) if plan else grad
+        latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
+        coord = chunk.coord if chunk.coord is not None else grad
+        cell = chunk.cell if chunk.cell is not None else coord
+        strides = (*coord.stride(), *cell.stride()) if plan else (0,) * 6
+        p_shape = (1, 1) if chunk.p is None else chunk.p.shape[1:3]
+        with host.on(saved):
+            chain_kernel[(triton.cdiv(rows, form.rows),)](
+                some, coord, cell, network.weights, network.last, activations, grads, blend, parts, latents,
+                chunk.first, chunk.first + stop - start, coord.shape[1], *strides,
+                *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
+                activations.stride(0), grads.stride(0),
+                OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
+                PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
+            )  # fmt: skip
+        totals.add(activations, grads, some, blend, parts if plan else None)
+        receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
+    return totals

@@ -1,0 +1,185 @@
+"""decode: from P to the output at given coordinates, in one pass.
+
+The forward of `liif_fast.functional.liif_decode` behind the projection (kernels/project.py); kernels/backward.py has
+its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import backward, config, host, scatter
+from .network import first_layer, hidden_layers, last_layer
+from .plan import corners
+
+SIZES = ["first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
+         "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis", "saved_stride"]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell"])
+def decode_kernel(
+    p, coord, cell, affine, weights, biases, last, last_bias, out, saved,
+    first, limit, keep_limit, queries,
+    coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
+    height, row_step, row_origin, row_minus, row_plus,
+    width, column_step, column_origin, column_minus, column_plus,
+    p_top, p_left, p_height, p_width, saved_stride,
+    WIDTH: tl.constexpr, OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WRITE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Queries first..limit of [B * queries]; those before keep_limit save their activations (counted from first)."""
+    CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
+    QUERIES: tl.constexpr = ROWS // CORNERS
+    start = first + tl.program_id(0).to(tl.int64) * QUERIES
+    row = tl.arange(0, ROWS)
+    query = start + row // CORNERS
+    valid = query < limit
+    image, inside = query // queries, query % queries
+    at = coord + image * coord_image + inside * coord_query
+    coord_y = tl.load(at, mask=valid, other=0.0)
+    coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
+    y, x, rel_y, rel_x, weight = corners(
+        coord_y, coord_x, row % CORNERS,
+        height, row_step, row_origin, row_minus, row_plus,
+        width, column_step, column_origin, column_minus, column_plus,
+        ENSEMBLE,
+    )  # fmt: skip
+    cell_y, cell_x = rel_y, rel_x
+    if CELL:
+        at = cell + image * cell_image + inside * cell_query
+        cell_y = tl.load(at, mask=valid, other=0.0) * height.to(tl.float32)
+        cell_x = tl.load(at + cell_axis, mask=valid, other=0.0) * width.to(tl.float32)
+    latent = (image * p_height + (y - p_top)) * p_width + (x - p_left)
+    saved_row, saving = (query - first) * CORNERS + row % CORNERS, query < keep_limit
+    h = first_layer(
+        p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_stride, saved_row, saving,
+        WIDTH, CELL, SAVE, WIDEST, BLOCK, BLOCKS,
+    )  # fmt: skip
+    h = hidden_layers(
+        h, weights, biases, saved, saved_stride, saved_row, saving,
+        LAYERS, SAVE, WIDEST, BLOCK, BLOCKS, PRECISION,
+    )  # fmt: skip
+    if WRITE:
+        result = last_layer(h, weight, last, last_bias, ROWS, CORNERS, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
+        target, channel = start + tl.arange(0, QUERIES), tl.arange(0, OUT_PADDED)
+        mask = (target < limit)[:, None] & (channel < OUT)[None, :]
+        tl.store(out + target[:, None] * OUT + channel[None, :], result, mask=mask)
+
+
+def launch(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    network: host.Network,
+    form: config.Form,
+    ensemble: bool,
+    shape: tuple[int, int],
+    origin: tuple[int, int],
+    queries: range,
+    widest: int,
+    out: Tensor | None,
+    saved: Tensor,
+) -> None:
+    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim], saving those that `saved` has room for.
+
+    Args:
+        p: [B, h, w, hidden], the window of the map `shape` at `origin`.
+        saved: [hidden layers, rows, widest].
+    """
+    step = form.rows // (4 if ensemble else 1)
+    grid = (triton.cdiv(len(queries), step),)
+    if not grid[0]:
+        return
+    kept = queries.start + saved.shape[1] // (4 if ensemble else 1)
+    cells = (0, 0, 0) if cell is None else cell.stride()
+    with host.on(p):
+        decode_kernel[grid](
+            p, coord, coord if cell is None else cell, *network, p if out is None else out, saved,
+            queries.start, queries.stop, kept, coord.shape[1], *coord.stride(), *cells,
+            *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], saved.stride(0),
+            WIDTH=p.shape[3], OUT=1 if out is None else out.shape[2], OUT_PADDED=network.last.shape[1],
+            LAYERS=network.weights.shape[0], WIDEST=widest, ENSEMBLE=ensemble, CELL=cell is not None,
+            SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, p.dtype),
+        )  # fmt: skip
+
+
+def decode(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    keep: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the output [B, Q, out], float32, and the activations of the first `keep` queries."""
+    batch, queries, _ = coord.shape
+    widest = config.widest(weights)
+    out = torch.empty((batch, queries, weights[-1].shape[0]), dtype=torch.float32, device=p.device)
+    saved = p.new_empty(len(weights) - 1, keep * (4 if ensemble else 1), widest)
+    form = host.form("forward", widest, p)
+    network = host.network(weights, biases, form, 2 if cell is None else 4)
+    shape = p.shape[1], p.shape[2]
+    launch(p, coord, cell, network, form, ensemble, shape, (0, 0), range(batch * queries), widest, out, saved)
+    return out, saved
+
+
+def gradients(
+    chunks: Iterable[backward.Chunk],
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    ensemble: bool,
+    affine: int,
+    shape: tuple[int, int],
+    origin: tuple[int, int],
+) -> list[Tensor]:
+    """Add P's gradient to each chunk's p_grad; return those of the first layer's last `affine` columns [affine, hidden] and its bias,
+    then weight, bias, ... of the layers after it.
+    """  # noqa: D205
+    widest = config.widest(weights)
+    form = host.form("forward", widest, saved)
+    network = host.network(weights, biases, form, affine)
+
+    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
+        queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
+        launch(chunk.p, chunk.coord, chunk.cell, network, form, ensemble, shape, origin, queries, widest, None, activations)  # fmt: skip
+
+    def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
+        scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
+
+    totals = backward.backward(
+        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin
+    )
+    return [totals.affine, *totals.interleaved()]
+
+
+def decode_backward(
+    grad: Tensor,
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    ensemble: bool,
+) -> list[Tensor]:
+    """Return the gradients of P and what `gradients` returns, all float32; grad [B, Q, out]."""
+    total, corner_count = coord.shape[0] * coord.shape[1], 4 if ensemble else 1
+    p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+    size = backward.chunk_rows(saved, p.dtype) // 4
+    kept = saved.shape[1] // corner_count
+    chunks = (
+        backward.Chunk(slice(start, stop), start, p, coord, cell, p_grad)
+        for start, stop in backward.steps((0, kept, total), size)
+    )
+    flat, affine = grad.float().flatten(0, 1).contiguous(), 2 if cell is None else 4
+    shape = p.shape[1], p.shape[2]
+    return [p_grad, *gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0))]

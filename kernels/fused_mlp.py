@@ -1,0 +1,112 @@
+"""fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import backward, config, host
+from .network import columns, hidden_layers, keep, last_layer, relu
+
+DEPTH = 32  # of a step through the input's columns
+
+
+@triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_stride"], do_not_specialize_on_alignment=["x"])
+def mlp_kernel(
+    x, first, first_bias, weights, biases, last, last_bias, out, saved,
+    rows, stride, keep_limit, saved_stride,
+    WIDTH: tl.constexpr, STEPS: tl.constexpr, DEPTH: tl.constexpr,
+    OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    SAVE: tl.constexpr, WRITE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x [rows, WIDTH], rows `stride` apart; first [STEPS * DEPTH, padded]; rows below keep_limit save activations."""
+    PADDED: tl.constexpr = BLOCK * BLOCKS
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid, saving = row < rows, row < keep_limit
+    z = ()
+    for _ in tl.static_range(BLOCKS):
+        z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)  # noqa: RUF005
+    for step in tl.range(0, STEPS):
+        depth = step * DEPTH + tl.arange(0, DEPTH)
+        mask = valid[:, None] & (depth < WIDTH)[None, :]
+        a = tl.load(x + row[:, None] * stride + depth[None, :], mask=mask, other=0.0)
+        more = ()
+        for k in tl.static_range(BLOCKS):
+            w = tl.load(first + depth[:, None] * PADDED + columns(k, BLOCK)[None, :])
+            more = more + (tl.dot(a, w, z[k], input_precision=PRECISION),)  # noqa: RUF005
+        z = more
+    h = ()
+    for k in tl.static_range(BLOCKS):
+        column = columns(k, BLOCK)
+        value = relu(z[k] + tl.load(first_bias + column)[None, :]).to(first.dtype.element_ty)
+        if SAVE:
+            keep(saved, 0, saved_stride, row, saving, column, value, WIDEST)
+        h = h + (value,)  # noqa: RUF005
+    h = hidden_layers(
+        h, weights, biases, saved, saved_stride, row, saving, LAYERS, SAVE, WIDEST, BLOCK, BLOCKS, PRECISION
+    )
+    if WRITE:
+        one = tl.full((ROWS,), 1.0, tl.float32)
+        result = last_layer(h, one, last, last_bias, ROWS, 1, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
+        channel = tl.arange(0, OUT_PADDED)
+        tl.store(out + row[:, None] * OUT + channel[None, :], result, mask=valid[:, None] & (channel < OUT)[None, :])
+
+
+def _launch(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor
+) -> None:
+    """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as `saved` has."""
+    rows, width = x.shape
+    if not rows:
+        return
+    widest = config.widest(weights)
+    form = host.form("mlp", widest, x)
+    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
+    first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
+    bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
+    with host.on(x):
+        mlp_kernel[(triton.cdiv(rows, form.rows),)](
+            x, first, bias, *network[1:], x if out is None else out, saved,
+            rows, x.stride(0), saved.shape[1], saved.stride(0),
+            WIDTH=width, STEPS=steps, DEPTH=DEPTH, OUT=1 if out is None else out.shape[1],
+            OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,
+            SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, x.dtype),
+        )  # fmt: skip
+
+
+def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: int) -> tuple[Tensor, Tensor]:
+    """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and what it saved."""
+    out = torch.empty((x.shape[0], weights[-1].shape[0]), dtype=torch.float32, device=x.device)
+    saved = x.new_empty(len(weights) - 1, keep, config.widest(weights))
+    _launch(x, weights, biases, out, saved)
+    return out, saved
+
+
+def fused_mlp_backward(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor
+) -> list[Tensor]:
+    """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
+    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, device=x.device)
+    size = backward.chunk_rows(saved, x.dtype)
+    chunks = (
+        backward.Chunk(slice(start, stop), 0, None, None, None, None)
+        for start, stop in backward.steps((0, saved.shape[1], x.shape[0]), size)
+    )
+
+    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
+        _launch(x[chunk.where], weights, biases, None, activations)
+
+    def receive(chunk: backward.Chunk, dz: Tensor, _: Tensor) -> None:
+        x_grad[chunk.where] = torch.mm(dz, weights[0])
+        first_grad.add_(host.product(dz.t(), x[chunk.where]))
+
+    totals = backward.backward(
+        chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0
+    )
+    return [x_grad, *totals.interleaved(first_grad)]

@@ -1,0 +1,160 @@
+"""Parts of the fused network, forward and backward: gathered first layer, hidden layers, blend, last layer.
+
+A tile is [ROWS, padded width] activations held as a tuple of BLOCKS column blocks, [ROWS, BLOCK] each: a column block
+of one layer is a slice of K of the next, and registers are never sliced. All layers run through one rolled loop over
+(layer, column block), so that the weights of the next step are loaded while this one multiplies (docs/triton.md).
+
+Saved activations and their gradients are [layer, row, WIDEST] in memory, WIDEST being the widest hidden layer.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def relu(x):
+    """max(x, 0) that passes NaN on, as PyTorch's does."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def columns(block, BLOCK: tl.constexpr):
+    """The column numbers of column block `block`."""
+    return block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
+    """Keep `value` aside in `new` as column block `block` (known at run time), or make the next h of the last one.
+
+    Returns h and new. As a chain of branches, because selects between tensors spill registers.
+    """
+    if FIRST == BLOCKS - 1:
+        h = new + (value,)  # noqa: RUF005
+    else:
+        if block == FIRST:
+            new = new[:FIRST] + (value,) + new[FIRST + 1 :]
+        else:
+            h, new = committed(h, new, block, value, FIRST + 1, BLOCKS)
+    return h, new
+
+
+@triton.jit
+def keep(memory, layer, layer_stride, row, valid, column, value, WIDEST: tl.constexpr):
+    """Write a column block of `layer` to memory [layer, row, WIDEST]."""
+    mask = valid[:, None] & (column < WIDEST)[None, :]
+    tl.store(memory + layer * layer_stride + row[:, None] * WIDEST + column[None, :], value, mask=mask)
+
+
+@triton.jit
+def first_layer(
+    p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_stride, saved_row, saving,
+    WIDTH: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """relu(P[latent] + W1c cell + W1r rel) as a tuple of column blocks, in the dtype of P.
+
+    p [latents, WIDTH]; latent int64 [ROWS]; affine float32 [4, padded], the columns of W1 for rel and cell.
+    """
+    PADDED: tl.constexpr = BLOCK * BLOCKS
+    blocks = ()
+    for k in tl.static_range(BLOCKS):
+        column = columns(k, BLOCK)
+        mask = valid[:, None] & (column < WIDTH)[None, :]
+        z = tl.load(p + latent[:, None] * WIDTH + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        if CELL:
+            z += tl.fma(
+                tl.load(affine + 3 * PADDED + column)[None, :],
+                cell_x[:, None],
+                tl.load(affine + 2 * PADDED + column)[None, :] * cell_y[:, None],
+            )
+        z = tl.fma(tl.load(affine + column)[None, :], rel_y[:, None], z)
+        z = tl.fma(tl.load(affine + PADDED + column)[None, :], rel_x[:, None], z)
+        h = relu(z).to(p.dtype.element_ty)
+        if SAVE:
+            keep(saved, 0, saved_stride, saved_row, saving, column, h, WIDEST)
+        blocks = blocks + (h,)  # noqa: RUF005
+    return blocks
+
+
+@triton.jit
+def product(h, at, PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """The row blocks h times a column block of a weight [padded, PADDED]; `at` points at its columns."""
+    z = tl.dot(h[0], tl.load(at + columns(0, BLOCK)[:, None] * PADDED), input_precision=PRECISION)
+    for k in tl.static_range(1, BLOCKS):
+        z = tl.dot(h[k], tl.load(at + columns(k, BLOCK)[:, None] * PADDED), z, input_precision=PRECISION)
+    return z
+
+
+@triton.jit
+def hidden_layers(
+    h, weights, biases, saved, saved_stride, saved_row, saving,
+    LAYERS: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """LAYERS times h = relu(h W + b); weights [LAYERS, in, out] in the dtype of h, biases float32 [LAYERS, out]."""
+    PADDED: tl.constexpr = BLOCK * BLOCKS
+    new = h[: BLOCKS - 1]
+    for step in tl.range(0, LAYERS * BLOCKS):
+        layer, block = step // BLOCKS, step % BLOCKS
+        column = columns(block, BLOCK)
+        z = product(h, weights + layer * (PADDED * PADDED) + column[None, :], PADDED, BLOCK, BLOCKS, PRECISION)
+        z += tl.load(biases + layer * PADDED + column)[None, :]
+        value = relu(z).to(h[0].dtype)
+        if SAVE:
+            keep(saved, layer + 1, saved_stride, saved_row, saving, column, value, WIDEST)
+        h, new = committed(h, new, block, value, 0, BLOCKS)
+    return h
+
+
+@triton.jit
+def blended(block, weight, ROWS: tl.constexpr, BLOCK: tl.constexpr, CORNERS: tl.constexpr):
+    """The sum over a query's corners of weight * block, float32 [ROWS // CORNERS, BLOCK]."""
+    scaled = block.to(tl.float32) * weight[:, None]
+    if CORNERS > 1:
+        scaled = tl.sum(tl.reshape(scaled, (ROWS // CORNERS, CORNERS, BLOCK)), 1)
+    return scaled
+
+
+@triton.jit
+def last_layer(
+    h, weight, last, last_bias,
+    ROWS: tl.constexpr, CORNERS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    OUT_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(sum_t weight_t h_t) W + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED]."""
+    out = tl.arange(0, OUT_PADDED)
+    y = tl.zeros((ROWS // CORNERS, OUT_PADDED), tl.float32)
+    for k in tl.static_range(BLOCKS):
+        w = tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :])
+        y = tl.dot(blended(h[k], weight, ROWS, BLOCK, CORNERS).to(w.dtype), w, y, input_precision=PRECISION)
+    return y + tl.load(last_bias + out)[None, :]
+
+
+@triton.jit
+def masked(g, saved, layer, saved_stride, row, valid, column, WIDEST: tl.constexpr):
+    """The gradient g of an activation behind its ReLU: 0 where the saved activation is (a NaN lets it pass)."""
+    mask = valid[:, None] & (column < WIDEST)[None, :]
+    h = tl.load(saved + layer * saved_stride + row[:, None] * WIDEST + column[None, :], mask=mask, other=0.0)
+    return tl.where(h <= 0.0, 0.0, g).to(h.dtype), h
+
+
+@triton.jit
+def backward_layers(
+    dz, weights, saved, saved_stride, grads, grads_stride, row, valid,
+    LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From the gradient before the last ReLU down to that before the first, each written to `grads`.
+
+    weights [LAYERS, out, in], the transposes of those of `hidden_layers`.
+    """
+    PADDED: tl.constexpr = BLOCK * BLOCKS
+    new = dz[: BLOCKS - 1]
+    for step in tl.range(0, LAYERS * BLOCKS):
+        layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
+        column = columns(block, BLOCK)
+        g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], PADDED, BLOCK, BLOCKS, PRECISION)
+        value, _ = masked(g, saved, layer, saved_stride, row, valid, column, WIDEST)
+        keep(grads, layer, grads_stride, row, valid, column, value, WIDEST)
+        dz, new = committed(dz, new, block, value, 0, BLOCKS)

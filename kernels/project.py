@@ -1,0 +1,105 @@
+"""project: the first layer's share of the latents, P = W1z z + b1, on a window of the map.
+
+A matrix product over the nine (or one) taps of the 3x3 neighbourhood, gathered on the way in. Not PyTorch's
+convolution, which rounds to TF32 unless told otherwise and may take Winograd's way, which spreads a NaN over a tile.
+The gradient of the map is the same kernel with the taps turned round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import host
+
+@triton.jit(do_not_specialize=["rows", "height", "width", "top", "left", "source_height", "source_width"])
+def project_kernel(
+    source, weight, bias, out,
+    rows, height, width, top, left, source_height, source_width,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out [rows = B * height * width, WIDTH], pixel (0, 0) at (top, left) of the source.
+
+    source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias float32 [PADDED].
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = row < rows
+    image, y, x = row // width // height, row // width % height + top, row % width + left
+    z = tl.zeros((ROWS, BLOCK), tl.float32)
+    for step in tl.range(0, SIDE * SIDE * STEPS):
+        tap, depth = step // STEPS, step % STEPS * DEPTH + tl.arange(0, DEPTH)
+        from_y, from_x = y + tap // SIDE - SIDE // 2, x + tap % SIDE - SIDE // 2
+        inside = valid & (from_y >= 0) & (from_y < source_height) & (from_x >= 0) & (from_x < source_width)
+        at = source + ((image * source_height + from_y) * source_width + from_x)[:, None] * CHANNELS + depth[None, :]
+        a = tl.load(at, mask=inside[:, None] & (depth < CHANNELS)[None, :], other=0.0)
+        b = tl.load(weight + (tap * STEPS * DEPTH + depth)[:, None] * PADDED + column[None, :])
+        z = tl.dot(a, b, z, input_precision=PRECISION)
+    z += tl.load(bias + column)[None, :]
+    mask = valid[:, None] & (column < WIDTH)[None, :]
+    tl.store(out + row[:, None] * WIDTH + column[None, :], z.to(out.dtype.element_ty), mask=mask)
+
+
+def _launch(source: Tensor, taps: Tensor, bias: Tensor, window: Sequence[int]) -> Tensor:
+    """Return source [B, h, w, in] times taps [side * side, in, out], on a window of it, [B, height, width, out]."""
+    (batch, source_height, source_width, channels), (top, left, height, width) = source.shape, window
+    side, outs = {1: 1, 9: 3}[taps.shape[0]], taps.shape[2]
+    form = host.projection_form(outs, source)
+    steps, padded = triton.cdiv(channels, form.depth), triton.cdiv(outs, form.block) * form.block
+    weight = F.pad(taps, (0, padded - outs, 0, steps * form.depth - channels)).contiguous()
+    out = source.new_empty(batch, height, width, outs)
+    rows = batch * height * width
+    if rows:
+        with host.on(source):
+            project_kernel[(triton.cdiv(rows, form.rows), padded // form.block)](
+                source, weight, F.pad(bias.float(), (0, padded - outs)), out,
+                rows, height, width, top, left, source_height, source_width,
+                CHANNELS=channels, WIDTH=outs, SIDE=side, STEPS=steps, PADDED=padded,
+                ROWS=form.rows, BLOCK=form.block, DEPTH=form.depth, PRECISION=host.dot_precision(source.dtype),
+                num_warps=form.warps, num_stages=form.stages, enable_fp_fusion=False,
+            )  # fmt: skip
+    return out
+
+
+def _taps(weight: Tensor, channels: int, unfold: bool) -> Tensor:
+    """The first layer's columns for the latent, as [taps, C, hidden]."""
+    count = 9 if unfold else 1
+    return weight[:, : channels * count].unflatten(1, (channels, count)).permute(2, 1, 0)
+
+
+def project(feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, *window: int) -> Tensor:
+    """Return P [B, h, w, hidden] on the window (top, left, h, w) of feat [B, C, H, W]."""
+    source = feat.permute(0, 2, 3, 1).contiguous()
+    return _launch(source, _taps(weight, feat.shape[1], unfold), bias, window)
+
+
+def project_backward(
+    grad: Tensor, feat: Tensor, weight: Tensor, unfold: bool, top: int, left: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of feat [B, C, H, W] and of the weight's columns for the latent [hidden, C * taps].
+
+    grad [B, h, w, hidden] is that of P on the window at (top, left).
+    """
+    (_, channels, height, width), (rows, wide) = feat.shape, grad.shape[1:3]
+    taps = _taps(weight, channels, unfold)
+    nothing = torch.zeros(channels, device=feat.device)
+    feat_grad = _launch(grad, taps.flip(0).transpose(1, 2), nothing, (-top, -left, height, width)).permute(0, 3, 1, 2)
+    # In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each.
+    side = 3 if unfold else 1
+    border = side // 2
+    around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
+    around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+    stride = wide + 2 * border
+    ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
+    latent_grad = torch.empty(grad.shape[3], channels, side * side, device=feat.device)
+    for tap in range(side * side):
+        shift = tap // side * stride + tap % side
+        part = around[:, shift : shift + rows * stride]
+        latent_grad[:, :, tap] = host.product(ours.transpose(1, 2), part).sum(0)
+    return feat_grad, latent_grad.flatten(1)

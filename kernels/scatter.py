@@ -1,0 +1,101 @@
+"""The gradients of gathered rows, added to the latents that they were gathered from.
+
+Either by atomic additions, in any order, or (what `torch.use_deterministic_algorithms` asks for) as a sum over each
+latent's rows in a fixed order: the rows are sorted by latent, and a program sums a latent's run of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import host
+
+TILE = 16  # rows that a program reads at a time
+
+
+@triton.jit(do_not_specialize=["rows", "stride"])
+def atomic_kernel(source, latents, target, rows, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """target[latents[r]] += source[r]; source [rows, WIDTH] with rows `stride` apart, target float32."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    valid = row < rows
+    mask = valid[:, None] & (column < WIDTH)[None, :]
+    value = tl.load(source + row[:, None] * stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    latent = tl.load(latents + row, mask=valid, other=0)
+    tl.atomic_add(target + latent[:, None] * WIDTH + column[None, :], value, mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["stride", "height", "width"])
+def segment_kernel(
+    source, order, offsets, target, stride, height, width,
+    WIDTH: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """target[latent] += the sum of its rows of source; with 9 taps, of its neighbours' rows that hold it.
+
+    order [rows] sorts the rows by latent; latent n has those from offsets[n] to offsets[n + 1]. Element c of a row's
+    tap is at column c * TAPS + tap.
+    """
+    latent = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    y, x = latent // width % height, latent % width
+    total = tl.zeros((BLOCK,), tl.float32)
+    for tap in range(TAPS):
+        # The neighbourhood of the latent n holds this one as tap number `tap`.
+        up, left = 0, 0
+        if TAPS == 9:
+            up, left = tap // 3 - 1, tap % 3 - 1
+        n = latent - up * width - left
+        inside = (y - up >= 0) & (y - up < height) & (x - left >= 0) & (x - left < width)
+        at = tl.load(offsets + n, mask=inside, other=0)
+        end = tl.load(offsets + n + 1, mask=inside, other=0)
+        while at < end:
+            place = at + tl.arange(0, ROWS)
+            valid = place < end
+            row = tl.load(order + place, mask=valid, other=0)
+            mask = valid[:, None] & (column < WIDTH)[None, :]
+            value = tl.load(source + row[:, None] * stride + column[None, :] * TAPS + tap, mask=mask, other=0.0)
+            total += tl.sum(value.to(tl.float32), 0)
+            at += ROWS
+    at_target = target + latent * WIDTH + column
+    mask = column < WIDTH
+    tl.store(at_target, tl.load(at_target, mask=mask, other=0.0) + total, mask=mask)
+
+
+def segments(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the order that sorts rows by latent, stable, and where each latent's run begins, [count + 1]."""
+    ordered, order = latents.sort(stable=True)
+    return order, torch.searchsorted(ordered, torch.arange(count + 1, device=latents.device))
+
+
+def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int, int], taps: int = 1) -> None:
+    """Add source [rows, width * taps] to target float32 [latents, width] at `latents` [rows], in a fixed order.
+
+    Args:
+        shape: (height, width) of the maps that the latents are of, image after image.
+        taps: 9 if a row holds a latent's 3x3 neighbourhood, element c of tap t at column c * 9 + t.
+    """
+    width, block = target.shape[1], min(256, host.power_of_two(target.shape[1]))
+    order, offsets = segments(latents, target.shape[0])
+    with host.on(source):
+        segment_kernel[(target.shape[0], triton.cdiv(width, block))](
+            source, order, offsets, target, source.stride(0), *shape,
+            WIDTH=width, TAPS=taps, ROWS=TILE, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+
+
+def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
+    """Add source [rows, width] to target float32 [latents, width] at `latents` [rows]."""
+    if not (latents.numel() and target.numel()):
+        return
+    if torch.are_deterministic_algorithms_enabled():
+        add_sorted(source, latents, target, (1, target.shape[0]))
+        return
+    width = target.shape[1]
+    with host.on(source):
+        atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
+            source, latents, target, source.shape[0], source.stride(0),
+            WIDTH=width, ROWS=TILE, BLOCK=host.power_of_two(width), num_warps=4,
+        )  # fmt: skip
