@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import config, host
-from .network import backward_layers, blended, columns, keep, masked
+from . import host
+from .network import backward_layers, blended, columns, dot, keep, masked
 from .plan import corners
 
 CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
@@ -79,20 +79,24 @@ def chain_kernel(
     mask = valid[:, None] & (out < OUT)[None, :]
     g = tl.load(grad + counted[:, None] * OUT + out[None, :], mask=mask, other=0.0) * weight[:, None]
     g = g.to(saved.dtype.element_ty)
-    target = start + tl.arange(0, QUERIES)
+    queries_here = tl.minimum(limit - first - start, QUERIES).to(tl.int32)
+    count = queries_here * CORNERS
+    saved += start * (CORNERS * WIDEST)
+    grads += start * (CORNERS * WIDEST)
+    blend += start * WIDEST
     dz = ()
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
         w = tl.load(last + out[:, None] * (BLOCK * BLOCKS) + column[None, :])
-        dh = tl.dot(g, w, input_precision=PRECISION)
-        value, h = masked(dh, saved, LAYERS, saved_stride, row, valid, column, WIDEST)
-        keep(grads, LAYERS, grads_stride, row, valid, column, value, WIDEST)
+        dh = dot(g, w, tl.zeros((ROWS, BLOCK), tl.float32), PRECISION)
+        value, h = masked(dh, saved + LAYERS * saved_stride, count, column, ROWS, WIDEST)
+        keep(grads + LAYERS * grads_stride, count, column, value, ROWS, WIDEST)
         if PLAN:
             total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
-            keep(blend, 0, 0, target, first + target < limit, column, total, WIDEST)
+            keep(blend, queries_here, column, total, QUERIES, WIDEST)
         dz = dz + (value,)  # noqa: RUF005
     backward_layers(
-        dz, weights, saved, saved_stride, grads, grads_stride, row, valid, LAYERS, WIDEST, BLOCK, BLOCKS, PRECISION
+        dz, weights, saved, saved_stride, grads, grads_stride, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )
 
 

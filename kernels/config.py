@@ -48,11 +48,11 @@ def widest(weights: Sequence[Tensor]) -> int:
 
 
 def network_form(kernel: str, width: int, precision: str, arch: int) -> Form:
-    """Return the form of a network kernel: "forward" (decode, render), "mlp" or "backward"."""
+    """Return the form of a network kernel: "forward", "save" (a forward that keeps activations) or "backward"."""
     if precision == "half":
         if width <= 64:
             return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
-        return Form(64, 64, -(-width // 64), 4, 2)
+        return Form(64, 64, -(-width // 64), 4 if kernel == "forward" else 8, 2)
     if width <= 32:
         return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
     return Form(64, 32, -(-width // 32), 8, 2)

@@ -17,8 +17,10 @@ from . import backward, config, host, scatter
 from .network import first_layer, hidden_layers, last_layer
 from .plan import corners
 
-SIZES = ["first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
-         "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis", "saved_stride"]  # fmt: skip
+SIZES = [
+    *("first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width"),
+    *("coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis", "saved_stride"),
+]
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell"])
@@ -56,14 +58,15 @@ def decode_kernel(
         cell_y = tl.load(at, mask=valid, other=0.0) * height.to(tl.float32)
         cell_x = tl.load(at + cell_axis, mask=valid, other=0.0) * width.to(tl.float32)
     latent = (image * p_height + (y - p_top)) * p_width + (x - p_left)
-    saved_row, saving = (query - first) * CORNERS + row % CORNERS, query < keep_limit
+    saved += (start - first) * (CORNERS * WIDEST)
+    saved_count = tl.minimum(keep_limit - start, QUERIES).to(tl.int32) * CORNERS
     h = first_layer(
-        p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_stride, saved_row, saving,
-        WIDTH, CELL, SAVE, WIDEST, BLOCK, BLOCKS,
+        p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_count,
+        WIDTH, CELL, SAVE, WIDEST, ROWS, BLOCK, BLOCKS,
     )  # fmt: skip
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, saved_row, saving,
-        LAYERS, SAVE, WIDEST, BLOCK, BLOCKS, PRECISION,
+        h, weights, biases, saved, saved_stride, saved_count,
+        LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION,
     )  # fmt: skip
     if WRITE:
         result = last_layer(h, weight, last, last_bias, ROWS, CORNERS, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
@@ -86,7 +89,7 @@ def launch(
     out: Tensor | None,
     saved: Tensor,
 ) -> None:
-    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim], saving those that `saved` has room for.
+    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim]; save as many as `saved` has room for.
 
     Args:
         p: [B, h, w, hidden], the window of the map `shape` at `origin`.
@@ -123,7 +126,7 @@ def decode(
     widest = config.widest(weights)
     out = torch.empty((batch, queries, weights[-1].shape[0]), dtype=torch.float32, device=p.device)
     saved = p.new_empty(len(weights) - 1, keep * (4 if ensemble else 1), widest)
-    form = host.form("forward", widest, p)
+    form = host.form("save" if keep else "forward", widest, p)
     network = host.network(weights, biases, form, 2 if cell is None else 4)
     shape = p.shape[1], p.shape[2]
     launch(p, coord, cell, network, form, ensemble, shape, (0, 0), range(batch * queries), widest, out, saved)
@@ -141,16 +144,20 @@ def gradients(
     shape: tuple[int, int],
     origin: tuple[int, int],
 ) -> list[Tensor]:
-    """Add P's gradient to each chunk's p_grad; return those of the first layer's last `affine` columns [affine, hidden] and its bias,
-    then weight, bias, ... of the layers after it.
-    """  # noqa: D205
+    """Add P's gradient to each chunk's p_grad, and return those of the parameters.
+
+    Returns:
+        The gradients of the first layer's last `affine` columns [affine, hidden] and of its bias, then weight, bias,
+        ... of the layers after it.
+    """
     widest = config.widest(weights)
-    form = host.form("forward", widest, saved)
+    form = host.form("save", widest, saved)
     network = host.network(weights, biases, form, affine)
 
     def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
         queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
-        launch(chunk.p, chunk.coord, chunk.cell, network, form, ensemble, shape, origin, queries, widest, None, activations)  # fmt: skip
+        where = chunk.p, chunk.coord, chunk.cell
+        launch(*where, network, form, ensemble, shape, origin, queries, widest, None, activations)
 
     def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import backward, config, host
-from .network import columns, hidden_layers, keep, last_layer, relu
+from .network import columns, dot, hidden_layers, keep, last_layer, relu
 
 DEPTH = 32  # of a step through the input's columns
 
@@ -27,8 +27,11 @@ def mlp_kernel(
 ):  # fmt: skip
     """x [rows, WIDTH], rows `stride` apart; first [STEPS * DEPTH, padded]; rows below keep_limit save activations."""
     PADDED: tl.constexpr = BLOCK * BLOCKS
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    valid, saving = row < rows, row < keep_limit
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    row = start + tl.arange(0, ROWS)
+    valid = row < rows
+    saved += start * WIDEST
+    saved_count = tl.minimum(keep_limit - start, ROWS).to(tl.int32)
     z = ()
     for _ in tl.static_range(BLOCKS):
         z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)  # noqa: RUF005
@@ -39,17 +42,17 @@ def mlp_kernel(
         more = ()
         for k in tl.static_range(BLOCKS):
             w = tl.load(first + depth[:, None] * PADDED + columns(k, BLOCK)[None, :])
-            more = more + (tl.dot(a, w, z[k], input_precision=PRECISION),)  # noqa: RUF005
+            more = more + (dot(a, w, z[k], PRECISION),)  # noqa: RUF005
         z = more
     h = ()
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
         value = relu(z[k] + tl.load(first_bias + column)[None, :]).to(first.dtype.element_ty)
         if SAVE:
-            keep(saved, 0, saved_stride, row, saving, column, value, WIDEST)
+            keep(saved, saved_count, column, value, ROWS, WIDEST)
         h = h + (value,)  # noqa: RUF005
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, row, saving, LAYERS, SAVE, WIDEST, BLOCK, BLOCKS, PRECISION
+        h, weights, biases, saved, saved_stride, saved_count, LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )
     if WRITE:
         one = tl.full((ROWS,), 1.0, tl.float32)
@@ -58,15 +61,13 @@ def mlp_kernel(
         tl.store(out + row[:, None] * OUT + channel[None, :], result, mask=valid[:, None] & (channel < OUT)[None, :])
 
 
-def _launch(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor
-) -> None:
+def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor) -> None:
     """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as `saved` has."""
     rows, width = x.shape
     if not rows:
         return
     widest = config.widest(weights)
-    form = host.form("mlp", widest, x)
+    form = host.form("save" if saved.shape[1] else "forward", widest, x)
     network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
     first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
     bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
@@ -106,7 +107,5 @@ def fused_mlp_backward(
         x_grad[chunk.where] = torch.mm(dz, weights[0])
         first_grad.add_(host.product(dz.t(), x[chunk.where]))
 
-    totals = backward.backward(
-        chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0
-    )
+    totals = backward.backward(chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0)
     return [x_grad, *totals.interleaved(first_grad)]

@@ -47,7 +47,10 @@ def gather_kernel(
     channel, up, left = column // TAPS, 0, 0
     if TAPS == 9:
         up, left = column % 9 // 3 - 1, column % 3 - 1
-    from_y, from_x = y[:, None] + up + tl.zeros_like(column)[None, :], x[:, None] + left + tl.zeros_like(column)[None, :]
+    from_y, from_x = (
+        y[:, None] + up + tl.zeros_like(column)[None, :],
+        x[:, None] + left + tl.zeros_like(column)[None, :],
+    )
     mask = valid[:, None] & (column < LATENT)[None, :]
     mask = mask & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
     where = image[:, None] * feat_image + channel.to(tl.int64)[None, :] * feat_channel

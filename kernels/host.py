@@ -99,7 +99,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Network(NamedTuple):
-    """The parameters of an MLP as the kernels read them, zero padded: a weight is [in, out] or, transposed, [out, in]."""
+    """An MLP's parameters as the kernels read them, zero padded: a weight is [in, out] or, transposed, [out, in]."""
 
     affine: Tensor | None  # float32 [4, padded], the columns of the first layer for rel and cell
     weights: Tensor  # [layers, padded, padded] of the hidden layers after the first
@@ -111,7 +111,9 @@ class Network(NamedTuple):
 def _padded(tensor: Tensor, *shape: int) -> Tensor:
     if tensor.shape == shape:
         return tensor
-    return F.pad(tensor, [n for have, want in zip(tensor.shape[::-1], shape[::-1], strict=True) for n in (0, want - have)])
+    return F.pad(
+        tensor, [n for have, want in zip(tensor.shape[::-1], shape[::-1], strict=True) for n in (0, want - have)]
+    )
 
 
 def network(

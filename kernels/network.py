@@ -4,11 +4,25 @@ A tile is [ROWS, padded width] activations held as a tuple of BLOCKS column bloc
 of one layer is a slice of K of the next, and registers are never sliced. All layers run through one rolled loop over
 (layer, column block), so that the weights of the next step are loaded while this one multiplies (docs/triton.md).
 
-Saved activations and their gradients are [layer, row, WIDEST] in memory, WIDEST being the widest hidden layer.
+Saved activations and their gradients are [layer, row, WIDEST] in memory, WIDEST being the widest hidden layer; a tile's
+rows follow one another there.
 """
+
+import os
 
 import triton
 import triton.language as tl
+
+# Triton's interpreter multiplies bfloat16 as if it were integers.
+WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a, b, c, PRECISION: tl.constexpr):
+    """a b + c, accumulated in float32."""
+    if WIDEN_BFLOAT16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
 
 
 @triton.jit
@@ -33,24 +47,25 @@ def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
         h = new + (value,)  # noqa: RUF005
     else:
         if block == FIRST:
-            new = new[:FIRST] + (value,) + new[FIRST + 1 :]
+            new = new[:FIRST] + (value,) + new[FIRST + 1 :]  # noqa: RUF005
         else:
             h, new = committed(h, new, block, value, FIRST + 1, BLOCKS)
     return h, new
 
 
 @triton.jit
-def keep(memory, layer, layer_stride, row, valid, column, value, WIDEST: tl.constexpr):
-    """Write a column block of `layer` to memory [layer, row, WIDEST]."""
-    mask = valid[:, None] & (column < WIDEST)[None, :]
-    tl.store(memory + layer * layer_stride + row[:, None] * WIDEST + column[None, :], value, mask=mask)
+def keep(memory, count, column, value, ROWS: tl.constexpr, WIDEST: tl.constexpr):
+    """Write a column block of the tile's first `count` rows; `memory` points at its first row, [rows, WIDEST]."""
+    row = tl.arange(0, ROWS)  # 32-bit offsets from a scalar pointer: a pointer a row would cost registers
+    mask = (row < count)[:, None] & (column < WIDEST)[None, :]
+    tl.store(memory + (row[:, None] * WIDEST + column[None, :]), value, mask=mask)
 
 
 @triton.jit
 def first_layer(
-    p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_stride, saved_row, saving,
+    p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_count,
     WIDTH: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """relu(P[latent] + W1c cell + W1r rel) as a tuple of column blocks, in the dtype of P.
 
@@ -72,25 +87,29 @@ def first_layer(
         z = tl.fma(tl.load(affine + PADDED + column)[None, :], rel_x[:, None], z)
         h = relu(z).to(p.dtype.element_ty)
         if SAVE:
-            keep(saved, 0, saved_stride, saved_row, saving, column, h, WIDEST)
+            keep(saved, saved_count, column, h, ROWS, WIDEST)
         blocks = blocks + (h,)  # noqa: RUF005
     return blocks
 
 
 @triton.jit
-def product(h, at, PADDED: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
-    """The row blocks h times a column block of a weight [padded, PADDED]; `at` points at its columns."""
-    z = tl.dot(h[0], tl.load(at + columns(0, BLOCK)[:, None] * PADDED), input_precision=PRECISION)
-    for k in tl.static_range(1, BLOCKS):
-        z = tl.dot(h[k], tl.load(at + columns(k, BLOCK)[:, None] * PADDED), z, input_precision=PRECISION)
+def product(
+    h, at,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The row blocks h times a column block of a weight [padded, padded]; `at` points at its columns."""
+    PADDED: tl.constexpr = BLOCK * BLOCKS
+    z = tl.zeros((ROWS, BLOCK), tl.float32)
+    for k in tl.static_range(BLOCKS):
+        z = dot(h[k], tl.load(at + columns(k, BLOCK)[:, None] * PADDED), z, PRECISION)
     return z
 
 
 @triton.jit
 def hidden_layers(
-    h, weights, biases, saved, saved_stride, saved_row, saving,
+    h, weights, biases, saved, saved_stride, saved_count,
     LAYERS: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """LAYERS times h = relu(h W + b); weights [LAYERS, in, out] in the dtype of h, biases float32 [LAYERS, out]."""
     PADDED: tl.constexpr = BLOCK * BLOCKS
@@ -98,11 +117,11 @@ def hidden_layers(
     for step in tl.range(0, LAYERS * BLOCKS):
         layer, block = step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
-        z = product(h, weights + layer * (PADDED * PADDED) + column[None, :], PADDED, BLOCK, BLOCKS, PRECISION)
+        z = product(h, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
         z += tl.load(biases + layer * PADDED + column)[None, :]
         value = relu(z).to(h[0].dtype)
         if SAVE:
-            keep(saved, layer + 1, saved_stride, saved_row, saving, column, value, WIDEST)
+            keep(saved + (layer + 1) * saved_stride, saved_count, column, value, ROWS, WIDEST)
         h, new = committed(h, new, block, value, 0, BLOCKS)
     return h
 
@@ -127,23 +146,27 @@ def last_layer(
     y = tl.zeros((ROWS // CORNERS, OUT_PADDED), tl.float32)
     for k in tl.static_range(BLOCKS):
         w = tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :])
-        y = tl.dot(blended(h[k], weight, ROWS, BLOCK, CORNERS).to(w.dtype), w, y, input_precision=PRECISION)
+        y = dot(blended(h[k], weight, ROWS, BLOCK, CORNERS).to(w.dtype), w, y, PRECISION)
     return y + tl.load(last_bias + out)[None, :]
 
 
 @triton.jit
-def masked(g, saved, layer, saved_stride, row, valid, column, WIDEST: tl.constexpr):
-    """The gradient g of an activation behind its ReLU: 0 where the saved activation is (a NaN lets it pass)."""
-    mask = valid[:, None] & (column < WIDEST)[None, :]
-    h = tl.load(saved + layer * saved_stride + row[:, None] * WIDEST + column[None, :], mask=mask, other=0.0)
-    return tl.where(h <= 0.0, 0.0, g).to(h.dtype), h
+def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
+    """The gradient g of an activation behind its ReLU, 0 where the saved activation is; and that activation.
+
+    A NaN lets the gradient pass, as PyTorch's does. `saved` points at the tile's first row of the layer.
+    """
+    row = tl.arange(0, ROWS)
+    mask = (row < count)[:, None] & (column < WIDEST)[None, :]
+    h = tl.load(saved + (row[:, None] * WIDEST + column[None, :]), mask=mask, other=0.0)
+    return tl.where(h.to(tl.float32) <= 0.0, 0.0, g).to(h.dtype), h
 
 
 @triton.jit
 def backward_layers(
-    dz, weights, saved, saved_stride, grads, grads_stride, row, valid,
+    dz, weights, saved, saved_stride, grads, grads_stride, count,
     LAYERS: tl.constexpr, WIDEST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """From the gradient before the last ReLU down to that before the first, each written to `grads`.
 
@@ -154,7 +177,7 @@ def backward_layers(
     for step in tl.range(0, LAYERS * BLOCKS):
         layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
-        g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], PADDED, BLOCK, BLOCKS, PRECISION)
-        value, _ = masked(g, saved, layer, saved_stride, row, valid, column, WIDEST)
-        keep(grads, layer, grads_stride, row, valid, column, value, WIDEST)
+        g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
+        value, _ = masked(g, saved + layer * saved_stride, count, column, ROWS, WIDEST)
+        keep(grads + layer * grads_stride, count, column, value, ROWS, WIDEST)
         dz, new = committed(dz, new, block, value, 0, BLOCKS)

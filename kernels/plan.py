@@ -1,7 +1,7 @@
 """The corner plan of a tile of queries, operation by operation as liif_fast/coord.py has it.
 
 Every kernel that uses it is launched with enable_fp_fusion=False: a contracted a*b + c would move areas that are pure
-rounding noise. Numbers of an axis of n pixels come from the host, rounded to float32 once (`liif_fast.backends.triton`).
+rounding noise. Numbers of an axis of n pixels come from the host, rounded to float32 once (`host.axis`).
 """
 
 import triton

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
+from .network import dot
+
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "top", "left", "source_height", "source_width"])
 def project_kernel(
@@ -26,7 +28,7 @@ def project_kernel(
 ):  # fmt: skip
     """out [rows = B * height * width, WIDTH], pixel (0, 0) at (top, left) of the source.
 
-    source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias float32 [PADDED].
+    source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -40,7 +42,7 @@ def project_kernel(
         at = source + ((image * source_height + from_y) * source_width + from_x)[:, None] * CHANNELS + depth[None, :]
         a = tl.load(at, mask=inside[:, None] & (depth < CHANNELS)[None, :], other=0.0)
         b = tl.load(weight + (tap * STEPS * DEPTH + depth)[:, None] * PADDED + column[None, :])
-        z = tl.dot(a, b, z, input_precision=PRECISION)
+        z = dot(a, b, z, PRECISION)
     z += tl.load(bias + column)[None, :]
     mask = valid[:, None] & (column < WIDTH)[None, :]
     tl.store(out + row[:, None] * WIDTH + column[None, :], z.to(out.dtype.element_ty), mask=mask)

@@ -36,7 +36,8 @@ def render_kernel(
 ):  # fmt: skip
     """Pixels (top, left) + [out_height, out_width] of a grid into out [B, OUT, out_height, out_width].
 
-    Pixels whose number in [B, out_height, out_width] is below keep_limit save their activations.
+    With SAVE a tile is one pixel high, so that its rows follow one another; pixels whose number in
+    [B, out_height, out_width] is below keep_limit save their activations.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
@@ -62,17 +63,20 @@ def render_kernel(
     cell_y, cell_x = rel_y, rel_x
     if CELL:  # one cell per image: its part of the first layer is a row vector
         cell_y = tl.full((1,), 1.0, tl.float32) * (tl.load(cell + image * cell_image) * height.to(tl.float32))
-        cell_x = tl.full((1,), 1.0, tl.float32) * (tl.load(cell + image * cell_image + cell_axis) * width.to(tl.float32))
+        cell_x = tl.full((1,), 1.0, tl.float32) * (
+            tl.load(cell + image * cell_image + cell_axis) * width.to(tl.float32)
+        )
     latent = (image * p_height + (y - p_top)) * p_width + (x - p_left)
-    number = (image * out_height + pixel_y) * out_width + pixel_x
-    saved_row, saving = number * CORNERS + row % CORNERS, valid & (number < keep_limit)
+    number = (image * out_height + tile_y) * out_width + tile_x  # of the tile's first pixel
+    saved += number * (CORNERS * WIDEST)
+    saved_count = tl.minimum(tl.minimum(keep_limit - number, out_width - tile_x), QUERIES).to(tl.int32) * CORNERS
     h = first_layer(
-        p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_stride, saved_row, saving,
-        WIDTH, CELL, SAVE, WIDEST, BLOCK, BLOCKS,
+        p, latent, valid, rel_y, rel_x, cell_y, cell_x, affine, saved, saved_count,
+        WIDTH, CELL, SAVE, WIDEST, ROWS, BLOCK, BLOCKS,
     )  # fmt: skip
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, saved_row, saving,
-        LAYERS, SAVE, WIDEST, BLOCK, BLOCKS, PRECISION,
+        h, weights, biases, saved, saved_stride, saved_count,
+        LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION,
     )  # fmt: skip
     result = last_layer(h, weight, last, last_bias, ROWS, CORNERS, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
     pixel, channel = tl.arange(0, QUERIES), tl.arange(0, OUT_PADDED)
@@ -106,10 +110,10 @@ def render(
     widest, corners = config.widest(weights), 4 if ensemble else 1
     out = torch.empty((batch, weights[-1].shape[0], height, width), dtype=torch.float32, device=p.device)
     saved = p.new_empty(len(weights) - 1, keep * corners, widest)
-    form = host.form("forward", widest, p)
+    form = host.form("save" if keep else "forward", widest, p)
     network = host.network(weights, biases, form, 2 if cell is None else 4)
     queries = form.rows // corners
-    tile_width = min(queries, 8)
+    tile_width = queries if keep else min(queries, 8)
     tiles = batch * triton.cdiv(height, queries // tile_width) * triton.cdiv(width, tile_width)
     if out.numel():
         with host.on(p):

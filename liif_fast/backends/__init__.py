@@ -19,8 +19,8 @@ from torch import Tensor
 logger = logging.getLogger("liif_fast")
 
 NAMES = ("cuda", "triton", "cpu", "torch", "reference")
-# Fastest first; torch runs everything. "triton" is to follow "cuda" here once its tests and benchmarks/gpu_check.py have
-# passed on a GPU: this line is the one switch, and its own answers (`explain`) say whether it is on.
+# Fastest first; torch runs everything. "triton" is to follow "cuda" here once its tests and benchmarks/gpu_check.py
+# have passed on a GPU: this line is the one switch, and the backend's own answers (`explain`) say that it is off.
 AUTO = ("cuda", "cpu", "torch")
 _DELIVERED = ("triton", "cpu", "torch", "reference")
 

@@ -63,7 +63,8 @@ SAMPLES = list(samples())
 
 def test_every_operator_has_a_sample():
     defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("liif_fast::")}
-    assert defined == {name for name, _ in SAMPLES}
+    triton = {name for name in defined if name.startswith("triton_")}  # tests/kernels/test_operators.py has theirs
+    assert defined - triton == {name for name, _ in SAMPLES}
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLES}))

@@ -101,9 +101,7 @@ _render_backward = operator(
 )
 
 
-def _input_grads(
-    grads: Sequence[Tensor], low: Sequence[Tensor], unfold: bool, window: Window
-) -> tuple[Tensor, Tensor, Tensor, *tuple[Tensor, ...]]:
+def _input_grads(grads: Sequence[Tensor], low: Sequence[Tensor], unfold: bool, window: Window) -> list[Tensor]:
     """Return the gradients of feat and of the parameters, from those of P and of what follows it.
 
     Args:
@@ -113,7 +111,7 @@ def _input_grads(
     p_grad, affine_grad, first_bias_grad, *rest = grads
     feat, first = low[0], low[1]
     feat_grad, latent_grad = project_backward(p_grad.to(feat.dtype), feat, first, unfold, window[0], window[1])
-    return feat_grad, torch.cat((latent_grad, affine_grad.t()), 1), first_bias_grad, *rest
+    return [feat_grad, torch.cat((latent_grad, affine_grad.t()), 1), first_bias_grad, *rest]
 
 
 class _Decode(torch.autograd.Function):
@@ -171,7 +169,8 @@ class _Render(torch.autograd.Function):
         low, window = [t.to(ctx.dtype) for t in inputs], ctx.window
         weights, biases, shape = low[1::2], low[2::2], low[0].shape[2:]
         grads = _render_backward(
-            grad, p, cell, weights, biases, kept, ctx.switches.local_ensemble, *shape, *window[:2], *ctx.size, *ctx.region
+            grad, p, cell, weights, biases, kept, ctx.switches.local_ensemble,
+            *shape, *window[:2], *ctx.size, *ctx.region,
         )  # fmt: skip
         all_grads = _input_grads(grads, low, ctx.switches.feat_unfold, window)
         return None, None, None, None, None, None, *cast(all_grads, inputs, ctx.needs_input_grad[6:])

@@ -1,0 +1,279 @@
+"""What the compiler makes of every Triton kernel, without a GPU: registers, shared memory, spills, matrix instructions.
+
+    python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
+
+The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
+instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
+because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
+matrix instructions, or needs more shared memory than the architecture has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from liif_fast.kernels import backward, config, decode, fused_mlp, gather_corners, host, project, render, scatter
+
+SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
+MODULES = (backward, decode, fused_mlp, gather_corners, project, render, scatter)
+NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel")
+# Operands, and whether a float32 product may be rounded once.
+PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
+              "tf32x3": (torch.float32, False)}  # fmt: skip
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
+
+
+class Launch(NamedTuple):
+    """A kernel as it was launched."""
+
+    name: str  # of the kernel
+    case: str
+    precision: str
+    kernel: Any
+    arguments: dict[str, Any]  # without tensors: their types
+    options: dict[str, Any]
+
+
+class Recorder:
+    """Stands in for a kernel and writes down its launches."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        def launch(*args: Any, **named: Any) -> None:
+            names = self.kernel.arg_names
+            arguments = {**dict(zip(names, args, strict=False)), **{k: v for k, v in named.items() if k in names}}
+            options = {k: v for k, v in named.items() if k not in names}
+            self.launches.append((self.kernel, arguments, options))
+
+        return launch
+
+
+@contextlib.contextmanager
+def recording(arch: int, tf32: bool) -> Iterator[list[Any]]:
+    """Record launches as on a GPU of compute capability arch / 10."""
+    launches: list[Any] = []
+    replaced = [(host, "architecture", host.architecture), (host, "tf32_allowed", host.tf32_allowed)]
+    for module in MODULES:
+        replaced += [(module, name, value) for name, value in vars(module).items() if name.endswith("_kernel")]
+    try:
+        host.architecture, host.tf32_allowed = lambda device: arch, lambda: tf32
+        for module, name, value in replaced[2:]:
+            setattr(module, name, Recorder(value, launches))
+        yield launches
+    finally:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+
+
+def run_case(case: str, dtype: torch.dtype) -> None:
+    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 or as the case names."""
+    name, _, width = case.partition("-")
+    hidden = [int(width or 256)] * 4
+    feat, coord, cell = torch.zeros(1, 64, 6, 6, dtype=dtype), torch.zeros(1, 64, 2), torch.zeros(1, 64, 2)
+    widths = [580, *hidden, 3]
+    weights = [torch.zeros(outs, ins, dtype=dtype) for ins, outs in itertools.pairwise(widths)]
+    biases = [torch.zeros(outs, dtype=dtype) for outs in widths[1:]]
+    if name == "project":
+        p = project.project(feat, weights[0], biases[0], True, 0, 0, 6, 6)
+        project.project_backward(p, feat, weights[0], True, 0, 0)
+    elif name == "gather_corners":
+        x, _ = gather_corners.gather_corners(feat, coord, cell, True, True)
+        gather_corners.gather_corners_backward(x, coord, 64, 6, 6, True, True)
+    elif name == "fused_mlp":
+        x = torch.zeros(64, 580, dtype=dtype)
+        fused_mlp.fused_mlp(x, weights, biases, 0)
+        out, saved = fused_mlp.fused_mlp(x, weights, biases, 32)
+        fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
+    elif name == "decode":
+        p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
+        decode.decode(p, coord, cell, weights, biases, True, 0)
+        out, saved = decode.decode(p, coord, cell, weights, biases, True, 32)
+        for deterministic in (False, True):
+            with deterministic_algorithms(deterministic):
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True)
+    elif name == "render":
+        p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
+        for keep in (0, 32):
+            render.render(p, cell[:, 0], weights, biases, True, 6, 6, 0, 0, 24, 24, 0, 0, 24, 24, keep)
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(on: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(on)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
+    """Every different kernel that a case launches on an architecture."""
+    dtype, tf32 = PRECISIONS[precision]
+    with recording(arch, tf32) as recorded:
+        run_case(case, dtype)
+    found = {}
+    for kernel, arguments, options in recorded:
+        plain = {}
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor):
+                plain[name] = f"*{TYPES[value.dtype]}"
+            elif kernel.params[kernel.arg_names.index(name)].is_constexpr:
+                plain[name] = value
+            else:
+                plain[name] = float if isinstance(value, float) else int
+        launch = Launch(kernel.fn.__name__, case, precision, kernel, plain, options)
+        found[str((launch.name, plain, options))] = launch
+    return list(found.values())
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """Compile as the launch would have: pointers are aligned but where the kernel waives that, sizes are any."""
+    signature, constants, attributes = {}, {}, {}
+    for at, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(at,)] = "constexpr", value
+        elif value in (int, float):
+            signature[parameter.name] = "i32" if value is int else "fp32"
+            assert value is float or parameter.do_not_specialize, (
+                f"{launch.name} is compiled anew for each {parameter.name}"
+            )
+        else:
+            signature[parameter.name] = value
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[(at,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+
+
+def inspect(launch: Launch, arch: int) -> dict[str, Any]:
+    """Compile, and read off the binary."""
+    kernel = compiled(launch, arch)
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([tools / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
+    return {
+        "registers": registers,
+        "shared_bytes": kernel.metadata.shared,
+        "spill_bytes": stack + local,
+        "matrix_instructions": len(re.findall(r"\b(?:HGMMA|UTC\w*MMA|HMMA)\b", sass)),
+        "hgmma": len(re.findall(r"\bHGMMA\b", sass)),
+        "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
+    }
+
+
+def described(launch: Launch) -> str:
+    """The configuration in a line: what of its constants and options tells one launch from another."""
+    names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "WRITE", "PLAN", "TAPS")
+    parts = [f"{name.lower()}={launch.arguments[name]}" for name in names if name in launch.arguments]
+    parts += [f"{name}={launch.options[name]}" for name in ("num_warps", "num_stages") if name in launch.options]
+    return " ".join([launch.case, launch.precision, *parts])
+
+
+def report_one(launch: Launch, arch: int) -> dict[str, Any]:
+    """Inspect in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        try:
+            theirs.send(inspect(launch, arch))
+        except Exception as error:
+            theirs.send({"error": f"{type(error).__name__}: {error}"[:500]})
+
+    process = context.Process(target=work)
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        found = {"error": "the compiler aborted"}
+    process.join()
+    head = {"kernel": launch.name, "arch": f"sm_{arch}", "config": described(launch)}
+    return {**head, "matrix": launch.name not in NO_MATRIX, **found}
+
+
+def faults(entry: dict[str, Any]) -> list[str]:
+    """What is wrong with an entry of the report."""
+    if "error" in entry:
+        return [entry["error"]]
+    arch, wrong = int(entry["arch"][3:]), []
+    if entry["spill_bytes"]:
+        wrong.append(f"spills {entry['spill_bytes']} bytes")
+    if entry["shared_bytes"] > SHARED_LIMIT[arch]:
+        wrong.append(f"needs {entry['shared_bytes']} bytes of shared memory, of {SHARED_LIMIT[arch]}")
+    if entry["matrix"] and not entry["matrix_instructions"]:
+        wrong.append("multiplies matrices without matrix instructions")
+    if entry["plan_fma"]:
+        wrong.append(f"has {entry['plan_fma']} fused multiply-adds in the plan")
+    return wrong
+
+
+CASES = ("decode", "render", "fused_mlp", "gather_corners", "project")
+
+
+def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield an entry for each kernel, configuration and architecture."""
+    for arch in arches:
+        for case in cases:
+            for precision in precisions:
+                for launch in launches_of(case, precision, arch):
+                    yield report_one(launch, arch)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--arch", type=int, nargs="+", default=list(config.ARCHITECTURES), help="default: all")
+    parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    arguments = parser.parse_args()
+    entries, wrong = [], 0
+    print(f"Triton {triton.__version__}")
+    for entry in report(arguments.arch, arguments.case, arguments.precision):
+        found = faults(entry)
+        entries.append({**entry, "triton": triton.__version__})
+        wrong += bool(found)
+        numbers = ["registers", "shared_bytes", "spill_bytes", "matrix_instructions"]
+        line = " ".join(f"{name} {entry[name]}" for name in numbers if name in entry)
+        print(
+            entry["kernel"],
+            entry["arch"],
+            entry["config"],
+            "|",
+            line,
+            *(f"| WRONG: {each}" for each in found),
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(entries, indent=1) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Every operator of the backend `triton`, forward and backward, against the formula in float64.
+
+The interpreter is slow, so the problems are small; sizes are odd, maps are as small as one latent, queries lie beyond
+the edges, and NaN is in every uninitialised tensor. Bounds are those of promise 2 (docs/backends.md): at most twice,
+for gradients three times, the error of the plain form in PyTorch in the same dtype, and for tensors of a few elements,
+where that may be exact by luck, FLOOR units in the last place of the tensor's size.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from liif_fast import functional, make_cell, make_coord
+
+from ..ops import oracle
+from ..ops.conftest import nan_empty
+from ..ops.support import ALL_SWITCHES, DEFAULT, Problem, same_bits
+
+__all__ = ["nan_empty"]  # a fixture
+pytestmark = pytest.mark.usefixtures("nan_empty")
+
+EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+FLOOR = 12  # as tests/ops/test_random.py; rounding to half precision once more, in P, is within it
+FLIPS = (
+    0.1  # of a gradient's size: in half precision a ReLU near 0 may fall either way, and plain PyTorch's by luck not
+)
+NETWORKS = [(20,), (33, 24), (130, 16, 65)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def rms(tensor):
+    return tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
+
+
+def clear_of_zero(hidden, margin):
+    """Which queries have no pre-activation that rounding might push over 0, where a gradient jumps."""
+    closest = torch.cat([h.detach().abs() for h in hidden], -1).amin(-1)
+    return closest > margin
+
+
+def compare(names, ours, plain, exact, dtype, times):
+    slack = FLOOR * EPS[dtype] + (FLIPS if dtype != torch.float32 and times == 3 else 0)
+    for name, o, p, e in zip(names, ours, plain, exact, strict=True):
+        assert o.shape == e.shape, name
+        limit = times * rms(p - e) + slack * rms(e)
+        assert rms(o - e) <= limit, f"{name}: error {rms(o - e):.3g}, allowed {limit:.3g}"
+
+
+def check(problem, run, plain, networks=True):
+    """run(problem) of the backend against plain(problem, hidden) in float64 and in the problem's dtype."""
+    dtype = problem.feat.dtype
+    double = Problem().to(torch.float64)
+    double.switches, double.coord, double.cell = problem.switches, problem.coord, problem.cell
+    double.feat = problem.feat.double()
+    double.weights, double.biases = ([p.double() for p in ps] for ps in (problem.weights, problem.biases))
+    hidden = []
+    count = None if networks else 1
+    exact = plain(double.requires_grad(), hidden)
+    grad = torch.randn(exact.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    if hidden and dtype == torch.float32:  # in half precision a ReLU falls either way in plain PyTorch, too
+        clear = clear_of_zero(hidden, 4e-6)
+        grad *= (clear if clear.ndim == exact.ndim - 1 else clear.all(-1)).unsqueeze(-1).reshape(*grad.shape[:-1], 1)
+    grad = grad.to(dtype)
+    problem.requires_grad()
+    eager = plain(problem, [])
+    names = ["feat", *(f"weights[{i}]" for i in range(len(problem.weights)))]
+    names += [f"biases[{i}]" for i in range(len(problem.biases))]
+
+    def gradients(out, leaves):
+        return torch.autograd.grad(out, leaves[:count], grad.to(out.dtype))
+
+    exact_grads, eager_grads = gradients(exact, double.leaves), gradients(eager, problem.leaves)
+    outs = [run(problem, recompute) for recompute in (True, False)]
+    for out in outs:
+        assert out.dtype == dtype
+        compare(["output"], [out.detach()], [eager.detach()], [exact.detach()], dtype, 2)
+        compare(names[:count], gradients(out, problem.leaves), eager_grads, exact_grads, dtype, 3)
+    torch.testing.assert_close(*outs, rtol=2 * EPS[dtype], atol=2 * EPS[dtype])
+
+
+@pytest.mark.parametrize(
+    ("switches", "dtype"), [(s, d) for i, s in enumerate(ALL_SWITCHES) for d in DTYPES[: 3 if i % 3 == 2 else 2]]
+)
+def test_decode(switches, dtype):
+    at = ALL_SWITCHES.index(switches)
+    shape, queries = ((5, 7), (1, 1), (3, 2))[at % 3], (15, 7, 1)[at // 3]
+    problem = Problem(seed=at, shape=shape, queries=queries, channels=(5, 3)[at % 2],
+                      hidden=NETWORKS[at % 3], out_dim=(3, 1, 17)[at % 3], switches=switches, dtype=dtype)  # fmt: skip
+
+    def run(p, recompute):
+        return functional.liif_decode(*p.arguments, **switches._asdict(), backend="triton", recompute=recompute)
+
+    check(problem, run, lambda p, hidden: oracle.decode(*p.arguments, switches, hidden))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("switches", ALL_SWITCHES[::3])
+def test_render(switches, dtype):
+    at = ALL_SWITCHES.index(switches)
+    problem = Problem(seed=at, shape=(4, 3), channels=3, hidden=NETWORKS[at % 3], switches=switches, dtype=dtype)
+    size, region, cell = (12, 7), (3, 1, 3, 5), torch.tensor([[0.3, 0.2], [0.1, 0.4]])
+
+    def run(p, recompute):
+        feat, _, _, weights, biases = p.arguments
+        options = {**switches._asdict(), "backend": "triton", "recompute": recompute}
+        return functional.liif_render(feat, size, weights, biases, region=region, cell=cell, **options)
+
+    def plain(p, hidden):
+        return oracle.render(p.feat, size, region, cell, p.weights, p.biases, switches, None)
+
+    check(problem, run, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("at", range(3))
+def test_fused_mlp(at, dtype):
+    problem = Problem(seed=at, channels=(4, 13, 3)[at], hidden=NETWORKS[at], out_dim=(5, 64, 1)[at], dtype=dtype)
+    generator = torch.Generator().manual_seed(at)
+    problem.feat = torch.randn(2, 9, problem.weights[0].shape[1], generator=generator).to(dtype)
+
+    def run(p, recompute):
+        return functional.fused_mlp(p.feat, p.weights, p.biases, backend="triton", recompute=recompute)
+
+    check(problem, run, lambda p, hidden: oracle.mlp(p.feat, p.weights, p.biases, hidden))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("switches", ALL_SWITCHES)
+def test_gather_corners(switches, dtype):
+    """Values are copied, so that they are equal; the gradient is a sum of copies."""
+    problem = Problem(shape=(4, 5), queries=19, switches=switches, dtype=dtype)
+    options = {**switches._asdict(), "backend": "triton"}
+    x, weight = functional.gather_corners(*problem.arguments[:3], **options)
+    expected = oracle.gather(*problem.arguments[:3], switches)
+    if dtype == torch.bfloat16:  # the interpreter cuts to bfloat16 where hardware rounds
+        latent = 45 if switches.feat_unfold else 5
+        assert same_bits(x[..., :latent], expected[0][..., :latent])
+        torch.testing.assert_close(x, expected[0], rtol=2.0**-7, atol=0)
+    else:
+        assert same_bits(x, expected[0])
+    assert same_bits(weight, expected[1])
+    feat = problem.feat.requires_grad_()
+    x, _ = functional.gather_corners(feat, *problem.arguments[1:3], **options)
+    grad = torch.randint(-4, 5, x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    doubles = feat.detach().double().requires_grad_()
+    exact = torch.autograd.grad(oracle.gather(doubles, *problem.arguments[1:3], switches)[0], doubles, grad.double())[0]
+    assert torch.equal(torch.autograd.grad(x, feat, grad)[0].double(), exact.to(dtype).double())
+
+
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_atomic_and_sorted_gradients_agree(ensemble):
+    """What use_deterministic_algorithms chooses between; the sorted one repeats itself."""
+    switches = DEFAULT._replace(local_ensemble=ensemble)
+    problem = Problem(shape=(3, 4), queries=40, switches=switches).requires_grad()
+
+    def gradients():
+        out = functional.liif_decode(*problem.arguments, **switches._asdict(), backend="triton")
+        return torch.autograd.grad(out.sin().sum(), problem.leaves)
+
+    ordered = gradients()  # nan_empty asks for deterministic algorithms
+    assert all(map(torch.equal, ordered, gradients()))
+    torch.use_deterministic_algorithms(False)
+    for a, b in zip(ordered, gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("switches", ALL_SWITCHES[::3])
+def test_chunks_are_summed(switches, monkeypatch):
+    """Gradients in chunks of 128 rows, some kept and some computed again, are those of one chunk."""
+    from liif_fast.backends import triton
+    from liif_fast.kernels import backward
+
+    problem = Problem(shape=(3, 4), queries=34, hidden=(9, 8), switches=switches).requires_grad()
+    feat, _, _, weights, biases = problem.arguments
+    x = torch.randn(150, weights[0].shape[1], requires_grad=True)
+
+    def run(recompute):
+        options = {**switches._asdict(), "backend": "triton", "recompute": recompute}
+        out = functional.liif_decode(*problem.arguments, **options)
+        image = functional.liif_render(feat, (7, 6), weights, biases, **options)
+        rows = functional.fused_mlp(x, weights, biases, backend="triton", recompute=recompute)
+        total = out.sin().sum() + image.sin().sum() + rows.sin().sum()
+        return [out, image, rows, *torch.autograd.grad(total, [*problem.leaves, x])]
+
+    whole = run(False)
+    monkeypatch.setattr(backward, "CHUNK_BYTES", 128 * 2 * 2 * 9 * 4)
+    monkeypatch.setattr(triton, "KEEP_BYTES", 150 * 2 * 9 * 4)
+    for recompute in (None, True, False):
+        for a, b in zip(run(recompute), whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_cuts_do_not_show():
+    """However queries are cut, and render is decode of the same grid.
+
+    Promise 3 has the same bits; NumPy's matrix products, which the interpreter uses, do not keep it.
+    """
+    problem = Problem(batch=2, shape=(6, 7), hidden=(33, 20), queries=1)
+    feat, _, _, weights, biases = problem.arguments
+    size = (9, 7)
+    coord, cell = (t.expand(2, -1, -1) for t in (make_coord(size), make_cell(size)))
+    close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
+    whole = functional.liif_render(feat, size, weights, biases, backend="triton")
+    part = functional.liif_render(feat, size, weights, biases, region=(2, 3, 6, 4), backend="triton")
+    close(part, whole[:, :, 2:8, 3:7])
+    rows = functional.liif_decode(feat, coord, cell, weights, biases, backend="triton")
+    close(rows.transpose(1, 2).unflatten(2, size), whole)
+    for start, stop in ((0, 1), (1, 40), (40, 63)):
+        some = coord[:, start:stop], cell[:, start:stop]
+        close(functional.liif_decode(feat, *some, weights, biases, backend="triton"), rows[:, start:stop])
+
+
+def test_precision(monkeypatch):
+    from liif_fast.kernels import host
+
+    for allowed, expected in ((True, "tf32"), (False, "tf32x3")):
+        monkeypatch.setattr(host, "tf32_allowed", lambda allowed=allowed: allowed)
+        assert host.precision(torch.float32) == expected
+        assert host.precision(torch.bfloat16) == "half"

@@ -1,0 +1,154 @@
+"""torch.library.opcheck of every Triton operator; torch.compile and torch.export through them; what is refused."""
+
+import pytest
+import torch
+
+from liif_fast import functional
+from liif_fast.ops.triton import decode as triton_ops
+
+from ..ops.support import Problem
+
+ops = torch.ops.liif_fast
+assert functional and triton_ops  # importing them defines the operators
+
+
+def samples():
+    """Operator name -> tuples of arguments."""
+    for ensemble, cell_decode in ((True, True), (False, False)):
+        problem = Problem(batch=1, channels=2, shape=(3, 4), queries=3, hidden=(9, 8))
+        feat, coord, cell, weights, biases = problem.arguments
+        terms, corners, cell = (4 if cell_decode else 2), (4 if ensemble else 1), cell if cell_decode else None
+        weights[0] = weights[0][:, : 18 + terms].contiguous()
+        p, cells, window = torch.randn(1, 3, 4, 9), None if cell is None else cell[:, 0], (3, 4, 0, 0, 6, 5, 1, 2, 2, 3)
+        yield "project", (feat, weights[0], biases[0], True, 1, 2, 2, 2)
+        yield "project_backward", (torch.randn(1, 2, 2, 9), feat, weights[0], True, 1, 2)
+        for keep in (0, 2):
+            yield "decode", (p, coord, cell, weights, biases, ensemble, keep)
+            yield "render", (p, cells, weights, biases, ensemble, *window, keep)
+            saved = torch.randn(2, keep * corners, 9)
+            yield "decode_backward", (torch.randn(1, 3, 3), p, coord, cell, weights, biases, saved, ensemble)
+            yield "render_backward", (torch.randn(1, 3, 2, 3), p, cells, weights, biases, saved, ensemble, *window)
+        x = torch.randn(1, 3, corners, 18 + terms)
+        yield "gather_corners", (feat, coord, cell, True, ensemble)
+        yield "gather_corners_backward", (x, coord, 2, 3, 4, True, ensemble)
+        x = x.flatten(0, 2)
+        yield "fused_mlp", (x, weights, biases, 2)
+        yield "fused_mlp_backward", (torch.randn(len(x), 3), x, weights, biases, torch.randn(2, 2, 9))
+
+
+SAMPLES = list(samples())
+
+
+def test_every_operator_has_a_sample():
+    defined = [name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "::triton_" in name]
+    assert set(defined) == {f"triton_{name}" for name, _ in SAMPLES}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLES}))
+def test_opcheck(name):
+    for each, arguments in SAMPLES:
+        if each == name:
+            torch.library.opcheck(getattr(ops, f"triton_{name}").default, arguments)
+
+
+def test_compile():
+    """One graph for every size, training included."""
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def loss(feat, coord, cell, weights, biases):
+        out = functional.liif_decode(feat, coord, cell, weights, biases, backend="triton")
+        image = functional.liif_render(feat, (feat.shape[2] + 1, 5), weights, biases, backend="triton")
+        x, weight = functional.gather_corners(feat, coord, cell, backend="triton")
+        rows = functional.fused_mlp(x, weights, biases, backend="triton")
+        return out.square().sum() + image.sin().sum() + (weight.unsqueeze(3) * rows).cos().sum()
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed, (shape, queries) in enumerate([((5, 4), 7), ((7, 6), 13)]):
+            problem = Problem(seed, batch=1, channels=2, shape=shape, queries=queries, hidden=(9, 8)).requires_grad()
+            compiled = loss(*problem.arguments)
+            eager = loss._torchdynamo_orig_callable(*problem.arguments)
+            torch.testing.assert_close(compiled, eager)
+            pairs = (torch.autograd.grad(out, problem.leaves) for out in (compiled, eager))
+            for a, b in zip(*pairs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def answer(problem, name="triton", **options):
+    answers = functional.explain(*problem.arguments, **options).answers
+    return next((can, reason) for each, can, reason in answers if each == name)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"hidden": (257,)}, "up to 256 wide, got 257"),
+        ({"hidden": ()}, "needs a hidden layer"),
+        ({"out_dim": 65}, "up to 64 outputs, got 65"),
+        ({"dtype": torch.float64}, "got torch.float64"),
+    ],
+)
+def test_what_is_refused(options, reason):
+    problem = Problem(**options)
+    can, answered = answer(problem)
+    assert not can
+    assert reason in answered
+    with pytest.raises(RuntimeError, match=reason):
+        functional.liif_decode(*problem.arguments, backend="triton")
+
+
+def test_only_by_name():
+    """Until it has passed on a GPU; `explain` says so."""
+    problem = Problem()
+    can, reason = answer(problem)
+    assert can
+    assert "not been run on a GPU" in reason
+    assert functional.explain(*problem.arguments).chosen != "triton"
+
+
+def test_cpu_tensors_need_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    can, reason = answer(Problem())
+    assert not can
+    assert "TRITON_INTERPRET=1" in reason
+
+
+def test_no_second_derivative():
+    problem = Problem(queries=3, shape=(3, 3), hidden=(9, 8)).requires_grad()
+    out = functional.liif_decode(*problem.arguments, backend="triton")
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.sum(), problem.feat, create_graph=True)
+
+
+def test_nothing_to_do():
+    for batch, queries in ((2, 0), (0, 5)):
+        problem = Problem(batch=batch, queries=queries, hidden=(9, 8)).requires_grad()
+        feat, _, _, weights, biases = problem.arguments
+        out = functional.liif_decode(*problem.arguments, backend="triton")
+        image = functional.liif_render(feat, (9, 9), weights, biases, region=(2, 3, 0, 4), backend="triton")
+        x, _ = functional.gather_corners(*problem.arguments[:3], backend="triton")
+        rows = functional.fused_mlp(x, weights, biases, backend="triton")
+        assert out.shape == (batch, queries, 3)
+        assert image.shape == (batch, 3, 0, 4)
+        for grad in torch.autograd.grad(out.sum() + image.sum() + rows.sum(), problem.leaves):
+            assert not grad.any()
+
+
+def test_a_bad_latent_reaches_its_readers_only():
+    """A NaN passes every ReLU and stays with the queries that read it, forward and backward."""
+    problem = Problem(batch=1, shape=(6, 5), queries=60, hidden=(9, 8))
+    feat, coord, cell, weights, biases = problem.arguments
+    clean = functional.liif_decode(*problem.arguments, backend="triton")
+    bad = feat.clone()
+    bad[0, 1, 1, 1] = float("nan")
+    bad.requires_grad_()
+    out = functional.liif_decode(bad, coord, cell, weights, biases, backend="triton")
+    index, _, _ = functional.corner_plan(coord, (6, 5))
+    read = ((index - 1).abs() <= 1).all(-1).any(-1)
+    assert read.any()
+    assert not read.all()
+    assert out[read].isnan().all()
+    torch.testing.assert_close(out[~read], clean[~read], rtol=1e-6, atol=1e-6)
+    (grad,) = torch.autograd.grad(out[~read].sum(), bad)
+    assert grad.isfinite().all()
