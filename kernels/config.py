@@ -55,7 +55,9 @@ def network_form(kernel: str, width: int, precision: str, arch: int) -> Form:
         return Form(64, 64, -(-width // 64), 4 if kernel == "forward" else 8, 2)
     if width <= 32:
         return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
-    return Form(64, 32, -(-width // 32), 8, 2)
+    if arch // 10 == 9:
+        return Form(64, 32, -(-width // 32), 8, 2)
+    return Form(32, 64, -(-width // 64), 8, 2)
 
 
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:

@@ -27,23 +27,22 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
 
 
-@torch.compiler.assume_constant_result
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@torch.compiler.assume_constant_result
 def _why_not_on(kind: str, index: int | None) -> str:
     """Why the kernels do not run on a device; empty if they do."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
-        return "" if _interpreted() else "runs on cuda tensors (on cpu tensors only with TRITON_INTERPRET=1), got cpu"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return "" if interpreted else "runs on cuda tensors (on cpu tensors only with TRITON_INTERPRET=1), got cpu"
     if kind != "cuda":
         return f"runs on cuda tensors, got device {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
         return f"needs compute capability 8.0, got {torch.cuda.get_device_capability(index)}"
     return ""
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo, and that Triton.
+_why_not_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run(call: Call) -> tuple[bool, str]:

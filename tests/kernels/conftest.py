@@ -6,6 +6,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.fixture(autouse=True)
-def interpreted():
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("for Triton's interpreter: TRITON_INTERPRET=1")
+def interpreted(monkeypatch):
+    if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") != "cpu":
+        pytest.skip("for Triton's interpreter: tests/conftest.py imports the kernels for it on a CPU only")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
