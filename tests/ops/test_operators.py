@@ -5,11 +5,12 @@ import torch
 
 from liif_fast import functional
 from liif_fast.ops import decode as decode_ops
+from liif_fast.ops import sm90
 
 from .support import Problem, make_layers
 
 ops = torch.ops.liif_fast
-assert functional and decode_ops  # importing them defines the operators
+assert functional and decode_ops and sm90  # importing them defines the operators
 
 
 def samples():
@@ -55,6 +56,8 @@ def samples():
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))
     yield "convolve_backward", (torch.randn(2, 4, 5, 6), feat, kernel, [True, False, True])
+    weights, biases = make_layers((7, 256, 256, 3))
+    yield "pack_sm90", (weights, biases, 4, False)
     yield "cpu_isa", ()
 
 

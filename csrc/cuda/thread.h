@@ -1,0 +1,224 @@
+// What one consumer thread does besides issuing wgmmas: find its rows, gather them into operand registers, initialise
+// and convert accumulators, apply the last layer. Plain functions of the lane, so that the host can execute them too; U
+// is the arithmetic of the operand type (numerics.h, or the model's).
+#pragma once
+
+#include "plan.h"
+
+namespace liif::sm90 {
+
+struct Lane {
+    int q, g;  // of the PTX ISA's tables: threadID_in_group and groupID
+};
+LIIF_HD Lane make_lane(int lane) {
+    return {lane & 3, lane >> 2};
+}
+
+struct float4_ {
+    float x, y, z, w;
+};
+
+// Where queries come from, and what they read and write.
+struct Problem {
+    Axis rows, columns;  // of the whole latent map
+    const uint32_t* p;   // [B, height, width, 256] of 16 bits, a window of that map
+    int top, left, height, width;
+    const float* coord;  // [B, Q, 2], or null: a window of a grid
+    int64_t coord_steps[3];
+    Centres grid_rows, grid_columns;
+    int grid_top, grid_left, grid_width;  // of the window
+    const float* cell;                    // null: not decoded
+    int64_t cell_steps[3];
+    int64_t queries, total;  // of an image, of all
+    void* out;
+    int64_t out_steps[3];  // image, query, channel
+    int out_dim, out_float;
+    int products;
+    const unsigned char* packed;
+};
+
+// A query's number among all is that of its image times the queries of an image, plus its number there.
+struct Query {
+    int64_t image, index;
+};
+LIIF_HD Query find_query(const Problem& p, int64_t number) {
+    const int64_t image = number / p.queries;
+    return {image, number - image * p.queries};
+}
+
+// A thread's two rows, g and g + 8 of its warp.
+struct Rows {
+    const uint32_t* latent[2];
+    float rel[2][2], cell[2][2], weight[2];
+};
+
+LIIF_HD void read_query(const Problem& p, Query query, float (&at)[2], float (&cell)[2]) {
+    if (p.coord != nullptr) {
+        const float* from = p.coord + query.image * p.coord_steps[0] + query.index * p.coord_steps[1];
+        at[0] = from[0];
+        at[1] = from[p.coord_steps[2]];
+    } else {
+        const int row = static_cast<int>(query.index / p.grid_width);
+        const int column = static_cast<int>(query.index - int64_t{p.grid_width} * row);
+        at[0] = p.grid_rows(p.grid_top + row);
+        at[1] = p.grid_columns(p.grid_left + column);
+    }
+    cell[0] = cell[1] = 0.0f;
+    if (p.cell != nullptr) {
+        const float* from = p.cell + query.image * p.cell_steps[0] + query.index * p.cell_steps[1];
+        cell[0] = mul(from[0], p.rows.size);
+        cell[1] = mul(from[p.cell_steps[2]], p.columns.size);
+    }
+}
+
+LIIF_HD int clamp_to(int i, int n) {
+    return i < 0 ? 0 : (i < n ? i : n - 1);
+}
+
+LIIF_HD void take_row(const Problem& p, int64_t image, const Corner& c, int low, Rows& rows) {
+    // The window holds every latent that is read; the clamp only keeps a wrong window from reading outside of P.
+    const int i = clamp_to(c.row - p.top, p.height), j = clamp_to(c.column - p.left, p.width);
+    rows.latent[low] = p.p + ((image * p.height + i) * p.width + j) * (kHidden / 2);
+    rows.rel[low][0] = c.rel_row;
+    rows.rel[low][1] = c.rel_column;
+    rows.weight[low] = c.weight;
+}
+
+// The warp's number of the query that a thread's row g (low 0) or g + 8 (low 1) belongs to.
+template <bool kEnsemble>
+LIIF_HD int query_of(Lane lane, int low) {
+    return kEnsemble ? row_query(lane.g) : lane.g + 8 * low;
+}
+
+// `first` is the number of the warp's first query; past the last query, the last one's rows are computed in vain.
+template <bool kEnsemble>
+LIIF_HD void find_rows(const Problem& p, int64_t first, Lane lane, Rows& rows) {
+#pragma unroll
+    for (int low = 0; low < (kEnsemble ? 1 : 2); ++low) {
+        const int64_t number = first + query_of<kEnsemble>(lane, low);
+        const Query query = find_query(p, number < p.total ? number : p.total - 1);
+        float at[2];
+        read_query(p, query, at, rows.cell[low]);
+        if (kEnsemble) {
+            Corner pair[2];
+            plan_pair(p.rows, p.columns, at[0], at[1], row_corner(lane.g), pair);
+            take_row(p, query.image, pair[0], 0, rows);
+            take_row(p, query.image, pair[1], 1, rows);
+            rows.cell[1][0] = rows.cell[0][0];
+            rows.cell[1][1] = rows.cell[0][1];
+        } else {
+            take_row(p, query.image, plan_single(p.rows, p.columns, at[0], at[1]), low, rows);
+        }
+    }
+}
+
+// Rows of P, as they are, into the operand registers.
+template <typename U>
+LIIF_HD void gather(const Rows& rows, Lane lane, uint32_t (&a)[kOperands]) {
+#pragma unroll
+    for (int j = 0; j < kHidden / 32; ++j) {
+#pragma unroll
+        for (int low = 0; low < 2; ++low) {
+            uint32_t piece[4];
+            U::load16(rows.latent[low] + gathered_channel(j, lane.q, 0) / 2, piece);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) a[gathered_register(j, e, low)] = piece[e];
+        }
+    }
+}
+
+// h1 = relu(P + W1r rel + W1c cell), in place.
+template <typename U>
+LIIF_HD void add_affine(const Rows& rows, Lane lane, const float* table, uint32_t (&a)[kOperands]) {
+#pragma unroll
+    for (int j = 0; j < kHidden / 32; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float* from = table + kAffine + gathered_channel(j, lane.q, 2 * half);
+            float4_ column[kTerms];
+#pragma unroll
+            for (int t = 0; t < kTerms; ++t) U::load4(from + t * kHidden, column[t]);
+#pragma unroll
+            for (int low = 0; low < 2; ++low) {
+                const float term[kTerms] = {rows.rel[low][0], rows.rel[low][1], rows.cell[low][0], rows.cell[low][1]};
+#pragma unroll
+                for (int pair = 0; pair < 2; ++pair) {
+                    uint32_t& at = a[gathered_register(j, 2 * half + pair, low)];
+                    float x = U::low(at), y = U::high(at);
+#pragma unroll
+                    for (int t = 0; t < kTerms; ++t) {
+                        x = fmaf(term[t], pair ? column[t].z : column[t].x, x);
+                        y = fmaf(term[t], pair ? column[t].w : column[t].y, y);
+                    }
+                    at = U::pack_relu(x, y);
+                }
+            }
+        }
+    }
+}
+
+// Accumulators start at the bias, [256] in vector_place's order.
+template <typename U>
+LIIF_HD void start_at_bias(const float* bias, Lane lane, float (&d)[kAccumulators]) {
+#pragma unroll
+    for (int blocks = 0; blocks < kHidden / 16; ++blocks) {
+        float4_ b;
+        U::load4(bias + (blocks * 4 + lane.q) * 4, b);
+#pragma unroll
+        for (int low = 0; low < 2; ++low) {
+            d[accumulator(2 * blocks, low, 0)] = b.x;
+            d[accumulator(2 * blocks, low, 1)] = b.y;
+            d[accumulator(2 * blocks + 1, low, 0)] = b.z;
+            d[accumulator(2 * blocks + 1, low, 1)] = b.w;
+        }
+    }
+}
+
+// The next layer's operand, with ReLU.
+template <typename U>
+LIIF_HD void to_operand(const float (&d)[kAccumulators], uint32_t (&a)[kOperands]) {
+#pragma unroll
+    for (int kk = 0; kk < kSteps; ++kk) {
+#pragma unroll
+        for (int high = 0; high < 2; ++high) {
+#pragma unroll
+            for (int low = 0; low < 2; ++low) {
+                const int block = 2 * kk + high;
+                a[operand_register(kk, high, low)] =
+                    U::pack_relu(d[accumulator(block, low, 0)], d[accumulator(block, low, 1)]);
+            }
+        }
+    }
+}
+
+// The thread's share of the last layer: over its 64 channels, of its two corners' blend (sum[0]) or of each row. The
+// shares of lanes with the same g (and, with the ensemble, of g and g ^ 1) make up the output; the bias is not in it.
+template <typename U, bool kEnsemble>
+LIIF_HD void last_layer(const float (&d)[kAccumulators], const float (&weight)[2], Lane lane, const float* table,
+                        float (&sum)[2][kMaxOut]) {
+#pragma unroll
+    for (int o = 0; o < kMaxOut; ++o) sum[0][o] = sum[1][o] = 0.0f;
+#pragma unroll
+    for (int blocks = 0; blocks < kHidden / 16; ++blocks) {
+        float h[2][4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float x = U::relu(d[accumulator(2 * blocks + e / 2, 0, e % 2)]);
+            const float y = U::relu(d[accumulator(2 * blocks + e / 2, 1, e % 2)]);
+            h[0][e] = kEnsemble ? fmaf(weight[1], y, mul(weight[0], x)) : x;
+            h[1][e] = y;
+        }
+#pragma unroll
+        for (int o = 0; o < kMaxOut; ++o) {
+            float4_ w;
+            U::load4(table + kLast + o * kHidden + (blocks * 4 + lane.q) * 4, w);
+#pragma unroll
+            for (int low = 0; low < (kEnsemble ? 1 : 2); ++low) {
+                sum[low][o] =
+                    fmaf(h[low][3], w.w, fmaf(h[low][2], w.z, fmaf(h[low][1], w.y, fmaf(h[low][0], w.x, sum[low][o]))));
+            }
+        }
+    }
+}
+
+}  // namespace liif::sm90
