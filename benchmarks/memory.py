@@ -55,5 +55,6 @@ def _resident(key: str) -> int:
 
 
 def _size(result: Any) -> int:
+    """Return the bytes that the result holds: of a part of a tensor, all of it."""
     tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (list, tuple)) else []
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -92,8 +92,8 @@ def _speed(pyplot: Any, data: list[Record]) -> Any:
     figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
     for axis, result in zip(axes[0], data, strict=True):
         shown = {name: figure for name, figure in table.variants(result).items() if name in LOOKS}
-        names = sorted(shown, key=lambda name: -shown[name]["median"])
         one = dict.fromkeys(("q20", "median", "q80"), 1.0)
+        names = sorted(shown, key=lambda name: -shown[name].get("ratio", one)["median"])
         longest = max(shown[name].get("ratio", one)["q80"] for name in names)
         for place, name in enumerate(names):
             ratio, (colour, hatch, _) = shown[name].get("ratio", one), LOOKS[name]
@@ -111,7 +111,7 @@ def _speed(pyplot: Any, data: list[Record]) -> Any:
 
 
 def _growth(pyplot: Any, data: list[Record]) -> Any:
-    """Time above, memory below, a column for each axis; labelled with the exponent."""
+    """Time above, memory below, a column for each axis; labelled with the exponent, where one is fitted."""
     figure, axes = pyplot.subplots(
         2, len(data), figsize=(max(WIDTH, 3.2 * len(data)), 6), layout="constrained", squeeze=False, sharex="col"
     )
@@ -120,7 +120,7 @@ def _growth(pyplot: Any, data: list[Record]) -> Any:
         for row, (key, exponent, factor) in enumerate(
             (("median", "exponent", 1e3), ("memory", "memory_exponent", 2**-20))
         ):
-            axis, ends = axes[row][column], []
+            axis = axes[row][column]
             for name, series in result["series"].items():
                 points = [
                     (size, value * factor)
@@ -131,37 +131,28 @@ def _growth(pyplot: Any, data: list[Record]) -> Any:
                     continue
                 colour, _, marker = LOOKS[name]
                 axis.plot(
-                    *zip(*points, strict=True), color=colour, marker=marker, markeredgecolor="black", markersize=5
+                    *zip(*points, strict=True),
+                    color=colour,
+                    marker=marker,
+                    markeredgecolor="black",
+                    markersize=5,
+                    label=name,
                 )
-                slope = "" if series[exponent] is None else f"  ^{series[exponent]:.2f}"
-                ends.append((points[-1], name + slope))
+                if series[exponent] is not None:
+                    at = {"xytext": (5, 0), "textcoords": "offset points"}
+                    axis.annotate(f"^{series[exponent]:.2f}", points[-1], fontsize=7, va="center", **at)
             axis.set(xscale="log", yscale="log")
+            axis.margins(x=0.16)
             if row == 0:
-                axis.set_title(result["title"].replace(", C", ",\nC").replace(" against", "\nagainst"), fontsize=9)
+                axis.set_title(result["title"].replace(", ", ",\n", 1).replace(" against", "\nagainst", 1), fontsize=9)
             else:
                 axis.set_xlabel(result["axis"])
             axis.set_ylabel(("ms", "MiB beyond the output")[row] if column == 0 else "")
-            _label(axis, ends)
             axis.set_xticks(result["sizes"], [f"{size:,}" for size in result["sizes"]], fontsize=6, rotation=30)
             axis.minorticks_off()
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
-
-
-def _label(axis: Any, ends: list[tuple[tuple[float, float], str]]) -> None:
-    """Write names beside the last points of lines, apart from each other, inside the axes."""
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high * (high / low) ** 0.12)
-    for place, ((x, y), label) in enumerate(sorted(ends, key=lambda end: -end[0][1])):
-        at = (0.03, 0.97 - 0.07 * place)
-        axis.annotate(
-            label,
-            (x, y),
-            xytext=at,
-            textcoords="axes fraction",
-            fontsize=7,
-            va="top",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "relpos": (1, 0.5)},
-        )
 
 
 def _roofline(pyplot: Any, data: list[Record]) -> Any:
@@ -174,12 +165,15 @@ def _roofline(pyplot: Any, data: list[Record]) -> Any:
     edge = matrix / copy
     xs = [edge / 1e3, edge, edge * 1e5]
     roof.plot(xs, [min(matrix, copy * x) / 1e9 for x in xs], color="black", linewidth=1.5)
-    roof.text(edge * 1.5, matrix / 1e9 * 1.08, f"matrix products: {matrix / 1e9:.0f} GFLOP/s", fontsize=8)
-    roof.text(edge / 800, copy * edge / 1e9 / 800 * 2.2, f"copy: {copy / 1e9:.0f} GB/s", fontsize=8, rotation=40)
+    roof.text(edge / 700, matrix / 1e9 * 1.1, f"matrix products: {matrix / 1e9:.0f} GFLOP/s", fontsize=8)
+    roof.text(edge / 20, matrix / 1e9 / 25, f"copy: {copy / 1e9:.0f} GB/s", fontsize=8)
+    highest = matrix / 1e9
     for place, each in enumerate(data):
         letter, (flop, nbytes) = chr(ord("A") + place), (each["work"]["flop"], each["work"]["nbytes"])
         if flop:
-            rate = flop / each["figure"]["median"] / 1e9
+            # Its share of the limit of its own rounds: the machine's rates differ from benchmark to benchmark.
+            rate = each["figure"]["share"]["median"] * min(matrix, copy * flop / nbytes) / 1e9
+            highest = max(highest, rate)
             roof.plot(flop / nbytes, rate, "o", color="white", markeredgecolor="black", markersize=11)
             roof.text(flop / nbytes, rate, letter, fontsize=7, ha="center", va="center")
         share = each["figure"]["share"]
@@ -188,7 +182,7 @@ def _roofline(pyplot: Any, data: list[Record]) -> Any:
         )
         bars.text(share["median"] * 100 + 1.5, place, f"{share['median']:.0%}", va="center", fontsize=8)
     roof.set(xscale="log", yscale="log", xlabel="useful FLOP per byte that must move", ylabel="GFLOP/s")
-    roof.set(title="liif_fast under the machine's roof", ylim=(matrix / 1e9 / 300, matrix / 1e9 * 2))
+    roof.set(title="liif_fast under the machine's roof", ylim=(matrix / 1e9 / 300, highest * 2))
     names = [f"{each['title']}  {chr(ord('A') + place)}" for place, each in enumerate(data)]
     bars.axvline(100, color="black", linewidth=0.8, linestyle=":")
     bars.set(yticks=range(len(data)), xlabel="% of the limit: // arithmetic, .. memory", title="share of the limit")

@@ -169,3 +169,13 @@ def test_peak_memory():
     assert result.nbytes == size // 4
     assert peak == pytest.approx(size, rel=0.1)
     assert seconds > 0
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux's /proc to measure a peak")
+def test_peak_memory_is_beyond_the_whole_of_what_is_returned():
+    def run():
+        return torch.ones(16 << 20)[:10]
+
+    run()
+    _, peak, _ = memory.peak(run, torch.device("cpu"))
+    assert peak < 8 << 20
