@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from liif_fast.cli import bench, eval, info, models, train, upscale, verify
+from liif_fast.cli import bench, eval, info, models, plot, train, upscale, verify
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="on an error, show Python's traceback too (for bug reports)"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (upscale, verify, models, train, eval, info, bench):
+    for command in (upscale, verify, models, train, plot, eval, info, bench):
         command.add(subparsers)
     return parser
 

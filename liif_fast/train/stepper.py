@@ -50,7 +50,8 @@ class Stepper:
         self.objective = Objective(model, config.data_norm, config.autocast, config.channels_last).to(self.device)
         self._call: nn.Module = self.objective
         if distributed.world_size() > 1:
-            self._call = DistributedDataParallel(self.objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._call = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+            self._call.broadcast_buffers = False  # the argument's name depends on PyTorch's version
         args = config.optimizer["args"]
         if not args.get("foreach") and args.get("fused") is None:
             args = {
