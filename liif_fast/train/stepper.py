@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,14 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
             group["initial_lr"] = self.config.optimizer["args"]["lr"]
+
+    def release(self) -> None:
+        """Let go of what joins the processes, so that `distributed.cleanup` finds itself the last to hold it.
+
+        Destroyed by DDP, which holds Python's lock while it waits for the threads of gloo, those may wait for that lock.
+        """
+        self._call = self.objective
+        gc.collect()  # DDP is in circles of references
 
     def is_finite(self) -> bool:
         """Whether all weights are finite; waits for the device."""

@@ -82,7 +82,7 @@ def train(
             try:
                 run.train()
             finally:
-                run.records.close()
+                run.close()
     finally:
         distributed.cleanup()
     return folder
@@ -184,6 +184,13 @@ class Run:
         while self.progress.epoch < self.config.epoch_max:
             self._train_epoch()
             self._finish_epoch()
+        distributed.gather(None)  # nobody is done before the main process has written everything
+
+    def close(self) -> None:
+        """End the records and the connection to the other processes; nothing can be trained any more."""
+        self.records.close()
+        if distributed.world_size() > 1:
+            self.stepper.release()
 
     def _train_epoch(self) -> None:
         """Go on with the current epoch to its end."""
