@@ -103,7 +103,7 @@ class Stepper:
     def release(self) -> None:
         """Let go of what joins the processes, so that `distributed.cleanup` finds itself the last to hold it.
 
-        Destroyed by DDP, which holds Python's lock while it waits for the threads of gloo, those may wait for that lock.
+        DDP would destroy it holding Python's lock, and wait for threads of gloo that may wait for that lock.
         """
         self._call = self.objective
         gc.collect()  # DDP is in circles of references

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from liif_fast import models
 from liif_fast.train import load_config, load_test_config
 from liif_fast.train.config import check_config
 
@@ -168,13 +169,22 @@ def test_cosine(tiny):
     assert config.rate(10) == pytest.approx(1e-6)
 
 
-def test_every_shipped_configuration_is_right(monkeypatch):
-    root = Path(__file__).parents[2]
-    monkeypatch.chdir(root)
-    paths = sorted((root / "configs").glob("*.yaml"))
-    assert paths
-    for path in paths:
-        load_config(path)
+def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
+    """Without their images: only the folders are there."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "valid"):
+        (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
+    paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    found = {path.stem: load_config(path) for path in paths}
+    assert {"edsr-small-liif", "edsr-baseline-liif-generated"} < found.keys()
+    sizes = {"edsr-baseline-liif-div2k": 1_567_323, "rdn-liif-div2k": 22_320_835}
+    for name, size in sizes.items():
+        config = found[name]
+        assert sum(p.numel() for p in models.make(config.model).parameters()) == size
+        assert config.rate(199) == 1e-4
+        assert (config.epoch_max, config.train_dataset["batch_size"], config.rate(200)) == (1000, 16, 5e-5)
+        wrapper = {"inp_size": 48, "scale_max": 4, "augment": True, "sample_q": 2304}
+        assert config.train_dataset["wrapper"]["args"] == wrapper
 
 
 # The original's families, each file by what is particular about it.
