@@ -48,16 +48,18 @@ def widest(weights: Sequence[Tensor]) -> int:
 
 
 def network_form(kernel: str, width: int, precision: str, arch: int) -> Form:
-    """Return the form of a network kernel: "forward", "save" (a forward that keeps activations) or "backward"."""
+    """Return the form of a network kernel: "forward", "save" (keeping activations), "mlp" or "backward"."""
+    narrow = Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+    if width <= (64 if precision == "half" else 32):
+        return narrow
+    blocks = -(-width // 64)
     if precision == "half":
-        if width <= 64:
-            return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
-        return Form(64, 64, -(-width // 64), 4 if kernel == "forward" else 8, 2)
-    if width <= 32:
-        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+        if arch // 10 in (9, 10):
+            return Form(64, 64, blocks, 4 if kernel == "forward" and arch // 10 == 9 else 8, 2)
+        return Form(64 if kernel == "forward" and arch < 100 else 32, 64, blocks, 4, 2)
     if arch // 10 == 9:
         return Form(64, 32, -(-width // 32), 8, 2)
-    return Form(32, 64, -(-width // 64), 8, 2)
+    return Form(32, 64, blocks, 8, 2)
 
 
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:

@@ -67,7 +67,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
     if not rows:
         return
     widest = config.widest(weights)
-    form = host.form("save" if saved.shape[1] else "forward", widest, x)
+    form = host.form("save" if saved.shape[1] else "mlp", widest, x)
     network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
     first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
     bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
