@@ -79,7 +79,7 @@ def _line(name: str, figure: Record, unit: str) -> str:
         line += "  {median:.2f}x [{q20:.2f} .. {q80:.2f}]".format(**figure["ratio"])
     if "memory" in figure:
         line += f"  {quantity(figure['memory'] / 2**20, 'MiB')}"
-    if figure.get("p"):
+    if 0 < figure.get("p", 0) <= figure["median"]:
         line += f"  {figure['median'] - figure['p']:.1f} MiB beyond P"
     if "share" in figure:
         line += f"  {figure['share']['median']:.0%} of the limit"
@@ -166,10 +166,19 @@ def markdown(record: Record | None) -> str:
             "run, after a check against the reference. The memory of the plain formula is that of its first two "
             "chunks, a lower bound.",
             "",
-            _limit(render) + f"Of the larger render's memory, {memory['p']:.0f} MiB are the projected latents P, "
-            f"{memory['median'] - memory['p']:.0f} MiB everything else.",
+            f"{_limit(render)} {_projection(memory)}",
         ]
     )
+
+
+def _projection(memory: Record) -> str:
+    """Say what of the larger render's memory is the projection of the latents."""
+    if memory["p"] <= memory["median"]:
+        return (
+            f"Of the larger render's memory, {memory['p']:.0f} MiB are the projected latents P, "
+            f"{memory['median'] - memory['p']:.0f} MiB everything else."
+        )
+    return f"The projected latents P of the larger render, {memory['p']:.0f} MiB, are never in memory as a whole."
 
 
 def _limit(render: Record) -> str:
@@ -178,4 +187,4 @@ def _limit(render: Record) -> str:
         "same rounds) on its useful operations, 1.58 MFLOP a query"
     )
     share = render["figures"][OURS].get("share")
-    return f"{sgemm}, {share['median']:.0%} of that of the fastest matrix product found. " if share else f"{sgemm}. "
+    return f"{sgemm}, {share['median']:.0%} of that of the fastest matrix product found." if share else f"{sgemm}."

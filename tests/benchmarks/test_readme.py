@@ -58,7 +58,11 @@ def whole():
     growth |= {"series": {report.OURS: series, "plain, eager": series}, "figures": {}, "missing": {}, "rounds": 3}
     orders = {"steps-decode": report.bench_steps.DECODING, "steps-train": report.bench_steps.TRAINING}
     steps = [
-        {"name": name, "title": name, "figures": {each: figure(1.0 / (i + 1)) for i, each in enumerate(order)}}
+        {
+            "name": name,
+            "title": name,
+            "figures": {each: figure(1.0 / (i + 1), ratio=figure(8.0 / (i + 1))) for i, each in enumerate(order)},
+        }
         for name, order in orders.items()
     ]
     record["results"] += [
@@ -93,6 +97,14 @@ def test_pictures_of_a_whole_record(whole, tmp_path):
     assert stale.stat().st_size > 0
     plot.draw(RECORD, tmp_path)  # what a record has no figures for is removed
     assert {path.name for path in tmp_path.glob("*.svg")} == {f"benchmark-{n}.svg" for n in plot.parts(RECORD)}
+
+
+def test_a_render_that_never_holds_the_projection():
+    record = copy.deepcopy(RECORD)
+    memory = next(result for result in record["results"] if result["name"] == "memory-375")
+    memory["figures"][report.OURS] |= {"p": 137.3, "median": 8.7}
+    assert "137 MiB, are never in memory as a whole" in table.markdown(record)
+    assert "beyond P" not in table.full({**record, "results": [memory]}).split("factorised")[0]
 
 
 def test_stamp_is_of_the_figures():
