@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO, Call, Switches, autocast_dtype
+from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, transformed
 from liif_fast.ops.triton.decode import decode as _decode
 from liif_fast.ops.triton.decode import render as _render
 from liif_fast.ops.triton.fused_mlp import fused_mlp as _fused_mlp
 from liif_fast.ops.triton.gather_corners import gather_corners as _gather_corners
 
 NAME = "triton"
+PLACES = True
 KEEP_BYTES = 1 << 30  # hidden activations kept for the backward pass; those beyond are computed again
 WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -58,6 +59,10 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no gradient for coord and cell"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
+    if call.place is not None and call.requires_grad:
+        return False, "has no gradient for a part of a feature map"
+    if transformed():
+        return False, "runs under no torch.func transform"
     if call.op != "gather_corners":
         *hidden, out = call.widths
         if not hidden:
@@ -120,13 +125,14 @@ def render(
     biases: Sequence[Tensor],
     switches: Switches,
     recompute: bool | None,
+    place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
     low, inputs = autocast_dtype(feat), [feat, *_params(weights, biases)]
     dtype, train = low or feat.dtype, _trains(inputs)
     count = feat.shape[0] * region[2] * region[3]
     keep = _keep(train, recompute, count, weights, switches.corners, dtype.itemsize)
-    out = _render(size, region, cell, switches, keep, dtype, inputs, train)
+    out = _render(size, region, cell, switches, keep, dtype, inputs, train, place)
     return out.to(feat.dtype if low is None else torch.float32)
 
 

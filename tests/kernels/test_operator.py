@@ -112,6 +112,19 @@ def test_render(switches, dtype):
     check(problem, run, plain)
 
 
+def test_render_of_a_part():
+    """From a part of the map, what a render of the whole map gives, bit for bit."""
+    problem = Problem(shape=(13, 4), channels=3, hidden=NETWORKS[0])
+    feat, _, _, weights, biases = problem.arguments
+    size, region = (26, 8), (20, 1, 2, 3)
+    top, left, height, width = functional.latents_read(size, region, (13, 4))
+    assert height < 13
+    part = feat[:, :, top : top + height, left : left + width]
+    options = {"region": region, "backend": "triton"}
+    whole = functional.liif_render(feat, size, weights, biases, **options)
+    assert torch.equal(functional.liif_render(part, size, weights, biases, place=(top, left, 13, 4), **options), whole)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("at", range(3))
 def test_fused_mlp(at, dtype):

@@ -183,11 +183,13 @@ def _rendered(
     switches: Switches,
     keep: int,
     low: Sequence[Tensor],
+    place: Window | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Window]:
     feat, *params = low
-    weights, biases, shape = params[0::2], params[1::2], (feat.shape[2], feat.shape[3])
-    window = latent_window(size, region, shape)
-    p = project(feat, weights[0], biases[0], switches.feat_unfold, *window)
+    weights, biases = params[0::2], params[1::2]
+    top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
+    window = latent_window(size, region, (shape[0], shape[1]))
+    p = project(feat, weights[0], biases[0], switches.feat_unfold, window[0] - top, window[1] - left, *window[2:])
     out, kept = _render(p, cell, weights, biases, switches.local_ensemble, *shape, *window[:2], *size, *region, keep)
     return out, kept, p, window
 
@@ -219,8 +221,12 @@ def render(
     dtype: torch.dtype,
     inputs: Sequence[Tensor],
     train: bool,
+    place: Window | None = None,
 ) -> Tensor:
-    """Decode the window `region` of the grid `size`, float32 [B, out, h, w]; inputs as for `decode`."""
+    """Decode the window `region` of the grid `size`, float32 [B, out, h, w]; inputs as for `decode`.
+
+    place: (top, left) of feat in a map of (height, width); None, if feat is the whole map, where `train`.
+    """
     if train:
         return _Render.apply(cell, size, region, switches, keep, dtype, *inputs)
-    return _rendered(cell, size, region, switches, 0, [t.to(dtype) for t in inputs])[0]
+    return _rendered(cell, size, region, switches, 0, [t.to(dtype) for t in inputs], place)[0]
