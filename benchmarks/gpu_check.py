@@ -38,6 +38,7 @@ SECTIONS = {
     "accuracy": 60,
     "decode": 120,
     "training": 120,
+    "step": 90,
     "memory": 60,
     "overhead": 60,
     "sanitizer": 120,
@@ -82,6 +83,22 @@ def tests(check: bool) -> dict[str, Any]:
     return run_tests(check, *(("-k", "128 or test_plan or seed") if check else ()))
 
 
+def step(check: bool) -> dict[str, Any]:
+    """A whole training step and the data path, by the benchmarks of the same name."""
+    options = ["--check", "--threads", "1"] if check else ["--device", "cuda"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        suites = [str(ROOT / "benchmarks" / f"bench_{name}.py") for name in ("step", "data")]
+        command = [sys.executable, "-m", "pytest", *suites, "-q", "-p", "no:cacheprovider", *options]
+        done = subprocess.run(
+            [*command, f"--benchmark-json={report}"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        runs = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
+    found: dict[str, Any] = {run["extra_info"].get("name", run["name"]): run["extra_info"] for run in runs}
+    ok = done.returncode == 0 and bool(found)
+    return {**found, "ok": ok, **({} if ok else {"tail": (done.stdout + done.stderr).splitlines()[-15:]})}
+
+
 def sanitizer(check: bool) -> dict[str, Any]:
     """A reduced suite under compute-sanitizer: reads and writes out of bounds, and races in shared memory."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
@@ -97,7 +114,7 @@ def sanitizer(check: bool) -> dict[str, Any]:
 
 def section(name: str, check: bool) -> dict[str, Any]:
     """Run one section in this process."""
-    here: dict[str, Callable[[bool], dict[str, Any]]] = {"tests": tests, "sanitizer": sanitizer}
+    here: dict[str, Callable[[bool], dict[str, Any]]] = {"tests": tests, "step": step, "sanitizer": sanitizer}
     return (here.get(name) or getattr(gpu_sections, name))(check)
 
 

@@ -337,12 +337,17 @@ def summary(record: dict[str, Any]) -> str:
     lines = [f"{record['device']}, torch {record['torch']}, commit {record['commit']}"]
     for name, found in record["sections"].items():
         for key, value in found.items():
-            races = value.items() if isinstance(value, dict) and name in ("decode", "training") else [("", value)]
-            for variant, figures in races:
-                if isinstance(figures, dict) and set(figures) & {"ms", "us", "rms", "beyond_p_mib", "missing"}:
-                    said = ", ".join(
-                        f"{unit} {given['median'] if isinstance(given, dict) else given}"
-                        for unit, given in figures.items()
-                    )
+            if not isinstance(value, dict):
+                continue
+            races = value if name in ("decode", "training") else value.get("figures", {"": value})
+            for variant, figures in races.items():
+                if isinstance(figures, dict) and (said := _said(figures)):
                     lines.append(f"  {name:<10} {key:<34} {variant:<22} {said}")
     return "\n".join(lines)
+
+
+def _said(figures: dict[str, Any]) -> str:
+    """The figures of one variant; of the benchmarks' own, their seconds and their ratio."""
+    units = ("ms", "us", "median", "tflops", "largest", "rms", "beyond_output_mib", "beyond_p_mib", "ratio", "missing")
+    values = {unit: figures[unit] for unit in units if unit in figures}
+    return ", ".join(f"{u} {v['median'] if isinstance(v, dict) else v}" for u, v in values.items())
