@@ -90,8 +90,14 @@ def step(check: bool) -> dict[str, Any]:
         report = Path(folder) / "report.json"
         suites = [str(ROOT / "benchmarks" / f"bench_{name}.py") for name in ("step", "data")]
         command = [sys.executable, "-m", "pytest", *suites, "-q", "-p", "no:cacheprovider", *options]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         done = subprocess.run(
-            [*command, f"--benchmark-json={report}"], cwd=ROOT, capture_output=True, text=True, check=False
+            [*command, f"--benchmark-json={report}"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         runs = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
     found: dict[str, Any] = {run["extra_info"].get("name", run["name"]): run["extra_info"] for run in runs}

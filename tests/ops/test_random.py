@@ -36,6 +36,7 @@ FIRST = int(os.environ.get("LIIF_FAST_TEST_SEED", 0))
 FORWARD, GRADIENT, DRAWS, PLAIN, MARGIN, KEPT = 2, 3, 2, 1e-5, 4e-6, 0.5
 FLOOR = {torch.float32: 12, torch.float64: 32}
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+REFUSING = ("triton",)  # backends that take only some widths, depths and dtypes; the others take every configuration
 WORK = 1.5e7  # multiply-adds of a configuration's network, so that a thousand of them stay quick
 
 
@@ -251,6 +252,8 @@ def test_random(seed, nan_empty, threads, poison):
             copies = tuple(t.detach() if isinstance(t, torch.Tensor) else [p.detach() for p in t] for t in inputs)
             check(config, backend, copies, wanted, *expected)
         except Exception as error:
+            if backend in REFUSING and str(error).startswith(f"backend {backend!r} cannot run"):
+                continue
             failures.append(f"{backend}: {type(error).__name__}: {error}")
     again = f"LIIF_FAST_TEST_SEED={seed} LIIF_FAST_TEST_CONFIGS=1 python -m pytest tests/ops/test_random.py"
     assert not failures, "\n".join([again, str(vars(config)), *failures])
