@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
 
 .PHONY: demo build test lint format bench sanitize clean
@@ -17,7 +17,7 @@ build: $(VENV)/.built
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel
-	LIIF_FAST_BUILD_CPU=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
+	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(CPP)
@@ -50,10 +50,10 @@ bench: build
 # tests of memory, which the instruments take themselves, and of what the compiler of PyTorch does.
 SANITIZED := $(foreach name,plan random gradients hostile same_bits,tests/ops/test_$(name).py)
 sanitize: build
-	LIIF_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
 	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest $(SANITIZED) $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_build_info.json $(VENV)/.built
+	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_C_sm90.* liif_fast/_build_info.json $(VENV)/.built

@@ -1,4 +1,4 @@
-"""Builds what a compiler is found for: csrc/cpu as liif_fast/_C, on LibTorch's stable ABI and Python's limited API.
+"""Builds what a compiler is found for, on LibTorch's stable ABI: csrc/cpu as liif_fast/_C, csrc/cuda as _C_sm90.
 
 Environment: LIIF_FAST_BUILD_CPU and LIIF_FAST_BUILD_CUDA (auto, 0, 1), LIIF_FAST_WERROR=1, LIIF_FAST_SANITIZE=1,
 MAX_JOBS, CXX. auto falls back to pure Python and says why; 1 fails instead. torch is located, never imported.
@@ -101,19 +101,49 @@ def why_not_cpu() -> str:
     return ""
 
 
+def find_nvcc() -> str | None:
+    """nvcc: CUDACXX, CUDA_HOME's, on the path, or where Linux installs it."""
+    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
+    candidates = [
+        os.environ.get("CUDACXX"),
+        *(f"{home}/bin/nvcc" for home in homes[:-1]),
+        "nvcc",
+        f"{homes[-1]}/bin/nvcc",
+    ]
+    return next((found for each in candidates if each and (found := shutil.which(each))), None)
+
+
+def why_not_cuda() -> str:
+    """Why the CUDA kernels cannot be built here; empty if they can."""
+    if CUDA == "0":
+        return "LIIF_FAST_BUILD_CUDA=0"
+    if not sys.platform.startswith("linux"):
+        return "built on Linux only"
+    if not glob("csrc/cuda/*.cu"):
+        return "no sources in csrc/cuda"
+    if not find_nvcc():
+        return "no nvcc found"
+    if not find_compiler():
+        return "no C++ compiler found, which nvcc needs"
+    if TORCH and tuple(map(int, TORCH_VERSION.split(".")[:2])) < TORCH_MIN:
+        return f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}"
+    return ""
+
+
 TORCH, TORCH_VERSION = find_torch()
-SKIP_CPU = why_not_cpu()
+SKIP_CPU, SKIP_CUDA = why_not_cpu(), why_not_cuda()
 if CPU == "1" and SKIP_CPU:
     sys.exit(f"LIIF_FAST_BUILD_CPU=1, but the C++ kernels cannot be built: {SKIP_CPU}")
-if CUDA == "1":
-    sys.exit("LIIF_FAST_BUILD_CUDA=1, but this version has no CUDA sources")
+if CUDA == "1" and SKIP_CUDA:
+    sys.exit(f"LIIF_FAST_BUILD_CUDA=1, but the CUDA kernels cannot be built: {SKIP_CUDA}")
 
 
-def write_info(package: str, cpu: dict) -> None:
+def write_info(package: str, cpu: dict, cuda: dict) -> None:
     """Leave what was built, or why not, in the package, for `liif-fast info`."""
     if not cpu["built"]:
         print(f"liif-fast: C++ kernels skipped: {cpu['why']}", file=sys.stderr)
-    cuda = {"built": False, "why": "LIIF_FAST_BUILD_CUDA=0" if CUDA == "0" else "this version has no CUDA sources"}
+    if not cuda["built"]:
+        print(f"liif-fast: CUDA kernels skipped: {cuda['why']}", file=sys.stderr)
     info = {"torch": TORCH_VERSION, "python": platform.python_version(), "cpu": cpu, "cuda": cuda}
     Path(package).mkdir(parents=True, exist_ok=True)
     Path(package, "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
@@ -124,7 +154,7 @@ class BuildPy(build_py):
         super().run()
         if not self.distribution.ext_modules:
             package = "liif_fast" if self.editable_mode else os.path.join(self.build_lib, "liif_fast")
-            write_info(package, {"built": False, "why": SKIP_CPU})
+            write_info(package, {"built": False, "why": SKIP_CPU}, {"built": False, "why": SKIP_CUDA})
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules = super().find_package_modules(package, package_dir)
@@ -135,21 +165,24 @@ class BuildExt(build_ext):
     """Compiles each file with the flags of its instruction set, in parallel, and only what changed."""
 
     def run(self) -> None:
-        self.outcome = {"built": False, "why": SKIP_CPU}
+        self.outcome = {"_C": {"built": False, "why": SKIP_CPU}, "_C_sm90": {"built": False, "why": SKIP_CUDA}}
         super().run()
         package = "liif_fast" if self.inplace else os.path.join(self.build_lib, "liif_fast")
-        if not self.outcome["built"]:
-            for stale in Path(package).glob("_C.*"):  # what an earlier build left
-                stale.unlink()
-        write_info(package, self.outcome)
+        for name, outcome in self.outcome.items():
+            if not outcome["built"]:
+                for stale in Path(package).glob(f"{name}.*"):  # what an earlier build left
+                    stale.unlink()
+        write_info(package, *self.outcome.values())
 
     def build_extension(self, ext: Extension) -> None:
+        name = ext.name.split(".")[-1]
+        build, required = (self.run_nvcc, CUDA) if name == "_C_sm90" else (self.compile_and_link, CPU)
         try:
-            self.outcome = {"built": True, **self.compile_and_link(ext)}
+            self.outcome[name] = {"built": True, **build(ext)}
         except Exception as error:
-            if CPU == "1":
+            if required == "1":
                 raise
-            self.outcome = {"built": False, "why": f"{type(error).__name__}: {error}"}
+            self.outcome[name] = {"built": False, "why": f"{type(error).__name__}: {error}"}
 
     def flags(self) -> list[str]:
         extra = []
@@ -201,24 +234,58 @@ class BuildExt(build_ext):
         )
         return how
 
+    def run_nvcc(self, ext: Extension) -> dict:
+        """Compile and link the CUDA kernels, if anything changed, and tell how; needs no GPU and no CUDA in PyTorch."""
+        if TORCH is None:
+            raise FileNotFoundError("no torch to compile against")
+        nvcc = find_nvcc()
+        host = [
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unknown-pragmas",
+            *(["-Werror"] if WERROR else []),
+        ]
+        flags = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", ",".join(host)]
+        if WERROR:
+            flags += ["-Werror", "all-warnings"]
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        how = {"compiler": version.strip().splitlines()[-1], "flags": flags}
+        target = Path(self.get_ext_fullpath(ext.name))
+        # Linked apart and copied: the copy is newer than its sources only if it was made with these flags.
+        temp = Path(self.build_temp, hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8], target.name)
+        if self.force or newer_group([*ext.sources, *ext.depends], str(temp)):
+            temp.parent.mkdir(parents=True, exist_ok=True)
+            macros = [f"-D{name}" + (f"={value}" if value else "") for name, value in ext.define_macros]
+            places = ["-isystem", str(TORCH / "include"), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl"]
+            compiler = find_compiler().split()[0]
+            command = [nvcc, "-shared", "-ccbin", compiler, *flags, *macros, *ext.sources, *places, "-o", str(temp)]
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                temp.unlink(missing_ok=True)
+                lines = [line for line in (made.stderr + made.stdout).splitlines() if "error" in line] or [""]
+                raise RuntimeError(f"nvcc failed: {lines[0].strip()}")
+            print(made.stderr, end="", file=sys.stderr)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(temp, target)
+        return how
+
 
 def extensions() -> list[Extension]:
-    if SKIP_CPU:
-        return []
-    sources = sorted(glob("csrc/cpu/*.cpp"))
-    depends = [*sorted(glob("csrc/cpu/*.h")), "setup.py"]
-    return [
-        Extension(
-            "liif_fast._C",
-            sources,
-            depends=depends,
-            define_macros=MACROS,
-            libraries=["torch_cpu"],
-            py_limited_api=ABI3,
-            optional=CPU != "1",
-            language="c++",
+    def extension(name: str, sources: list[str], **options) -> Extension:
+        depends = [*sorted(glob("csrc/*/*.h")), "setup.py"]
+        return Extension(
+            f"liif_fast.{name}", sources, depends=depends, define_macros=MACROS, py_limited_api=ABI3, **options
         )
-    ]
+
+    made = []
+    if not SKIP_CPU:
+        sources = sorted(glob("csrc/cpu/*.cpp"))
+        made.append(extension("_C", sources, libraries=["torch_cpu"], optional=CPU != "1", language="c++"))
+    if not SKIP_CUDA:
+        made.append(extension("_C_sm90", sorted(glob("csrc/cuda/*.cu")), optional=CUDA != "1"))
+    return made
 
 
 setup(
@@ -226,7 +293,7 @@ setup(
     package_dir={"liif_fast.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and not SKIP_CPU else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and not (SKIP_CPU and SKIP_CUDA) else {},
     # An isolated build into an environment without torch brings one to compile against.
-    setup_requires=["torch>=2.10"] if not (TORCH or SKIP_CPU) else [],
+    setup_requires=["torch>=2.10"] if not (TORCH or (SKIP_CPU and SKIP_CUDA)) else [],
 )

@@ -54,7 +54,7 @@ def tree(tmp_path_factory):
     copy = tmp_path_factory.mktemp("tree")
     if not (ROOT / ".git").exists():
         built = shutil.ignore_patterns(
-            ".venv", "build", "dist", "*.egg-info", "__pycache__", "_C.*", "_build_info.json"
+            ".venv", "build", "dist", "*.egg-info", "__pycache__", "_C.*", "_C_sm90.*", "_build_info.json"
         )
         return shutil.copytree(ROOT, copy, ignore=built, dirs_exist_ok=True)
     files = ok(sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)).split("\0")
@@ -67,7 +67,7 @@ def tree(tmp_path_factory):
 
 def pip_wheel(source, out, **environment):
     arguments = ["--no-build-isolation", "--no-deps", "--no-index", "-w", out, source]
-    return sh(sys.executable, "-m", "pip", "wheel", "-v", *arguments, **environment)
+    return sh(sys.executable, "-m", "pip", "wheel", "-v", *arguments, **{"LIIF_FAST_BUILD_CUDA": "0", **environment})
 
 
 def build_info(wheel):
@@ -82,7 +82,7 @@ def wheel(tree, tmp_path_factory):
     script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     ok(sh(sys.executable, "-c", script, out, cwd=tree))
     (sdist,) = out.glob("*.tar.gz")
-    ok(pip_wheel(sdist, out, LIIF_FAST_BUILD_CPU="1"))
+    ok(pip_wheel(sdist, out, LIIF_FAST_BUILD_CPU="1", LIIF_FAST_BUILD_CUDA="auto"))
     (built,) = out.glob("*.whl")
     return built
 
@@ -123,6 +123,8 @@ def test_wheel_decodes_outside_the_tree(tree, wheel, clean_python):
     wanted.remove("liif_fast/kernels.py")  # stands for kernels/ in the tree
     wanted |= {f"liif_fast/{p.relative_to(tree)}" for p in (tree / "kernels").rglob("*.py")}
     ours = {n for n in names if ".dist-info/" not in n} - {"liif_fast/_build_info.json", "liif_fast/_C.abi3.so"}
+    if info["cuda"]["built"]:
+        ours.remove("liif_fast/_C_sm90.abi3.so")
     assert ours == wanted
 
     install(clean_python, wheel)
@@ -133,7 +135,7 @@ def test_wheel_decodes_outside_the_tree(tree, wheel, clean_python):
 
 
 def test_editable_install_finds_kernels(tree, clean_python):
-    install(clean_python, "-e", tree, LIIF_FAST_BUILD_CPU="0")
+    install(clean_python, "-e", tree, LIIF_FAST_BUILD_CPU="0", LIIF_FAST_BUILD_CUDA="0")
     assert Path(ok(sh(clean_python, "-c", DECODE, "torch")).split()[0]).is_relative_to(tree)
 
 
@@ -168,11 +170,26 @@ def test_a_compile_error_falls_back_and_says_so(tree, tmp_path):
     assert "liif_fast/_C.abi3.so" not in names
 
 
+def test_a_failing_nvcc_falls_back_and_says_so(tree, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\ncase $1 in --version) echo broken 1.0;; *) echo 'error: no' >&2; exit 1;; esac\n")
+    nvcc.chmod(0o755)
+    environment = {"LIIF_FAST_BUILD_CPU": "0", "CUDACXX": str(nvcc)}
+    process = pip_wheel(tree, tmp_path, LIIF_FAST_BUILD_CUDA="auto", **environment)
+    log = ok(process) + process.stderr
+    assert "CUDA kernels skipped: RuntimeError: nvcc failed: error: no" in log
+    (built,) = tmp_path.glob("*.whl")
+    info, names = build_info(built)
+    assert not info["cuda"]["built"]
+    assert "liif_fast/_C_sm90.abi3.so" not in names
+    assert pip_wheel(tree, tmp_path, LIIF_FAST_BUILD_CUDA="1", **environment).returncode != 0
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
         ({"LIIF_FAST_BUILD_CPU": "1", "CXX": "/nonexistent"}, "no C++ compiler found"),
-        ({"LIIF_FAST_BUILD_CUDA": "1"}, "no CUDA sources"),
+        ({"LIIF_FAST_BUILD_CUDA": "1", "CXX": "/nonexistent"}, "the CUDA kernels cannot be built"),
         ({"LIIF_FAST_BUILD_CPU": "yes"}, "LIIF_FAST_BUILD_CPU must be auto, 0 or 1, got 'yes'"),
     ],
 )

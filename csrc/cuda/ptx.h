@@ -1,0 +1,153 @@
+// The PTX that the kernel is made of: barriers, bulk copies, wgmma, and the arithmetic of the operand types.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "thread.h"
+
+namespace liif::sm90 {
+
+#define LIIF_DEVICE __device__ __forceinline__
+
+LIIF_DEVICE uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- mbarriers. A wait for parity p returns once the phase of that parity has completed; a new barrier counts as
+// having completed its phase of parity 1.
+LIIF_DEVICE void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra end;\n"
+        "bra wait;\nend:\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+LIIF_DEVICE void barrier_arrive_if(uint32_t barrier, int condition) {  // predicated: no branch among wgmmas in flight
+    asm volatile(
+        "{\n.reg .pred yes;\nsetp.ne.s32 yes, %1, 0;\n@yes mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
+        "r"(condition)
+        : "memory");
+}
+// One arrival that also expects `bytes` of a bulk copy, and the copy.
+LIIF_DEVICE void load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// ---- Named barriers, by which the two warpgroups take turns: 128 threads wait, 128 only arrive.
+LIIF_DEVICE void turn_wait(int id) {
+    asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory");
+}
+LIIF_DEVICE void turn_give(int id) {
+    asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory");
+}
+
+template <int kRegisters>
+LIIF_DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+LIIF_DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- wgmma.
+LIIF_DEVICE void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+LIIF_DEVICE void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kPending>
+LIIF_DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+template <int kCount>
+LIIF_DEVICE void keep(uint32_t (&registers)[kCount]) {  // in use up to here, whatever the compiler thinks
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
+#define LIIF_8(f, i) f(i), f(i + 1), f(i + 2), f(i + 3), f(i + 4), f(i + 5), f(i + 6), f(i + 7)
+#define LIIF_32(f, i) LIIF_8(f, i), LIIF_8(f, i + 8), LIIF_8(f, i + 16), LIIF_8(f, i + 24)
+#define LIIF_128(f) LIIF_32(f, 0), LIIF_32(f, 32), LIIF_32(f, 64), LIIF_32(f, 96)
+#define LIIF_D(i) "+f"(d[i])
+#define LIIF_NAMES                                                                                                   \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+    "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
+    "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, " \
+    "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
+    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, " \
+    "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// d += a B: A in registers, B K-major in shared memory. The last operands: accumulate, no negation, no transposition.
+#define LIIF_WGMMA(type)                                                             \
+    asm volatile(                                                                    \
+        "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                               \
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" LIIF_NAMES \
+        "}, {%128, %129, %130, %131}, %132, add, 1, 1, 0;\n}"                        \
+        : LIIF_128(LIIF_D)                                                           \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
+
+struct Memory {
+    LIIF_DEVICE static void load16(const uint32_t* from, uint32_t (&to)[4]) {
+        const uint4 v = __ldg(reinterpret_cast<const uint4*>(from));
+        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+    }
+    LIIF_DEVICE static void load4(const float* from, float4_& to) {
+        // Volatile: the table is not to be kept in registers from one tile to the next.
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(to.x), "=f"(to.y), "=f"(to.z), "=f"(to.w)
+                     : "r"(shared_address(from)));
+    }
+    LIIF_DEVICE static float relu(float x) {  // passes NaN on, which fmaxf drops
+        float y;
+        asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+        return y;
+    }
+};
+
+// pack_relu: negative becomes 0, NaN stays NaN (PTX ISA, cvt: "NaN result is converted to canonical NaN").
+struct Half : Memory {
+    using type = __half;
+    LIIF_DEVICE static type round(float x) { return __float2half_rn(x); }
+    LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
+        uint32_t r;
+        asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+        return r;
+    }
+    LIIF_DEVICE static float low(uint32_t pair) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair & 0xFFFF)));
+    }
+    LIIF_DEVICE static float high(uint32_t pair) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+    }
+    LIIF_DEVICE static void wgmma(float (&d)[kAccumulators], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                  uint64_t b) {
+        LIIF_WGMMA("f16");
+    }
+};
+
+struct Bfloat : Memory {
+    using type = __nv_bfloat16;
+    LIIF_DEVICE static type round(float x) { return __float2bfloat16_rn(x); }
+    LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
+        uint32_t r;
+        asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+        return r;
+    }
+    LIIF_DEVICE static float low(uint32_t pair) { return __uint_as_float(pair << 16); }
+    LIIF_DEVICE static float high(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+    LIIF_DEVICE static void wgmma(float (&d)[kAccumulators], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                  uint64_t b) {
+        LIIF_WGMMA("bf16");
+    }
+};
+
+}  // namespace liif::sm90
