@@ -237,7 +237,7 @@ def fake(monkeypatch):
 
     def put(can, reason):
         monkeypatch.setitem(backends._backends, "cuda", fake_backend(can, reason))
-        monkeypatch.setattr(backends, "_DELIVERED", ("cuda", *backends._DELIVERED))
+        monkeypatch.setattr(backends, "AUTO", ("cuda", *backends.AUTO))
         monkeypatch.setattr(backends, "_said", set())
 
     return put

@@ -2,7 +2,7 @@
 
 A backend is a module of this package with a NAME and the functions of `Backend`. Importing it must be light (no
 driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`_DELIVERED`.
+`NAMES`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 logger = logging.getLogger("liif_fast")
 
 NAMES = ("cuda", "triton", "cpu", "torch", "reference")
-# Fastest first; torch runs everything. "triton" is to follow "cuda" here once its tests and benchmarks/gpu_check.py
-# have passed on a GPU: this line is the one switch, and the backend's own answers (`explain`) say that it is off.
-AUTO = ("cuda", "cpu", "torch")
-_DELIVERED = ("triton", "cpu", "torch", "reference")
+# Fastest first; torch runs everything. "cuda" and "triton" are to come first here, each once its tests and
+# benchmarks/gpu_check.py have passed on a GPU (and cuda is faster than triton there): this line is the one switch, and
+# the backends' own answers (`explain`) say that they are off.
+AUTO = ("cpu", "torch")
 
 
 class Switches(NamedTuple):
@@ -118,8 +118,6 @@ def transformed() -> bool:
 
 
 def _import(name: str) -> Backend | str:
-    if name not in _DELIVERED:
-        return "not part of this version of liif_fast"
     try:
         return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
     except ImportError as error:
@@ -165,7 +163,7 @@ def choose(call: Call, name: str) -> Backend:
         can, reason = ask(candidate, call)
         if can:
             return cast(Backend, _backends[candidate])
-        if name == "auto" and candidate in _DELIVERED and not _torch.compiler.is_compiling():
+        if name == "auto" and not _torch.compiler.is_compiling():
             _say_once(f"backend {candidate} is not used for {call.op}: {reason}")
     raise RuntimeError(f"backend {name!r} cannot run this {call.op}: {reason}")
 

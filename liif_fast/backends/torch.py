@@ -393,12 +393,12 @@ def render(
     top, left, height, width = region
     grid = _Grid(size, top, left, width)
     if not torch.compiler.is_compiling():  # a traced call serves every region
-        feat, place = _under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
+        feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
     out = _decode(feat, None, cell, weights, biases, switches, recompute, height * width, grid, place)
     return out.transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)
 
 
-def _under(
+def under(
     feat: Tensor, size: tuple[int, int], region: tuple[int, int, int, int], switches: Switches, place: Place
 ) -> tuple[Tensor, Place | None]:
     """Return the part of feat that a region reads, so that no more is projected, and its place."""

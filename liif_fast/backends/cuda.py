@@ -1,0 +1,143 @@
+"""The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
+
+It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
+(docs/hopper.md). So it is not in AUTO; who asks for it by name gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, transformed, without_autocast
+from liif_fast.backends.projection import project
+from liif_fast.backends.torch import under
+from liif_fast.ops import sm90
+
+NAME = "cuda"
+PLACES = True
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def _load() -> str:
+    """Load the extension, which registers the kernels and asks no driver; return why there is none, "" if there is."""
+    error: object = "no liif_fast/_C_sm90"
+    for extension in Path(__file__).parents[1].glob("_C_sm90.*"):
+        try:
+            torch.ops.load_library(extension)
+            return ""
+        except OSError as reason:
+            error = reason
+    return f"the CUDA kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
+
+
+_missing = _load()
+
+
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def can_run(call: Call) -> tuple[bool, str]:
+    """sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
+    if call.device.type != "cuda":
+        return False, f"runs on cuda tensors, got device {call.device}"
+    if _missing:
+        return False, _missing
+    if _capability(call.device.index) != (9, 0):
+        return False, f"needs compute capability 9.0, got {_capability(call.device.index)}"
+    if call.op not in ("decode", "render"):
+        return False, f"decodes and renders only, got {call.op}"
+    if (call.autocast or call.dtype) not in DTYPES:
+        return False, f"computes in float16 or bfloat16, got {call.autocast or call.dtype}"
+    if call.coord_dtype != torch.float32:
+        return False, f"plans in float32, got coord in {call.coord_dtype}"
+    if call.requires_grad:
+        return False, "has no gradient"
+    *hidden, out = call.widths
+    if len(hidden) < 2 or set(hidden) != {sm90.HIDDEN}:
+        return False, f"takes two or more hidden layers, all {sm90.HIDDEN} wide, got {hidden}"
+    if out > sm90.MAX_OUT:
+        return False, f"takes up to {sm90.MAX_OUT} outputs, got {out}"
+    if forward_ad._current_level >= 0:
+        return False, "has no forward-mode derivative"
+    if transformed():
+        return False, "runs under no torch.func transform"
+    if NAME in AUTO:
+        return True, "hand-written Hopper kernel"
+    return True, "hand-written Hopper kernel; only by name: it has never run on a GPU"
+
+
+def _prepare(
+    feat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], switches: Switches
+) -> tuple[Tensor, Tensor]:
+    """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
+
+    The weights are packed in every call, in one launch a layer, and not kept: PyTorch's version counters do not count
+    what is written through .data, and a captured graph must pack what the weights are when it is replayed.
+    """
+    dtype = autocast_dtype(feat) or feat.dtype
+    terms = 4 if switches.cell_decode else 2
+    params = [*weights, *biases]
+    if len({param.dtype for param in params}) > 1 or params[0].dtype not in (*DTYPES, torch.float32):
+        params = [param.float() for param in params]
+    packed = sm90.pack(params[: len(weights)], params[len(weights) :], terms, dtype == torch.bfloat16)
+    with without_autocast(feat):
+        first, bias = weights[0][:, : weights[0].shape[1] - terms].to(dtype), biases[0].to(dtype)
+        p = project(feat.to(dtype), first, bias, switches.feat_unfold)
+    return p.view(feat.shape[0], feat.shape[2], feat.shape[3], sm90.HIDDEN), packed
+
+
+def decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+) -> Tensor:
+    """Return the decoded queries, [B, Q, out]."""
+    p, packed = _prepare(feat, weights, biases, switches)
+    cell = cell if switches.cell_decode else None
+    wide = autocast_dtype(feat) is not None
+    return sm90.decode(p, coord, cell, packed, weights[-1].shape[0], switches.local_ensemble, wide)
+
+
+def render(
+    feat: Tensor,
+    size: tuple[int, int],
+    region: tuple[int, int, int, int],
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+    place: Place | None = None,
+) -> Tensor:
+    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
+    if not torch.compiler.is_compiling():
+        feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
+    p, packed = _prepare(feat, weights, biases, switches)
+    top, left, *shape = place or (0, 0, feat.shape[2], feat.shape[3])
+    wide = autocast_dtype(feat) is not None
+    options = (weights[-1].shape[0], switches.local_ensemble, wide)
+    return sm90.render(p, cell if switches.cell_decode else None, packed, *options, *shape, top, left, *size, *region)
+
+
+def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
+    """Not offered; `can_run` refuses it."""
+    raise NotImplementedError
+
+
+def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
+    """Not offered; `can_run` refuses it."""
+    raise NotImplementedError
