@@ -1,25 +1,12 @@
 // The decoder on Hopper (sm_90a): P -> the output, for hidden layers of 256. docs/hopper.md tells the design; layout.h
-// where everything lies; thread.h what a thread computes.
+// where everything lies; thread.h what a thread computes; operators.h the host's part. With LIIF_KERNEL_ONLY it
+// compiles without PyTorch, to be looked at (benchmarks/audit_sass.py).
 //
 // A block is persistent and works on tiles of 128 rows, a row being a corner of a query. One warp loads: it copies the
 // weights, slice after slice, layer after layer and tile after tile, into a ring of stages. Two warpgroups of 64 rows
 // compute: the activations stay in their registers, from the gathered rows of P to the last layer's sums. They take
 // turns in a whole layer's products, so that one converts, blends or gathers while the other keeps the matrix unit
 // busy; both use the same pass of the ring, and a stage is free once all eight warps are done with it.
-#include <cuda_runtime.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
-#include <limits>
-#include <optional>
-#include <vector>
-
-#include "checks.h"
-#include "pack.h"
 #include "ptx.h"
 
 namespace liif::sm90 {
@@ -184,226 +171,16 @@ __global__ void __launch_bounds__(kThreads, 1) decode_sm90(const __grid_constant
     }
 }
 
-// ---- From here on the host: checks, the problem, the launch.
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-void check_cuda(cudaError_t error, const char* what) {
-    STD_TORCH_CHECK(error == cudaSuccess, "liif_fast: ", what, ": ", cudaGetErrorString(error));
-}
-
-// PyTorch's current stream. The function is in libtorch_cuda, which a PyTorch without CUDA lacks; it is looked up in
-// the library that PyTorch has loaded, so that this extension can be built against and loaded into either.
-cudaStream_t current_stream(int32_t device) {
-    using Get = int32_t (*)(int32_t, void**);
-    static const Get get = [] {
-        void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-        return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-    }();
-    STD_TORCH_CHECK(get != nullptr, "liif_fast: this PyTorch has no CUDA");
-    void* stream = nullptr;
-    STD_TORCH_CHECK(get(device, &stream) == 0, "liif_fast: PyTorch's current stream cannot be had");
-    return static_cast<cudaStream_t>(stream);
-}
-
-int to_int(int64_t value) {
-    STD_TORCH_CHECK(value >= 0 && value <= std::numeric_limits<int>::max(),
-                    "liif_fast: a side is longer than 2^31 - 1");
-    return static_cast<int>(value);
-}
-
-bool is_bfloat(const Tensor& p) {
-    STD_TORCH_CHECK(p.scalar_type() == ScalarType::Half || p.scalar_type() == ScalarType::BFloat16,
-                    "liif_fast: p must be float16 or bfloat16");
-    return p.scalar_type() == ScalarType::BFloat16;
-}
-
-void check_float(const Tensor& t, const Tensor& p, const char* name) {
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.get_device() == p.get_device(), "liif_fast: ", name,
-                    " must be float32, on the device of p");
-}
-
-// What decode and render have in common. A map that p does not hold whole is given by `place`: its height and width,
-// p's top and left.
-Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim,
-                      bool ensemble, bool wide, const int64_t (&place)[4]) {
-    STD_TORCH_CHECK(p.dim() == 4 && p.size(3) == kHidden && p.is_contiguous() &&
-                        reinterpret_cast<uintptr_t>(p.const_data_ptr()) % 16 == 0,
-                    "liif_fast: p must be [B, h, w, 256], contiguous, at a multiple of 16 bytes");
-    STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                        packed.get_device() == p.get_device() && packed.numel() > kTableBytes &&
-                        (packed.numel() - kTableBytes) % kProductBytes == 0 &&
-                        reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0,
-                    "liif_fast: packed must be what pack_sm90 returned, on the device of p");
-    STD_TORCH_CHECK(out_dim >= 1 && out_dim <= kMaxOut, "liif_fast: out_dim must be 1 to 4");
-    STD_TORCH_CHECK(
-        place[2] >= 0 && place[3] >= 0 && place[2] + p.size(1) <= place[0] && place[3] + p.size(2) <= place[1],
-        "liif_fast: p lies outside of its map");
-    Problem problem{};
-    problem.rows = make_axis(std::max(to_int(place[0]), 1), ensemble);
-    problem.columns = make_axis(std::max(to_int(place[1]), 1), ensemble);
-    problem.p = static_cast<const uint32_t*>(p.const_data_ptr());
-    problem.top = to_int(place[2]), problem.left = to_int(place[3]);
-    problem.height = to_int(p.size(1)), problem.width = to_int(p.size(2));
-    if (cell) {
-        check_float(*cell, p, "cell");
-        STD_TORCH_CHECK(cell->dim() >= 2 && cell->size(0) == p.size(0) && cell->size(cell->dim() - 1) == 2,
-                        "liif_fast: cell must be [B, 2] or [B, Q, 2]");
-        problem.cell = static_cast<const float*>(cell->const_data_ptr());
-        problem.cell_steps[0] = cell->stride(0);
-        problem.cell_steps[1] = cell->dim() == 3 ? cell->stride(1) : 0;
-        problem.cell_steps[2] = cell->stride(cell->dim() - 1);
-    }
-    problem.out_dim = static_cast<int>(out_dim);
-    problem.out_float = wide;
-    problem.products = to_int((packed.numel() - kTableBytes) / kProductBytes);
-    problem.packed = static_cast<const unsigned char*>(packed.const_data_ptr());
-    return problem;
-}
-
-template <typename U, bool kEnsemble>
-void launch(const Problem& problem, int32_t device) {
-    constexpr int64_t kPerTile = queries_per_warp(kEnsemble) * 4 * kWarpgroups;
-    const int64_t tiles = (problem.total + kPerTile - 1) / kPerTile;
-    int blocks = 0, major = 0, minor = 0;
-    check_cuda(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device), "device");
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
-    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
-    STD_TORCH_CHECK(major == 9 && minor == 0, "liif_fast: decode_sm90 and render_sm90 run on sm_90 only");
-    const auto kernel = decode_sm90<U, kEnsemble>;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-               "shared memory");
-    const int grid = static_cast<int>(std::min<int64_t>(blocks, tiles));
-    kernel<<<grid, kThreads, kSharedBytes, current_stream(device)>>>(problem, tiles);
-    check_cuda(cudaGetLastError(), "launch");
-}
-
-void launch_any(const Problem& problem, const Tensor& p, bool ensemble) {
-    if (problem.total == 0) return;
-    STD_TORCH_CHECK(problem.height > 0 && problem.width > 0, "liif_fast: p holds no latent");
-    const int32_t device = p.get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device);
-    if (is_bfloat(p)) {
-        ensemble ? launch<Bfloat, true>(problem, device) : launch<Bfloat, false>(problem, device);
-    } else {
-        ensemble ? launch<Half, true>(problem, device) : launch<Half, false>(problem, device);
-    }
-}
-
-Tensor make_out(const Tensor& p, const std::vector<int64_t>& size, bool wide) {
-    is_bfloat(p);
-    return torch::stable::new_empty(p, size, wide ? ScalarType::Float : p.scalar_type());
-}
-
-Tensor decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell, const Tensor& packed,
-              int64_t out_dim, bool ensemble, bool wide) {
-    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {p.size(1), p.size(2), 0, 0});
-    check_float(coord, p, "coord");
-    STD_TORCH_CHECK(coord.dim() == 3 && coord.size(0) == p.size(0) && coord.size(2) == 2,
-                    "liif_fast: coord must be [B, Q, 2]");
-    STD_TORCH_CHECK(!cell || (cell->dim() == 3 && cell->size(1) == coord.size(1)), "liif_fast: cell must be as coord");
-    Tensor out = make_out(p, {coord.size(0), coord.size(1), out_dim}, wide);
-    problem.coord = static_cast<const float*>(coord.const_data_ptr());
-    problem.queries = coord.size(1), problem.total = coord.size(0) * coord.size(1);
-    problem.out = out.mutable_data_ptr();
-    for (int i = 0; i < 3; ++i) {
-        problem.coord_steps[i] = coord.stride(i);
-        problem.out_steps[i] = out.stride(i);
-    }
-    launch_any(problem, p, ensemble);
-    return out;
-}
-
-Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim, bool ensemble,
-              bool wide, int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height,
-              int64_t grid_width, int64_t top, int64_t left, int64_t height, int64_t width) {
-    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {map_height, map_width, p_top, p_left});
-    STD_TORCH_CHECK(!cell || cell->dim() == 2, "liif_fast: cell must be [B, 2]");
-    STD_TORCH_CHECK(
-        top >= 0 && left >= 0 && height >= 0 && width >= 0 && top + height <= grid_height && left + width <= grid_width,
-        "liif_fast: the window lies outside of its grid");
-    Tensor out = make_out(p, {p.size(0), out_dim, height, width}, wide);
-    problem.grid_rows = make_centres(std::max(to_int(grid_height), 1));
-    problem.grid_columns = make_centres(std::max(to_int(grid_width), 1));
-    problem.grid_top = to_int(top), problem.grid_left = to_int(left), problem.grid_width = to_int(width);
-    problem.queries = height * width, problem.total = p.size(0) * height * width;
-    problem.out = out.mutable_data_ptr();
-    problem.out_steps[0] = out_dim * height * width, problem.out_steps[1] = 1, problem.out_steps[2] = height * width;
-    launch_any(problem, p, ensemble);
-    return out;
-}
-
-template <typename T, typename S>
-__global__ void pack_product(Source<S> weight, Source<S> bias, bool gathered, unsigned char* product) {
-    const int n = static_cast<int>(blockIdx.x), k = static_cast<int>(threadIdx.x);
-    pack_weight<T>(weight, gathered, n, k, product);
-    if (k == 0) pack_bias(bias, n, product);
-}
-
-template <typename S>
-__global__ void pack_tables(Source<S> affine, int terms, Source<S> last, Source<S> bias, int out, float* table) {
-    pack_table(affine, terms, last, bias, out, static_cast<int>(threadIdx.x), table);
-}
-
-template <typename S>
-Source<S> source(const Tensor& t, int64_t first_column = 0) {
-    const int64_t column = t.dim() == 2 ? t.stride(1) : 0;
-    return {static_cast<const S*>(t.const_data_ptr()) + first_column * column, t.stride(0), column};
-}
-
-template <typename T, typename S>
-void pack_from(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, unsigned char* to,
-               cudaStream_t stream) {
-    const size_t last = weights.size() - 1;
-    for (size_t layer = 1; layer < last; ++layer, to += kProductBytes) {
-        pack_product<T, S>
-            <<<kHidden, kHidden, 0, stream>>>(source<S>(weights[layer]), source<S>(biases[layer]), layer == 1, to);
-    }
-    pack_tables<S><<<1, kHidden, 0, stream>>>(source<S>(weights[0], weights[0].size(1) - terms), terms,
-                                              source<S>(weights[last]), source<S>(biases[last]),
-                                              static_cast<int>(weights[last].size(0)), reinterpret_cast<float*>(to));
-    check_cuda(cudaGetLastError(), "launch");
-}
-
-template <typename T>
-void pack_to(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, unsigned char* to,
-             cudaStream_t stream) {
-    switch (weights[0].scalar_type()) {
-        case ScalarType::Float:
-            return pack_from<T, float>(weights, biases, terms, to, stream);
-        case ScalarType::Half:
-            return pack_from<T, __half>(weights, biases, terms, to, stream);
-        case ScalarType::BFloat16:
-            return pack_from<T, __nv_bfloat16>(weights, biases, terms, to, stream);
-        default:
-            STD_TORCH_CHECK(false, "liif_fast: pack_sm90 takes float32, float16 or bfloat16");
-    }
-}
-
-Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t terms, bool bfloat) {
-    check_packable(weights, biases, terms);
-    for (size_t i = 0; i < weights.size(); ++i) {
-        STD_TORCH_CHECK(
-            weights[i].get_device() == weights[0].get_device() && biases[i].get_device() == weights[0].get_device(),
-            "liif_fast: weights and biases must be on one device");
-    }
-    const int32_t device = weights[0].get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device);
-    Tensor packed = torch::stable::new_empty(weights[0], {packed_bytes(static_cast<int64_t>(weights.size()) - 2)},
-                                             ScalarType::Byte);
-    auto* to = static_cast<unsigned char*>(packed.mutable_data_ptr());
-    const cudaStream_t stream = current_stream(device);
-    bfloat ? pack_to<__nv_bfloat16>(weights, biases, static_cast<int>(terms), to, stream)
-           : pack_to<__half>(weights, biases, static_cast<int>(terms), to, stream);
-    return packed;
-}
+#if defined(LIIF_KERNEL_ONLY)
+template __global__ void decode_sm90<Half, true>(const __grid_constant__ Problem, int64_t);
+template __global__ void decode_sm90<Half, false>(const __grid_constant__ Problem, int64_t);
+template __global__ void decode_sm90<Bfloat, true>(const __grid_constant__ Problem, int64_t);
+template __global__ void decode_sm90<Bfloat, false>(const __grid_constant__ Problem, int64_t);
+#endif
 
 }  // namespace
 }  // namespace liif::sm90
 
-STABLE_TORCH_LIBRARY_IMPL(liif_fast, CUDA, m) {
-    m.impl("pack_sm90", TORCH_BOX(&liif::sm90::pack));
-    m.impl("decode_sm90", TORCH_BOX(&liif::sm90::decode));
-    m.impl("render_sm90", TORCH_BOX(&liif::sm90::render));
-}
+#if !defined(LIIF_KERNEL_ONLY)
+#include "operators.h"
+#endif
