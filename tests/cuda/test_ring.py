@@ -1,182 +1,293 @@
-"""The protocol of the ring and the turns, executed in every kind of order: no deadlock, no stage overwritten too early.
+"""The ring of weight slices and the turns of csrc/cuda/decode_sm90.cu, run in every order that the hardware may choose.
 
-Actors take steps as csrc/cuda/decode_sm90.cu does: the loading warp; copies that land when they will; eight warps in
-two warpgroups; and each warp's products, which read their stage until they complete.
+A model: one actor loads, the warps of two warpgroups compute; each is the list of what it does. From every state every
+step that can be taken is tried: an actor goes on, or a copy lands. So what holds here holds for any speed of anything.
+A product counts as reading its stage from its issue to the wait for it, a copy as writing from issue to landing.
+Shown: nobody is stuck, nobody reads what is not its slice, nothing is overwritten that somebody reads, a warpgroup has
+the matrix unit for itself in its turn, and no barrier is left half full. And each of them fails when a step is wrong.
 """
 
-import random
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-HEADER = (Path(__file__).resolve().parents[2] / "csrc/cuda/layout.h").read_text()
-STAGES = int(re.search(r"kStages = (\d+)", HEADER).group(1))
-SLICES, WARPS = 4, 8
+LAYOUT = Path(__file__).parents[2] / "csrc" / "cuda" / "layout.h"
+Step = tuple  # what, and with what
 
 
-class Barrier:
-    """An mbarrier: a wait for a parity passes once the phase of that parity is complete; a new one has completed 1."""
-
-    def __init__(self, arrivals):
-        self.arrivals = self.pending = arrivals
-        self.parity = 0  # of the phase under way
-
-    def arrive(self):
-        assert self.pending > 0
-        self.pending -= 1
-        if self.pending == 0:
-            self.pending, self.parity = self.arrivals, self.parity ^ 1
-
-    def passed(self, parity):
-        return self.parity != parity
+class Setting(NamedTuple):
+    stages: int = 6
+    slices: int = 4  # of a product
+    products: int = 2
+    tiles: int = 2
+    warps: int = 1  # of a warpgroup; four in the kernel, and fewer make fewer states
 
 
-class Turn:
-    """A named barrier of 256 threads, by warps: four wait and four arrive, then all go on."""
-
-    def __init__(self):
-        self.waiting, self.arrived, self.rounds = set(), set(), 0
-
-    def check(self):
-        if len(self.waiting) == 4 and len(self.arrived) == 4:
-            self.waiting, self.arrived, self.rounds = set(), set(), self.rounds + 1
+class State(NamedTuple):
+    at: tuple[int, ...]  # each actor's next step; actor 0 loads
+    content: tuple  # of a stage: number of the slice, or None while it is written
+    copies: frozenset  # (stage, number) on their way
+    full: tuple[int, ...]  # phases completed
+    empty: tuple[tuple[int, int], ...]  # phases completed, arrivals in this one
+    turns: tuple[tuple[int, frozenset], ...]  # arrivals at the named barrier, actors that wait there
 
 
-class Block:
-    """One thread block with its ring; `release` is what the eight warps' arrivals are to be."""
-
-    def __init__(self, stages, products, tiles, arrivals=WARPS, early=False):
-        self.products, self.tiles, self.stages = products, tiles, stages
-        self.early = early  # a fault: a stage is handed back before its products are complete
-        self.full = [Barrier(2) for _ in range(stages)]  # the expecting arrival, and the bytes
-        self.empty = [Barrier(arrivals) for _ in range(stages)]
-        self.turns = [Turn(), Turn()]
-        self.content = [None] * stages  # the slice's number, None while a copy is under way
-        self.copies, self.reading = [], [[] for _ in range(WARPS)]
-        self.actors = [self.producer(), *[self.warp(w) for w in range(WARPS)]]
-
-    def producer(self):
-        for number in range(self.tiles * self.products * SLICES):
-            stage, parity = number % self.stages, number // self.stages % 2
-            while not self.empty[stage].passed(parity ^ 1):
-                yield False
-            assert not any(stage == s for reads in self.reading for s, _ in reads), "a stage in use is overwritten"
-            self.content[stage] = None
-            self.full[stage].arrive()
-            self.copies.append((stage, number))
-            yield True
-
-    def land(self, index):
-        stage, number = self.copies.pop(index)
-        self.content[stage] = number
-        self.full[stage].arrive()
-
-    def complete(self, warp):  # the oldest group of products of a warp
-        stage, number = self.reading[warp].pop(0)
-        assert self.content[stage] == number, "products read another slice"
-
-    def give(self, group, warp):
-        turn = self.turns[group]
-        assert warp not in turn.arrived, "given twice"
-        turn.arrived.add(warp)
-        turn.check()
-
-    def warp(self, w):
-        group, number = w // 4, 0
-        if group == 1:
-            self.give(0, w)
-        for tile in range(self.tiles):
-            for product in range(self.products):
-                while not self.full[number % self.stages].passed(number // self.stages % 2):
-                    yield False
-                assert self.content[number % self.stages] == number, "the bias is another layer's"
-                yield True
-                turn = self.turns[group]
-                round_ = turn.rounds
-                turn.waiting.add(w)
-                turn.check()
-                while turn.rounds == round_:
-                    yield False
-                for slice_ in range(SLICES):
-                    stage, parity = number % self.stages, number // self.stages % 2
-                    while not self.full[stage].passed(parity):
-                        yield False
-                    self.reading[w].append((stage, number))
-                    yield True
-                    if slice_ > 0:
-                        while len(self.reading[w]) > (2 if self.early else 1):
-                            yield False
-                        self.empty[(number - 1) % self.stages].arrive()
-                        yield True
-                    number += 1
-                if group == 0 or product + 1 < self.products or tile + 1 < self.tiles:
-                    self.give(1 - group, w)
-                    yield True
-                while self.reading[w]:
-                    yield False
-                self.empty[(number - 1) % self.stages].arrive()
-                yield True
-
-    def run(self, rng):
-        """Take steps in random order, some actors favoured, until all are done; raises on a deadlock."""
-        live = dict(enumerate(self.actors))
-        favour = [rng.choice((0.05, 1.0)) for _ in range(len(live) + 2)]
-        while live:
-            moved = False
-            order = sorted(live, key=lambda _: rng.random())
-            for key in order:
-                if rng.random() < favour[key]:
-                    try:
-                        moved |= next(live[key])
-                    except StopIteration:
-                        del live[key]
-                        moved = True
-            if self.copies and rng.random() < favour[-1]:
-                self.land(rng.randrange(len(self.copies)))
-                moved = True
-            busy = [w for w in range(WARPS) if self.reading[w]]
-            if busy and rng.random() < favour[-2]:
-                self.complete(rng.choice(busy))
-                moved = True
-            if not moved and not self.copies and not busy and not self.can_move(live):
-                raise AssertionError("deadlock")
-        for turn in self.turns:
-            assert not turn.waiting and not turn.arrived  # nothing is left in a barrier at the end
-
-    def can_move(self, live):
-        for key in list(live):
-            try:
-                if next(live[key]):
-                    return True
-            except StopIteration:
-                del live[key]
-                return True
-        return False
+def loader(s: Setting) -> list[Step]:
+    steps = []
+    for number in range(s.tiles * s.products * s.slices):
+        stage, parity = number % s.stages, number // s.stages % 2
+        steps += [("empty", stage, parity ^ 1), ("copy", stage, number)]
+    return steps
 
 
-@pytest.mark.parametrize("stages", sorted({4, 5, STAGES, 7, 13}))
-@pytest.mark.parametrize("products", [1, 3, 4])
-@pytest.mark.parametrize("tiles", [1, 2, 5])  # there are never more blocks than tiles
-def test_every_order_ends(stages, products, tiles):
-    for seed in range(8):
-        Block(stages, products, tiles).run(random.Random(seed))
+def warp(s: Setting, group: int) -> list[Step]:
+    steps: list[Step] = [("give", 0)] if group == 1 else []
+    number = 0
+    for layer in range(s.tiles * s.products):
+        last = layer == s.tiles * s.products - 1
+        before = None
+        for n in range(s.slices):
+            stage, parity = number % s.stages, number // s.stages % 2
+            steps.append(("full", stage, parity))
+            if n == 0:
+                steps += [("bias", stage, number), ("turn", group)]
+            steps.append(("issue", stage, number))
+            if n > 0:
+                steps += [("wait", 1), ("arrive", before)]
+            before = stage
+            number += 1
+        if group == 0 or not last:
+            steps.append(("give", 1 - group))
+        steps += [("wait", 0), ("arrive", before)]
+    return steps
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ({"stages": 3}, "deadlock"),  # a whole layer must fit: the other warpgroup waits for its turn
-        ({"arrivals": WARPS - 1}, "overwritten|another"),
-        ({"early": True}, "overwritten|another"),
-    ],
-)
-def test_faults_are_found(fault, message):
-    options = {"stages": STAGES, "products": 3, "tiles": 4, **fault}
+def programs(s: Setting) -> list[list[Step]]:
+    return [loader(s), *(warp(s, group) for group in (0, 1) for _ in range(s.warps))]
 
-    def every_seed():
-        for seed in range(40):
-            Block(**options).run(random.Random(seed))
 
-    with pytest.raises(AssertionError, match=message):
-        every_seed()
+def in_hand(steps: list[Step]) -> list[tuple[frozenset, bool]]:
+    """Return, before each step and after the last, the stages that products read and whether it is the actor's turn."""
+    stages: list[int] = []
+    turn, rows = False, []
+    for what, *more in steps:
+        rows.append((frozenset(stages), turn))
+        if what == "issue":
+            stages.append(more[0])
+        elif what == "wait":
+            stages = stages[len(stages) - more[0] :]
+        elif what in ("turn", "give"):
+            turn = what == "turn"
+    return [*rows, (frozenset(stages), turn)]
+
+
+def explore(s: Setting, steps: list[list[Step]] | None = None, arrivals: int | None = None) -> str:
+    """Run all orders; return what goes wrong in any of them, a line each, "" if nothing does."""
+    steps = steps or programs(s)
+    arrivals = arrivals or 2 * s.warps
+    hands = [in_hand(part) for part in steps]
+    nobody = ((0, frozenset()),) * 2
+    start = State((0,) * len(steps), (None,) * s.stages, frozenset(), (0,) * s.stages, ((0, 0),) * s.stages, nobody)
+    seen, todo, wrong = {start}, [start], set()
+    while todo:
+        state = todo.pop()
+        following: list[State] = []
+        failed = ""
+        for stage, number in state.copies:
+            landed = state._replace(
+                copies=state.copies - {(stage, number)},
+                content=put(state.content, stage, number),
+                full=put(state.full, stage, state.full[stage] + 1),
+            )
+            following.append(landed)
+        for actor in range(len(steps)):
+            result = go(s, state, actor, steps, hands, arrivals)
+            if isinstance(result, str):
+                failed = result
+                wrong.add(failed)  # this step leads no further
+            else:
+                following += result
+        if not following and not failed:
+            if any(at < len(part) for at, part in zip(state.at, steps, strict=True)):
+                wrong.add(f"stuck: {[part[at] for at, part in zip(state.at, steps, strict=True) if at < len(part)]}")
+            elif any(count for count, _ in state.turns):
+                wrong.add("a turn is left over")
+        fresh = [new for new in dict.fromkeys(following) if new not in seen]
+        seen.update(fresh)
+        todo += fresh
+    return "\n".join(sorted(wrong))
+
+
+def go(s: Setting, state: State, actor: int, steps, hands, arrivals: int) -> list[State] | str:
+    """Return the states after an actor's next step: none if it has to wait, or what is wrong with it."""
+    at = state.at[actor]
+    if at == len(steps[actor]) or any(actor in waiting for _, waiting in state.turns):
+        return []
+    what, *more = steps[actor][at]
+    after = state._replace(at=put(state.at, actor, at + 1))
+    if what in ("full", "empty"):  # mbarrier.try_wait.parity: has the phase of this parity completed?
+        stage, parity = more
+        phase = state.full[stage] if what == "full" else state.empty[stage][0]
+        return [after] if phase % 2 != parity else []
+    if what == "copy":
+        stage, number = more
+        if any(stage in hand[place][0] for hand, place in zip(hands, state.at, strict=True)):
+            return f"overwrites stage {stage} with slice {number} while a product reads it"
+        if any(stage == other for other, _ in state.copies):
+            return f"two copies into stage {stage}"
+        return [after._replace(content=put(state.content, stage, None), copies=state.copies | {(stage, number)})]
+    if what in ("issue", "bias"):
+        stage, number = more
+        if state.content[stage] != number:
+            return f"{what} of slice {number} finds {state.content[stage]} in stage {stage}"
+        if what == "issue" and not hands[actor][at][1]:
+            return f"slice {number} is issued out of turn"
+    elif what == "arrive":
+        phase, count = state.empty[more[0]]
+        now = (phase + 1, 0) if count + 1 == arrivals else (phase, count + 1)
+        return [after._replace(empty=put(state.empty, more[0], now))]
+    elif what in ("turn", "give"):
+        count, waiting = state.turns[more[0]]
+        count += 1
+        if what == "turn":
+            waiting, after = waiting | {actor}, state
+        if count == 2 * s.warps:  # the named barrier opens: all that wait go on
+            for other in range(1, len(steps)):
+                theirs = (other - 1) // s.warps != more[0]
+                if theirs and hands[other][after.at[other]][1]:
+                    return f"warpgroup {more[0]} gets the turn that warpgroup {1 - more[0]} has"
+            places = tuple(place + (n in waiting) for n, place in enumerate(after.at))
+            return [after._replace(at=places, turns=put(state.turns, more[0], (0, frozenset())))]
+        return [after._replace(turns=put(state.turns, more[0], (count, waiting)))]
+    return [after]
+
+
+def put(values: tuple, at: int, value) -> tuple:
+    return (*values[:at], value, *values[at + 1 :])
+
+
+@pytest.mark.parametrize("stages", [4, 5, 6, 7])
+@pytest.mark.parametrize(("products", "tiles"), [(1, 1), (1, 3), (2, 2), (3, 1), (3, 2)])
+def test_every_order_ends_well(stages, products, tiles):
+    assert explore(Setting(stages=stages, products=products, tiles=tiles)) == ""
+
+
+def test_two_warps_of_a_warpgroup_may_drift_apart():
+    assert explore(Setting(stages=4, products=2, tiles=1, warps=2)) == ""
+
+
+def test_the_kernel_has_a_setting_shown_here():
+    source = LAYOUT.read_text()
+    stages = int(re.search(r"\bkStages = (\d+);", source)[1])
+    width, of_slice = (int(re.search(rf"\b{name} = (\d+)[,;]", source)[1]) for name in ("kHidden", "kSliceK"))
+    assert width // of_slice == Setting().slices
+    assert 4 <= stages <= 7
+
+
+# ---- With one thing wrong, something goes wrong.
+
+
+def each_warp(s: Setting, change) -> list[list[Step]]:
+    load, *warps = programs(s)
+    return [load, *(change(group, part) for group, part in enumerate(warps))]
+
+
+def without(steps: list[Step], step: Step, which: int = 0) -> list[Step]:
+    at = [n for n, other in enumerate(steps) if other == step][which]
+    return [*steps[:at], *steps[at + 1 :]]
+
+
+SMALL = Setting(stages=4, tiles=1, products=2)
+
+
+def test_a_ring_smaller_than_a_layer_is_stuck():
+    # Warpgroup 0 needs the whole layer before it gives the turn; warpgroup 1 keeps the first stage until then.
+    assert re.search(r"(?m)^stuck", explore(Setting(stages=3)))
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_stages_never_handed_back_are_stuck(group):
+    steps = each_warp(SMALL, lambda g, part: [p for p in part if p[0] != "arrive"] if g == group else part)
+    assert re.search(r"(?m)^stuck", explore(SMALL, steps))
+
+
+def test_a_stage_free_after_one_warpgroup_is_overwritten():
+    assert re.search(r"(?m)^overwrites", explore(SMALL, arrivals=1))
+
+
+def test_a_stage_handed_back_before_the_wait_is_overwritten():
+    def early(group, part):
+        part = list(part)
+        for n in range(len(part) - 1):
+            if part[n][0] == "wait" and part[n + 1][0] == "arrive":
+                part[n], part[n + 1] = part[n + 1], part[n]
+        return part
+
+    assert re.search(r"(?m)^overwrites", explore(SMALL, each_warp(SMALL, early)))
+
+
+def test_the_stage_of_the_group_under_way_must_not_be_handed_back():
+    # A wait for all groups but the latest frees the stage before, not the latest's own.
+    def current(group, part):
+        changed = []
+        for step in part:
+            changed += [step, ("arrive", step[1])] if step[0] == "issue" else [] if step[0] == "arrive" else [step]
+        return changed
+
+    assert re.search(r"(?m)^overwrites", explore(SMALL, each_warp(SMALL, current)))
+
+
+def test_a_loader_that_waits_for_the_other_parity_fails():
+    load, *warps = programs(SMALL)
+    wrong = [(what, more[0], more[1] ^ 1) if what == "empty" else (what, *more) for what, *more in load]
+    assert re.search(r"(?m)^stuck", explore(SMALL, [wrong, *warps]))
+
+
+def test_a_loader_that_does_not_wait_overwrites():
+    load, *warps = programs(SMALL)
+    assert re.search(
+        r"(?m)^(overwrites|two copies|issue|bias)", explore(SMALL, [[p for p in load if p[0] != "empty"], *warps])
+    )
+
+
+@pytest.mark.parametrize("slice_", range(4))
+def test_a_slice_read_without_waiting_is_not_there(slice_):
+    steps = each_warp(SMALL, lambda g, part: without(part, ("full", slice_, 0)) if g == 0 else part)
+    assert re.search(r"(?m)^(issue|bias)", explore(SMALL, steps))
+
+
+def test_a_wait_of_the_wrong_pass_reads_the_slice_before():
+    steps = each_warp(SMALL, lambda g, part: [("full", p[1], 0) if p[0] == "full" else p for p in part])
+    assert re.search(r"(?m)^(issue|bias|stuck)", explore(SMALL, steps))
+
+
+def test_a_first_turn_that_nobody_gives_is_stuck():
+    steps = each_warp(SMALL, lambda g, part: without(part, ("give", 0)) if g == 1 else part)
+    assert re.search(r"(?m)^stuck", explore(SMALL, steps))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_turn_not_given_is_stuck(which):
+    steps = each_warp(SMALL, lambda g, part: without(part, ("give", 1), which) if g == 0 else part)
+    assert re.search(r"(?m)^stuck", explore(SMALL, steps))
+
+
+def test_a_last_turn_given_to_nobody_is_left_over():
+    steps = each_warp(SMALL, lambda g, part: [*part, ("give", 0)] if g == 1 else part)
+    assert explore(SMALL, steps) == "a turn is left over"
+
+
+def test_a_turn_given_before_the_last_product_is_noticed():
+    def early(group, part):
+        last = [n for n, step in enumerate(part) if step[0] == "issue"][3]
+        return [*part[:last], ("give", 1), *without(part[last:], ("give", 1))] if group == 0 else part
+
+    assert "out of turn" in explore(SMALL, each_warp(SMALL, early))
+
+
+def test_a_turn_that_the_partner_did_not_give_is_noticed():
+    # Warpgroup 1 opens its own barrier.
+    steps = each_warp(SMALL, lambda g, part: [("give", 1), *part] if g == 1 else part)
+    assert re.search(r"(?m)^warpgroup 1 gets the turn that warpgroup 0 has", explore(SMALL, steps))
