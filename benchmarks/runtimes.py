@@ -7,8 +7,8 @@ Both read PyTorch's memory without a copy. The plain graph gets the original's c
 one, whose hidden activations would not stay in the cache, chunks of 2,048; its convolution is a graph of its own and
 runs once an image.
 
-The exporter's own optimiser is off: it takes the 1e-9 that is added to each area for nothing and drops it, which
-changes outputs at odd scales, to NaN at x5. The runtimes optimise the graph anyway.
+The exporter's own optimiser is off: with it the outputs differ at x3 and are NaN at x5, as if it dropped the 1e-9 that
+is added to each area. The runtimes optimise the graph anyway.
 """
 
 import contextlib
