@@ -113,7 +113,7 @@ struct Memory {
     }
 };
 
-// pack_relu: negative becomes 0, NaN stays NaN (PTX ISA, cvt: "NaN result is converted to canonical NaN").
+// pack_relu: negative becomes 0; a NaN becomes the canonical NaN (PTX ISA, cvt), not 0.
 struct Half : Memory {
     using type = __half;
     LIIF_DEVICE static type round(float x) { return __float2half_rn(x); }
