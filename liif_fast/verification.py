@@ -107,7 +107,7 @@ def verify(
     Raises:
         ImageFileError: the image cannot be read.
         ValueError: it is too small for the scale, or scale is not above 1.
-        RuntimeError: the plain formula gives NaN or infinite values.
+        RuntimeError: the plain formula gives NaN or infinite values, or another number of channels than 3.
     """
     if not scale > 1 or not math.isfinite(scale):
         raise ValueError(f"scale must be above 1, got {scale:g}")
@@ -164,9 +164,11 @@ def _compare(
     runs: dict[str, Callable[[], Tensor]] = {PLAIN: plain}
     refused: dict[str, str] = {}
     expected = plain()
+    if expected.shape[1] != 3:
+        raise RuntimeError(f"the model gives {expected.shape[1]} channels, expected 3 (RGB)")
     if not expected.isfinite().all():
         raise RuntimeError("the plain formula gives NaN or infinite values: the model is damaged")
-    top = float(expected.abs().max())
+    top = float(expected.abs().max()) or 1.0  # of a model that gives 0 everywhere the error itself
     results = {PLAIN: (0.0, score(expected))}
     for name in names:
         try:

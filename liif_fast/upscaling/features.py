@@ -93,7 +93,7 @@ class Features:
             region: (top, left, height, width); windows must come from top to bottom.
 
         Raises:
-            RuntimeError: the output is not finite, or the backend cannot run this.
+            RuntimeError: the output is not finite or not RGB, or the backend cannot run this.
         """
         place = self._provide(region)
         out = self._decode(region, place)
@@ -172,6 +172,8 @@ class Features:
                 pred = self.view.render_rgb(self.size, region)
             else:
                 pred = self.view.render_rgb(self.size, region, place=place)
+        if pred.shape[1] != 3:
+            raise RuntimeError(f"the model gives {pred.shape[1]} channels, expected 3 (RGB)")
         pred = pred.float()
         gt = self.norm["gt"]
         return (pred * _per_channel(gt["div"], pred) + _per_channel(gt["sub"], pred))[0]

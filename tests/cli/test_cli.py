@@ -247,6 +247,23 @@ def test_interruption_leaves_nothing(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm", "jpg", "bmp"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_that_gives_no_rgb(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], channels: int, extension: str
+) -> None:
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": channels, "hidden_list": [8]}}
+    liif_fast.save_model(
+        make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}), tmp_path / "odd.pth"
+    )
+    before = contents(tmp_path)
+    args = ("--scale", 2, "--model", tmp_path / "odd.pth")
+    code, err = run(capsys, photo, tmp_path / f"out.{extension}", *args)
+    assert (code, err) == (1, f"liif-fast: error: the model gives {channels} channels, expected 3 (RGB)\n")
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
     """A real process, stopped between the first and the last byte of the output."""

@@ -111,6 +111,31 @@ def test_a_backend_that_computes_something_else(
     assert "error: whole model, cpu: " in err
 
 
+def test_a_model_that_gives_zero_everywhere(
+    model: str, tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero = liif_fast.load_model(model)
+    args = {**zero.spec["args"], "residual": None}
+    zero = make({"name": "liif", "args": args})
+    with torch.no_grad():
+        for parameter in zero.parameters():
+            parameter.zero_()
+    liif_fast.save_model(zero, tmp_path / "zero.pth")
+    code, out, _ = verify(capsys, tmp_path / "zero.pth", picture, "--turns", 1)
+    assert code == 0
+    assert_form(out)
+
+
+def test_a_model_that_gives_no_rgb(tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}
+    liif_fast.save_model(
+        make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}), tmp_path / "gray.pth"
+    )
+    code, out, err = verify(capsys, tmp_path / "gray.pth", picture, "--turns", 1)
+    assert (code, out, err) == (1, "", "liif-fast: error: the model gives 1 channels, expected 3 (RGB)\n")
+
+
 def test_a_damaged_model(model: str, tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = liif_fast.load_model(model)
     with torch.no_grad():
