@@ -35,14 +35,18 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         suffix: what is added to the names of outputs in a folder, before the ending.
         extension: ending of the outputs in a folder, as `.png`; None keeps the input's, or `.png` where that is none
             that can be written.
-        existing: what to do about outputs that exist: "replace" them, "skip" them, or fail ("error").
+        existing: what to do about outputs that exist: "replace" them, "skip" them (with a suffix also as inputs, where
+            they lie beside these), or fail ("error").
 
     Returns:
         The jobs in the order of names. Outputs are checked one by one when they are made, not here.
 
     Raises:
-        ImageFileError: nothing to do, two inputs with one output, an output that is an input, or one that exists.
+        ImageFileError: an empty path, nothing to do, two inputs with one output, an output that is an input, or one
+            that exists.
     """
+    if not source or not target:  # an unset variable of a shell; as a path it would be the current folder
+        raise ImageFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
     origin, goal = Path(source), Path(target)
     if not origin.is_dir():
         check_input(origin)
@@ -62,6 +66,9 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         ]
         if not jobs:
             raise ImageFileError(f"{origin}: no image files in it{'' if recursive else ' (--recursive looks deeper)'}")
+    if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
+        made = {job.target.resolve() for job in jobs if not _same(*job)}
+        jobs = [job for job in jobs if job.source.resolve() not in made]
     _check_pairs(jobs)
     there = [job for job in jobs if job.target.exists()]
     if there and existing == "error":

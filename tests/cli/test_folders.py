@@ -99,6 +99,16 @@ def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], m
         "alpha@2x.png", "deep@2x.png", "gray@2x.tif", "palette@2x.png", "photo@2x.jpg"
     }  # fmt: skip
 
+    (mixed / "gray@2x.tif").unlink()  # as after an interruption
+    after = {path: path.read_bytes() for path in mixed.glob("*@2x.*")}
+    code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x")
+    assert code == 1
+    assert "is an input, too" in err[0]
+    code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x", "--existing", "skip")
+    assert (code, err) == (0, ["liif-fast: 1 written, 4 left as they were"])
+    assert set(mixed.glob("*@2x*")) - set(after) == {mixed / "gray@2x.tif"}
+    assert all(path.read_bytes() == old for path, old in after.items())
+
 
 def test_existing_outputs(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     (mixed / "broken.png").unlink()
@@ -142,6 +152,16 @@ def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], model
     code, err = run(capsys, tmp_path / "in", tmp_path / "out", "--scale", 2, "--model", model)
     assert code == 1
     assert "no image files in it" in err[0]
+
+
+@pytest.mark.parametrize("paths", [("", "out"), ("in.png", "")])
+def test_an_empty_path_is_not_the_current_folder(
+    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, paths: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    code, err = run(capsys, *paths, "--scale", 2, "--model", model)
+    assert (code, err) == (1, [f"liif-fast: error: {'OUT' if paths[0] else 'IN'} is empty; give a file or a folder"])
+    assert names(photo.parent) == ["in.png"]
 
 
 def test_one_file_into_a_folder(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
