@@ -53,8 +53,12 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
-    # A termination request unwinds like Ctrl-C, so that no half-written file is left.
-    previous = signal.signal(signal.SIGTERM, _terminated)
+    # A termination request and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {each: signal.getsignal(each) for each in stops}
+    for each in stops:
+        if previous[each] is not signal.SIG_IGN:  # nohup
+            signal.signal(each, _terminated)
     try:
         return int(args.run(args))
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -66,7 +70,8 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"liif-fast: error: {_one_line(error)}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
         logging.getLogger("liif_fast").removeHandler(notices)
 
 

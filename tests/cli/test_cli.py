@@ -264,7 +264,7 @@ def test_a_model_that_gives_no_rgb(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
     """A real process, stopped between the first and the last byte of the output."""
     script = (
