@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from liif_fast.imageio import FORMATS, READABLE, ImageFileError, check_input, check_output
+from liif_fast.imageio.errors import reason
 
 EXISTING = ("replace", "skip", "error")
 
@@ -42,8 +43,8 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         The jobs in the order of names. Outputs are checked one by one when they are made, not here.
 
     Raises:
-        ImageFileError: an empty path, nothing to do, two inputs with one output, an output that is an input, or one
-            that exists.
+        ImageFileError: an empty path, a folder that cannot be read, nothing to do, two inputs with one output, an
+            output that is an input, or one that exists.
     """
     if not source or not target:  # an unset variable of a shell; as a path it would be the current folder
         raise ImageFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
@@ -91,7 +92,7 @@ def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
     Image.init()
     known = {ending for ending, name in Image.EXTENSION.items() if name in READABLE}
     inside = goal.resolve() != folder.resolve()
-    for at, folders, names in os.walk(folder):
+    for at, folders, names in os.walk(folder, onerror=_unreadable):
         here = Path(at)
         folders[:] = sorted(
             name
@@ -101,6 +102,10 @@ def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in known:
                 yield here / name
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise ImageFileError(f"{error.filename}: {reason(error)}") from None
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,5 +1,6 @@
 """`liif-fast upscale` on folders: which files, under which names, and what one failure does to the others."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -143,6 +144,22 @@ def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.C
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert code == 1
     assert "photo.png: would be made of both" in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_permission_is_not_passed_over(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # what the system does, but for root
+        if Path(path).name == "deeper":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    args = (mixed, tmp_path / "out", "--scale", 2, "--model", model, "--recursive")
+    assert run(capsys, *args) == (1, [f"liif-fast: error: {mixed / 'deeper'}: Permission denied"])
     assert not (tmp_path / "out").exists()
 
 
