@@ -3,9 +3,24 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A folder, made with its parents if need be; on any failure those that were made vanish again, if empty."""
+    folder = Path(path)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for each in made:  # the deepest first
+                each.rmdir()
+        raise
 
 
 @contextmanager

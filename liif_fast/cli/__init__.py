@@ -1,26 +1,53 @@
 """The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)`.
 
 Heavy imports (torch, the models) happen inside `run`, so that `--help` and a usage error answer at once.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
+import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
+
+# A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
+BROKEN_PIPE = 141
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 129 terminal closed, 130 interrupted, "
+    "141 nobody reads the output (as head does when it has enough), 143 terminated."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments without the program's name; None takes `sys.argv`.
+        argv: the arguments without the program's name; None takes `sys.argv`, and the process ends with this command.
 
     Returns:
-        The exit code.
+        The exit code, one of `EXIT_CODES`.
     """
     try:
         from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
 
-        return run(argv)
+        code = run(argv)
     except KeyboardInterrupt:
         print("liif-fast: interrupted", file=sys.stderr)
         return 130
+    if code == BROKEN_PIPE and argv is None:
+        for stream in deserted():  # Python would write the rest on its way out, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def deserted() -> list[TextIO]:
+    """Those of stdout and stderr that are pipes which nobody reads any more."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()  # no such thing on Windows
+            poll.register(stream.fileno(), 0)
+        except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
+            continue
+        if poll.poll(0):  # nothing was asked for, so this is an error
+            found.append(stream)
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from liif_fast.imageio import FORMATS, READABLE, ImageFileError, check_input, check_output
+from liif_fast.imageio import FORMATS, READABLE, ImageFileError, check_format, check_input, check_output
 from liif_fast.imageio.errors import reason
 
 EXISTING = ("replace", "skip", "error")
@@ -40,7 +40,8 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
             they lie beside these), or fail ("error").
 
     Returns:
-        The jobs in the order of names. Outputs are checked one by one when they are made, not here.
+        The jobs in the order of names. Nothing is made yet, and of a folder no output is
+        checked before its turn.
 
     Raises:
         ImageFileError: an empty path, a folder that cannot be read, nothing to do, two inputs with one output, an
@@ -54,10 +55,11 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         into_folder = goal.is_dir() or target.endswith(("/", os.sep))
         if not into_folder and (suffix or extension):
             raise ImageFileError(f"{goal}: --suffix and --format name the files in a folder; give a folder as OUT")
-        if into_folder:
-            goal.mkdir(parents=True, exist_ok=True)
         jobs = [Job(origin, goal / _name(origin, suffix, extension) if into_folder else goal)]
-        check_output(jobs[0].target)
+        if into_folder and not goal.exists():
+            check_format(jobs[0].target)
+        else:
+            check_output(jobs[0].target)
     else:
         if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
             raise ImageFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")

@@ -60,14 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(path: Path) -> tuple[bool, str]:
     """Whether a file can be used, and what it holds or why it cannot."""
-    from liif_fast.models import catalogue, load_model
-    from liif_fast.models.base import FeatureModel
+    from liif_fast.upscaling import load_upscaler
 
     try:
-        model = load_model(path)
-        catalogue.check_family(path, model)
-        if not isinstance(model, FeatureModel):
-            raise ValueError(f"{path}: holds a {type(model).__name__}, expected a LIIF or MetaSR model")
+        model = load_upscaler(path)
     except (OSError, ValueError) as error:
         return False, f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
     count = sum(parameter.numel() for parameter in model.parameters())

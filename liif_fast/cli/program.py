@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from liif_fast.cli import bench, eval, info, models, plot, train, upscale, verify
+from liif_fast.cli import (
+    BROKEN_PIPE,
+    EXIT_CODES,
+    bench,
+    deserted,
+    eval,
+    info,
+    models,
+    plot,
+    train,
+    upscale,
+    verify,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="liif-fast",
         description="Arbitrary-scale super-resolution with LIIF, decoded by fused kernels.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument(
@@ -60,11 +72,13 @@ def run(argv: Sequence[str] | None) -> int:
         if previous[each] is not signal.SIG_IGN:  # nohup
             signal.signal(each, _terminated)
     try:
-        return int(args.run(args))
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        sys.stderr.close()
-        return 1
+        code = int(args.run(args))
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()  # here, where a full disk gets its line
+        return code
     except (OSError, ValueError, ImportError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and deserted():  # and not a pipe to a process of ours
+            return BROKEN_PIPE
         if args.traceback:
             raise
         print(f"liif-fast: error: {_one_line(error)}", file=sys.stderr)

@@ -6,25 +6,26 @@ import re
 import sys
 from typing import Any
 
+from liif_fast.cli import EXIT_CODES
 from liif_fast.cli.jobs import EXISTING, Job, plan_jobs
 from liif_fast.cli.progress import Bar
+from liif_fast.files import new_folder
 from liif_fast.imageio import FORMATS, WHY_NOT_SMALLER, read_image
 from liif_fast.imageio.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\
 The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG and WebP files keep its ICC
-profile and EXIF data, TIFF files its ICC profile; a notice says what is lost. PNG, TIFF, PPM and PGM are written while
+profile and EXIF data, TIFF files its ICC profile; a notice says which of these are lost. PNG, TIFF, PPM and PGM are written while
 they are made, so that the output may be larger than memory. In a folder a file that fails is named and the others go
 on; the exit code is then 1. Under torchrun the files are shared among the processes. The models are trained on clean,
 bicubically reduced images: they restore detail, not noise or compression damage.
-Exit codes: 0 done, 1 failed (some file, or all), 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG)
+    parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
     parser.add_argument("input", metavar="IN", help="an image file, or a folder of them")
     parser.add_argument("output", metavar="OUT", help="the file to write, its extension names the format; or a folder")
     target = parser.add_mutually_exclusive_group(required=True)
@@ -95,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
     todo = distributed.share(jobs.todo)
     if not todo:
         return _summary(jobs.folder, 0, 0, jobs.skipped)
-    if first is not None:
-        upscaling.check_target(todo[0].target, first, args.scale, args.size, args.region)
+    if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
+        for job in todo:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
     model = upscaling.resolve_model(args.model, _device(args.device))
     failed = 0
     for number, job in enumerate(todo, 1):
@@ -120,8 +122,8 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     from liif_fast import upscaling
 
     picture = picture or read_image(job.source)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    with Bar(label) as bar:
+    upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
+    with new_folder(job.target.parent), Bar(label) as bar:
         width, height = picture.size
         bar.share = upscaling.encoder_share(model, width * height, _pixels_out(picture.size, args))
         upscaling.upscale_file(

@@ -4,7 +4,7 @@ Nothing here imports torch, so that a bad path is reported before anything heavy
 """
 
 from liif_fast.imageio.errors import WHY_NOT_SMALLER, ImageFileError
-from liif_fast.imageio.formats import FORMATS, Format, check_output, mode_of
+from liif_fast.imageio.formats import FORMATS, Format, check_format, check_output, mode_of
 from liif_fast.imageio.reading import READABLE, SUPPORTED_MODES, Picture, check_input, normalise, open_image, read_image
 from liif_fast.imageio.writing import write_image, write_strips
 
@@ -16,6 +16,7 @@ __all__ = [
     "Format",
     "ImageFileError",
     "Picture",
+    "check_format",
     "check_input",
     "check_output",
     "mode_of",

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from liif_fast.imageio.colour import COLOUR
 from liif_fast.imageio.errors import ImageFileError
 
 
@@ -29,12 +30,13 @@ class Format(NamedTuple):
 
 
 _EVERY = ("L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16")
-PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif"), True)
+PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi", COLOUR), True)
 # 4:4:4 because the colour detail is just what was computed; subsampling would throw it away.
-JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif"), False)
+JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif", "dpi"), False)
 WEBP = Format("WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False)
-TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile",), True)
-BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, (), False)  # alpha could be written, but hardly anything reads it
+TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "dpi"), True)
+# Alpha could be written, but hardly anything reads it.
+BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False)
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True)
 
 FORMATS = {
@@ -57,6 +59,21 @@ def mode_of(channels: int, depth: int) -> str:
     return ("I;16", "LA;16", "RGB;16", "RGBA;16")[channels - 1]
 
 
+def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:
+    """Check that the format which `path` names can hold an image; the arguments and the errors as of `check_output`."""
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        known = ", ".join(FORMATS)
+        raise ImageFileError(f"{path}: unknown output format {Path(path).suffix!r}, expected one of {known}")
+    if mode is not None and mode not in kind.modes:
+        raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
+    if size is not None and max(size) > kind.max_side:
+        raise ImageFileError(
+            f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"
+        )
+    return kind
+
+
 def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:
     """Check before any work that an image can be written to `path`.
 
@@ -74,10 +91,7 @@ def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tu
     path = Path(path)
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
-    known = ", ".join(FORMATS)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise ImageFileError(f"{path}: unknown output format {path.suffix!r}, expected one of {known}")
+    kind = check_format(path, mode, size)
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path}: is not a regular file")
     if path.exists() and not os.access(path, os.W_OK):
@@ -87,12 +101,6 @@ def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tu
         raise ImageFileError(f"{path}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ImageFileError(f"{path}: no permission to write into {folder}")
-    if mode is not None and mode not in kind.modes:
-        raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
-    if size is not None and max(size) > kind.max_side:
-        raise ImageFileError(
-            f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"
-        )
     return kind
 
 

@@ -11,6 +11,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from liif_fast.imageio.colour import COLOUR
+
+_METRES_PER_INCH = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> gray, gray with alpha, RGB, RGBA
 _LEVEL = 6
 
@@ -25,13 +28,17 @@ def write_png(
         strips: [rows, width, channels] each, uint8 or uint16, from top to bottom; as many rows as `shape` says.
         shape: (height, width, channels) of the image, 1 to 4 channels.
         depth: 8 or 16.
-        metadata: may hold `icc_profile` and `exif` (bytes).
+        metadata: may hold `icc_profile` and `exif` (bytes), `dpi`, and what `read_colour` gave under `COLOUR`.
     """
     height, width, channels = shape
     file.write(b"\x89PNG\r\n\x1a\n")
     _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0))
     if profile := metadata.get("icc_profile"):
         _chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
+    for name, data in metadata.get(COLOUR, {}).items():
+        _chunk(file, name, data)
+    if dpi := metadata.get("dpi"):
+        _chunk(file, b"pHYs", struct.pack(">IIB", *(round(each / _METRES_PER_INCH) for each in dpi), 1))
     if exif := metadata.get("exif"):
         _chunk(file, b"eXIf", exif.removeprefix(b"Exif\0\0"))
     pack = zlib.compressobj(_LEVEL)

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
+from liif_fast.imageio import exif
+from liif_fast.imageio.colour import COLOUR, read_colour
 from liif_fast.imageio.errors import ImageFileError, reason
 from liif_fast.imageio.tiff import read_deep_tiff
 
@@ -23,9 +25,6 @@ READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "
 
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
-
-# Tags of a TIFF's first folder: description, make, model, software, date, artist, copyright.
-_TIFF_EXIF = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 
 # Pillow has no mode for 16 bits a channel in colour: of each sample it keeps the high byte. Told that the file has the
 # other byte order, it keeps the low one, so that two passes read all 16 bits. Gray with alpha is four bytes a pixel.
@@ -42,7 +41,8 @@ class Picture(NamedTuple):
 
     Args:
         pixels: [H, W, C] of uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
-        info: as of a PIL image: `icc_profile`, `exif`, where the file has them.
+        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; and
+            `colour.COLOUR` of a PNG.
         format: Pillow's name of the file's format.
     """
 
@@ -146,8 +146,10 @@ def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, 
                 else:
                     _notice(path, image, rawmodes)
                 image.load()
-                if image.format == "TIFF":
-                    _exif_of_tiff(image)
+                if image.format == "TIFF" and (kept := exif.of_tiff(image)):
+                    image.info["exif"] = kept
+                if image.format == "PNG":
+                    image.info[COLOUR] = read_colour(path)
                 return normalise(image), image.format or "", rawmodes
     except Image.UnidentifiedImageError:
         raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
@@ -253,16 +255,3 @@ def _deep_ppm(image: Any) -> bool:
         return False
     args = image.tile[0][3]  # rawmode and largest value
     return isinstance(args, tuple) and isinstance(args[-1], int) and args[-1] > 255
-
-
-def _exif_of_tiff(image: Image.Image) -> None:
-    """Put into `info` what a TIFF says of the picture; its other tags are of the file and untrue of the output."""
-    tags, kept = image.getexif(), Image.Exif()
-    for tag in _TIFF_EXIF:
-        if tag in tags:
-            kept[tag] = tags[tag]
-    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        if entries := tags.get_ifd(folder):
-            kept[folder] = dict(entries)
-    if kept:
-        image.info["exif"] = kept.tobytes()

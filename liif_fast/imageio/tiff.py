@@ -21,7 +21,8 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         path: the file.
 
     Returns:
-        [H, W, C] uint16 with C = 1 to 4, and `icc_profile` where there is one; None if the file is no such TIFF.
+        [H, W, C] uint16 with C = 1 to 4, with `icc_profile` and `dpi` if it has them; None if it is another
+        file.
 
     Raises:
         ImageFileError: it is one, but is larger than Pillow's limit, or its compression needs `imagecodecs`.
@@ -54,7 +55,9 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         elif page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
             pixels = np.moveaxis(pixels, 0, -1)
         tags = page.tags
-        info = {"icc_profile": bytes(tags[_ICC_PROFILE].value)} if _ICC_PROFILE in tags else {}
+        info: dict[str, Any] = {"icc_profile": bytes(tags[_ICC_PROFILE].value)} if _ICC_PROFILE in tags else {}
+        if "ResolutionUnit" in tags and tags["ResolutionUnit"].value in (2, 3):  # inch, centimetre
+            info["dpi"] = page.get_resolution("inch")
         turn = int(tags["Orientation"].value) if "Orientation" in tags else 1
         return np.ascontiguousarray(_upright(pixels, turn)), info
 

@@ -9,7 +9,9 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image
 
 from liif_fast.files import atomic_file
+from liif_fast.imageio.colour import COLOUR, looks_like_srgb
 from liif_fast.imageio.errors import ImageFileError, reason
+from liif_fast.imageio.exif import resized
 from liif_fast.imageio.formats import JPEG, PNG, PPM, TIFF, Format, check_output, mode_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ logger = logging.getLogger("liif_fast.imageio")
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
+_MAX_DPI = 65_535  # likewise of JPEG
 _TIFF_STRIP = 1 << 18  # bytes of a strip before compression, about
 _CLASSIC_TIFF = 2**32 - 2**24  # beyond that many bytes it must be a BigTIFF
 
@@ -57,14 +60,15 @@ def write_strips(
             the iterator raises passes through, and `path` stays what it was.
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
-        info: as of a PIL image; `icc_profile` and `exif` are kept as for `write_image`.
+        info: as of a PIL image; `icc_profile`, `exif` and `dpi` are kept where the format stores them, with the size in
+            the EXIF data set right and its thumbnail left out; what `read_colour` gave is kept in PNG.
 
     Raises:
         ImageFileError: see `check_output`; or the disk is full or not writable.
     """
     height, width, channels = shape
     kind = check_output(path, mode_of(channels, depth), (width, height))
-    metadata = _kept(path, kind, info)
+    metadata = _kept(path, kind, info, (width, height))
     source = _Source(strips)
     try:
         with atomic_file(path) as file:
@@ -102,15 +106,28 @@ class _Source:
             raise
 
 
-def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any]) -> dict[str, Any]:
-    """The metadata that goes into the file; a notice for each that does not."""
+def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The metadata that goes into the file; a notice for what of it that a viewer would miss does not."""
     metadata = {key: info[key] for key in kind.metadata if info.get(key)}
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
             logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
-    if kind is JPEG and len(metadata.get("exif", b"")) > _MAX_JPEG_EXIF:
-        logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
-        del metadata["exif"]
+    colour = info.get(COLOUR, {})
+    if COLOUR not in kind.metadata and not looks_like_srgb(colour, info.get("icc_profile")):
+        names = ", ".join(name.decode() for name in colour)
+        logger.warning("%s: the description of the colours (%s) is not kept in %s", path, names, kind.name)
+    if "exif" in metadata:
+        metadata["exif"] = resized(metadata["exif"], size)
+        if metadata["exif"] is None:
+            logger.warning("%s: the EXIF data is damaged and is left out", path)
+            del metadata["exif"]
+        elif kind is JPEG and len(metadata["exif"]) > _MAX_JPEG_EXIF:
+            logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
+            del metadata["exif"]
+    if "dpi" in metadata:
+        metadata["dpi"] = tuple(map(float, metadata["dpi"]))
+        if not all(1 <= each <= _MAX_DPI for each in metadata["dpi"]):
+            del metadata["dpi"]  # a file may say anything, NaN included
     return metadata
 
 
@@ -143,6 +160,8 @@ def _write_tiff(
             compression="zlib",
             predictor=2,
             iccprofile=metadata.get("icc_profile"),
+            resolution=metadata.get("dpi"),
+            resolutionunit="inch" if "dpi" in metadata else None,
             metadata=None,
             software=False,
         )

@@ -5,7 +5,7 @@ that are held while strips are rendered, `strips` the output.
 """
 
 from liif_fast.upscaling.api import Strips, check_target, upscale, upscale_file, upscale_strips
-from liif_fast.upscaling.devices import default_model_path, encoder_share, pick_device, resolve_model
+from liif_fast.upscaling.devices import default_model_path, encoder_share, load_upscaler, pick_device, resolve_model
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, check_scale, output_size
 from liif_fast.upscaling.strips import Options, Progress
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_target",
     "default_model_path",
     "encoder_share",
+    "load_upscaler",
     "output_size",
     "pick_device",
     "resolve_model",

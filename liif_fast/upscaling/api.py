@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.encode import TILE
-from liif_fast.imageio import check_output, mode_of, normalise, read_image, write_strips
+from liif_fast.imageio import check_format, check_output, mode_of, normalise, read_image, write_strips
+from liif_fast.imageio.exif import resized
 from liif_fast.imageio.reading import Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
@@ -170,12 +171,12 @@ def check_target(
     size: tuple[int | None, int | None] | None,
     region: Region | None,
 ) -> None:
-    """Raise what `upscale_file` would of an image's size and of the format of its output, before any work."""
-    kind = check_output(target)
+    """Raise what `upscale_file` would of an image's size and of the format of its output; needs no folder yet."""
+    kind = check_format(target)
     # Without streaming the output is in memory; a region is all that is held.
     whole = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
     _, _, height, width = check_region(region, whole)
-    check_output(target, mode_of(picture.pixels.shape[2], picture.depth), (width, height))
+    check_format(target, mode_of(picture.pixels.shape[2], picture.depth), (width, height))
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
@@ -235,4 +236,6 @@ def _squeeze(pixels: NDArray) -> NDArray:
 def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.info.update(info)
+    if "exif" in info:
+        image.info["exif"] = resized(info["exif"], image.size) or b""
     return image

@@ -1,14 +1,16 @@
 """Where the work is done and with which model, and what happens when memory runs out."""
 
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import check_family, find_model, shipped_model
-from liif_fast.models.checkpoint import load_model
+from liif_fast.models.checkpoint import ModelFileError, load_model
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,18 +24,18 @@ def pick_device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(name)!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(name)!r} is not available: PyTorch {torch.__version__} finds no CUDA GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' is not available: PyTorch finds no Metal GPU")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(name)!r}")
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" is the same, but compares otherwise
 
 
 def default_model_path() -> Path:
@@ -53,13 +55,43 @@ def resolve_model(
             asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
             if asked != here:
                 raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
+        _check_channels(model)
         return model
     path = default_model_path() if model is None else find_model(model)
-    loaded = load_model(path, device=pick_device(device))
-    check_family(path, loaded)
-    if not isinstance(loaded, FeatureModel):
-        raise ValueError(f"{model}: holds a {type(loaded).__name__}, expected a LIIF or MetaSR model")
-    return loaded
+    return load_upscaler(path, pick_device(device))
+
+
+def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureModel:
+    """A model from a file, if `upscale` can use it.
+
+    Args:
+        path: the file; in the models folder it must hold the published model that it is called as.
+        device: where the model goes.
+
+    Raises:
+        ModelFileError: it is no model file, or holds another model than a LIIF or MetaSR from RGB to RGB.
+        OSError: it cannot be read.
+    """
+    model = load_model(path, device)
+    check_family(path, model)
+    if not isinstance(model, FeatureModel):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}, expected a LIIF or MetaSR model")
+    try:
+        _check_channels(model)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return model
+
+
+@torch.inference_mode()
+def _check_channels(model: FeatureModel) -> None:
+    """Raise ValueError unless a model makes three channels, by rendering a few pixels."""
+    view: Any = copy.copy(model)  # keeps the features, so that the caller's model stays as it was
+    view.backend = "torch"  # runs everywhere
+    like = next(model.parameters())
+    channels = view.render(like.new_zeros(1, 3, 4, 4), (4, 4)).shape[1]
+    if channels != 3:
+        raise ValueError(f"the model gives {channels} channels, expected 3 (RGB)")
 
 
 def encoder_share(model: FeatureModel, pixels_in: int, pixels_out: int) -> float:

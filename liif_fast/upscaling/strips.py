@@ -1,5 +1,6 @@
 """The output, strip by strip: colour and alpha put together, quantised, and brought to the host."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
 from liif_fast.upscaling.devices import PRECISIONS, free_cached, out_of_memory
 from liif_fast.upscaling.features import MIN_TILE, Features
 from liif_fast.upscaling.plan import Region, check_region
+
+logger = logging.getLogger("liif_fast.upscaling")
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,6 +106,12 @@ class _Canvas:
                 )
                 for plane, top in planes
             ]
+        if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
+            logger.warning(
+                "the model's encoder looks at the whole image: it is run on all %dx%d pixels at once, without tiles, "
+                "whatever memory that takes",
+                *pixels.shape[1::-1],
+            )
         self.total = sum(plane.pixels for plane in self.planes)
         self.device = self.planes[0].device
 

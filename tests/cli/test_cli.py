@@ -1,5 +1,6 @@
 """The command line end to end: what it writes, how it fails, and what it leaves behind."""
 
+import contextlib
 import functools
 import os
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -247,10 +249,9 @@ def test_interruption_leaves_nothing(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("extension", ["png", "tif", "ppm", "jpg", "bmp"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_model_that_gives_no_rgb(
-    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], channels: int, extension: str
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], channels: int
 ) -> None:
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": channels, "hidden_list": [8]}}
@@ -259,8 +260,9 @@ def test_a_model_that_gives_no_rgb(
     )
     before = contents(tmp_path)
     args = ("--scale", 2, "--model", tmp_path / "odd.pth")
-    code, err = run(capsys, photo, tmp_path / f"out.{extension}", *args)
-    assert (code, err) == (1, f"liif-fast: error: the model gives {channels} channels, expected 3 (RGB)\n")
+    code, err = run(capsys, photo, tmp_path / "out.png", *args)
+    assert code == 1
+    assert_one_line(err, f"odd.pth: the model gives {channels} channels, expected 3 (RGB)")
     assert contents(tmp_path) == before
 
 
@@ -308,6 +310,90 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
     args = ["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2"]
     done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
+
+
+@pytest.mark.parametrize("failure", ["scale", "model", "render", "folder"])
+def test_a_failure_leaves_no_new_folder(
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    failure: str,
+) -> None:
+    """Whether it shows before the work or in the midst of it; a folder that was there stays."""
+    args = ["--scale", "1e7" if failure == "scale" else "2", "--model", "none.pth" if failure == "model" else model]
+    if failure == "render":
+        monkeypatch.setattr(features.Features, "render", raising(MemoryError))
+    if failure == "folder":
+        monkeypatch.setattr(Path, "mkdir", raising(PermissionError(13, "Permission denied", "new")))
+    for folder in ("new/deep/", "new/"):
+        code, err = run(capsys, photo, f"{tmp_path}/{folder}", *args)
+        assert code == 1
+        assert err.count("\n") == 1
+        assert contents(tmp_path) == {"in.png": photo.read_bytes()}
+    if failure != "folder":
+        (tmp_path / "old").mkdir()
+        assert run(capsys, photo, tmp_path / "old", *args)[0] == 1
+        assert (tmp_path / "old").is_dir()
+
+
+def raising(error: BaseException | type[BaseException]) -> Callable[..., None]:
+    """What raises when it is called, whatever with."""
+
+    def call(*args: object, **options: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("command", [["models"], ["info"], ["models", "--tensors", "rdn-liif"]])
+def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
+    """As `liif-fast models | head -1` does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), err) == (141, b"")
+
+
+def test_a_reader_that_leaves_does_not_cost_the_caller_his_streams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with monkeypatch.context() as patch:
+        stream = open(writing, "w", buffering=1)
+        patch.setattr(sys, "stdout", stream)
+        assert main(["info"]) == 141
+        assert not stream.closed
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+    assert not sys.stderr.closed
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_that_is_not_ours_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a worker process that has died, for one."""
+    from liif_fast.cli import info
+
+    monkeypatch.setattr(info, "run", raising(BrokenPipeError(32, "Broken pipe")))
+    assert main(["info"]) == 1
+    assert_one_line(capsys.readouterr().err, "Broken pipe")
+
+
+def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["upscale"]):
+        assert main([*command, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        for code in (0, 1, 2, 129, 130, 141, 143):
+            assert re.search(rf"Exit codes: .*\b{code} ", text), code
 
 
 def test_help_and_usage_errors_import_no_torch() -> None:

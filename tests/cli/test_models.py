@@ -60,10 +60,16 @@ def test_a_file_that_is_not_what_its_name_says(
 ) -> None:
     (own_models_folder / "rdn-liif.safetensors").write_bytes(Path(model).read_bytes())
     (own_models_folder / "cut.pth").write_bytes(b"PK")
+    args = liif_fast.load_model(model).spec["args"]
+    gray = {**args, "imnet_spec": {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}, "residual": None}
+    liif_fast.save_model(make({"name": "liif", "args": gray}), own_models_folder / "gray.pth")
+    liif_fast.save_model(make(args["encoder_spec"]), own_models_folder / "encoder.pth")
     code, out = listing(capsys)
     assert code == 1
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ") and "cannot be used" in line}
-    assert set(lines) == {"rdn-liif.safetensors", "cut.pth"}
+    assert set(lines) == {"rdn-liif.safetensors", "cut.pth", "gray.pth", "encoder.pth"}
+    assert "gives 1 channels, expected 3 (RGB)" in lines["gray.pth"]
+    assert "holds a EDSR, expected a LIIF or MetaSR model" in lines["encoder.pth"]
     assert "is not RDN-LIIF" in lines["rdn-liif.safetensors"]
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", "--model=rdn-liif"]) == 1
     assert "is not RDN-LIIF" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 import liif_fast
@@ -173,12 +173,16 @@ def test_palette_and_1_bit(model: nn.Module) -> None:
 def test_orientation_and_profile(model: nn.Module) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
+    exif[0x0100] = 19
+    exif[ExifTags.IFD.Exif] = {0xA002: 19, 0xA003: 13}
     image = Image.fromarray(photo())
     image.info["icc_profile"] = b"some profile"
     image.info["exif"] = exif.tobytes()
     result = upscale(image, model, scale=2)
     assert result.size == (26, 38)
     assert result.getexif().get(0x0112, 1) == 1
+    assert result.getexif()[0x0100] == 26
+    assert dict(result.getexif().get_ifd(ExifTags.IFD.Exif)) == {0xA002: 26, 0xA003: 38}
     assert result.info["icc_profile"] == b"some profile"
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(photo(), -1)))
     assert np.array_equal(np.asarray(result), np.asarray(upscale(turned, model, scale=2)))
@@ -243,6 +247,16 @@ def test_other_models() -> None:
         assert_within_one_level(upscale(photo(), other, scale=2), expected)
     half = make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).double()
     assert upscale(photo(), half, scale=2).shape == (26, 38, 3)
+
+
+def test_a_model_that_cannot_be_tiled_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Once for an image, and not for one that a tile would hold."""
+    encoder = {"name": "rcan", "args": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "no_upsampling": True}}
+    other = make({"name": "metasr", "args": {"encoder_spec": encoder}}).eval()
+    upscaling.upscale(photo(), other, scale=2, tile=19)
+    assert caplog.text == ""
+    upscaling.upscale(photo(channels=4), other, scale=2, tile=18)
+    assert caplog.text.count("run on all 19x13 pixels at once") == 1
 
 
 def test_progress(model: nn.Module) -> None:
@@ -311,7 +325,7 @@ def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
         upscale(photo(), tmp_path / "none.pth", scale=2)
     with pytest.raises(ValueError, match="backend must be one of"):
         upscale(photo(), model, scale=2, backend="fastest")
-    for name in ("gpu", "cuda:99", "meta", ""):
+    for name in ("gpu", "cuda:99", "meta", "", "cpu:5", "mps:1", "cuda:-1", "cuda:x", torch.device("cpu", 1)):
         with pytest.raises(ValueError, match="device"):
             pick_device(name)
     if not torch.cuda.is_available():

@@ -1,0 +1,46 @@
+"""Which colours the samples of a PNG stand for, where it is not an ICC profile that says so (ISO/IEC 15948, 11.3.2)."""
+
+import os
+import struct
+from collections.abc import Mapping
+
+COLOUR = "png_colour"  # the key in `info` under which the chunks are kept, {name: data}
+
+_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
+_SRGB = {
+    b"cICP": bytes((1, 13, 0, 1)),
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
+
+
+def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    """The chunks of a PNG file that say which colours its samples stand for, as they are in the file.
+
+    Args:
+        path: a file that has been read as a PNG.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found = {}
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name == b"IDAT":
+                break
+            if name in _CHUNKS:
+                found[name] = file.read(length)
+                length = 0
+            file.seek(length + 4, os.SEEK_CUR)
+    return found
+
+
+def looks_like_srgb(chunks: Mapping[bytes, bytes], profile: bytes | None) -> bool:
+    """Say whether an image looks the same without these chunks; untagged is taken as sRGB."""
+    if b"cICP" in chunks:
+        return chunks[b"cICP"] == _SRGB[b"cICP"]
+    if profile or b"sRGB" in chunks:
+        return True
+    return all(chunks.get(name, _SRGB[name]) == _SRGB[name] for name in (b"gAMA", b"cHRM"))
