@@ -29,8 +29,9 @@ $(VENV)/.triton: $(VENV)/.installed
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton
 	touch $@
 
+# A worker that dies fails the run at once; started anew, it would leave pytest-xdist waiting for ever.
 test: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

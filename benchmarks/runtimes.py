@@ -17,6 +17,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,10 @@ def load_openvino(path: Path, names: Sequence[str]) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    # Its CPU plugin gives the calling thread a stack for signals and frees that again while still in use, so that the
+    # next Ctrl-C would end the process (seen with 2026.4.1). Each thread has one: let it be that of a thread that ends.
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(openvino.Core().compile_model, path, "CPU", settings).result()
 
     def run(*inputs: Tensor) -> Tensor:
         arrays = [tensor.numpy() for tensor in inputs]

@@ -1,4 +1,7 @@
+import ctypes
+import gc
 import json
+import sys
 import time
 
 import pytest
@@ -56,6 +59,30 @@ def test_exported_graphs_are_the_reference(size, names, monkeypatch):
     for name, call in calls.items():
         if name.startswith(names):
             common.check(call(), expected)
+
+
+class SignalStack(ctypes.Structure):
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    @classmethod
+    def current(cls):
+        stack = cls()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+        return stack.pointer, stack.flags, stack.size
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals have no stack of their own there")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_signals_arrive_after_openvino_is_gone(tmp_path):
+    """Two of them, since it puts back the stack it found when it is gone, which may be the one of the other."""
+    pytest.importorskip("openvino")
+    before = SignalStack.current()
+    runtimes.export(torch.nn.Linear(2, 2), {"coord": torch.ones(1, 3, 2)}, tmp_path / "linear.onnx")
+    first, second = (runtimes.load_openvino(tmp_path / "linear.onnx", ["coord"]) for _ in range(2))
+    assert first(torch.ones(1, 3, 2)).shape == second(torch.ones(1, 3, 2)).shape
+    del first, second
+    gc.collect()
+    assert SignalStack.current() == before
 
 
 def test_what_is_compiled_is_the_reference():
