@@ -28,6 +28,7 @@ def encode_window(
     rows: Span,
     cols: Span,
     tile: int = TILE,
+    report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Encode a window of an image, tile by tile if it is larger than a tile.
 
@@ -43,6 +44,7 @@ def encode_window(
         rows: first row and the one after the last of the window.
         cols: its columns.
         tile: largest side of a tile without its overlap, pixels.
+        report: called after each tile with the number of its pixels.
 
     Returns:
         `[B, D, s*h, s*w]`, equal to that part of the whole image's features up to the rounding of float sums.
@@ -60,6 +62,8 @@ def encode_window(
             top, bottom = max(0, y0 - radius), min(height, y1 + radius)
             left, right = max(0, x0 - radius), min(width, x1 + radius)
             feat = encoder(read((top, bottom), (left, right)))
+            if report is not None:
+                report((y1 - y0) * (x1 - x0))
             s = feat.shape[2] // (bottom - top)
             inner = feat[:, :, s * (y0 - top) : s * (y1 - top), s * (x0 - left) : s * (x1 - left)]
             if (y0, y1) == rows and (x0, x1) == cols:

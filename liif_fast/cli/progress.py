@@ -1,6 +1,8 @@
 """A progress bar with the time left, on a terminal; nothing otherwise."""
 
+import logging
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 
@@ -16,13 +18,13 @@ class Bar:
         self.share = 0.1  # of the encoder, until the image's is known
         self.done = {"encode": 0.0, "render": 0.0}
         self.bar: Any = None
+        self.open = ExitStack()
 
     def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.open.close()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Take what `upscale` reports."""
@@ -30,9 +32,11 @@ class Bar:
             return
         if self.bar is None:
             from tqdm import tqdm
+            from tqdm.contrib.logging import logging_redirect_tqdm
 
             form = "{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-            self.bar = tqdm(total=1.0, desc=self.label, bar_format=form, leave=False)
+            self.bar = self.open.enter_context(tqdm(total=1.0, desc=self.label, bar_format=form, leave=False))
+            self.open.enter_context(logging_redirect_tqdm([logging.getLogger("liif_fast")]))  # notices above the bar
         self.done[stage] = done / max(total, 1)
         work = self.share * self.done["encode"] + (1 - self.share) * self.done["render"]
         if stage == "render":

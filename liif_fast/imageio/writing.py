@@ -3,7 +3,10 @@
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Full, Queue
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image
@@ -12,7 +15,7 @@ from liif_fast.files import atomic_file
 from liif_fast.imageio.colour import COLOUR, looks_like_srgb
 from liif_fast.imageio.errors import ImageFileError, reason
 from liif_fast.imageio.exif import resized
-from liif_fast.imageio.formats import JPEG, PNG, PPM, TIFF, Format, check_output, mode_of
+from liif_fast.imageio.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,14 +75,8 @@ def write_strips(
     source = _Source(strips)
     try:
         with atomic_file(path) as file:
-            if kind is PNG:
-                from liif_fast.imageio.png import write_png
-
-                write_png(file, source, (height, width, channels), depth, metadata)
-            elif kind is TIFF:
-                _write_tiff(file, source, (height, width, channels), depth, metadata)
-            elif kind is PPM:
-                _write_ppm(file, source, (height, width, channels), depth)
+            if kind.streams:
+                _in_thread(lambda made: _write(kind, file, made, (height, width, channels), depth, metadata), source)
             else:
                 image = _collect(source, (height, width, channels))
                 image.save(file, format=kind.name, **kind.options, **metadata)
@@ -87,6 +84,50 @@ def write_strips(
         if source.failed:  # not of the file
             raise
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[NDArray]") -> None:
+    """Let `write` have strips in a thread, so that one is compressed while the next is made; errors of both pass."""
+    waiting: Queue[NDArray | None] = Queue(maxsize=1)
+
+    def hand_over(strip: "NDArray | None") -> None:
+        while not writing.done():  # else it has failed, and nobody takes the strip
+            with suppress(Full):
+                waiting.put(strip, timeout=0.1)
+                return
+
+    def handed_over() -> "Iterator[NDArray]":
+        while (strip := waiting.get()) is not None:
+            yield strip
+
+    with ThreadPoolExecutor(1, "liif_fast-write") as pool:
+        writing = pool.submit(write, handed_over())
+        try:
+            for strip in strips:
+                hand_over(strip)
+                if writing.done():
+                    break
+        finally:
+            hand_over(None)
+    writing.result()
+
+
+def _write(
+    kind: Format,
+    file: IO[bytes],
+    strips: "Iterable[NDArray]",
+    shape: tuple[int, int, int],
+    depth: int,
+    metadata: dict[str, Any],
+) -> None:
+    if kind is PNG:
+        from liif_fast.imageio.png import write_png
+
+        write_png(file, strips, shape, depth, metadata)
+    elif kind is TIFF:
+        _write_tiff(file, strips, shape, depth, metadata)
+    else:
+        _write_ppm(file, strips, shape, depth)
 
 
 class _Source:

@@ -1,13 +1,14 @@
 """The main job: an image in, the same image at any larger size out, strip by strip.
 
-`plan` sizes and regions, `devices` where and with which model, `alpha` transparency, `features` the rows of features
-that are held while strips are rendered, `strips` the output.
+`plan` sizes and regions, `options` how to compute, `devices` where and with which model, `alpha` transparency,
+`features` the rows of features that are held while strips are rendered, `transfer` the ways to the device and back,
+`strips` the output.
 """
 
 from liif_fast.upscaling.api import Strips, check_target, upscale, upscale_file, upscale_strips
 from liif_fast.upscaling.devices import default_model_path, encoder_share, load_upscaler, pick_device, resolve_model
+from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, check_scale, output_size
-from liif_fast.upscaling.strips import Options, Progress
 
 __all__ = [
     "MAX_FILE_PIXELS",

@@ -15,8 +15,9 @@ from liif_fast.imageio.exif import resized
 from liif_fast.imageio.reading import Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
+from liif_fast.upscaling.options import Options, Progress, check_options
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
-from liif_fast.upscaling.strips import Options, Progress, check_options, render_strips
+from liif_fast.upscaling.strips import render_strips
 
 if TYPE_CHECKING:
     import torch

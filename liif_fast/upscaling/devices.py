@@ -12,8 +12,6 @@ from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import check_family, find_model, shipped_model
 from liif_fast.models.checkpoint import ModelFileError, load_model
 
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def pick_device(name: str | torch.device) -> torch.device:
     """The device of that name, or for "auto" a GPU if there is one, else the CPU.

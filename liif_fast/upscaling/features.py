@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from liif_fast.encode import Span, encode_window
 from liif_fast.functional import latents_read
@@ -18,12 +18,13 @@ from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.models.liif import LIIF
 from liif_fast.models.mlp import fusable
 from liif_fast.upscaling.devices import free_cached, out_of_memory
+from liif_fast.upscaling.options import MIN_TILE, Options
 from liif_fast.upscaling.plan import Region
+from liif_fast.upscaling.transfer import Transfers
 
 logger = logging.getLogger("liif_fast.upscaling")
 
 FEATURE_BYTES = 128 << 20  # of the rows held, about; on a GPU a quarter of its free memory
-MIN_TILE = 32
 
 
 class Features:
@@ -34,35 +35,40 @@ class Features:
 
     Args:
         model: a shallow copy keeps the features, so that the caller's model stays as it was.
+        encoder: the model's, as `encoder_for` gives it.
         plane: [H, W, 1 or 3]; one channel is given to the model three times.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
         region: the part of it that will be rendered.
-        backend: as in `upscale`.
-        dtype: of the encoder and, but for the CPU, of the decoder; None is float32 (the model's).
-        tile: largest side of a tile, pixels.
-        report: called with the number of input pixels encoded.
+        options: how to compute.
+        transfers: the ways to the model's device.
+        report: called after each tile.
+
+    Attributes:
+        pixels: how many input pixels will be encoded.
+        encoded: how many have been.
     """
 
     def __init__(
         self,
         model: FeatureModel,
+        encoder: nn.Module,
         plane: NDArray,
         top: float,
         size: tuple[int, int],
         region: Region,
-        backend: str | None,
-        dtype: torch.dtype | None,
-        tile: int,
-        report: Callable[[int], None],
+        options: Options,
+        transfers: Transfers,
+        report: Callable[[], None],
     ) -> None:
         self.view = cast(Any, copy.copy(model))
-        if backend is not None:
-            self.view.backend = backend
+        if options.backend is not None:
+            self.view.backend = options.backend
         parameter = next(model.parameters())
         self.device, self.own_dtype = parameter.device, parameter.dtype
         self.plane, self.top, self.size = plane, top, size
-        self.dtype, self.tile, self.report = dtype, tile, report
+        self.encoder, self.transfers, self.report = encoder, transfers, report
+        self.dtype, self.tile = options.dtype, options.tile
         self.norm = getattr(model, "data_norm", DATA_NORM)
         self.shape = plane.shape[:2]
         self.tiles = getattr(model.encoder, "receptive_radius", None) is not None
@@ -72,19 +78,11 @@ class Features:
             first, left, (height, width) = 0, 0, self.shape
         self.rows, self.cols = (first, first + height), (left, left + width)  # what will be encoded
         self.held = (first, first)
+        self.pixels, self.encoded = height * width, 0
         if getattr(model, "residual", None) is not None:
             self.view.inp = self._read((0, self.shape[0]), (0, self.shape[1]))
         else:
             self.view.inp = None
-        if self.device.type == "cuda":  # cuDNN's fast half-precision convolutions want channels last
-            self.encoder = copy.deepcopy(model.encoder).to(memory_format=torch.channels_last)
-        else:
-            self.encoder = model.encoder
-
-    @property
-    def pixels(self) -> int:
-        """How many input pixels will be encoded."""
-        return (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
 
     def render(self, region: Region) -> Tensor:
         """A window of the output, `[3, h, w]` float32, nominally in [0, 1] but not clamped.
@@ -144,6 +142,7 @@ class Features:
 
     def _encode(self, rows: Span) -> Tensor:
         """Features of some rows, finite where float32 makes them so; the tile is halved when memory runs out."""
+        before = self.encoded
         while True:
             try:
                 feat = self._encode_once(rows)
@@ -151,19 +150,24 @@ class Features:
             except Exception as error:
                 if not out_of_memory(error) or self.tile <= MIN_TILE or not self.tiles:
                     raise
+            self.encoded = before
             free_cached(self.device)
             self.tile = max(MIN_TILE, self.tile // 2)
             logger.warning("out of memory: going on with tiles of %d pixels", self.tile)
         if self.dtype is not None and not feat.isfinite().all():
             self._to_float32()
+            self.encoded = before
             feat = self._encode_once(rows)
-        self.report((rows[1] - rows[0]) * (self.cols[1] - self.cols[0]))
         return feat
 
     def _encode_once(self, rows: Span) -> Tensor:
         with self._precision(self.dtype):
-            feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile)
+            feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile, self._encoded)
         return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
+
+    def _encoded(self, pixels: int) -> None:
+        self.encoded += pixels
+        self.report()
 
     def _decode(self, region: Region, place: tuple[int, int, int, int] | None) -> Tensor:
         # On a CPU the fused kernels compute in float32, faster than plain PyTorch does in half precision.
@@ -189,12 +193,20 @@ class Features:
         """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
         host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, 3, -1, -1).contiguous()
+        inp = self.transfers.to_device(host).div_(self.top).expand(-1, 3, -1, -1).contiguous()
         sub, div = (_per_channel(self.norm["inp"][key], inp) for key in ("sub", "div"))
         inp = inp.sub_(sub).div_(div).to(self.own_dtype)  # in place: of a model with a residual this is the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
+
+
+def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
+    """The model's encoder; for a GPU a copy whose weights are channels last, as cuDNN's fast half-precision wants."""
+    encoder: nn.Module = model.encoder
+    if device.type != "cuda":
+        return encoder
+    encoder = copy.deepcopy(encoder)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return encoder
 
 
 def _per_channel(values: list[float], like: Tensor) -> Tensor:

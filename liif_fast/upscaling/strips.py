@@ -3,49 +3,27 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from liif_fast import backends
-from liif_fast.encode import TILE
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
-from liif_fast.upscaling.devices import PRECISIONS, free_cached, out_of_memory
-from liif_fast.upscaling.features import MIN_TILE, Features
+from liif_fast.upscaling.devices import free_cached, out_of_memory
+from liif_fast.upscaling.features import Features, encoder_for
+from liif_fast.upscaling.options import Options, check_options
 from liif_fast.upscaling.plan import Region, check_region
+from liif_fast.upscaling.transfer import Transfers
 
 logger = logging.getLogger("liif_fast.upscaling")
-
-Progress = Callable[[str, int, int], None]
 
 STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for every core, a second or so of work on two
 GPU_STRIP_QUERIES = 2**21
 
 
-class Options(NamedTuple):
-    """How to compute, none of which changes what is computed beyond rounding; as in `upscale`."""
-
-    backend: str | None = None
-    precision: str = "float32"
-    tile: int = TILE
-    progress: Progress | None = None
-
-
 _DEFAULTS = Options()
-
-
-def check_options(options: Options) -> None:
-    """Raise ValueError unless every option can be used."""
-    if options.backend not in (None, "auto", *backends.NAMES):
-        raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {options.backend!r}")
-    if options.precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {options.precision!r}")
-    if options.tile < MIN_TILE:
-        raise ValueError(f"tile must be at least {MIN_TILE} pixels, got {options.tile}")
 
 
 def render_strips(
@@ -70,7 +48,7 @@ def render_strips(
     check_options(options)
     region = check_region(region, (size[1], size[0]))
     canvas = _Canvas(pixels, model, size, region, options)
-    yield from _to_host(canvas.strips(), pixels.dtype)
+    yield from _to_host(canvas.strips(), canvas.transfers, pixels.dtype)
 
 
 class _Canvas:
@@ -82,7 +60,6 @@ class _Canvas:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
         self.size, self.region = size, region
         self.progress = options.progress or (lambda stage, done, total: None)
-        self.encoded = 0
         self.channels = pixels.shape[2]
         self.alpha = None if self.channels in (1, 3) else pixels[..., -1]
         planes = [(pixels, self.top)]
@@ -91,19 +68,12 @@ class _Canvas:
             if self.alpha.min() < self.alpha.max():
                 colour = fill_hidden(pixels, self.top)
                 planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
+        self.device = next(model.parameters()).device
+        self.transfers = Transfers(self.device)
+        encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [
-                Features(
-                    model,
-                    plane,
-                    top,
-                    size,
-                    region,
-                    options.backend,
-                    PRECISIONS[options.precision],
-                    options.tile,
-                    self._report,
-                )
+                Features(model, encoder, plane, top, size, region, options, self.transfers, self._report)
                 for plane, top in planes
             ]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
@@ -113,7 +83,6 @@ class _Canvas:
                 *pixels.shape[1::-1],
             )
         self.total = sum(plane.pixels for plane in self.planes)
-        self.device = self.planes[0].device
 
     def strips(self) -> Iterator[Tensor]:
         """Strips `[h, w, C]`, float32 on the device, clamped to [0, 1]."""
@@ -153,42 +122,24 @@ class _Canvas:
             channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), self.alpha.flat[0] / self.top)])
         return channels.permute(1, 2, 0).clamp(0, 1)
 
-    def _report(self, pixels: int) -> None:
-        self.encoded += pixels
-        self.progress("encode", self.encoded, self.total)
+    def _report(self) -> None:
+        self.progress("encode", sum(plane.encoded for plane in self.planes), self.total)
 
 
-def _to_host(strips: Iterable[Tensor], dtype: np.dtype) -> Iterator[NDArray]:
-    """Quantise and bring to the host; from a GPU into pinned memory while the next strip is rendered."""
-    waiting: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+def _to_host(strips: Iterable[Tensor], transfers: Transfers, dtype: np.dtype) -> Iterator[NDArray]:
+    """Quantise and bring to the host; from a GPU while the next strip is rendered."""
+    under_way: deque[Callable[[], Tensor]] = deque()
     for strip in strips:
-        waiting.append(_start_copy(_quantise(strip, dtype)))
-        if len(waiting) > 1 or waiting[0][1] is None:
-            yield _finish_copy(*waiting.popleft(), dtype)
-    while waiting:
-        yield _finish_copy(*waiting.popleft(), dtype)
+        under_way.append(transfers.to_host(_quantise(strip, dtype)))
+        if len(under_way) > transfers.beside:
+            yield under_way.popleft()().numpy().astype(dtype, copy=False)
+    for wait in under_way:
+        yield wait().numpy().astype(dtype, copy=False)
 
 
 def _quantise(values: Tensor, dtype: np.dtype) -> Tensor:
     """Values in [0, 1] as those of `dtype`, rounded to nearest; of 16 bits as int32."""
     if dtype.kind == "f":
-        return values
+        return values.contiguous()
     values = (values * float(np.iinfo(dtype).max)).round()
-    return values.to(torch.uint8 if dtype.itemsize == 1 else torch.int32)
-
-
-def _start_copy(strip: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    if strip.device.type != "cuda":
-        return strip.cpu(), None
-    strip = strip.contiguous()
-    host = torch.empty(strip.shape, dtype=strip.dtype, pin_memory=True)
-    host.copy_(strip, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(strip.device))
-    return host, event
-
-
-def _finish_copy(host: Tensor, event: torch.cuda.Event | None, dtype: np.dtype) -> NDArray:
-    if event is not None:
-        event.synchronize()
-    return host.numpy().astype(dtype)
+    return values.to(torch.uint8 if dtype.itemsize == 1 else torch.int32, memory_format=torch.contiguous_format)

@@ -271,11 +271,13 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     """A real process, stopped between the first and the last byte of the output."""
     script = (
         "import sys, time\n"
+        "import numpy as np\n"
         "from liif_fast.cli import main\n"
-        "from liif_fast.imageio import png\n"
-        "def write(file, *args):\n"
-        "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
-        "png.write_png = write\n"
+        "from liif_fast.upscaling import api\n"
+        "def strips(*args):\n"
+        "    yield np.zeros((1, 28, 3), np.uint8)\n"
+        "    print('writing', flush=True); time.sleep(60)\n"
+        "api.render_strips = strips\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     target = tmp_path / "out.png"

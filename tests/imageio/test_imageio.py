@@ -1,7 +1,9 @@
 """Reading and writing image files: what is kept, what is refused, and that a failure leaves nothing behind."""
 
+import errno
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -328,6 +330,55 @@ def test_an_iterator_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     for name in ("a.png", "a.tif", "a.jpg", "a.ppm"):
         with pytest.raises(ValueError, match=r"^the model has a cold$"):
             write_strips(tmp_path / name, strips(), (4, 4, 3), 8, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm"])
+def test_a_strip_is_written_while_the_next_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    """The writer holds the first strip until the second is there; without a thread that would never be."""
+    second = threading.Event()
+
+    def strips() -> Iterator[NDArray]:
+        yield np.zeros((2, 4, 3), np.uint8)
+        second.set()
+        yield np.ones((2, 4, 3), np.uint8)
+
+    write = writing._write
+
+    def slow(kind: object, file: object, made: Iterator[NDArray], *args: object) -> None:
+        def held() -> Iterator[NDArray]:
+            for strip in made:
+                assert second.wait(30)
+                yield strip
+
+        write(kind, file, held(), *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writing, "_write", slow)
+    write_strips(tmp_path / f"a.{extension}", strips(), (4, 4, 3), 8, {})
+    assert read_image(tmp_path / f"a.{extension}").pixels[:, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_full_disk_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """No more is made than a strip or two, however many there would be."""
+    made = 0
+
+    def strips() -> Iterator[NDArray]:
+        nonlocal made
+        for made in range(10_000):  # noqa: B007 - counted
+            yield np.zeros((1, 4, 3), np.uint8)
+
+    def full(kind: object, file: object, strips: Iterator[NDArray], *args: object) -> None:
+        for _ in range(after):
+            next(strips)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing, "_write", full)
+    with pytest.raises(ImageFileError, match=r"a\.png: cannot be written: No space left on device"):
+        write_strips(tmp_path / "a.png", strips(), (10_000, 4, 3), 8, {})
+    assert made < after + 5
     assert list(tmp_path.iterdir()) == []
 
 

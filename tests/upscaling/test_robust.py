@@ -66,8 +66,8 @@ def test_out_of_memory_halves_the_tile(
     tiles: list[int] = []
 
     def too_large(*args: Any) -> bool:
-        tiles.append(args[-1])
-        return args[-1] > 40
+        tiles.append(args[5])
+        return args[5] > 40
 
     monkeypatch.setattr(features, "encode_window", failing(features.encode_window, too_large, error))
     assert np.abs(upscale(picture, model, scale=2, tile=128).astype(int) - expected).max() <= 1
@@ -127,6 +127,36 @@ def test_overflow_in_half_precision_goes_on_in_float32(
     result = upscale(picture, large, scale=2, precision="fp16")
     assert np.array_equal(result, expected)
     assert caplog.text.count("going on in float32") == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_overflow_in_the_decoder_alone_renders_the_strip_again(
+    model: nn.Module,
+    picture: NDArray,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    """As on a GPU, where the decoder is in half precision as well: that strip and all that follow are in float32."""
+    monkeypatch.setattr(strips, "STRIP_QUERIES", 140 * 30)
+    decode = features.Features._decode
+    used: list[torch.dtype | None] = []
+
+    def overflowing(self: features.Features, region: Any, place: Any) -> torch.Tensor:
+        used.append(self.dtype)
+        out = decode(self, region, place)
+        if self.dtype is not None and region[0] >= 60:
+            out[1, -1, -1] = torch.inf
+        return out
+
+    monkeypatch.setattr(features.Features, "_decode", overflowing)
+    half = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[precision])
+    exact = upscale(picture, model, scale=2)
+    used.clear()
+    result = upscale(picture, model, scale=2, precision=precision)
+    assert used == [half, half, half, None, None, None, None]
+    assert caplog.text.count("going on in float32") == 1
+    assert np.abs(result.astype(int) - exact).max() <= 8
 
 
 def test_the_input_is_left_alone(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import liif_fast
 from liif_fast import upscaling
 from liif_fast.models import make
-from liif_fast.upscaling import features, output_size, pick_device, strips
+from liif_fast.upscaling import features, options, output_size, pick_device, strips
 
 SCALE = 2.3
 upscale = functools.partial(upscaling.upscale, tile=8)
@@ -34,7 +34,7 @@ def model() -> nn.Module:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 8 pixels and strips of a few rows, so that small images have many."""
     monkeypatch.setattr(features, "MIN_TILE", 8)
-    monkeypatch.setattr(strips, "MIN_TILE", 8)
+    monkeypatch.setattr(options, "MIN_TILE", 8)
     monkeypatch.setattr(features, "FEATURE_BYTES", 19 * 4 * 4 * 8)
     monkeypatch.setattr(strips, "STRIP_QUERIES", 100)
 
@@ -262,7 +262,9 @@ def test_a_model_that_cannot_be_tiled_says_so(caplog: pytest.LogCaptureFixture) 
 def test_progress(model: nn.Module) -> None:
     seen: list[tuple[str, int, int]] = []
     upscale(photo(), model, scale=2, progress=lambda *step: seen.append(step))
-    assert [step[1:] for step in seen if step[0] == "encode"] == [(19 * rows, 19 * 13) for rows in (0, 8, 13)]
+    encoded = [step[1:] for step in seen if step[0] == "encode"]
+    # Three tiles a band; the first band is as high as the tiles, the second what is left.
+    assert encoded == [(done, 19 * 13) for done in (0, 48, 96, 152, 182, 212, 247)]
     rows = [step for step in seen if step[0] == "render"]
     assert rows[0] == ("render", 0, 26)
     assert rows[-1] == ("render", 26, 26)
