@@ -31,7 +31,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         path: the file to write. A symbolic link is followed; an existing file's permissions are kept.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character
     try:
         # "x" and not tempfile: the file gets the permissions that the umask gives, not 0600.
         with part.open("xb") as file:

@@ -70,8 +70,8 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         if not jobs:
             raise ImageFileError(f"{origin}: no image files in it{'' if recursive else ' (--recursive looks deeper)'}")
     if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
-        made = {job.target.resolve() for job in jobs if not _same(*job)}
-        jobs = [job for job in jobs if job.source.resolve() not in made]
+        made = {_real(job.target) for job in jobs if not _same(*job)}
+        jobs = [job for job in jobs if _real(job.source) not in made]
     _check_pairs(jobs)
     there = [job for job in jobs if job.target.exists()]
     if there and existing == "error":
@@ -93,7 +93,7 @@ def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
 
     Image.init()
     known = {ending for ending, name in Image.EXTENSION.items() if name in READABLE}
-    inside = goal.resolve() != folder.resolve()
+    inside = not _same(goal, folder)
     for at, folders, names in os.walk(folder, onerror=_unreadable):
         here = Path(at)
         folders[:] = sorted(
@@ -111,19 +111,21 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+    return _real(one) == _real(other)
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)  # of a link to itself, too, at which Path.resolve raises
 
 
 def _check_pairs(jobs: list[Job]) -> None:
-    sources = {job.source.resolve() for job in jobs}
-    seen: dict[Path, Path] = {}
+    sources = {_real(job.source) for job in jobs}
+    seen: dict[str, Path] = {}
     for source, target in jobs:
-        real = target.resolve()
+        real = _real(target)
         if real in sources:
-            one = "the input itself" if real == source.resolve() else "an input, too"
+            one = "the input itself" if real == _real(source) else "an input, too"
             raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
         if real in seen:
-            raise ImageFileError(
-                f"{target}: would be made of both {seen[real]} and {source}; leave out --format, or rename one"
-            )
+            raise ImageFileError(f"{target}: would be made of both {seen[real]} and {source}; rename one of them")
         seen[real] = source

@@ -92,11 +92,13 @@ def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tu
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
     kind = check_format(path, mode, size)
+    if path.is_symlink() and not path.exists() and Path(os.path.realpath(path)).is_symlink():
+        raise ImageFileError(f"{path}: is a link that leads back to itself")
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path}: is not a regular file")
     if path.exists() and not os.access(path, os.W_OK):
         raise ImageFileError(f"{path}: no permission to overwrite it")
-    folder = path.resolve().parent
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise ImageFileError(f"{path}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from liif_fast.imageio import exif
 from liif_fast.imageio.colour import COLOUR, read_colour
-from liif_fast.imageio.errors import ImageFileError, reason
+from liif_fast.imageio.errors import ImageFileError, reason, too_large
 from liif_fast.imageio.tiff import read_deep_tiff
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 # Pillow has no mode for 16 bits a channel in colour: of each sample it keeps the high byte. Told that the file has the
 # other byte order, it keeps the low one, so that two passes read all 16 bits. Gray with alpha is four bytes a pixel.
 _FOREIGN = "B" if sys.byteorder == "little" else "L"
-_BITS_PER_SAMPLE, _PLANAR = 258, 284  # tags of TIFF
+_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PLANAR = 254, 258, 284  # tags of TIFF
 _DEEP = ("RGB", "RGBA", "RGBX")
 _LOW = {f"{mode};16{high}": f"{mode};16{low}" for mode in _DEEP for high, low in (("L", "B"), ("B", "L"))}
 _LOW |= {f"{mode};16N": f"{mode};16{_FOREIGN}" for mode in _DEEP}
@@ -141,6 +141,10 @@ def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, 
             warnings.simplefilter("ignore")  # of large images (the error at twice the limit stays), of odd metadata
             with Image.open(path, formats=formats) as image:
                 rawmodes = {_rawmode(tile) for tile in getattr(image, "tile", ())}
+                if image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
+                    raise ValueError(
+                        "its first image is a preview, as in raw camera files; develop it to a TIFF or PNG"
+                    )
                 if reread:
                     image.tile = [_with_rawmode(tile, _LOW.get(_rawmode(tile), reread)) for tile in image.tile]
                 else:
@@ -153,8 +157,8 @@ def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, 
                 return normalise(image), image.format or "", rawmodes
     except Image.UnidentifiedImageError:
         raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
-    except Image.DecompressionBombError as error:
-        raise ImageFileError(f"{path}: refused as a possible decompression bomb: {error}") from None
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
         raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
 

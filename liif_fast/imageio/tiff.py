@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from liif_fast.imageio.errors import ImageFileError
+from liif_fast.imageio.errors import ImageFileError, too_large
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,8 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         file.
 
     Raises:
-        ImageFileError: it is one, but is larger than Pillow's limit, or its compression needs `imagecodecs`.
+        ImageFileError: it has floating-point samples, more pixels than Pillow's limit, or a compression that needs
+            `imagecodecs`.
     """
     import numpy as np
     import tifffile
@@ -36,13 +37,13 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         return None
     with tiff:
         page: Any = tiff.pages[0]
+        if page.dtype is not None and page.dtype.kind == "f":
+            raise ImageFileError(f"{path}: a TIFF of {page.dtype} samples; supported are whole numbers of 8 or 16 bits")
         wanted = _SAMPLES.get(getattr(page.photometric, "name", ""), ())
         if page.dtype != np.uint16 or page.samplesperpixel not in wanted or page.imagedepth != 1:
             return None
         if Image.MAX_IMAGE_PIXELS is not None and page.imagelength * page.imagewidth > 2 * Image.MAX_IMAGE_PIXELS:
-            raise ImageFileError(
-                f"{path}: refused as a possible decompression bomb: {page.imagewidth}x{page.imagelength}"
-            )
+            raise too_large(path)
         try:
             pixels = page.asarray()
         except ValueError as error:

@@ -167,8 +167,8 @@ def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], s
             del metadata["exif"]
     if "dpi" in metadata:
         metadata["dpi"] = tuple(map(float, metadata["dpi"]))
-        if not all(1 <= each <= _MAX_DPI for each in metadata["dpi"]):
-            del metadata["dpi"]  # a file may say anything, NaN included
+        if not all(1 < each <= _MAX_DPI for each in metadata["dpi"]):
+            del metadata["dpi"]  # a file may say anything, NaN included; 1 is Pillow's word for none
     return metadata
 
 

@@ -139,6 +139,27 @@ def test_format_and_its_limits(mixed: Path, tmp_path: Path, capsys: pytest.Captu
     assert names(tmp_path / "out") == ["gray.jpg", "palette.jpg", "photo.jpg"]
 
 
+def test_odd_names_and_links(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    """Names of any characters are kept; links to files are followed, and those that lead nowhere are named."""
+    (mixed / "broken.png").unlink()
+    odd = ["\u597d \U0001f431.png", " - .png", "-x.png", "new\nline.png", os.fsdecode(b"no utf-8 \xff.png")]
+    for name in odd:
+        (mixed / name).write_bytes((mixed / "alpha.png").read_bytes())
+    (mixed / "link.png").symlink_to("alpha.png")
+    (mixed / "loop.png").symlink_to("loop.png")
+    (mixed / "nowhere.png").symlink_to("missing.png")
+    (mixed / "deeper" / "up").symlink_to(mixed)
+    args = (mixed, tmp_path / "out", "--scale", 2, "--model", model, "--recursive")
+    code, err = run(capsys, *args)
+    assert code == 1
+    assert err[-1] == "liif-fast: 13 written, 2 failed"
+    assert [line.split(": ")[2:] for line in err[:-1]] == [
+        [f"{mixed / 'loop.png'}", "Too many levels of symbolic links"],
+        [f"{mixed / 'nowhere.png'}", "No such file or directory"],
+    ]
+    assert {*odd, "link.png"} <= set(names(tmp_path / "out"))
+
+
 def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     Image.new("RGB", (3, 3)).save(mixed / "photo.png")
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")

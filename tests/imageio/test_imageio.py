@@ -196,9 +196,30 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 pass
 
 
+def test_tiffs_that_are_no_picture_to_enlarge(tmp_path: Path) -> None:
+    """Floating point, and the preview that a raw camera file begins with."""
+    pixels = gradient("RGB")
+    for dtype in (np.float16, np.float32, np.float64):
+        tifffile.imwrite(tmp_path / "a.tif", (pixels / 255).astype(dtype), photometric="rgb")
+        with pytest.raises(ImageFileError, match=f"a TIFF of {np.dtype(dtype)} samples"):
+            read_image(tmp_path / "a.tif")
+    with tifffile.TiffWriter(tmp_path / "raw.dng") as tiff:
+        tiff.write(pixels, photometric="rgb", subfiletype=1)
+        tiff.write(pixels[..., 0].astype(np.uint16))
+    with pytest.raises(ImageFileError, match=r"raw\.dng: cannot be read: its first image is a preview"):
+        read_image(tmp_path / "raw.dng")
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+    """255 bytes, and characters of three; the temporary name beside it must not be longer."""
+    for name in ("x" * 251, "\u597d" * 83):
+        write_image(picture(), tmp_path / f"{name}.png")
+        assert open_image(tmp_path / f"{name}.png").size == (9, 5)
+
+
 def test_decompression_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, b"\0"))
-    with pytest.raises(ImageFileError, match="decompression bomb"):
+    with pytest.raises(ImageFileError, match=r"decompression bomb, since it has more than 178956970 pixels"):
         open_image(tmp_path / "bomb.png")
 
 
@@ -219,6 +240,13 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
             check_output(tmp_path / name, mode, size)
     with pytest.raises(ImageFileError, match="is a folder"):
         check_output(tmp_path)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (("loop.png", "leads back to itself"), ("loop/a.png", "does not exist")):
+        with pytest.raises(ImageFileError, match=message):
+            check_output(tmp_path / name)
+    with pytest.raises(ImageFileError, match="Too many levels of symbolic links"):
+        open_image(tmp_path / "loop.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
         with pytest.raises(ImageFileError, match="not a regular file"):
