@@ -103,9 +103,25 @@ void affine(T* h, const T* p, const T* a, int terms, const T* u, int64_t u_row, 
     }
 }
 
+// By hand: compilers vectorise the sum and not the columns.
 template <typename T>
 void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width) {
-    for (int64_t n = 0; n < width; ++n) {
+    using V = Vec<T>;
+    constexpr int NR = kVectors * V::lanes;
+    int64_t n = 0;
+    for (; n + NR <= width; n += NR) {
+        typename V::type sum[kVectors];
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[v] = V::broadcast(T(0));
+        for (int t = 0; t < corners; ++t) {
+            const typename V::type x = V::broadcast(w[t]);
+            LIIF_UNROLL
+            for (int v = 0; v < kVectors; ++v) sum[v] = V::fma(x, V::load(h + t * h_row + n + v * V::lanes), sum[v]);
+        }
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) V::store(s + n + v * V::lanes, sum[v]);
+    }
+    for (; n < width; ++n) {
         T sum = w[0] * h[n];
         for (int t = 1; t < corners; ++t) sum += w[t] * h[t * h_row + n];
         s[n] = sum;

@@ -45,6 +45,9 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Te
 Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                      const Tensor& saved);
 
+Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
+                      const Tensor& first_column, const Tensor& column_weight);
+
 Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, bool bfloat);
 
 std::string cpu_isa();

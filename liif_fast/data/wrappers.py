@@ -2,9 +2,9 @@
 
 A wrapper makes a sample in two steps. `plan` draws everything that is random about it: windows, sizes, flips and the
 pixels that are queries, all integers, no pixel touched. `cut` follows the plan on the CPU, in uint8: crop, colour,
-Pillow's resizing, flips, and the colours of the queries. `liif_fast.data.device` follows the same plans on any device,
-to the same bits. What comes out is packed (`liif_fast.data.samples`); an item of a wrapper is the float sample that
-is made of it.
+Pillow's resizing (`liif_fast.data.resize`), flips, and the colours of the queries. `liif_fast.data.device` follows
+the same plans on any device, to the same bits. What comes out is packed (`liif_fast.data.samples`); an item of a
+wrapper is the float sample that is made of it.
 
 A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers, so a resumed
 training sees what an uninterrupted one would have seen. Without one it draws from torch's global generator.
@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image
 
 from liif_fast.data.datasets import Images, _positive
 from liif_fast.data.registry import register
-from liif_fast.data.resize import pillow_takes_height_first
+from liif_fast.data.resize import resize
 from liif_fast.data.samples import Packed, Sample, unpack
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -176,25 +175,6 @@ def _flip(image: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
     vertical, horizontal, transposed = flips
     image = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
     return image.swapaxes(0, 1) if transposed else image
-
-
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize with Pillow's bicubic filter (antialiased, rounded to 8 bits), the width first whatever Pillow's version.
-
-    Args:
-        image: uint8 [H, W, 3].
-        size: (height, width).
-
-    Returns:
-        uint8 [height, width, 3].
-    """
-    height, width = image.shape[:2]
-    image = np.ascontiguousarray(image)
-    result = Image.frombuffer("RGB", (width, height), image, "raw", "RGB", 0, 1)
-    if pillow_takes_height_first((height, width), size):  # asked for the width alone, it cannot
-        result = result.resize((size[1], height), Image.Resampling.BICUBIC)
-    result = result.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.frombuffer(result.tobytes(), np.uint8).reshape(*size, 3)
 
 
 def shorter_side(shape: Size, side: int) -> Size:

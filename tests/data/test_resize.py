@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from liif_fast.data.resize import bicubic_resize, coefficients, pillow_takes_height_first, resize_crops
+from liif_fast.backends import cpu
+from liif_fast.data.resize import bicubic_resize, coefficients, pillow_takes_height_first, resize, resize_crops
+from liif_fast.ops import resize as ops
 
 
 def pil(array, size):
@@ -78,6 +80,64 @@ def test_layouts():
     assert torch.equal(bicubic_resize(image.permute(1, 2, 0).contiguous().permute(2, 0, 1), (7, 11)), expected)
     assert torch.equal(bicubic_resize(image.expand(2, 1, 3, 20, 30), (7, 11)), expected.expand(2, 1, 3, 7, 11))
     assert torch.equal(bicubic_resize(image[0], (7, 11)), expected[0])
+
+
+@pytest.fixture(params=["kernel", "Pillow"])
+def way(request, monkeypatch):
+    """What `resize` resizes with."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(cpu, "ISA", "")
+    elif not cpu.ISA:
+        pytest.skip("the C++ kernels are not built")
+
+
+@pytest.mark.usefixtures("way")
+def test_on_the_cpu():
+    rng = np.random.default_rng(0)
+    sizes = [(rng.integers(1, 70, 2), rng.integers(1, 70, 2)) for _ in range(150)]
+    sizes += [((side, side), (48, 48)) for side in range(48, 193, 9)]
+    sizes += [((2040, 30), (170, 5)), ((30, 2040), (5, 170)), ((50, 700), (75, 2000)), ((1000, 400), (333, 210))]
+    sizes += [((1, 1), (3, 2)), ((3, 9000), (2, 4)), ((9000, 3), (4, 2)), ((400, 1), (7, 1))]
+    for old, new in sizes:
+        image = noise(rng, *old).transpose(1, 2, 0)  # channels apart
+        got = resize(image, tuple(map(int, new)))
+        assert got.dtype == np.uint8
+        assert np.array_equal(got.transpose(2, 0, 1), width_first(image.transpose(2, 0, 1), new)), f"{old} to {new}"
+
+
+@pytest.mark.usefixtures("way")
+def test_parts_and_images_that_must_not_be_written():
+    image = noise(np.random.default_rng(0), 40, 50).transpose(1, 2, 0).copy()
+    expected = width_first(image[3:33, 40:9:-1].transpose(2, 0, 1), (12, 11)).transpose(1, 2, 0)
+    image.setflags(write=False)
+    assert np.array_equal(resize(image[3:33, 40:9:-1], (12, 11)), expected)
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_the_kernel_reads_any_layout_and_nothing_outside():
+    image = torch.from_numpy(noise(np.random.default_rng(0), 33, 21)).permute(1, 2, 0)
+    rows = (torch.tensor([0, 30, 32]), torch.full((3, 4), 1e6, dtype=torch.float64))
+    axes = (*rows, torch.tensor([20, 3]), torch.full((2, 9), 1e5, dtype=torch.float64))
+    expected = ops.bicubic_resize(image.contiguous(), *axes)
+    assert torch.equal(ops.bicubic_resize(image, *axes), expected)
+    around = torch.full((40, 30, 5), 255, dtype=torch.uint8)
+    around[2:35, 4:25, 1:4] = image
+    assert torch.equal(ops.bicubic_resize(around[2:35, 4:25, 1:4], *axes), expected)
+    for place, wrong in (
+        (0, torch.tensor([0, 33, 0])),
+        (0, torch.tensor([0, -1, 0])),
+        (0, torch.tensor([0, 1])),
+        (0, torch.tensor([0.0, 1.0, 2.0])),
+        (1, rows[1] * float("nan")),
+        (1, rows[1] * 1e3),
+        (3, rows[1][:2, :0]),
+        (3, axes[3].float()),
+    ):
+        with pytest.raises(RuntimeError, match="liif_fast: first must"):
+            ops.bicubic_resize(image, *axes[:place], wrong, *axes[place + 1 :])
+    for wrong in (image.float(), image[0]):
+        with pytest.raises(RuntimeError, match="image must be uint8"):
+            ops.bicubic_resize(wrong, *axes)
 
 
 def test_wrong_arguments():

@@ -5,12 +5,12 @@ import torch
 
 from liif_fast import functional
 from liif_fast.ops import decode as decode_ops
-from liif_fast.ops import sm90
+from liif_fast.ops import resize, sm90
 
 from .support import Problem, make_layers
 
 ops = torch.ops.liif_fast
-assert functional and decode_ops and sm90  # importing them defines the operators
+assert functional and decode_ops and resize and sm90  # importing them defines the operators
 
 
 def samples():
@@ -58,6 +58,8 @@ def samples():
     yield "convolve_backward", (torch.randn(2, 4, 5, 6), feat, kernel, [True, False, True])
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
+    axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
+    yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
 
 
