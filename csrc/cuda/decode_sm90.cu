@@ -126,6 +126,7 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
         while (true) {
             barrier_wait(ring.full_barrier(), ring.pass);
             start_at_bias<U>(reinterpret_cast<const float*>(shared + ring.stage * kStageBytes + kSliceBytes), lane, d);
+            reads_before_copies();  // of the bias; its stage is handed back in multiply
             turn_wait(mine);
             // Warpgroup 1's very last turn has nobody to give to.
             multiply<U>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);

@@ -72,7 +72,7 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
                     "liif_fast: packed must be what pack_sm90 returned, on the device of p");
     STD_TORCH_CHECK(out_dim >= 1 && out_dim <= kMaxOut, "liif_fast: out_dim must be 1 to 4");
     STD_TORCH_CHECK(
-        place[2] >= 0 && place[3] >= 0 && place[2] + p.size(1) <= place[0] && place[3] + p.size(2) <= place[1],
+        place[2] >= 0 && place[3] >= 0 && place[2] <= place[0] - p.size(1) && place[3] <= place[1] - p.size(2),
         "liif_fast: p lies outside of its map");
     Problem problem{};
     problem.rows = make_axis(std::max(to_int(place[0]), 1), ensemble);
@@ -155,7 +155,7 @@ Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& 
     Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {map_height, map_width, p_top, p_left});
     STD_TORCH_CHECK(!cell || cell->dim() == 2, "liif_fast: cell must be [B, 2]");
     STD_TORCH_CHECK(
-        top >= 0 && left >= 0 && height >= 0 && width >= 0 && top + height <= grid_height && left + width <= grid_width,
+        top >= 0 && left >= 0 && height >= 0 && width >= 0 && top <= grid_height - height && left <= grid_width - width,
         "liif_fast: the window lies outside of its grid");
     Tensor out = make_out(p, {p.size(0), out_dim, height, width}, wide);
     problem.grid_rows = make_centres(std::max(to_int(grid_height), 1));

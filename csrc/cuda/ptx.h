@@ -40,6 +40,12 @@ LIIF_DEVICE void load(uint32_t to, const void* from, int bytes, uint32_t barrier
                  : "memory");
 }
 
+// What this thread has read of shared memory is read before a bulk copy, which goes through another proxy, may
+// overwrite it: to stand between the reads and what hands the memory back.
+LIIF_DEVICE void reads_before_copies() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---- Named barriers, by which the two warpgroups take turns: 128 threads wait, 128 only arrive.
 LIIF_DEVICE void turn_wait(int id) {
     asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory");
