@@ -23,6 +23,11 @@ class FeatureModel(nn.Module):
     feat: Tensor | None = None
     inp: Tensor | None = None  # the last image, where a subclass needs it
 
+    @property
+    def out_dim(self) -> int | None:
+        """Channels of the output; None where only running the model tells."""
+        return None
+
     def gen_feat(self, inp: Tensor) -> Tensor:
         """Encode an image and keep its features for `query_rgb`.
 

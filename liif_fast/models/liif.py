@@ -67,6 +67,13 @@ class LIIF(FeatureModel):
             args["residual"] = residual
         self.spec = {"name": "liif", "args": copy.deepcopy(args)}
 
+    @property
+    def out_dim(self) -> int | None:
+        if self.imnet is None:
+            return self.encoder.out_dim
+        chain = fusable(self.imnet)
+        return None if chain is None else len(chain[1][-1])
+
     def gen_feat(self, inp: Tensor) -> Tensor:
         if self.residual is not None:
             self.inp = inp

@@ -39,6 +39,10 @@ class MetaSR(FeatureModel):
         self.imnet = make({"name": "mlp", "args": args})
         self.spec = {"name": "metasr", "args": {"encoder_spec": copy.deepcopy(dict(encoder_spec))}}
 
+    @property
+    def out_dim(self) -> int:
+        return 3
+
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self._encoded()
         cell = check_queries(feat, coord, cell, cell_decode=True)

@@ -176,6 +176,8 @@ class Features:
                 pred = self.view.render_rgb(self.size, region)
             else:
                 pred = self.view.render_rgb(self.size, region, place=place)
+        if pred.shape[1] != 3:
+            raise RuntimeError(f"the model gives {pred.shape[1]} channels, expected 3 (RGB)")
         pred = pred.float()
         gt = self.norm["gt"]
         return (pred * _per_channel(gt["div"], pred) + _per_channel(gt["sub"], pred))[0]

@@ -335,6 +335,21 @@ def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
             upscale(photo(), model, scale=2, device="cuda")
 
 
+def test_models_that_make_no_rgb(model: nn.Module) -> None:
+    """At once where the model says so, else when it has been run."""
+    for imnet in (None, {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}):
+        other = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": imnet, "residual": None}})
+        assert other.out_dim == (4 if imnet is None else 1)
+        with pytest.raises(ValueError, match=f"the model gives {other.out_dim} channels"):
+            upscaling.upscale_strips(photo(), other, scale=2)
+    own = make({"name": "liif", "args": {**model.spec["args"], "residual": None}})
+    own.imnet = nn.Linear(own.imnet.layers[0].in_features, 2)
+    assert own.out_dim is None
+    with pytest.raises(RuntimeError, match="the model gives 2 channels"):
+        upscale(photo(), own, scale=2)
+    assert make({"name": "metasr", "args": {"encoder_spec": model.spec["args"]["encoder_spec"]}}).out_dim == 3
+
+
 def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
