@@ -4,9 +4,9 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Full, Queue
+from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image
@@ -59,8 +59,9 @@ def write_strips(
 
     Args:
         path: where to write; the extension names the format. A TIFF that could pass 4 GiB becomes a BigTIFF.
-        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, any number of rows each. What
-            the iterator raises passes through, and `path` stays what it was.
+        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, any number of rows each; one
+            is written while the next is made, so none may be changed later. What the iterator raises passes through,
+            and `path` stays what it was.
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
         info: as of a PIL image; `icc_profile`, `exif` and `dpi` are kept where the format stores them, with the size in
@@ -89,27 +90,36 @@ def write_strips(
 def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[NDArray]") -> None:
     """Let `write` have strips in a thread, so that one is compressed while the next is made; errors of both pass."""
     waiting: Queue[NDArray | None] = Queue(maxsize=1)
-
-    def hand_over(strip: "NDArray | None") -> None:
-        while not writing.done():  # else it has failed, and nobody takes the strip
-            with suppress(Full):
-                waiting.put(strip, timeout=0.1)
-                return
+    failure: list[BaseException] = []
 
     def handed_over() -> "Iterator[NDArray]":
         while (strip := waiting.get()) is not None:
             yield strip
 
-    with ThreadPoolExecutor(1, "liif_fast-write") as pool:
-        writing = pool.submit(write, handed_over())
+    def work() -> None:
         try:
-            for strip in strips:
-                hand_over(strip)
-                if writing.done():
-                    break
-        finally:
-            hand_over(None)
-    writing.result()
+            write(handed_over())
+        except BaseException as error:
+            failure.append(error)
+
+    def hand_over(strip: "NDArray | None") -> None:
+        while thread.is_alive():  # else nobody takes the strip
+            with suppress(Full):
+                waiting.put(strip, timeout=0.1)
+                return
+
+    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # no second Ctrl-C may leave it behind
+    thread.start()
+    try:
+        for strip in strips:
+            hand_over(strip)
+            if failure:
+                break
+    finally:
+        hand_over(None)
+        thread.join()
+    if failure:
+        raise failure[0]
 
 
 def _write(

@@ -1,16 +1,11 @@
-"""The command line end to end: what it writes, how it fails, and what it leaves behind."""
+"""`liif-fast upscale` end to end: what it writes, how it fails, and what it leaves behind."""
 
-import contextlib
 import functools
 import os
 import pickle
 import re
-import signal
-import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +20,7 @@ from liif_fast.cli import main
 from liif_fast.models import make
 from liif_fast.upscaling import features, strips
 
-ROOT = Path(liif_fast.__file__).parents[1]
+from .support import assert_one_line, contents, raising
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
@@ -207,17 +202,6 @@ def make_malicious(path: Path) -> None:
         archive.writestr("a/version", "3")
 
 
-def assert_one_line(err: str, message: str) -> None:
-    assert err.startswith("liif-fast: error: ")
-    assert message in err
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("strip", [0, 3])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, RuntimeError("out of memory\nTried to allocate")])
 def test_interruption_leaves_nothing(
@@ -266,54 +250,6 @@ def test_a_model_that_gives_no_rgb(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
-    """A real process, stopped between the first and the last byte of the output."""
-    script = (
-        "import sys, time\n"
-        "import numpy as np\n"
-        "from liif_fast.cli import main\n"
-        "from liif_fast.upscaling import api\n"
-        "def strips(*args):\n"
-        "    yield np.zeros((1, 28, 3), np.uint8)\n"
-        "    print('writing', flush=True); time.sleep(60)\n"
-        "api.render_strips = strips\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    target = tmp_path / "out.png"
-    target.write_bytes(b"old")
-    args = ["upscale", str(photo), str(target), "--scale=2", f"--model={model}"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    assert len(list(tmp_path.iterdir())) == 3
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
-    assert target.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("module", ["argparse", "PIL.Image", "torch"])
-def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -> None:
-    script = (
-        "import sys\n"
-        "class Finder:\n"
-        "    def find_spec(name, path, target=None):\n"
-        f"        if name == {module!r}: raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Finder)\n"
-        "from liif_fast.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    args = ["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2"]
-    done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
-
-
 @pytest.mark.parametrize("failure", ["scale", "model", "render", "folder"])
 def test_a_failure_leaves_no_new_folder(
     tmp_path: Path,
@@ -338,137 +274,6 @@ def test_a_failure_leaves_no_new_folder(
         (tmp_path / "old").mkdir()
         assert run(capsys, photo, tmp_path / "old", *args)[0] == 1
         assert (tmp_path / "old").is_dir()
-
-
-def raising(error: BaseException | type[BaseException]) -> Callable[..., None]:
-    """What raises when it is called, whatever with."""
-
-    def call(*args: object, **options: object) -> None:
-        raise error
-
-    return call
-
-
-@pytest.mark.parametrize("command", [["models"], ["info"], ["models", "--tensors", "rdn-liif"]])
-def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
-    """As `liif-fast models | head -1` does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    err = process.stderr.read()
-    process.stderr.close()
-    assert (process.wait(timeout=60), err) == (141, b"")
-
-
-def test_a_reader_that_leaves_does_not_cost_the_caller_his_streams(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with monkeypatch.context() as patch:
-        stream = open(writing, "w", buffering=1)
-        patch.setattr(sys, "stdout", stream)
-        assert main(["info"]) == 141
-        assert not stream.closed
-        with contextlib.suppress(BrokenPipeError):
-            stream.close()
-    assert not sys.stderr.closed
-    assert capsys.readouterr().err == ""
-
-
-def test_a_broken_pipe_that_is_not_ours_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To a worker process that has died, for one."""
-    from liif_fast.cli import info
-
-    monkeypatch.setattr(info, "run", raising(BrokenPipeError(32, "Broken pipe")))
-    assert main(["info"]) == 1
-    assert_one_line(capsys.readouterr().err, "Broken pipe")
-
-
-def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["upscale"]):
-        assert main([*command, "--help"]) == 0
-        text = " ".join(capsys.readouterr().out.split())
-        for code in (0, 1, 2, 129, 130, 141, 143):
-            assert re.search(rf"Exit codes: .*\b{code} ", text), code
-
-
-def test_help_and_usage_errors_import_no_torch() -> None:
-    script = (
-        "import sys\n"
-        "from liif_fast.cli import main\n"
-        "for args in ([], ['--help'], ['--version'], ['upscale', '--help'], ['frobnicate'],\n"
-        "             ['upscale', 'missing.png', 'out.png', '--scale=2']):\n"
-        "    print(main(args), file=sys.stderr)\n"
-        "print([name for name in ('torch', 'triton', 'numpy.linalg') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.endswith("[]\n")
-    assert [line for line in done.stderr.splitlines() if line.isdigit()] == ["2", "0", "0", "0", "2", "1"]
-
-
-def test_module_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "liif_fast", "--version"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout == f"liif-fast {liif_fast.__version__}\n"
-
-
-def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["frobnicate"]) == 2
-    assert_one_line(capsys.readouterr().err, "invalid choice: 'frobnicate'")
-
-
-def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info"]) == 0
-    out = capsys.readouterr().out
-    for word in (liif_fast.__version__, torch.__version__, "reference", "chosen by auto", "native build", "model"):
-        assert word in out
-
-
-@pytest.mark.parametrize("damaged", ["{", "[]", '{"cpu": 3}', "\xff"])
-def test_info_of_a_damaged_installation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: str
-) -> None:
-    """Every row is there, and that of the damaged file says why."""
-    (tmp_path / "_build_info.json").write_text(damaged, encoding="latin-1")
-    (tmp_path / "model.safetensors").write_bytes(b"cut")
-    monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(upscaling, "default_model_path", lambda: tmp_path / "model.safetensors")
-    assert main(["info"]) == 0
-    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert "build_info.json cannot be read: " in rows["native"]
-    assert rows["model"].startswith(
-        f"cannot be used: {tmp_path / 'model.safetensors'}: not a readable safetensors file"
-    )
-    assert "torch" in rows
-
-
-def test_traceback_on_request(tmp_path: Path) -> None:
-    with pytest.raises(liif_fast.imageio.ImageFileError):
-        main(["--traceback", "upscale", str(tmp_path / "none.png"), str(tmp_path / "out.png"), "--scale=2"])
-
-
-def test_train_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    import liif_fast.train as package
-
-    seen = []
-    monkeypatch.setattr(package, "train", lambda config, **options: seen.append((config, options)))
-    assert main(["train", "--config", "c.yaml", "--tag", "t", "--resume"]) == 0
-    assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True, "device": "auto"})]
-
-
-def test_bench_outside_a_source_tree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "liif_fast" / "__init__.py"))
-    assert main(["bench"]) == 1
-    assert_one_line(capsys.readouterr().err, "not part of the installed package")
 
 
 def test_progress_bar_on_a_terminal_only(

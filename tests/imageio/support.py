@@ -1,0 +1,38 @@
+"""Pictures that the tests of image files share."""
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
+    """Random pixels of any mode."""
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
+    image = Image.fromarray(pixels)
+    return image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)
+
+
+def gradient(mode: str, height: int = 37, width: int = 53) -> NDArray:
+    """A smooth picture with some noise, [H, W, C]."""
+    deep = mode.endswith(";16")
+    channels = {"L": 1, "I;16": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode if mode == "I;16" else mode.removesuffix(";16")]
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([0.5 + 0.4 * np.sin(0.1 * x + 0.2 * y + c) for c in range(channels)], -1)
+    waves += np.random.default_rng(0).uniform(-0.05, 0.05, waves.shape)
+    return (waves * 65535).astype(np.uint16) if deep else (waves * 255).astype(np.uint8)
+
+
+def png(width: int, height: int, raw: bytes, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG file with any header, however untrue."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")

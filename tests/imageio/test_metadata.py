@@ -1,0 +1,193 @@
+"""What of a file is not its pixels: orientation, colours, resolution, EXIF; kept, set right, or said to be lost."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+
+from liif_fast.imageio import (
+    open_image,
+    read_image,
+    write_image,
+    write_strips,
+)
+from liif_fast.imageio.colour import COLOUR, read_colour
+from liif_fast.imageio.exif import resized
+
+from .support import gradient, picture, png
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_not_kept(tmp_path: Path, orientation: int) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = "a description"
+    image.save(tmp_path / "a.png", exif=exif)
+    result = open_image(tmp_path / "a.png")
+    turned = {5, 6, 7, 8}
+    assert result.size == (image.size[::-1] if orientation in turned else image.size)
+    if orientation == 6:  # a quarter turn clockwise
+        assert np.array_equal(np.asarray(result), np.rot90(np.asarray(image), -1))
+    write_image(result, tmp_path / "b.jpg")
+    kept = Image.open(tmp_path / "b.jpg").getexif()
+    assert kept.get(0x0112, 1) == 1
+    assert kept[0x010E] == "a description"
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
+def test_profile_is_kept(tmp_path: Path, extension: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = picture()
+    image.info["icc_profile"] = profile
+    path = tmp_path / f"a.{extension}"
+    write_image(image, path)
+    assert open_image(path).info["icc_profile"] == profile
+
+
+def test_cmyk_profile_is_dropped(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    picture("CMYK").save(tmp_path / "a.jpg", icc_profile=b"describes ink")
+    result = open_image(tmp_path / "a.jpg")
+    assert result.mode == "RGB"
+    assert "icc_profile" not in result.info
+    assert "CMYK" in caplog.text
+
+
+def test_exif_of_a_tiff_is_kept(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    exif[ExifTags.IFD.Exif] = {0x9003: "2020:01:02 03:04:05"}
+    picture().save(tmp_path / "a.tif", exif=exif.tobytes())
+    write_image(open_image(tmp_path / "a.tif"), tmp_path / "b.png")
+    kept = Image.open(tmp_path / "b.png").getexif()
+    assert dict(kept.get_ifd(ExifTags.IFD.Exif)) == {0x9003: "2020:01:02 03:04:05"}
+    assert set(kept) == {0x010E, ExifTags.IFD.Exif}
+    assert kept[0x010E] == "a description"
+
+
+def camera_exif() -> bytes:
+    """As a camera writes it: the size twice, and a thumbnail with a folder of its own."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a maker"
+    exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength] = 9, 5
+    exif[ExifTags.IFD.Exif] = {0x9003: "2020:01:02 03:04:05", 0xA002: 9, 0xA003: 5, 0x927C: b"private notes"}
+    exif[ExifTags.IFD.GPSInfo] = {1: "N"}
+    data = exif.tobytes()
+    header = len("Exif\0\0")
+    order = "<" if data[header:].startswith(b"II") else ">"
+    start = header + struct.unpack_from(f"{order}I", data, header + 4)[0]
+    next_folder = start + 2 + 12 * struct.unpack_from(f"{order}H", data, start)[0]
+    thumbnail = struct.pack(f"{order}HHHIIHHIII", 2, 0x0201, 4, 1, len(data) - header + 30, 0x0202, 4, 1, 11, 0)
+    offset = struct.pack(f"{order}I", len(data) - header)
+    return data[:next_folder] + offset + data[next_folder + 4 :] + thumbnail + b"small image"
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
+def test_exif_says_the_new_size_and_has_no_old_thumbnail(tmp_path: Path, extension: str) -> None:
+    data = camera_exif()
+    old = Image.Exif()
+    old.load(data)
+    assert old.get_ifd(ExifTags.IFD.IFD1)
+    path = tmp_path / f"a.{extension}"
+    write_strips(path, [np.zeros((70, 90, 3), np.uint8)], (70, 90, 3), 8, {"exif": data})
+    assert b"small image" not in path.read_bytes()
+    kept = Image.open(path).getexif()
+    assert not kept.get_ifd(ExifTags.IFD.IFD1)
+    assert (kept[ExifTags.Base.ImageWidth], kept[ExifTags.Base.ImageLength]) == (90, 70)
+    assert kept[ExifTags.Base.Make] == "a maker"
+    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N"}
+    inner = kept.get_ifd(ExifTags.IFD.Exif)
+    assert (inner[0xA002], inner[0xA003], inner[0x927C]) == (90, 70, b"private notes")
+
+
+def test_exif_without_a_size_gets_none() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a maker"
+    kept = Image.Exif()
+    kept.load(resized(exif.tobytes(), (3, 4)) or b"")
+    assert dict(kept) == {ExifTags.Base.Make: "a maker"}
+
+
+@pytest.mark.parametrize("data", [b"Exif\0\0", b"Exif\0\0" + bytes(90), b"\xff" * 90, camera_exif()[:60]])
+def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, data: bytes) -> None:
+    """Neither when it is written nor when it is read; what of it can be read may stay."""
+    picture().save(tmp_path / "a.jpg", exif=data)
+    read = read_image(tmp_path / "a.jpg")
+    write_strips(tmp_path / "b.png", [read.pixels], read.pixels.shape, 8, {"exif": data})
+    assert read_image(tmp_path / "b.png").size == (9, 5)
+
+
+GAMMA = {b"gAMA": struct.pack(">I", 100_000)}
+
+
+SRGB = {b"sRGB": b"\0", b"gAMA": struct.pack(">I", 45455)}
+
+
+HDR = {b"cICP": bytes((9, 16, 0, 1)), b"cLLI": bytes(8)}
+
+
+@pytest.mark.parametrize("chunks", [{}, GAMMA, SRGB, HDR, GAMMA | HDR])
+def test_the_colours_of_a_png_are_kept_in_a_png(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, chunks: dict[bytes, bytes]
+) -> None:
+    pixels = gradient("RGB;16")
+    write_strips(tmp_path / "a.png", [pixels], pixels.shape, 16, {COLOUR: chunks})
+    read = read_image(tmp_path / "a.png")
+    assert read.info[COLOUR] == chunks
+    write_strips(tmp_path / "b.png", [read.pixels], read.pixels.shape, 16, read.info)
+    assert read_image(tmp_path / "b.png").info[COLOUR] == chunks
+    assert np.array_equal(read_image(tmp_path / "b.png").pixels, pixels)
+    assert caplog.text == ""
+    write_strips(tmp_path / "c.tif", [read.pixels], read.pixels.shape, 16, read.info)
+    assert ("the description of the colours" in caplog.text) == (chunks not in ({}, SRGB))
+
+
+def test_colours_of_a_damaged_png(tmp_path: Path) -> None:
+    data = png(1, 1, b"\0\0")
+    for cut in range(8, len(data)):
+        (tmp_path / "a.png").write_bytes(data[:cut])
+        assert read_colour(tmp_path / "a.png") == {}
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize(("dpi", "kept"), [((300, 150), True), ((0.0, 96.0), False), ((float("nan"), 1e9), False)])
+def test_resolution_is_kept_if_there_can_be_such(tmp_path: Path, extension: str, dpi: tuple, kept: bool) -> None:
+    path = tmp_path / f"a.{extension}"
+    write_strips(path, [gradient("RGB")], (37, 53, 3), 8, {"dpi": dpi})
+    found = read_image(path).info.get("dpi")
+    if kept:
+        assert [round(float(each)) for each in found] == list(dpi)
+    else:
+        assert found is None or {round(float(each)) for each in found} <= {1, 96}  # the format's own
+
+
+def test_resolution_of_a_deep_tiff(tmp_path: Path) -> None:
+    pixels = gradient("LA;16")
+    write_strips(tmp_path / "a.tif", [pixels], pixels.shape, 16, {"dpi": (300, 150)})
+    assert read_image(tmp_path / "a.tif").info["dpi"] == (300, 150)
+    write_strips(tmp_path / "a.tif", [pixels], pixels.shape, 16, {})
+    assert "dpi" not in read_image(tmp_path / "a.tif").info
+
+
+@pytest.mark.parametrize(
+    ("extension", "lost"), [("bmp", ["ICC", "EXIF"]), ("ppm", ["ICC", "EXIF"]), ("tif", ["EXIF"]), ("png", [])]
+)
+def test_metadata_that_a_format_does_not_keep_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, lost: list[str]
+) -> None:
+    image = picture()
+    image.info.update(icc_profile=b"profile", exif=b"Exif\0\0")
+    write_image(image, tmp_path / f"a.{extension}")
+    assert [word for word in ("ICC", "EXIF") if word in caplog.text] == lost
+
+
+def test_exif_too_long_for_jpeg_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "x" * 70_000
+    image.info["exif"] = exif.tobytes()
+    write_image(image, tmp_path / "a.jpg")
+    assert "too long" in caplog.text
+    assert not Image.open(tmp_path / "a.jpg").getexif()
