@@ -1,6 +1,7 @@
 """`liif-fast models`: what ships, what is published, and what lies in the models folder."""
 
 import argparse
+import math
 from pathlib import Path
 
 _ABOUT = "List the model of the package, the published ones, and the files in the models folder."
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     print("\nPublished:")
     for each in catalogue.FAMILIES:
         shapes = each.tensors()
-        count = sum(_product(shape) for shape in shapes.values())
+        count = sum(math.prod(shape) for shape in shapes.values())
         have = [path for path in there if path.stem.lower() == each.name]
         state = "in the models folder" if have else "not in the models folder"
         print(f"  {each.name:<22}{count:>10,} parameters in {len(shapes)} tensors, {each.licence}; {state}")
@@ -69,10 +70,3 @@ def _describe(path: Path) -> tuple[bool, str]:
     count = sum(parameter.numel() for parameter in model.parameters())
     encoder = model.spec["args"]["encoder_spec"]["name"]
     return True, f"{count:>10,} parameters, {type(model).__name__} on {encoder}"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-# Tags of a TIFF's first folder that are of the picture: description, make, model, software, date, artist, copyright.
-_OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+# Tags of a TIFF's first folder that are of the picture: description, make, model, date, artist, copyright.
+_OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:

@@ -69,7 +69,8 @@ class Features:
         self.plane, self.top, self.size = plane, top, size
         self.encoder, self.transfers, self.report = encoder, transfers, report
         self.dtype, self.tile = options.dtype, options.tile
-        self.norm = getattr(model, "data_norm", DATA_NORM)
+        norm = getattr(model, "data_norm", DATA_NORM)  # on the device once: each copy there would wait for its work
+        self.inp_norm, self.gt_norm = (self._on_device(norm[part]) for part in ("inp", "gt"))
         self.shape = plane.shape[:2]
         self.tiles = getattr(model.encoder, "receptive_radius", None) is not None
         self.whole_map = not self._renders_parts()
@@ -179,8 +180,8 @@ class Features:
         if pred.shape[1] != 3:
             raise RuntimeError(f"the model gives {pred.shape[1]} channels, expected 3 (RGB)")
         pred = pred.float()
-        gt = self.norm["gt"]
-        return (pred * _per_channel(gt["div"], pred) + _per_channel(gt["sub"], pred))[0]
+        sub, div = self.gt_norm
+        return (pred * div + sub)[0]
 
     def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
@@ -191,12 +192,17 @@ class Features:
         if self.view.feat is not None:
             self.view.feat = self.view.feat.to(self.own_dtype)
 
+    def _on_device(self, norm: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
+        """The `sub` and the `div` of a data_norm, float32 `[1 or 3, 1, 1]`."""
+        sub, div = (torch.tensor(norm[key], device=self.device)[:, None, None] for key in ("sub", "div"))
+        return sub, div
+
     def _read(self, rows: Span, cols: Span) -> Tensor:
         """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
         host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
         inp = self.transfers.to_device(host).div_(self.top).expand(-1, 3, -1, -1).contiguous()
-        sub, div = (_per_channel(self.norm["inp"][key], inp) for key in ("sub", "div"))
+        sub, div = self.inp_norm
         inp = inp.sub_(sub).div_(div).to(self.own_dtype)  # in place: of a model with a residual this is the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
@@ -209,7 +215,3 @@ def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
     encoder = copy.deepcopy(encoder)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder
-
-
-def _per_channel(values: list[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None, None]
