@@ -48,6 +48,6 @@ def deserted() -> list[TextIO]:
             poll.register(stream.fileno(), 0)
         except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
             continue
-        if poll.poll(0):  # nothing was asked for, so this is an error
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
             found.append(stream)
     return found

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from liif_fast.cli.upscale import _device
 from liif_fast.models import make
-from liif_fast.upscaling import features, strips, upscale
+from liif_fast.upscaling import Options, features, pick_device, strips, upscale
 from liif_fast.upscaling.transfer import Transfers
 
 Log = list[tuple[str, ...]]
@@ -181,7 +182,7 @@ def test_pixels_for_a_gpu_are_channels_last(model: nn.Module) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     cpu = torch.device("cpu")
     part = features.Features(
-        model, Encoder(), pixels, 255, (18, 14), (0, 0, 18, 14), features.Options(), Transfers(cpu), lambda: None
+        model, Encoder(), pixels, 255, (18, 14), (0, 0, 18, 14), Options(), Transfers(cpu), lambda: None
     )
     plain = part._read((2, 8), (1, 6))
     part.device = torch.device("cuda")
@@ -189,3 +190,43 @@ def test_pixels_for_a_gpu_are_channels_last(model: nn.Module) -> None:
     last = part._read((2, 8), (1, 6))
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, plain)
+
+
+def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole rows of tiles, and never less than on a CPU."""
+    pixels = np.zeros((4000, 3000, 3), np.uint8)
+    cpu = torch.device("cpu")
+    part = features.Features(
+        model,
+        model.encoder,
+        pixels,
+        255,
+        (8000, 6000),
+        (0, 0, 8000, 6000),
+        Options(tile=512),
+        Transfers(cpu),
+        lambda: 0,
+    )
+    row = 3000 * 4 * 4  # bytes: width, channels, float32
+    assert part._band() == features.FEATURE_BYTES // row // 512 * 512
+    part.device = torch.device("cuda")
+    monkeypatch.setattr(features, "FEATURE_BYTES", row * 1500)
+    for rows_free, rows in ((0, 1024), (4 * 1500, 1024), (4 * 3000, 2560), (4 * 3071, 2560), (4 * 3072, 3072)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=rows_free * row: (free, 1 << 40))
+        assert part._band() == rows
+
+
+def test_devices_of_a_machine_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any of them can be named; of the processes of torchrun each takes its own unless one is named."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("cpu:0") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'cuda:2' is not available: there are 2 GPUs"):
+        pick_device("cuda:2")
+    assert [_device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
