@@ -1,43 +1,82 @@
-"""EXIF data that stays true of an image whose size changes."""
+"""EXIF data that stays true of an image whose size changes (CIPA DC-008, section 4)."""
 
-import warnings
-from collections.abc import MutableMapping
-from typing import Any
+import struct
 
 from PIL import ExifTags, Image
 
 # Tags of a TIFF's first folder that are of the picture: description, make, model, date, artist, copyright.
 _OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
 
+_HEADER = b"Exif\0\0"
+_LONG = 4  # the type of an entry
+_ENTRY = 12  # bytes: tag, type, count, value or its offset
+
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
     """EXIF data of an image, for another size of it: the tags that say the size follow, the thumbnail is left out.
 
+    Nothing else changes, and nothing moves: a maker's note may hold offsets, which Pillow's own writing would break.
+
     Args:
-        exif: as in the `info` of a PIL image.
+        exif: as in the `info` of a PIL image, with or without the header of JPEG.
         size: the new (width, height), pixels.
 
     Returns:
         The new data; None if the old data is damaged.
     """
-    tags = Image.Exif()
+    header = exif[: len(_HEADER)] if exif.startswith(_HEADER) else b""
+    data = bytearray(exif[len(header) :])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd entries
-            tags.load(exif)
-            _set(tags, (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), size)
-            if ExifTags.IFD.Exif in tags:
-                inner = tags.get_ifd(ExifTags.IFD.Exif)
-                _set(inner, (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size)
-            return tags.tobytes()  # without the second folder, which is the thumbnail's
-    except Exception:  # whatever damaged bytes lead to
+        order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
+        (first,) = struct.unpack_from(f"{order}I", data, 4)
+        tags, next_at = _folder(data, order, first)
+        _set(data, order, tags, (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), size)
+        if ExifTags.IFD.Exif in tags:
+            inner, _ = _folder(data, order, _value(data, order, tags[ExifTags.IFD.Exif]))
+            _set(data, order, inner, (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size)
+        _drop_thumbnail(data, order, next_at)
+    except (KeyError, struct.error):
         return None
+    return header + bytes(data)
 
 
-def _set(folder: MutableMapping[int, Any], names: tuple[int, int], size: tuple[int, int]) -> None:
+def _folder(data: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:
+    """Where the entries of a folder are, by tag, and where it names the next folder."""
+    (count,) = struct.unpack_from(f"{order}H", data, at)
+    places = [at + 2 + _ENTRY * index for index in range(count)]
+    tags = {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places}
+    return tags, at + 2 + _ENTRY * count
+
+
+def _value(data: bytearray, order: str, place: int) -> int:
+    """The value of an entry of type LONG, or the offset that stands for it."""
+    return struct.unpack_from(f"{order}I", data, place + 8)[0]
+
+
+def _set(data: bytearray, order: str, tags: dict[int, int], names: tuple[int, int], size: tuple[int, int]) -> None:
     for name, side in zip(names, size, strict=True):
-        if name in folder:
-            folder[name] = side
+        if name in tags:  # as LONG: a SHORT might not hold it
+            struct.pack_into(f"{order}HII", data, tags[name] + 2, _LONG, 1, side)
+
+
+def _drop_thumbnail(data: bytearray, order: str, next_at: int) -> None:
+    """Unlink the second folder and wipe out the image that it names."""
+    if next_at + 4 > len(data):  # some writers leave it out
+        return
+    (second,) = struct.unpack_from(f"{order}I", data, next_at)
+    if second == 0:
+        return
+    struct.pack_into(f"{order}I", data, next_at, 0)
+    tags, _ = _folder(data, order, second)
+    if ExifTags.Base.JpegIFOffset in tags and ExifTags.Base.JpegIFByteCount in tags:
+        start = _value(data, order, tags[ExifTags.Base.JpegIFOffset])
+        end = start + _value(data, order, tags[ExifTags.Base.JpegIFByteCount])
+        if start < next_at:  # it would take the first folder along
+            raise KeyError
+        if end >= len(data):
+            del data[start:]
+        else:
+            data[start:end] = bytes(end - start)
 
 
 def of_tiff(image: Image.Image) -> bytes | None:

@@ -67,29 +67,43 @@ def test_exif_of_a_tiff_is_kept(tmp_path: Path) -> None:
     assert kept[0x010E] == "a description"
 
 
-def camera_exif() -> bytes:
-    """As a camera writes it: the size twice, and a thumbnail with a folder of its own."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Make] = "a maker"
-    exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength] = 9, 5
-    exif[ExifTags.IFD.Exif] = {0x9003: "2020:01:02 03:04:05", 0xA002: 9, 0xA003: 5, 0x927C: b"private notes"}
-    exif[ExifTags.IFD.GPSInfo] = {1: "N"}
-    data = exif.tobytes()
-    header = len("Exif\0\0")
-    order = "<" if data[header:].startswith(b"II") else ">"
-    start = header + struct.unpack_from(f"{order}I", data, header + 4)[0]
-    next_folder = start + 2 + 12 * struct.unpack_from(f"{order}H", data, start)[0]
-    thumbnail = struct.pack(f"{order}HHHIIHHIII", 2, 0x0201, 4, 1, len(data) - header + 30, 0x0202, 4, 1, 11, 0)
-    offset = struct.pack(f"{order}I", len(data) - header)
-    return data[:next_folder] + offset + data[next_folder + 4 :] + thumbnail + b"small image"
+def camera_exif(order: str, size: tuple[int, int] = (9, 5)) -> bytes:
+    """As a camera writes it: the size twice, as SHORT, a note with an offset in it, and a thumbnail with its folder."""
+
+    def folder(at: int, entries: dict[int, tuple[int, int, bytes]], following: int) -> bytes:
+        rest_at = at + 2 + 12 * len(entries) + 4
+        packed, rest = struct.pack(f"{order}H", len(entries)), b""
+        for tag, (kind, count, value) in sorted(entries.items()):
+            packed += struct.pack(f"{order}HHI", tag, kind, count)
+            packed += value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(f"{order}I", rest_at + len(rest))
+            rest += value if len(value) > 4 else b""
+        return packed + struct.pack(f"{order}I", following) + rest
+
+    def short(value: int) -> tuple[int, int, bytes]:
+        return 3, 1, struct.pack(f"{order}H", value)
+
+    def long(value: int) -> tuple[int, int, bytes]:
+        return 4, 1, struct.pack(f"{order}I", value)
+
+    inner_at, second_at, note = 100, 200, b"a note with an offset: " + struct.pack(f"{order}I", 150)
+    first = folder(
+        8,
+        {0x0100: short(size[0]), 0x0101: short(size[1]), 0x010F: (2, 8, b"a maker\0"), 0x8769: long(inner_at)},
+        second_at,
+    )
+    inner = folder(inner_at, {0xA002: short(size[0]), 0xA003: short(size[1]), 0x927C: (7, len(note), note)}, 0)
+    second = folder(second_at, {0x0201: long(second_at + 30), 0x0202: long(11)}, 0) + b"small image"
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8) + first
+    return b"Exif\0\0" + (data.ljust(inner_at, b"\0") + inner).ljust(second_at, b"\0") + second
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
-def test_exif_says_the_new_size_and_has_no_old_thumbnail(tmp_path: Path, extension: str) -> None:
-    data = camera_exif()
+def test_exif_says_the_new_size_and_has_no_old_thumbnail(tmp_path: Path, extension: str, order: str) -> None:
+    data = camera_exif(order)
     old = Image.Exif()
     old.load(data)
-    assert old.get_ifd(ExifTags.IFD.IFD1)
+    assert old.get_ifd(ExifTags.IFD.IFD1) == {0x0201: 230, 0x0202: 11}
     path = tmp_path / f"a.{extension}"
     write_strips(path, [np.zeros((70, 90, 3), np.uint8)], (70, 90, 3), 8, {"exif": data})
     assert b"small image" not in path.read_bytes()
@@ -97,9 +111,31 @@ def test_exif_says_the_new_size_and_has_no_old_thumbnail(tmp_path: Path, extensi
     assert not kept.get_ifd(ExifTags.IFD.IFD1)
     assert (kept[ExifTags.Base.ImageWidth], kept[ExifTags.Base.ImageLength]) == (90, 70)
     assert kept[ExifTags.Base.Make] == "a maker"
-    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N"}
     inner = kept.get_ifd(ExifTags.IFD.Exif)
-    assert (inner[0xA002], inner[0xA003], inner[0x927C]) == (90, 70, b"private notes")
+    assert (inner[0xA002], inner[0xA003]) == (90, 70)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_changes_nowhere_else(order: str) -> None:
+    """The note of the maker stays at its place, where its offsets are right; sizes grow beyond a SHORT."""
+    old, new = camera_exif(order), resized(camera_exif(order), (90_000, 5))
+    assert new is not None
+    assert new.index(b"a note") == old.index(b"a note")
+    kept = Image.Exif()
+    kept.load(new)
+    assert kept[ExifTags.Base.ImageWidth] == kept.get_ifd(ExifTags.IFD.Exif)[0xA002] == 90_000
+    changed = [index for index, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
+    entries = [6 + place + byte for place in (10, 22, 102 + 12, 102 + 24) for byte in range(2, 12)]
+    following = [6 + 8 + 2 + 4 * 12 + byte for byte in range(4)]
+    assert set(changed) <= {*entries, *following}
+    assert len(new) == len(old) - len("small image")
+    assert resized(new[6:], (90_000, 5)) == new[6:]  # as PNG has it, without the header
+
+
+def test_a_thumbnail_that_is_not_last_is_wiped_out() -> None:
+    new = resized(camera_exif("<") + b"more", (90, 70))
+    assert new is not None
+    assert new.endswith(bytes(11) + b"more")
 
 
 def test_exif_without_a_size_gets_none() -> None:
@@ -110,7 +146,10 @@ def test_exif_without_a_size_gets_none() -> None:
     assert dict(kept) == {ExifTags.Base.Make: "a maker"}
 
 
-@pytest.mark.parametrize("data", [b"Exif\0\0", b"Exif\0\0" + bytes(90), b"\xff" * 90, camera_exif()[:60]])
+@pytest.mark.parametrize(
+    "data",
+    [b"Exif\0\0", b"Exif\0\0" + bytes(90), b"\xff" * 90, *(camera_exif("<")[:length] for length in (9, 60, 120))],
+)
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, data: bytes) -> None:
     """Neither when it is written nor when it is read; what of it can be read may stay."""
     picture().save(tmp_path / "a.jpg", exif=data)
@@ -178,7 +217,7 @@ def test_metadata_that_a_format_does_not_keep_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, lost: list[str]
 ) -> None:
     image = picture()
-    image.info.update(icc_profile=b"profile", exif=b"Exif\0\0")
+    image.info.update(icc_profile=b"profile", exif=camera_exif("<"))
     write_image(image, tmp_path / f"a.{extension}")
     assert [word for word in ("ICC", "EXIF") if word in caplog.text] == lost
 
