@@ -8,7 +8,7 @@
 from liif_fast.upscaling.api import Strips, check_target, upscale, upscale_file, upscale_strips
 from liif_fast.upscaling.devices import default_model_path, encoder_share, load_upscaler, pick_device, resolve_model
 from liif_fast.upscaling.options import Options, Progress
-from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, check_scale, output_size
+from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, output_size
 
 __all__ = [
     "MAX_FILE_PIXELS",
@@ -17,8 +17,6 @@ __all__ = [
     "Progress",
     "Region",
     "Strips",
-    "check_region",
-    "check_scale",
     "check_target",
     "default_model_path",
     "encoder_share",

@@ -21,7 +21,7 @@ def pick_device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device: torch.device | None = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(name)!r}")
@@ -53,6 +53,8 @@ def resolve_model(
                 raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
         _check_channels(model)
         return model
+    if not isinstance(model, str | os.PathLike | None):
+        raise TypeError(f"model must be a model, the path or name of one, or None, got {type(model).__name__}")
     path = default_model_path() if model is None else find_model(model)
     return load_upscaler(path, pick_device(device))
 

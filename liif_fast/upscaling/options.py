@@ -1,6 +1,7 @@
 """How to compute, none of which changes what is computed beyond rounding."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,12 @@ class Options(NamedTuple):
 
 
 def check_options(options: Options) -> None:
-    """Raise ValueError unless every option can be used."""
+    """Raise ValueError, or TypeError for a tile that is no whole number, unless every option can be used."""
     if options.backend not in (None, "auto", *backends.NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {options.backend!r}")
     if options.precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {options.precision!r}")
+    if not isinstance(options.tile, Integral):
+        raise TypeError(f"tile must be a whole number of pixels, got {options.tile!r:.80}")
     if options.tile < MIN_TILE:
         raise ValueError(f"tile must be at least {MIN_TILE} pixels, got {options.tile}")

@@ -1,8 +1,10 @@
 """Which size the output has, and which part of it is wanted."""
 
 import math
-from typing import cast
+import operator
+from typing import Any, cast
 
+from liif_fast.checks import check_integers
 from liif_fast.imageio.errors import WHY_NOT_SMALLER
 
 MAX_PIXELS = 2**30  # of an output that is held in memory
@@ -27,22 +29,21 @@ def output_size(
 
     Raises:
         ValueError: both or none of scale and size; not finite, below the input, or more than `limit` pixels.
+        TypeError: scale is no number, or size does not hold whole numbers.
     """
     width, height = size_in
     if (scale is None) == (size is None):
         raise ValueError("exactly one of scale and size must be given")
     if scale is not None:
-        check_scale(scale)
+        scale = check_scale(scale)
         if width * scale * height * scale <= 2 * limit:  # else refused below, and perhaps beyond an int
             width_out, height_out = round(width * scale), round(height * scale)
         else:
             raise ValueError(f"scale {scale:g} makes too many pixels of {width}x{height}; the limit is {limit}")
     else:
-        assert size is not None
-        if len(size) != 2 or size == (None, None) or any(side is not None and side < 1 for side in size):
-            raise ValueError(f"size must be (width, height) in pixels, one of them may be None; got {size}")
-        width_out = size[0] if size[0] is not None else max(1, round(width * cast(int, size[1]) / height))
-        height_out = size[1] if size[1] is not None else max(1, round(height * cast(int, size[0]) / width))
+        w, h = _sides(size)
+        width_out = w if w is not None else max(1, round(width * cast(int, h) / height))
+        height_out = h if h is not None else max(1, round(height * cast(int, w) / width))
     if width_out < width or height_out < height:
         raise ValueError(
             f"the output {width_out}x{height_out} is smaller than the input {width}x{height}: {WHY_NOT_SMALLER}"
@@ -52,14 +53,34 @@ def output_size(
     return width_out, height_out
 
 
-def check_scale(scale: float) -> None:
-    """Raise ValueError unless `scale` is a finite number of at least 1."""
+def check_scale(scale: float) -> float:
+    """A scale as a float.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or below 1.
+    """
+    if isinstance(scale, str | bytes) or not hasattr(scale, "__float__"):
+        raise TypeError(f"scale must be a number, got {scale!r:.80}")
+    scale = float(scale)
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale:g}")
     if scale < 1:
         raise ValueError(f"scale must be at least 1, got {scale:g}: {WHY_NOT_SMALLER}")
+    return scale
+
+
+def _sides(size: Any) -> tuple[int | None, int | None]:
+    form = f"size must be (width, height) in pixels, one of them may be None; got {size!r:.80}"
+    try:
+        sides = [None if side is None else operator.index(side) for side in size]
+    except TypeError:  # no sequence, or no whole numbers in it; NumPy's have an index
+        raise TypeError(form) from None
+    if len(sides) != 2 or sides == [None, None] or any(side is not None and side < 1 for side in sides):
+        raise ValueError(form)
+    return sides[0], sides[1]
 
 
 def check_region(region: Region | None, size: tuple[int, int]) -> Region:
@@ -70,12 +91,16 @@ def check_region(region: Region | None, size: tuple[int, int]) -> Region:
         size: (width, height) of the whole output.
 
     Raises:
-        ValueError: it is empty or reaches out of the image.
+        TypeError: it does not hold whole numbers.
+        ValueError: it does not hold four, is empty, or reaches out of the image.
     """
     width, height = size
     if region is None:
         return 0, 0, height, width
-    top, left, h, w = region
+    values = check_integers("region", region, "(top, left, height, width)")
+    if len(values) != 4:
+        raise ValueError(f"region must be (top, left, height, width), got {values}")
+    top, left, h, w = values
     if min(top, left) < 0 or min(h, w) < 1 or top + h > height or left + w > width:
         raise ValueError(
             f"region must lie in the output, {width}x{height} pixels; got {w}x{h} pixels at column {left}, row {top}"

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -298,6 +299,41 @@ def test_scale_and_size_exclude_each_other() -> None:
     for arguments in ({}, {"scale": 2, "size": (700, None)}):
         with pytest.raises(ValueError, match="exactly one of scale and size"):
             output_size((640, 480), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scale": "2"}, TypeError, "scale must be a number, got '2'"),
+        ({"scale": 2j}, TypeError, "scale must be a number"),
+        ({"size": (30.5, 20)}, TypeError, r"size must be \(width, height\).* got \(30.5, 20\)"),
+        ({"size": "30x20"}, TypeError, "size must be"),
+        ({"size": 30}, TypeError, "size must be"),
+        ({"size": (30, 20, 10)}, ValueError, "size must be"),
+        (
+            {"scale": 2, "region": (0, 0, 5)},
+            ValueError,
+            r"region must be \(top, left, height, width\), got \(0, 0, 5\)",
+        ),
+        ({"scale": 2, "region": (0, 0, 5.5, 5)}, TypeError, "region must hold integers"),
+        ({"scale": 2, "region": "0,0,5,5"}, TypeError, "region must"),
+        ({"scale": 2, "region": 5}, TypeError, "region must be"),
+        ({"scale": 2, "tile": 64.5}, TypeError, "tile must be a whole number of pixels, got 64.5"),
+        ({"scale": 2, "device": None}, ValueError, "device must be auto, cpu"),
+        ({"scale": 2, "model": 5}, TypeError, "model must be a model, the path or name of one, or None, got int"),
+        ({"scale": 2, "precision": torch.float16}, ValueError, "precision must be one of"),
+    ],
+)
+def test_bad_arguments(model: nn.Module, arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        upscaling.upscale(photo(), **{"model": model, **arguments})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model: nn.Module) -> None:
+    expected = upscale(photo(), model, scale=2, region=(1, 2, 3, 4))
+    for scale in (np.float32(2), torch.tensor(2.0), Fraction(2)):
+        assert np.array_equal(upscale(photo(), model, scale=scale, region=np.array([1, 2, 3, 4])), expected)
+    assert upscale(photo(), model, size=(np.int64(38), None)).shape == (26, 38, 3)
 
 
 @pytest.mark.parametrize(
