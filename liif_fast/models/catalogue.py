@@ -109,7 +109,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
 
     Args:
         name: a path of a file; else `edsr-small-liif`, the model of the package; else a name in `models_folder()`, with
-            or without its ending.
+            or without its ending, in capitals or not.
 
     Raises:
         FileNotFoundError: nothing has that name; the message says where it was looked for.
@@ -120,10 +120,10 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     if str(name).lower() == SHIPPED:
         return shipped_model()
     folder = models_folder()
+    there = {each.name.lower(): each for each in sorted(folder.iterdir()) if each.is_file()} if folder.is_dir() else {}
     for suffix in ("", *SUFFIXES):
-        candidate = folder / f"{name}{suffix}"
-        if candidate.is_file():
-            return candidate
+        if found := there.get(f"{name}{suffix}".lower()):
+            return found
     if path.suffix.lower() in SUFFIXES:
         return path  # whoever opens it says that it is missing
     known = family(str(name))

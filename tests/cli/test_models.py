@@ -46,6 +46,7 @@ def test_a_file_in_the_folder_is_found_by_name(
     (own_models_folder / "mine.safetensors").write_bytes(Path(model).read_bytes())
     assert catalogue.find_model("mine") == own_models_folder / "mine.safetensors"
     assert catalogue.find_model("mine.safetensors") == own_models_folder / "mine.safetensors"
+    assert catalogue.find_model("Mine") == own_models_folder / "mine.safetensors"
     assert catalogue.find_model("edsr-small-liif") == catalogue.shipped_model()
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", "--model=mine"]) == 0
     capsys.readouterr()
