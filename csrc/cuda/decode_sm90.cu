@@ -7,6 +7,11 @@
 // compute: the activations stay in their registers, from the gathered rows of P to the last layer's sums. They take
 // turns in a whole layer's products, so that one converts, blends or gathers while the other keeps the matrix unit
 // busy; both use the same pass of the ring, and a stage is free once all eight warps are done with it.
+//
+// With kCluster = 2 two blocks run as a cluster and use the same slices at about the same time: each copies one half of
+// a slice, into both blocks' rings, so that a weight is read from L2 once for both. A full barrier then expects both
+// halves, a block's own and the peer's; an empty barrier counts the warps of both blocks, as each block writes into
+// both. Both run the same number of tiles (`tiles` is a multiple of kCluster; a tile past the end is computed in vain).
 #include "ptx.h"
 
 namespace liif::sm90 {
@@ -30,13 +35,18 @@ struct Ring {
     }
 };
 
+template <int kCluster>
 LIIF_DEVICE void produce(const Problem& problem, int64_t tiles, Ring ring) {
+    const int rank = static_cast<int>(blockIdx.x) % kCluster;
+    ring.slices += share_offset(rank, kCluster);
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        for (int product = 0; product < problem.products; ++product) {
-            const unsigned char* from = problem.packed + static_cast<int64_t>(product) * kProductBytes;
+        const unsigned char* from = problem.packed + share_offset(rank, kCluster);
+        for (int product = 0; product < problem.products; ++product, from += kProductBytes) {
             for (int slice = 0; slice < kSlices; ++slice) {
                 barrier_wait(ring.empty_barrier(), ring.pass ^ 1);
-                load(ring.slice(), from + slice_offset(slice), slice_bytes(slice), ring.full_barrier());
+                barrier_expect(ring.full_barrier(), slice_bytes(slice));
+                copy<kCluster>(ring.slice(), from + slice_offset(slice), share_bytes(slice, rank, kCluster),
+                               ring.full_barrier());
                 ring.advance();
             }
         }
@@ -45,7 +55,7 @@ LIIF_DEVICE void produce(const Problem& problem, int64_t tiles, Ring ring) {
 
 // One layer's products, on accumulators that hold the bias. Each slice is a group of its own; a stage is handed back
 // when its group is complete, and `a` is written by nobody before all are.
-template <typename U>
+template <typename U, int kCluster>
 LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], Ring& ring, int elected, int give,
                           int other) {
     uint32_t before = 0;
@@ -61,14 +71,14 @@ LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], R
         wgmma_commit();
         if (slice > 0) {
             wgmma_wait<1>();
-            barrier_arrive_if(before, elected);
+            barrier_arrive_if<kCluster>(before, elected);
         }
         before = ring.empty_barrier();
         ring.advance();
     }
     if (give) turn_give(other);  // the partner's products queue up behind the last of these
     wgmma_wait<0>();
-    barrier_arrive_if(before, elected);
+    barrier_arrive_if<kCluster>(before, elected);
     keep(a);
 }
 
@@ -100,11 +110,12 @@ LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const f
     }
 }
 
-template <typename U, bool kEnsemble>
+template <typename U, bool kEnsemble, int kCluster>
 LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const unsigned char* shared, int group) {
     const int thread = static_cast<int>(threadIdx.x) % 128;
     const Lane lane = make_lane(thread % 32);
-    const int elected = thread % 32 == 0, warp = group * 4 + thread / 32;
+    const int warp = group * 4 + thread / 32;
+    const int elected = thread % 32 < kCluster;  // lane r of a warp hands stages back to the block of rank r
     const int mine = kTurn + group, other = kTurn + 1 - group;
     const float* table = reinterpret_cast<const float*>(shared + kTableStart);
     constexpr int kPerWarp = queries_per_warp(kEnsemble), kPerTile = kPerWarp * 4 * kWarpgroups;
@@ -129,7 +140,7 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
             reads_before_copies();  // of the bias; its stage is handed back in multiply
             turn_wait(mine);
             // Warpgroup 1's very last turn has nobody to give to.
-            multiply<U>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
+            multiply<U, kCluster>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
             if (--left == 0) break;
             to_operand<U>(d, a);
             keep(a);
@@ -145,7 +156,7 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
     }
 }
 
-template <typename U, bool kEnsemble>
+template <typename U, bool kEnsemble, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1) decode_sm90(const __grid_constant__ Problem problem, int64_t tiles) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Ring ring{shared_address(shared), shared_address(shared + kBarrierStart),
@@ -156,27 +167,32 @@ __global__ void __launch_bounds__(kThreads, 1) decode_sm90(const __grid_constant
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
             barrier_init(ring.full + static_cast<uint32_t>(stage * 8), 1);
-            barrier_init(ring.empty + static_cast<uint32_t>(stage * 8), kWarpgroups * 4);
+            barrier_init(ring.empty + static_cast<uint32_t>(stage * 8), kWarpgroups * 4 * kCluster);
         }
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
+    if constexpr (kCluster > 1) cluster_sync();  // the peer's barriers are there before anything reaches for them
     // Known to the compiler to be the same in a warp.
     const int group = __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 128, 0);
     if (group == kWarpgroups) {
         give_registers<24>();
-        if (threadIdx.x == kWarpgroups * 128) produce(problem, tiles, ring);
+        if (threadIdx.x == kWarpgroups * 128) produce<kCluster>(problem, tiles, ring);
     } else {
         take_registers<240>();
-        consume<U, kEnsemble>(problem, tiles, ring, shared, group);
+        consume<U, kEnsemble, kCluster>(problem, tiles, ring, shared, group);
     }
+    if constexpr (kCluster > 1) cluster_sync();  // nobody leaves while the peer may still hand a stage back to it
 }
 
 #if defined(LIIF_KERNEL_ONLY)
-template __global__ void decode_sm90<Half, true>(const __grid_constant__ Problem, int64_t);
-template __global__ void decode_sm90<Half, false>(const __grid_constant__ Problem, int64_t);
-template __global__ void decode_sm90<Bfloat, true>(const __grid_constant__ Problem, int64_t);
-template __global__ void decode_sm90<Bfloat, false>(const __grid_constant__ Problem, int64_t);
+#define LIIF_INSTANCES(cluster)                                                                            \
+    template __global__ void decode_sm90<Half, true, cluster>(const __grid_constant__ Problem, int64_t);   \
+    template __global__ void decode_sm90<Half, false, cluster>(const __grid_constant__ Problem, int64_t);  \
+    template __global__ void decode_sm90<Bfloat, true, cluster>(const __grid_constant__ Problem, int64_t); \
+    template __global__ void decode_sm90<Bfloat, false, cluster>(const __grid_constant__ Problem, int64_t);
+LIIF_INSTANCES(1)
+LIIF_INSTANCES(2)
 #endif
 
 }  // namespace

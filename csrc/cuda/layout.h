@@ -79,6 +79,16 @@ LIIF_HD constexpr int slice_offset(int slice) {
 LIIF_HD constexpr int slice_bytes(int slice) {
     return slice > 0 ? kSliceBytes : kStageBytes;
 }
+// A cluster of blocks shares the copying of a slice: the block of a rank copies its share into the rings of all, the
+// last one the bias too.
+LIIF_HD constexpr int share_offset(int rank, int cluster) {
+    return rank * (kSliceBytes / cluster);
+}
+LIIF_HD constexpr int share_bytes(int slice, int rank, int cluster) {
+    return kSliceBytes / cluster + (rank == cluster - 1 ? slice_bytes(slice) - kSliceBytes : 0);
+}
+constexpr int kMaxCluster = 2;
+static_assert(kSliceBytes % (16 * kMaxCluster) == 0 && kBiasBytes % 16 == 0, "a bulk copy's unit");
 
 // 128-byte swizzle (PTX ISA, "Strides" and "Swizzling modes"): within each 1024 bytes, the 16-byte piece of a row of
 // 128 bytes is exclusive-ored with the row's number.

@@ -96,33 +96,55 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
     return problem;
 }
 
-template <typename U, bool kEnsemble>
+template <typename U, bool kEnsemble, int kCluster>
 void launch(const Problem& problem, int32_t device) {
     constexpr int64_t kPerTile = queries_per_warp(kEnsemble) * 4 * kWarpgroups;
-    const int64_t tiles = (problem.total + kPerTile - 1) / kPerTile;
+    // The blocks of a cluster all run the same number of tiles.
+    const int64_t tiles = (problem.total + kPerTile * kCluster - 1) / (kPerTile * kCluster) * kCluster;
     int blocks = 0, major = 0, minor = 0;
     check_cuda(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device), "device");
     check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
     check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
     STD_TORCH_CHECK(major == 9 && minor == 0, "liif_fast: decode_sm90 and render_sm90 run on sm_90 only");
-    const auto kernel = decode_sm90<U, kEnsemble>;
+    const auto kernel = decode_sm90<U, kEnsemble, kCluster>;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
                "shared memory");
-    const int grid = static_cast<int>(std::min<int64_t>(blocks, tiles));
-    kernel<<<grid, kThreads, kSharedBytes, current_stream(device)>>>(problem, tiles);
-    check_cuda(cudaGetLastError(), "launch");
+    cudaLaunchAttribute size{};
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim.x = kCluster, size.val.clusterDim.y = size.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(kCluster), config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = kSharedBytes;
+    config.stream = current_stream(device);
+    if constexpr (kCluster > 1) {
+        config.attrs = &size, config.numAttrs = 1;
+        // A group of multiprocessors whose number is odd leaves one over: a grid of all would run in two waves.
+        int clusters = 0;
+        check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters");
+        STD_TORCH_CHECK(clusters > 0, "liif_fast: no cluster of ", kCluster, " blocks fits this GPU");
+        blocks = clusters * kCluster;
+    }
+    config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, tiles)));
+    check_cuda(cudaLaunchKernelEx(&config, kernel, problem, tiles), "launch");
 }
 
-void launch_any(const Problem& problem, const Tensor& p, bool ensemble) {
+template <typename U>
+void launch_as(const Problem& problem, int32_t device, bool ensemble, int64_t cluster) {
+    if (cluster == 1) {
+        ensemble ? launch<U, true, 1>(problem, device) : launch<U, false, 1>(problem, device);
+    } else {
+        ensemble ? launch<U, true, kMaxCluster>(problem, device) : launch<U, false, kMaxCluster>(problem, device);
+    }
+}
+
+void launch_any(const Problem& problem, const Tensor& p, bool ensemble, int64_t cluster) {
+    STD_TORCH_CHECK(cluster == 1 || cluster == kMaxCluster, "liif_fast: cluster must be 1 or 2");
     if (problem.total == 0) return;
     STD_TORCH_CHECK(problem.height > 0 && problem.width > 0, "liif_fast: p holds no latent");
     const int32_t device = p.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
-    if (is_bfloat(p)) {
-        ensemble ? launch<Bfloat, true>(problem, device) : launch<Bfloat, false>(problem, device);
-    } else {
-        ensemble ? launch<Half, true>(problem, device) : launch<Half, false>(problem, device);
-    }
+    is_bfloat(p) ? launch_as<Bfloat>(problem, device, ensemble, cluster)
+                 : launch_as<Half>(problem, device, ensemble, cluster);
 }
 
 Tensor make_out(const Tensor& p, const std::vector<int64_t>& size, bool wide) {
@@ -131,7 +153,7 @@ Tensor make_out(const Tensor& p, const std::vector<int64_t>& size, bool wide) {
 }
 
 Tensor decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell, const Tensor& packed,
-              int64_t out_dim, bool ensemble, bool wide) {
+              int64_t out_dim, bool ensemble, bool wide, int64_t cluster) {
     Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {p.size(1), p.size(2), 0, 0});
     check_float(coord, p, "coord");
     STD_TORCH_CHECK(coord.dim() == 3 && coord.size(0) == p.size(0) && coord.size(2) == 2,
@@ -145,13 +167,13 @@ Tensor decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>&
         problem.coord_steps[i] = coord.stride(i);
         problem.out_steps[i] = out.stride(i);
     }
-    launch_any(problem, p, ensemble);
+    launch_any(problem, p, ensemble, cluster);
     return out;
 }
 
 Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim, bool ensemble,
-              bool wide, int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height,
-              int64_t grid_width, int64_t top, int64_t left, int64_t height, int64_t width) {
+              bool wide, int64_t cluster, int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left,
+              int64_t grid_height, int64_t grid_width, int64_t top, int64_t left, int64_t height, int64_t width) {
     Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {map_height, map_width, p_top, p_left});
     STD_TORCH_CHECK(!cell || cell->dim() == 2, "liif_fast: cell must be [B, 2]");
     STD_TORCH_CHECK(
@@ -164,20 +186,31 @@ Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& 
     problem.queries = height * width, problem.total = p.size(0) * height * width;
     problem.out = out.mutable_data_ptr();
     problem.out_steps[0] = out_dim * height * width, problem.out_steps[1] = 1, problem.out_steps[2] = height * width;
-    launch_any(problem, p, ensemble);
+    launch_any(problem, p, ensemble, cluster);
     return out;
 }
 
-template <typename T, typename S>
-__global__ void pack_product(Source<S> weight, Source<S> bias, bool gathered, unsigned char* product) {
-    const int n = static_cast<int>(blockIdx.x), k = static_cast<int>(threadIdx.x);
-    pack_weight<T>(weight, gathered, n, k, product);
-    if (k == 0) pack_bias(bias, n, product);
-}
+// Products are packed this many a launch, as many as all usual networks have: what is packed is a kernel's argument.
+constexpr int kPackedAtOnce = 16;
 
 template <typename S>
-__global__ void pack_tables(Source<S> affine, int terms, Source<S> last, Source<S> bias, int out, float* table) {
-    pack_table(affine, terms, last, bias, out, static_cast<int>(threadIdx.x), table);
+struct Packing {
+    Source<S> weight[kPackedAtOnce], bias[kPackedAtOnce], affine, last, last_bias;
+    int first, products, terms, out;
+};
+
+// A block an output channel of each product, and one more for the tables.
+template <typename T, typename S>
+__global__ void pack_sm90(const __grid_constant__ Packing<S> from, unsigned char* to) {
+    const int product = static_cast<int>(blockIdx.y), n = static_cast<int>(blockIdx.x);
+    const int k = static_cast<int>(threadIdx.x);
+    unsigned char* at = to + static_cast<int64_t>(from.first + product) * kProductBytes;
+    if (product < from.products) {
+        pack_weight<T>(from.weight[product], from.first + product == 0, n, k, at);
+        if (k == 0) pack_bias(from.bias[product], n, at);
+    } else if (n == 0) {
+        pack_table(from.affine, from.terms, from.last, from.last_bias, from.out, k, reinterpret_cast<float*>(at));
+    }
 }
 
 template <typename S>
@@ -190,14 +223,20 @@ template <typename T, typename S>
 void pack_from(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, unsigned char* to,
                cudaStream_t stream) {
     const size_t last = weights.size() - 1;
-    for (size_t layer = 1; layer < last; ++layer, to += kProductBytes) {
-        pack_product<T, S>
-            <<<kHidden, kHidden, 0, stream>>>(source<S>(weights[layer]), source<S>(biases[layer]), layer == 1, to);
+    const int products = static_cast<int>(last) - 1;
+    Packing<S> packing{};
+    packing.affine = source<S>(weights[0], weights[0].size(1) - terms), packing.terms = terms;
+    packing.last = source<S>(weights[last]), packing.last_bias = source<S>(biases[last]);
+    packing.out = static_cast<int>(weights[last].size(0));
+    for (int first = 0; first < products; first += kPackedAtOnce) {
+        packing.first = first, packing.products = std::min(products - first, kPackedAtOnce);
+        for (int i = 0; i < packing.products; ++i) {
+            packing.weight[i] = source<S>(weights[first + i + 1]), packing.bias[i] = source<S>(biases[first + i + 1]);
+        }
+        const int tables = first + packing.products == products;
+        pack_sm90<T, S><<<dim3(kHidden, packing.products + tables), kHidden, 0, stream>>>(packing, to);
+        check_cuda(cudaGetLastError(), "launch");
     }
-    pack_tables<S><<<1, kHidden, 0, stream>>>(source<S>(weights[0], weights[0].size(1) - terms), terms,
-                                              source<S>(weights[last]), source<S>(biases[last]),
-                                              static_cast<int>(weights[last].size(0)), reinterpret_cast<float*>(to));
-    check_cuda(cudaGetLastError(), "launch");
 }
 
 template <typename T>

@@ -26,18 +26,51 @@ LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 }
-LIIF_DEVICE void barrier_arrive_if(uint32_t barrier, int condition) {  // predicated: no branch among wgmmas in flight
-    asm volatile(
-        "{\n.reg .pred yes;\nsetp.ne.s32 yes, %1, 0;\n@yes mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
-        "r"(condition)
-        : "memory");
+// Predicated: no branch among wgmmas in flight. With a cluster, lane r arrives at the barrier of the block of rank r;
+// that address is made anew each time, which costs no register. The scope stays the block's, as in CUTLASS: only what
+// bulk copies write passes between blocks, and at the cluster's scope ptxas adds MEMBAR.GPU and drops L1, slice by
+// slice.
+template <int kCluster>
+LIIF_DEVICE void barrier_arrive_if(uint32_t barrier, int condition) {
+    if constexpr (kCluster > 1) {
+        asm volatile(
+            "{\n.reg .pred yes;\n.reg .b32 there;\nsetp.ne.s32 yes, %1, 0;\nmov.u32 there, %%laneid;\n"
+            "@yes mapa.shared::cluster.u32 there, %0, there;\n"
+            "@yes mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+            "r"(condition)
+            : "memory");
+    } else {
+        asm volatile(
+            "{\n.reg .pred yes;\nsetp.ne.s32 yes, %1, 0;\n"
+            "@yes mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
+            "r"(condition)
+            : "memory");
+    }
 }
-// One arrival that also expects `bytes` of a bulk copy, and the copy.
-LIIF_DEVICE void load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+// One arrival that also expects `bytes` of bulk copies.
+LIIF_DEVICE void barrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
+}
+// A bulk copy; with a cluster into every block of it, at the same place, and telling the barrier at the same place.
+template <int kCluster>
+LIIF_DEVICE void copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+    if constexpr (kCluster > 1) {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+            "[%3], %4;" ::"r"(to),
+            "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>((1 << kCluster) - 1))
+            : "memory");
+    } else {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+            "l"(from), "r"(bytes), "r"(barrier)
+            : "memory");
+    }
+}
+
+// All threads of all blocks of a cluster; a warp's need not be together.
+LIIF_DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // What this thread has read of shared memory is read before a bulk copy, which goes through another proxy, may

@@ -6,6 +6,7 @@ It has never run on a GPU: it is compiled, its machine code audited and its data
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +22,18 @@ from liif_fast.ops import sm90
 NAME = "cuda"
 PLACES = True
 DTYPES = (torch.float16, torch.bfloat16)
+# Blocks of a cluster, 1 or 2: with 2 a pair of blocks copies each weight from L2 once for both. The same bits; which is
+# faster is not measured yet.
+CLUSTER = 1
 
 
 def _load() -> str:
     """Load the extension, which registers the kernels and asks no driver; return why there is none, "" if there is."""
+    global CLUSTER
+    wish = os.environ.get("LIIF_FAST_CUDA_CLUSTER") or "1"
+    if wish not in ("1", "2"):
+        return f"LIIF_FAST_CUDA_CLUSTER must be 1 or 2, got {wish!r}"
+    CLUSTER = int(wish)
     error: object = "no liif_fast/_C_sm90"
     for extension in Path(__file__).parents[1].glob("_C_sm90.*"):
         try:
@@ -109,7 +118,7 @@ def decode(
     p, packed = _prepare(feat, weights, biases, switches)
     cell = cell if switches.cell_decode else None
     wide = autocast_dtype(feat) is not None
-    return sm90.decode(p, coord, cell, packed, weights[-1].shape[0], switches.local_ensemble, wide)
+    return sm90.decode(p, coord, cell, packed, weights[-1].shape[0], switches.local_ensemble, wide, CLUSTER)
 
 
 def render(
@@ -129,7 +138,7 @@ def render(
     p, packed = _prepare(feat, weights, biases, switches)
     top, left, *shape = place or (0, 0, feat.shape[2], feat.shape[3])
     wide = autocast_dtype(feat) is not None
-    options = (weights[-1].shape[0], switches.local_ensemble, wide)
+    options = (weights[-1].shape[0], switches.local_ensemble, wide, CLUSTER)
     return sm90.render(p, cell if switches.cell_decode else None, packed, *options, *shape, top, left, *size, *region)
 
 

@@ -18,14 +18,16 @@ TABLE_BYTES = (4 * HIDDEN + MAX_OUT * HIDDEN + MAX_OUT) * 4
 define("pack_sm90", "(Tensor[] weights, Tensor[] biases, int terms, bool bfloat) -> Tensor")
 define(
     "decode_sm90",
-    "(Tensor p, Tensor coord, Tensor? cell, Tensor packed, int out_dim, bool ensemble, bool wide) -> Tensor",
+    "(Tensor p, Tensor coord, Tensor? cell, Tensor packed, int out_dim, bool ensemble, bool wide, int cluster)"
+    " -> Tensor",
 )
 define(
     "render_sm90",
-    "(Tensor p, Tensor? cell, Tensor packed, int out_dim, bool ensemble, bool wide, SymInt map_height,"
-    " SymInt map_width, SymInt p_top, SymInt p_left, SymInt grid_height, SymInt grid_width, SymInt top, SymInt left,"
-    " SymInt height, SymInt width) -> Tensor",
+    "(Tensor p, Tensor? cell, Tensor packed, int out_dim, bool ensemble, bool wide, int cluster,"
+    " SymInt map_height, SymInt map_width, SymInt p_top, SymInt p_left, SymInt grid_height, SymInt grid_width,"
+    " SymInt top, SymInt left, SymInt height, SymInt width) -> Tensor",
 )
+# cluster: 1, or 2 blocks that share the copying of the weights (csrc/cuda/decode_sm90.cu); the same bits either way.
 pack = torch.ops.liif_fast.pack_sm90.default
 decode = torch.ops.liif_fast.decode_sm90.default
 render = torch.ops.liif_fast.render_sm90.default
@@ -39,7 +41,14 @@ def _(weights: Sequence[Tensor], biases: Sequence[Tensor], terms: int, bfloat: b
 
 @torch.library.register_fake("liif_fast::decode_sm90")
 def _(
-    p: Tensor, coord: Tensor, cell: Tensor | None, packed: Tensor, out_dim: int, ensemble: bool, wide: bool
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    packed: Tensor,
+    out_dim: int,
+    ensemble: bool,
+    wide: bool,
+    cluster: int,
 ) -> Tensor:
     dtype = torch.float32 if wide else p.dtype
     return p.new_empty(coord.shape[0], coord.shape[1], out_dim, dtype=dtype)
@@ -53,6 +62,7 @@ def _(
     out_dim: int,
     ensemble: bool,
     wide: bool,
+    cluster: int,
     map_height: int,
     map_width: int,
     p_top: int,

@@ -80,6 +80,20 @@ def test_without_the_extension_it_says_so(hopper):
     assert cuda.can_run(CALL) == (False, "not built")
 
 
+@pytest.mark.parametrize(("wish", "found"), [("", 1), ("2", 2)])
+def test_the_cluster_is_a_setting(wish, found, monkeypatch):
+    monkeypatch.setattr(cuda, "CLUSTER", 1)
+    monkeypatch.setenv("LIIF_FAST_CUDA_CLUSTER", wish)
+    why = cuda._load()
+    assert cuda.CLUSTER == found and "CLUSTER" not in why
+
+
+@pytest.mark.parametrize("wish", ["0", "4", "two"])
+def test_another_cluster_is_refused(wish, monkeypatch):
+    monkeypatch.setenv("LIIF_FAST_CUDA_CLUSTER", wish)
+    assert cuda._load() == f"LIIF_FAST_CUDA_CLUSTER must be 1 or 2, got {wish!r}"
+
+
 def test_by_name_on_the_cpu_it_raises():
     with pytest.raises(
         RuntimeError, match="backend 'cuda' cannot run this decode: runs on cuda tensors, got device cpu"
@@ -123,19 +137,15 @@ def test_calls_reach_the_operators(switches, autocast, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = cuda.decode(feat, coord, cell, weights, biases, switches, None)
         assert (out.shape, out.dtype) == ((2, 9, 3), dtype)
-        p, _, given, packed, out_dim, ensemble, wide = seen.pop()
+        p, _, given, packed, out_dim, ensemble, wide, cluster = seen.pop()
         assert (p.shape, p.dtype, p.is_contiguous()) == ((2, 13, 17, 256), half, True)
-        assert (given is not None, out_dim, ensemble, wide) == (
-            switches.cell_decode,
-            3,
-            switches.local_ensemble,
-            autocast,
-        )
+        expected = (switches.cell_decode, 3, switches.local_ensemble, autocast, cuda.CLUSTER)
+        assert (given is not None, out_dim, ensemble, wide, cluster) == expected
         assert packed.numel() == 2 * sm90.PRODUCT_BYTES + sm90.TABLE_BYTES
         region = (60, 3, 20, 100)
         out = cuda.render(feat, (130, 170), region, cell[:, 0], weights, biases, switches, None)
     assert (out.shape, out.dtype) == ((2, 3, 20, 100), dtype)
-    p, _, _, _, _, _, height, width, top, _, *rest = seen.pop()
+    p, _, _, _, _, _, _, height, width, top, _, *rest = seen.pop()
     assert (height, width, *rest) == (13, 17, 130, 170, *region)
     assert top > 0 and top + p.shape[1] < 13 and p.shape[1:3] < (13, 17)  # only the latents under the region
 

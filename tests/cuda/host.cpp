@@ -68,8 +68,11 @@ int first_register(int kk) {
 int copy_offset(int slice) {
     return slice_offset(slice);
 }
-int copy_bytes(int slice) {
-    return slice_bytes(slice);
+int copy_share(int rank, int cluster) {
+    return share_offset(rank, cluster);
+}
+int copy_bytes(int slice, int rank, int cluster) {
+    return share_bytes(slice, rank, cluster);
 }
 uint64_t step_descriptor(uint32_t slice, int step) {
     return descriptor(step_address(slice, step));

@@ -102,20 +102,22 @@ def wgmma(d, a, memory, descriptor, bfloat):
 class Kernel:
     """Runs tiles of a problem as csrc/cuda/decode_sm90.cu does."""
 
-    def __init__(self, host, packed, products, out_dim, *, ensemble, bfloat):
-        self.host, self.packed, self.products, self.out_dim = host, packed, products, out_dim
+    def __init__(self, host, packed, products, out_dim, *, ensemble, bfloat, cluster=1):
+        self.cluster, self.host, self.packed, self.products, self.out_dim = cluster, host, packed, products, out_dim
         self.ensemble, self.bfloat = ensemble, bfloat
         self.memory = np.full(SHARED_START + constant(host, "shared_bytes"), 0xFF, np.uint8)  # NaN until it is loaded
         self.table = packed[products * constant(host, "product_bytes") :].view(np.float32)
         self.stage = 0
 
     def load_slice(self, product, slice_):
-        """One bulk copy into the ring's next stage; its address."""
+        """The bulk copies, one of each block of the cluster, into the ring's next stage; its address."""
         at = SHARED_START + self.stage * constant(self.host, "stage_bytes")
         self.stage = (self.stage + 1) % constant(self.host, "stages")
         start = product * constant(self.host, "product_bytes") + self.host.copy_offset(slice_)
-        bytes_ = self.host.copy_bytes(slice_)
-        self.memory[at : at + bytes_] = self.packed[start : start + bytes_]
+        self.memory[at : at + constant(self.host, "stage_bytes")] = 0xFF
+        for rank in range(self.cluster):
+            share, bytes_ = self.host.copy_share(rank, self.cluster), self.host.copy_bytes(slice_, rank, self.cluster)
+            self.memory[at + share :][:bytes_] = self.packed[start + share :][:bytes_]
         return at
 
     def warpgroup(self, problem, first):

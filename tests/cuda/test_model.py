@@ -66,31 +66,33 @@ def sample(rng, queries, ensemble):
     return coord, cell
 
 
-def run(host, packed, p, coord, cell, products, out_dim, *, ensemble, bfloat):
+def run(host, packed, p, coord, cell, products, out_dim, *, ensemble, bfloat, cluster=1):
     dtype = torch.bfloat16 if bfloat else torch.float16
     raw = torch.from_numpy(p).to(dtype).view(torch.int32).numpy().view(np.uint32)
     problem, total = model.make_problem(host, raw, SHAPE, ensemble, coord=coord, cell=cell)
-    out = model.Kernel(host, packed, products, out_dim, ensemble=ensemble, bfloat=bfloat).run(problem, total)
+    kernel = model.Kernel(host, packed, products, out_dim, ensemble=ensemble, bfloat=bfloat, cluster=cluster)
+    out = kernel.run(problem, total)
     host.forget(ctypes.c_void_p(problem))
     return out.reshape(*coord.shape[:2], out_dim)
 
 
-def exact_case(host, pack, *, bfloat=False, terms=4, out_dim=3, hidden=4, queries=45):
+def exact_case(host, pack, *, bfloat=False, cluster=1, terms=4, out_dim=3, hidden=4, queries=45):
     """Output and reference without the ensemble, where every number is an integer."""
     rng = np.random.default_rng(hidden)
     weights, biases = network(rng, terms, out_dim, hidden)
     p, (coord, cell) = integers(rng, (2, *SHAPE, 256), -2, 2), sample(rng, queries, False)
     cell = cell if terms == 4 else None
     packed = pack(weights, biases, terms, bfloat)
-    out = run(host, packed, p, coord, cell, hidden - 1, out_dim, ensemble=False, bfloat=bfloat)
+    out = run(host, packed, p, coord, cell, hidden - 1, out_dim, ensemble=False, bfloat=bfloat, cluster=cluster)
     return out, expected(p, coord, cell, weights, biases, terms, False)
 
 
 @pytest.mark.skipif(bool(cpu._missing), reason="the packing operator needs the C++ kernels")
-@pytest.mark.parametrize("bfloat", [False, True])
+@pytest.mark.parametrize(("bfloat", "cluster"), [(False, 1), (True, 1), (False, 2)])
 @pytest.mark.parametrize(("terms", "out_dim", "hidden"), [(4, 3, 4), (2, 1, 2), (4, 4, 5)])
-def test_integers_are_exact(host, bfloat, terms, out_dim, hidden):
-    out, right = exact_case(host, operator_pack, bfloat=bfloat, terms=terms, out_dim=out_dim, hidden=hidden)
+def test_integers_are_exact(host, bfloat, cluster, terms, out_dim, hidden):
+    network = {"terms": terms, "out_dim": out_dim, "hidden": hidden}
+    out, right = exact_case(host, operator_pack, bfloat=bfloat, cluster=cluster, **network)
     assert np.abs(right).max() > 10
     assert np.array_equal(out, right)
 
@@ -103,12 +105,14 @@ def test_integers_are_exact(host, bfloat, terms, out_dim, hidden):
     ("layout.h", "step * kK * 2", "step * kK * 4"),
     ("layout.h", "uint64_t{8 * kRowBytes / 16} << 32", "uint64_t{4 * kRowBytes / 16} << 32"),
     ("layout.h", "(c / 16 * 4 + c % 8 / 2) * 4 + c % 16 / 8 * 2 + c % 2", "c"),
+    ("layout.h", "return rank * (kSliceBytes / cluster)", "return rank * (kSliceBytes / cluster / 2)"),
+    ("layout.h", "slice_bytes(slice) - kSliceBytes : 0", "(slice_bytes(slice) - kSliceBytes) / 2 : 0"),
     ("thread.h", "row_query(lane.g) : lane.g + 8 * low", "row_query(lane.g) : lane.g + 7 * low"),
 ])  # fmt: skip
 def test_a_wrong_formula_fails(tmp_path, mutation):
     """The model can fail: each formula changed a little gives another output."""
     mutant = model.compile_host(tmp_path, mutation)
-    out, right = exact_case(mutant, lambda *arguments: pack_with(mutant, *arguments))
+    out, right = exact_case(mutant, lambda *arguments: pack_with(mutant, *arguments), cluster=2)
     assert not np.array_equal(out, right)
 
 
