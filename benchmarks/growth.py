@@ -1,5 +1,6 @@
 """How cost grows: the exponent of a power law."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -7,13 +8,16 @@ from collections.abc import Sequence
 def exponent(sizes: Sequence[float], costs: Sequence[float | None]) -> float | None:
     """Return b of cost = a * size^b, fitted to the upper half of the sizes (at least three), where overhead is small.
 
-    None where fewer than three costs are known, or one is 0. It is the slope of a straight line by least squares
-    through the logarithms: 1 where cost is proportional to size, 0 where it does not grow.
+    None where fewer than three costs are known, or where a cost is a tenth below one of a smaller size: there another
+    way is taken (as the direct form for few queries of a large map), and no power law holds. It is the slope of a
+    straight line by least squares through the logarithms: 1 where cost is proportional to size, 0 where it is constant.
     """
     known = [(math.log(size), math.log(cost)) for size, cost in zip(sizes, costs, strict=True) if cost]
     if len(known) < 3:
         return None
     known = known[-max(3, (len(known) + 1) // 2) :]
+    if any(b < a + math.log(0.9) for (_, a), (_, b) in itertools.combinations(known, 2)):
+        return None
     x_mean, y_mean = (sum(values) / len(known) for values in zip(*known, strict=True))
     spread = sum((x - x_mean) ** 2 for x, _ in known)
     return round(sum((x - x_mean) * (y - y_mean) for x, y in known) / spread, 3)

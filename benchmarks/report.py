@@ -81,7 +81,7 @@ def growth(record: Record | None) -> str:
     for result in shown:
         for variant, series in result["series"].items():
             powers = [
-                "" if series[key] is None else f"{result['axis']}^{series[key]:.2f}"
+                "—" if series[key] is None else f"{result['axis']}^{series[key]:.2f}"
                 for key in ("exponent", "memory_exponent")
             ]
             sizes = f"{result['sizes'][0]:,} to {result['sizes'][-1]:,}"
