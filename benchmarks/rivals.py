@@ -27,7 +27,7 @@ from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, 
 from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
-CHECKED_CHUNK = 1 << 14  # queries of the reference at a time
+CHECKED_CHUNK = 1 << 14  # queries of the reference at a time, of all images together
 # Their memory cannot be told from a later call: they keep it.
 KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
 
@@ -81,7 +81,8 @@ def expected_gradients(problem: Problem, queries: tuple[Tensor, Tensor], grad: T
     """Return the reference's output and gradients, chunk by chunk: one of many queries would not fit into memory."""
     outputs: list[Tensor] = []
     total: list[Tensor] = []
-    for coord, cell, part in zip(*(each.split(CHECKED_CHUNK, 1) for each in (*queries, grad)), strict=True):
+    chunk = max(1, CHECKED_CHUNK // len(grad))
+    for coord, cell, part in zip(*(each.split(chunk, 1) for each in (*queries, grad)), strict=True):
         out, *grads = step(liif_decode, problem, (coord, cell), part, backend="reference")()
         outputs.append(out)
         total = [a + b for a, b in zip(total, grads, strict=True)] if total else grads

@@ -314,7 +314,7 @@ class NaturalImages(_Repeated):
         repeat: length of the dataset as a multiple of the number of images.
 
     Raises:
-        ValueError: if the split or a name is not known.
+        ValueError: if the split or a name is not known, or no name is given.
         FileNotFoundError: if the package that ships an image is not installed.
     """
 
@@ -323,6 +323,8 @@ class NaturalImages(_Repeated):
             raise ValueError(f"split must be one of {', '.join(NATURAL_IMAGES)}, got {split!r}")
         known = NATURAL_IMAGES[split]
         self.names = list(known if names is None else names)
+        if not self.names:
+            raise ValueError("names must name at least one image")
         for name in self.names:
             if name not in known:
                 raise ValueError(f"names: the {split} split has no {name!r} (it has {', '.join(known)})")

@@ -40,8 +40,8 @@ class DeviceLoader:
         grouped: yield each batch as a list of groups (`liif_fast.data.samples.group`).
 
     Raises:
-        ValueError: if the wrapper draws no plans or the device knows no float64; while iterating, if the samples of a
-            batch differ in size.
+        ValueError: if the wrapper draws no plans, or the device is not there or knows no float64; while iterating, if
+            the samples of a batch differ in size.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class DeviceLoader:
             raise ValueError(f"data_device: {type(wrapper).__name__} makes its samples on the CPU alone")
         if self.device.type == "mps":
             raise ValueError("data_device: mps has no float64, in which the reduction is exact")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"data_device: there is no {self.device} here")
         if keep is None:
             keep = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
         self.room, self.kept = keep, dict[Any, Item]()

@@ -1,14 +1,15 @@
 """From a wrapper to float batches on the model's device."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liif_fast.data.device import DeviceLoader
-from liif_fast.data.samples import Batches, Packed, Sample, collate, group, unpack
+from liif_fast.data.samples import Batches, Sample, collate, group, unpack
 
 
 def make_loader(
@@ -67,11 +68,11 @@ class WorkerLoader:
         self.grouped = grouped
         self.device, self.is_packed = torch.device(device), hasattr(wrapper, "packed")
         self.loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-            _PackedItems(wrapper) if self.is_packed else wrapper,
+            _Items(wrapper.packed if self.is_packed else wrapper.__getitem__, len(wrapper)),
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=group if grouped else collate,
-            worker_init_fn=_leave_interrupts,
+            collate_fn=partial(_collated, group if grouped else collate),
+            worker_init_fn=_leave_signals,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -80,6 +81,8 @@ class WorkerLoader:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
+            if isinstance(batch, Exception):
+                raise batch
             yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
 
     def _arrived(self, batch: dict[str, torch.Tensor]) -> Sample:
@@ -87,19 +90,45 @@ class WorkerLoader:
         return unpack(batch) if self.is_packed else batch
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C is the main process's to handle: it may want to finish its step, and ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(worker: int) -> None:
+    """What a terminal or a job's end sends to all processes is the main one's to handle.
+
+    It may want to finish its step, for which it needs the workers, and ends them itself.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-class _PackedItems(Dataset[Packed]):
-    """A wrapper's samples as they travel."""
+class _Items(Dataset[Any]):
+    """A wrapper's samples. In a worker one that cannot be made is the reason why: PyTorch would raise a traceback."""
 
-    def __init__(self, wrapper: Any) -> None:
-        self.wrapper = wrapper
+    def __init__(self, make: Callable[[int], Any], length: int) -> None:
+        self.make, self.length = make, length
 
     def __len__(self) -> int:
-        return len(self.wrapper)
+        return self.length
 
-    def __getitem__(self, index: int) -> Packed:
-        return self.wrapper.packed(index)
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.make(index)
+        except (OSError, ValueError) as reason:
+            return _told(reason)
+
+
+def _collated(make: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    """Make a batch, or give the first reason why there is none."""
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    try:
+        return make(samples)
+    except ValueError as reason:
+        return _told(reason)
+
+
+def _told(reason: Exception) -> Exception:
+    """What is raised here, and sent from a worker."""
+    if get_worker_info() is None:
+        raise reason
+    return ValueError(str(reason))

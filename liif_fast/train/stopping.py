@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop grants when its step is done."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request that the training loop grants when its step is done."""
 
 import signal
 import threading
@@ -7,9 +7,11 @@ from typing import Any, NoReturn
 
 from liif_fast import distributed
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
 
 class Stop:
-    """Within it a first signal only sets `signum`; a second ends the process at once.
+    """Within it a first signal only sets `signum`; a second ends the process at once. It may be entered again.
 
     With several processes a second one is ignored, since a terminal and torchrun both send Ctrl-C on; torchrun itself
     kills what has not ended after half a minute.
@@ -24,7 +26,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # only there Python may
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     self._previous[signum] = signal.signal(signum, self._handle)
         return self

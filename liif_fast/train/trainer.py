@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -126,6 +126,7 @@ class Run:
             (folder / "config.yaml").write_text(yaml.safe_dump(config.raw, sort_keys=False), encoding="utf-8")
         self.records = Records(folder, config.tensorboard, main, self.stepper.steps)
         self.records.trim(self.progress.epoch)
+        self.stop = Stop()
         self.begun, self.saved = (time.monotonic(), self.done()), time.monotonic()
         processes = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         if checkpoint is None:
@@ -141,7 +142,7 @@ class Run:
 
     def _read_data(self) -> None:
         config, world = self.config, distributed.world_size()
-        self.train_set, size = _make_split(config.train_dataset, config.seed)
+        self.train_set, size = _make_split("train_dataset", config.train_dataset, config.seed)
         if size < world:
             raise ValueError(f"train_dataset.batch_size: {world} processes cannot share batches of {size}")
         self.order = Order(len(self.train_set), size, config.seed)
@@ -160,9 +161,8 @@ class Run:
         )
         self.validation = None
         if config.val_dataset is not None:
-            val_set, _ = _make_split(
-                config.val_dataset, config.seed + 1 if config.val_seed is None else config.val_seed
-            )
+            seed = config.seed + 1 if config.val_seed is None else config.val_seed
+            val_set, _ = _make_split("val_dataset", config.val_dataset, seed)
             self.validation = Validation(val_set, config, self.stepper.objective, self.device, workers)
 
     def _ordered_by(self) -> list[int]:
@@ -205,7 +205,7 @@ class Run:
         description = f"epoch {epoch}/{config.epoch_max}"
         hidden = None if distributed.is_main() else True
         with (
-            Stop() as stop,
+            self.stop,
             tqdm(total=self.steps, initial=progress.step, desc=description, leave=False, disable=hidden) as bar,
         ):
             batches = iter(self.loader)
@@ -221,15 +221,21 @@ class Run:
                 progress.step += 1
                 bar.update()
                 progress.seconds = before + time.perf_counter() - started
-                asked = bool(stop.signum) and distributed.world_size() == 1
-                if asked or progress.step % self.look_every == 0 or progress.step == self.steps:
-                    self._look(stop, bar)
+                if self._asked() or progress.step % self.look_every == 0 or progress.step == self.steps:
+                    self._look(bar)
+        if self._asked():  # after the last look; several processes agree on it in the next epoch
+            self._save("epoch-last")
+            self._end(self.stop.signum)
 
-    def _look(self, stop: Stop, bar: Any) -> None:
+    def _asked(self) -> bool:
+        """Whether this process has been asked to stop and may do so on its own."""
+        return bool(self.stop.signum) and distributed.world_size() == 1
+
+    def _look(self, bar: Any) -> None:
         """Read the losses since the last look, agree with the other processes, and save if it is time or asked for."""
         progress, minutes = self.progress, self.config.save_minutes
         losses = torch.stack([loss for loss, *_ in self.unread])
-        signum, due = stop.signum, minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        signum, due = self.stop.signum, minutes is not None and time.monotonic() - self.saved >= 60 * minutes
         if distributed.world_size() > 1:  # any process's signal, and the main process's clock
             wishes = torch.tensor([signum, int(due and distributed.is_main())], device=self.device)
             dist.all_reduce(losses)
@@ -242,15 +248,19 @@ class Run:
         self.unread.clear()
         progress.losses += values
         self.records.steps(self.stepper.steps, values[-1], self._rate())
-        shown = {"loss": f"{sum(progress.losses) / len(progress.losses):.4f}"}
-        if math.isfinite(progress.best):
-            shown["best psnr"] = f"{progress.best:.2f}"
-        bar.set_postfix(**shown, left=self._left(), refresh=False)
+        best = f", best {progress.best:.2f} dB" if math.isfinite(progress.best) else ""
+        loss = sum(progress.losses) / len(progress.losses)
+        bar.set_postfix_str(f"loss {loss:.4f}{best}, {self._left()} in all", refresh=False)
         if signum or due:
             self._save("epoch-last")
         if signum:
-            self.log(f"stopped after step {progress.step} of epoch {progress.epoch + 1}; --resume goes on from there")
-            end(signum)
+            self._end(signum)
+
+    def _end(self, signum: int) -> NoReturn:
+        """End as asked; what has been done is saved already."""
+        step, epoch = self.progress.step, self.progress.epoch + 1
+        self.log(f"stopped after step {step} of epoch {epoch}; --resume goes on from there")
+        end(signum)
 
     def _diverged(self, step: int, loss: float, number: int) -> None:
         """Say which step it was, and which sample."""
@@ -347,8 +357,10 @@ def _spec(spec: Any) -> dict[str, Any]:
     return {"name": spec["name"], "args": spec.get("args") or {}}
 
 
-def _make_split(split: dict[str, Any], seed: int) -> tuple[Any, int]:
+def _make_split(place: str, split: dict[str, Any], seed: int) -> tuple[Any, int]:
     dataset = registry.make(split["dataset"])
+    if not len(dataset):
+        raise ValueError(f"{place}.dataset: it has no image")
     return registry.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 

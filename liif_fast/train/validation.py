@@ -1,10 +1,12 @@
 """The PSNR on the validation set, and pictures of it."""
 
 import copy
+import math
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from liif_fast import distributed
@@ -16,6 +18,7 @@ from liif_fast.train.objective import Objective
 from liif_fast.train.order import Order
 
 PICTURE_SIDE = 256  # pixels; of a larger image the middle is shown
+CAPTION = (110, 16)  # pixels: the room that a caption takes
 
 
 class Validation:
@@ -75,6 +78,8 @@ class Validation:
     def picture(self, model: Any, count: int) -> Image.Image | None:
         """Show the first samples: the input enlarged by bicubic interpolation, the prediction, and the target.
 
+        Above each row stand the PSNR of the two, in 8 bits and all of the sample, and the scale.
+
         Args:
             model: the trained or the averaged one.
             count: rows of the picture.
@@ -95,21 +100,38 @@ class Validation:
                 (pred,), (group,) = self.objective.images(model, batch), batch
                 target = _as_pil(group["gt"][0])
                 low = _as_pil(group["inp"][0].permute(1, 2, 0)).resize(target.size, Image.Resampling.BICUBIC)
-                rows.append([_middle(image) for image in (low, _as_pil(pred[0]), target)])
+                made = _as_pil(pred[0])
+                scale = max(target.size) / max(group["inp"].shape[-2:])
+                captions = [f"bicubic, {_db(low, target)}", f"model, {_db(made, target)}", f"target, x{scale:.3g}"]
+                rows.append(list(zip(captions, map(_middle, (low, made, target)), strict=True)))
         model.train(training)
-        width, gap = max(row[0].width for row in rows), 4
-        picture = Image.new("RGB", (3 * (width + gap) - gap, sum(row[0].height + gap for row in rows) - gap), "white")
-        top = 0
-        for row in rows:
-            for column, image in enumerate(row):
-                picture.paste(image, (column * (width + gap), top))
-            top += row[0].height + gap
-        return picture
+        return _table(rows)
 
 
 def _as_pil(image: Tensor) -> Image.Image:
     """An image [H, W, 3] in [0, 1]."""
     return Image.fromarray(image.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+
+
+def _db(image: Image.Image, target: Image.Image) -> str:
+    error = np.square(np.asarray(image, np.float64) - np.asarray(target, np.float64)).mean()
+    return f"{10 * math.log10(255**2 / error):.2f} dB" if error else "equal"
+
+
+def _table(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+    """Rows of images of one size, each under its caption."""
+    gap, (least, line) = 8, CAPTION
+    width = max(least, *(image.width for row in rows for _, image in row)) + gap
+    heights = [line + row[0][1].height + gap for row in rows]
+    picture = Image.new("RGB", (gap + len(rows[0]) * width, gap + sum(heights)), "white")
+    draw, top = ImageDraw.Draw(picture), gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, (caption, image) in enumerate(row):
+            left = gap + column * width
+            draw.text((left, top), caption, fill="black")
+            picture.paste(image, (left, top + line))
+        top += height
+    return picture
 
 
 def _middle(image: Image.Image) -> Image.Image:

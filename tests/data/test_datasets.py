@@ -117,6 +117,8 @@ def test_natural_images_are_split_by_name():
         make({"name": "natural-images", "args": {"names": ["chelsea"]}})
     with pytest.raises(ValueError, match="split must be"):
         make({"name": "natural-images", "args": {"split": "test"}})
+    with pytest.raises(ValueError, match="names must name at least one image"):
+        make({"name": "natural-images", "args": {"names": []}})
 
 
 def test_mixed_is_one_after_the_other():

@@ -183,6 +183,26 @@ def test_samples_of_ones_own():
         make_loader(Own(), [[0, 1]], "cpu", data_device="cpu")
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
+    """In one line, not as a traceback within a traceback."""
+    wrapper = wrap(DOWNSAMPLED, sample_q=60 * 60)
+    expected = "sample_q must be at most the "
+    for num_workers in (0, 1):
+        with pytest.raises(ValueError, match=f"^{expected}") as caught:
+            list(make_loader(wrapper, [[0, 1]], "cpu", num_workers=num_workers, grouped=grouped))
+        assert "\n" not in str(caught.value)
+    if not grouped:
+        with pytest.raises(ValueError, match=r"^gt: samples of a batch differ"):
+            list(make_loader(wrap(DOWNSAMPLED, sample_q=None), [[0, 1, 2]], "cpu", num_workers=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match="data_device: there is no cuda here"):
+        make_loader(wrap(DOWNSAMPLED), [[0]], "cpu", data_device="cuda")
+
+
 def test_a_device_without_float64_is_refused():
     with pytest.raises(ValueError, match="mps has no float64"):
         make_loader(wrap(DOWNSAMPLED), [[0]], "cpu", data_device="mps")

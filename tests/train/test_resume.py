@@ -84,11 +84,12 @@ def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, 
     assert "and" in (folder / "log.txt").read_text().split("resumed from")[1].split("\n")[0]
 
 
-def test_sigterm_ends_with_its_code(tmp_path, tiny, write, stop_at):
-    stop_at(1, signal.SIGTERM)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str)
+def test_other_signals_end_with_their_codes(tmp_path, tiny, write, stop_at, signum, code):
+    stop_at(1, signum)
     with pytest.raises(SystemExit) as caught:
         run(write, tiny, tmp_path)
-    assert caught.value.code == 143
+    assert caught.value.code == code
     assert load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 1
 
 
@@ -106,6 +107,25 @@ def test_ctrl_c_in_the_last_step_of_an_epoch_loses_nothing(tmp_path, tiny, write
         run(write, tiny, tmp_path / "parts")
     assert load(tmp_path / "parts" / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 2
     monkeypatch.undo()
+    assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
+
+
+def test_ctrl_c_after_the_last_look_is_not_lost(tmp_path, tiny, write, monkeypatch):
+    """As it may come while a checkpoint is written."""
+    whole = run(write, tiny, tmp_path / "whole")
+    look = Run._look
+
+    def late(self, bar):
+        look(self, bar)
+        if self.progress.step == self.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_look", late)
+        with pytest.raises(KeyboardInterrupt):
+            run(write, tiny, tmp_path / "parts")
+    stopped = load(tmp_path / "parts" / "_tiny" / "epoch-last.pth")
+    assert (stopped["epoch"], stopped["liif_fast"]["step"]) == (0, 2)
     assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
 
 
@@ -176,9 +196,13 @@ def command(path, root, *options):
 
 
 START = """
-import resource, sys
+import resource, sys, time
 from liif_fast.cli import main
+from liif_fast.train.stepper import Stepper
 import liif_fast.train as package
+step = Stepper.step
+if "slow" in sys.argv:
+    Stepper.step = lambda *args: (time.sleep(0.3), step(*args))[1]
 train = package.train
 package.train = lambda *args, **options: train(*args, save_root=sys.argv[2], **options)
 if "limited" in sys.argv:
@@ -231,12 +255,17 @@ def seen(folder):
         return None
 
 
-def test_ctrl_c_of_the_command(tmp_path, tiny, write):
-    """Exit code 130 and one line, with workers at work; what --resume makes of it is the uninterrupted training."""
+@pytest.mark.parametrize(
+    ("signum", "code", "message"),
+    [(signal.SIGINT, 130, "liif-fast: interrupted\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, code, message):
+    """As a terminal sends Ctrl-C, and what manages jobs sends SIGTERM: a checkpoint, the code, at most one line."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
     tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
     process = subprocess.Popen(
-        command(write(tiny), tmp_path),
+        command(write(tiny), tmp_path, "slow"),  # a worker's end would come to notice in the midst of a step
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -245,9 +274,9 @@ def test_ctrl_c_of_the_command(tmp_path, tiny, write):
     while not seen(tmp_path / "_tiny"):
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+    os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err == "liif-fast: interrupted\n"
+    assert process.returncode == code, err
+    assert err == message
     assert "stopped after step" in out
     assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200

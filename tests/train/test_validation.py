@@ -75,7 +75,10 @@ def test_images_of_several_sizes(tmp_path, tiny):
 
 
 def test_picture(tmp_path, tiny):
-    """Three columns: the input enlarged, the prediction, the target; the crops are those that are validated."""
+    """Three columns: the input enlarged, the prediction, the target; the crops are those that are validated.
+
+    Each is in a cell of 110 x (16 + side) pixels with 8 around it, under a caption.
+    """
     tiny["model"]["args"]["residual"] = "bilinear"
     run = make_run(tmp_path, tiny)
     bilinear(run)
@@ -83,12 +86,11 @@ def test_picture(tmp_path, tiny):
     run.validation.dataset.sample_q = None
     samples = [run.validation.dataset[i] for i in range(2)]
     sides = [math.isqrt(len(sample["gt"])) for sample in samples]
-    width = max(sides)
-    assert picture.shape == (sum(sides) + 4, 3 * width + 8, 3)
+    assert picture.shape == (8 + sum(sides) + 2 * (16 + 8), 8 + 3 * (110 + 8), 3)
     target = (samples[0]["gt"].view(sides[0], sides[0], 3) * 255).round().numpy()
-    left = 2 * (width + 4)
-    assert np.array_equal(picture[: sides[0], left : left + sides[0]], target)
-    low, pred = (picture[: sides[0], start : start + sides[0]] for start in (0, width + 4))
+    low, pred, shown = (picture[24 : 24 + sides[0], left : left + sides[0]] for left in (8, 126, 244))
+    assert np.array_equal(shown, target)
+    assert all((picture[8:24, left : left + 110] < 128).any() for left in (8, 126, 244))  # captions
     assert np.abs(low - pred).mean() < np.abs(low - target).mean()
     assert not np.array_equal(low, pred)
     assert run.validation.picture(run.stepper.model, 0) is None
