@@ -40,8 +40,7 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
             they lie beside these), or fail ("error").
 
     Returns:
-        The jobs in the order of names. Nothing is made yet, and of a folder no output is
-        checked before its turn.
+        The jobs in the order of names. Nothing is made yet, and of a folder no output is checked before its turn.
 
     Raises:
         ImageFileError: an empty path, a folder that cannot be read, nothing to do, two inputs with one output, an

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 COLOUR = "png_colour"  # the key in `info` under which the chunks are kept, {name: data}
 
 _CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
+_LARGEST = 32  # bytes of the largest of them, cHRM
 _SRGB = {
     b"cICP": bytes((1, 13, 0, 1)),
     b"gAMA": struct.pack(">I", 45455),
@@ -30,7 +31,7 @@ def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
             length, name = struct.unpack(">I4s", head)
             if name == b"IDAT":
                 break
-            if name in _CHUNKS:
+            if name in _CHUNKS and length <= _LARGEST:
                 found[name] = file.read(length)
                 length = 0
             file.seek(length + 4, os.SEEK_CUR)

@@ -41,8 +41,8 @@ class Picture(NamedTuple):
 
     Args:
         pixels: [H, W, C] of uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
-        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; and
-            `colour.COLOUR` of a PNG.
+        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of a PNG
+            also `colour.COLOUR`.
         format: Pillow's name of the file's format.
     """
 

@@ -21,8 +21,7 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         path: the file.
 
     Returns:
-        [H, W, C] uint16 with C = 1 to 4, with `icc_profile` and `dpi` if it has them; None if it is another
-        file.
+        [H, W, C] uint16 with C = 1 to 4, and its `icc_profile` and `dpi`, if any; None if it is another file.
 
     Raises:
         ImageFileError: it has floating-point samples, more pixels than Pillow's limit, or a compression that needs

@@ -67,7 +67,7 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
     assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
 
 
-@pytest.mark.parametrize("command", [["models"], ["info"], ["models", "--tensors", "rdn-liif"]])
+@pytest.mark.parametrize("command", [["models"], ["models", "--tensors", "rdn-liif"]])
 def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
     """As `liif-fast models | head -1` does."""
     process = subprocess.Popen(

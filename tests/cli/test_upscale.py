@@ -1,6 +1,7 @@
 """`liif-fast upscale` end to end: what it writes, how it fails, and what it leaves behind."""
 
 import functools
+import logging
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from tqdm import tqdm
 import liif_fast
 from liif_fast import upscaling
 from liif_fast.cli import main
+from liif_fast.cli.progress import Bar
 from liif_fast.models import make
 from liif_fast.upscaling import features, strips
 
@@ -290,3 +292,21 @@ def test_progress_bar_on_a_terminal_only(
     fractions = [int(found) for found in re.findall(r"(\d+)%", err)]
     assert fractions == sorted(fractions)
     assert max(fractions) > 50
+
+
+def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bar is wiped, the notice stands on a line of its own, and the bar is drawn below; then all is as it was."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, ncols=60, mininterval=0))
+    logger, handler = logging.getLogger("liif_fast"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("liif-fast: %(message)s"))
+    monkeypatch.setattr(logger, "handlers", [handler])
+    with Bar("photo ") as bar:
+        bar.update("render", 1, 10)
+        logger.warning("mind this")
+        bar.update("render", 9, 10)
+    assert logger.handlers == [handler]
+    before, after = capsys.readouterr().err.split("liif-fast: mind this\n")
+    assert before.endswith(" \r")
+    assert "photo " in before
+    assert "row 9 of 10" in after

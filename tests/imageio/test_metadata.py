@@ -184,6 +184,9 @@ def test_the_colours_of_a_png_are_kept_in_a_png(
 
 
 def test_colours_of_a_damaged_png(tmp_path: Path) -> None:
+    """And what is too long to be such a chunk is none."""
+    write_strips(tmp_path / "a.png", [np.zeros((1, 1, 3), np.uint8)], (1, 1, 3), 8, {COLOUR: {b"gAMA": bytes(1000)}})
+    assert read_colour(tmp_path / "a.png") == {}
     data = png(1, 1, b"\0\0")
     for cut in range(8, len(data)):
         (tmp_path / "a.png").write_bytes(data[:cut])
