@@ -102,15 +102,12 @@ def why_not_cpu() -> str:
 
 
 def find_nvcc() -> str | None:
-    """nvcc: CUDACXX, CUDA_HOME's, on the path, or where Linux installs it."""
+    """nvcc: CUDACXX and nothing else if it is set, CUDA_HOME's, on the path, or where Linux installs it."""
+    if wish := os.environ.get("CUDACXX"):
+        return shutil.which(wish)
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
-    candidates = [
-        os.environ.get("CUDACXX"),
-        *(f"{home}/bin/nvcc" for home in homes[:-1]),
-        "nvcc",
-        f"{homes[-1]}/bin/nvcc",
-    ]
-    return next((found for each in candidates if each and (found := shutil.which(each))), None)
+    candidates = [*(f"{home}/bin/nvcc" for home in homes[:-1]), "nvcc", f"{homes[-1]}/bin/nvcc"]
+    return next((found for each in candidates if (found := shutil.which(each))), None)
 
 
 def why_not_cuda() -> str:
@@ -264,8 +261,9 @@ class BuildExt(build_ext):
             made = subprocess.run(command, capture_output=True, text=True)
             if made.returncode:
                 temp.unlink(missing_ok=True)
-                lines = [line for line in (made.stderr + made.stdout).splitlines() if "error" in line] or [""]
-                raise RuntimeError(f"nvcc failed: {lines[0].strip()}")
+                said = (made.stderr + made.stdout).splitlines()
+                why = [line for line in said if "error" in line or "fatal" in line] or [f"exit {made.returncode}"]
+                raise RuntimeError(f"nvcc failed: {why[0].strip()}")
             print(made.stderr, end="", file=sys.stderr)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(temp, target)

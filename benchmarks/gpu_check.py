@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu_sections, records
+from benchmarks import gpu_hopper, gpu_sections, records
 
 ROOT = records.ROOT
 
@@ -36,6 +36,7 @@ SECTIONS = {
     "environment": 60,
     "tests": 240,
     "accuracy": 60,
+    "hopper": 90,
     "decode": 120,
     "training": 120,
     "step": 90,
@@ -120,7 +121,12 @@ def sanitizer(check: bool) -> dict[str, Any]:
 
 def section(name: str, check: bool) -> dict[str, Any]:
     """Run one section in this process."""
-    here: dict[str, Callable[[bool], dict[str, Any]]] = {"tests": tests, "step": step, "sanitizer": sanitizer}
+    here: dict[str, Callable[[bool], dict[str, Any]]] = {
+        "tests": tests,
+        "step": step,
+        "sanitizer": sanitizer,
+        "hopper": gpu_hopper.hopper,
+    }
     return (here.get(name) or getattr(gpu_sections, name))(check)
 
 

@@ -339,7 +339,7 @@ def summary(record: dict[str, Any]) -> str:
         for key, value in found.items():
             if not isinstance(value, dict):
                 continue
-            races = value if name in ("decode", "training") else value.get("figures", {"": value})
+            races = value if name in ("decode", "training") or key == "tune" else value.get("figures", {"": value})
             for variant, figures in races.items():
                 if isinstance(figures, dict) and (said := _said(figures)):
                     lines.append(f"  {name:<10} {key:<34} {variant:<22} {said}")

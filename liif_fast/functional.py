@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liif_fast import backends
 from liif_fast.backends import Call, Explanation, Place, Switches, autocast_dtype
+from liif_fast.backends.frozen import frozen_weights
 from liif_fast.checks import (
     check_coord,
     check_feat,
@@ -24,7 +25,16 @@ from liif_fast.checks import (
 from liif_fast.coord import plan_corners
 from liif_fast.ops.decode import latent_window
 
-__all__ = ["corner_plan", "explain", "fused_mlp", "gather_corners", "latents_read", "liif_decode", "liif_render"]
+__all__ = [
+    "corner_plan",
+    "explain",
+    "frozen_weights",
+    "fused_mlp",
+    "gather_corners",
+    "latents_read",
+    "liif_decode",
+    "liif_render",
+]
 
 backends.load()
 

@@ -170,19 +170,48 @@ def test_a_compile_error_falls_back_and_says_so(tree, tmp_path):
     assert "liif_fast/_C.abi3.so" not in names
 
 
-def test_a_failing_nvcc_falls_back_and_says_so(tree, tmp_path):
+NVCC = "#!/bin/sh\ncase $1 in --version) echo release 1.0;; *) echo '{}' >&2; exit 1;; esac\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (NVCC.format("error: no"), "RuntimeError: nvcc failed: error: no"),
+        (NVCC.format("nvcc fatal : Unsupported gpu architecture"), "nvcc failed: nvcc fatal : Unsupported gpu arch"),
+        ("#!/bin/sh\nexit 1\n", "CalledProcessError"),  # does not even tell its version
+        ("no program", "OSError"),
+    ],
+    ids=["broken", "too old", "dead", "no program"],
+)
+def test_a_failing_nvcc_falls_back_and_says_so(tree, tmp_path, script, reason):
     nvcc = tmp_path / "nvcc"
-    nvcc.write_text("#!/bin/sh\ncase $1 in --version) echo broken 1.0;; *) echo 'error: no' >&2; exit 1;; esac\n")
+    nvcc.write_text(script)
     nvcc.chmod(0o755)
     environment = {"LIIF_FAST_BUILD_CPU": "0", "CUDACXX": str(nvcc)}
     process = pip_wheel(tree, tmp_path, LIIF_FAST_BUILD_CUDA="auto", **environment)
     log = ok(process) + process.stderr
-    assert "CUDA kernels skipped: RuntimeError: nvcc failed: error: no" in log
+    assert "CUDA kernels skipped: " in log and reason in log
     (built,) = tmp_path.glob("*.whl")
     info, names = build_info(built)
-    assert not info["cuda"]["built"]
+    assert not info["cuda"]["built"] and reason in info["cuda"]["why"]
     assert "liif_fast/_C_sm90.abi3.so" not in names
-    assert pip_wheel(tree, tmp_path, LIIF_FAST_BUILD_CUDA="1", **environment).returncode != 0
+
+
+def test_a_required_nvcc_that_fails_fails_hard(tree, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(NVCC.format("error: no"))
+    nvcc.chmod(0o755)
+    environment = {"LIIF_FAST_BUILD_CPU": "0", "LIIF_FAST_BUILD_CUDA": "1", "CUDACXX": str(nvcc)}
+    assert pip_wheel(tree, tmp_path, **environment).returncode != 0
+
+
+def test_without_nvcc_the_rest_is_built(tree, tmp_path):
+    environment = {"LIIF_FAST_BUILD_CPU": "0", "LIIF_FAST_BUILD_CUDA": "auto", "CUDACXX": "/nonexistent/nvcc"}
+    process = pip_wheel(tree, tmp_path, **environment)
+    assert "CUDA kernels skipped: no nvcc found" in ok(process) + process.stderr
+    (built,) = tmp_path.glob("*.whl")
+    info, names = build_info(built)
+    assert info["cuda"] == {"built": False, "why": "no nvcc found"} and "liif_fast/__init__.py" in names
 
 
 @pytest.mark.parametrize(

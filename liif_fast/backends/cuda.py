@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, transformed, without_autocast
+from liif_fast.backends.frozen import packed as pack_once
 from liif_fast.backends.projection import project
 from liif_fast.backends.torch import under
 from liif_fast.ops import sm90
@@ -90,15 +91,20 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
 
-    The weights are packed in every call, in one launch a layer, and not kept: PyTorch's version counters do not count
-    what is written through .data, and a captured graph must pack what the weights are when it is replayed.
+    The weights are packed in every call, in one launch, except in `frozen_weights`: PyTorch's version counters do not
+    count what is written through .data, and a captured graph must pack what the weights are when it is replayed.
     """
     dtype = autocast_dtype(feat) or feat.dtype
-    terms = 4 if switches.cell_decode else 2
+    terms, bfloat = 4 if switches.cell_decode else 2, dtype == torch.bfloat16
     params = [*weights, *biases]
-    if len({param.dtype for param in params}) > 1 or params[0].dtype not in (*DTYPES, torch.float32):
-        params = [param.float() for param in params]
-    packed = sm90.pack(params[: len(weights)], params[len(weights) :], terms, dtype == torch.bfloat16)
+
+    def pack() -> Tensor:
+        parts = params
+        if len({param.dtype for param in params}) > 1 or params[0].dtype not in (*DTYPES, torch.float32):
+            parts = [param.float() for param in params]
+        return sm90.pack(parts[: len(weights)], parts[len(weights) :], terms, bfloat)
+
+    packed = pack_once(params, (sm90.pack, terms, bfloat), pack)
     with without_autocast(feat):
         first, bias = weights[0][:, : weights[0].shape[1] - terms].to(dtype), biases[0].to(dtype)
         p = project(feat.to(dtype), first, bias, switches.feat_unfold)

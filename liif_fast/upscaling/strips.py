@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liif_fast.functional import frozen_weights
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
 from liif_fast.upscaling.devices import free_cached, out_of_memory
@@ -70,6 +71,7 @@ class _Canvas:
                 planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
         self.device = next(model.parameters()).device
         self.transfers = Transfers(self.device)
+        self.frozen = frozen_weights()  # nobody changes them between two strips
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [
@@ -110,12 +112,14 @@ class _Canvas:
 
     @torch.inference_mode()
     def _strip(self, region: Region) -> Tensor:
-        channels = self.planes[0].render(region)
+        with self.frozen:
+            channels = self.planes[0].render(region)
         if self.channels < 3:
             channels = channels.mean(0, keepdim=True)
         if len(self.planes) == 2:
             assert self.alpha is not None
-            opacity = self.planes[1].render(region).mean(0)
+            with self.frozen:
+                opacity = self.planes[1].render(region).mean(0)
             kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
             channels = torch.cat([channels, kept[None]])
         elif self.alpha is not None:  # the same everywhere

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_hopper
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +28,8 @@ def test_every_section_runs(tmp_path):
     assert "rms" in sections["accuracy"]["float16, torch"]
     assert "ms" in sections["training"]["step"]["eager autocast"]
     assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+    assert set(sections["hopper"]["bits"].values()) == {0}
+    assert sections["hopper"]["best"].keys() >= {"30000 queries", "4K frame"}
     assert record["device"] == "cpu" and record["check"]
 
 
@@ -51,3 +53,16 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         gpu_check.main()
     assert "finds no CUDA GPU" in capsys.readouterr().err
+
+
+def test_a_variant_with_other_bits_is_counted(monkeypatch):
+    real = gpu_hopper.functional.liif_decode
+
+    def decode(*arguments, **options):
+        return real(*arguments, **options) + (gpu_hopper.cuda.CLUSTER == 2)
+
+    monkeypatch.setattr(gpu_hopper.functional, "liif_decode", decode)
+    monkeypatch.setattr(gpu_hopper, "_tune", lambda *_: {})
+    found = gpu_hopper.hopper(True)
+    assert not found["ok"] and set(found["bits"].values()) == {2}
+    assert gpu_hopper.cuda.CLUSTER == 1
