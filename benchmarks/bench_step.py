@@ -1,6 +1,8 @@
 """A whole training step in the paper's setting: EDSR-baseline-LIIF, 16 samples of 2,304 queries, L1 loss, Adam.
 
-The rate is 0, so that every step does all the work and finds the same weights.
+The rate is 0, so that every step does all the work and finds the same weights. On a GPU also as one would train there:
+autocast to bfloat16 and a compiled encoder, with every backend that decodes on one, against the plain model in float32
+and under the same autocast.
 """
 
 import copy
@@ -11,42 +13,47 @@ import torch
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.common import EAGER, make_queries
+from benchmarks.common import EAGER, EAGER_FLOAT32, GRADIENT_TOLERANCE, TOLERANCE, Call, make_queries
+from benchmarks.gpu_sections import FUSED
 from liif_fast import models
 from liif_fast.layers import linear_chain
 from liif_fast.train.config import Config
 from liif_fast.train.stepper import Stepper
 
 HALF = {"sub": [0.5], "div": [0.5]}
+# bfloat16 rounds operands to 8 bits, by up to 4e-3; of some twenty layers the errors add up in the first's gradient.
+BFLOAT_TOLERANCES = (2e-2, 2e-1)
 
 
-def make_config(blocks: int, feats: int, hidden: tuple[int, ...]) -> Config:
+def make_config(blocks: int, feats: int, hidden: tuple[int, ...], half: bool) -> Config:
     """Return what a stepper reads of a configuration."""
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": blocks, "n_feats": feats, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": list(hidden)}}
     values: dict[str, Any] = dict.fromkeys(Config.__dataclass_fields__)
     values |= {"model": {"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}}
     values |= {"optimizer": {"name": "adam", "args": {"lr": 1e-4}}, "data_norm": {"inp": HALF, "gt": HALF}}
+    values |= {"amp": "bf16", "compile": True} if half else {}
     return Config(**values | {"channels_last": True, "grad_accum": 1})
 
 
-def test_step(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
+def test_step(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
     side, samples, count = pick(48, 48, 9), pick(16, 4, 2), pick(2304, 2304, 60)
     size = pick((16, 64, (256,) * 4), (16, 64, (256,) * 4), (1, 8, (16, 16)))
-    config = make_config(*size)
+    config = make_config(*size, half)
     torch.manual_seed(0)
     model = models.make(config.model).to(device)
     coord, cell = make_queries(samples, count, side, device)
     inp, gt = (torch.rand(samples, *shape, device=device) for shape in ((3, side, side), (count, 3)))
     plain = copy.deepcopy(model)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0)
-    stepper = Stepper(model.to(memory_format=torch.channels_last), config)
-    stepper.set_rate(0.0)
     batch = [{"inp": inp, "coord": coord, "cell": cell, "gt": gt}]
 
-    def ours() -> list[Tensor]:
-        loss = stepper.step([batch], [True]).loss
-        return [loss, *(p.grad for p in stepper.parameters)]
+    def ours(backend: str) -> Call:
+        trained: Any = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        trained.backend = backend
+        stepper = Stepper(trained, config)
+        stepper.set_rate(0.0)
+        return lambda: [stepper.step([batch], [True]).loss, *(p.grad for p in stepper.parameters if p.grad is not None)]
 
     def theirs() -> list[Tensor]:
         feat = plain.encoder((inp - 0.5) / 0.5)
@@ -56,11 +63,20 @@ def test_step(device: torch.device, race: Callable[..., Any], pick: Callable[...
         optimizer.step()
         return [loss.detach(), *(p.grad for p in plain.parameters() if p.requires_grad)]
 
+    def theirs_half() -> list[Tensor]:
+        with torch.autocast(device.type, torch.bfloat16):
+            return theirs()
+
+    rivals: dict[str, Call] = {EAGER: theirs}
+    if half:
+        rivals = {EAGER: theirs_half, EAGER_FLOAT32: theirs, **{f"liif_fast, {name}": ours(name) for name in FUSED}}
     race(
-        "train-step",
-        f"training step, EDSR-baseline-LIIF, B = {samples}, Q = {count:,}, {side}x{side}",
-        ours,
-        {EAGER: theirs},
+        "train-step-half" if half else "train-step",
+        f"training step, EDSR-baseline-LIIF, B = {samples}, Q = {count:,}, {side}x{side}"
+        + (", bfloat16, compiled encoder" if half else ""),
+        ours("auto"),
+        rivals,
         theirs(),
         rounds=5,
+        tolerances=BFLOAT_TOLERANCES if half else (TOLERANCE, GRADIENT_TOLERANCE),
     )

@@ -8,6 +8,11 @@
 namespace liif {
 namespace {
 
+// Whether the 3x3 neighbourhood lies in the map, as it does almost everywhere.
+bool inside(const Corner& at, int64_t height, int64_t width) {
+    return at.row > 0 && at.row < height - 1 && at.column > 0 && at.column < width - 1;
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, bool unfold,
                                bool ensemble) {
@@ -16,7 +21,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const st
     const int64_t sb = feat.stride(0), sc = feat.stride(1), sh = feat.stride(2), sw = feat.stride(3);
     const int64_t images = coord.size(0), per_image = coord.size(1);
     const int64_t depth = channels * (unfold ? 9 : 1) + terms;
-    Tensor x = make(feat, {images, per_image, corners, depth});
+    Tensor x = make_large(feat, {images, per_image, corners, depth});
     Tensor weight = make_float(coord, {images, per_image, corners});
     const CoordQueries queries(coord, cell, height, width, ensemble);
     const T* from = feat.const_data_ptr<T>();
@@ -30,16 +35,23 @@ std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const st
                 const Corner& at = corner[t];
                 const T* latent = from + query.batch * sb + at.row * sh + at.column * sw;
                 T* row = to + (q * corners + t) * depth;
-                for (int64_t c = 0; c < channels; ++c, latent += sc) {
-                    if (!unfold) {
-                        *row++ = *latent;
-                        continue;
+                if (!unfold) {
+                    for (int64_t c = 0; c < channels; ++c, latent += sc) *row++ = *latent;
+                } else if (sw == 1 && inside(at, height, width)) {
+                    for (int64_t c = 0; c < channels; ++c, latent += sc) {
+                        for (int64_t i = -1; i <= 1; ++i, row += 3) {
+                            const T* three = latent + i * sh - 1;
+                            row[0] = three[0], row[1] = three[1], row[2] = three[2];
+                        }
                     }
-                    for (int64_t i = -1; i <= 1; ++i) {
-                        const bool row_inside = at.row + i >= 0 && at.row + i < height;
-                        for (int64_t j = -1; j <= 1; ++j) {
-                            const bool inside = row_inside && at.column + j >= 0 && at.column + j < width;
-                            *row++ = inside ? latent[i * sh + j * sw] : T(0);
+                } else {
+                    for (int64_t c = 0; c < channels; ++c, latent += sc) {
+                        for (int64_t i = -1; i <= 1; ++i) {
+                            const bool row_inside = at.row + i >= 0 && at.row + i < height;
+                            for (int64_t j = -1; j <= 1; ++j) {
+                                const bool in_map = row_inside && at.column + j >= 0 && at.column + j < width;
+                                *row++ = in_map ? latent[i * sh + j * sw] : T(0);
+                            }
                         }
                     }
                 }
