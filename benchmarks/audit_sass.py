@@ -8,6 +8,7 @@ No GPU is needed. Found wanting, with exit status 1:
 - a register of operand A written while an HGMMA that reads it may still run: from the HGMMA to the wait for its group.
   ptxas before CUDA 13.3 can do this of its own accord (triton-lang/triton, issue 9433);
 - an accumulator touched before the wait for the HGMMA that writes it, or a call while an HGMMA may still run;
+- a register beyond those that a warp has kept or taken with setmaxnreg (USETMAXREG);
 - an end of the kernel that leaves an HGMMA without a wait;
 - no HGMMA at all: the wrong file, or a kernel that does not use the matrix unit.
 
@@ -103,6 +104,7 @@ class State:
 
     open: Products = Products()  # not committed yet
     groups: tuple[Products, ...] = ()  # committed, oldest first
+    registers: int = 256  # that the warp has
     joins: tuple[tuple[str, int], ...] = ()  # where BSYNC goes, by the name of its barrier
 
 
@@ -153,6 +155,8 @@ def _audit(function: Function) -> Iterator[str]:
 def _wrong(i: Instruction, state: State) -> Iterator[str]:
     flying = [*state.groups, state.open]
     written = set(i.written())
+    if (last := max(written | i.mentioned(), default=0)) >= state.registers:
+        yield f"{i.address:#x} {i.name}: R{last}, of {state.registers} registers"
     for group in flying:
         since = f"while {_places(group)} may run"
         if hit := sorted(written & group.a):
@@ -168,7 +172,7 @@ def _wrong(i: Instruction, state: State) -> Iterator[str]:
 
 
 def _after(i: Instruction, state: State) -> State:
-    opened, groups, joins = state.open, state.groups, state.joins
+    opened, groups, joins, registers = state.open, state.groups, state.joins, state.registers
     if i.opcode == "HGMMA":
         opened = Products(
             (*opened.at, i.address), opened.a | frozenset(i.operand_a()), opened.d | frozenset(i.written())
@@ -177,9 +181,11 @@ def _after(i: Instruction, state: State) -> State:
             groups, opened = (*groups, opened), Products()
     elif i.opcode == "WARPGROUP" and (left := _pending(i)) is not None:
         groups = groups[len(groups) - left :] if len(groups) > left else groups
+    elif i.opcode == "USETMAXREG":
+        registers = int(i.operands[-1], 16)
     elif i.opcode == "BSSY":
         joins = (*(j for j in joins if j[0] != i.operands[0]), (i.operands[0], _address(i)))
-    return State(opened, groups, joins)
+    return State(opened, groups, registers, joins)
 
 
 def _pending(i: Instruction) -> int | None:

@@ -152,6 +152,15 @@ def test_a_group_of_one_that_is_waited_for_alone_is_serialised():
     assert "serialised, HGMMA 0x10 is waited for alone" in "".join(audit_sass.audit(sass(text)))
 
 
+def test_a_register_that_the_warp_gave_back_is_found():
+    given = ("USETMAXREG.DEALLOC.CTAPOOL 0x18 ;", "MOV R23, R3 ;", "EXIT ;")
+    kept = GOOD.replace("        EXIT ;", "\n".join(f"        {line}" for line in given))
+    assert audit_sass.audit(sass(kept)) == []
+    for line, register in (("MOV R24, R3", 24), ("MOV R3, R30", 30), ("LDG.E.64 R23, desc[UR4][R2.64]", 24)):
+        found = audit_sass.audit(sass(kept.replace("MOV R23, R3", line)))
+        assert any(f"R{register}, of 24 registers" in said for said in found), found
+
+
 def test_a_file_without_products_does_not_pass():
     assert "no HGMMA" in audit_sass.audit("    Function : other\n")[0]
     assert "no HGMMA" in audit_sass.audit("")[0]
