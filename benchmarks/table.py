@@ -34,6 +34,7 @@ ROWS = (
     "train-step",
     "memory-188",
     "memory-375",
+    "memory-training",  # with --long
 )
 
 Record = dict[str, Any]
@@ -160,7 +161,7 @@ def markdown(record: Record | None) -> str:
             *comparison(record),
             "",
             "Time or memory in multiples of ours, medians; below 1 a rival is better. Float32, C = 64, hidden 256 x 4 "
-            f"(memory: C = 4, 16 x 4), {origin(record)}. "
+            f"(memory of a render: C = 4, 16 x 4), {origin(record)}. "
             "Plain is the formula as the original computes it, images in chunks of 30,000 queries; factorised is our "
             "backend `torch`, or what of it other runtimes can be given as a graph. All variants took turns in one "
             "run, after a check against the reference. The memory of the plain formula is that of its first two "
