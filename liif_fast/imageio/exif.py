@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 _OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
 
 _HEADER = b"Exif\0\0"
-_LONG = 4  # the type of an entry
+_SHORT, _LONG = 3, 4  # types of an entry
 _ENTRY = 12  # bytes: tag, type, count, value or its offset
 
 
@@ -22,22 +22,38 @@ def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
         size: the new (width, height), pixels.
 
     Returns:
-        The new data; None if the old data is damaged.
+        The new data, with the header, without which JPEG readers see none; None if the old data is damaged.
     """
-    header = exif[: len(_HEADER)] if exif.startswith(_HEADER) else b""
-    data = bytearray(exif[len(header) :])
+    data = bytearray(exif.removeprefix(_HEADER))
     try:
-        order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
-        (first,) = struct.unpack_from(f"{order}I", data, 4)
-        tags, next_at = _folder(data, order, first)
+        order, tags, next_at = _first(data)
         _set(data, order, tags, (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), size)
         if ExifTags.IFD.Exif in tags:
             inner, _ = _folder(data, order, _value(data, order, tags[ExifTags.IFD.Exif]))
             _set(data, order, inner, (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size)
-        _drop_thumbnail(data, order, next_at)
+        _drop_thumbnail(data, order, tags, next_at)
     except (KeyError, struct.error):
         return None
-    return header + bytes(data)
+    return _HEADER + bytes(data)
+
+
+def upright(exif: bytes) -> bytes | None:
+    """EXIF data of an image, after it has been turned upright; as of `resized`, nothing moves."""
+    data = bytearray(exif.removeprefix(_HEADER))
+    try:
+        order, tags, _ = _first(data)
+        if ExifTags.Base.Orientation in tags:
+            struct.pack_into(f"{order}HIHH", data, tags[ExifTags.Base.Orientation] + 2, _SHORT, 1, 1, 0)
+    except (KeyError, struct.error):
+        return None
+    return _HEADER + bytes(data)
+
+
+def _first(data: bytearray) -> tuple[str, dict[int, int], int]:
+    """The byte order, and of the first folder what `_folder` gives."""
+    order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
+    (first,) = struct.unpack_from(f"{order}I", data, 4)
+    return order, *_folder(data, order, first)
 
 
 def _folder(data: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:
@@ -59,19 +75,23 @@ def _set(data: bytearray, order: str, tags: dict[int, int], names: tuple[int, in
             struct.pack_into(f"{order}HII", data, tags[name] + 2, _LONG, 1, side)
 
 
-def _drop_thumbnail(data: bytearray, order: str, next_at: int) -> None:
-    """Unlink the second folder and wipe out the image that it names."""
+def _drop_thumbnail(data: bytearray, order: str, first: dict[int, int], next_at: int) -> None:
+    """Unlink the second folder, if there is one, and wipe out the image that it names."""
     if next_at + 4 > len(data):  # some writers leave it out
         return
     (second,) = struct.unpack_from(f"{order}I", data, next_at)
     if second == 0:
         return
+    try:
+        tags, _ = _folder(data, order, second)
+    except struct.error:  # no link but a value, where a writer has left the link out; or it leads nowhere
+        return
     struct.pack_into(f"{order}I", data, next_at, 0)
-    tags, _ = _folder(data, order, second)
     if ExifTags.Base.JpegIFOffset in tags and ExifTags.Base.JpegIFByteCount in tags:
         start = _value(data, order, tags[ExifTags.Base.JpegIFOffset])
         end = start + _value(data, order, tags[ExifTags.Base.JpegIFByteCount])
-        if start < next_at:  # it would take the first folder along
+        others = [_value(data, order, first[tag]) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) if tag in first]
+        if start < next_at or any(start <= other < end for other in others):  # it would take a folder along
             raise KeyError
         if end >= len(data):
             del data[start:]

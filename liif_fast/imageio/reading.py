@@ -207,7 +207,10 @@ def normalise(image: Image.Image) -> Image.Image:
     Raises:
         ImageFileError: the mode holds no image that can be upscaled (LAB; 32-bit values beyond 16 bits).
     """
+    before = image.info.get("exif")
     image = ImageOps.exif_transpose(image)
+    if before and image.info.get("exif", before) != before:  # Pillow has written it anew, which moves a maker's note
+        image.info["exif"] = exif.upright(before) or image.info["exif"]
     mode = image.mode
     transparent = image.has_transparency_data
     if mode in SUPPORTED_MODES and not (transparent and mode in ("L", "RGB")):

@@ -129,13 +129,67 @@ def test_exif_changes_nowhere_else(order: str) -> None:
     following = [6 + 8 + 2 + 4 * 12 + byte for byte in range(4)]
     assert set(changed) <= {*entries, *following}
     assert len(new) == len(old) - len("small image")
-    assert resized(new[6:], (90_000, 5)) == new[6:]  # as PNG has it, without the header
+    assert resized(new[6:], (90_000, 5)) == new  # as PNG and WebP have it, without the header
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_of_a_turned_image_changes_in_its_orientation_alone(tmp_path: Path, order: str) -> None:
+    """As photographs of a phone held upright; the entry of the maker is made the orientation."""
+    maker = struct.pack(f"{order}HHI", 0x010F, 2, 8)
+    turned = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 6, 0)
+    data = camera_exif(order)
+    place = data.index(maker)
+    data = data[:place] + turned + data[place + len(turned) :]
+    picture().save(tmp_path / "a.jpg", exif=data)
+    read = read_image(tmp_path / "a.jpg")
+    assert read.size == (5, 9)
+    changed = [index for index, (one, other) in enumerate(zip(data, read.info["exif"], strict=True)) if one != other]
+    assert changed == [place + (8 if order == "<" else 9)]
+    write_strips(tmp_path / "b.jpg", [read.pixels], read.pixels.shape, 8, read.info)
+    assert read_image(tmp_path / "b.jpg").size == (5, 9)
+    assert Image.open(tmp_path / "b.jpg").info["exif"].index(b"a note") == data.index(b"a note")
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
+def test_exif_of_a_webp_is_read_by_all(tmp_path: Path, extension: str) -> None:
+    """WebP stores it without the header that JPEG must have."""
+    picture().save(tmp_path / "a.webp", exif=camera_exif("<"))
+    read = read_image(tmp_path / "a.webp")
+    assert not read.info["exif"].startswith(b"Exif")
+    write_strips(tmp_path / f"b.{extension}", [read.pixels], read.pixels.shape, 8, read.info)
+    assert Image.open(tmp_path / f"b.{extension}").getexif()[ExifTags.Base.Make] == "a maker"
 
 
 def test_a_thumbnail_that_is_not_last_is_wiped_out() -> None:
     new = resized(camera_exif("<") + b"more", (90, 70))
     assert new is not None
     assert new.endswith(bytes(11) + b"more")
+
+
+def test_a_link_to_no_thumbnail_costs_nothing() -> None:
+    """It leads nowhere, or is a value, where a writer has left the link out."""
+    data = bytearray(camera_exif("<"))
+    struct.pack_into("<I", data, data.index(struct.pack("<I", 200)), 0x41414141)
+    new = resized(bytes(data), (90, 70))
+    assert new is not None
+    assert len(new) == len(data)
+    assert b"AAAA" in new
+
+
+def test_a_thumbnail_that_takes_a_folder_along_is_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its length reaches over the folder behind it, which must not be lost without a notice."""
+
+    def folder(entries: dict[int, int], following: int) -> bytes:
+        packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+        return struct.pack("<H", len(entries)) + packed + struct.pack("<I", following)
+
+    for count in (40, 5000):
+        data = b"II*\0" + struct.pack("<I", 8) + folder({0x0100: 9, 0x8769: 120}, 60)
+        data = data.ljust(60, b"\0") + folder({0x0201: 90, 0x0202: count}, 0)
+        data = data.ljust(120, b"\0") + folder({0xA002: 9}, 0)
+        assert resized(data, (90, 70)) is None
+        write_strips(tmp_path / "a.png", [np.zeros((1, 1, 3), np.uint8)], (1, 1, 3), 8, {"exif": data})
+        assert "EXIF data is damaged and is left out" in caplog.text
 
 
 def test_exif_without_a_size_gets_none() -> None:
