@@ -28,7 +28,7 @@ class Bar:
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Take what `upscale` reports."""
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():  # None: closed by `2>&-`
             return
         if self.bar is None:
             from tqdm import tqdm

@@ -294,6 +294,13 @@ def test_progress_bar_on_a_terminal_only(
     assert max(fractions) > 50
 
 
+def test_closed_stderr(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """As after `2>&-`, where Python has None for it."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]) == 0
+    assert (tmp_path / "out.png").exists()
+
+
 def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The bar is wiped, the notice stands on a line of its own, and the bar is drawn below; then all is as it was."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
