@@ -120,9 +120,11 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     if str(name).lower() == SHIPPED:
         return shipped_model()
     folder = models_folder()
-    there = {each.name.lower(): each for each in sorted(folder.iterdir()) if each.is_file()} if folder.is_dir() else {}
+    files = sorted(each for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
+    there = {each.name.lower(): each for each in files} | {each.name: each for each in files}
     for suffix in ("", *SUFFIXES):
-        if found := there.get(f"{name}{suffix}".lower()):
+        wanted = f"{name}{suffix}"
+        if found := there.get(wanted) or there.get(wanted.lower()):
             return found
     if path.suffix.lower() in SUFFIXES:
         return path  # whoever opens it says that it is missing

@@ -47,6 +47,10 @@ def test_a_file_in_the_folder_is_found_by_name(
     assert catalogue.find_model("mine") == own_models_folder / "mine.safetensors"
     assert catalogue.find_model("mine.safetensors") == own_models_folder / "mine.safetensors"
     assert catalogue.find_model("Mine") == own_models_folder / "mine.safetensors"
+    (own_models_folder / "Mine.safetensors").write_bytes(b"another, where names differ by capitals")
+    for name in ("mine", "Mine", "mine.safetensors", "Mine.safetensors"):
+        assert catalogue.find_model(name).samefile(own_models_folder / f"{Path(name).stem}.safetensors")
+    (own_models_folder / "Mine.safetensors").write_bytes(Path(model).read_bytes())
     assert catalogue.find_model("edsr-small-liif") == catalogue.shipped_model()
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", "--model=mine"]) == 0
     capsys.readouterr()
