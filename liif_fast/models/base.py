@@ -23,9 +23,8 @@ class FeatureModel(nn.Module):
     feat: Tensor | None = None
     inp: Tensor | None = None  # the last image, where a subclass needs it
 
-    @property
-    def out_dim(self) -> int | None:
-        """Channels of the output; None where only running the model tells."""
+    def output_channels(self) -> int | None:
+        """How many channels the output has; None where only running the model tells."""
         return None
 
     def gen_feat(self, inp: Tensor) -> Tensor:

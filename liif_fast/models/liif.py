@@ -67,10 +67,11 @@ class LIIF(FeatureModel):
             args["residual"] = residual
         self.spec = {"name": "liif", "args": copy.deepcopy(args)}
 
-    @property
-    def out_dim(self) -> int | None:
+    def output_channels(self) -> int | None:
+        if type(self).render_rgb is not LIIF.render_rgb:  # it may make other channels of the network's
+            return None
         if self.imnet is None:
-            return self.encoder.out_dim
+            return getattr(self.encoder, "out_dim", None)
         chain = fusable(self.imnet)
         return None if chain is None else len(chain[1][-1])
 

@@ -39,8 +39,7 @@ class MetaSR(FeatureModel):
         self.imnet = make({"name": "mlp", "args": args})
         self.spec = {"name": "metasr", "args": {"encoder_spec": copy.deepcopy(dict(encoder_spec))}}
 
-    @property
-    def out_dim(self) -> int:
+    def output_channels(self) -> int:
         return 3
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:

@@ -83,8 +83,9 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureMode
 
 def _check_channels(model: FeatureModel) -> None:
     """Raise ValueError if a model is known to make other images than RGB; of one that does not say it shows later."""
-    if model.out_dim not in (None, 3):
-        raise ValueError(f"the model gives {model.out_dim} channels, expected 3 (RGB)")
+    channels = model.output_channels()
+    if channels not in (None, 3):
+        raise ValueError(f"the model gives {channels} channels, expected 3 (RGB)")
 
 
 def encoder_share(model: FeatureModel, pixels_in: int, pixels_out: int) -> float:

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import liif_fast
 from liif_fast import upscaling
-from liif_fast.models import make
+from liif_fast.models import LIIF, make
 from liif_fast.upscaling import features, options, output_size, pick_device, strips
 
 SCALE = 2.3
@@ -281,7 +282,7 @@ def test_sizes() -> None:
     assert output_size((1, 1), scale=1) == (1, 1)
 
 
-@pytest.mark.parametrize("scale", [0, -1, 0.99, math.nan, math.inf, -math.inf, 1e300, 1e5])
+@pytest.mark.parametrize("scale", [0, -1, 0.99, math.nan, math.inf, -math.inf, 1e300, 1e5, 10**400])
 def test_bad_scales(scale: float) -> None:
     with pytest.raises(ValueError, match=r"scale|pixels"):
         output_size((640, 480), scale=scale)
@@ -375,15 +376,42 @@ def test_models_that_make_no_rgb(model: nn.Module) -> None:
     """At once where the model says so, else when it has been run."""
     for imnet in (None, {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}):
         other = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": imnet, "residual": None}})
-        assert other.out_dim == (4 if imnet is None else 1)
-        with pytest.raises(ValueError, match=f"the model gives {other.out_dim} channels"):
+        channels = 4 if imnet is None else 1
+        assert other.output_channels() == channels
+        with pytest.raises(ValueError, match=f"the model gives {channels} channels"):
             upscaling.upscale_strips(photo(), other, scale=2)
     own = make({"name": "liif", "args": {**model.spec["args"], "residual": None}})
     own.imnet = nn.Linear(own.imnet.layers[0].in_features, 2)
-    assert own.out_dim is None
+    assert own.output_channels() is None
     with pytest.raises(RuntimeError, match="the model gives 2 channels"):
         upscale(photo(), own, scale=2)
-    assert make({"name": "metasr", "args": {"encoder_spec": model.spec["args"]["encoder_spec"]}}).out_dim == 3
+    meta = make({"name": "metasr", "args": {"encoder_spec": model.spec["args"]["encoder_spec"]}})
+    assert meta.output_channels() == 3
+
+
+def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
+    """Of six channels; with an attribute `out_dim`, as encoders have; on an encoder without one."""
+
+    class Own(LIIF):
+        def __init__(self, **args: Any) -> None:
+            super().__init__(**args)
+            self.out_dim = 6
+
+        def render_rgb(self, *args: Any, **options: Any) -> torch.Tensor:
+            return super().render_rgb(*args, **options)[:, :3]
+
+    class Plain(nn.Module):
+        def forward(self, inp: torch.Tensor) -> torch.Tensor:
+            return inp
+
+    imnet = {"name": "mlp", "args": {"out_dim": 6, "hidden_list": [8]}}
+    own = Own(**{**model.spec["args"], "imnet_spec": imnet, "residual": None}).eval()
+    bare = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": None, "residual": None}})
+    bare.encoder = Plain()
+    for each in (own, bare):
+        each.register_parameter("unused", nn.Parameter(torch.zeros(1)))  # says on which device it is
+        assert each.output_channels() is None
+        assert upscale(photo(), each, scale=2).shape == (26, 38, 3)
 
 
 def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
