@@ -62,7 +62,10 @@ def check_scale(scale: float) -> float:
     """
     if isinstance(scale, str | bytes) or not hasattr(scale, "__float__"):
         raise TypeError(f"scale must be a number, got {scale!r:.80}")
-    scale = float(scale)
+    try:
+        scale = float(scale)
+    except OverflowError:  # a whole number beyond a float
+        scale = math.inf
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
     if scale <= 0:
