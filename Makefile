@@ -24,8 +24,14 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CPP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-# torch built for CUDA brings its own Triton; without a GPU the tests do.
-$(VENV)/.triton: $(VENV)/.installed
+# torch built for CUDA brings its own Triton; without a GPU the tests do. Others lie beside it, each in a folder.
+TRITONS := $(patsubst triton==%,$(VENV)/tritons/%,$(filter triton==%,$(shell cat constraints-triton.txt)))
+$(VENV)/tritons/%: $(VENV)/.installed
+	rm -rf $@
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@.part triton==$*
+	mv $@.part $@
+
+$(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton
 	touch $@
 

@@ -1,11 +1,13 @@
 """What the compiler makes of every Triton kernel, without a GPU: registers, shared memory, spills, matrix instructions.
 
     python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
+    python benchmarks/compile_report.py --write [--arch 90 ...]
 
 The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
 instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
 because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, or needs more shared memory than the architecture has.
+matrix instructions, or needs more shared memory than the architecture has. `--write` looks for forms that do not, and
+writes them into the table, kernels/forms.py, for the version of Triton that runs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +41,17 @@ NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
+# Forms to try, in this order: rows, column block, warps, stages. Many rows read a weight less often; two tiles of four
+# warps hide each other's waits; narrow blocks need few registers.
+CANDIDATES = {
+    "half": [(64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 4, 2)],
+    "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
+             (32, 64, 8, 1), (32, 32, 8, 2), (16, 64, 8, 2), (16, 64, 4, 2), (16, 32, 4, 2)],
+    "tf32x3": [(64, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 64, 8, 1),
+               (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1)],
+}  # fmt: skip
+# The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
+FASTEST = {90: "HGMMA", 100: "UTCMMA"}
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -176,13 +190,16 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
             subprocess.run([tools / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
             for flag in ("-res-usage", "-sass")
         )
+    found = Counter(
+        re.sub(r"^UTC\w*MMA$", "UTCMMA", name) for name in re.findall(r"\b(?:HGMMA|UTC\w*MMA|HMMA)\b", sass)
+    )
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
     return {
         "registers": registers,
         "shared_bytes": kernel.metadata.shared,
         "spill_bytes": stack + local,
-        "matrix_instructions": len(re.findall(r"\b(?:HGMMA|UTC\w*MMA|HMMA)\b", sass)),
-        "hgmma": len(re.findall(r"\bHGMMA\b", sass)),
+        "matrix_instructions": sum(found.values()),
+        "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
     }
 
@@ -223,16 +240,77 @@ def faults(entry: dict[str, Any]) -> list[str]:
     if "error" in entry:
         return [entry["error"]]
     arch, wrong = int(entry["arch"][3:]), []
-    # Three-product float32 keeps twice the operands in registers: it spills at 256 wide, known (docs/triton.md).
-    if entry["spill_bytes"] and " tf32x3 " not in entry["config"]:
+    if entry["spill_bytes"]:
         wrong.append(f"spills {entry['spill_bytes']} bytes")
     if entry["shared_bytes"] > SHARED_LIMIT[arch]:
         wrong.append(f"needs {entry['shared_bytes']} bytes of shared memory, of {SHARED_LIMIT[arch]}")
     if entry["matrix"] and not entry["matrix_instructions"]:
         wrong.append("multiplies matrices without matrix instructions")
+    if entry["matrix"] and arch in FASTEST and " tf32x3 " not in entry["config"]:
+        if not entry["instructions"].get(FASTEST[arch]):
+            wrong.append(f"multiplies matrices without {FASTEST[arch]}")
     if entry["plan_fma"]:
         wrong.append(f"has {entry['plan_fma']} fused multiply-adds in the plan")
     return wrong
+
+
+def kind(launch: Launch) -> str | None:
+    """Which of config.KERNELS a launch takes its form from, if from any."""
+    if launch.name == "chain_kernel":
+        return "backward"
+    if "SAVE" not in launch.arguments:
+        return None
+    if not launch.arguments.get("WRITE", True):
+        return "recompute"
+    mlp, save = launch.name == "mlp_kernel", launch.arguments["SAVE"]
+    return ("mlp_save" if save else "mlp") if mlp else "save" if save else "forward"
+
+
+def clean(kernel: str, precisions: list[str], arch: int) -> bool:
+    """Whether all launches that take the form of `kernel` are without faults, as the table has it."""
+    for precision, case in itertools.product(precisions, ("decode", "fused_mlp", "render")):
+        for launch in launches_of(case, precision, arch):
+            if kind(launch) == kernel:
+                found = report_one(launch, arch)
+                wrong = faults(found)
+                print(" ", kernel, found["arch"], found["config"], "|", *(wrong or ["clean"]), flush=True)
+                if wrong:
+                    return False
+    return True
+
+
+def search(arches: list[int], wanted: list[str]) -> None:
+    """Put into the table, for each architecture, precision and kernel, the first candidate that is clean."""
+    for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
+        precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
+        if not precisions:
+            continue
+        forms = []
+        for kernel in config.KERNELS:
+            for form in candidates:
+                config.FORMS[(*host.TRITON, arch, name)] = (form,) * len(config.KERNELS)
+                if clean(kernel, precisions, arch):
+                    break
+            else:
+                raise SystemExit(f"no candidate is clean: {kernel}, {name}, sm_{arch}")
+            forms.append(form)
+        config.FORMS[(*host.TRITON, arch, name)] = tuple(forms)
+        print(f"Triton {triton.__version__} sm_{arch} {name}: {forms}", flush=True)
+        write_table()
+
+
+def write_table() -> None:
+    """Write kernels/forms.py anew."""
+    path = Path(__file__).parents[1] / "kernels/forms.py"
+    head, _ = path.read_text().split("FORMS: ")
+    order = sorted(config.FORMS, key=lambda key: (*key[:3], config.PRECISIONS.index(key[3])))
+    lines = []
+    for *numbers, precision in order:
+        forms = ", ".join(str(form).replace(" ", "") for form in config.FORMS[(*numbers, precision)])
+        lines.append(f'    ({", ".join(map(str, numbers))}, "{precision}"): ({forms}),')
+    head += "FORMS: dict[tuple[int, int, int, str], tuple[tuple[int, int, int, int], ...]] = {\n"
+    head += f"    # Triton, architecture, precision: {', '.join(config.KERNELS)}\n"
+    path.write_text(head + "\n".join(lines) + "\n}\n")
 
 
 CASES = ("decode", "render", "fused_mlp", "gather_corners", "project")
@@ -253,7 +331,11 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=list(config.ARCHITECTURES), help="default: all")
     parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--write", action="store_true", help="look for clean forms and write them into the table")
     arguments = parser.parse_args()
+    if arguments.write:
+        search(arguments.arch, arguments.precision)
+        return 0
     entries, wrong = [], 0
     print(f"Triton {triton.__version__}")
     for entry in report(arguments.arch, arguments.case, arguments.precision):

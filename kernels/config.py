@@ -1,8 +1,8 @@
-"""How each kernel is cut into tiles: a pure function of (shape, dtype, architecture), from a checked-in table.
+"""How each kernel is cut into tiles: a pure function of (shape, dtype, architecture, version of Triton).
 
-No autotuning: LIIF makes every size new, and a search would stall each call. A form depends on widths, dtype and
-architecture only, never on how many queries there are, so that a query's bits do not depend on the call it is part of.
-benchmarks/compile_report.py compiles every form below for every architecture; nothing here imports Triton.
+No autotuning: LIIF makes every size new, and a search would stall each call. A form depends on widths, dtype,
+architecture and compiler only, never on how many queries there are, so that a query's bits do not depend on the call it
+is part of. The table of forms, forms.py, is written by benchmarks/compile_report.py; nothing here imports Triton.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten; another one takes the next lower entry
+from .forms import FORMS
+
+ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
+# Decode and render; the same keeping activations; fused_mlp; the same keeping them; making nothing but them; gradients.
+KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
 PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
 WIDEST_HIDDEN, WIDEST_OUT = 256, 64
 
@@ -47,19 +51,22 @@ def widest(weights: Sequence[Tensor]) -> int:
     return max(weight.shape[0] for weight in weights[:-1])
 
 
-def network_form(kernel: str, width: int, precision: str, arch: int) -> Form:
-    """Return the form of a network kernel: "forward", "save" (keeping activations), "mlp" or "backward"."""
-    narrow = Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
+
+    One that has no entry takes the next lower one; sm_86 and sm_87 that of sm_89, which has as little shared memory.
+    """
+    arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
+    versions = sorted({key[:2] for key in FORMS})
+    return *max((v for v in versions if v <= version), default=versions[0]), arch
+
+
+def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:
+    """Return the form of a network kernel, one of KERNELS, for its widest hidden layer."""
     if width <= (64 if precision == "half" else 32):
-        return narrow
-    blocks = -(-width // 64)
-    if precision == "half":
-        if arch // 10 in (9, 10):
-            return Form(64, 64, blocks, 4 if kernel == "forward" and arch // 10 == 9 else 8, 2)
-        return Form(64 if kernel == "forward" and arch < 100 else 32, 64, blocks, 4, 2)
-    if arch // 10 == 9:
-        return Form(64, 32, -(-width // 32), 8, 2)
-    return Form(32, 64, blocks, 8, 2)
+        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+    rows, block, warps, stages = FORMS[(*entry(arch, version), precision)][KERNELS.index(kernel)]
+    return Form(rows, block, -(-width // block), warps, stages)
 
 
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:

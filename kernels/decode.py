@@ -151,7 +151,7 @@ def gradients(
         ... of the layers after it.
     """
     widest = config.widest(weights)
-    form = host.form("save", widest, saved)
+    form = host.form("recompute", widest, saved)
     network = host.network(weights, biases, form, affine)
 
     def recompute(chunk: backward.Chunk, activations: Tensor) -> None:

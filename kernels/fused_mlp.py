@@ -57,8 +57,9 @@ def mlp_kernel(
     if WRITE:
         one = tl.full((ROWS,), 1.0, tl.float32)
         result = last_layer(h, one, last, last_bias, ROWS, 1, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
-        channel = tl.arange(0, OUT_PADDED)
-        tl.store(out + row[:, None] * OUT + channel[None, :], result, mask=valid[:, None] & (channel < OUT)[None, :])
+        row, channel = tl.arange(0, ROWS), tl.arange(0, OUT_PADDED)  # anew, and 32 bits: kept, they cost registers
+        mask = (row < tl.minimum(rows - start, ROWS).to(tl.int32))[:, None] & (channel < OUT)[None, :]
+        tl.store(out + start * OUT + (row[:, None] * OUT + channel[None, :]), result, mask=mask)
 
 
 def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor) -> None:
@@ -67,7 +68,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
     if not rows:
         return
     widest = config.widest(weights)
-    form = host.form("save" if saved.shape[1] else "mlp", widest, x)
+    form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
     network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
     first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
     bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from . import config
 from .config import Form
 
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
+_major, _minor, *_ = triton.__version__.split(".")
+TRITON = int(_major), int(_minor)
 
 
 def axis(n: int) -> tuple[int, float, float, float, float]:
@@ -52,7 +55,7 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 def form(kernel: str, width: int, tensor: Tensor) -> Form:
     """Return the form of a network kernel for a hidden width, and the dtype and device of `tensor`."""
-    return config.network_form(kernel, width, precision(tensor.dtype), architecture(tensor.device))
+    return config.network_form(kernel, width, precision(tensor.dtype), architecture(tensor.device), TRITON)
 
 
 def projection_form(outs: int, tensor: Tensor) -> config.ProjectionForm:

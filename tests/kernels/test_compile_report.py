@@ -1,4 +1,9 @@
-"""What the compiler makes of the kernels, without a GPU; benchmarks/compile_report.py compiles all of them."""
+"""What the compiler makes of the kernels, without a GPU, with every version of Triton that the table has forms for.
+
+Compiling all there is takes too long for every change. Here are decode, forward and backward, on sm_80 and sm_90 with
+each version, strict float32 on sm_80, and each other kernel and architecture once; LIIF_FAST_TEST_COMPILE=all compiles
+everything.
+"""
 
 import json
 import os
@@ -8,24 +13,100 @@ from pathlib import Path
 
 import pytest
 
+from liif_fast.kernels import config
+
 ROOT = Path(__file__).parents[2]
+PINNED = [
+    line.split("==")[1].split()[0]
+    for name in ("constraints.txt", "constraints-triton.txt")
+    for line in (ROOT / name).read_text().splitlines()
+    if line.startswith("triton==")
+]
+MAIN, *OTHERS = PINNED
+ALL = "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16"
+SOME = [
+    (MAIN, "90 80", "decode gather_corners", "fp16"),
+    (MAIN, "90", "fused_mlp project", "fp16"),
+    (MAIN, "89 100 120", "render", "bf16"),
+    *((version, "90 80", "decode", "fp16") for version in OTHERS),
+    *((version, "80", "render", "tf32x3") for version in PINNED),
+]
+MORE = [(v, str(a), ALL, p) for v in PINNED for a in config.ARCHITECTURES for p in ("fp16", "bf16", "tf32", "tf32x3")]
+LAUNCHES = MORE if os.environ.get("LIIF_FAST_TEST_COMPILE") == "all" else SOME
 
 
-@pytest.mark.parametrize(("arch", "instruction"), [(90, "hgmma"), (80, "matrix_instructions")])
-def test_half_precision_neither_spills_nor_lacks_matrix_instructions(arch, instruction, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/compile_report.py", "--arch", str(arch), "--precision", "fp16"]
-    command += ["--case", "decode", "gather_corners", "--json", str(tmp_path / "report.json")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+def environment(version, **more):
+    """That of a process with another version of Triton, which the Makefile has installed."""
+    found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if version != MAIN:
+        folder = Path(sys.prefix, "tritons", version)
+        if not folder.exists():
+            pytest.skip(f"Triton {version} is not installed: make test does")
+        found["PYTHONPATH"] = str(folder)
+    return {**found, **more}
+
+
+@pytest.mark.parametrize(("version", "arches", "cases", "precision"), LAUNCHES)
+def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, precision, tmp_path):
+    command = [sys.executable, "benchmarks/compile_report.py", "--arch", *arches.split(), "--case", *cases.split()]
+    command += ["--precision", precision, "--json", str(tmp_path / "report.json")]
+    variables = environment(version, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     entries = json.loads((tmp_path / "report.json").read_text())
-    assert {entry["kernel"] for entry in entries} >= {
-        "decode_kernel",
-        "chain_kernel",
-        "segment_kernel",
-        "gather_kernel",
-    }
-    for entry in entries:
+    assert {entry["arch"] for entry in entries} == {f"sm_{arch}" for arch in arches.split()}
+    assert {entry["triton"] for entry in entries} == {version}
+    kernels = {entry["kernel"] for entry in entries}
+    for case, launched in {
+        "decode": {"decode_kernel", "chain_kernel", "segment_kernel", "atomic_kernel"},
+        "render": {"render_kernel"},
+        "fused_mlp": {"mlp_kernel", "chain_kernel"},
+        "gather_corners": {"gather_kernel", "segment_kernel"},
+        "project": {"project_kernel"},
+    }.items():
+        if case in cases.split():
+            assert launched <= kernels
+    for entry in entries:  # said once more, because the script might forget it
         assert entry["spill_bytes"] == 0
         if entry["matrix"]:
-            assert entry[instruction] > 0
+            assert entry["matrix_instructions"] > 0
+            if entry["arch"] == "sm_90" and precision != "tf32x3":
+                assert entry["instructions"]["HGMMA"] > 0
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_interpreter(version):
+    """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_operator.py", "-k"]
+    command += ["test_render or (test_fused_mlp and dtype0) or test_atomic or test_chunks"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(version), capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    said = subprocess.run(
+        [sys.executable, "-c", "import triton; print(triton.__version__)"], env=environment(version),
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said.strip() == version
+
+
+def test_every_entry_of_the_table():
+    """Each pinned version, architecture and precision has forms; others take a neighbour's."""
+    versions = [tuple(map(int, version.split(".")[:2])) for version in PINNED]
+    assert set(config.FORMS) == {
+        (*version, arch, precision)
+        for version in versions
+        for arch in config.ARCHITECTURES
+        for precision in config.PRECISIONS
+    }
+    assert all(len(forms) == len(config.KERNELS) for forms in config.FORMS.values())
+    assert config.entry(86, (3, 7)) == (3, 7, 89)
+    assert config.entry(75, (3, 5)) == (3, 6, 80)
+    assert config.entry(121, (3, 8)) == (3, 7, 120)
+    assert config.entry(103, (4, 0)) == (3, 9, 100)
+    for version in versions:
+        for arch in config.ARCHITECTURES:
+            for width in (1, 16, 33, 65, 130, 256):
+                form = config.network_form("forward", width, "tf32x3", arch, version)
+                assert form.padded >= width
+                assert form.rows % 4 == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liif_fast import functional
+from liif_fast import LIIFDecoder, functional
 from liif_fast.ops.triton import decode as triton_ops
 
 from ..ops.support import Problem
@@ -73,6 +73,23 @@ def test_compile():
             for a, b in zip(*pairs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
+
+
+def test_export():
+    """An exported program has the operators as nodes, and takes other sizes."""
+    problem = Problem(channels=2, hidden=(9, 8), queries=5, shape=(4, 3))
+    module = LIIFDecoder(2, hidden_list=(9, 8), backend="triton").eval()
+    sizes = {name: torch.export.Dim(name, min=2, max=8192) for name in ("height", "width", "queries")}
+    dynamic = {
+        "feat": {2: sizes["height"], 3: sizes["width"]}, "coord": {1: sizes["queries"]}, "cell": {1: sizes["queries"]}
+    }  # fmt: skip
+    program = torch.export.export(module, (problem.feat, problem.coord, problem.cell), dynamic_shapes=dynamic)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert {"liif_fast.triton_project.default", "liif_fast.triton_decode.default"} <= called
+    for shape, queries in (((4, 3), 5), ((6, 7), 11)):
+        other = Problem(seed=1, channels=2, hidden=(9, 8), queries=queries, shape=shape)
+        arguments = other.feat, other.coord, other.cell
+        assert torch.equal(program.module()(*arguments), module(*arguments))
 
 
 def answer(problem, name="triton", **options):

@@ -13,6 +13,7 @@ from . import oracle
 from .oracle import Switches
 from .support import BACKENDS, DEVICE, same_bits
 
+SIDES = range(1, 41)
 SCALES = (1, 2, 3, 4, 5, 0.5, 1.5, 2.5, 3.7, 4.3)
 NEAREST = Switches(feat_unfold=False, local_ensemble=False)
 BLENDED = Switches(feat_unfold=False, local_ensemble=True)
@@ -71,7 +72,7 @@ def test_corner_plan(n, ensemble):
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_gather_corners(backend, ensemble):
     """The plan inside gather_corners: the latents say where they are."""
-    for n in range(1, 41):
+    for n in SIDES:
         shape = height, width = grid_of(n)
         coord = np.concatenate([oracle.grid(scaled(shape, scale))[:: 1 + n % 5] for scale in SCALES])
         coord = np.concatenate((coord, edge_coords(shape)))
@@ -146,7 +147,7 @@ def decoded(backend, shape, size, switches, network, feat):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_decode_and_render_of_the_nearest(backend):
-    for n in range(1, 41):
+    for n in SIDES:
         shape = height, width = grid_of(n)
         feat = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))[None].float()
         for scale in SCALES[n % 2 :: 2]:
@@ -160,7 +161,7 @@ def test_decode_and_render_of_the_nearest(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_decode_and_render_of_the_blend(backend):
-    for n in range(1, 41):
+    for n in SIDES:
         shape = grid_of(n)
         for scale in SCALES[n % 2 :: 2]:
             size = scaled(shape, scale)
