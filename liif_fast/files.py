@@ -42,5 +42,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             part.chmod(target.stat().st_mode & 0o7777)
         os.replace(part, target)
     except BaseException:
-        part.unlink(missing_ok=True)
+        gone = False
+        while not gone:
+            try:
+                part.unlink(missing_ok=True)
+                gone = True
+            except (KeyboardInterrupt, SystemExit):  # a second signal, as of a terminal that closes: not now
+                pass
         raise

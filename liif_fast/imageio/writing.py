@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
@@ -91,9 +91,18 @@ def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[N
     """Let `write` have strips in a thread, so that one is compressed while the next is made; errors of both pass."""
     waiting: Queue[NDArray | None] = Queue(maxsize=1)
     failure: list[BaseException] = []
+    ended = False
 
     def handed_over() -> "Iterator[NDArray]":
-        while (strip := waiting.get()) is not None:
+        while True:
+            try:
+                strip = waiting.get(timeout=1)
+            except Empty:
+                if ended:  # a second Ctrl-C has kept the last None back
+                    return
+                continue
+            if strip is None:
+                return
             yield strip
 
     def work() -> None:
@@ -109,15 +118,17 @@ def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[N
                 return
 
     thread = Thread(target=work, name="liif_fast-write", daemon=True)  # no second Ctrl-C may leave it behind
-    thread.start()
     try:
+        thread.start()
         for strip in strips:
             hand_over(strip)
             if failure:
                 break
     finally:
+        ended = True
         hand_over(None)
-        thread.join()
+        if thread.ident is not None:  # started
+            thread.join()
     if failure:
         raise failure[0]
 
