@@ -59,7 +59,7 @@ class _Canvas:
         self, pixels: NDArray, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
     ) -> None:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        self.size, self.region = size, region
+        self.size, self.region, self.dtype = size, region, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         self.channels = pixels.shape[2]
         self.alpha = None if self.channels in (1, 3) else pixels[..., -1]
@@ -87,7 +87,7 @@ class _Canvas:
         self.total = sum(plane.pixels for plane in self.planes)
 
     def strips(self) -> Iterator[Tensor]:
-        """Strips `[h, w, C]`, float32 on the device, clamped to [0, 1]."""
+        """Strips `[h, w, C]` on the device, as `_quantise` gives them."""
         first, left, height, width = self.region
         budget = STRIP_QUERIES if self.device.type == "cpu" else GPU_STRIP_QUERIES
         step = max(1, budget // width)
@@ -97,7 +97,7 @@ class _Canvas:
         while done < height:
             rows = min(step, height - done)
             try:
-                strip = self._strip((first + done, left, rows, width))
+                strip = _quantise(self._strip((first + done, left, rows, width)), self.dtype)
             except Exception as error:
                 if not out_of_memory(error) or rows == 1:
                     raise
@@ -112,6 +112,7 @@ class _Canvas:
 
     @torch.inference_mode()
     def _strip(self, region: Region) -> Tensor:
+        """A window `[h, w, C]`, float32, clamped to [0, 1]."""
         with self.frozen:
             channels = self.planes[0].render(region)
         if self.channels < 3:
@@ -131,10 +132,10 @@ class _Canvas:
 
 
 def _to_host(strips: Iterable[Tensor], transfers: Transfers, dtype: np.dtype) -> Iterator[NDArray]:
-    """Quantise and bring to the host; from a GPU while the next strip is rendered."""
+    """Bring to the host; from a GPU while the next strip is rendered."""
     under_way: deque[Callable[[], Tensor]] = deque()
     for strip in strips:
-        under_way.append(transfers.to_host(_quantise(strip, dtype)))
+        under_way.append(transfers.to_host(strip))
         if len(under_way) > transfers.beside:
             yield under_way.popleft()().numpy().astype(dtype, copy=False)
     for wait in under_way:

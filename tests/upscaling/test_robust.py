@@ -89,6 +89,19 @@ def test_out_of_memory_halves_the_strip(model: nn.Module, picture: NDArray, monk
     assert np.array_equal(upscale(picture, model, scale=2), expected)
 
 
+def test_out_of_memory_after_the_rendering_halves_the_strip(
+    model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantising takes as much again on the device."""
+    expected = upscale(picture, model, scale=2)
+
+    def too_large(values: torch.Tensor, dtype: np.dtype) -> bool:
+        return len(values) > 20
+
+    monkeypatch.setattr(strips, "_quantise", failing(strips._quantise, too_large, OUT_OF_MEMORY[1]))
+    assert np.array_equal(upscale(picture, model, scale=2), expected)
+
+
 def test_no_memory_at_all_is_an_error(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "encode_window", failing(features.encode_window, lambda *args: True, MemoryError()))
     with pytest.raises(MemoryError):
