@@ -212,6 +212,9 @@ def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
     encoder: nn.Module = model.encoder
     if device.type != "cuda":
         return encoder
-    encoder = copy.deepcopy(encoder)
+    try:
+        encoder = copy.deepcopy(encoder)
+    except RuntimeError:  # PyTorch's old weight_norm, for one, keeps a tensor that cannot be copied; slower, but right
+        return encoder
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder

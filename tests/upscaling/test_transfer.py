@@ -168,6 +168,14 @@ def test_the_encoder_for_a_gpu_is_a_copy_in_channels_last(model: nn.Module) -> N
     assert not weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_an_encoder_that_cannot_be_copied_is_used_as_it_is(model: nn.Module) -> None:
+    """As with a weight that has a graph, which PyTorch's old weight_norm leaves behind."""
+    encoder = nn.Conv2d(3, 4, 1)
+    encoder.product = encoder.weight * 2  # type: ignore[assignment]
+    model.encoder = encoder
+    assert features.encoder_for(model, torch.device("cuda")) is encoder
+
+
 def test_pixels_for_a_gpu_are_channels_last(model: nn.Module) -> None:
     seen = []
 
