@@ -4,7 +4,8 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -57,10 +58,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; arguments and exit code as for `main`, but KeyboardInterrupt passes."""
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+    args: argparse.Namespace | None = None
+
+    def parse() -> int:
+        nonlocal args
+        try:
+            args = build_parser().parse_args(argv)
+        except SystemExit as stop:  # help or the version has been printed, or the usage was wrong
+            return stop.code if isinstance(stop.code, int) else 0
+        return 0
+
+    code = _guarded(parse, traceback=False)
+    if args is None:
+        return code
     notices = logging.StreamHandler()
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
@@ -72,21 +82,27 @@ def run(argv: Sequence[str] | None) -> int:
         if previous[each] is not signal.SIG_IGN:  # nohup
             signal.signal(each, _terminated)
     try:
-        code = int(args.run(args))
+        return _guarded(partial(args.run, args), args.traceback)
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        logging.getLogger("liif_fast").removeHandler(notices)
+
+
+def _guarded(work: Callable[[], int], traceback: bool) -> int:
+    """The exit code of some work, whose output is written when this returns; an error is one line."""
+    try:
+        code = int(work())
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()  # here, where a full disk gets its line
         return code
     except (OSError, ValueError, ImportError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and deserted():  # and not a pipe to a process of ours
             return BROKEN_PIPE
-        if args.traceback:
+        if traceback:
             raise
         print(f"liif-fast: error: {_one_line(error)}", file=sys.stderr)
         return 1
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-        logging.getLogger("liif_fast").removeHandler(notices)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:

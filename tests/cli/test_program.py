@@ -67,11 +67,12 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
     assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
 
 
-@pytest.mark.parametrize("command", [["models"], ["models", "--tensors", "rdn-liif"]])
+@pytest.mark.parametrize("command", [["models"], ["models", "--tensors", "rdn-liif"], ["--version"], ["--help"]])
 def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
     """As `liif-fast models | head -1` does."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # argparse ignores errors
     process = subprocess.Popen(
-        [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=env
     )
     assert process.stdout is not None
     process.stdout.close()
