@@ -33,10 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("liif-fast: interrupted", file=sys.stderr)
         return 130
-    if code == BROKEN_PIPE and argv is None:
-        for stream in deserted():  # Python would write the rest on its way out, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if argv is None:
+        _give_up()
     return code
+
+
+def _give_up() -> None:
+    """Leave nothing unwritten that cannot be written: Python would try on its way out, complain, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed by `>&-`
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def deserted() -> list[TextIO]:

@@ -82,6 +82,17 @@ def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> No
     assert (process.wait(timeout=60), err) == (141, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["models", "--help"])
+def test_a_full_disk_behind_stdout_is_one_line(command: str) -> None:
+    """And not one more of Python, which would write the rest on its way out and end with 120."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        args = [sys.executable, "-m", "liif_fast", command]
+        done = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env, check=False)
+    assert (done.returncode, done.stderr) == (1, "liif-fast: error: No space left on device\n")
+
+
 def test_a_reader_that_leaves_does_not_cost_the_caller_his_streams(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
