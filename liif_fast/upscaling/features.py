@@ -107,6 +107,8 @@ class Features:
         model = self.view
         if not self.tiles or not isinstance(model, LIIF) or fusable(model.imnet) is None:
             return False
+        if type(model).render_rgb is not LIIF.render_rgb:  # of a subclass: it may know no `place`
+            return False
         with torch.inference_mode():  # an encoder with upsampling makes a larger map
             probe = torch.zeros(1, 3, 1, 1, dtype=self.own_dtype, device=self.device)
             return model.encoder(probe).shape[2] == 1

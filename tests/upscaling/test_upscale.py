@@ -414,6 +414,20 @@ def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
         assert upscale(photo(), each, scale=2).shape == (26, 38, 3)
 
 
+def test_a_subclass_that_renders_by_itself(model: nn.Module) -> None:
+    """With the arguments of `FeatureModel.render_rgb`, which has no `place`: from the whole map, the same pixels."""
+
+    class Own(LIIF):
+        def render_rgb(self, size: Any, region: Any = None, cell: Any = None) -> torch.Tensor:  # type: ignore[override]
+            return super().render_rgb(size, region, cell)
+
+    own = Own(**model.spec["args"]).eval()
+    own.load_state_dict(model.state_dict())
+    options: dict[str, Any] = {"scale": 2, "region": (40, 10, 9, 8)}
+    result = upscale(photo(40, 50), own, **options)
+    assert np.abs(result.astype(int) - upscale(photo(40, 50), model, **options)).max() <= 1
+
+
 def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
