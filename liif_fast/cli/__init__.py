@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
 
-        code = run(argv)
+        return run(argv)
     except KeyboardInterrupt:
         print("liif-fast: interrupted", file=sys.stderr)
         return 130
-    if argv is None:
-        _give_up()
-    return code
+    finally:
+        if argv is None:
+            _give_up()
 
 
 def _give_up() -> None:

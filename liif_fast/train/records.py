@@ -1,5 +1,6 @@
 """What a training leaves for people: log.txt, log.csv, TensorBoard's events, and images of the validation."""
 
+import contextlib
 import csv
 import os
 from pathlib import Path
@@ -42,11 +43,12 @@ class Records:
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=steps or None)
 
     def log(self, line: str) -> None:
-        """Print a line and append it to log.txt."""
+        """Append a line to log.txt and print it."""
         if self.main:
-            tqdm.write(line)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+            with contextlib.suppress(OSError):  # a terminal that has been closed
+                tqdm.write(line)
 
     def steps(self, steps: int, loss: float, rate: float) -> None:
         """Record the loss of the last of so many steps."""

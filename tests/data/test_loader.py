@@ -1,5 +1,8 @@
 """However samples are made, they are those of the wrapper, bit for bit."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -218,3 +221,32 @@ def test_the_way_through_workers_is_lean():
         "pixel": torch.int32,
         "size": torch.int32,
     }
+
+
+STUCK = """
+import signal, sys, threading, time
+from liif_fast.data.loader import WorkerLoader
+
+class Slow:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        print("working", flush=True)
+        time.sleep(300)
+
+if __name__ == "__main__":
+    threading.Timer(float(sys.argv[1]), signal.raise_signal, [signal.SIGINT]).start()
+    for _ in WorkerLoader(Slow(), [[0, 1], [2, 3]], "cpu", num_workers=2):
+        pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_a_stuck_worker_does_not_outlive_the_main_process(tmp_path):
+    (tmp_path / "script.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "script.py"), "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "working" in done.stdout
+    assert "KeyboardInterrupt" in done.stderr

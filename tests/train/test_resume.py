@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -280,3 +281,34 @@ def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, 
     assert err == message
     assert "stopped after step" in out
     assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals of this kind there")
+def test_a_closed_terminal(tmp_path, tiny, write):
+    """The signal comes, and whatever is printed from then on fails."""
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
+    tiny |= {"save_minutes": 0, "epoch_max": 1}
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *command(write(tiny), tmp_path, "slow")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    while not seen(tmp_path / "_tiny"):
+        assert process.poll() is None
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 4096)  # what nobody reads would stop it
+    os.close(ours)
+    assert process.wait(60) == 129
+    assert "stopped after step" in (tmp_path / "_tiny" / "log.txt").read_text()
+    assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200
+
+
+TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this session's terminal, whose end it is told of
+os.execv(sys.argv[1], sys.argv[1:])
+"""
