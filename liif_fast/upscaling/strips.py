@@ -71,7 +71,7 @@ class _Canvas:
                 planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
         self.device = next(model.parameters()).device
         self.transfers = Transfers(self.device)
-        self.frozen = frozen_weights()  # nobody changes them between two strips
+        self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [

@@ -68,10 +68,20 @@ def test_a_layer_packs_once(decoder, count):
     assert torch.equal(first, fresh(decoder))
 
 
-def step(decoder):
-    for parameter in decoder.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    torch.optim.Adam(decoder.parameters(), lr=0.1).step()
+def step(kind, **how):
+    def take(decoder):
+        for parameter in decoder.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        kind(decoder.parameters(), lr=0.1, **how).step()
+
+    return take
+
+
+STEPS = [
+    pytest.param(step(kind, **how), id="-".join((kind.__name__, *how)))
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    for how in ({}, {"foreach": True}, {"fused": True})
+]
 
 
 def replace(decoder):
@@ -93,7 +103,7 @@ def load(decoder):
     decoder.load_state_dict({name: value * 2 for name, value in decoder.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [step, replace, swap_data, in_place, load])
+@pytest.mark.parametrize("change", [*STEPS, replace, swap_data, in_place, load])
 def test_changed_weights_are_noticed(decoder, count, change):
     with frozen_weights():
         before = packed(decoder)
@@ -132,6 +142,58 @@ def test_another_thread_is_not_in_the_context(decoder, count):
         thread.start()
         thread.join()
     assert count() == 2
+
+
+def test_threads_share_one_object(decoder, count):
+    """The first to enter leaves first, while the other is inside."""
+    frozen, inside, left = frozen_weights(), threading.Event(), threading.Event()
+    failed = []
+
+    def other():
+        try:
+            with frozen:
+                inside.set()
+                assert left.wait(60)
+                packed(decoder)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=other)
+    with frozen:
+        thread.start()
+        assert inside.wait(60)
+        packed(decoder)
+    left.set()
+    thread.join()
+    assert not failed
+    assert count() == 1
+    packed(decoder)
+    assert count() == 2
+
+
+def test_generators_may_end_out_of_order(decoder, count):
+    def inside():
+        with frozen_weights():
+            yield
+
+    first, second = inside(), inside()
+    next(first), next(second)
+    first.close(), second.close()
+    packed(decoder), packed(decoder)
+    assert count() == 2
+
+
+def test_tensors_made_for_each_call_are_not_kept(decoder):
+    """`weight.data` has a counter of its own each time, which tells nothing."""
+
+    def packed_data():
+        weights, biases = linear_chain(decoder.layers)
+        return cuda._prepare(FEAT.half(), [w.data for w in weights], [b.data for b in biases], ALL)[1]
+
+    with torch.no_grad(), frozen_weights():
+        packed_data()
+        in_place(decoder)
+        assert torch.equal(packed_data(), fresh(decoder))
 
 
 def test_inference_tensors_are_not_kept(count):
