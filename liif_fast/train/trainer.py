@@ -180,11 +180,17 @@ class Run:
             raise ValueError(f"model: cannot compute a sample of the training set: {error}") from error
 
     def train(self) -> None:
-        """Train until epoch_max, leaving a checkpoint after every epoch, and on Ctrl-C or SIGTERM."""
+        """Train until epoch_max, leaving a checkpoint after every epoch, and on Ctrl-C or SIGTERM.
+
+        After either it may be called again, and goes on.
+        """
+        self.stop.signum = 0  # what ended an earlier call
         while self.progress.epoch < self.config.epoch_max:
             self._train_epoch()
             self._finish_epoch()
-        distributed.gather(None)  # nobody is done before the main process has written everything
+        # Nobody is done before the main process has written everything; nor is a signal since the last look lost.
+        if signum := max(distributed.gather(self.stop.signum)):
+            end(signum)
 
     def close(self) -> None:
         """End the records and the connection to the other processes; nothing can be trained any more."""

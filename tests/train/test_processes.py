@@ -27,6 +27,13 @@ if "stop" in sys.argv and distributed.rank() == 1:  # one of them gets the signa
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, epochs)
     Run._set_rate = counted
+if "late" in sys.argv and distributed.rank() == 1:  # after the last look of the last epoch
+    look = Run._look
+    def late(self, bar):
+        look(self, bar)
+        if self.progress.epoch + 1 == self.config.epoch_max and self.progress.step == self.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+    Run._look = late
 code = main(["train", "--config", sys.argv[1], "--name", "two", "--device", "cpu", "--resume"])
 sys.exit(code)
 """
@@ -68,3 +75,9 @@ def test_two_processes_train_as_one(tmp_path, uneven, write):
     for key, value in states[0].items():
         # Adam normalises the gradients: rounding of a small one moves its weight by up to a part of the rate.
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-4)
+
+
+def test_a_signal_after_the_last_look_ends_all_processes_when_all_is_written(tmp_path, uneven, write):
+    stopped = torchrun(tmp_path, write(uneven | {"epoch_max": 1}), "late")
+    assert "exitcode  : 143" in stopped.stderr
+    assert load(tmp_path / "two" / "epoch-last.pth")["epoch"] == 1

@@ -14,6 +14,7 @@ import torch
 
 from liif_fast import files
 from liif_fast.train import state
+from liif_fast.train.config import check_config
 from liif_fast.train.records import read_log
 from liif_fast.train.trainer import Run
 from liif_fast.train.validation import Validation
@@ -99,6 +100,18 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny, write, stop_at):
     with pytest.raises(KeyboardInterrupt):
         run(write, tiny, tmp_path)
     assert not (tmp_path / "_tiny" / "epoch-last.pth").exists()
+
+
+def test_a_run_goes_on_after_ctrl_c(tmp_path, tiny, stop_at):
+    """And what stopped it is no first signal of what follows."""
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5
+    training = Run(check_config(tiny | {"epoch_max": 1}), tmp_path / "run", torch.device("cpu"))
+    stop_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        training.train()
+    assert training.progress.step == 1
+    training.train()
+    assert training.progress.epoch == 1
 
 
 def test_ctrl_c_in_the_last_step_of_an_epoch_loses_nothing(tmp_path, tiny, write, stop_at, monkeypatch):
