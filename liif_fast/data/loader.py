@@ -70,7 +70,7 @@ class WorkerLoader:
         self.grouped = grouped
         self.device, self.is_packed = torch.device(device), hasattr(wrapper, "packed")
         self.loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-            _Items(wrapper.packed if self.is_packed else wrapper.__getitem__, len(wrapper)),
+            _Items(wrapper, self.is_packed),
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=partial(_collated, group if grouped else collate),
@@ -115,11 +115,19 @@ def _await_end() -> None:
 class _Items(Dataset[Any]):
     """A wrapper's samples. In a worker one that cannot be made is the reason why: PyTorch would raise a traceback."""
 
-    def __init__(self, make: Callable[[int], Any], length: int) -> None:
-        self.make, self.length = make, length
+    def __init__(self, wrapper: Any, packed: bool) -> None:
+        self.make, self.length = wrapper.packed if packed else wrapper.__getitem__, len(wrapper)
+        if not packed and hasattr(wrapper, "__getitems__"):  # PyTorch looks for it: the samples of a batch at once
+            self.make_all, self.__getitems__ = wrapper.__getitems__, self._made
 
     def __len__(self) -> int:
         return self.length
+
+    def _made(self, indices: list[int]) -> Any:
+        try:
+            return self.make_all(indices)
+        except (OSError, ValueError) as reason:
+            return [_told(reason)]
 
     def __getitem__(self, index: int) -> Any:
         try:
@@ -143,4 +151,6 @@ def _told(reason: Exception) -> Exception:
     """What is raised here, and sent from a worker."""
     if get_worker_info() is None:
         raise reason
+    if isinstance(reason, OSError):  # not itself: a subclass may not be one that pickle can make again
+        return OSError(reason.errno, reason.strerror, reason.filename) if reason.strerror else OSError(str(reason))
     return ValueError(str(reason))

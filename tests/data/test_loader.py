@@ -200,6 +200,30 @@ def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
             list(make_loader(wrap(DOWNSAMPLED, sample_q=None), [[0, 1, 2]], "cpu", num_workers=1))
 
 
+class Batched(torch.utils.data.Dataset):
+    """One's own, which makes a batch at once; index 9 is a file that is not there."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        raise AssertionError("one by one")
+
+    def __getitems__(self, indices):
+        if 9 in indices:
+            open("none.png")
+        return [{"inp": torch.tensor([float(index)])} for index in indices]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_at_once_and_a_file_that_is_not_there(num_workers):
+    batches = iter(make_loader(Batched(), [[0, 3], [9]], "cpu", num_workers=num_workers))
+    assert next(batches)["inp"].tolist() == [[0], [3]]
+    with pytest.raises(FileNotFoundError) as caught:
+        next(batches)
+    assert (caught.value.filename, caught.value.strerror) == ("none.png", "No such file or directory")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="data_device: there is no cuda here"):
