@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -24,6 +26,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check_cuda(cudaError_t error, const char* what) {
+    if (error != cudaSuccess) static_cast<void>(cudaGetLastError());  // or the next check of anybody reports it again
     STD_TORCH_CHECK(error == cudaSuccess, "liif_fast: ", what, ": ", cudaGetErrorString(error));
 }
 
@@ -96,11 +99,14 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
     return problem;
 }
 
+// The blocks that fill a device. The queries take longer than a launch: each kernel asks once for each device.
 template <typename U, bool kEnsemble, int kCluster>
-void launch(const Problem& problem, int32_t device) {
-    constexpr int64_t kPerTile = queries_per_warp(kEnsemble) * 4 * kWarpgroups;
-    // The blocks of a cluster all run the same number of tiles.
-    const int64_t tiles = (problem.total + kPerTile * kCluster - 1) / (kPerTile * kCluster) * kCluster;
+int resident_blocks(const cudaLaunchConfig_t& config, int32_t device) {
+    static std::mutex mutex;
+    static std::map<int32_t, int> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    if (found != known.end()) return found->second;
     int blocks = 0, major = 0, minor = 0;
     check_cuda(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device), "device");
     check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
@@ -109,6 +115,22 @@ void launch(const Problem& problem, int32_t device) {
     const auto kernel = decode_sm90<U, kEnsemble, kCluster>;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
                "shared memory");
+    if constexpr (kCluster > 1) {
+        // A group of multiprocessors whose number is odd leaves one over: a grid of all would run in two waves.
+        int clusters = 0;
+        check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters");
+        STD_TORCH_CHECK(clusters > 0, "liif_fast: no cluster of ", kCluster, " blocks fits this GPU");
+        blocks = clusters * kCluster;
+    }
+    known[device] = blocks;
+    return blocks;
+}
+
+template <typename U, bool kEnsemble, int kCluster>
+void launch(const Problem& problem, int32_t device) {
+    constexpr int64_t kPerTile = queries_per_warp(kEnsemble) * 4 * kWarpgroups;
+    // The blocks of a cluster all run the same number of tiles.
+    const int64_t tiles = (problem.total + kPerTile * kCluster - 1) / (kPerTile * kCluster) * kCluster;
     cudaLaunchAttribute size{};
     size.id = cudaLaunchAttributeClusterDimension;
     size.val.clusterDim.x = kCluster, size.val.clusterDim.y = size.val.clusterDim.z = 1;
@@ -116,16 +138,10 @@ void launch(const Problem& problem, int32_t device) {
     config.gridDim = dim3(kCluster), config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kSharedBytes;
     config.stream = current_stream(device);
-    if constexpr (kCluster > 1) {
-        config.attrs = &size, config.numAttrs = 1;
-        // A group of multiprocessors whose number is odd leaves one over: a grid of all would run in two waves.
-        int clusters = 0;
-        check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters");
-        STD_TORCH_CHECK(clusters > 0, "liif_fast: no cluster of ", kCluster, " blocks fits this GPU");
-        blocks = clusters * kCluster;
-    }
+    if constexpr (kCluster > 1) config.attrs = &size, config.numAttrs = 1;
+    const int64_t blocks = resident_blocks<U, kEnsemble, kCluster>(config, device);
     config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, tiles)));
-    check_cuda(cudaLaunchKernelEx(&config, kernel, problem, tiles), "launch");
+    check_cuda(cudaLaunchKernelEx(&config, decode_sm90<U, kEnsemble, kCluster>, problem, tiles), "launch");
 }
 
 template <typename U>
@@ -274,6 +290,10 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
 
 }  // namespace
 }  // namespace liif::sm90
+
+// Looked for in the file before it is loaded (liif_fast/extension.py).
+extern const char liif_fast_interface_sm90[];
+__attribute__((used)) const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 1;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CUDA, m) {
     m.impl("pack_sm90", TORCH_BOX(&liif::sm90::pack));

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import Call, Place, Switches, cost, transformed
+from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
@@ -26,14 +26,8 @@ def _load() -> str:
     wish = os.environ.get("LIIF_FAST_CPU_ISA", "")
     if wish not in ("", "portable", "avx2", "avx512"):
         return f"LIIF_FAST_CPU_ISA must be portable, avx2 or avx512, got {wish!r}"
-    error: object = "no liif_fast/_C"
-    for extension in Path(__file__).parents[1].glob("_C.*"):
-        try:
-            torch.ops.load_library(extension)  # not imported: built without Python's headers it is no module
-            return ""
-        except OSError as reason:
-            error = reason
-    return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
+    error = load("_C")
+    return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more" if error else ""
 
 
 _missing = _load()

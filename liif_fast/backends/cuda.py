@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, tran
 from liif_fast.backends.frozen import packed as pack_once
 from liif_fast.backends.projection import project
 from liif_fast.backends.torch import under
+from liif_fast.extension import load
 from liif_fast.ops import sm90
 
 NAME = "cuda"
@@ -35,14 +35,8 @@ def _load() -> str:
     if wish not in ("1", "2"):
         return f"LIIF_FAST_CUDA_CLUSTER must be 1 or 2, got {wish!r}"
     CLUSTER = int(wish)
-    error: object = "no liif_fast/_C_sm90"
-    for extension in Path(__file__).parents[1].glob("_C_sm90.*"):
-        try:
-            torch.ops.load_library(extension)
-            return ""
-        except OSError as reason:
-            error = reason
-    return f"the CUDA kernels are not built or cannot be loaded ({error}); `liif-fast info` says more"
+    error = load("_C_sm90")
+    return f"the CUDA kernels are not built or cannot be loaded ({error}); `liif-fast info` says more" if error else ""
 
 
 _missing = _load()

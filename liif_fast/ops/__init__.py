@@ -8,10 +8,12 @@ import torch
 
 _define = torch.library.define
 FLAGS = (torch.Tag.pt2_compliant_tag,)
+schemas: dict[str, str] = {}  # of every operator, by name
 
 
 def define(name: str, schema: str) -> None:
     """Define the operator liif_fast::`name` once."""
+    schemas[name] = schema
     _define(f"liif_fast::{name}", schema, tags=FLAGS)
 
 
