@@ -19,6 +19,7 @@ SCHEMAS = {"_C": (1, "e5917ea794ffc9e1"), "_C_sm90": (1, "be51637917e24d4a")}
 SCRIPT = """
 import sys, torch
 from liif_fast.backends import cpu, cuda
+from liif_fast.ops import resize, schemas
 for op, schema in sorted(schemas.items()):
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{op}", sys.argv[1]):
         print(op + schema)
