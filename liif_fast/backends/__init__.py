@@ -117,6 +117,15 @@ def transformed() -> bool:
     return not _torch.compiler.is_compiling() and _torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def exporting() -> bool:
+    """Say whether torch.export traces the call.
+
+    The flag behind `torch.compiler.is_exporting`, which is also true within torch.compile of PyTorch 2.11: training
+    would be taken for inference there, and have no gradients.
+    """
+    return bool(_torch.compiler._is_exporting_flag)
+
+
 def _import(name: str) -> Backend | str:
     try:
         return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from liif_fast.backends import exporting
 
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
 # but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
@@ -21,4 +21,4 @@ def factorises(latents: int, rows: int) -> bool:
         True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
         direct form, cost GATHERED_ROW * K*Q.
     """
-    return torch.compiler.is_exporting() or rows * GATHERED_ROW >= latents
+    return exporting() or rows * GATHERED_ROW >= latents

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import Call, Place, Switches, cost, transformed
+from liif_fast.backends import Call, Place, Switches, cost, exporting, transformed
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -63,7 +63,7 @@ def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]
 
 
 def _trains(*tensors: Tensor) -> bool:
-    if torch.compiler.is_exporting():  # a program for inference: nothing is kept for a backward pass
+    if exporting():  # a program for inference: nothing is kept for a backward pass
         return False
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

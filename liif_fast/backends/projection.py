@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liif_fast.backends import exporting
+
 
 def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Tensor:
     """Return P = W1z z + b1 of every latent, as rows [B*H*W, h]."""
@@ -16,7 +18,7 @@ def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Te
     kernel = weight.reshape(weight.shape[0], feat.shape[1], side, side)
     if feat.device.type != "cpu":
         return project_by_taps(feat, kernel, bias)
-    opaque = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    opaque = torch.compiler.is_compiling() and not exporting()
     maps = torch.ops.liif_fast.convolve(feat, kernel, bias) if opaque else _convolve(feat, kernel, bias)
     return maps.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
 

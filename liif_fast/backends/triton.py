@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, transformed
+from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, exporting, transformed
 from liif_fast.ops.triton.decode import decode as _decode
 from liif_fast.ops.triton.decode import render as _render
 from liif_fast.ops.triton.fused_mlp import fused_mlp as _fused_mlp
@@ -83,7 +83,7 @@ def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]
 
 
 def _trains(tensors: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_exporting():  # a program for inference: nothing is kept for a backward pass
+    if exporting():  # a program for inference: nothing is kept for a backward pass
         return False
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
