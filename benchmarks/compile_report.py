@@ -48,7 +48,8 @@ CANDIDATES = {
     "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
              (32, 64, 8, 1), (32, 32, 8, 2), (16, 64, 8, 2), (16, 64, 4, 2), (16, 32, 4, 2)],
     "tf32x3": [(64, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 64, 8, 1),
-               (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1)],
+               (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1), (16, 16, 4, 2), (32, 32, 8, 2), (32, 16, 8, 2),
+               (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1), (16, 128, 8, 2)],
 }  # fmt: skip
 # The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
 FASTEST = {90: "HGMMA", 100: "UTCMMA"}
@@ -266,36 +267,43 @@ def kind(launch: Launch) -> str | None:
     return ("mlp_save" if save else "mlp") if mlp else "save" if save else "forward"
 
 
-def clean(kernel: str, precisions: list[str], arch: int) -> bool:
-    """Whether all launches that take the form of `kernel` are without faults, as the table has it."""
+def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]] | None:
+    """Entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
+    entries = []
     for precision, case in itertools.product(precisions, ("decode", "fused_mlp", "render")):
         for launch in launches_of(case, precision, arch):
             if kind(launch) == kernel:
                 found = report_one(launch, arch)
                 wrong = faults(found)
-                print(" ", kernel, found["arch"], found["config"], "|", *(wrong or ["clean"]), flush=True)
                 if wrong:
-                    return False
-    return True
+                    print(" ", line(found, wrong), flush=True)
+                    return None
+                entries.append(found)
+    return entries
 
 
-def search(arches: list[int], wanted: list[str]) -> None:
-    """Put into the table, for each architecture, precision and kernel, the first candidate that is clean."""
+def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
+
+    A form that is there already and still clean stays. Yields the entries of what was chosen.
+    """
     for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
         precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
         if not precisions:
             continue
-        forms = []
-        for kernel in config.KERNELS:
-            for form in candidates:
-                config.FORMS[(*host.TRITON, arch, name)] = (form,) * len(config.KERNELS)
-                if clean(kernel, precisions, arch):
+        row = (*host.TRITON, arch, name)
+        present, forms = config.FORMS.get(row, ()), []
+        for index, kernel in enumerate(config.KERNELS):
+            for form in dict.fromkeys((*present[index : index + 1], *candidates)):
+                config.FORMS[row] = (form,) * len(config.KERNELS)
+                entries = clean(kernel, precisions, arch)
+                if entries is not None:
                     break
             else:
                 raise SystemExit(f"no candidate is clean: {kernel}, {name}, sm_{arch}")
             forms.append(form)
-        config.FORMS[(*host.TRITON, arch, name)] = tuple(forms)
-        print(f"Triton {triton.__version__} sm_{arch} {name}: {forms}", flush=True)
+            yield from entries
+        config.FORMS[row] = tuple(forms)
         write_table()
 
 
@@ -325,6 +333,15 @@ def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterat
                     yield report_one(launch, arch)
 
 
+def line(entry: dict[str, Any], wrong: list[str]) -> str:
+    """An entry as text."""
+    names = ("registers", "shared_bytes", "spill_bytes", "matrix_instructions")
+    numbers = " ".join(f"{name} {entry[name]}" for name in names if name in entry)
+    return " | ".join(
+        [f"{entry['kernel']} {entry['arch']} {entry['config']}", numbers, *(f"WRONG: {each}" for each in wrong)]
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the report there")
@@ -333,28 +350,16 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--write", action="store_true", help="look for clean forms and write them into the table")
     arguments = parser.parse_args()
-    if arguments.write:
-        search(arguments.arch, arguments.precision)
-        return 0
-    entries, wrong = [], 0
     print(f"Triton {triton.__version__}")
-    for entry in report(arguments.arch, arguments.case, arguments.precision):
+    wanted, wrong = (arguments.arch, arguments.precision), 0
+    entries = []
+    for entry in search(*wanted) if arguments.write else report(arguments.arch, arguments.case, arguments.precision):
         found = faults(entry)
         entries.append({**entry, "triton": triton.__version__})
         wrong += bool(found)
-        numbers = ["registers", "shared_bytes", "spill_bytes", "matrix_instructions"]
-        line = " ".join(f"{name} {entry[name]}" for name in numbers if name in entry)
-        print(
-            entry["kernel"],
-            entry["arch"],
-            entry["config"],
-            "|",
-            line,
-            *(f"| WRONG: {each}" for each in found),
-            flush=True,
-        )
+        print(line(entry, found), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(entries, indent=1) + "\n")
+        arguments.json.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
     return 1 if wrong else 0
 
 

@@ -71,4 +71,4 @@ def network_form(kernel: str, width: int, precision: str, arch: int, version: tu
 
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:
     """Return the form of the projection to `outs` columns."""
-    return ProjectionForm(64, 64, 32, 4, 2)
+    return ProjectionForm(64, 64, 32, 8 if arch >= 120 and precision == "tf32x3" else 4, 2)  # 4 spill with Triton 3.9

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import compile_report
 from liif_fast.kernels import config
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,29 @@ def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, p
             assert entry["matrix_instructions"] > 0
             if entry["arch"] == "sm_90" and precision != "tf32x3":
                 assert entry["instructions"]["HGMMA"] > 0
+
+
+@pytest.mark.parametrize("version", PINNED)
+def test_the_full_report_is_of_this_table(version):
+    """Every form of the table has been compiled, and what is written down of it is without faults."""
+    entries = json.loads((ROOT / f"benchmarks/results/triton-{version}.json").read_text())
+    reported = set()
+    for entry in entries:
+        assert entry["triton"] == version
+        assert not compile_report.faults(entry), entry
+        _, precision, *settings = entry["config"].split()
+        values = dict(setting.split("=") for setting in settings)
+        if values.get("widest") == "256":
+            form = tuple(int(values[name]) for name in ("rows", "block", "num_warps", "num_stages"))
+            reported.add((int(entry["arch"][3:]), precision, form))
+    expected = {
+        (arch, each, form)
+        for (*numbers, arch, precision), forms in config.FORMS.items()
+        if version.startswith("{}.{}.".format(*numbers))
+        for each in (("fp16", "bf16") if precision == "half" else (precision,))
+        for form in forms
+    }
+    assert reported == expected
 
 
 @pytest.mark.parametrize("version", OTHERS)
