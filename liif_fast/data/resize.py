@@ -7,8 +7,8 @@ Here a pass is a product with a matrix of those integers, in float64. It is exac
 no sum reaches 2^32, and float64 holds every integer up to 2^53. A matrix may be padded with zeros, so that crops of
 different sizes are resized in one batched product.
 
-`resize` does the same on the CPU with a kernel of ours (csrc/cpu/resize.cpp), in a third of Pillow's time, or with
-Pillow itself where that is not built.
+`resize` does the same on the CPU with a kernel of ours (csrc/cpu/resize.cpp), which takes a third of Pillow's time for
+the crops of training that are reduced, or with Pillow itself where that is not built.
 """
 
 from collections.abc import Sequence
@@ -64,8 +64,18 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: (height, width) in pixels.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], never the image's own memory.
+
+    Raises:
+        TypeError: if the image is not uint8.
+        ValueError: if it is not [H, W, 3], or a side is below 1.
     """
+    if image.dtype != np.uint8:
+        raise TypeError(f"image must be uint8, got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or len(size) != 2 or min(*size, *image.shape) < 1:
+        raise ValueError(f"image must be [H, W, 3], sides at least 1, got {list(image.shape)} and size {tuple(size)}")
+    if image.shape[:2] == tuple(size):
+        return image.copy(order="C")  # as Pillow does; the passes would give the same values
     image = np.require(image, requirements=["C", "W"])  # writeable: PyTorch wants it, though nothing is written
     old = image.shape[:2]
     if cpu.ISA:

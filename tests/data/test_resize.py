@@ -113,6 +113,33 @@ def test_parts_and_images_that_must_not_be_written():
     assert np.array_equal(resize(image[3:33, 40:9:-1], (12, 11)), expected)
 
 
+@pytest.mark.usefixtures("way")
+def test_the_same_size_is_a_copy(monkeypatch):
+    image = noise(np.random.default_rng(0), 48, 40).transpose(1, 2, 0)[:, ::-1]
+    monkeypatch.setattr(ops, "bicubic_resize", None)  # no pass
+    got = resize(image, (48, 40))
+    assert np.array_equal(got, image)
+    assert not np.shares_memory(got, image)
+    assert got.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.usefixtures("way")
+def test_wrong_arguments_on_the_cpu():
+    for dtype in (np.uint16, np.float32, np.int8):
+        with pytest.raises(TypeError, match=f"must be uint8, got {np.dtype(dtype)}"):
+            resize(np.zeros((8, 8, 3), dtype), (4, 4))
+    for shape, size in (
+        ((8, 8, 4), (4, 4)),
+        ((8, 8), (4, 4)),
+        ((0, 8, 3), (4, 4)),
+        ((8, 8, 3), (0, 4)),
+        ((8, 8, 3), (4, -1)),
+        ((8, 8, 3), (4,)),
+    ):
+        with pytest.raises(ValueError, match=r"must be \[H, W, 3\], sides at least 1"):
+            resize(np.zeros(shape, np.uint8), size)
+
+
 @pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
 def test_the_kernel_reads_any_layout_and_nothing_outside():
     image = torch.from_numpy(noise(np.random.default_rng(0), 33, 21)).permute(1, 2, 0)
