@@ -1,6 +1,7 @@
 """What gpu_check.py asks of the Hopper kernel beside the others' tests: its two variants, against each other."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,13 +54,10 @@ def _bits(check: bool, backend: str) -> dict[str, int]:
     for dtype in (torch.float16, torch.bfloat16):
         for ensemble in (True, False):
             feat, weights, biases = gpu_sections._problem(check, 48, 2, dtype)
-            options = {"local_ensemble": ensemble, "backend": backend}
+            options: dict[str, Any] = {"local_ensemble": ensemble, "backend": backend}
             for queries in (1, 63, 1000, 30_001):  # a tile with few rows, tiles that do not pair, several rounds
                 coord, cell = gpu_sections._queries(check, 2, queries)
-
-                def decode(feat: Tensor = feat, coord: Tensor = coord, cell: Tensor = cell) -> Tensor:
-                    return functional.liif_decode(feat, coord, cell, weights, biases, **options)  # noqa: B023
-
+                decode = partial(functional.liif_decode, feat, coord, cell, weights, biases, **options)
                 first = _with(1, decode)()
                 runs = [_with(cluster, decode) for cluster in CLUSTERS for _ in range(2 if check else 250)]
                 name = f"{str(dtype).removeprefix('torch.')}, ensemble {ensemble}, {queries} queries"

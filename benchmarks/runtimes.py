@@ -44,7 +44,7 @@ class _Plain(nn.Module):
 
 
 class _Project(_Plain):
-    def forward(self, feat: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, feat: Tensor) -> Tensor:  # type: ignore[override]  # of the same weights another graph
         return eager.project(feat, self.weights[0], self.biases[0]).flatten(2).squeeze(0).t().contiguous()
 
 

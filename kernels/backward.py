@@ -94,7 +94,7 @@ def chain_kernel(
         if PLAN:
             total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
             keep(blend, queries_here, column, total, QUERIES, WIDEST)
-        dz = dz + (value,)  # noqa: RUF005
+        dz = dz + (value,)
     backward_layers(
         dz, weights, saved, saved_stride, grads, grads_stride, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )

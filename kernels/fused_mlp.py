@@ -34,7 +34,7 @@ def mlp_kernel(
     saved_count = tl.minimum(keep_limit - start, ROWS).to(tl.int32)
     z = ()
     for _ in tl.static_range(BLOCKS):
-        z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)  # noqa: RUF005
+        z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)
     for step in tl.range(0, STEPS):
         depth = step * DEPTH + tl.arange(0, DEPTH)
         mask = valid[:, None] & (depth < WIDTH)[None, :]
@@ -42,7 +42,7 @@ def mlp_kernel(
         more = ()
         for k in tl.static_range(BLOCKS):
             w = tl.load(first + depth[:, None] * PADDED + columns(k, BLOCK)[None, :])
-            more = more + (dot(a, w, z[k], PRECISION),)  # noqa: RUF005
+            more = more + (dot(a, w, z[k], PRECISION),)
         z = more
     h = ()
     for k in tl.static_range(BLOCKS):
@@ -50,7 +50,7 @@ def mlp_kernel(
         value = relu(z[k] + tl.load(first_bias + column)[None, :]).to(first.dtype.element_ty)
         if SAVE:
             keep(saved, saved_count, column, value, ROWS, WIDEST)
-        h = h + (value,)  # noqa: RUF005
+        h = h + (value,)
     h = hidden_layers(
         h, weights, biases, saved, saved_stride, saved_count, LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )

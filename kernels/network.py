@@ -44,10 +44,10 @@ def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
     Returns h and new. As a chain of branches, because selects between tensors spill registers.
     """
     if FIRST == BLOCKS - 1:
-        h = new + (value,)  # noqa: RUF005
+        h = new + (value,)
     else:
         if block == FIRST:
-            new = new[:FIRST] + (value,) + new[FIRST + 1 :]  # noqa: RUF005
+            new = new[:FIRST] + (value,) + new[FIRST + 1 :]
         else:
             h, new = committed(h, new, block, value, FIRST + 1, BLOCKS)
     return h, new
@@ -88,7 +88,7 @@ def first_layer(
         h = relu(z).to(p.dtype.element_ty)
         if SAVE:
             keep(saved, saved_count, column, h, ROWS, WIDEST)
-        blocks = blocks + (h,)  # noqa: RUF005
+        blocks = blocks + (h,)
     return blocks
 
 

@@ -16,7 +16,7 @@ std::string cpu_isa() {
 
 // Looked for in the file before it is loaded (liif_fast/extension.py).
 extern const char liif_fast_interface[];
-__attribute__((used)) const char liif_fast_interface[] = "liif_fast/_C interface 1;";
+const char liif_fast_interface[] = "liif_fast/_C interface 1;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::project));

@@ -218,5 +218,5 @@ def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
         encoder = copy.deepcopy(encoder)
     except RuntimeError:  # PyTorch's old weight_norm, for one, keeps a tensor that cannot be copied; slower, but right
         return encoder
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not among its overloads
     return encoder

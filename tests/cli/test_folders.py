@@ -251,7 +251,7 @@ def test_interrupted_in_a_folder(
     failure: type[BaseException],
 ) -> None:
     """Ctrl-C ends the run, and what is finished stays; another failure ends its file alone."""
-    from liif_fast.imageio import tiff, writing  # noqa: F401
+    from liif_fast.imageio import tiff, writing  # noqa: F401 - imported before the failure
 
     def fail(*args: object) -> None:
         raise failure
