@@ -45,18 +45,17 @@ inline Tensor make_float(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_empty(like, size, ScalarType::Float);
 }
 
-// An uninitialised tensor of tens of megabytes that lives for one step: the activations that a forward pass saves, what
-// gather_corners returns. The first touch of fresh pages of 4 KiB would cost a third of the one and most of the other,
-// so ask for large pages where the system gives them on request.
-inline Tensor make_large(const Tensor& like, const std::vector<int64_t>& size) {
-    Tensor large = make(like, size);
+// The activations that a forward pass saves: tens of megabytes that live for one step. Fresh pages of 4 KiB would cost
+// a third of the forward pass, so ask for large ones where the system gives them on request.
+inline Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
+    Tensor saved = make(like, {rows, width});
 #if defined(__linux__)
     constexpr uintptr_t page = 4096;
-    const auto begin = (reinterpret_cast<uintptr_t>(large.mutable_data_ptr()) + page - 1) / page * page;
-    const auto bytes = static_cast<size_t>(large.numel()) * large.element_size();
+    const auto begin = (reinterpret_cast<uintptr_t>(saved.mutable_data_ptr()) + page - 1) / page * page;
+    const auto bytes = static_cast<size_t>(rows * width) * saved.element_size();
     if (bytes >= (size_t{8} << 20)) madvise(reinterpret_cast<void*>(begin), bytes - page, MADV_HUGEPAGE);
 #endif
-    return large;
+    return saved;
 }
 
 // Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda taking a value of the type.

@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_large(p, {keep * corners, net.saved_width()});
+    Tensor saved = make_saved(p, keep * corners, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
     forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
             [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_large(p, {keep * corners, net.saved_width()});
+    Tensor saved = make_saved(p, keep * corners, net.saved_width());
     T* to = out.mutable_data_ptr<T>();
     forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
             [&](int64_t q, const T* y) {

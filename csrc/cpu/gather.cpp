@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const st
     const int64_t sb = feat.stride(0), sc = feat.stride(1), sh = feat.stride(2), sw = feat.stride(3);
     const int64_t images = coord.size(0), per_image = coord.size(1);
     const int64_t depth = channels * (unfold ? 9 : 1) + terms;
-    Tensor x = make_large(feat, {images, per_image, corners, depth});
+    Tensor x = make(feat, {images, per_image, corners, depth});
     Tensor weight = make_float(coord, {images, per_image, corners});
     const CoordQueries queries(coord, cell, height, width, ensemble);
     const T* from = feat.const_data_ptr<T>();

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
     const int64_t levels = std::max<int64_t>(hidden, 1), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = hidden > 0 ? rest.saved_width() + rest.first_out() : 0;
     Tensor out = make(x, {total, outs});
-    Tensor saved = make_large(x, {hidden > 0 ? keep : 0, saved_width});
+    Tensor saved = make_saved(x, hidden > 0 ? keep : 0, saved_width);
     const T* from = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     T* to = out.mutable_data_ptr<T>();
