@@ -193,7 +193,7 @@ def race(
     if work:
         result["work"] = work._asdict()
     result |= {f"{each}_rate": quantiles(found) for each, found in rates.items()}
-    if work and "sgemm" in rates:
+    if work and work.flop and "sgemm" in rates:
         result["share_of_sgemm"] = quantiles(
             [work.flop / t / rate for t, rate in zip(own, rates["sgemm"], strict=True)]
         )

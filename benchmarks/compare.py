@@ -63,7 +63,9 @@ def sample(results: Sequence[Record]) -> Sample:
     for result in results:
         figure = result["figures"][OURS]
         # Of each round: our rate over the product's, or the plain formula's time over ours.
-        yardstick = result.get("share_of_sgemm") or result["figures"].get(EAGER, {}).get("ratio")
+        found = (result.get("share_of_sgemm"), result["figures"].get(EAGER, {}).get("ratio"))
+        # Of what multiplies nothing old records have a share of 0.
+        yardstick = next((each for each in found if each and each["median"]), None)
         logs.append(-math.log(yardstick["median"]) if yardstick else math.log(figure["median"]))
         spread = math.log((yardstick or figure)["q80"] / (yardstick or figure)["q20"])
         # Normal: q20 and q80 are 1.683 standard deviations apart, and a median's error is 1.253 of a mean's.

@@ -58,6 +58,14 @@ def test_a_matrix_product_is_the_better_yardstick():
     assert verdicts(before, after) == ["faster"]
 
 
+def test_a_share_of_nothing_is_no_yardstick():
+    """gather_corners multiplies nothing; records say that it has a share of 0."""
+    before, after = record("aaaaaaa", 4.0), record("bbbbbbb", 5.0)
+    for each in (before, after):
+        each["results"][0]["share_of_sgemm"] = figure(0.0, 0.0)
+    assert verdicts(before, after) == ["faster"]
+
+
 def test_without_a_yardstick_times_are_compared():
     before, after = record("aaaaaaa", 4.0), record("bbbbbbb", 4.0, seconds=2.0)
     for each in (before, after):
