@@ -65,7 +65,7 @@ def limits(record: Record | None) -> str:
         arithmetic = flop / matrix > nbytes / copy
         amount, unit, limit = (flop, "GFLOP", matrix) if arithmetic else (nbytes, "GB", copy)
         lines.append(
-            f"| {each['title']} | {amount / 1e9:.3g} {unit} | {'arithmetic' if arithmetic else 'memory'} | "
+            f"| {each['title']} | {quantity(amount / 1e9, unit)} | {'arithmetic' if arithmetic else 'memory'} | "
             f"{amount / each['figure']['median'] / 1e9:.0f} {unit}/s | {limit / 1e9:.0f} {unit}/s | "
             f"{each['figure']['share']['median']:.0%} |"
         )
