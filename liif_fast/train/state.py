@@ -89,7 +89,9 @@ def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Pr
     }
 
 
-def restore(checkpoint: dict[str, Any], stepper: Stepper, config: Config, order: list[int]) -> tuple[Progress, bool]:
+def restore(
+    checkpoint: dict[str, Any], stepper: Stepper, config: Config, order: list[int]
+) -> tuple[Progress, list[str]]:
     """Take over the state of a checkpoint, whose model's weights are loaded already.
 
     Args:
@@ -99,7 +101,7 @@ def restore(checkpoint: dict[str, Any], stepper: Stepper, config: Config, order:
         order: as for `compose`.
 
     Returns:
-        How far it had come, and whether an epoch must start again because the order is another one now.
+        How far it had come, and remarks on what does not go on as it was.
 
     Raises:
         ValueError: if it does not fit the configuration.
@@ -112,17 +114,17 @@ def restore(checkpoint: dict[str, Any], stepper: Stepper, config: Config, order:
     name = checkpoint["optimizer"]["name"]
     if name != config.optimizer["name"]:
         raise ValueError(f"optimizer.name: the checkpoint has {name!r}, got {config.optimizer['name']!r}")
-    stepper.load_optimizer_state(checkpoint["optimizer"]["sd"])
+    remarks = stepper.load_optimizer_state(checkpoint["optimizer"]["sd"])
     if stepper.scaler.is_enabled() and "scaler" in extra:
         stepper.scaler.load_state_dict(extra["scaler"])
     stepper.steps = extra.get("steps", 0)
     progress = Progress(checkpoint["epoch"], best=extra.get("best", -math.inf))
     if extra.get("step") and list(extra["order"]) != order:
-        return progress, True
-    if extra.get("step"):
+        remarks.append("the order of the samples is another one now, so that the unfinished epoch starts again")
+    elif extra.get("step"):
         losses: Tensor = extra["losses"]
         progress.step, progress.losses, progress.seconds = extra["step"], losses.tolist(), extra["seconds"]
-    return progress, False
+    return progress, remarks
 
 
 def save(state: Any, path: Path) -> None:

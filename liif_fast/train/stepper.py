@@ -119,24 +119,38 @@ class Stepper:
         state["param_groups"] = [{**group, "fused": None} for group in state["param_groups"]]
         return state
 
-    def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Take over an optimizer's state, ours or the original's.
+    def load_optimizer_state(self, state: dict[str, Any]) -> list[str]:
+        """Take over an optimizer's state, ours or the original's; its settings stay those of the configuration.
+
+        Args:
+            state: of `torch.optim.Optimizer.state_dict`.
+
+        Returns:
+            Which settings the state had otherwise, in words.
 
         Raises:
             ValueError: if it is not one of this optimizer and model.
         """
-        fused = self.optimizer.defaults["fused"]
-        groups = [{**group, "fused": fused} for group in state["param_groups"]]
+        settings = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}  # the schedule's
+        groups = [{**group, "fused": settings["fused"]} for group in state["param_groups"]]  # decides where steps lie
         self.optimizer.load_state_dict({**state, "param_groups": groups})
+        remarks: dict[str, None] = {}  # in order, each once
         for group in self.optimizer.param_groups:
-            missing = [key for key in self.optimizer.defaults if key not in group]
+            missing = [key for key in settings if key not in group]
             if missing:
                 raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
+            for key, value in settings.items():
+                if key not in ("fused", "foreach") and _comparable(group[key]) != _comparable(value):
+                    remarks[f"optimizer.args: {key} is {value} from here on, it was {group[key]}"] = None
+            group.update(settings)
         for parameter, values in self.optimizer.state.items():
+            if settings.get("amsgrad") and "max_exp_avg_sq" not in values:
+                raise ValueError("optimizer.args.amsgrad: the checkpoint's steps were made without it")
             for key, value in values.items():
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
                     raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
+        return list(remarks)
 
     def _share(self, values: int) -> float | Tensor:
         """What one value's error weighs here, so that DDP's mean over the processes is the mean over all values."""
@@ -158,3 +172,7 @@ class Stepper:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
             for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(buffer)
+
+
+def _comparable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML has no tuples

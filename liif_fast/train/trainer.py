@@ -115,10 +115,10 @@ class Run:
         self.spec = _spec(config.model if checkpoint is None else checkpoint["model"])
         self.stepper = Stepper(model, config)
         self._read_data()
-        self.progress, again = state.Progress(), False
+        self.progress, remarks = state.Progress(), list[str]()
         if checkpoint is not None:
             with _as_model_file_error(str(source)):
-                self.progress, again = state.restore(checkpoint, self.stepper, config, self._ordered_by())
+                self.progress, remarks = state.restore(checkpoint, self.stepper, config, self._ordered_by())
         self._try()
         main = distributed.is_main()
         if main:
@@ -135,8 +135,8 @@ class Run:
             return
         where = f" and {self.progress.step} steps" if self.progress.step else ""
         self.log(f"resumed from {source} after epoch {self.progress.epoch}{where}{processes}")
-        if again:
-            self.log("the order of the samples is another one now, so that the unfinished epoch starts again")
+        for remark in remarks:
+            self.log(remark)
         if self.spec != _spec(config.model):
             self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
 

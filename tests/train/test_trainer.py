@@ -87,6 +87,28 @@ def test_resume_with_another_optimizer_is_refused(tmp_path, tiny, write):
         run(write, tiny, tmp_path, resume=True)
 
 
+def test_resume_with_other_settings_of_the_optimizer(tmp_path, tiny, write):
+    """The configuration holds, for what it leaves to the default too, and what differs is said."""
+    tiny["epoch_max"] = 1
+    tiny["optimizer"]["args"] |= {"eps": 1e-6, "betas": [0.8, 0.99]}
+    run(write, tiny, tmp_path)
+    del tiny["optimizer"]["args"]["eps"]
+    tiny["optimizer"]["args"]["weight_decay"] = 0.5
+    tiny["epoch_max"] = 2
+    folder = run(write, tiny, tmp_path, resume=True)
+    group = load(folder / "epoch-last.pth")["optimizer"]["sd"]["param_groups"][0]
+    assert (group["eps"], group["weight_decay"], tuple(group["betas"])) == (1e-8, 0.5, (0.8, 0.99))
+    remarks = [line for line in (folder / "log.txt").read_text().splitlines() if "from here on" in line]
+    assert remarks == [
+        "optimizer.args: eps is 1e-08 from here on, it was 1e-06",
+        "optimizer.args: weight_decay is 0.5 from here on, it was 0",
+    ]
+    tiny["optimizer"]["args"]["amsgrad"] = True
+    tiny["epoch_max"] = 3
+    with pytest.raises(ValueError, match=r"optimizer\.args\.amsgrad: .*without it"):
+        run(write, tiny, tmp_path, resume=True)
+
+
 def test_an_output_of_another_shape_is_refused(tmp_path, tiny):
     """One channel against three would broadcast, and train on nonsense."""
     one = Run(check_config(tiny), tmp_path / "three", torch.device("cpu"))
