@@ -25,7 +25,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` at the end, or vanishes on any failure, Ctrl-C included.
+    """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.
 
     Args:
         path: the file to write. A symbolic link is followed; an existing file's permissions are kept.
@@ -34,7 +34,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character
     try:
         # "x" and not tempfile: the file gets the permissions that the umask gives, not 0600.
-        with part.open("xb") as file:
+        with part.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

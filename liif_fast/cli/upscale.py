@@ -15,9 +15,9 @@ from liif_fast.imageio.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\
-The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG and WebP files keep its ICC
-profile and EXIF data, TIFF files its ICC profile; a notice says which of these are lost. PNG, TIFF, PPM and PGM are
-written while they are made, so that the output may be larger than memory. In a folder a file that fails is named and
+The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG, WebP and TIFF files
+keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
+are written while they are made: the output may be larger than memory. In a folder a file that fails is named and
 the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. The models are
 trained on clean, bicubically reduced images: they restore detail, not noise or compression damage.
 """

@@ -1,13 +1,23 @@
 """EXIF data that stays true of an image whose size changes (CIPA DC-008, section 4)."""
 
 import struct
+from io import BytesIO
+from typing import IO
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-# Tags of a TIFF's first folder that are of the picture: description, make, model, date, artist, copyright.
-_OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298)
+from liif_fast.imageio.tags import Folder, Layout, Value, open_first, pack_folder, place_of, read_folder
+
+# Tags of a TIFF's first folder that are of the picture: description, make, model, date, artist, copyright, two ratings,
+# and what Windows adds: title, comment, author, keywords, subject.
+_OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298, 0x4746, 0x4749, *range(0x9C9B, 0x9CA0))
+# Orientation and software: in EXIF data of the picture, in a TIFF of the file.
+_OF_AN_EXPORT = (0x0112, 0x0131)
+# What cannot move: the maker's note, by how much Microsoft has moved it, and the place of the folder that is read here.
+_BOUND = (0x927C, 0xEA1D, 0xA005)
 
 _HEADER = b"Exif\0\0"
+_FIRST = b"II*\0\x08\0\0\0"  # little-endian, and where the first folder is: right here
 _SHORT, _LONG = 3, 4  # types of an entry
 _ENTRY = 12  # bytes: tag, type, count, value or its offset
 
@@ -99,13 +109,55 @@ def _drop_thumbnail(data: bytearray, order: str, first: dict[int, int], next_at:
             data[start:end] = bytes(end - start)
 
 
-def of_tiff(image: Image.Image) -> bytes | None:
-    """What a TIFF says of the picture, as EXIF data; its other tags are of the file and untrue of the output."""
-    tags, kept = image.getexif(), Image.Exif()
-    for tag in _OF_THE_PICTURE:
-        if tag in tags:
-            kept[tag] = tags[tag]
-    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        if entries := tags.get_ifd(folder):
-            kept[folder] = dict(entries)
-    return kept.tobytes() if kept else None
+def of_tiff(file: IO[bytes]) -> bytes | None:
+    """What a TIFF says of the picture, as EXIF data; its other tags are of the file and untrue of the output.
+
+    Args:
+        file: the whole TIFF.
+
+    Returns:
+        The data, with the header; None if the file says nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    kept = _of_the_picture(file, _OF_THE_PICTURE)
+    return _HEADER + _FIRST + pack_folder(kept, len(_FIRST), Layout()) if kept else None
+
+
+def for_tiff(exif: bytes) -> Folder:
+    """What of EXIF data belongs into the first folder of a TIFF, which has a size and a resolution of its own.
+
+    Left out are the thumbnail and the maker's note, which holds offsets that would lead astray.
+    """
+    return _of_the_picture(BytesIO(exif.removeprefix(_HEADER)), (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
+
+
+def _of_the_picture(file: IO[bytes], names: tuple[int, ...]) -> dict[int, Value | Folder]:
+    """Some tags of the first folder and, of those folders that EXIF adds, all that may move."""
+    try:
+        layout, at = open_first(file)
+        first = read_folder(file, layout, at)
+    except (KeyError, struct.error):
+        return {}
+    kept: dict[int, Value | Folder] = {tag: first[tag] for tag in names if tag in first and first[tag].classic}
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if inner := _inner(file, layout, first, tag):
+            kept[int(tag)] = inner
+    return kept
+
+
+def _inner(file: IO[bytes], layout: Layout, outer: dict[int, Value], tag: int) -> dict[int, Value | Folder]:
+    """The folder that a tag names, if there is one."""
+    if tag not in outer:
+        return {}
+    try:
+        found = read_folder(file, layout, place_of(outer[tag]))
+    except struct.error:
+        return {}
+    inner: dict[int, Value | Folder] = {
+        key: value for key, value in found.items() if key not in _BOUND and value.classic
+    }
+    if tag == ExifTags.IFD.Exif and (interop := _inner(file, layout, found, ExifTags.IFD.Interop)):
+        inner[int(ExifTags.IFD.Interop)] = interop
+    return inner

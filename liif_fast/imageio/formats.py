@@ -34,7 +34,7 @@ PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi", COLOUR
 # 4:4:4 because the colour detail is just what was computed; subsampling would throw it away.
 JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif", "dpi"), False)
 WEBP = Format("WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False)
-TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "dpi"), True)
+TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi"), True)
 # Alpha could be written, but hardly anything reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False)
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True)

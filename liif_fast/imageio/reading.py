@@ -150,8 +150,10 @@ def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, 
                 else:
                     _notice(path, image, rawmodes)
                 image.load()
-                if image.format == "TIFF" and (kept := exif.of_tiff(image)):
-                    image.info["exif"] = kept
+                if image.format == "TIFF":
+                    with path.open("rb") as file:
+                        if kept := exif.of_tiff(file):
+                            image.info["exif"] = kept
                 if image.format == "PNG":
                     image.info[COLOUR] = read_colour(path)
                 return normalise(image), image.format or "", rawmodes

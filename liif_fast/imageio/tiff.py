@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from liif_fast.imageio.errors import ImageFileError, too_large
+from liif_fast.imageio.exif import of_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         path: the file.
 
     Returns:
-        [H, W, C] uint16 with C = 1 to 4, and its `icc_profile` and `dpi`, if any; None if it is another file.
+        [H, W, C] uint16 with C = 1 to 4, and its `icc_profile`, `dpi` and `exif`, if any; None if it is another file.
 
     Raises:
         ImageFileError: it has floating-point samples, more pixels than Pillow's limit, or a compression that needs
@@ -58,6 +59,9 @@ def read_deep_tiff(path: str | os.PathLike[str]) -> "tuple[NDArray, dict[str, An
         info: dict[str, Any] = {"icc_profile": bytes(tags[_ICC_PROFILE].value)} if _ICC_PROFILE in tags else {}
         if "ResolutionUnit" in tags and tags["ResolutionUnit"].value in (2, 3):  # inch, centimetre
             info["dpi"] = page.get_resolution("inch")
+        with open(path, "rb") as file:
+            if kept := of_tiff(file):
+                info["exif"] = kept
         turn = int(tags["Orientation"].value) if "Orientation" in tags else 1
         return np.ascontiguousarray(_upright(pixels, turn)), info
 

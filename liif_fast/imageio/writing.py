@@ -14,8 +14,9 @@ from PIL import Image
 from liif_fast.files import atomic_file
 from liif_fast.imageio.colour import COLOUR, looks_like_srgb
 from liif_fast.imageio.errors import ImageFileError, reason
-from liif_fast.imageio.exif import resized
+from liif_fast.imageio.exif import for_tiff, resized
 from liif_fast.imageio.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
+from liif_fast.imageio.tags import add_to_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,7 +211,9 @@ def _write_tiff(
             differences[:, 1:] -= rows[:, :-1]
             yield zlib.compress(differences.tobytes())
 
-    with tifffile.TiffWriter(file, bigtiff=row * height > _CLASSIC_TIFF, byteorder="<") as tiff:
+    exif = metadata.get("exif", b"")
+    big = row * height + len(exif) > _CLASSIC_TIFF
+    with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(
             packed(),
             shape=shape if channels > 1 else shape[:2],
@@ -227,6 +230,8 @@ def _write_tiff(
             metadata=None,
             software=False,
         )
+    if exif and (found := for_tiff(exif)):  # afterwards: tifffile writes no folders of EXIF data
+        add_to_first(file, found)
 
 
 def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":

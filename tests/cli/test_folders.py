@@ -283,9 +283,7 @@ def test_16_bits_in_colour_and_with_alpha(
     source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
     info = {"icc_profile": b"a profile", "exif": exif.tobytes()}
     write_strips(source, [pixels[::-1, ::-1]], pixels.shape, 16, info)
-    code, err = run(capsys, source, target, "--scale", 2.3, "--model", model)
-    assert code == 0
-    assert err == ([f"liif-fast: {target}: the EXIF data is not kept in TIFF"] if extension == "tif" else [])
+    assert run(capsys, source, target, "--scale", 2.3, "--model", model) == (0, [])
     result = read_image(target)
     assert (result.depth, result.size) == (16, (23, 32))
     assert result.info["icc_profile"] == b"a profile"

@@ -12,9 +12,10 @@ from liif_fast.imageio import (
     read_image,
     write_image,
     write_strips,
+    writing,
 )
 from liif_fast.imageio.colour import COLOUR, read_colour
-from liif_fast.imageio.exif import resized
+from liif_fast.imageio.exif import of_tiff, resized
 
 from .support import gradient, picture, png
 
@@ -192,6 +193,109 @@ def test_a_thumbnail_that_takes_a_folder_along_is_damage(tmp_path: Path, caplog:
         assert "EXIF data is damaged and is left out" in caplog.text
 
 
+def full_exif() -> Image.Exif:
+    """Every folder and every way in which a value lies: short and long ones, bytes, fractions, an odd length."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "a description"
+    exif[ExifTags.Base.Make] = "abc"
+    exif[ExifTags.Base.Software] = "a program"
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XPTitle] = "title".encode("utf-16-le")
+    exif[ExifTags.Base.ImageWidth] = exif[ExifTags.Base.XResolution] = 9  # of the file
+    exif[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ExposureTime: 0.004,
+        ExifTags.Base.ExifVersion: b"0232",
+        ExifTags.Base.DateTimeOriginal: "2020:01:02 03:04:05",
+        ExifTags.Base.ExifImageWidth: 9,
+        ExifTags.Base.MakerNote: b"with offsets",
+        ExifTags.IFD.Interop: {1: "R98"},
+    }
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (51.0, 30.0, 7.5)}
+    return exif
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_in_a_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, big: bool) -> None:
+    """Pillow reads it back, of a file of several strips; into a PNG it comes from there again."""
+    if big:
+        monkeypatch.setattr(writing, "_CLASSIC_TIFF", 1000)
+    monkeypatch.setattr(writing, "_TIFF_STRIP", 1000)
+    exif, pixels, path = full_exif(), gradient("RGB"), tmp_path / "a.tif"
+    exif.endian = order
+    write_strips(path, [pixels[:30], pixels[30:]], pixels.shape, 8, {"exif": exif.tobytes(), "dpi": (300, 300)})
+    assert path.read_bytes()[2:4].strip(b"\0") == (b"+" if big else b"*")
+    with Image.open(path) as image:
+        assert len(image.tag_v2[ExifTags.Base.StripOffsets]) > 1
+        found = image.getexif()
+        first = {tag: found[tag] for tag in (*FIRST, ExifTags.Base.Orientation)}
+        assert first == {tag: exif[tag] for tag in (*FIRST, ExifTags.Base.Orientation)}
+        assert (found[ExifTags.Base.ImageWidth], found[ExifTags.Base.XResolution]) == (53, 300)
+        assert found.get_ifd(ExifTags.IFD.Interop) == {1: "R98"}
+        inner = dict(found.get_ifd(ExifTags.IFD.Exif))
+        inner.pop(ExifTags.IFD.Interop)
+        assert inner == {
+            ExifTags.Base.ExposureTime: 0.004,
+            ExifTags.Base.ExifVersion: b"0232",
+            ExifTags.Base.DateTimeOriginal: "2020:01:02 03:04:05",
+            ExifTags.Base.ExifImageWidth: 53,
+        }
+        assert found.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N", 2: (51.0, 30.0, 7.5)}
+    read = read_image(path)  # turned, as other formats are
+    assert np.array_equal(read.pixels, np.rot90(pixels, -1))
+    write_strips(tmp_path / "b.png", [read.pixels], read.pixels.shape, 8, read.info)
+    kept = Image.open(tmp_path / "b.png").getexif()
+    assert kept[ExifTags.Base.Make] == "abc"
+    assert kept.get(ExifTags.Base.Orientation, 1) == 1
+    assert kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 37
+    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N", 2: (51.0, 30.0, 7.5)}
+
+
+FIRST = (ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Software, ExifTags.Base.XPTitle)
+
+
+def test_exif_of_a_deep_tiff(tmp_path: Path) -> None:
+    """Which Pillow does not read."""
+    pixels, exif = gradient("LA;16"), full_exif()
+    write_strips(tmp_path / "a.tif", [pixels], pixels.shape, 16, {"exif": exif.tobytes()})
+    read = read_image(tmp_path / "a.tif")
+    assert np.array_equal(read.pixels, np.rot90(pixels, -1))
+    kept = Image.Exif()
+    kept.load(read.info["exif"])
+    assert kept[ExifTags.Base.ImageDescription] == "a description"
+    assert ExifTags.Base.Orientation not in kept
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_damaged_exif_costs_no_tiff(tmp_path: Path, order: str) -> None:
+    """Cut anywhere, or with any byte of it another: the pixels are there, and what is read of it can be written."""
+    data, rng = camera_exif(order), np.random.default_rng(0)
+    pixels, path = gradient("L"), tmp_path / "a.tif"
+    damaged = [data[:cut] for cut in range(6, len(data), 9)]
+    for place in range(6, 200, 3):
+        damaged.append(data[:place] + rng.bytes(1) + data[place + 1 :])
+    for exif in damaged:
+        write_strips(path, [pixels], pixels.shape, 8, {"exif": exif})
+        assert np.array_equal(read_image(path).pixels, pixels)
+
+
+@pytest.mark.parametrize("at", [2**32 - 2, 2**50, 2**63 - 1, 2**64 - 1])
+def test_a_tiff_whose_folder_leads_nowhere_says_nothing(tmp_path: Path, at: int) -> None:
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16)
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<QHHQQQ", 1, 0x8769, 16, 1, at, 0))
+    with (tmp_path / "a.tif").open("rb") as file:
+        assert of_tiff(file) is None
+
+
+def test_exif_that_shares_its_bytes_does_not_grow(tmp_path: Path) -> None:
+    """A thousand entries that all name the same megabyte."""
+    entries = b"".join(struct.pack("<HHII", tag, 7, 1 << 20, 8) for tag in (*range(0x9000, 0x9400),))
+    inner = struct.pack("<H", 0x400) + entries + bytes(4)
+    data = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 26, 0) + inner
+    write_strips(tmp_path / "a.tif", [gradient("L")], (37, 53, 1), 8, {"exif": data.ljust(2 << 20, b"\0")})
+    assert (tmp_path / "a.tif").stat().st_size < 20e6
+
+
 def test_exif_without_a_size_gets_none() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "a maker"
@@ -268,7 +372,7 @@ def test_resolution_of_a_deep_tiff(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extension", "lost"), [("bmp", ["ICC", "EXIF"]), ("ppm", ["ICC", "EXIF"]), ("tif", ["EXIF"]), ("png", [])]
+    ("extension", "lost"), [("bmp", ["ICC", "EXIF"]), ("ppm", ["ICC", "EXIF"]), ("tif", []), ("png", [])]
 )
 def test_metadata_that_a_format_does_not_keep_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, lost: list[str]
