@@ -70,11 +70,12 @@ def write_strips(
 
     Raises:
         ImageFileError: see `check_output`; or the disk is full or not writable.
+        ValueError: the strips are of another shape or dtype, or have fewer or more rows than the image.
     """
     height, width, channels = shape
     kind = check_output(path, mode_of(channels, depth), (width, height))
     metadata = _kept(path, kind, info, (width, height))
-    source = _Source(strips)
+    source = _Source(strips, (height, width, channels), depth)
     try:
         with atomic_file(path) as file:
             if kind.streams:
@@ -153,15 +154,30 @@ def _write(
 
 
 class _Source:
-    """The strips, remembering whether an error came out of them and not out of the writing."""
+    """The strips, checked to make up the image, and whether an error came out of them and not out of the writing."""
 
-    def __init__(self, strips: "Iterable[NDArray]") -> None:
-        self.strips = strips
+    def __init__(self, strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int) -> None:
+        self.strips, self.shape, self.dtype = strips, shape, f"uint{depth}"
         self.failed = False
+
+    def _checked(self) -> "Iterator[NDArray]":
+        height, width, channels = self.shape
+        rows = 0
+        for strip in self.strips:
+            if strip.shape[1:] != (width, channels) or strip.dtype != self.dtype:
+                expected = f"[rows, {width}, {channels}] of {self.dtype}"
+                raise ValueError(f"expected strips {expected}, got {list(strip.shape)} of {strip.dtype}")
+            rows += len(strip)
+            if rows > height:
+                break  # no more are asked for, however many there would be
+            if len(strip):
+                yield strip
+        if rows != height:
+            raise ValueError(f"expected {height} rows in all, got {rows}{' or more' if rows > height else ''}")
 
     def __iter__(self) -> "Iterator[NDArray]":
         try:
-            yield from self.strips
+            yield from self._checked()
         except GeneratorExit:  # the writer has failed
             raise
         except BaseException:

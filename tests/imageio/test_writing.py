@@ -137,6 +137,36 @@ def test_an_iterator_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("extension", [key[1:] for key in imageio.FORMATS])
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([], "expected 4 rows in all, got 0"),
+        ([(3, 5, 3)], "expected 4 rows in all, got 3"),
+        ([(3, 5, 3), (2, 5, 3), (9, 5, 3)], "expected 4 rows in all, got 5 or more"),
+        ([(4, 6, 3)], r"expected strips \[rows, 5, 3\] of uint8, got \[4, 6, 3\] of uint8"),
+        ([(4, 5)], r"expected strips \[rows, 5, 3\] of uint8, got \[4, 5\] of uint8"),
+    ],
+)
+def test_strips_that_are_not_the_image(
+    tmp_path: Path, extension: str, shapes: list[tuple[int, ...]], message: str
+) -> None:
+    path = tmp_path / f"a.{extension}"
+    strips = (np.zeros(shape, np.uint8) for shape in shapes)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        write_strips(path, strips, (4, 5, 3), 8, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm", "bmp"])
+def test_strips_of_another_depth_and_without_rows(tmp_path: Path, extension: str) -> None:
+    path, pixels = tmp_path / f"a.{extension}", np.full((4, 5, 3), 7, np.uint8)
+    with pytest.raises(ValueError, match=r"of uint8, got .* of uint16"):
+        write_strips(path, [pixels.astype(np.uint16)], (4, 5, 3), 8, {})
+    write_strips(path, [pixels[:0], pixels[:1], pixels[1:1], pixels[1:], pixels[4:]], (4, 5, 3), 8, {})
+    assert np.array_equal(read_image(path).pixels, pixels)
+
+
 @pytest.mark.parametrize("extension", ["png", "tif", "ppm"])
 def test_a_strip_is_written_while_the_next_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
