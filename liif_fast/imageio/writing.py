@@ -187,7 +187,9 @@ class _Source:
 
 def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The metadata that goes into the file; a notice for what of it that a viewer would miss does not."""
-    metadata = {key: info[key] for key in kind.metadata if info.get(key)}
+    metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
+    if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
+        metadata["dpi"] = dpi
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
             logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
@@ -203,11 +205,19 @@ def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], s
         elif kind is JPEG and len(metadata["exif"]) > _MAX_JPEG_EXIF:
             logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
             del metadata["exif"]
-    if "dpi" in metadata:
-        metadata["dpi"] = tuple(map(float, metadata["dpi"]))
-        if not all(1 < each <= _MAX_DPI for each in metadata["dpi"]):
-            del metadata["dpi"]  # a file may say anything, NaN included; 1 is Pillow's word for none
     return metadata
+
+
+def _resolution(dpi: Any) -> tuple[float, float] | None:
+    """Two numbers that every format can hold; else None, since a file or a caller may say anything."""
+    if isinstance(dpi, str | bytes):  # two characters would be two numbers
+        return None
+    try:
+        across, down = map(float, dpi)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    # Neither is NaN above 1, which is Pillow's word for none.
+    return (across, down) if all(1 < each <= _MAX_DPI for each in (across, down)) else None
 
 
 def _write_tiff(

@@ -1,13 +1,17 @@
 """What of a file is not its pixels: orientation, colours, resolution, EXIF; kept, set right, or said to be lost."""
 
 import struct
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
+from PIL.TiffImagePlugin import IFDRational
 
 from liif_fast.imageio import (
+    FORMATS,
     open_image,
     read_image,
     write_image,
@@ -361,6 +365,44 @@ def test_resolution_is_kept_if_there_can_be_such(tmp_path: Path, extension: str,
         assert [round(float(each)) for each in found] == list(dpi)
     else:
         assert found is None or {round(float(each)) for each in found} <= {1, 96}  # the format's own
+
+
+NO_RESOLUTIONS = [
+    0, 300, -1, float("nan"), "72", b"ab", "", (), (300,), (300, 300, 300), ("a", "b"), ("72", None), (-72, -72),
+    (10**400, 72), (1e308, 1e308), (float("inf"), 72), (0, 0), ((300, 1), (300, 1)), (IFDRational(1, 0), 72),
+    (IFDRational(0, 0), IFDRational(0, 0)), (2j, 2j), np.zeros(2), np.array([[72, 72], [72, 72]]), {}, object(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extension", [key[1:] for key in FORMATS])
+def test_odd_resolution_is_left_out(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    for dpi in NO_RESOLUTIONS:
+        write_strips(path, [gradient("RGB")], (37, 53, 3), 8, {"dpi": dpi})
+        found = read_image(path).info.get("dpi", (1, 1))
+        assert {round(float(each)) for each in found} <= {1, 96}, dpi  # the format's own
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("kind", [str, Fraction, IFDRational, np.float32, np.array], ids=lambda kind: kind.__name__)
+def test_resolution_in_numbers_of_any_kind(tmp_path: Path, extension: str, kind: Callable[[int], object]) -> None:
+    path = tmp_path / f"a.{extension}"
+    write_strips(path, [gradient("RGB")], (37, 53, 3), 8, {"dpi": [kind(300), kind(150)]})
+    assert [round(float(each)) for each in read_image(path).info["dpi"]] == [300, 150]
+
+
+@pytest.mark.parametrize("value", [(0, 0), (1, 0), (0, 1)])
+def test_odd_resolution_of_a_deep_tiff(tmp_path: Path, value: tuple[int, int]) -> None:
+    """It costs neither the image nor the next one."""
+    pixels, path = gradient("LA;16"), tmp_path / "a.tif"
+    write_strips(path, [pixels], pixels.shape, 16, {"dpi": (300, 300)})
+    data = path.read_bytes()
+    assert data.count(struct.pack("<II", 300, 1)) == 2
+    path.write_bytes(data.replace(struct.pack("<II", 300, 1), struct.pack("<II", *value)))
+    read = read_image(path)
+    assert np.array_equal(read.pixels, pixels)
+    write_strips(path, [read.pixels], pixels.shape, 16, read.info)
+    assert "dpi" not in read_image(path).info
 
 
 def test_resolution_of_a_deep_tiff(tmp_path: Path) -> None:
