@@ -1,6 +1,7 @@
 """Which files an upscaling reads and writes, decided and checked before any work. Imports no torch."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -69,8 +70,8 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         if not jobs:
             raise ImageFileError(f"{origin}: no image files in it{'' if recursive else ' (--recursive looks deeper)'}")
     if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
-        made = {_real(job.target) for job in jobs if not _same(*job)}
-        jobs = [job for job in jobs if _real(job.source) not in made]
+        made = {identity(job.target) for job in jobs if not _same(*job)}
+        jobs = [job for job in jobs if identity(job.source) not in made]
     _check_pairs(jobs)
     there = [job for job in jobs if job.target.exists()]
     if there and existing == "error":
@@ -109,22 +110,32 @@ def _unreadable(error: OSError) -> NoReturn:
     raise ImageFileError(f"{error.filename}: {reason(error)}") from None
 
 
+def identity(path: Path) -> tuple[object, ...]:
+    """What two paths of one file share, also where the file system takes capitals for small letters.
+
+    Not hard links: the replacement of one of them leaves the other as it is.
+    """
+    real = Path(os.path.realpath(path))  # of a link to itself, too, at which Path.resolve raises
+    try:
+        file, folder = real.stat(), real.parent.stat()
+    except OSError:
+        return (real,)
+    name = unicodedata.normalize("NFC", real.name).casefold()
+    return folder.st_dev, folder.st_ino, file.st_dev, file.st_ino, name
+
+
 def _same(one: Path, other: Path) -> bool:
-    return _real(one) == _real(other)
-
-
-def _real(path: Path) -> str:
-    return os.path.realpath(path)  # of a link to itself, too, at which Path.resolve raises
+    return identity(one) == identity(other)
 
 
 def _check_pairs(jobs: list[Job]) -> None:
-    sources = {_real(job.source) for job in jobs}
-    seen: dict[str, Path] = {}
+    sources = {identity(job.source) for job in jobs}
+    seen: dict[tuple[object, ...], Path] = {}
     for source, target in jobs:
-        real = _real(target)
-        if real in sources:
-            one = "the input itself" if real == _real(source) else "an input, too"
+        key = identity(target)
+        if key in sources:
+            one = "the input itself" if key == identity(source) else "an input, too"
             raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
-        if real in seen:
-            raise ImageFileError(f"{target}: would be made of both {seen[real]} and {source}; rename one of them")
-        seen[real] = source
+        if key in seen:
+            raise ImageFileError(f"{target}: would be made of both {seen[key]} and {source}; rename one of them")
+        seen[key] = source

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES
-from liif_fast.cli.jobs import EXISTING, Job, plan_jobs
+from liif_fast.cli.jobs import EXISTING, Job, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
-from liif_fast.imageio import FORMATS, WHY_NOT_SMALLER, read_image
+from liif_fast.imageio import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
 from liif_fast.imageio.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -101,10 +101,16 @@ def run(args: argparse.Namespace) -> int:
             job.target.parent.mkdir(parents=True, exist_ok=True)
     model = upscaling.resolve_model(args.model, _device(args.device))
     failed = 0
+    written: dict[tuple[object, ...], Job] = {}
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
         try:
+            if other := written.get(identity(job.target)):  # two names, and only now one file
+                raise ImageFileError(
+                    f"{job.source}: {job.target} is {other.target}, made of {other.source}; rename one"
+                )
             _upscale(job, first, model, args, label)
+            written[identity(job.target)] = job
         except RuntimeError as error:  # PyTorch's way to say out of memory, among others
             if args.traceback:
                 raise

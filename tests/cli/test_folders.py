@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import liif_fast
+from liif_fast import upscaling
 from liif_fast.cli import main
 from liif_fast.imageio import read_image, write_strips
 
@@ -166,6 +167,44 @@ def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.C
     assert code == 1
     assert "photo.png: would be made of both" in err[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_capitals_that_the_file_system_does_not_tell_apart(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    """A second hard link looks like that: another name, the same file, in the same folder."""
+    before = photo.read_bytes()
+    os.link(photo, photo.with_name("IN.PNG"))
+    code, err = run(capsys, photo, photo.with_name("IN.PNG"), "--scale", 2, "--model", model)
+    assert code == 1
+    assert "IN.PNG: is the input itself" in err[0]
+    assert photo.read_bytes() == before
+    os.link(photo, photo.with_name("other.png"))  # a hard link and no more: the input stays
+    assert run(capsys, photo, photo.with_name("other.png"), "--scale", 2, "--model", model) == (0, [])
+    assert photo.read_bytes() == before
+
+
+def test_outputs_that_the_file_system_does_not_tell_apart(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """The first stays, the second is named and fails."""
+    (mixed / "broken.png").unlink()
+    (mixed / "PALETTE.gif").write_bytes((mixed / "palette.gif").read_bytes())
+    upscale_file = upscaling.upscale_file
+
+    def fold(source: Path, target: Path, *args: object, **options: object) -> None:
+        upscale_file(source, target, *args, **options)  # type: ignore[arg-type]
+        if target.name == "PALETTE.png":
+            os.link(target, target.with_name("palette.png"))
+
+    monkeypatch.setattr(upscaling, "upscale_file", fold)
+    out = tmp_path / "out"
+    code, err = run(capsys, mixed, out, "--scale", 2, "--model", model)
+    assert (code, err[-1]) == (1, "liif-fast: 5 written, 1 failed")
+    assert err[0] == (
+        f"liif-fast: error: {mixed / 'palette.gif'}: {out / 'palette.png'} is {out / 'PALETTE.png'}, "
+        f"made of {mixed / 'PALETTE.gif'}; rename one"
+    )
 
 
 def test_a_folder_without_permission_is_not_passed_over(
