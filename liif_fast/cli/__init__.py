@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 # A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
@@ -31,11 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(argv)
     except KeyboardInterrupt:
-        print("liif-fast: interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     finally:
         if argv is None:
             _give_up()
+
+
+def say(text: str) -> None:
+    """One line on stderr, if anybody is there to read it: a closed pipe or terminal is no failure of the work."""
+    if sys.stderr is not None:  # closed by `2>&-`; print would take stdout
+        with suppress(OSError, ValueError):
+            print(f"liif-fast: {text}", file=sys.stderr, flush=True)
 
 
 def _give_up() -> None:

@@ -18,6 +18,7 @@ from liif_fast.cli import (
     info,
     models,
     plot,
+    say,
     train,
     upscale,
     verify,
@@ -101,7 +102,7 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
             return BROKEN_PIPE
         if traceback:
             raise
-        print(f"liif-fast: error: {_one_line(error)}", file=sys.stderr)
+        say(f"error: {_one_line(error)}")
         return 1
 
 

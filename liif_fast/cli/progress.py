@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 
@@ -24,12 +24,17 @@ class Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.open.close()
+        with suppress(OSError):
+            self.open.close()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Take what `upscale` reports."""
         if sys.stderr is None or not sys.stderr.isatty():  # None: closed by `2>&-`
             return
+        with suppress(OSError):  # the terminal has gone; the work need not
+            self._show(stage, done, total)
+
+    def _show(self, stage: str, done: int, total: int) -> None:
         if self.bar is None:
             from tqdm import tqdm
             from tqdm.contrib.logging import logging_redirect_tqdm

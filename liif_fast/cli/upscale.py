@@ -3,10 +3,9 @@
 import argparse
 import os
 import re
-import sys
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES
+from liif_fast.cli import EXIT_CODES, say
 from liif_fast.cli.jobs import EXISTING, Job, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
@@ -158,7 +157,7 @@ def _pixels_out(size: tuple[int, int], args: argparse.Namespace) -> int:
 
 def _complain(job: Job, error: Exception) -> int:
     text = reason(error)
-    print(f"liif-fast: error: {text if str(job.source) in text else f'{job.source}: {text}'}", file=sys.stderr)
+    say(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
     return 1
 
 
@@ -167,7 +166,7 @@ def _summary(folder: bool, done: int, failed: int, skipped: int) -> int:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{skipped} left as they were"] if skipped else []
-        print(f"liif-fast: {', '.join(parts)}", file=sys.stderr)
+        say(", ".join(parts))
     return 1 if failed else 0
 
 

@@ -1,8 +1,9 @@
 """`liif-fast verify`: anyone's checkpoint, plain formula against every backend of this machine."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
+
+from liif_fast.cli import say
 
 if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     print(render(report, find_model(args.model).name, str(image).rsplit("/", 1)[-1], args.scale, model))
     wrong = report.disagreements()
     for line in wrong:
-        print(f"liif-fast: error: {line}", file=sys.stderr)
+        say(f"error: {line}")
     return 1 if wrong else 0
 
 

@@ -207,6 +207,21 @@ def test_outputs_that_the_file_system_does_not_tell_apart(
     )
 
 
+@pytest.mark.parametrize("broken", [True, False])
+@pytest.mark.parametrize("gone", ["pipe", "terminal"])
+def test_nobody_reads_what_is_said(mixed: Path, tmp_path: Path, model: str, gone: str, broken: bool) -> None:
+    """All images are done, and the exit code is that of the work."""
+    if not broken:
+        (mixed / "broken.png").unlink()
+    reading, writing = os.pipe() if gone == "pipe" else os.openpty()
+    os.close(reading)
+    args = [sys.executable, "-m", "liif_fast", "upscale", mixed, tmp_path / "out", "--scale=2", f"--model={model}"]
+    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=writing, cwd=ROOT, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (int(broken), b"")
+    assert names(tmp_path / "out") == ["alpha.png", "deep.png", "gray.tif", "palette.png", "photo.jpg"]
+
+
 def test_a_folder_without_permission_is_not_passed_over(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:

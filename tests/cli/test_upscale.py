@@ -1,6 +1,8 @@
 """`liif-fast upscale` end to end: what it writes, how it fails, and what it leaves behind."""
 
+import errno
 import functools
+import io
 import logging
 import os
 import pickle
@@ -294,11 +296,43 @@ def test_progress_bar_on_a_terminal_only(
     assert max(fractions) > 50
 
 
-def test_closed_stderr(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_terminal_that_goes_takes_no_image_along(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str, after: int
+) -> None:
+    """As a connection that breaks, under nohup: the bar cannot be drawn any more."""
+
+    class Terminal(io.StringIO):
+        calls = 0
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            self.calls += 1
+            if self.calls > after:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, mininterval=0))
+    handlers = list(logging.getLogger("liif_fast").handlers)
+    for target in ("one.png", "two.png"):
+        assert main(["upscale", str(photo), str(tmp_path / target), "--scale=2", f"--model={model}"]) == 0
+        assert (tmp_path / target).exists()
+    assert main(["upscale", "missing.png", str(tmp_path / "no.png"), "--scale=2", f"--model={model}"]) == 1
+    assert logging.getLogger("liif_fast").handlers == handlers
+
+
+def test_closed_stderr(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
     """As after `2>&-`, where Python has None for it."""
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]) == 0
     assert (tmp_path / "out.png").exists()
+    assert main(["upscale", "missing.png", str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
