@@ -19,7 +19,7 @@ EXIT_CODES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; outside the main thread without handlers of signals, which Python sets nowhere else.
 
     Args:
         argv: the arguments without the program's name; None takes `sys.argv`, and the process ends with this command.

@@ -4,6 +4,7 @@ import argparse
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
@@ -77,7 +78,8 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
     # A termination request and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main = threading.current_thread() is threading.main_thread()  # only there Python lets handlers be set
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
     previous = {each: signal.getsignal(each) for each in stops}
     for each in stops:
         if previous[each] is not signal.SIG_IGN:  # nohup

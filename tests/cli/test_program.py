@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
     assert target.read_bytes() == b"old"
+
+
+def test_outside_the_main_thread(tmp_path: Path, photo: Path, model: str) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    args = ["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, args).result() == 0
+    assert (tmp_path / "out.png").exists()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 @pytest.mark.parametrize("module", ["argparse", "PIL.Image", "torch"])
