@@ -157,6 +157,8 @@ def _pixels_out(size: tuple[int, int], args: argparse.Namespace) -> int:
 
 def _complain(job: Job, error: Exception) -> int:
     text = reason(error)
+    if isinstance(error, OSError) and error.filename:  # as of the output's folder, which cannot be made
+        text = f"{error.filename}: {text}"
     say(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
     return 1
 

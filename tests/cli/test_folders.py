@@ -238,6 +238,22 @@ def test_a_folder_without_permission_is_not_passed_over(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_named(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """And not taken for a fault of the input."""
+    (mixed / "broken.png").unlink()
+
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model)
+    assert code == 1
+    assert err[0] == f"liif-fast: error: {mixed / 'alpha.png'}: {tmp_path / 'out'}: Permission denied"
+    assert err[-1] == "liif-fast: 0 written, 5 failed"
+
+
 def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").touch()
