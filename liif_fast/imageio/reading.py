@@ -158,6 +158,8 @@ def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, 
                     image.info[COLOUR] = read_colour(path)
                 return normalise(image), image.format or "", rawmodes
     except Image.UnidentifiedImageError:
+        if path.stat().st_size == 0:  # as a copy or download leaves it that did not happen
+            raise ImageFileError(f"{path}: is empty") from None
         raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
     except Image.DecompressionBombError:
         raise too_large(path) from None

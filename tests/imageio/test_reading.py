@@ -100,7 +100,7 @@ def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
         open_image(tmp_path / "nothing.png")
     with pytest.raises(ImageFileError, match="is a folder"):
         open_image(tmp_path)
-    for name, content in (("empty.png", b""), ("text.jpg", b"not a picture"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n")):
+    for name, content in (("text.jpg", b"not a picture"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageFileError, match="not an image"):
             open_image(tmp_path / name)
@@ -189,3 +189,14 @@ def test_transparent_value_of_16_bit_gray_is_said(tmp_path: Path, caplog: pytest
     Image.fromarray(np.full((3, 4), 5, np.uint16)).save(tmp_path / "a.png", transparency=5)
     assert open_image(tmp_path / "a.png").mode == "I;16"
     assert "read as opaque" in caplog.text
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    path.touch()
+    with pytest.raises(ImageFileError, match=f"a.{extension}: is empty$"):
+        read_image(path)
+    path.write_text("text")
+    with pytest.raises(ImageFileError, match="not an image in a known format"):
+        read_image(path)
