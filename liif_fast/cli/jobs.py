@@ -131,11 +131,15 @@ def _same(one: Path, other: Path) -> bool:
 def _check_pairs(jobs: list[Job]) -> None:
     sources = {identity(job.source) for job in jobs}
     seen: dict[tuple[object, ...], Path] = {}
+    clashes = []
     for source, target in jobs:
         key = identity(target)
         if key in sources:
             one = "the input itself" if key == identity(source) else "an input, too"
             raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
         if key in seen:
-            raise ImageFileError(f"{target}: would be made of both {seen[key]} and {source}; rename one of them")
+            clashes.append(f"{target}: would be made of both {seen[key]} and {source}; rename one of them")
         seen[key] = source
+    if clashes:
+        more = f" (and {len(clashes) - 1} more like these)" if len(clashes) > 1 else ""
+        raise ImageFileError(clashes[0] + more)

@@ -166,7 +166,13 @@ def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.C
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert code == 1
     assert "photo.png: would be made of both" in err[0]
+    assert err[0].endswith("; rename one of them")
     assert not (tmp_path / "out").exists()
+    Image.new("RGB", (3, 3)).save(mixed / "palette.bmp")
+    code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
+    assert (code, len(err)) == (1, 1)
+    assert "palette.png: would be made of both" in err[0]
+    assert err[0].endswith("; rename one of them (and 1 more like these)")
 
 
 def test_capitals_that_the_file_system_does_not_tell_apart(
