@@ -12,6 +12,7 @@ import torch
 from liif_fast import functional
 
 DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cuda")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS refuses deterministic algorithms
 HERE = Path(__file__).parent
 
 

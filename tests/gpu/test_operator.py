@@ -3,6 +3,8 @@
 What holds on every device is in tests/ops, which LIIF_FAST_TEST_DEVICE=cuda runs on a GPU.
 """
 
+import os
+
 import pytest
 import torch
 
@@ -11,10 +13,13 @@ from liif_fast import functional, make_cell, make_coord
 from ..ops import oracle
 from ..ops.support import ALL_SWITCHES, DEFAULT, Problem, same_bits
 
-BACKENDS = ("torch", "triton", "cuda")
+BACKENDS = ("torch", "triton", "cuda")  # LIIF_FAST_TEST_BACKENDS: only some of them
+ASKED = os.environ.get("LIIF_FAST_TEST_BACKENDS", ",".join(BACKENDS)).split(",")
+BACKENDS = tuple(each for each in BACKENDS if each in ASKED)
 HALF = (torch.float16, torch.bfloat16)
 EVERY = pytest.mark.parametrize("backend", BACKENDS)
-FUSED = pytest.mark.parametrize("backend", BACKENDS[1:])
+FUSED = pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "torch"])
+TRITON = pytest.mark.parametrize("backend", [each for each in BACKENDS if each == "triton"])
 WIDE = {"channels": 64, "hidden": (256,) * 4}  # what every fused kernel takes
 
 
@@ -124,7 +129,7 @@ def test_250_repeats(backend, dtype, device, needs):
         assert torch.equal(decode(part, backend), first[:, :size]), size
 
 
-@pytest.mark.parametrize("backend", ["triton"])
+@TRITON
 def test_deterministic_gradients(backend, device, needs):
     problem = wide(device, queries=4097).requires_grad()
     needs(backend, problem)
@@ -227,7 +232,7 @@ def test_memory(backend, device, needs):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("backend", ["triton"])
+@TRITON
 def test_a_million_training_queries(backend, device, needs):
     """Promise 4: under 4 GiB beyond P."""
     problem = wide(device, batch=16, shape=(48, 48), queries=62_500).requires_grad()

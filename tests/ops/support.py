@@ -12,6 +12,7 @@ from .oracle import Switches
 # Every backend that is to keep the promises; a new one joins by its name.
 BACKENDS = tuple(os.environ.get("LIIF_FAST_TEST_BACKENDS", "reference,torch,cpu").split(","))
 DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu")  # where the backends compute
+LIMITED = ("triton",)  # backends that take only some widths, depths and dtypes; the others take every test
 ALL_SWITCHES = [Switches(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(8)]
 DEFAULT = Switches()
 

@@ -92,8 +92,12 @@ def test_gather_corners(backend, ensemble):
 
 
 def nearest_network():
-    """One corner: out = (row of the latent, its column, rel_row, rel_column, cell_row * H, cell_column * W)."""
-    return [torch.eye(6)], [torch.zeros(6)]
+    """One corner: out = (row of the latent, its column, rel_row, rel_column, cell_row * H, cell_column * W).
+
+    Through a hidden layer of both signs, which fused kernels need: x = relu(x) - relu(-x).
+    """
+    first = torch.cat((torch.eye(6), -torch.eye(6)))
+    return [first, first.T.contiguous()], [torch.zeros(12), torch.zeros(6)]
 
 
 def parity_map(height, width):
@@ -145,6 +149,18 @@ def decoded(backend, shape, size, switches, network, feat):
     return decode.cpu(), render.flatten(1).T.cpu()
 
 
+def check_exact(backend, out, expected):
+    """The bits; of three TF32 products, which stand for a float32 one, what the last bit's rounding leaves.
+
+    There each factor is split into two of 11 bits, so that of 24 bits the last may be lost; the plan of such a backend
+    is held to the bit by test_gather_corners.
+    """
+    if backend == "triton" and DEVICE != "cpu":
+        torch.testing.assert_close(out, expected, rtol=2.0**-22, atol=0)
+    else:
+        assert same_bits(out, expected)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_decode_and_render_of_the_nearest(backend):
     for n in SIDES:
@@ -156,7 +172,7 @@ def test_decode_and_render_of_the_nearest(backend):
             cell = np.broadcast_to(np.array([0.25 * height, 0.125 * width], np.float32), index[:, 0].shape)
             expected = torch.from_numpy(np.concatenate((index[:, 0].astype(np.float32), rel[:, 0], cell), -1))
             for out in decoded(backend, shape, size, NEAREST, nearest_network(), feat):
-                assert same_bits(out, expected)
+                check_exact(backend, out, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -167,7 +183,7 @@ def test_decode_and_render_of_the_blend(backend):
             size = scaled(shape, scale)
             expected, distinct = map(torch.from_numpy, blended_expected(oracle.grid(size), shape))
             for out in decoded(backend, shape, size, BLENDED, blended_network(), parity_map(*shape)):
-                assert same_bits(out[distinct], expected[distinct])
+                check_exact(backend, out[distinct], expected[distinct])
                 # Elsewhere terms of one kind are added, perhaps fused: three sums of at most 40 round by 2^-24 each.
                 torch.testing.assert_close(out, expected, rtol=2.0**-22, atol=1e-9)
 

@@ -97,9 +97,11 @@ def test_threads(backend, dtype, threads):
 
 @DTYPES
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_repeat(backend, dtype, count, threads):
+def test_gradients_repeat(backend, dtype, count, threads, request):
     """Run to run at one number of threads, with activations kept, computed again, or some of each."""
     threads(count)
+    if backend == "triton":  # which adds up in a fixed order only where PyTorch is asked to
+        request.getfixturevalue("nan_empty")
     problem = Problem(batch=3, shape=(5, 4), queries=4097, dtype=dtype).requires_grad()
 
     def gradients(recompute):
