@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_device] = torch.empty(0, device=config.getoption("device")).device
     except (RuntimeError, AssertionError) as error:
         raise pytest.UsageError(f"--device {config.getoption('device')}: {str(error).splitlines()[0]}") from None
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in convolutions too, as PyTorch has it in products
     config.option.benchmark_quiet = True  # one table, ours; pytest-benchmark's knows nothing of rivals
     config.stash[_results] = []
 

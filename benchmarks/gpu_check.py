@@ -1,10 +1,12 @@
 """Everything that only a GPU can show, in one command and under ten minutes:
 
-    python benchmarks/gpu_check.py [--out FILE] [--only SECTION ...] [--check]
+    python benchmarks/gpu_check.py [--out FILE] [--only SECTION ...] [--seconds N] [--check]
 
-Writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section, so that a crash or a time
-limit loses no more than the section it happens in; each section runs in a process of its own, since an illegal access
-ends a CUDA context. Exit code 1 if a section failed or a test did.
+Writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section and, of the one that runs, what
+it has found so far every other second, so that a crash, a hang or a time limit loses next to nothing. Each section runs
+in a process of its own, since an illegal access ends a CUDA context. What does not begin within --seconds (default
+560, for a machine that ends a command after 600) is left out and said; --only runs it later and adds it to the same
+file. Exit code 1 if a section failed or a test did.
 
 --check runs the same code on a CPU at tiny sizes: it measures nothing, it only shows that the script works.
 """
@@ -13,20 +15,23 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu_hopper, gpu_sections, records
+from benchmarks import gpu_hopper, gpu_sections, pytest_log, records
+from liif_fast.files import atomic_file
 
 ROOT = records.ROOT
 
@@ -36,64 +41,103 @@ SECTIONS = {
     "environment": 60,
     "tests": 240,
     "accuracy": 60,
-    "hopper": 90,
+    "hopper": 60,
     "decode": 120,
     "training": 120,
-    "step": 90,
+    "step": 150,
     "memory": 60,
-    "overhead": 60,
+    "overhead": 40,
     "sanitizer": 120,
 }
-TESTS = ("tests/gpu", *(f"tests/ops/test_{name}.py" for name in ("plan", "random", "accuracy", "same_bits")))
+SECONDS = 560
+LEAST = 15  # seconds that a section needs to be worth its start
 
 
-def run_tests(check: bool, *options: str, wrapper: tuple[str, ...] = (), paths: tuple[str, ...] = TESTS) -> Any:
+class Group(NamedTuple):
+    """Tests that share a process: one that hangs or ends the CUDA context takes no others with it."""
+
+    paths: tuple[str, ...]
+    backends: str = "torch,triton"
+    chosen: str = ""
+    first: int = 0  # of the random configurations
+
+
+RANDOM, SHARDS = 300, 6  # configurations, nearly each of which compiles kernels of its own
+GROUPS = {
+    "operator": Group(("tests/gpu/test_operator.py",), chosen="not test_half_precision"),
+    "half precision": Group(("tests/gpu/test_operator.py",), chosen="test_half_precision"),
+    "hopper": Group(("tests/gpu/test_operator.py", "tests/gpu/test_hopper.py"), "cuda"),
+    "pipeline": Group(("tests/gpu/test_pipeline.py", "tests/gpu/test_data.py")),
+    "plan": Group(("tests/ops/test_plan.py",)),
+    "accuracy": Group(("tests/ops/test_accuracy.py",)),
+    "same bits": Group(("tests/ops/test_same_bits.py",)),
+    **{
+        f"random from {first}": Group(("tests/ops/test_random.py",), first=first)
+        for first in range(0, RANDOM, RANDOM // SHARDS)
+    },
+}
+
+
+def run_tests(check: bool, group: Group, *options: str, log: Path, wrapper: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run pytest on the device and return counts and what did not pass, each with its reason."""
     environment = {
         **os.environ,
         "LIIF_FAST_TEST_DEVICE": "cpu" if check else "cuda",
-        "LIIF_FAST_TEST_BACKENDS": "torch" if check else "torch,triton",
-        "LIIF_FAST_TEST_CONFIGS": "3" if check else "300",
+        "LIIF_FAST_TEST_BACKENDS": "torch" if check else group.backends,
+        "LIIF_FAST_TEST_CONFIGS": "1" if check else str(RANDOM // SHARDS),
+        "LIIF_FAST_TEST_SEED": str(group.first),
+        "LIIF_FAST_TEST_LOG": str(log),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, cuBLAS refuses deterministic algorithms
+        "OMP_NUM_THREADS": "2",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [*wrapper, sys.executable, "-m", "pytest", *paths, "-q", "-p", "no:cacheprovider", *options]
-        done = subprocess.run(
-            [*command, f"--junit-xml={report}"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        tail = (done.stdout + done.stderr).splitlines()[-15:]
-        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-    outcome: dict[str, Any] = {"passed": 0, "failed": {}, "skipped": {}, "exit_code": done.returncode}
-    for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
-        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
-        skipped = case.find("skipped")
-        if bad is not None:
-            outcome["failed"][name] = (bad.get("message") or "")[:400]
-        elif skipped is not None:
-            reason = skipped.get("message") or ""
-            outcome["skipped"][reason] = outcome["skipped"].get(reason, 0) + 1
-        else:
-            outcome["passed"] += 1
-    outcome["ok"] = done.returncode == 0 and outcome["passed"] > 0
-    return outcome if outcome["ok"] else {**outcome, "tail": tail}
+    command = [*wrapper, sys.executable, "-m", "pytest", *group.paths, "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "benchmarks.pytest_log", *(["-k", group.chosen] if group.chosen else []), *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    outcome: dict[str, Any] = {**pytest_log.read(log), "exit_code": done.returncode}
+    outcome["ok"] = done.returncode == 0 and outcome["passed"] + sum(outcome["skipped"].values()) > 0
+    return outcome if outcome["ok"] else {**outcome, "tail": (done.stdout + done.stderr).splitlines()[-15:]}
 
 
 def tests(check: bool) -> dict[str, Any]:
-    """Every test of the operator on this device."""
-    return run_tests(check, *(("-k", "128 or test_plan or seed") if check else ()))
+    """Every test of the operator on this device, several processes at once: most of the time goes to compilers."""
+    few = ("-k", "128 or test_plan or seed") if check else ()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
+        logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(GROUPS)}
+        runs = {name: pool.submit(run_tests, check, group, *few, log=logs[name]) for name, group in GROUPS.items()}
+        while wait(runs.values(), timeout=1).not_done:
+            gpu_sections.keep({name: pytest_log.read(log) for name, log in logs.items()})
+        found = {name: run.result() for name, run in runs.items()}
+    none = 5 if check else None  # pytest's exit code where nothing was chosen
+    ok = all(each["ok"] or each["exit_code"] == none for each in found.values())
+    return {**found, "passed": sum(each["passed"] for each in found.values()), "ok": ok}
 
 
 def step(check: bool) -> dict[str, Any]:
     """A whole training step and the data path, by the benchmarks of the same name."""
+    found: dict[str, Any] = {}
+    for suite, chosen in (("step", "not half"), ("data", ""), ("step", "half")):  # the last compiles longest
+        if check and chosen == "half":
+            continue
+        name = f"{suite}, {chosen}" if chosen else suite
+        more, tail = _benchmark(suite, chosen, check)
+        gpu_sections.keep({**found, **more})
+        found |= more
+        if tail:
+            found.setdefault("tail", {})[name] = tail
+    return {**found, "ok": "tail" not in found}
+
+
+def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], list[str]]:
+    """Run a suite; return its results, and if it failed the end of what it said."""
     options = ["--check", "--threads", "1"] if check else ["--device", "cuda"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        suites = [str(ROOT / "benchmarks" / f"bench_{name}.py") for name in ("step", "data")]
-        command = [sys.executable, "-m", "pytest", *suites, "-q", "-p", "no:cacheprovider", *options]
+        path = str(ROOT / "benchmarks" / f"bench_{suite}.py")
+        command = [sys.executable, "-m", "pytest", path, "-q", "-p", "no:cacheprovider", *options]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         done = subprocess.run(
-            [*command, f"--benchmark-json={report}"],
+            [*command, *(["-k", chosen] if chosen else []), f"--benchmark-json={report}"],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -101,9 +145,9 @@ def step(check: bool) -> dict[str, Any]:
             check=False,
         )
         runs = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
-    found: dict[str, Any] = {run["extra_info"].get("name", run["name"]): run["extra_info"] for run in runs}
-    ok = done.returncode == 0 and bool(found)
-    return {**found, "ok": ok, **({} if ok else {"tail": (done.stdout + done.stderr).splitlines()[-15:]})}
+    found = {run["extra_info"].get("name", run["name"]): run["extra_info"] for run in runs}
+    failed = done.returncode != 0 or not found
+    return found, (done.stdout + done.stderr).splitlines()[-15:] if failed else []
 
 
 def sanitizer(check: bool) -> dict[str, Any]:
@@ -111,11 +155,15 @@ def sanitizer(check: bool) -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if check or tool is None:
         return {"missing": "compute-sanitizer is not on the PATH" if not check else "not in --check"}
+    chosen = "test_nan_stays or (test_half_precision and switches7)"
     found = {}
-    for kind in ("memcheck", "racecheck"):
-        wrapper = (tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
-        chosen = "test_nan_stays or (test_half_precision and switches7)"
-        found[kind] = run_tests(False, "-k", chosen, "-x", wrapper=wrapper, paths=("tests/gpu",))
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("memcheck", "racecheck"):
+            for backend in ("triton", "cuda"):
+                wrapper = (tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
+                group, log = Group(("tests/gpu/test_operator.py",), backend, chosen), Path(folder) / f"{kind}-{backend}"
+                found[f"{kind}, {backend}"] = run_tests(False, group, "-x", log=log, wrapper=wrapper)
+                gpu_sections.keep(found)
     return {**found, "ok": all(each["ok"] for each in found.values())}
 
 
@@ -130,49 +178,105 @@ def section(name: str, check: bool) -> dict[str, Any]:
     return (here.get(name) or getattr(gpu_sections, name))(check)
 
 
-def in_a_process(name: str, check: bool, limit: float) -> dict[str, Any]:
-    """Run one section in a process of its own and return what it found, or how it ended."""
-    start = time.monotonic()
+def in_a_process(
+    name: str, check: bool, limit: float, tell: Callable[[dict[str, Any]], None] = lambda found: None
+) -> dict[str, Any]:
+    """Run one section in a process of its own and return what it found, or how it ended and what it had till then."""
+    start, ended = time.monotonic(), ""
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
+        answer, output = Path(folder) / "answer.json", Path(folder) / "output"
         command = [sys.executable, __file__, "--section", name, "--out", str(answer), *(["--check"] if check else [])]
+        with output.open("w") as file:  # a session of its own: what the section started ends with it
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
-            ended, output = f"exit code {done.returncode}", done.stdout + done.stderr
-        except subprocess.TimeoutExpired as late:
-            ended, output = f"stopped after {limit:.0f} s", str(late.stdout or "") + str(late.stderr or "")
-        found = json.loads(answer.read_text()) if answer.exists() else {"ok": False, "ended": ended}
-    if not found.get("ok", True):
-        found["output"] = output.splitlines()[-25:]
+            while not ended:
+                try:
+                    ended = f"exit code {process.wait(2)}"
+                except subprocess.TimeoutExpired:
+                    tell(_read(answer))
+                    if time.monotonic() - start > limit:
+                        ended = f"stopped after {limit:.0f} s"
+        finally:
+            _kill(process)
+        found = _read(answer)
+        if process.returncode != 0:
+            found |= {"ok": False, "ended": ended}
+        if not found.get("ok", True):
+            found["output"] = output.read_text(errors="replace").splitlines()[-25:]
     return {**found, "seconds": round(time.monotonic() - start, 1)}
 
 
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a section and whatever it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # a driver may hold on to a process for ever
+        process.wait(10)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
 def main() -> int:
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, help="the JSON to write")
+    parser.add_argument("--out", type=Path, help="the JSON to write, or to add to")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="only these sections")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS})")
     parser.add_argument("--check", action="store_true", help="on a CPU, tiny: shows that the script works")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.section:
-        options.out.write_text(json.dumps(section(options.section, options.check)))
+        gpu_sections.keep = lambda found: _write(options.out, found)
+        _write(options.out, section(options.section, options.check))
         return 0
     if not options.check and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} finds no CUDA GPU; --check shows on a CPU that the script works")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the section, too
     device = "cpu" if options.check else torch.cuda.get_device_name()
     record: dict[str, Any] = {**records.environment(), "device": device, "check": options.check, "sections": {}}
     name = "-".join([*device.lower().split(), record["commit"] or "unknown"])
     out = options.out or records.RESULTS / "gpu" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    for each in options.only or SECTIONS:
-        found = record["sections"][each] = in_a_process(each, options.check, SECTIONS[each])
-        out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"{each}: {'ok' if found.get('ok', True) else 'FAILED'} in {found['seconds']} s", flush=True)
-        if not found.get("ok", True):
-            print(json.dumps(found, indent=1)[:6000], flush=True)
+    before = _read(out)
+    if options.only and all(before.get(key) == record[key] for key in ("device", "commit", "check")):
+        record["sections"] = before["sections"]
+    chosen = options.only or list(SECTIONS)
+    for each in chosen:
+        left = options.seconds - (time.monotonic() - begun)
+        if left < LEAST:
+            print(f"no time left for {each}: run it with --only {each}", flush=True)
+            continue
+
+        def tell(found: dict[str, Any], each: str = each) -> None:
+            _write(
+                out, {**record, "sections": {**record["sections"], each: {**found, "ok": False, "ended": "not yet"}}}
+            )
+
+        found = record["sections"][each] = in_a_process(each, options.check, min(SECTIONS[each], left), tell)
+        _write(out, record)
+        ok, why = found.get("ok", True), found.get("missing")
+        verdict = "FAILED" if not ok else f"not measured ({why})" if why else "ok"
+        print(f"{each}: {verdict} in {found['seconds']} s", flush=True)
+        if not ok:
+            print(json.dumps(found, indent=1)[:3000], flush=True)
     print(gpu_sections.summary(record))
     print(f"written to {out}")
-    return 0 if all(found.get("ok", True) for found in record["sections"].values()) else 1
+    left_out = [each for each in chosen if each not in record["sections"]]
+    return 1 if left_out or not all(found.get("ok", True) for found in record["sections"].values()) else 0
 
 
 if __name__ == "__main__":

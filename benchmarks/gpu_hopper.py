@@ -30,7 +30,9 @@ def hopper(check: bool) -> dict[str, Any]:
     chosen = cuda.CLUSTER
     try:
         with torch.no_grad():
-            bits, tune = _bits(check, backend), _tune(check, backend)
+            bits = _bits(check, backend)
+            gpu_sections.keep({"bits": bits})
+            tune = _tune(check, backend)
     finally:
         cuda.CLUSTER = chosen
     flat = {f"{case}, cluster {c}": found for case, times in tune.items() for c, found in times.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_hopper
+from benchmarks import gpu_check, gpu_hopper, gpu_sections
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,18 +33,79 @@ def test_every_section_runs(tmp_path):
     assert record["device"] == "cpu" and record["check"]
 
 
-def test_a_section_that_dies_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "__file__", str(tmp_path / "dies.py"))
-    (tmp_path / "dies.py").write_text("import os; os.abort()")
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """script(code): what a section runs; --out is sys.argv[4]."""
+
+    def write(code):
+        path = tmp_path / "section.py"
+        path.write_text("import json, os, subprocess, sys, time\n" + code)
+        monkeypatch.setattr(gpu_check, "__file__", str(path))
+
+    return write
+
+
+def test_a_section_that_dies_is_said(script):
+    script("os.abort()")
     found = gpu_check.in_a_process("accuracy", True, 60)
     assert found["ok"] is False and "exit code" in found["ended"]
 
 
+def test_a_section_that_hangs_loses_nothing_and_leaves_nothing_behind(script, tmp_path):
+    script(
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "open(sys.argv[4], 'w').write(json.dumps({'first': 1}))\n"
+        "time.sleep(60)"
+    )
+    told = []
+    found = gpu_check.in_a_process("accuracy", True, 3, told.append)
+    assert found["first"] == 1 and found["ok"] is False and "stopped after 3 s" in found["ended"]
+    assert {"first": 1} in told
+    status = Path("/proc", (tmp_path / "pid").read_text(), "status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_what_a_section_had_before_it_raised_is_kept(script):
+    script("open(sys.argv[4], 'w').write(json.dumps({'first': 1}))\nraise ValueError('so it is')")
+    found = gpu_check.in_a_process("accuracy", True, 60)
+    assert found["first"] == 1 and found["ok"] is False and "so it is" in found["output"][-1]
+
+
+def test_one_section_later_is_added_to_the_file(tmp_path):
+    run(tmp_path, "--only", "overhead")
+    done, record = run(tmp_path, "--only", "memory")
+    assert done.returncode == 0 and list(record["sections"]) == ["overhead", "memory"]
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path):
+    done, record = run(tmp_path, "--only", "overhead", "--seconds", "1")
+    assert done.returncode == 1 and record is None
+    assert "no time left for overhead" in done.stdout
+
+
 def test_a_failing_test_is_counted_as_one(tmp_path):
-    (tmp_path / "test_wrong.py").write_text("def test_wrong():\n    assert 1 == 2, 'so it is'\n")
-    found = gpu_check.run_tests(True, paths=(str(tmp_path / "test_wrong.py"), "-c", "/dev/null"))
-    assert found["ok"] is False
+    (tmp_path / "test_wrong.py").write_text(
+        "import os, pytest\ndef test_wrong():\n    assert 1 == 2, 'so it is'\n"
+        "def test_skipped():\n    pytest.skip('no')\ndef test_dies():\n    os.abort()\n"
+    )
+    group = gpu_check.Group((str(tmp_path / "test_wrong.py"), "-c", "/dev/null"))
+    found = gpu_check.run_tests(True, group, log=tmp_path / "log")
+    assert found["ok"] is False and found["skipped"] == {"no": 1}
     assert any("so it is" in message for message in found["failed"].values())
+    assert found["failed"]["test_wrong.py::test_dies"] == "did not end"
+
+
+def test_the_whole_fits_into_ten_minutes():
+    assert gpu_check.SECONDS <= 570 and max(gpu_check.SECTIONS.values()) < gpu_check.SECONDS / 2
+
+
+def test_an_error_without_words_has_a_reason():
+    def fails():
+        raise AssertionError
+
+    found = gpu_sections._race({"fails": fails, "runs": lambda: None}, True)
+    assert found["fails"] == {"missing": "AssertionError: "} and "ms" in found["runs"]
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
