@@ -30,6 +30,8 @@ ROWS = (
     "train-1024",
     "train-2304",
     "train-16384",
+    "train-131072",  # this and the next with --long
+    "train-1048576",
     "upscale-x2",
     "train-step",
     "memory-188",
@@ -156,6 +158,7 @@ def markdown(record: Record | None) -> str:
         return "Not yet measured."
     results = {result["name"]: result for result in record["results"]}
     render, memory = results["render-x4-48"], results["memory-375"]["figures"][OURS]
+    training = "; ".join(results.get("memory-training", {}).get("notes", ()))
     return "\n".join(
         [
             *comparison(record),
@@ -165,7 +168,7 @@ def markdown(record: Record | None) -> str:
             "Plain is the formula as the original computes it, images in chunks of 30,000 queries; factorised is our "
             "backend `torch`, or what of it other runtimes can be given as a graph. All variants took turns in one "
             "run, after a check against the reference. The memory of the plain formula is that of its first two "
-            "chunks, a lower bound.",
+            f"chunks, a lower bound{f'; in training, {training}' if training else ''}.",
             "",
             f"{_limit(render)} {_projection(memory)}",
         ]
