@@ -6,10 +6,16 @@ trained on them come close to ones trained on photographs when the shapes also h
 "Fully synthetic training for image restoration tasks", CVIU 2023).
 """
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
+SHARE = 32  # images that are worth a process
 SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
 
 
@@ -44,6 +50,29 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
     filters = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
     return np.asarray(image.resize((size, size), filters[rng.integers(3)]))
+
+
+def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
+    """Draw the first images of a set; a large one in several processes, which thousands of images need.
+
+    Args:
+        count: how many.
+        size: as for `dead_leaves`.
+        seed: as for `dead_leaves`.
+
+    Returns:
+        uint8 array [count, size, size, 3].
+
+    Raises:
+        ValueError: as `dead_leaves`.
+    """
+    draw = partial(dead_leaves, size, seed)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), count // SHARE)
+    if processes < 2 or multiprocessing.current_process().daemon:  # a daemon may have no children
+        return np.stack([draw(index) for index in range(count)])
+    with ProcessPoolExecutor(processes) as pool:
+        return np.stack(list(pool.map(draw, range(count), chunksize=8)))
 
 
 class _Painter:

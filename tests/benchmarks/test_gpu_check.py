@@ -1,6 +1,7 @@
 """The script that a GPU's record comes from works, on a CPU and without figures; and it can fail."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,16 @@ def test_a_variant_with_other_bits_is_counted(monkeypatch):
     found = gpu_hopper.hopper(True)
     assert not found["ok"] and set(found["bits"].values()) == {2}
     assert gpu_hopper.cuda.CLUSTER == 1
+
+
+def test_the_tests_on_a_gpu_are_of_the_backends_asked_for():
+    command = [sys.executable, "-m", "pytest", "tests/gpu/test_operator.py", "--collect-only", "-q"]
+    environment = {**os.environ, "LIIF_FAST_TEST_BACKENDS": "cuda", "LIIF_FAST_TEST_DEVICE": "cpu"}
+    listed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    assert "[cuda]" in listed and "triton" not in listed and "torch" not in listed
+
+
+def test_float32_rivals_compute_in_float32_in_convolutions_too():
+    code = "import sys, torch, pytest; pytest.main(sys.argv[1:]); print('TF32', torch.backends.cudnn.allow_tf32)"
+    command = [sys.executable, "-c", code, "benchmarks/bench_step.py", "--collect-only", "-q"]
+    assert "TF32 False" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout

@@ -176,7 +176,7 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
         (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
     paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     found = {path.stem: load_config(path) for path in paths}
-    assert {"edsr-small-liif", "edsr-baseline-liif-generated"} < found.keys()
+    assert {"edsr-small-liif", "edsr-baseline-liif-generated", "edsr-baseline-liif-dead-leaves"} < found.keys()
     sizes = {"edsr-baseline-liif-div2k": 1_567_323, "rdn-liif-div2k": 22_320_835}
     for name, size in sizes.items():
         config = found[name]
