@@ -208,6 +208,7 @@ def test_compiled(backend, device, needs):
     """Promise 6: no graph break, no new graph for a new size."""
     problem = wide(device, torch.float16, queries=100)
     needs(backend, problem)
+    torch.compiler.reset()  # the function below is the same to it for every backend
     compiled = torch.compile(lambda p: decode(p, backend), fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for queries, shape in ((100, (13, 17)), (333, (13, 17)), (1000, (21, 19))):

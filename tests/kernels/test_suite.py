@@ -1,5 +1,10 @@
-"""The tests of every backend (tests/ops) take the Triton kernels too, as benchmarks/gpu_check.py runs them."""
+"""The tests that benchmarks/gpu_check.py runs on a GPU: what of them can be seen to work without one."""
 
+from functools import partial
+
+import torch
+
+from ..gpu import test_operator
 from ..ops import test_plan
 from ..ops.support import run_python
 
@@ -16,3 +21,9 @@ def test_what_the_kernels_do_not_take_is_skipped():
         "'-k', 'dtype1 and (few or repeat)']))",
         TRITON_INTERPRET="1", LIIF_FAST_TEST_BACKENDS="triton",
     )  # fmt: skip
+
+
+def test_one_backend_after_another_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for backend in ("torch", "reference"):
+        test_operator.test_compiled(backend, "cpu", lambda *_: None)
