@@ -1,0 +1,63 @@
+"""Launch every Triton kernel as on an sm_90 GPU, up to the launch itself, on sizes that follow one another.
+
+Run by test_launch.py in a process that has not imported Triton for its interpreter. What JITFunction makes of the
+arguments and compiles is Triton's own; only the driver is not there. Prints how many binaries each kernel came to, once
+after every size.
+"""
+
+import json
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from liif_fast import functional
+from liif_fast.backends import triton as backend
+from liif_fast.kernels import host
+from tests.ops.support import Problem
+
+
+class Driver:
+    """What Triton asks of one before it launches."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+driver.set_active(Driver())
+host.architecture = lambda device: 90
+backend._why_not_on = lambda kind, index: ""
+launch, binaries = JITFunction.run, {}
+
+
+def run(kernel, *args, grid, warmup, **named):
+    assert all(type(side) is int and 0 < side < 2**31 for side in grid), grid
+    made = launch(kernel, *args, grid=grid, warmup=True, **named)
+    binaries.setdefault(kernel.fn.__name__, set()).add(made.hash)
+
+
+JITFunction.run = run
+
+for queries, shape in ((63, (13, 17)), (1000, (21, 19)), (16, (16, 16)), (1, (1, 40))):
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        problem = Problem(queries=queries, shape=shape, channels=64, hidden=(48, 48)).to(torch.float16).requires_grad()
+        feat, _, _, weights, biases = problem.arguments
+        for recompute in (False, True):
+            options = {"backend": "triton", "recompute": recompute}
+            functional.liif_decode(*problem.arguments, **options).sum().backward()
+        functional.liif_render(feat, (29 + queries, 31), weights, biases, backend="triton").sum().backward()
+        x, _ = functional.gather_corners(*problem.arguments[:3], backend="triton")
+        x.sum().backward()
+        functional.fused_mlp(x.detach(), weights, biases, backend="triton").sum().backward()
+        with torch.no_grad():
+            functional.liif_decode(*problem.arguments, backend="triton")
+            functional.liif_render(feat, (29, 31), weights, biases, region=(3, 4, 5, 6), backend="triton")
+    print(json.dumps({name: len(made) for name, made in sorted(binaries.items())}))
