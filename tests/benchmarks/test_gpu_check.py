@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,20 @@ def test_one_section_later_is_added_to_the_file(tmp_path):
     run(tmp_path, "--only", "overhead")
     done, record = run(tmp_path, "--only", "memory")
     assert done.returncode == 0 and list(record["sections"]) == ["overhead", "memory"]
+
+
+def test_ended_from_outside_it_leaves_what_it_had(tmp_path):
+    out = tmp_path / "record.json"
+    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--out", str(out), "--only", "tests"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        while not out.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert json.loads(out.read_text())["sections"]["tests"]["ended"] == "not yet"
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):
