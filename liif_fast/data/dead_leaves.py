@@ -8,6 +8,7 @@ trained on them come close to ones trained on photographs when the shapes also h
 
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -53,7 +54,7 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
 
 
 def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
-    """Draw the first images of a set; a large one in several processes, which thousands of images need.
+    """Draw the first images of a set; a large one in several processes on Linux, which thousands of images need.
 
     Args:
         count: how many.
@@ -67,11 +68,14 @@ def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
         ValueError: as `dead_leaves`.
     """
     draw = partial(dead_leaves, size, seed)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), count // SHARE)
-    if processes < 2 or multiprocessing.current_process().daemon:  # a daemon may have no children
+    processes = 1
+    # Elsewhere processes begin by importing the caller's script, which may not be made for that.
+    if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may have no children
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        processes = min(cores, count // SHARE)
+    if processes < 2:
         return np.stack([draw(index) for index in range(count)])
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         return np.stack(list(pool.map(draw, range(count), chunksize=8)))
 
 
