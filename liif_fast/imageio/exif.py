@@ -8,13 +8,16 @@ from PIL import ExifTags
 
 from liif_fast.imageio.tags import Folder, Layout, Value, open_first, pack_folder, place_of, read_folder
 
-# Tags of a TIFF's first folder that are of the picture: description, make, model, date, artist, copyright, two ratings,
-# and what Windows adds: title, comment, author, keywords, subject.
-_OF_THE_PICTURE = (0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x8298, 0x4746, 0x4749, *range(0x9C9B, 0x9CA0))
+# Tags of a TIFF's first folder that are of the picture: document's name, description, make, model, date, artist, host
+# computer, copyright, two ratings, and what Windows adds: title, comment, author, keywords, subject.
+_OF_THE_PICTURE = (
+    *(0x010D, 0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749),
+    *range(0x9C9B, 0x9CA0),
+)
 # Orientation and software: in EXIF data of the picture, in a TIFF of the file.
 _OF_AN_EXPORT = (0x0112, 0x0131)
-# What cannot move: the maker's note, by how much Microsoft has moved it, and the place of the folder that is read here.
-_BOUND = (0x927C, 0xEA1D, 0xA005)
+# What cannot move: the maker's note, by how much Microsoft has moved it.
+_BOUND = (0x927C, 0xEA1D)
 
 _HEADER = b"Exif\0\0"
 _FIRST = b"II*\0\x08\0\0\0"  # little-endian, and where the first folder is: right here
@@ -135,13 +138,14 @@ def for_tiff(exif: bytes) -> Folder:
 
 def _of_the_picture(file: IO[bytes], names: tuple[int, ...]) -> dict[int, Value | Folder]:
     """Some tags of the first folder and, of those folders that EXIF adds, all that may move."""
+    folders = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
     try:
         layout, at = open_first(file)
-        first = read_folder(file, layout, at)
+        first = read_folder(file, layout, at, lambda tag: tag in names or tag in folders)
     except (KeyError, struct.error):
         return {}
     kept: dict[int, Value | Folder] = {tag: first[tag] for tag in names if tag in first and first[tag].classic}
-    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    for tag in folders:
         if inner := _inner(file, layout, first, tag):
             kept[int(tag)] = inner
     return kept
@@ -152,12 +156,13 @@ def _inner(file: IO[bytes], layout: Layout, outer: dict[int, Value], tag: int) -
     if tag not in outer:
         return {}
     try:
-        found = read_folder(file, layout, place_of(outer[tag]))
+        found = read_folder(file, layout, place_of(outer[tag]), lambda key: key not in _BOUND)
     except struct.error:
         return {}
+    interop_at = int(ExifTags.IFD.Interop)
     inner: dict[int, Value | Folder] = {
-        key: value for key, value in found.items() if key not in _BOUND and value.classic
+        key: value for key, value in found.items() if key != interop_at and value.classic
     }
-    if tag == ExifTags.IFD.Exif and (interop := _inner(file, layout, found, ExifTags.IFD.Interop)):
-        inner[int(ExifTags.IFD.Interop)] = interop
+    if tag == ExifTags.IFD.Exif and (interop := _inner(file, layout, found, interop_at)):
+        inner[interop_at] = interop
     return inner

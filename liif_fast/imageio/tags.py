@@ -2,7 +2,8 @@
 
 import os
 import struct
-from collections.abc import Mapping
+from array import array
+from collections.abc import Callable, Mapping
 from typing import IO, NamedTuple, TypeAlias, Union
 
 # Bytes of one value of each type, and of the words in it that follow the byte order.
@@ -11,7 +12,6 @@ _TYPES = {
     11: (4, 4), 12: (8, 8), 13: (4, 4), 16: (8, 8), 17: (8, 8), 18: (8, 8),
 }  # fmt: skip
 _LONG, _LONG8 = 4, 16  # from LONG8 on BigTIFF only
-_MOST = 1 << 24  # bytes of all values of a folder: entries that share their bytes would grow without limit
 
 
 class Value(NamedTuple):
@@ -65,8 +65,16 @@ def open_first(file: IO[bytes]) -> tuple[Layout, int]:
     return layout, layout.offset.unpack(_read(file, 8 if big else 4, layout.offset.size))[0]
 
 
-def read_folder(file: IO[bytes], layout: Layout, at: int) -> dict[int, Value]:
-    """The values of a folder, without those that are cut or of an unknown type.
+def read_folder(file: IO[bytes], layout: Layout, at: int, wanted: Callable[[int], bool]) -> dict[int, Value]:
+    """Some values of a folder, without those that are cut or of an unknown type.
+
+    Together they are no longer than the file: entries that share their bytes would make much out of little.
+
+    Args:
+        file: to be read.
+        layout: of the file.
+        at: where the folder is.
+        wanted: of a tag, whether to read it.
 
     Raises:
         struct.error: there is no folder.
@@ -75,19 +83,18 @@ def read_folder(file: IO[bytes], layout: Layout, at: int) -> dict[int, Value]:
     if count > 0xFFFF:
         raise struct.error("too many entries")
     table = _read(file, at + layout.number.size, count * layout.entry.size)
-    found, left = {}, _MOST
+    found, left = {}, file.seek(0, os.SEEK_END)
     for tag, kind, number, inside in layout.entry.iter_unpack(table):
-        size, word = _TYPES.get(kind, (0, 1))
-        left -= size * number
-        if size == 0 or left < 0:
+        each, word = _TYPES.get(kind, (0, 1))
+        size = each * number
+        if each == 0 or size > left or not wanted(tag):
             continue
         try:
-            data = (
-                inside if size * number <= len(inside) else _read(file, layout.offset.unpack(inside)[0], size * number)
-            )
+            data = inside[:size] if size <= len(inside) else _read(file, layout.offset.unpack(inside)[0], size)
         except struct.error:
             continue
-        found[tag] = Value(kind, number, _little(data[: size * number], word if layout.order == ">" else 1))
+        left -= size
+        found[tag] = Value(kind, number, data if layout.order == "<" else _swapped(data, word))
     return found
 
 
@@ -126,7 +133,7 @@ def add_to_first(file: IO[bytes], folder: Folder) -> None:
 
 def _entries(folder: Folder, at: int, layout: Layout) -> tuple[list[bytes], bytes]:
     """The entries in the order of their tags, and what lies behind the folder from `at` on, at even places."""
-    entries, behind = [], b""
+    entries, behind = [], bytearray()
     for tag, value in sorted(folder.items()):
         here = at + len(behind)
         if isinstance(value, Value):
@@ -139,7 +146,7 @@ def _entries(folder: Folder, at: int, layout: Layout) -> tuple[list[bytes], byte
             inside = layout.offset.pack(here)
             behind += data + bytes(len(data) % 2)
         entries.append(layout.entry.pack(tag, kind, count, inside))
-    return entries, behind
+    return entries, bytes(behind)
 
 
 def _read(file: IO[bytes], at: int, size: int) -> bytes:
@@ -153,5 +160,7 @@ def _read(file: IO[bytes], at: int, size: int) -> bytes:
     return data
 
 
-def _little(data: bytes, word: int) -> bytes:
-    return b"".join(data[start : start + word][::-1] for start in range(0, len(data), word)) if word > 1 else data
+def _swapped(data: bytes, word: int) -> bytes:
+    words = array({1: "B", 2: "H", 4: "I", 8: "Q"}[word], data)
+    words.byteswap()
+    return words.tobytes()

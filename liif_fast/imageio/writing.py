@@ -16,7 +16,7 @@ from liif_fast.imageio.colour import COLOUR, looks_like_srgb
 from liif_fast.imageio.errors import ImageFileError, reason
 from liif_fast.imageio.exif import for_tiff, resized
 from liif_fast.imageio.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
-from liif_fast.imageio.tags import add_to_first
+from liif_fast.imageio.tags import Layout, add_to_first, pack_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,7 +164,7 @@ class _Source:
         height, width, channels = self.shape
         rows = 0
         for strip in self.strips:
-            if strip.shape[1:] != (width, channels) or strip.dtype != self.dtype:
+            if strip.shape[1:] != (width, channels) or strip.dtype.newbyteorder("=") != self.dtype:
                 expected = f"[rows, {width}, {channels}] of {self.dtype}"
                 raise ValueError(f"expected strips {expected}, got {list(strip.shape)} of {strip.dtype}")
             rows += len(strip)
@@ -237,8 +237,8 @@ def _write_tiff(
             differences[:, 1:] -= rows[:, :-1]
             yield zlib.compress(differences.tobytes())
 
-    exif = metadata.get("exif", b"")
-    big = row * height + len(exif) > _CLASSIC_TIFF
+    profile, exif = metadata.get("icc_profile"), for_tiff(metadata.get("exif", b""))
+    big = row * height + len(profile or b"") + len(pack_folder(exif, 0, Layout(big=True))) > _CLASSIC_TIFF
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(
             packed(),
@@ -250,14 +250,14 @@ def _write_tiff(
             rowsperstrip=rows_per_strip,
             compression="zlib",
             predictor=2,
-            iccprofile=metadata.get("icc_profile"),
+            iccprofile=profile,
             resolution=metadata.get("dpi"),
             resolutionunit="inch" if "dpi" in metadata else None,
             metadata=None,
             software=False,
         )
-    if exif and (found := for_tiff(exif)):  # afterwards: tifffile writes no folders of EXIF data
-        add_to_first(file, found)
+    if exif:  # afterwards: tifffile writes no folders of EXIF data
+        add_to_first(file, exif)
 
 
 def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":

@@ -297,7 +297,39 @@ def test_exif_that_shares_its_bytes_does_not_grow(tmp_path: Path) -> None:
     inner = struct.pack("<H", 0x400) + entries + bytes(4)
     data = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 26, 0) + inner
     write_strips(tmp_path / "a.tif", [gradient("L")], (37, 53, 1), 8, {"exif": data.ljust(2 << 20, b"\0")})
-    assert (tmp_path / "a.tif").stat().st_size < 20e6
+    assert (tmp_path / "a.tif").stat().st_size < 5 << 20
+
+
+def test_a_tiff_whose_folders_share_their_bytes_does_not_grow(tmp_path: Path) -> None:
+    """Exif, GPS and Interop in one folder of 1,900 entries, each of which names nearly the whole file."""
+    Image.fromarray(gradient("L")[:, :, 0]).save(tmp_path / "a.tif")
+    data = (tmp_path / "a.tif").read_bytes()
+    first = struct.unpack_from("<I", data, 4)[0]
+    number = struct.unpack_from("<H", data, first)[0]
+    old = [data[first + 2 + 12 * i : first + 14 + 12 * i] for i in range(number)]
+    data += bytes(len(data) % 2)
+    at = len(data)
+    inner_at = at + 2 + 12 * (number + 2) + 4
+    pointers = [struct.pack("<HHII", tag, 4, 1, inner_at) for tag in (0x8769, 0x8825)]
+    data += struct.pack("<H", number + 2) + b"".join(old + pointers) + bytes(4)
+    inner = [struct.pack("<HHII", tag, 7, 20_000, 8) for tag in range(0x9000, 0x9000 + 1900)]
+    inner.append(struct.pack("<HHII", 0xA005, 4, 1, inner_at))
+    data += struct.pack("<H", len(inner)) + b"".join(inner) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data[:4] + struct.pack("<I", at) + data[8:])
+    assert len(read_image(tmp_path / "a.tif").info["exif"]) < 4 * len(data)
+
+
+@pytest.mark.parametrize("count", [17 << 20, 0x7FFFFFFF])
+def test_a_large_or_cut_value_costs_no_other(tmp_path: Path, count: int) -> None:
+    """A Photoshop block is often large; a damaged count is no reason to lose the rest."""
+    entries = [(0x0109, 7, count, 56), (0x010F, 2, 4, int.from_bytes(b"abc\0", "little")), (0x8769, 4, 1, 50)]
+    data = b"II*\0" + struct.pack("<IH", 8, 3) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    data = data.ljust(50, b"\0") + struct.pack("<HHHII", 1, 0x9000, 7, 4, 0x30323330) + bytes(4)
+    data = data.ljust(18 << 20, b"\0")
+    write_strips(tmp_path / "a.tif", [gradient("L")], (37, 53, 1), 8, {"exif": data})
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.getexif()[ExifTags.Base.Make] == "abc"
+        assert image.getexif().get_ifd(ExifTags.IFD.Exif) == {0x9000: b"0320"}
 
 
 def test_exif_without_a_size_gets_none() -> None:

@@ -167,6 +167,13 @@ def test_strips_of_another_depth_and_without_rows(tmp_path: Path, extension: str
     assert np.array_equal(read_image(path).pixels, pixels)
 
 
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_strips_in_the_other_byte_order(tmp_path: Path, extension: str) -> None:
+    pixels = (np.arange(60).reshape(4, 5, 3) * 1000).astype(">u2")
+    write_strips(tmp_path / f"a.{extension}", [pixels], (4, 5, 3), 16, {})
+    assert np.array_equal(read_image(tmp_path / f"a.{extension}").pixels, pixels)
+
+
 @pytest.mark.parametrize("extension", ["png", "tif", "ppm"])
 def test_a_strip_is_written_while_the_next_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
