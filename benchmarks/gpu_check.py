@@ -5,8 +5,8 @@
 Writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section and, of the one that runs, what
 it has found so far every other second, so that a crash, a hang or a time limit loses next to nothing. Each section runs
 in a process of its own, since an illegal access ends a CUDA context. What does not begin within --seconds (default
-560, for a machine that ends a command after 600) is left out and said; --only runs it later and adds it to the same
-file. Exit code 1 if a section failed or a test did.
+560) is left out and said; a later run of the same commit on the same device, with --only or without, adds to the file,
+and takes the place of an earlier result only when it has ended. Exit code 1 if a section failed or a test did.
 
 --check runs the same code on a CPU at tiny sizes: it measures nothing, it only shows that the script works.
 """
@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -221,6 +222,13 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         process.wait(10)
 
 
+def _end_with(parent: int) -> None:
+    """End a section, and what it has started, when who started it is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -240,43 +248,44 @@ def main() -> int:
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.section:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         gpu_sections.keep = lambda found: _write(options.out, found)
         _write(options.out, section(options.section, options.check))
         return 0
     if not options.check and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} finds no CUDA GPU; --check shows on a CPU that the script works")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the section, too
+    for each in (signal.SIGTERM, signal.SIGHUP):  # a lost connection, too; the section ends with this process
+        signal.signal(each, lambda number, frame: sys.exit(128 + number))
     device = "cpu" if options.check else torch.cuda.get_device_name()
     record: dict[str, Any] = {**records.environment(), "device": device, "check": options.check, "sections": {}}
     name = "-".join([*device.lower().split(), record["commit"] or "unknown"])
     out = options.out or records.RESULTS / "gpu" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     before = _read(out)
-    if options.only and all(before.get(key) == record[key] for key in ("device", "commit", "check")):
+    if all(before.get(key) == record[key] for key in ("device", "commit", "check")) and record["commit"]:
         record["sections"] = before["sections"]
-    chosen = options.only or list(SECTIONS)
-    for each in chosen:
+    ended: dict[str, bool] = {}
+    for each in options.only or SECTIONS:
         left = options.seconds - (time.monotonic() - begun)
         if left < LEAST:
+            ended[each] = False
             print(f"no time left for {each}: run it with --only {each}", flush=True)
             continue
 
         def tell(found: dict[str, Any], each: str = each) -> None:
-            _write(
-                out, {**record, "sections": {**record["sections"], each: {**found, "ok": False, "ended": "not yet"}}}
-            )
+            _write(out, {**record, "unfinished": {each: found}})
 
         found = record["sections"][each] = in_a_process(each, options.check, min(SECTIONS[each], left), tell)
         _write(out, record)
         ok, why = found.get("ok", True), found.get("missing")
+        ended[each] = ok
         verdict = "FAILED" if not ok else f"not measured ({why})" if why else "ok"
         print(f"{each}: {verdict} in {found['seconds']} s", flush=True)
         if not ok:
             print(json.dumps(found, indent=1)[:3000], flush=True)
     print(gpu_sections.summary(record))
     print(f"written to {out}")
-    left_out = [each for each in chosen if each not in record["sections"]]
-    return 1 if left_out or not all(found.get("ok", True) for found in record["sections"].values()) else 0
+    return 0 if all(ended.values()) else 1
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ ROWS = (
     "memory-training",  # with --long
 )
 
+WIDE = 1.25  # q80 over q20 of a ratio that one figure does not describe
+
 Record = dict[str, Any]
 
 
@@ -127,8 +129,15 @@ def _cell(result: Record, column: str) -> str:
     figure = result["figures"].get(column)
     if figure is None:
         return ""
-    ratio = f"{figure['ratio']['median']:.1f}x" if "ratio" in figure else "1"
+    ratio = _ratio(figure["ratio"]) if "ratio" in figure else "1"
     return ratio if result["unit"] == "s" else f"{quantity(figure['median'], result['unit'])} ({ratio})"
+
+
+def _ratio(ratio: Record) -> str:
+    """The median, or where the rounds disagree what most of them lie between: a lone figure would say too much."""
+    if ratio["q80"] > WIDE * ratio["q20"]:
+        return f"{ratio['q20']:.1f} to {ratio['q80']:.1f}x"
+    return f"{ratio['median']:.1f}x"
 
 
 def comparison(record: Record) -> list[str]:
@@ -163,7 +172,8 @@ def markdown(record: Record | None) -> str:
         [
             *comparison(record),
             "",
-            "Time or memory in multiples of ours, medians; below 1 a rival is better. Float32, C = 64, hidden 256 x 4 "
+            "Time or memory in multiples of ours; below 1 a rival is better. Medians, or where the machine was uneven "
+            "what three fifths of the rounds lie between. Float32, C = 64, hidden 256 x 4 "
             f"(memory of a render: C = 4, 16 x 4), {origin(record)}. "
             "Plain is the formula as the original computes it, images in chunks of 30,000 queries; factorised is our "
             "backend `torch`, or what of it other runtimes can be given as a graph. All variants took turns in one "

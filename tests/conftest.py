@@ -1,4 +1,4 @@
-"""Imports the Triton kernels for Triton's interpreter, unless the tests run on a GPU.
+"""Imports the Triton kernels for Triton's interpreter, unless the tests run on a GPU, and gives signals their meaning.
 
 Triton has to be told before it is first imported, and tests of every folder share a process. What the tests start does
 not inherit it; tests/kernels sets it again for the backend.
@@ -6,6 +6,7 @@ not inherit it; tests/kernels sets it again for the backend.
 
 import importlib.util
 import os
+import signal
 
 if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.find_spec("triton"):
     before = os.environ.get("TRITON_INTERPRET")
@@ -15,3 +16,8 @@ if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.fi
     assert fused_mlp and gather_corners and project and render
     if before is None:
         del os.environ["TRITON_INTERPRET"]
+
+# A run in the background, or under nohup, is started deaf to these, and what the tests start would be, too.
+for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
+    if each is not None and signal.getsignal(each) is signal.SIG_IGN:
+        signal.signal(each, handler)

@@ -6,8 +6,10 @@ trained on them come close to ones trained on photographs when the shapes also h
 "Fully synthetic training for image restoration tasks", CVIU 2023).
 """
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -75,8 +77,14 @@ def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
         processes = min(cores, count // SHARE)
     if processes < 2:
         return np.stack([draw(index) for index in range(count)])
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _end_with_parent) as pool:
         return np.stack(list(pool.map(draw, range(count), chunksize=8)))
+
+
+def _end_with_parent() -> None:
+    """Ctrl-C is the main process's to handle; when that is killed, nobody waits for an image any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class _Painter:

@@ -5,7 +5,7 @@ import torch
 
 from liif_fast import functional
 
-from .support import LIMITED
+from .support import is_limit
 
 
 @pytest.hookimpl(wrapper=True)
@@ -14,7 +14,7 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except RuntimeError as error:
-        if any(str(error).startswith(f"backend {name!r} cannot run") for name in LIMITED):
+        if is_limit(error):
             pytest.skip(str(error))
         raise
 

@@ -13,6 +13,16 @@ from .oracle import Switches
 BACKENDS = tuple(os.environ.get("LIIF_FAST_TEST_BACKENDS", "reference,torch,cpu").split(","))
 DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu")  # where the backends compute
 LIMITED = ("triton",)  # backends that take only some widths, depths and dtypes; the others take every test
+NOT_HERE = ("is not installed", "runs on cuda", "needs compute capability")  # what they say where they take nothing
+
+
+def is_limit(error: BaseException) -> bool:
+    """Whether a limited backend refuses a test's dtype or network, and not the whole machine."""
+    text = str(error)
+    named = any(text.startswith(f"backend {name!r} cannot run") for name in LIMITED)
+    return named and not any(each in text for each in NOT_HERE)
+
+
 ALL_SWITCHES = [Switches(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(8)]
 DEFAULT = Switches()
 
