@@ -102,13 +102,12 @@ def run_tests(check: bool, group: Group, *options: str, log: Path, wrapper: tupl
 def tests(check: bool) -> dict[str, Any]:
     """Every test of the operator on this device, several processes at once: most of the time goes to compilers."""
     few = ("-k", "test_corner_plan or test_random or test_resize") if check else ()
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
         logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(GROUPS)}
         runs = {name: pool.submit(run_tests, check, group, *few, log=logs[name]) for name, group in GROUPS.items()}
         while wait(runs.values(), timeout=1).not_done:
             gpu_sections.keep({name: pytest_log.read(log) for name, log in logs.items()})
-        found = {name: run.result() for name, run in runs.items()}
+        found: dict[str, Any] = {name: run.result() for name, run in runs.items()}
     none = 5 if check else None  # pytest's exit code where nothing was chosen
     ok = all(each["ok"] or each["exit_code"] == none for each in found.values())
     return {**found, "passed": sum(each["passed"] for each in found.values()), "ok": ok}

@@ -134,15 +134,16 @@ class Stepper:
         settings = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}  # the schedule's
         groups = [{**group, "fused": settings["fused"]} for group in state["param_groups"]]  # decides where steps lie
         self.optimizer.load_state_dict({**state, "param_groups": groups})
-        remarks: dict[str, None] = {}  # in order, each once
-        for group in self.optimizer.param_groups:
-            missing = [key for key in settings if key not in group]
-            if missing:
-                raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
-            for key, value in settings.items():
-                if key not in ("fused", "foreach") and _comparable(group[key]) != _comparable(value):
-                    remarks[f"optimizer.args: {key} is {value} from here on, it was {group[key]}"] = None
-            group.update(settings)
+        (group,) = self.optimizer.param_groups  # of all parameters
+        missing = [key for key in settings if key not in group]
+        if missing:
+            raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
+        remarks = [
+            f"optimizer.args: {key} is {value} from here on, it was {group[key]}"
+            for key, value in settings.items()
+            if key not in ("fused", "foreach") and _comparable(group[key]) != _comparable(value)
+        ]
+        group.update(settings)
         for parameter, values in self.optimizer.state.items():
             if settings.get("amsgrad") and "max_exp_avg_sq" not in values:
                 raise ValueError("optimizer.args.amsgrad: the checkpoint's steps were made without it")
@@ -150,7 +151,7 @@ class Stepper:
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
                     raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
-        return list(remarks)
+        return remarks
 
     def _share(self, values: int) -> float | Tensor:
         """What one value's error weighs here, so that DDP's mean over the processes is the mean over all values."""
