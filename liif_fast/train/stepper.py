@@ -151,6 +151,8 @@ class Stepper:
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
                     raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
+                if isinstance(value, Tensor) and value.ndim:
+                    values[key] = _laid_out_as(parameter, value)
         return remarks
 
     def _share(self, values: int) -> float | Tensor:
@@ -173,6 +175,11 @@ class Stepper:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
             for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(buffer)
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a value in its parameter's strides, because fused optimizers on a CPU walk raw memory."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _comparable(value: Any) -> Any:
