@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from liif_fast.backends import exporting
+from liif_fast.call import exporting
 
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
 # but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import Call, Place, Switches, cost, exporting, transformed
+from liif_fast.backends import cost
+from liif_fast.call import Call, Place, Switches, Window, exporting, transformed
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -99,7 +100,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.backends import Call, Place, Switches, autocast_dtype, cost, without_autocast
+from liif_fast.backends import cost
 from liif_fast.backends.projection import project
-from liif_fast.coord import centres_at, plan_corners
-from liif_fast.ops.decode import latent_window
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
+from liif_fast.coord import centres_at, latent_window, plan_corners
 
 NAME = "torch"
 PLACES = True
@@ -381,7 +381,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -399,7 +399,7 @@ def render(
 
 
 def under(
-    feat: Tensor, size: tuple[int, int], region: tuple[int, int, int, int], switches: Switches, place: Place
+    feat: Tensor, size: tuple[int, int], region: Window, switches: Switches, place: Place
 ) -> tuple[Tensor, Place | None]:
     """Return the part of feat that a region reads, so that no more is projected, and its place."""
     at, shape = place[:2], place[2:]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from liif_fast.backends import cost
-from liif_fast.backends import torch as backend
+from liif_fast.backends import factorised as backend
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
 from liif_fast.layers import LIIFDecoder, linear_chain
 
