@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from liif_fast.call import Call, Switches, Window
+from liif_fast.call import Call, Switches, Window, exporting
 
 logger = logging.getLogger("liif_fast")
 
@@ -25,6 +25,10 @@ NAMES = tuple(MODULES)
 # benchmarks/gpu_check.py have passed on a GPU (and cuda is faster than triton there): this line is the one switch, and
 # the backends' own answers (`explain`) say that they are off.
 AUTO = ("cpu", "torch")
+# A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
+# but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
+# where this is 1 (backend cpu) to 3 (backend torch).
+GATHERED_ROW = 2
 
 
 class Backend(Protocol):
@@ -136,3 +140,17 @@ def explain(call: Call, name: str) -> Explanation:
     can_run = [each for each, can, _ in answers if can]
     wanted = AUTO if name == "auto" else (name,)
     return Explanation(next((each for each in wanted if each in can_run), ""), answers)
+
+
+def factorises(latents: int, rows: int) -> bool:
+    """Say whether the first layer is to be convolved over the whole map (else it is applied to gathered rows).
+
+    Args:
+        latents: H*W, the positions of one map.
+        rows: K*Q, the (query, corner) pairs that read it.
+
+    Returns:
+        True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
+        direct form, cost GATHERED_ROW * K*Q.
+    """
+    return exporting() or rows * GATHERED_ROW >= latents
