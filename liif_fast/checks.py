@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from liif_fast.backends import Switches, autocast_dtype
+from liif_fast.call import Switches, autocast_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

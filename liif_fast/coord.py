@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liif_fast.call import Window
+
 EPSILON = 1e-6  # shift that settles ties between two latents, and the clamp's margin (1 - 1e-10 would be 1.0f)
 AREA_FLOOR = 1e-9
 
@@ -103,6 +105,20 @@ def plan_corners(coord: Tensor, height: int, width: int, local_ensemble: bool) -
         rel, weight, index = torch.ops.liif_fast.corner_plan(coord, height, width, local_ensemble)
         return index, rel, weight
     return _corner_plan(coord, height, width, local_ensemble)
+
+
+def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
+    """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
+    first, length = [], []
+    for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
+        # A query reads the two latents around it; two more are a margin for rounding, which grows with the map: the
+        # plan's shift of 1e-6 and a coordinate's rounding are parts of the whole axis.
+        margin = 3 + latents // 100_000
+        low = max((2 * start + 1) * latents // (2 * full) - margin, 0)
+        high = min((2 * (start + count) - 1) * latents // (2 * full) + margin, latents)
+        first.append(low)
+        length.append(max(high - low, 1))
+    return first[0], first[1], length[0], length[1]
 
 
 # ---- The same two functions as operators that no compiler looks into.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.backends import Call, Explanation, Place, Switches, autocast_dtype
-from liif_fast.backends.frozen import frozen_weights
+from liif_fast.backends import Explanation
+from liif_fast.backends.cuda import frozen_weights
+from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
     check_coord,
     check_feat,
@@ -22,8 +23,7 @@ from liif_fast.checks import (
     check_tensor,
     grid_cell,
 )
-from liif_fast.coord import plan_corners
-from liif_fast.ops.decode import latent_window
+from liif_fast.coord import latent_window, plan_corners
 
 __all__ = [
     "corner_plan",

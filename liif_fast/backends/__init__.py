@@ -1,8 +1,8 @@
-"""The backends, what a call looks like to them, and the choice between them.
+"""The backends and the choice between them.
 
-A backend is a module of this package with a NAME and the functions of `Backend`. Importing it must be light (no
+A backend is a module of this package, with a NAME and the functions of `Backend`. Importing it must be light (no
 driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`NAMES`.
+`MODULES`.
 """
 
 from __future__ import annotations
@@ -10,52 +10,25 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol, cast
 
-import torch as _torch  # the name `torch` is the backend's, once it is imported
+import torch
 from torch import Tensor
+
+from liif_fast.call import Call, Switches, Window, exporting
 
 logger = logging.getLogger("liif_fast")
 
-NAMES = ("cuda", "triton", "cpu", "torch", "reference")
+MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
+NAMES = tuple(MODULES)
 # Fastest first; torch runs everything. "cuda" and "triton" are to come first here, each once its tests and
 # benchmarks/gpu_check.py have passed on a GPU (and cuda is faster than triton there): this line is the one switch, and
 # the backends' own answers (`explain`) say that they are off.
 AUTO = ("cpu", "torch")
-
-
-class Switches(NamedTuple):
-    """The three options of LIIF's decoder."""
-
-    feat_unfold: bool = True
-    local_ensemble: bool = True
-    cell_decode: bool = True
-
-    @property
-    def corners(self) -> int:
-        """K, the latents that a query reads."""
-        return 4 if self.local_ensemble else 1
-
-
-Place = tuple[int, int, int, int]  # top, left in a map of height, width
-
-
-class Call(NamedTuple):
-    """What a backend is told about a call before it says whether it can run it."""
-
-    op: str  # "decode", "render", "gather_corners" or "fused_mlp"
-    device: _torch.device
-    dtype: _torch.dtype  # of feat (of x for fused_mlp)
-    shape: tuple[int, ...]  # of feat [B, C, H, W] (of x for fused_mlp)
-    queries: int  # Q, per image; rows of x for fused_mlp
-    widths: tuple[int, ...]  # outputs of each layer; () for gather_corners
-    switches: Switches
-    coord_dtype: _torch.dtype  # of coord and cell
-    autocast: _torch.dtype | None  # the autocast dtype where autocast applies
-    requires_grad: bool  # any gradient is wanted
-    coord_requires_grad: bool  # a gradient for coord or cell is wanted
-    place: Place | None = None  # of a render: where feat lies in a larger map
+# A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
+# but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
+# where this is 1 (backend cpu) to 3 (backend torch).
+GATHERED_ROW = 2
 
 
 class Backend(Protocol):
@@ -80,7 +53,7 @@ class Backend(Protocol):
         self,
         feat: Tensor,
         size: tuple[int, int],
-        region: tuple[int, int, int, int],
+        region: Window,
         cell: Tensor | None,
         weights: Sequence[Tensor],
         biases: Sequence[Tensor],
@@ -97,38 +70,9 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
-def autocast_dtype(tensor: Tensor) -> _torch.dtype | None:
-    """Return the dtype that autocast would compute in for `tensor`, None where it leaves it alone (float64 too)."""
-    kind = tensor.device.type
-    if kind == "meta" or not _torch.is_autocast_enabled(kind) or tensor.dtype == _torch.float64:
-        return None
-    return _torch.get_autocast_dtype(kind)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which autocast leaves operations on `tensor` alone."""
-    if autocast_dtype(tensor) is None:
-        return nullcontext()
-    return _torch.autocast(tensor.device.type, enabled=False)
-
-
-def transformed() -> bool:
-    """Say whether a torch.func transform (grad, vmap, ...) runs the call, which operators of our own do not know."""
-    return not _torch.compiler.is_compiling() and _torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def exporting() -> bool:
-    """Say whether torch.export traces the call.
-
-    The flag behind `torch.compiler.is_exporting`, which is also true within torch.compile of PyTorch 2.11: training
-    would be taken for inference there, and have no gradients.
-    """
-    return bool(_torch.compiler._is_exporting_flag)
-
-
 def _import(name: str) -> Backend | str:
     try:
-        return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+        return cast(Backend, importlib.import_module(f"{__name__}.{MODULES[name]}"))
     except ImportError as error:
         return f"cannot be imported: {error}"
 
@@ -172,7 +116,7 @@ def choose(call: Call, name: str) -> Backend:
         can, reason = ask(candidate, call)
         if can:
             return cast(Backend, _backends[candidate])
-        if name == "auto" and not _torch.compiler.is_compiling():
+        if name == "auto" and not torch.compiler.is_compiling():
             _say_once(f"backend {candidate} is not used for {call.op}: {reason}")
     raise RuntimeError(f"backend {name!r} cannot run this {call.op}: {reason}")
 
@@ -196,3 +140,17 @@ def explain(call: Call, name: str) -> Explanation:
     can_run = [each for each, can, _ in answers if can]
     wanted = AUTO if name == "auto" else (name,)
     return Explanation(next((each for each in wanted if each in can_run), ""), answers)
+
+
+def factorises(latents: int, rows: int) -> bool:
+    """Say whether the first layer is to be convolved over the whole map (else it is applied to gathered rows).
+
+    Args:
+        latents: H*W, the positions of one map.
+        rows: K*Q, the (query, corner) pairs that read it.
+
+    Returns:
+        True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
+        direct form, cost GATHERED_ROW * K*Q.
+    """
+    return exporting() or rows * GATHERED_ROW >= latents

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import Call, Place, Switches, cost, exporting, transformed
+from liif_fast.backends import factorises
+from liif_fast.call import Call, Place, Switches, Window, exporting, transformed
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -89,7 +90,7 @@ def decode(
     """Return the decoded queries, [B, Q, out]."""
     params = _params(weights, biases)
     train = _trains(feat, *params)
-    if not cost.factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
+    if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode_direct(feat, coord, cell, params, switches, train)
     activations = switches.corners * _decode.saved_width(weights)
     keep = _keep(train, recompute, coord.shape[0] * coord.shape[1], activations, feat.dtype)
@@ -99,7 +100,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],

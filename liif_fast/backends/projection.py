@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast.backends import exporting
+from liif_fast.call import exporting
 
 
 def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Tensor:

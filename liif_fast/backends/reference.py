@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast.backends import Call, Place, Switches, autocast_dtype, without_autocast
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres, plan_corners
 
 NAME = "reference"
@@ -81,7 +81,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO, Call, Place, Switches, autocast_dtype, exporting, transformed
+from liif_fast.backends import AUTO
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, exporting, transformed
 from liif_fast.ops.triton.decode import decode as _decode
 from liif_fast.ops.triton.decode import render as _render
 from liif_fast.ops.triton.fused_mlp import fused_mlp as _fused_mlp
@@ -119,7 +120,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from liif_fast.grid import render_by_query
+from liif_fast.layers import render_by_query
 
 
 class FeatureModel(nn.Module):

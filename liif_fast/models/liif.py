@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.checks import check_queries
-from liif_fast.grid import render_by_query
-from liif_fast.layers import decode_by_module
+from liif_fast.layers import decode_by_module, render_by_query
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.mlp import fusable
 from liif_fast.models.registry import make, register

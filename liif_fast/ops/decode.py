@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liif_fast.call import Place, Switches, Window
+from liif_fast.coord import latent_window
 from liif_fast.ops import define, refuse_second_order
 from liif_fast.ops.gather import gather as _gather
 from liif_fast.ops.gather import gather_backward as _gather_backward
@@ -51,8 +53,6 @@ _decode_direct = torch.ops.liif_fast.decode_direct.default
 _render = torch.ops.liif_fast.render.default
 _decode_backward = torch.ops.liif_fast.decode_backward.default
 _render_backward = torch.ops.liif_fast.render_backward.default
-
-Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 def saved_width(weights: Sequence[Tensor]) -> int:
@@ -184,7 +184,7 @@ def _input_grads(
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, keep: int, *params: Tensor
+        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, keep: int, *params: Tensor
     ) -> Tensor:
         weights, biases = list(params[0::2]), list(params[1::2])
         p = project(feat, weights[0], biases[0], switches.feat_unfold, 0, 0, feat.shape[2], feat.shape[3])
@@ -208,7 +208,9 @@ class _DecodeDirect(torch.autograd.Function):
     """As _Decode where few queries read a large map: neither pass touches latents that no query reads."""
 
     @staticmethod
-    def forward(ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, *params: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, *params: Tensor
+    ) -> Tensor:
         ctx.switches = switches
         ctx.save_for_backward(coord, cell, feat, *params)
         return decode_direct(feat, coord, cell, params, switches)
@@ -238,7 +240,7 @@ class _Render(torch.autograd.Function):
         cell: Tensor | None,
         size: tuple[int, int],
         region: Window,
-        switches: Any,
+        switches: Switches,
         keep: int,
         *params: Tensor,
     ) -> Tensor:
@@ -262,30 +264,16 @@ class _Render(torch.autograd.Function):
         return feat_grad, None, None, None, None, None, *layers
 
 
-def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
-    first, length = [], []
-    for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
-        # A query reads the two latents around it; two more are a margin for rounding, which grows with the map: the
-        # plan's shift of 1e-6 and a coordinate's rounding are parts of the whole axis.
-        margin = 3 + latents // 100_000
-        low = max((2 * start + 1) * latents // (2 * full) - margin, 0)
-        high = min((2 * (start + count) - 1) * latents // (2 * full) + margin, latents)
-        first.append(low)
-        length.append(max(high - low, 1))
-    return first[0], first[1], length[0], length[1]
-
-
 def _rendered(
     feat: Tensor,
     cell: Tensor | None,
     size: tuple[int, int],
     region: Window,
-    switches: Any,
+    switches: Switches,
     keep: int,
     weights: list[Tensor],
     biases: list[Tensor],
-    place: Window | None,
+    place: Place | None,
 ) -> tuple[Tensor, Tensor, Tensor, Window]:
     top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
     window = latent_window(size, region, (shape[0], shape[1]))
@@ -296,7 +284,13 @@ def _rendered(
 
 
 def decode(
-    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool, keep: int
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    params: Sequence[Tensor],
+    switches: Switches,
+    train: bool,
+    keep: int,
 ) -> Tensor:
     """Decode queries, [B, Q, out]; params are weight, bias, weight, ... of the MLP."""
     if train:
@@ -307,7 +301,7 @@ def decode(
 
 
 def decode_direct(
-    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Any, train: bool = False
+    feat: Tensor, coord: Tensor, cell: Tensor | None, params: Sequence[Tensor], switches: Switches, train: bool = False
 ) -> Tensor:
     """As `decode`, bit for bit, projecting only the latents that are read."""
     if train:
@@ -323,10 +317,10 @@ def render(
     region: Window,
     cell: Tensor | None,
     params: Sequence[Tensor],
-    switches: Any,
+    switches: Switches,
     train: bool,
     keep: int,
-    place: Window | None = None,
+    place: Place | None = None,
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, [B, out, h, w]; `place` (not in training) says where feat lies."""
     if train:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liif_fast.call import Switches
 from liif_fast.ops import define, refuse_second_order
 
 define("gather_corners", "(Tensor feat, Tensor coord, Tensor? cell, bool unfold, bool ensemble) -> (Tensor, Tensor)")
@@ -52,7 +53,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_corners(
-    feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Any, train: bool
+    feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, train: bool
 ) -> tuple[Tensor, Tensor]:
     """Return x [B, Q, K, in_dim] and weight [B, Q, K]."""
     function = _Gather.apply if train else gather

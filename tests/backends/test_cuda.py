@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from liif_fast import backends, explain, functional
-from liif_fast.backends import Call, Switches, cuda
+from liif_fast.backends import cuda
+from liif_fast.call import Call, Switches
 from liif_fast.ops import sm90
 
 from ..ops.support import Problem

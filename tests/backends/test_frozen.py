@@ -8,7 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import liif_fast
-from liif_fast.backends import Switches, cpu, cuda
+from liif_fast.backends import cpu, cuda
+from liif_fast.call import Switches
 from liif_fast.functional import frozen_weights
 from liif_fast.layers import linear_chain
 from liif_fast.ops import sm90

@@ -13,8 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from liif_fast.backends import Switches
 from liif_fast.backends import triton as backend
+from liif_fast.call import Switches
 from liif_fast.kernels import backward, decode, host, project, render, scatter
 from liif_fast.ops.triton import decode as operators
 

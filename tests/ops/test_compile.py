@@ -11,7 +11,7 @@ from liif_fast import LIIFDecoder, functional
 from . import oracle
 from .support import ALL_SWITCHES, BACKENDS, Problem, same_bits
 
-# Whatever the sizes, one graph, or one for many queries and one for few on a large map (see backends/cost.py).
+# Whatever the sizes, one graph, or one for many queries and one for few on a large map (see backends.factorises).
 SIZES = {
     "many": [((13, 17), 163), ((9, 21), 1000), ((2, 3), 5), ((40, 33), 4097)],
     "few": [((13, 17), 11), ((40, 33), 63), ((9, 30), 7), ((60, 3), 2)],

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.backends import Switches
+from liif_fast.call import Place, Switches, Window
+from liif_fast.coord import latent_window
 from liif_fast.ops import refuse_second_order
-from liif_fast.ops.decode import Window, latent_window
 from liif_fast.ops.triton import cast, float32, operator, saved
 from liif_fast.ops.triton.project import project, project_backward
 
@@ -183,7 +183,7 @@ def _rendered(
     switches: Switches,
     keep: int,
     low: Sequence[Tensor],
-    place: Window | None = None,
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Window]:
     feat, *params = low
     weights, biases = params[0::2], params[1::2]
@@ -221,7 +221,7 @@ def render(
     dtype: torch.dtype,
     inputs: Sequence[Tensor],
     train: bool,
-    place: Window | None = None,
+    place: Place | None = None,
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, float32 [B, out, h, w]; inputs as for `decode`.
 

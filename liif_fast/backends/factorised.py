@@ -3,7 +3,7 @@
 The first layer splits by columns, W1 x + b1 = (W1z z + b1) + W1r rel + W1c cell'. Its first part is one convolution
 of the whole map, P [B, H, W, h]; queries gather rows of P and add the rest. The corners are summed before the last
 layer, which is linear and whose weights sum to one. Where few queries read a large map, the first part is applied to
-gathered rows instead (the direct form, see cost.py).
+gathered rows instead (the direct form, see `factorises`).
 
 Queries go chunk by chunk, so that memory beyond inputs, outputs and P does not grow with their number. In training
 the same holds once the hidden activations exceed KEEP_BYTES (or with recompute=True): each chunk is computed again in
@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.backends import Call, Place, Switches, autocast_dtype, cost, without_autocast
+from liif_fast.backends import factorises
 from liif_fast.backends.projection import project
-from liif_fast.coord import centres_at, plan_corners
-from liif_fast.ops.decode import latent_window
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
+from liif_fast.coord import centres_at, latent_window, plan_corners
 
 NAME = "torch"
 PLACES = True
@@ -37,7 +37,7 @@ def can_run(call: Call) -> tuple[bool, str]:
     """Everything runs here."""
     if call.op in ("decode", "render"):
         latents = call.shape[2] * call.shape[3]
-        factorised = cost.factorises(latents, call.switches.corners * call.queries)
+        factorised = factorises(latents, call.switches.corners * call.queries)
         return True, "factorised form in plain PyTorch" if factorised else "direct form (few queries) in plain PyTorch"
     return True, "plain PyTorch"
 
@@ -318,7 +318,7 @@ def _decode(
     batch, channels, height, width = feat.shape
     latent_dim = channels * 9 if switches.feat_unfold else channels
     rows = switches.corners * queries
-    factorised = cost.factorises(height * width, rows)
+    factorised = factorises(height * width, rows)
     widest = max(weight.shape[0] for weight in weights) * dtype.itemsize
     decoder = _Decoder(
         shape=(batch, height, width),
@@ -381,7 +381,7 @@ def decode(
 def render(
     feat: Tensor,
     size: tuple[int, int],
-    region: tuple[int, int, int, int],
+    region: Window,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -399,7 +399,7 @@ def render(
 
 
 def under(
-    feat: Tensor, size: tuple[int, int], region: tuple[int, int, int, int], switches: Switches, place: Place
+    feat: Tensor, size: tuple[int, int], region: Window, switches: Switches, place: Place
 ) -> tuple[Tensor, Place | None]:
     """Return the part of feat that a region reads, so that no more is projected, and its place."""
     at, shape = place[:2], place[2:]

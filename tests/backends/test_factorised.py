@@ -5,8 +5,7 @@ import itertools
 import pytest
 import torch
 
-from liif_fast.backends import cost
-from liif_fast.backends import torch as backend
+from liif_fast.backends import factorised as backend
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
 from liif_fast.layers import LIIFDecoder, linear_chain
 
@@ -40,7 +39,7 @@ def small_chunks(monkeypatch):
 
 @pytest.fixture(params=["factorised", "direct"])
 def form(request, monkeypatch):
-    monkeypatch.setattr(cost, "factorises", lambda latents, rows: request.param == "factorised")
+    monkeypatch.setattr(backend, "factorises", lambda latents, rows: request.param == "factorised")
 
 
 @pytest.mark.parametrize("hidden", [(), (8,), (16, 12, 16)])

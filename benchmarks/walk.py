@@ -1,0 +1,85 @@
+"""Count the files of a call: those that a reader opens from `LIIFDecoder.forward` to the first decode kernel.
+
+    python -m benchmarks.walk
+
+Every Python file of liif_fast/ and kernels/ counts in which a function is called on the way. The CPU's walk ends where
+the C++ operator returns, Triton's at the launch of its kernel, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ROOMS = (ROOT / "liif_fast", ROOT / "kernels")
+
+
+class _Launched(Exception):
+    """The decode kernel is about to start."""
+
+
+def files_of(call: Callable[[], object]) -> list[str]:
+    """Return the files of ROOMS in the order in which `call` first enters them."""
+    seen: dict[str, None] = {}
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and any(room in path.parents for room in ROOMS):
+            seen.setdefault(str(path.relative_to(ROOT)))
+
+    sys.setprofile(look)
+    try:
+        call()
+    except _Launched:
+        pass
+    finally:
+        sys.setprofile(None)
+    return list(seen)
+
+
+def walk(backend: str) -> list[str]:
+    """Return the files of a training call of LIIFDecoder on `backend`, "cpu" or "triton"."""
+    import torch
+
+    from liif_fast import LIIFDecoder
+
+    decoder = LIIFDecoder(4, hidden_list=(16, 16), backend=backend)
+    feat, coord, cell = torch.randn(1, 4, 5, 6), torch.rand(1, 8, 2), torch.rand(1, 8, 2)
+
+    def call() -> None:
+        decoder(feat.requires_grad_(), coord, cell)
+
+    call()  # imports and caches are not on the way
+    if backend == "cpu":
+        return files_of(call)
+    from liif_fast.kernels import decode
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            def launch(*_: object, **__: object) -> None:
+                raise _Launched
+
+            return launch
+
+    kernel, decode.decode_kernel = decode.decode_kernel, Kernel()
+    try:
+        return files_of(call)
+    finally:
+        decode.decode_kernel = kernel
+
+
+def main() -> None:
+    """Print both walks."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for backend in ("cpu", "triton"):
+        files = walk(backend)
+        print(f"{backend}: {len(files)} files\n  " + "\n  ".join(files))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Imports run downwards: the call, the operators, the backends, the public functions, the modules."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import liif_fast
+
+ROOT = Path(liif_fast.__file__).parent
+# Each may import those before it, and itself.
+STOREYS = ("call", "coord", "ops", "backends", "checks", "functional", "layers", "models")
+
+
+def imported(source: str) -> set[str]:
+    """Return the rooms of liif_fast that a module imports, wherever in the module it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "liif_fast":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("liif_fast."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("liif_fast.")}
+    return found
+
+
+@pytest.mark.parametrize("room", STOREYS)
+def test_no_module_imports_a_storey_above_its_own(room):
+    above = set(STOREYS[STOREYS.index(room) + 1 :])
+    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py"))
+    assert files
+    wrong = {str(file.relative_to(ROOT)): imported(file.read_text()) & above for file in files}
+    assert not {name: rooms for name, rooms in wrong.items() if rooms}
