@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import liif_fast
-from liif_fast.imageio import open_image, write_image
+from liif_fast.images import open_image, write_image
 from liif_fast.upscaling import default_model_path, upscale
 
 PHOTO = Path(liif_fast.__file__).parent / "assets" / "chelsea.png"

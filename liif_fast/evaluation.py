@@ -21,7 +21,7 @@ from liif_fast.data.datasets import image_name
 from liif_fast.data.resize import bicubic_resize
 from liif_fast.data.samples import unpack
 from liif_fast.encode import encode
-from liif_fast.imageio import write_image
+from liif_fast.images import write_image
 from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
 from liif_fast.models.base import FeatureModel
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.imageio import open_image
+from liif_fast.images import open_image
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.upscaling import resolve_model, upscale_strips

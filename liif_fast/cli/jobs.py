@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from liif_fast.imageio import FORMATS, READABLE, ImageFileError, check_format, check_input, check_output
-from liif_fast.imageio.errors import reason
+from liif_fast.images import FORMATS, READABLE, ImageFileError, check_format, check_input, check_output
+from liif_fast.images.errors import reason
 
 EXISTING = ("replace", "skip", "error")
 

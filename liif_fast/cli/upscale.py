@@ -9,8 +9,8 @@ from liif_fast.cli import EXIT_CODES, say
 from liif_fast.cli.jobs import EXISTING, Job, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
-from liif_fast.imageio import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
-from liif_fast.imageio.errors import reason
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
+from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\

@@ -5,7 +5,7 @@ import operator
 from typing import Any, cast
 
 from liif_fast.checks import check_integers
-from liif_fast.imageio.errors import WHY_NOT_SMALLER
+from liif_fast.images.errors import WHY_NOT_SMALLER
 
 MAX_PIXELS = 2**30  # of an output that is held in memory
 MAX_FILE_PIXELS = 2**36  # of an output that is written strip by strip: beyond, it is a slip of the keyboard

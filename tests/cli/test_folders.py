@@ -14,7 +14,7 @@ from PIL import Image
 import liif_fast
 from liif_fast import upscaling
 from liif_fast.cli import main
-from liif_fast.imageio import read_image, write_strips
+from liif_fast.images import read_image, write_strips
 
 ROOT = Path(liif_fast.__file__).parents[1]
 
@@ -327,7 +327,7 @@ def test_interrupted_in_a_folder(
     failure: type[BaseException],
 ) -> None:
     """Ctrl-C ends the run, and what is finished stays; another failure ends its file alone."""
-    from liif_fast.imageio import tiff, writing  # noqa: F401 - imported before the failure
+    from liif_fast.images import tiff, writing  # noqa: F401 - imported before the failure
 
     def fail(*args: object) -> None:
         raise failure

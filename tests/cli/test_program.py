@@ -190,7 +190,7 @@ def test_info_of_a_damaged_installation(
 
 
 def test_traceback_on_request(tmp_path: Path) -> None:
-    with pytest.raises(liif_fast.imageio.ImageFileError):
+    with pytest.raises(liif_fast.images.ImageFileError):
         main(["--traceback", "upscale", str(tmp_path / "none.png"), str(tmp_path / "out.png"), "--scale=2"])
 
 

@@ -231,7 +231,7 @@ def test_interruption_at_any_strip_leaves_nothing(
     model: nn.Module, picture: NDArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
 ) -> None:
     source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
-    liif_fast.imageio.write_strips(source, [picture[:20]], (20, 70, 3), 8, {})
+    liif_fast.images.write_strips(source, [picture[:20]], (20, 70, 3), 8, {})
     monkeypatch.setattr(strips, "STRIP_QUERIES", 140 * 8)
     whole = features.Features.render
     for last in range(5):
@@ -259,7 +259,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from liif_fast.models import make
 from liif_fast.upscaling import features, upscale_file
-from liif_fast.imageio import write_strips
+from liif_fast.images import write_strips
 features.FEATURE_BYTES = 8 << 20
 torch.manual_seed(0)
 encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 32, "no_upsampling": True}}

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from liif_fast import imageio
+from liif_fast import images
 from liif_fast.files import atomic_file
-from liif_fast.imageio import (
+from liif_fast.images import (
     ImageFileError,
     check_output,
     mode_of,
@@ -26,7 +26,7 @@ from liif_fast.imageio import (
     write_strips,
     writing,
 )
-from liif_fast.imageio import png as png_writer
+from liif_fast.images import png as png_writer
 
 from .support import gradient, picture
 
@@ -80,7 +80,7 @@ def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 37])
-@pytest.mark.parametrize("extension", [key[1:] for key in imageio.FORMATS])
+@pytest.mark.parametrize("extension", [key[1:] for key in images.FORMATS])
 def test_every_format_is_written(tmp_path: Path, extension: str, rows: int) -> None:
     """In strips of any height, bit for bit where the format is lossless."""
     path = tmp_path / f"a.{extension}"
@@ -137,7 +137,7 @@ def test_an_iterator_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("extension", [key[1:] for key in imageio.FORMATS])
+@pytest.mark.parametrize("extension", [key[1:] for key in images.FORMATS])
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageOps
 
-from liif_fast.imageio import exif
-from liif_fast.imageio.colour import COLOUR, read_colour
-from liif_fast.imageio.errors import ImageFileError, reason, too_large
-from liif_fast.imageio.tiff import read_deep_tiff
+from liif_fast.images import exif
+from liif_fast.images.colour import COLOUR, read_colour
+from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.images.tiff import read_deep_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-logger = logging.getLogger("liif_fast.imageio")
+logger = logging.getLogger("liif_fast.images")
 
 # Only raster formats that Pillow decodes itself: an .eps, for one, would start Ghostscript.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")

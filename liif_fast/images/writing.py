@@ -12,16 +12,16 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image
 
 from liif_fast.files import atomic_file
-from liif_fast.imageio.colour import COLOUR, looks_like_srgb
-from liif_fast.imageio.errors import ImageFileError, reason
-from liif_fast.imageio.exif import for_tiff, resized
-from liif_fast.imageio.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
-from liif_fast.imageio.tags import Layout, add_to_first, pack_folder
+from liif_fast.images.colour import COLOUR, looks_like_srgb
+from liif_fast.images.errors import ImageFileError, reason
+from liif_fast.images.exif import for_tiff, resized
+from liif_fast.images.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
+from liif_fast.images.tags import Layout, add_to_first, pack_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-logger = logging.getLogger("liif_fast.imageio")
+logger = logging.getLogger("liif_fast.images")
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
@@ -144,7 +144,7 @@ def _write(
     metadata: dict[str, Any],
 ) -> None:
     if kind is PNG:
-        from liif_fast.imageio.png import write_png
+        from liif_fast.images.png import write_png
 
         write_png(file, strips, shape, depth, metadata)
     elif kind is TIFF:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from liif_fast.imageio.colour import COLOUR
-from liif_fast.imageio.errors import ImageFileError
+from liif_fast.images.colour import COLOUR
+from liif_fast.images.errors import ImageFileError
 
 
 class Format(NamedTuple):

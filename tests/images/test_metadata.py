@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import IFDRational
 
-from liif_fast.imageio import (
+from liif_fast.images import (
     FORMATS,
     open_image,
     read_image,
@@ -18,8 +18,8 @@ from liif_fast.imageio import (
     write_strips,
     writing,
 )
-from liif_fast.imageio.colour import COLOUR, read_colour
-from liif_fast.imageio.exif import of_tiff, resized
+from liif_fast.images.colour import COLOUR, read_colour
+from liif_fast.images.exif import of_tiff, resized
 
 from .support import gradient, picture, png
 

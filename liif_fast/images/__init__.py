@@ -3,10 +3,10 @@
 Nothing here imports torch, so that a bad path is reported before anything heavy is loaded.
 """
 
-from liif_fast.imageio.errors import WHY_NOT_SMALLER, ImageFileError
-from liif_fast.imageio.formats import FORMATS, Format, check_format, check_output, mode_of
-from liif_fast.imageio.reading import READABLE, SUPPORTED_MODES, Picture, check_input, normalise, open_image, read_image
-from liif_fast.imageio.writing import write_image, write_strips
+from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
+from liif_fast.images.formats import FORMATS, Format, check_format, check_output, mode_of
+from liif_fast.images.reading import READABLE, SUPPORTED_MODES, Picture, check_input, normalise, open_image, read_image
+from liif_fast.images.writing import write_image, write_strips
 
 __all__ = [
     "FORMATS",

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from liif_fast.imageio.colour import COLOUR
+from liif_fast.images.colour import COLOUR
 
 _METRES_PER_INCH = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> gray, gray with alpha, RGB, RGBA

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from liif_fast.imageio import (
+from liif_fast.images import (
     ImageFileError,
     normalise,
     open_image,

@@ -6,7 +6,7 @@ from typing import IO
 
 from PIL import ExifTags
 
-from liif_fast.imageio.tags import Folder, Layout, Value, open_first, pack_folder, place_of, read_folder
+from liif_fast.images.tags import Folder, Layout, Value, open_first, pack_folder, place_of, read_folder
 
 # Tags of a TIFF's first folder that are of the picture: document's name, description, make, model, date, artist, host
 # computer, copyright, two ratings, and what Windows adds: title, comment, author, keywords, subject.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from liif_fast.imageio.errors import ImageFileError, too_large
-from liif_fast.imageio.exif import of_tiff
+from liif_fast.images.errors import ImageFileError, too_large
+from liif_fast.images.exif import of_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
