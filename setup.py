@@ -146,6 +146,14 @@ def write_info(package: str, cpu: dict, cuda: dict) -> None:
     Path(package, "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
+def check_mark(name: str, library: Path) -> None:
+    """Raise if the linked library lacks the mark without which liif_fast/extension.py does not load it."""
+    found = re.search(rf'"{name}": (\d+)', Path("liif_fast/extension.py").read_text())
+    mark = f"liif_fast/{name} interface {found and found.group(1)};"
+    if mark.encode() not in library.read_bytes():
+        raise RuntimeError(f"the linker has dropped {mark!r} from {library.name}: look at LDFLAGS")
+
+
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
@@ -175,7 +183,9 @@ class BuildExt(build_ext):
         name = ext.name.split(".")[-1]
         build, required = (self.run_nvcc, CUDA) if name == "_C_sm90" else (self.compile_and_link, CPU)
         try:
-            self.outcome[name] = {"built": True, **build(ext)}
+            how = build(ext)
+            check_mark(name, Path(self.get_ext_fullpath(ext.name)))
+            self.outcome[name] = {"built": True, **how}
         except Exception as error:
             if required == "1":
                 raise

@@ -185,7 +185,8 @@ def in_a_process(
     start, ended = time.monotonic(), ""
     with tempfile.TemporaryDirectory() as folder:
         answer, output = Path(folder) / "answer.json", Path(folder) / "output"
-        command = [sys.executable, __file__, "--section", name, "--out", str(answer), *(["--check"] if check else [])]
+        command = [sys.executable, __file__, "--section", name, "--out", str(answer)]
+        command += ["--parent", str(os.getpid()), *(["--check"] if check else [])]
         with output.open("w") as file:  # a session of its own: what the section started ends with it
             process = subprocess.Popen(
                 command,
@@ -245,9 +246,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS})")
     parser.add_argument("--check", action="store_true", help="on a CPU, tiny: shows that the script works")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # who may be gone before torch is imported
     options = parser.parse_args()
     if options.section:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
         gpu_sections.keep = lambda found: _write(options.out, found)
         _write(options.out, section(options.section, options.check))
         return 0

@@ -18,6 +18,8 @@ Chain = tuple[list[Tensor], list[Tensor]]
 
 def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Sequential:
     """Linear and ReLU in turn, then a Linear; the indices of the Linears, 0, 2, 4, ..., name the checkpoint's keys."""
+    if not isinstance(hidden_list, Sequence) or not all(type(width) is int and width > 0 for width in hidden_list):
+        raise ValueError(f"hidden_list must be a list of positive integers, such as [256], got {hidden_list!r:.80}")
     layers: list[nn.Module] = []
     for width in hidden_list:
         layers += [nn.Linear(in_dim, width), nn.ReLU()]

@@ -56,3 +56,19 @@ def test_older_sources_are_not_loaded(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(extension.INTERFACES, name, 1000)
     assert f"({built.name} is built from older or newer sources: rebuild)" in backend._load()
     assert len(loaded) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the flag is GNU ld's")
+@pytest.mark.parametrize(("name", "source"), [("_C", "cpu/library.cpp"), ("_C_sm90", "cuda/operators.h")])
+def test_a_linker_that_drops_unreferenced_sections_keeps_the_mark(name, source, tmp_path):
+    """As conda's default flags do; the mark's lines alone are compiled, in seconds not minutes."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    text = (extension.FOLDER.parent / "csrc" / source).read_text()
+    lines = text[text.index("// Looked for in the file") : text.index("STABLE_TORCH_LIBRARY_IMPL")]
+    (tmp_path / "mark.cpp").write_text(lines)
+    made = tmp_path / f"{name}.so"
+    flags = ["-shared", "-fPIC", "-O3", "-fvisibility=hidden", "-fdata-sections", "-Wl,--gc-sections"]
+    subprocess.run([compiler, *flags, str(tmp_path / "mark.cpp"), "-o", str(made)], check=True)
+    assert f"liif_fast/{name} interface {extension.INTERFACES[name]};".encode() in made.read_bytes()

@@ -119,6 +119,8 @@ def _switches(module: Any) -> dict[str, Any]:
 def _check_attributes(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be an instance of the original LIIF class, got {type(module).__name__}")
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(f"module is a {type(module).__name__}: pass its .module, and wrap that afterwards")
     missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
     if missing:
         raise TypeError(f"module must be an instance of the original LIIF class, but it has no {', '.join(missing)}")

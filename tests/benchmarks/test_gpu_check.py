@@ -115,6 +115,17 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
     assert record["sections"]["tests"] == {"ok": True, "passed": 512} and "tests" in record["unfinished"]
 
 
+def test_a_section_whose_parent_died_before_it_began_ends(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", str(gone.pid)]
+    section = subprocess.Popen([*command, "--out", str(tmp_path / "answer.json")], cwd=ROOT, start_new_session=True)
+    try:
+        assert section.wait(60) == -signal.SIGKILL
+    finally:
+        section.kill()
+
+
 def test_what_there_is_no_time_for_is_said(tmp_path):
     done, record = run(tmp_path, "--only", "overhead", "--seconds", "1")
     assert done.returncode == 1 and record is None

@@ -159,3 +159,8 @@ def test_pickle(plain):
     assert type(again) is type(module)
     assert torch.equal(again(inp, *query()), module(inp, *query()))
     assert pickle.dumps(args) is not None
+
+
+def test_a_wrapped_module_says_what_to_pass(plain):
+    with pytest.raises(TypeError, match=r"is a DataParallel: pass its \.module"):
+        accelerate(nn.DataParallel(plain.LIIF()))
