@@ -1,7 +1,8 @@
 """Model files: the original's `.pth` and `.safetensors`. Nothing in a file is ever run.
 
 `.pth` holds `{'model': {'name', 'args', 'sd'}, ...}` and is read with `weights_only=True`. `.safetensors` holds the
-tensors, and as JSON in its metadata `spec` (name and arguments) and `data_norm`. A file is believed only after the
+tensors, and as JSON in its metadata `spec` (name and arguments) and `data_norm`. Where the metadata says more than the
+tensors show, one more tensor makes strict readers that drop it refuse the file. A file is believed only after the
 model that its spec describes has been laid out on the meta device, never larger than the file's own tensors, and
 every name and shape agrees.
 """
@@ -29,6 +30,10 @@ from liif_fast.models.registry import make
 
 HALF = {"sub": [0.5], "div": [0.5]}
 DATA_NORM = {"inp": HALF, "gt": HALF}  # of every config of the original; a .pth of the original does not say
+TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is misread without its metadata
+VERSION = 1.0
+# Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
+UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1}
 MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
 Spec = dict[str, Any]
@@ -79,6 +84,10 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model to a file that `load_model` reads; the old file stays until the new one is whole.
 
+    A `.safetensors` whose metadata cannot be dropped without another image coming out (a residual, no local ensemble, a
+    res_scale other than 1, a data_norm other than 0.5) also holds the tensor `liif_fast.metadata_version`, because of
+    which a strict reader of the tensors alone refuses it.
+
     Args:
         model: has `spec`, as every model of `make` has; its `data_norm`, if any, goes along.
         path: ends in `.safetensors`, or in `.pth` or `.pt` for the original's format.
@@ -104,6 +113,10 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         from safetensors.torch import save
 
         metadata = {"format": "pt", "spec": json.dumps(spec), "data_norm": json.dumps(data_norm)}
+        if data_norm != DATA_NORM or any(
+            getattr(module, name, usual) != usual for module in model.modules() for name, usual in UNSEEN.items()
+        ):
+            sd[TRACE] = torch.tensor([VERSION])
         with atomic_file(path) as file:
             file.write(save(sd, metadata))
     elif suffix in (".pth", ".pt"):
@@ -200,7 +213,14 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     except SafetensorError as error:
         raise ModelFileError(f"not a readable safetensors file: {error}") from error
     if "spec" not in metadata:
-        raise ModelFileError("its metadata has no 'spec'; it was not written by liif_fast")
+        raise ModelFileError(
+            "its metadata has no 'spec': liif_fast did not write it, or a converter dropped the metadata"
+        )
+    version = sd.pop(TRACE, None)  # absent where it is not needed, and in older files
+    if version is not None and version.tolist() != [VERSION]:
+        raise ModelFileError(
+            f"its {TRACE} is {version.tolist()!r:.40}, this liif_fast reads [{VERSION}]: install a newer one"
+        )
     spec = json.loads(metadata["spec"])
     if not isinstance(spec, dict):
         raise ModelFileError(f"spec must be a dict, got {type(spec).__name__}")

@@ -1,4 +1,4 @@
-"""Transparency: no hidden colour bleeds into the edges, and what was opaque stays opaque."""
+"""Transparency and gray: no hidden colour bleeds into the edges, opaque stays opaque, gray stays gray."""
 
 import numpy as np
 import torch
@@ -7,6 +7,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.upscaling.plan import Region
+
+
+def is_gray(pixels: NDArray) -> bool:
+    """Tell whether R, G and B are equal in every visible pixel of an image.
+
+    Args:
+        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts.
+    """
+    hides = pixels.shape[2] == 4 and pixels[..., 3].any()
+    colours = (row[row[:, 3] > 0] if hides else row for row in pixels)
+    return all((row[:, :3] == row[:, :1]).all() for row in colours)
 
 
 def fill_hidden(pixels: NDArray, top: float) -> NDArray:
@@ -44,7 +55,10 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
 
 
 def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[int, int], region: Region) -> Tensor:
-    """Clamp rendered values to the range of the 3x3 pixels of the low-resolution plane around each of them.
+    """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
+
+    The range is that of the 3x3 nearest pixels. Where the nearest pixel and the bicubic interpolation both say 0, or
+    both 1, nothing else is allowed, because a model rings around an outline.
 
     Args:
         values: `[h, w]`, the window `region` of an image of `size`.
@@ -54,11 +68,48 @@ def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[in
         region: (top, left, height, width).
     """
     (height, width), (first, left, h, w) = plane.shape, region
-    rows = (torch.arange(first, first + h) * 2 + 1) * height // (2 * size[0])
-    cols = (torch.arange(left, left + w) * 2 + 1) * width // (2 * size[1])
-    y0, y1 = max(int(rows[0]) - 1, 0), min(int(rows[-1]) + 2, height)
-    x0, x1 = max(int(cols[0]) - 1, 0), min(int(cols[-1]) + 2, width)
-    near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1], dtype=np.float32))[None, None] / top
-    high = F.max_pool2d(near, 3, 1, 1)[0, 0][rows - y0][:, cols - x0]
-    low = -F.max_pool2d(-near, 3, 1, 1)[0, 0][rows - y0][:, cols - x0]
+    rows, row_taps, row_weights = _positions(first, h, height, size[0])
+    cols, col_taps, col_weights = _positions(left, w, width, size[1])
+    y0, x0 = int(row_taps.min()), int(col_taps.min())
+    y1, x1 = int(row_taps.max()) + 1, int(col_taps.max()) + 1
+    near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1], dtype=np.float32)) / top
+    rows, row_taps, cols, col_taps = rows - y0, row_taps - y0, cols - x0, col_taps - x0
+    high = F.max_pool2d(near[None, None], 3, 1, 1)[0, 0][rows][:, cols]
+    low = -F.max_pool2d(-near[None, None], 3, 1, 1)[0, 0][rows][:, cols]
+    levels = top if top > 1 else 65535
+    near = (near * levels).round()
+    nearest = near[rows][:, cols]
+    wide = _sum_of_four(near.T, col_taps, col_weights, levels).T
+    bicubic = _sum_of_four(wide, row_taps, row_weights, levels)
+    high[(nearest == 0) & (bicubic == 0)] = 0
+    low[(nearest == levels) & (bicubic == levels)] = 1
     return torch.minimum(torch.maximum(values, low.to(values.device)), high.to(values.device))
+
+
+def _positions(first: int, count: int, size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Locate output pixels in the input along one axis.
+
+    Args:
+        first: the first output pixel.
+        count: how many.
+        size_in, size_out: pixels of the whole axis.
+
+    Returns:
+        The nearest input pixel `[count]`, the four that the bicubic kernel reads `[4, count]`, and their weights
+        `[4, count]`: Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
+    """
+    twice = (torch.arange(first, first + count) * 2 + 1) * size_in  # the centre times 2 * size_out: exact
+    taps = (twice - size_out).div(2 * size_out, rounding_mode="floor") + torch.arange(-1, 3)[:, None]
+    x = (taps + 0.5 - twice.double() / (2 * size_out)).abs()
+    weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+    weights = weights * ((taps >= 0) & (taps < size_in))
+    return twice // (2 * size_out), taps.clamp(0, size_in - 1), (weights / weights.sum(0)).float()
+
+
+def _sum_of_four(plane: Tensor, taps: Tensor, weights: Tensor, levels: float) -> Tensor:
+    """Weigh four rows of a plane `[n, m]` for each of `count` rows, rounded to levels as in Pillow.
+
+    Sums one row after the other, so that every window gives the same bits.
+    """
+    first, *others = (plane[taps[k]] * weights[k, :, None] for k in range(4))
+    return (sum(others, first) + 0.5).floor().clamp(0, levels)

@@ -43,10 +43,11 @@ def upscale(
     """Upscale an image to any size with a LIIF model (LIIF, section 3).
 
     Colour, gray and alpha come out as they came in: mode, dtype, ICC profile, EXIF data (with the new size). Gray goes
-    through the model as three equal channels and their mean comes back. Alpha goes through it alone, like a gray image,
-    and is kept within the range of the 3x3 input pixels around; the colour under fully transparent pixels is first
-    replaced by that of the visible pixels next to it. So no hidden colour bleeds into the edges, and what was opaque
-    stays opaque.
+    through the model as three equal channels and their mean comes back; so does RGB where R, G and B are equal in every
+    visible pixel of the whole input. Alpha goes through it alone, like a gray image, and is kept within the range of
+    the 3x3 input pixels around; where the nearest input pixel and the bicubic interpolation both are 0, or both 1, so
+    is it. The colour under fully transparent pixels is first replaced by that of the visible pixels next to it. So no
+    hidden colour bleeds into the edges, nothing appears outside an outline, and what was opaque stays opaque.
 
     Args:
         image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from liif_fast.functional import frozen_weights
 from liif_fast.models.base import FeatureModel
-from liif_fast.upscaling.alpha import fill_hidden, within_neighbours
+from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
 from liif_fast.upscaling.devices import free_cached, out_of_memory
 from liif_fast.upscaling.features import Features, encoder_for
 from liif_fast.upscaling.options import Options, check_options
@@ -61,8 +61,11 @@ class _Canvas:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
         self.size, self.region, self.dtype = size, region, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
-        self.channels = pixels.shape[2]
-        self.alpha = None if self.channels in (1, 3) else pixels[..., -1]
+        self.colours = 3 if pixels.shape[2] >= 3 else 1
+        if self.colours == 3 and is_gray(pixels):  # decided on the whole image, so that every region of it agrees
+            pixels = pixels[..., ::3]  # R, and alpha if there is one
+        self.gray = pixels.shape[2] < 3
+        self.alpha = None if pixels.shape[2] in (1, 3) else pixels[..., -1]
         planes = [(pixels, self.top)]
         if self.alpha is not None:
             planes = [(pixels[..., :-1], self.top)]
@@ -115,8 +118,8 @@ class _Canvas:
         """A window `[h, w, C]`, float32, clamped to [0, 1]."""
         with self.frozen:
             channels = self.planes[0].render(region)
-        if self.channels < 3:
-            channels = channels.mean(0, keepdim=True)
+        if self.gray:
+            channels = channels.mean(0, keepdim=True).expand(self.colours, -1, -1)
         if len(self.planes) == 2:
             assert self.alpha is not None
             with self.frozen:

@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from liif_fast import load_model, models, save_model
 from liif_fast.models import ModelFileError
@@ -345,6 +345,59 @@ def test_safetensors_metadata(tmp_path, tiny):
     path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
     with pytest.raises(ModelFileError, match="not a readable safetensors file"):
         load_model(path)
+
+
+TRACE = "liif_fast.metadata_version"
+
+
+@pytest.mark.parametrize(
+    ("change", "traced"),
+    [
+        ({}, False),
+        ({"feat_unfold": False, "cell_decode": False}, False),  # the shape of the first layer shows these
+        ({"residual": "bilinear"}, True),
+        ({"local_ensemble": False}, True),
+        ({"res_scale": 0.1}, True),
+        ({"data_norm": {"inp": HALF, "gt": {"sub": [0.0], "div": [1.0]}}}, True),
+    ],
+)
+def test_dropped_metadata_is_noticed(tmp_path, tiny_spec, change, traced):
+    """A reader of the tensors alone refuses a file that would give it another image; every other file is as before."""
+    args = {key: value for key, value in change.items() if key not in ("res_scale", "data_norm")}
+    spec = tiny_spec(**args)
+    shown = tiny_spec(**{key: value for key, value in args.items() if key in ("feat_unfold", "cell_decode")})
+    spec["args"]["encoder_spec"]["args"] |= {key: change[key] for key in change if key == "res_scale"}
+    model, path = models.make(spec), tmp_path / "model.safetensors"
+    model.data_norm = change.get("data_norm", {"inp": HALF, "gt": HALF})
+    save_model(model, path)
+    tensors = load_file(path)
+    assert (TRACE in tensors) == traced
+    assert tensors.keys() - {TRACE} == model.state_dict().keys()
+    reader = models.make(shown)
+    if traced:
+        with pytest.raises(RuntimeError, match=TRACE):
+            reader.load_state_dict(tensors)
+        with pytest.raises(ModelFileError, match=TRACE):
+            load_model({"model": {**shown, "sd": tensors}})
+    else:
+        reader.load_state_dict(tensors)
+    save_file(tensors, tmp_path / "converted.safetensors")
+    with pytest.raises(ModelFileError, match="dropped the metadata"):
+        load_model(tmp_path / "converted.safetensors")
+    metadata = {"spec": json.dumps(model.spec), "data_norm": json.dumps(model.data_norm)}
+    save_file(model.state_dict(), tmp_path / "old.safetensors", metadata)
+    inp = torch.rand(1, 3, 5, 6)
+    for file in (path, tmp_path / "old.safetensors"):
+        again = load_model(file)
+        assert torch.equal(again.render(inp, (9, 11)), model.eval().render(inp, (9, 11)))
+        assert again.data_norm == model.data_norm
+    save_file({**model.state_dict(), TRACE: torch.tensor([2.0])}, path, metadata)
+    with pytest.raises(ModelFileError, match=r"reads \[1\.0\]: install a newer one"):
+        load_model(path)
+
+
+def test_the_shipped_model_is_not_misread():
+    assert TRACE in load_file(models.catalogue.shipped_model())
 
 
 def test_save_to_a_buffer_of_the_original(tiny):

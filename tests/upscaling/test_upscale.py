@@ -150,6 +150,60 @@ def test_no_halo_and_no_holes(model: nn.Module) -> None:
     assert (black[radius > 12, 3] == 0).all()
 
 
+@pytest.mark.parametrize("size", [(61, 52), (48, 48), (97, 75)])
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_no_specks_outside_an_outline_and_no_holes_inside(
+    model: nn.Module, size: tuple[int, int], invert: bool, dtype: type
+) -> None:
+    """Where the nearest alpha and Pillow's bicubic both are empty, or both full, so is it, in any strip or region."""
+    ringing = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in ringing.imnet.layers[-1].parameters():
+            parameter.mul_(20)
+    icon = disc(200, 0)
+    icon[::5, 3:7, 3] = 255
+    icon[..., 3] ^= 255 * invert
+    top = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    pixels = (icon / 255 * top).astype(dtype)
+    alpha = upscale(pixels, ringing, size=size)[..., 3]
+    low = Image.fromarray(icon[..., 3].astype(np.float32) / 255)
+    nearest = np.asarray(low.resize(size, Image.Resampling.NEAREST))
+    for sides in ((size[0], 24), size):  # as for 8 bits, clipped after each axis
+        low = Image.fromarray(np.asarray(low.resize(sides, Image.Resampling.BICUBIC)).clip(0, 1))
+    empty, full = (np.maximum(nearest, low) < 1e-6), (np.minimum(nearest, low) > 1 - 1e-6)
+    assert (alpha[empty] == 0).all()
+    assert (alpha[full] == top).all()
+    assert empty.sum() > 500 and full.sum() > 500
+    window = upscale(pixels.astype(dtype), ringing, size=size, region=(11, 7, 30, 31))[..., 3]
+    assert np.array_equal(window == 0, (alpha == 0)[11:41, 7:38])
+    assert np.array_equal(window == top, (alpha == top)[11:41, 7:38])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_equal_channels_stay_equal(model: nn.Module, dtype: type, channels: int) -> None:
+    """RGB that is gray where it is visible comes out as the gray picture does, in every region."""
+    gray = photo(channels=1)
+    pixels = np.concatenate([gray] * 3 + [photo(channels=2)[..., 1:]] * (channels - 3), 2)
+    if channels == 4:
+        pixels[2:5, 3:8] = (255, 0, 7, 0)  # hidden
+    pixels = pixels.astype(dtype) * dtype(257) if dtype is np.uint16 else pixels
+    pixels = pixels / dtype(255) if dtype is np.float32 else pixels
+    out = upscale(pixels, model, scale=SCALE)
+    assert (out[..., :3] == out[..., :1]).all()
+    assert np.array_equal(out[..., ::3], upscale(pixels[..., ::3], model, scale=SCALE).reshape(out[..., ::3].shape))
+    window = upscale(pixels, model, scale=SCALE, region=(9, 8, 12, 20))
+    assert (window[..., :3] == window[..., :1]).all()
+    if dtype is np.uint8:
+        assert np.array_equal(np.asarray(upscale(Image.fromarray(pixels), model, scale=SCALE)), out)
+    pixels[-1, -1] = (1, 0, 0, 1)[:channels]
+    coloured = upscale(pixels, model, scale=SCALE)
+    assert (
+        coloured[:20, :20, 0] != coloured[:20, :20, 1]
+    ).any()  # one coloured pixel, far away, and it is a colour picture
+
+
 @pytest.mark.parametrize("value", [0, 77, 255])
 def test_constant_alpha_stays(model: nn.Module, value: int) -> None:
     pixels = photo(channels=4)
