@@ -69,6 +69,15 @@ def test_a_linker_that_drops_unreferenced_sections_keeps_the_mark(name, source, 
     lines = text[text.index("// Looked for in the file") : text.index("STABLE_TORCH_LIBRARY_IMPL")]
     (tmp_path / "mark.cpp").write_text(lines)
     made = tmp_path / f"{name}.so"
-    flags = ["-shared", "-fPIC", "-O3", "-fvisibility=hidden", "-fdata-sections", "-Wl,--gc-sections"]
+    flags = [
+        "-shared",
+        "-fPIC",
+        "-O3",
+        "-fvisibility=hidden",
+        "-fdata-sections",
+        "-Wl,--gc-sections",
+        "-Wall",
+        "-Werror",
+    ]
     subprocess.run([compiler, *flags, str(tmp_path / "mark.cpp"), "-o", str(made)], check=True)
     assert f"liif_fast/{name} interface {extension.INTERFACES[name]};".encode() in made.read_bytes()

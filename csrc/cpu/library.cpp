@@ -17,7 +17,7 @@ std::string cpu_isa() {
 // Looked for in the file before it is loaded (liif_fast/extension.py). Exported, since a linker that drops what nothing
 // refers to (-Wl,--gc-sections) would drop a hidden symbol.
 #if defined(__GNUC__)
-__attribute__((visibility("default"), used))
+__attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
 const char liif_fast_interface[] = "liif_fast/_C interface 1;";

@@ -292,7 +292,7 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
 }  // namespace liif::sm90
 
 // Looked for in the file before it is loaded (liif_fast/extension.py).
-__attribute__((visibility("default"), used)) extern const char liif_fast_interface_sm90[];
+__attribute__((visibility("default"))) extern const char liif_fast_interface_sm90[];
 const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 1;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CUDA, m) {
