@@ -31,6 +31,10 @@ AUTO = ("cpu", "torch")
 GATHERED_ROW = 2
 
 
+class RefusedError(RuntimeError):
+    """The backend named cannot run a call."""
+
+
 class Backend(Protocol):
     """The functions of a backend module; every argument has been validated."""
 
@@ -108,7 +112,7 @@ def choose(call: Call, name: str) -> Backend:
 
     Raises:
         ValueError: no backend has that name.
-        RuntimeError: the backend named cannot run this call; the message has its reason.
+        RefusedError: the backend named cannot run this call; the message has its reason.
     """
     if name not in ("auto", *NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {name!r}")
@@ -118,7 +122,7 @@ def choose(call: Call, name: str) -> Backend:
             return cast(Backend, _backends[candidate])
         if name == "auto" and not torch.compiler.is_compiling():
             _say_once(f"backend {candidate} is not used for {call.op}: {reason}")
-    raise RuntimeError(f"backend {name!r} cannot run this {call.op}: {reason}")
+    raise RefusedError(f"backend {name!r} cannot run this {call.op}: {reason}")
 
 
 class Explanation(NamedTuple):

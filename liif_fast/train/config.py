@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from liif_fast import backends
 from liif_fast.data import registry
 from liif_fast.metrics import parse_eval_type
 from liif_fast.models import make
@@ -63,6 +64,7 @@ class Config:
     amp: str | None
     compile: bool | None
     channels_last: bool
+    backend: str | None
     grad_clip: float | None
     grad_accum: int
     seed: int
@@ -181,6 +183,7 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
     number(raw, "grad_clip", above=0)
     number(raw, "save_minutes", least=0)
     one_of(raw, "amp", list(AMP))
+    one_of(raw, "backend", ("auto", *backends.NAMES))
     one_of(raw, "data_device", ("cpu", "cuda"))
     for key in ("compile", "channels_last", "deterministic", "tensorboard"):
         one_of(raw, key, (True, False))

@@ -71,7 +71,7 @@ def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Pr
         What `torch.save` is to write. With `ema` the model's weights are the averaged ones, and the trained ones are
         under `liif_fast`.
     """
-    extra: dict[str, Any] = {"best": progress.best, "steps": stepper.steps}
+    extra: dict[str, Any] = {"best": progress.best, "steps": stepper.steps, "backend": stepper.backend}
     if progress.step:
         extra |= {"step": progress.step, "order": order, "seconds": progress.seconds}
         extra["losses"] = torch.tensor(progress.losses, dtype=torch.float64)

@@ -38,10 +38,12 @@ class Stepper:
         objective: the model with its loss.
         average: the averaged model; None without `ema`.
         steps: how many there have been.
+        backend: which decodes; None until `trial.settle`, and where the model leaves no choice.
     """
 
     def __init__(self, model: Any, config: Config) -> None:
         self.model, self.config, self.steps = model, config, 0
+        self.backend: str | None = None
         self.device = next(model.parameters()).device
         self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
         if config.compile:

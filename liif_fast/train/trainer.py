@@ -5,7 +5,6 @@ bit for bit the uninterrupted one.
 """
 
 import contextlib
-import copy
 import datetime
 import math
 import os
@@ -29,6 +28,7 @@ from liif_fast.train.order import Order, mix
 from liif_fast.train.records import Records
 from liif_fast.train.stepper import Stepper
 from liif_fast.train.stopping import Stop, end
+from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
 from liif_fast.upscaling import pick_device
 
@@ -79,6 +79,9 @@ def train(
         with _arithmetic(bool(config.deterministic)):
             device = distributed.init(pick_device(device))
             run = Run(config, folder, device, None if source is None else Path(source))
+            if resume and source != last:
+                begin = "the training begins" if source is None else f"the training goes on from {source}"
+                run.log(f"--resume: {folder} has no epoch-last.pth to go on from; {begin}")
             try:
                 run.train()
             finally:
@@ -119,7 +122,7 @@ class Run:
         if checkpoint is not None:
             with _as_model_file_error(str(source)):
                 self.progress, remarks = state.restore(checkpoint, self.stepper, config, self._ordered_by())
-        self._try()
+        remarks += self._try((checkpoint or {}).get("liif_fast", {}).get("backend"))
         main = distributed.is_main()
         if main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,8 @@ class Run:
         processes = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         if checkpoint is None:
             parameters = sum(p.numel() for p in model.parameters())
-            self.log(f"model: {self.spec['name']}, {parameters:,} parameters; device: {device.type}{processes}")
+            where = f"device: {device.type}{processes}; backend: {self.stepper.backend}"
+            self.log(f"model: {self.spec['name']}, {parameters:,} parameters; {where}")
             return
         where = f" and {self.progress.step} steps" if self.progress.step else ""
         self.log(f"resumed from {source} after epoch {self.progress.epoch}{where}{processes}")
@@ -168,16 +172,12 @@ class Run:
     def _ordered_by(self) -> list[int]:
         return [self.order.length, self.order.size, self.config.grad_accum, self.config.seed]
 
-    @torch.inference_mode()
-    def _try(self) -> None:
+    def _try(self, recorded: Any) -> list[str]:
         """Make a sample of each set, and put the training's through the model, before anything is written."""
         if self.validation is not None:
             first_batch(self.validation.dataset, self.device)
         batch = first_batch(self.train_set, self.device, self.config.data_device)
-        try:
-            self.stepper.objective.images(copy.deepcopy(self.stepper.average or self.stepper.model).eval(), batch)
-        except (IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"model: cannot compute a sample of the training set: {error}") from error
+        return settle(self.stepper, batch, self.config.backend, recorded)
 
     def train(self) -> None:
         """Train until epoch_max, leaving a checkpoint after every epoch, and on Ctrl-C or SIGTERM.

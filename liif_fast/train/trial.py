@@ -1,0 +1,80 @@
+"""A sample that goes through the model before anything is written, and the backend that decodes from then on."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from liif_fast import backends
+from liif_fast.train.stepper import Batch, Stepper
+
+
+def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> list[str]:
+    """Put a batch through the model as training and validation do, and let the first backend that can run both decode.
+
+    "auto" is decided here, once, so that a training that is resumed elsewhere does not change it unseen.
+
+    Args:
+        stepper: whose models and `backend` are set.
+        batch: of a sample or more; nothing is learnt from it.
+        asked: the configuration's backend, "auto" for the fastest; None keeps the recorded one where it can run.
+        recorded: the checkpoint's; None if it has none.
+
+    Returns:
+        Remarks on what does not go on as it was.
+
+    Raises:
+        ValueError: if the model cannot compute the batch, the backend asked for refuses, or there is none to choose.
+    """
+    names: list[Any] = list(backends.AUTO)
+    if asked is None and recorded is not None:
+        names.insert(0, recorded)
+    elif asked not in (None, "auto"):
+        names = [asked]
+    if not _undecided(stepper.model):
+        if names == [asked]:
+            raise ValueError(f"backend: {asked} is of no use: the model has no decoder that leaves the choice open")
+        names = [None]
+    refusals = list[str]()
+    for name in names:
+        refusal = _refusal(stepper, batch, name)
+        if refusal is None:
+            break
+        refusals.append(refusal)
+    else:
+        raise ValueError(refusals[-1])
+    for model in (stepper.model, stepper.average):
+        _decide(model, name)
+    stepper.backend = name
+    if recorded in (None, name) or name is None:
+        return []
+    why = f": {refusals[0]}" if asked is None else ""
+    return [f"backend: {name} decodes from here on, it was {recorded}{why}"]
+
+
+def _refusal(stepper: Stepper, batch: Batch, name: Any) -> str | None:
+    """Say why a backend cannot run what training needs; None if it can."""
+    if name is not None and name not in backends.NAMES:
+        return f"there is no backend {name!r:.80} here"
+    trial = copy.deepcopy(stepper.objective).eval()
+    _decide(trial, name)
+    try:
+        trial(batch)
+        with torch.no_grad():
+            trial.images(trial.model, batch)
+    except backends.RefusedError as error:
+        return str(error)
+    except (IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(f"model: cannot compute a sample of the training set: {error}") from error
+    return None
+
+
+def _undecided(model: nn.Module | None) -> list[Any]:
+    """The modules that leave the choice of a backend open."""
+    return [] if model is None else [part for part in model.modules() if getattr(part, "backend", None) == "auto"]
+
+
+def _decide(model: nn.Module | None, name: str | None) -> None:
+    for part in _undecided(model):
+        part.backend = name
