@@ -262,6 +262,46 @@ def test_a_stated_scale_decides():
     assert len(wrapper[0]["gt"]) == 16
 
 
+def folder(path, *shapes):
+    path.mkdir()
+    for i, shape in enumerate(shapes):
+        Image.fromarray(image(*shape)).save(path / f"{i}.png")
+    return make({"name": "image-folder", "args": {"root_path": str(path), "repeat": 2}})
+
+
+def test_an_image_too_small_for_the_largest_crop_is_named_at_the_start(tmp_path):
+    mixed = {"name": "mixed", "args": {"parts": [{"name": "image-folder", "args": {"root_path": str(tmp_path / "b")}}]}}
+    for name, shapes in (("a", [(32, 40), (32, 31)]), ("b", [(32, 40), (40, 31)])):
+        dataset = folder(tmp_path / name, *shapes)
+        wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=3.9)
+        with pytest.raises(ValueError, match=rf"{name}.1\.png is .. x 31, too small for a crop of 32 x 32"):
+            wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=4)
+        with pytest.raises(ValueError, match=rf"{name}.1\.png is .. x 31, too small for a reduction by 31.5"):
+            wrap("sr-implicit-downsampled", dataset, scale_max=31.5)
+    with pytest.raises(ValueError, match=r"b.1\.png is 40 x 31, too small"):
+        wrap("sr-implicit-downsampled", make(mixed), inp_size=8, scale_max=4)
+    with pytest.raises(ValueError, match="sample_q must be at most the 8 x 8 pixels"):
+        wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=2, sample_q=65)
+
+
+def test_a_pair_that_does_not_fit_is_named_at_the_start(tmp_path):
+    folder(tmp_path / "lr", (8, 10), (10, 8), (9, 9))
+    folder(tmp_path / "hr", (16, 20), (19, 16), (20, 20))
+    paths = {f"root_path_{i}": str(tmp_path / name) for i, name in ((1, "lr"), (2, "hr"))}
+    dataset = make({"name": "paired-image-folders", "args": paths})
+    named = r"lr.2\.png is 9 x 9 and \S*hr.2\.png is 20 x 20, x2.222 in rows and x2.222 in columns: "
+    with pytest.raises(ValueError, match=named + "they fit no whole scale"):
+        wrap("sr-implicit-paired", dataset)
+    (tmp_path / "hr" / "2.png").unlink()
+    Image.fromarray(image(17, 18)).save(tmp_path / "hr" / "2.png")
+    wrapper = wrap("sr-implicit-paired", make({"name": "paired-image-folders", "args": paths}), inp_size=8)
+    wrapper.at_scale(2)
+    with pytest.raises(ValueError, match=r"lr.0\.png is 8 x 10 and .*hr.0\.png is 16 x 20, .*eval_type says x4"):
+        wrapper.at_scale(4)
+    with pytest.raises(ValueError, match=r"lr.0\.png is 8 x 10, too small for a crop of 9 x 9"):
+        wrap("sr-implicit-paired", make({"name": "paired-image-folders", "args": paths}), inp_size=9)
+
+
 def test_a_dataset_of_the_wrong_kind_is_refused():
     with pytest.raises(ValueError, match="SRImplicitDownsampled needs a dataset of single images, got one of pairs"):
         wrap("sr-implicit-downsampled", [(image(8, 8), image(8, 8))])
