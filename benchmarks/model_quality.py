@@ -22,7 +22,7 @@ import torch
 
 from liif_fast import __version__, load_model
 from liif_fast.data import make
-from liif_fast.data.wrappers import resize
+from liif_fast.data.resize import resize
 from liif_fast.metrics import psnr
 
 SHIPPED = Path(__file__).parents[1] / "liif_fast" / "assets" / "edsr-small-liif.safetensors"

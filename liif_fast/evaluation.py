@@ -133,8 +133,10 @@ def evaluate(
         The figures of each image, in the order of the indices.
 
     Raises:
-        ValueError: if an image cannot be used, or a prediction has another shape or is not finite, naming the image.
+        ValueError: if an image cannot be used, a pair is not of the scale of eval_type, or a prediction has another
+            shape or is not finite, naming the image.
     """
+    wrapper = at_eval_type(wrapper, eval_type)
     indices = list(range(len(wrapper)) if indices is None else indices)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,24 @@ def evaluate(
             pixels = (pred[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
             write_image(Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0]), save / f"{name}.png")
     return scores
+
+
+def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
+    """Return the wrapper for an evaluation, whose eval_type states the scale of pairs.
+
+    Args:
+        wrapper: of a test set, or anything that makes samples.
+        eval_type: see `liif_fast.metrics.psnr`.
+
+    Returns:
+        The wrapper or a copy.
+
+    Raises:
+        ValueError: if a pair is of another scale, naming its files.
+    """
+    if eval_type is None or not hasattr(wrapper, "at_scale"):
+        return wrapper
+    return wrapper.at_scale(parse_eval_type(eval_type)[1])
 
 
 def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,40 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced as a whole or not at all, and names of files."""
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # of Windows, Synology and macOS
+
+
+def is_litter(name: str) -> bool:
+    """Whether the name of a file or folder is a hidden one, or of what systems leave among pictures."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Name files shortly, each as no other, in small letters either.
+
+    Args:
+        paths: the files.
+
+    Returns:
+        Their names without the extension; where these are alike, more of their paths, or with the extension, or with
+        their number before; the same form for all of them.
+    """
+    files = [Path(path) for path in paths]
+    parts = range(1, 1 + max((len(file.parts) for file in files), default=0))
+    for names in (
+        ["-".join([*file.parts[-n:-1], file.name if ending else file.stem]).replace(os.sep, "") for file in files]
+        for ending in (False, True)
+        for n in parts
+    ):
+        if len({name.casefold() for name in names}) == len(names):
+            return names
+    return [f"{number:04d}-{file.name}" for number, file in enumerate(files)]
 
 
 @contextmanager

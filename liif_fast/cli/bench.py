@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from os.path import expanduser
 from pathlib import Path
 
 import liif_fast
@@ -14,7 +15,9 @@ print a table. All of them take some ten minutes on two cores."""
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("bench", help="run the benchmarks of the source tree", description=_ABOUT)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help="names or files, such as decode; default: all")
+    parser.add_argument(
+        "suites", type=expanduser, nargs="*", metavar="SUITE", help="names or files, such as decode; default: all"
+    )
     parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks that match (as pytest -k)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: about a minute")

@@ -3,8 +3,11 @@
 import argparse
 import os
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
+
+from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
 _EPILOG = """\
@@ -17,9 +20,17 @@ BICUBIC = "bicubic"
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("eval", help="score models on test sets", description=_ABOUT, epilog=_EPILOG)
-    parser.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the YAML files, one for each test")
+    parser.add_argument(
+        "--config",
+        type=expanduser,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="the YAML files, one for each test",
+    )
     parser.add_argument(
         "--model",
+        type=expanduser,
         required=True,
         nargs="+",
         metavar="MODEL",
@@ -29,9 +40,13 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
     )
     parser.add_argument("--no-ssim", action="store_true", help="PSNR alone: SSIM takes longer than most models")
-    parser.add_argument("--save", metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table into a file, too")
-    parser.add_argument("--json", metavar="FILE", help="write all figures, of each image too, into a file")
+    parser.add_argument(
+        "--save", type=expanduser, metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png"
+    )
+    parser.add_argument("--markdown", type=expanduser, metavar="FILE", help="write the table into a file, too")
+    parser.add_argument(
+        "--json", type=expanduser, metavar="FILE", help="write all figures, of each image too, into a file"
+    )
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
     )
@@ -72,15 +87,16 @@ def _run(args: argparse.Namespace, device: Any) -> None:
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
     tests = []
-    for name, path in _names(args.config).items():
+    for name, path in _names(args.config, "test-").items():
         config = load_test_config(path)
         dataset = data.make(config.test_dataset["dataset"])
         wrapper = data.make(config.test_dataset["wrapper"], dataset=dataset, seed=0)
-        tests.append((name.removeprefix("test-"), config, wrapper))
+        tests.append((name, config, evaluation.at_eval_type(wrapper, config.eval_type)))
     models = {
         name: None if path == BICUBIC else _load(path, args.backend, device)
         for name, path in _names(args.model).items()
     }
+    with_ssim = not args.no_ssim and _can_ssim()
 
     scores = []
     for label, model in models.items():
@@ -90,7 +106,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
                 wrapper,
                 distributed.share(range(len(wrapper))),
                 eval_type=config.eval_type,
-                with_ssim=not args.no_ssim,
+                with_ssim=with_ssim,
                 save=None if args.save is None else Path(args.save, label, test),
                 label=f"{label}, {test}",
             )
@@ -108,13 +124,14 @@ def _run(args: argparse.Namespace, device: Any) -> None:
                 file.write(text.encode())
 
 
-def _names(paths: list[str]) -> dict[str, str]:
-    """Short names of files: their stems, and more of their paths where stems are alike."""
-    for parts in range(1, 2 + max(len(Path(path).parts) for path in paths)):
-        names = ["-".join([*Path(path).parts[-parts:-1], Path(path).stem]).strip(os.sep) for path in paths]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    raise ValueError(f"{next(path for path in paths if paths.count(path) > 1)} is named twice")
+def _names(paths: list[str], prefix: str = "") -> dict[str, str]:
+    """The paths by short names, from which a prefix is taken if they are different without it."""
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path} is named twice")
+    names = distinct_names(paths)
+    short = [name.removeprefix(prefix) for name in names]
+    return dict(zip(short if len({name.casefold() for name in short}) == len(short) else names, paths, strict=True))
 
 
 def _load(path: str, backend: str | None, device: Any) -> Any:
@@ -124,6 +141,21 @@ def _load(path: str, backend: str | None, device: Any) -> Any:
     if backend is not None:
         model.backend = backend
     return model
+
+
+def _can_ssim() -> bool:
+    """Whether SSIM can be computed here; if not, a notice says what it needs."""
+    import logging
+
+    from liif_fast import distributed, metrics
+
+    try:
+        metrics.structural_similarity()
+    except ImportError as error:
+        if distributed.is_main():
+            logging.getLogger("liif_fast").warning("PSNR alone: %s", error)
+        return False
+    return True
 
 
 def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:

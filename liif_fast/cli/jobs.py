@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from liif_fast.files import is_litter
 from liif_fast.images import FORMATS, READABLE, ImageFileError, check_format, check_input, check_output
 from liif_fast.images.errors import reason
 
@@ -97,12 +98,10 @@ def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
     for at, folders, names in os.walk(folder, onerror=_unreadable):
         here = Path(at)
         folders[:] = sorted(
-            name
-            for name in folders
-            if recursive and not name.startswith(".") and not (inside and _same(here / name, goal))
+            name for name in folders if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
         )
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in known:
+            if not is_litter(name) and Path(name).suffix.lower() in known:
                 yield here / name
 
 

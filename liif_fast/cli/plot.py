@@ -1,6 +1,7 @@
 """`liif-fast plot`: a picture of a training's loss, PSNR and learning rate."""
 
 import argparse
+from os.path import expanduser
 
 _ABOUT = "Draw loss, validation PSNR and learning rate of a training as PNG."
 
@@ -8,8 +9,12 @@ _ABOUT = "Draw loss, validation PSNR and learning rate of a training as PNG."
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("plot", help="draw the curves of a training", description=_ABOUT)
-    parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as save/_my-config, or a log.csv")
-    parser.add_argument("out", nargs="?", metavar="OUT.png", help="the picture (default: curves.png in the folder)")
+    parser.add_argument(
+        "run_folder", type=expanduser, metavar="RUN", help="the run's folder, such as save/_my-config, or a log.csv"
+    )
+    parser.add_argument(
+        "out", type=expanduser, nargs="?", metavar="OUT.png", help="the picture (default: curves.png in the folder)"
+    )
     parser.set_defaults(run=run)
 
 

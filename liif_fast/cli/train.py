@@ -1,6 +1,7 @@
 """`liif-fast train`: train a model from a YAML file of the original's format."""
 
 import argparse
+from os.path import expanduser
 
 _ABOUT = "Train a model from a YAML file in the format of the original code."
 
@@ -8,7 +9,7 @@ _ABOUT = "Train a model from a YAML file in the format of the original code."
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("train", help="train a model from a YAML file", description=_ABOUT)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file")
+    parser.add_argument("--config", type=expanduser, required=True, metavar="FILE", help="the YAML file")
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")
     parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")

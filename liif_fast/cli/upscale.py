@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from os.path import expanduser
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, say
@@ -25,8 +26,10 @@ trained on clean, bicubically reduced images: they restore detail, not noise or 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
-    parser.add_argument("input", metavar="IN", help="an image file, or a folder of them")
-    parser.add_argument("output", metavar="OUT", help="the file to write, its extension names the format; or a folder")
+    parser.add_argument("input", type=expanduser, metavar="IN", help="an image file, or a folder of them")
+    parser.add_argument(
+        "output", type=expanduser, metavar="OUT", help="the file to write, its extension names the format; or a folder"
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--scale", type=_scale, metavar="S", help="output over input size: any number from 1, as 3.7")
     target.add_argument("--size", type=_size, metavar="WxH", help="output size in pixels; Wx or xH keeps the aspect")
@@ -35,6 +38,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     parser.add_argument(
         "--model",
+        type=expanduser,
         metavar="MODEL",
         help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
     )

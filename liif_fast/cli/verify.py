@@ -1,6 +1,7 @@
 """`liif-fast verify`: anyone's checkpoint, plain formula against every backend of this machine."""
 
 import argparse
+from os.path import expanduser
 from typing import TYPE_CHECKING
 
 from liif_fast.cli import say
@@ -20,8 +21,12 @@ is a part of the largest output. Exit codes: 0 all agree, 1 a backend disagrees 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("verify", help="check a model's backends", description=_ABOUT, epilog=_EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="a .safetensors or .pth file, or a name; see models")
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)")
+    parser.add_argument(
+        "model", type=expanduser, metavar="MODEL", help="a .safetensors or .pth file, or a name; see models"
+    )
+    parser.add_argument(
+        "image", type=expanduser, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
+    )
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="timed runs of each; medians (default: 3)")
     parser.add_argument(

@@ -9,17 +9,18 @@ import importlib.util
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from liif_fast.data.dead_leaves import dead_leaves, dead_leaves_set
 from liif_fast.data.pack import Pack, open_pack
 from liif_fast.data.registry import make, register
-from liif_fast.files import atomic_file
+from liif_fast.files import distinct_names, is_litter
 
 
 class Images(Protocol):
@@ -36,8 +37,31 @@ def image_id(dataset: Images, index: int) -> Any:
 
 
 def image_name(dataset: Images, index: int) -> str:
-    """Return what to call an image in tables and file names: its file's name without the extension, or its number."""
+    """Return what to call an image in tables and file names, different for different images."""
     return dataset.image_name(index) if hasattr(dataset, "image_name") else f"{index:04d}"
+
+
+class Header(NamedTuple):
+    """An image before its pixels are read."""
+
+    name: str  # for messages: its file, if it has one
+    size: tuple[int, int]  # (height, width) in pixels, as the dataset yields it
+
+
+def headers(dataset: Images, index: int) -> list[Header] | None:
+    """Return the header of an image, or of the two of a pair; None if the dataset does not tell."""
+    return dataset.headers(index) if hasattr(dataset, "headers") else None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read (height, width) in pixels of what `read_image` returns from the file's header; the same errors."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds
+        raise ValueError(f"{path}: not an image that can be read: {error}") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -85,8 +109,16 @@ class _Repeated:
         """Return what to call an image."""
         return self._name(self.image_id(index))
 
+    def headers(self, index: int) -> list[Header]:
+        """Return the header of an image, or of the two of a pair."""
+        return self._headers(self.image_id(index))
+
     def _name(self, index: int) -> str:
         return f"{index:04d}"
+
+    def _headers(self, index: int) -> list[Header]:  # of what is in memory
+        image = self._get(index)
+        return [Header(f"image {self._name(index)}", (image.shape[0], image.shape[1]))]
 
     def _get(self, index: int) -> Any:
         raise NotImplementedError
@@ -101,9 +133,12 @@ def _positive(name: str, value: int | None) -> None:
 class ImageFolder(_Repeated):
     """The images of a folder, in order of their names or as a split file lists them.
 
+    The header of every image is read at once, so that a file that is no image is named before a training starts.
+
     Args:
-        root_path: the folder.
-        split_file: JSON file whose `[split_key]` lists file names in order; None takes every entry, sorted.
+        root_path: the folder; here and below `~` is the home folder.
+        split_file: JSON file whose `[split_key]` lists file names in order; None takes every file, sorted, without
+            hidden ones and what systems leave behind (`liif_fast.files.is_litter`).
         split_key: key into split_file.
         first_k: keep only the first so many.
         repeat: length of the dataset as a multiple of the number of images.
@@ -113,7 +148,7 @@ class ImageFolder(_Repeated):
 
     Raises:
         FileNotFoundError: if the folder, the split file or a listed image is missing.
-        ValueError: if an argument is out of its range, or no image is left.
+        ValueError: if an argument is out of its range, no image is left, or a file is no image.
     """
 
     def __init__(
@@ -128,15 +163,16 @@ class ImageFolder(_Repeated):
         _positive("first_k", first_k)
         if cache not in ("none", "bin", "in_memory"):
             raise ValueError(f"cache must be none, bin or in_memory, got {cache!r}")
-        root = Path(root_path)
+        root = Path(root_path).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"root_path: no folder {root}")
         if split_file is None:
-            names = sorted(os.listdir(root))
+            names = sorted(each.name for each in os.scandir(root) if not (is_litter(each.name) or each.is_dir()))
         else:
-            if not Path(split_file).is_file():
+            split = Path(split_file).expanduser()
+            if not split.is_file():
                 raise FileNotFoundError(f"split_file: no file {split_file}")
-            names = _split_names(Path(split_file), split_key)
+            names = _split_names(split, split_key)
         names = names[:first_k]
         if not names:
             raise ValueError(f"root_path: no image in {root}")
@@ -145,6 +181,8 @@ class ImageFolder(_Repeated):
             raise FileNotFoundError(f"root_path: {root} lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
         super().__init__(len(names), repeat)
         self.paths = [root / name for name in names]
+        with ThreadPoolExecutor(8) as pool:  # what takes time is waiting for the disk
+            self.sizes = list(pool.map(image_size, self.paths))
         self.images: Sequence[np.ndarray] | Pack | None = None
         if cache == "in_memory":
             bar = tqdm(self.paths, desc=f"reading {root.name}", unit=" images", leave=False, disable=None)
@@ -157,8 +195,15 @@ class ImageFolder(_Repeated):
     def _get(self, index: int) -> np.ndarray:
         return read_image(self.paths[index]) if self.images is None else self.images[index]
 
+    @cached_property
+    def _names(self) -> list[str]:
+        return distinct_names(self.paths)
+
     def _name(self, index: int) -> str:
-        return self.paths[index].stem
+        return self._names[index]
+
+    def _headers(self, index: int) -> list[Header]:
+        return [Header(str(self.paths[index]), self.sizes[index])]
 
 
 def _short(*values: Any) -> str:
@@ -182,11 +227,6 @@ def _split_names(path: Path, key: str | None) -> list[str]:
     return names
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_file(path) as file:  # workers may be at it together
-        np.save(file, array, allow_pickle=False)
-
-
 @register("paired-image-folders")
 class PairedImageFolders(_Repeated):
     """Two image folders, paired by position: low resolution, high resolution.
@@ -202,8 +242,8 @@ class PairedImageFolders(_Repeated):
 
     Raises:
         FileNotFoundError: if something is missing.
-        ValueError: if the two folders hold different numbers of images; when a pair is read, if its high-resolution
-            image is smaller than the low-resolution one.
+        ValueError: if the two folders hold different numbers of images, or a high-resolution image is smaller than
+            its low-resolution one.
     """
 
     def __init__(
@@ -222,56 +262,19 @@ class PairedImageFolders(_Repeated):
         if len(self.low) != len(self.high):
             counts = f"{len(self.low)} and {len(self.high)}"
             raise ValueError(f"root_path_1 and root_path_2 must hold equally many images, got {counts}")
+        for pair in map(self._headers, range(len(self.low))):
+            if any(h < n for n, h in zip(*(header.size for header in pair), strict=True)):
+                low, high = (f"{name} ({height} x {width})" for name, (height, width) in pair)
+                raise ValueError(f"{high} is smaller than {low}: are the folders swapped?")
 
     def _get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        low, high = self.low[index], self.high[index]
-        if high.shape[0] < low.shape[0] or high.shape[1] < low.shape[1]:
-            raise ValueError(
-                f"{self.high.paths[index]} is smaller than {self.low.paths[index]}: are the folders swapped?"
-            )
-        return low, high
+        return self.low[index], self.high[index]
 
     def _name(self, index: int) -> str:
         return self.high.image_name(index)
 
-
-@register("dead-leaves")
-class DeadLeaves(_Repeated):
-    """A set of dead-leaves images, drawn when it is made (256 x 256: 0.25 s of a core each) and kept in memory.
-
-    Args:
-        count: number of images.
-        size: side of an image in pixels.
-        seed: seed of the set; image i depends on seed and i alone.
-        repeat: length of the dataset as a multiple of count.
-        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-    """
-
-    def __init__(
-        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
-    ) -> None:
-        _positive("count", count)
-        super().__init__(count, repeat)
-        first = dead_leaves(size, seed)  # also tells whether a cached set is this one
-        cache = None if cache_file is None else Path(cache_file)
-        if cache is not None and cache.exists():
-            try:
-                images = np.load(cache, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"cache_file: {cache} is no array of images: {error}") from error
-            if images.shape == (count, size, size, 3) and np.array_equal(images[0], first):
-                self.images = images
-                return
-        self.images = dead_leaves_set(count, size, seed)
-        if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            _save(cache, self.images)
-
-    def _get(self, index: int) -> np.ndarray:
-        return self.images[index]
+    def _headers(self, index: int) -> list[Header]:
+        return self.low.headers(index) + self.high.headers(index)
 
 
 # Photographs that ship inside the wheels of Python packages: name -> (package, file). Three sets, disjoint by scene.
@@ -386,6 +389,11 @@ class Mixed:
         """Return what to call an image."""
         which, index = self._place(index)
         return f"{which}-{image_name(self.parts[which], index)}"
+
+    def headers(self, index: int) -> list[Header] | None:
+        """Return the header of an image, or of the two of a pair."""
+        which, index = self._place(index)
+        return headers(self.parts[which], index)
 
     def _place(self, index: int) -> tuple[int, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))

@@ -13,10 +13,15 @@ import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
+
+from liif_fast.data.datasets import _positive, _Repeated
+from liif_fast.data.registry import register
+from liif_fast.files import atomic_file
 
 SHARE = 32  # images that are worth a process
 SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
@@ -199,3 +204,47 @@ def _noise(rng: Generator, n: int, slope: float) -> np.ndarray:
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, (n, n))
     return (field / field.std()).astype(np.float32)
+
+
+@register("dead-leaves")
+class DeadLeaves(_Repeated):
+    """A set of dead-leaves images, drawn when it is made (256 x 256: 0.25 s of a core each) and kept in memory.
+
+    Args:
+        count: number of images.
+        size: side of an image in pixels.
+        seed: seed of the set; image i depends on seed and i alone.
+        repeat: length of the dataset as a multiple of count.
+        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
+    ) -> None:
+        _positive("count", count)
+        super().__init__(count, repeat)
+        first = dead_leaves(size, seed)  # also tells whether a cached set is this one
+        cache = None if cache_file is None else Path(cache_file).expanduser()
+        if cache is not None and cache.exists():
+            try:
+                images = np.load(cache, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"cache_file: {cache} is no array of images: {error}") from error
+            if images.shape == (count, size, size, 3) and np.array_equal(images[0], first):
+                self.images = images
+                return
+        self.images = dead_leaves_set(count, size, seed)
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            _save(cache, self.images)
+
+    def _get(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_file(path) as file:  # workers may be at it together
+        np.save(file, array, allow_pickle=False)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liif_fast.data.cut import Plan, Window
 from liif_fast.data.datasets import image_id
 from liif_fast.data.resize import bicubic_resize, coefficients, resize_crops
 from liif_fast.data.samples import Batches, Packed, Sample, unpack
-from liif_fast.data.wrappers import Plan, Window, _Wrapper
+from liif_fast.data.wrappers import _Wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class DeviceLoader:
 
 
 def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device) -> Packed:
-    """Make the samples of some plans on a device; `wrappers.cut` for a batch.
+    """Make the samples of some plans on a device; `liif_fast.data.cut` for a batch.
 
     Args:
         plans: one for each sample.

@@ -1,55 +1,30 @@
 """Wrappers that cut training samples out of whole images.
 
 A wrapper makes a sample in two steps. `plan` draws everything that is random about it: windows, sizes, flips and the
-pixels that are queries, all integers, no pixel touched. `cut` follows the plan on the CPU, in uint8: crop, colour,
-Pillow's resizing (`liif_fast.data.resize`), flips, and the colours of the queries. `liif_fast.data.device` follows
-the same plans on any device, to the same bits. What comes out is packed (`liif_fast.data.samples`); an item of a
-wrapper is the float sample that is made of it.
+pixels that are queries, all integers, no pixel touched. `liif_fast.data.cut` follows the plan on the CPU, in uint8:
+crop, colour, Pillow's resizing (`liif_fast.data.resize`), flips, and the colours of the queries.
+`liif_fast.data.device` follows the same plans on any device, to the same bits. What comes out is packed
+(`liif_fast.data.samples`); an item of a wrapper is the float sample that is made of it.
 
 A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers, so a resumed
 training sees what an uninterrupted one would have seen. Without one it draws from torch's global generator.
 """
 
+import copy
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.random import Generator
 
-from liif_fast.data.datasets import Images, _positive
+from liif_fast.data.cut import Plan, Window, cut
+from liif_fast.data.datasets import Images, _positive, headers, image_id
+from liif_fast.data.pairs import Size, pair_scale
 from liif_fast.data.registry import register
-from liif_fast.data.resize import resize
 from liif_fast.data.samples import Packed, Sample, unpack
 
-Size = tuple[int, int]  # (height, width) in pixels
 SampleQ = int | Literal["all"] | None
-Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
-
-
-class Plan(NamedTuple):
-    """How a sample is made, in this order."""
-
-    high: Window  # crop of the high-resolution image
-    low: Window | None  # crop of the low-resolution one; None: the input is the high-resolution crop's reduction
-    colour: np.ndarray | None  # `colour_matrix` for both crops
-    before: Size | None  # resize the high-resolution crop to this
-    size: Size  # of the input
-    flips: tuple[bool, bool, bool]  # vertically, horizontally, transposition: of the input and of the target
-    after: Size | None  # resize the target to this
-    grid: Size  # of the target at last
-    pixel: np.ndarray  # int32 [Q], the queries: row * width + column in that grid
-
-    def source(self, stride: int) -> np.ndarray:
-        """The queries' places [Q], row * stride + column, in a target that has not been flipped."""
-        row = self.pixel // self.grid[1]
-        column = self.pixel - row * self.grid[1]  # in half the time of divmod
-        vertical, horizontal, transposed = self.flips
-        if transposed:
-            row, column = column, row
-        height, width = self.grid[::-1] if transposed else self.grid
-        row = height - 1 - row if vertical else row
-        return row * stride + (width - 1 - column if horizontal else column)
 
 
 class _Wrapper(torch.utils.data.Dataset[Sample]):
@@ -67,6 +42,37 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         if isinstance(item, tuple | list) != self.pairs:
             wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
             raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
+
+    def _check_sizes(self) -> None:
+        """Raise at once what would be wrong with an image at its largest crop, if the dataset tells sizes."""
+        seen = set()
+        for index in range(len(self.dataset)):
+            key = image_id(self.dataset, index)
+            if key not in seen and (found := headers(self.dataset, index)) is not None:
+                self._check_size(index, [header.size for header in found])
+            seen.add(key)
+
+    def _check_size(self, index: int, shapes: list[Size]) -> None:
+        """Raise what `plan` might, whatever it draws; arguments and errors as there."""
+
+    def _named(self, index: int, *without: str) -> list[str]:
+        """The files of an image or a pair for messages; `without` files what to call them."""
+        found = headers(self.dataset, index)
+        return list(without) if found is None else [header.name for header in found]
+
+    def at_scale(self, scale: int) -> "_Wrapper":
+        """Return the wrapper for an evaluation at a stated scale, which only pairs leave open.
+
+        Args:
+            scale: of every pair.
+
+        Returns:
+            This wrapper or a copy.
+
+        Raises:
+            ValueError: if a pair is of another scale.
+        """
+        return self
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -122,59 +128,27 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         vertical, horizontal, transposed = (rng.random(3) < 0.5).tolist() if self.augment else (False, False, False)
         return vertical, horizontal, transposed
 
+    def _check_crop(self, index: int, shape: Size, side: int) -> None:
+        if side > min(shape):
+            name = self._named(index, f"image {index}")[0]  # of a pair: crops are of the low-resolution image
+            raise ValueError(f"{name} is {shape[0]} x {shape[1]}, too small for a crop of {side} x {side}")
+
+    def _crop(self, index: int, shape: Size, side: int, rng: Generator) -> Window:
+        self._check_crop(index, shape, side)
+        return int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side
+
+    def _check_queries(self, grid: Size) -> None:
+        if self.sample_q is not None and self.sample_q > grid[0] * grid[1]:
+            raise ValueError(
+                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
+            )
+
     def _pixels(self, grid: Size, rng: Generator) -> np.ndarray:
         count = grid[0] * grid[1]
         if self.sample_q is None:
             return np.arange(count, dtype=np.int32)
-        if self.sample_q > count:
-            raise ValueError(
-                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
-            )
+        self._check_queries(grid)
         return rng.choice(count, self.sample_q, replace=False).astype(np.int32)
-
-
-def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
-    """Make the sample of a plan, on the CPU.
-
-    Args:
-        plan: of these images.
-        low: uint8 [h, w, 3]; None if the plan needs none.
-        high: uint8 [H, W, 3].
-
-    Returns:
-        The packed sample.
-    """
-    high = np.ascontiguousarray(_window(high, plan.high))
-    if plan.low is not None:
-        assert low is not None
-        low = _window(low, plan.low)
-    if plan.colour is not None:
-        high, low = recolour(high, plan.colour), None if low is None else recolour(low, plan.colour)
-    if plan.before is not None:
-        high = resize(high, plan.before)
-    if low is None:
-        low = resize(high, plan.size)
-    place = plan.source(high.shape[1])  # in range: "clip" below spares a check
-    if plan.after is not None:
-        high, place = resize(_flip(high, plan.flips), plan.after), plan.pixel
-    low = np.array(_flip(low, plan.flips).transpose(2, 0, 1), order="C")
-    return {
-        "inp": torch.from_numpy(low),
-        "gt": torch.from_numpy(high.reshape(-1, 3).take(place, axis=0, mode="clip")),
-        "pixel": torch.from_numpy(plan.pixel),
-        "size": torch.tensor(plan.grid, dtype=torch.int32),
-    }
-
-
-def _window(image: np.ndarray, window: Window) -> np.ndarray:
-    top, left, height, width = window
-    return image[top : top + height, left : left + width]
-
-
-def _flip(image: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
-    vertical, horizontal, transposed = flips
-    image = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
-    return image.swapaxes(0, 1) if transposed else image
 
 
 def shorter_side(shape: Size, side: int) -> Size:
@@ -205,11 +179,6 @@ def colour_matrix(rng: Generator) -> np.ndarray:
     matrix = np.round(matrix * 4096) / 4096
     matrix[:, 2] = 1 - matrix[:, 0] - matrix[:, 1]
     return matrix.astype(np.float32)
-
-
-def recolour(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Change the colours of a uint8 image [H, W, 3] by a `colour_matrix`."""
-    return (image @ matrix.T + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @register("sr-implicit-downsampled")
@@ -247,28 +216,35 @@ class SRImplicitDownsampled(_Wrapper):
         self.scale_max = scale_min if scale_max is None else scale_max
         if not 1 <= self.scale_min <= self.scale_max:
             raise ValueError(f"scales must have 1 <= scale_min <= scale_max, got {scale_min} and {scale_max}")
+        self._check_sizes()
+
+    def _check_size(self, index: int, shapes: list[Size]) -> None:
+        if self.inp_size is None:
+            self._reduced(index, shapes[0], self.scale_max)
+        else:
+            self._check_crop(index, shapes[0], round(self.inp_size * self.scale_max))
+            least = round(self.inp_size * self.scale_min)
+            self._check_queries((least, least))
+
+    def _reduced(self, index: int, shape: Size, scale: float) -> Size:
+        size = (math.floor(shape[0] / scale + 1e-9), math.floor(shape[1] / scale + 1e-9))
+        if min(size) < 1:
+            (name,) = self._named(index, f"image {index}")
+            raise ValueError(f"{name} is {shape[0]} x {shape[1]}, too small for a reduction by {scale:.3g}")
+        return size
 
     def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
-        height, width = shapes[0]
         scale = rng.uniform(self.scale_min, self.scale_max)
         if self.inp_size is None:
-            size = (math.floor(height / scale + 1e-9), math.floor(width / scale + 1e-9))
-            if min(size) < 1:
-                raise ValueError(f"image {index} is {height} x {width}, too small for a reduction by {scale:.3g}")
+            size = self._reduced(index, shapes[0], scale)
             window = (0, 0, round(size[0] * scale), round(size[1] * scale))
         else:
             size, side = (self.inp_size, self.inp_size), round(self.inp_size * scale)
-            window = _crop(index, (height, width), side, rng)
+            window = self._crop(index, shapes[0], side, rng)
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)
         grid = (window[3], window[2]) if flips[2] else (window[2], window[3])
         return Plan(window, None, colour, None, size, flips, None, grid, self._pixels(grid, rng))
-
-
-def _crop(index: int, shape: Size, side: int, rng: Generator) -> Window:
-    if side > min(shape):
-        raise ValueError(f"image {index} is {shape[0]} x {shape[1]}, too small for a crop of {side} x {side}")
-    return int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side
 
 
 @register("sr-implicit-paired")
@@ -276,7 +252,8 @@ class SRImplicitPaired(_Wrapper):
     """A crop of the low-resolution image and the same place of the high-resolution one.
 
     Args:
-        dataset: pairs (low, high); the scale is H_high // H_low, at least 1 and the same for columns.
+        dataset: pairs (low, high), each of the scale that `liif_fast.data.pairs` finds. Where the low-resolution image
+            was rounded up, its last row and column are left out.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flips and transposition.
         sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
@@ -288,6 +265,7 @@ class SRImplicitPaired(_Wrapper):
     """
 
     pairs = True
+    scale: int | None = None  # of every pair, if it has been stated
 
     def __init__(
         self,
@@ -301,16 +279,31 @@ class SRImplicitPaired(_Wrapper):
         super().__init__(dataset, augment, sample_q, color_augment, seed)
         _positive("inp_size", inp_size)
         self.inp_size = inp_size
+        self._check_sizes()
+
+    def at_scale(self, scale: int) -> "SRImplicitPaired":
+        stated = copy.copy(self)
+        stated.scale = scale
+        stated._check_sizes()
+        return stated
+
+    def _check_size(self, index: int, shapes: list[Size]) -> None:
+        scale, usable = self._fit(index, shapes)
+        if self.inp_size is not None:
+            self._check_crop(index, usable, self.inp_size)
+            usable = (self.inp_size, self.inp_size)
+        self._check_queries((usable[0] * scale, usable[1] * scale))
+
+    def _fit(self, index: int, shapes: list[Size]) -> tuple[int, Size]:
+        """The scale of a pair, and the (height, width) of its low-resolution image that the other one covers."""
+        low, high = shapes
+        names = self._named(index, f"image {index} of low resolution", "that of high resolution")
+        scale = pair_scale(low, high, self.scale, names)
+        return scale, (min(low[0], high[0] // scale), min(low[1], high[1] // scale))
 
     def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
-        low, high = shapes
-        scale, other = (high[axis] // low[axis] for axis in (0, 1))
-        if scale < 1 or scale != other:
-            raise ValueError(
-                f"pair {index} is {low[0]} x {low[1]} and {high[0]} x {high[1]}: the scale of rows, {scale}, and of "
-                f"columns, {other}, must be the same and at least 1"
-            )
-        crop = (0, 0, *low) if self.inp_size is None else _crop(index, low, self.inp_size, rng)
+        scale, usable = self._fit(index, shapes)
+        crop = (0, 0, *usable) if self.inp_size is None else self._crop(index, usable, self.inp_size, rng)
         top, left, height, width = (side * scale for side in crop)
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)

@@ -6,6 +6,7 @@ The keys of the original's files work unchanged; those of ours are listed in doc
 import importlib
 import inspect
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from liif_fast.train.reading import Document
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AMP = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
 _WRAPPER_GIVEN = ("dataset", "seed")  # what the trainer adds to a wrapper's arguments
-_FILES = ("root_path", "root_path_1", "root_path_2", "split_file")
+_FILES = {"root_path": "folder", "root_path_1": "folder", "root_path_2": "folder", "split_file": "file"}
 # Where a key that is absent does not mean what null means.
 _DEFAULTS: dict[str, Any] = {"seed": 0, "val_seed": 0, "grad_accum": 1, "channels_last": True, "save_minutes": 10}
 
@@ -139,11 +140,11 @@ def load_test_config(path: str | Path) -> EvalConfig:
     """
     document = Document(path)
     try:
-        raw = document.content
+        raw, folders = document.content, [document.path.parent]
         keys = [field for field in EvalConfig.__dataclass_fields__ if field != "raw"]
-        mapping(raw, "config", keys, ("test_dataset",))
-        _import_plugins(raw.get("plugins"), [document.path.parent])
-        _split(raw["test_dataset"], "test_dataset")
+        mapping(_known(raw), "config", keys, ("test_dataset",))
+        _import_plugins(raw.get("plugins"), folders)
+        _split(raw["test_dataset"], "test_dataset", folders)
         _evaluation(raw)
         known = {key: raw.get(key) for key in keys}
         known["data_norm"] = _data_norm(raw)
@@ -157,7 +158,7 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
 
     Args:
         raw: the mapping in the YAML file.
-        folders: where its plugins may be, beside the working directory and where Python looks anyway.
+        folders: where its plugins and its data may be if they are not below the current folder.
 
     Returns:
         The configuration.
@@ -167,11 +168,12 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
         ValueError: if a key is unknown or missing or a value wrong, naming its place.
     """
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
-    mapping(raw, "config", keys, ("train_dataset", "model", "optimizer", "epoch_max"))
-    _import_plugins(raw.get("plugins"), folders or [])
-    _split(raw["train_dataset"], "train_dataset")
+    folders = folders or []
+    mapping(_known(raw), "config", keys, ("train_dataset", "model", "optimizer", "epoch_max"))
+    _import_plugins(raw.get("plugins"), folders)
+    _split(raw["train_dataset"], "train_dataset", folders)
     if raw.get("val_dataset") is not None:
-        _split(raw["val_dataset"], "val_dataset")
+        _split(raw["val_dataset"], "val_dataset", folders)
     _model(raw["model"])
     _optimizer(raw["optimizer"])
     _schedule(raw)
@@ -188,13 +190,20 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
     for key in ("compile", "channels_last", "deterministic", "tensorboard"):
         one_of(raw, key, (True, False))
     _evaluation(raw)
-    if raw.get("resume") is not None and not Path(str(raw["resume"])).is_file():
-        raise FileNotFoundError(f"resume: no file {raw['resume']}")
+    if raw.get("resume") is not None:
+        raw["resume"] = os.path.expanduser(str(raw["resume"]))
+        if not Path(raw["resume"]).is_file():
+            raise FileNotFoundError(f"resume: no file {raw['resume']}")
     known = {key: raw.get(key, _DEFAULTS.get(key)) for key in keys}
     for key in ("seed", "grad_accum", "channels_last"):  # null is no value of these
         known[key] = _DEFAULTS[key] if known[key] is None else known[key]
     known["data_norm"] = _data_norm(raw)
     return Config(raw=raw, **known)
+
+
+def _known(raw: Any) -> Any:
+    """A configuration without the keys that are the user's own, such as those that hold YAML anchors."""
+    return {key: raw[key] for key in raw if not str(key).startswith("x-")} if isinstance(raw, dict) else raw
 
 
 def _import_plugins(modules: Any, folders: list[Path]) -> None:
@@ -213,24 +222,32 @@ def _import_plugins(modules: Any, folders: list[Path]) -> None:
             raise ValueError(f"plugins[{i}]: cannot import {module}: {type(error).__name__}: {error}") from error
 
 
-def _split(split: Any, place: str) -> None:
+def _split(split: Any, place: str, folders: list[Path]) -> None:
     mapping(split, place, ("dataset", "wrapper", "batch_size"), ("dataset", "wrapper", "batch_size"))
-    _dataset(split["dataset"], f"{place}.dataset")
+    _dataset(split["dataset"], f"{place}.dataset", folders)
     registry.check(split["wrapper"], f"{place}.wrapper", _WRAPPER_GIVEN)
     number(split, "batch_size", place, least=1, whole=True)
 
 
-def _dataset(spec: Any, place: str) -> None:
+def _dataset(spec: Any, place: str, folders: list[Path]) -> None:
     registry.check(spec, place)
     args = spec.get("args") or {}
-    for key in _FILES:
-        if args.get(key) is None:
-            continue
-        exists, kind = (Path.is_file, "file") if key == "split_file" else (Path.is_dir, "folder")
-        if not exists(Path(args[key])):
-            raise FileNotFoundError(f"{place}.args.{key}: no {kind} {args[key]}")
+    for key, kind in _FILES.items():
+        if args.get(key) is not None:
+            args[key] = _found(args[key], kind, f"{place}.args.{key}", folders)
     for i, part in enumerate(args.get("parts") or []):
-        _dataset(part, f"{place}.args.parts[{i}]")
+        _dataset(part, f"{place}.args.parts[{i}]", folders)
+
+
+def _found(name: str, kind: str, place: str, folders: list[Path]) -> str:
+    """Where a file or folder is: as it is written, below the current folder, or else in one of `folders`."""
+    exists = Path.is_file if kind == "file" else Path.is_dir
+    path = Path(name).expanduser()
+    tried = dict.fromkeys([path, *(folder / path for folder in folders)])  # in order; all the same if path is absolute
+    for each in tried:
+        if exists(each):
+            return str(each)
+    raise FileNotFoundError(f"{place}: no {kind} {' nor '.join(map(str, tried))}")
 
 
 def _model(spec: Any) -> None:

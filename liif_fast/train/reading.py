@@ -40,7 +40,7 @@ class Document:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(f"config: no file {self.path}")
         self._lines: dict[str, int] = {}

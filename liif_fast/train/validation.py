@@ -12,6 +12,7 @@ from torch import Tensor
 from liif_fast import distributed
 from liif_fast.data import make_loader
 from liif_fast.data.samples import Sample
+from liif_fast.evaluation import at_eval_type
 from liif_fast.metrics import parse_eval_type, psnr
 from liif_fast.train.config import Config
 from liif_fast.train.objective import Objective
@@ -36,6 +37,7 @@ class Validation:
         self, dataset: Any, config: Config, objective: Objective, device: torch.device, num_workers: int
     ) -> None:
         assert config.val_dataset is not None
+        dataset = at_eval_type(dataset, config.eval_type)
         self.dataset, self.config, self.objective, self.device = dataset, config, objective, device
         order = Order(len(dataset), config.val_dataset["batch_size"])
         # Every process takes whole batches, so that what is pooled does not depend on their number.

@@ -209,6 +209,87 @@ def test_names_that_are_alike(folder, tmp_path, capsys):
     assert code == 1 and "named twice" in err
 
 
+def test_names_are_apart(folder, tmp_path, capsys):
+    """Of images, of tests and of models: a.jpg and a.png, x and test-x, a.pth and a.safetensors."""
+    (tmp_path / "hr").mkdir()
+    for name, value in (("a.jpg", 60), ("a.png", 200)):
+        Image.new("RGB", (48, 48), (value, 9, 9)).save(tmp_path / "hr" / name)
+    config = yaml.safe_load((folder / "test-set5-3.yaml").read_text())
+    config["test_dataset"]["dataset"]["args"]["root_path"] = str(tmp_path / "hr")
+    for name in ("x", "test-x"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    model = liif_fast.load_model(folder / "tiny.safetensors")
+    models = [tmp_path / "tiny.pth", tmp_path / "tiny.safetensors"]
+    for path in models:
+        liif_fast.save_model(model, path)
+    configs = [tmp_path / "x.yaml", tmp_path / "test-x.yaml"]
+    found = scores(
+        capsys, tmp_path, "--config", *configs, "--model", "bicubic", *models, "--no-ssim", "--save", tmp_path / "out"
+    )
+    assert [(s["model"], s["test"]) for s in found] == [
+        (model, test) for model in ("bicubic", "tiny.pth", "tiny.safetensors") for test in ("x", "test-x")
+    ]
+    assert {tuple(image["name"] for image in score["images"]) for score in found} == {("a.jpg", "a.png")}
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 12
+    for name, value in (("a.jpg", 60), ("a.png", 200)):
+        picture = Image.open(tmp_path / "out" / "bicubic" / "x" / f"{name}.png")
+        assert abs(picture.getpixel((20, 20))[0] - value) <= 2
+
+
+def test_pairs_that_were_rounded_up(tmp_path, capsys):
+    """Scored at the scale of the reduction; at one less they would be worse by far."""
+    for name in ("lr", "hr"):
+        (tmp_path / name).mkdir()
+    image = Image.fromarray(data.dead_leaves(64, seed=3))
+    for i, (width, height) in enumerate(((63, 61), (64, 61), (63, 64))):
+        high = image.crop((0, 0, width, height))
+        high.save(tmp_path / "hr" / f"{i}.png")
+        half = (-(-width // 2), -(-height // 2))
+        reduced = image.resize((32, 32), Image.Resampling.BICUBIC).crop((0, 0, *half))
+        reduced.save(tmp_path / "lr" / f"{i}.png")
+    pairs = {f"root_path_{i}": str(tmp_path / name) for i, name in ((1, "lr"), (2, "hr"))}
+    spec = {"dataset": {"name": "paired-image-folders", "args": pairs}, "wrapper": {"name": "sr-implicit-paired"}}
+    config = {"test_dataset": {**spec, "batch_size": 1}}
+
+    def evaluated(eval_type):
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump({**config, "eval_type": eval_type}))
+        return run(capsys, "--config", tmp_path / "t.yaml", "--model", "bicubic", "--no-ssim")
+
+    whole = [image.crop((0, 0, 60, 60)), image.resize((32, 32), Image.Resampling.BICUBIC).crop((0, 0, 30, 30))]
+    back = np.asarray(whole[1].resize((60, 60), Image.Resampling.BICUBIC), float)[8:-8, 8:-8]
+    about = -10 * np.log10(np.square((np.asarray(whole[0], float)[8:-8, 8:-8] - back) / 255).mean())
+    for eval_type in (None, "div2k-2", "benchmark-2"):
+        code, out, err = evaluated(eval_type)
+        assert (code, err) == (0, "")
+        assert float(out.splitlines()[-1].split("|")[2]) == pytest.approx(about, abs=3)
+    code, out, err = evaluated("benchmark-3")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "0.png is 31 x 32 and " in err and "0.png is 61 x 63, " in err and "eval_type says x3, they fit x2" in err
+
+
+def test_without_scikit_image(folder, capsys, monkeypatch):
+    """As after a plain installation: PSNR alone, and a line that says what SSIM needs."""
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    command = ["--config", folder / "test-set5-2.yaml", "--model", "bicubic"]
+    code, out, err = run(capsys, *command)
+    assert code == 0
+    assert out.splitlines()[0] == "| PSNR in dB | set5-2 |"
+    assert err == "liif-fast: PSNR alone: SSIM needs scikit-image (pip install scikit-image)\n"
+    assert run(capsys, *command, "--no-ssim") == (0, out, "")
+
+
+def test_the_home_folder(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(
+        capsys, "--config=~/test-set5-2.yaml", "--model=~/tiny.safetensors", "--no-ssim",
+        "--json=~/r.json", "--markdown=~/r.md", "--save=~/pictures",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert all((folder / name).exists() for name in ("r.json", "r.md", "pictures"))
+    assert not list(tmp_path.iterdir())
+
+
 def spoilt(**changes):
     def spoil(config):
         for path, value in changes.items():
@@ -236,7 +317,7 @@ def spoilt(**changes):
         (spoilt(test_dataset__wrapper__name="sr"), "test_dataset.wrapper.name: unknown name 'sr'"),
         (spoilt(test_dataset__wrapper__args={"sample_q": 5}), "leave sample_q out"),
         (spoilt(test_dataset__dataset__name="image-folder"), "test_dataset.dataset.args: unknown key 'root_path_1'"),
-        (spoilt(eval_type="benchmark-20"), "0: pred must be larger than the 20 pixels"),
+        (spoilt(eval_type="benchmark-20"), "eval_type says x20, they fit x2"),
         (spoilt(test_dataset__batch_size=2), "the images of a batch differ in size"),
     ],
 )  # fmt: skip

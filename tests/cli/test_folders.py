@@ -72,6 +72,18 @@ def test_mixed_folder(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert alone.read_bytes() == (out / "deep.png").read_bytes()
 
 
+def test_what_systems_leave_in_a_folder_is_no_input(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    (mixed / "broken.png").unlink()
+    for name in ("@eaDir", "__MACOSX", ".thumbnails"):
+        (mixed / name).mkdir()
+        (mixed / name / "photo.jpg").write_bytes((mixed / "photo.jpg").read_bytes())
+    code, _ = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--recursive")
+    assert code == 0
+    assert [name for name in names(tmp_path / "out") if name.endswith("photo.jpg")] == ["photo.jpg"]
+
+
 def test_recursive_keeps_the_layout(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:

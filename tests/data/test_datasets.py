@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from liif_fast.data import make
+from liif_fast.data import datasets, make
 from liif_fast.data.datasets import NATURAL_IMAGES
 
 
@@ -76,6 +76,63 @@ def test_a_file_that_is_no_image_is_named(tmp_path, cache):
     with pytest.raises(ValueError, match=r"notes\.txt: not an image"):
         folder(tmp_path / "hr", cache=cache)[0]
     assert {path.name for path in tmp_path.rglob("*")} <= {"hr", "notes.txt", "._pack_hr.lock"}  # no unfinished pack
+
+
+def test_what_systems_leave_in_a_folder_is_passed_over(tmp_path):
+    write(tmp_path / "hr", ["a.png", "b.png"])
+    for name in (".hidden.png", "._a.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "hr" / name).write_bytes(b"no image")
+    for name in ("@eaDir", "more", "c.png"):
+        (tmp_path / "hr" / name).mkdir()
+    dataset = folder(tmp_path / "hr")
+    assert [path.name for path in dataset.paths] == ["a.png", "b.png"]
+    assert folder(tmp_path / "hr", first_k=1).image_name(0) == "a"
+    pairs = {"root_path_1": str(tmp_path / "hr"), "root_path_2": str(tmp_path / "hr" / "more")}
+    write(tmp_path / "hr" / "more", ["x.png", "y.png"])
+    assert len(make({"name": "paired-image-folders", "args": pairs})) == 2
+
+
+def test_a_file_that_is_no_image_is_named_before_any_is_read(tmp_path, monkeypatch):
+    write(tmp_path / "hr", ["a.png", "c.png"])
+    (tmp_path / "hr" / "b.png").write_text("words")
+    monkeypatch.setattr(datasets, "read_image", lambda path: pytest.fail("read"))
+    for cache in ("none", "bin", "in_memory"):
+        with pytest.raises(ValueError, match=r"b\.png: not an image"):
+            folder(tmp_path / "hr", cache=cache)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "webp", "bmp"])
+def test_the_size_in_the_header_is_that_of_the_pixels(tmp_path, extension):
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    Image.fromarray(np.zeros((6, 9, 3), np.uint8)).save(tmp_path / f"a.{extension}", exif=exif)
+    path = tmp_path / f"a.{extension}"
+    assert datasets.image_size(path) == datasets.read_image(path).shape[:2]
+
+
+def test_names_are_different_for_different_images(tmp_path):
+    def names(*files):
+        (tmp_path / "split.json").write_text(json.dumps({"all": files}))
+        dataset = folder(tmp_path / "hr", split_file=str(tmp_path / "split.json"), split_key="all")
+        return [dataset.image_name(i) for i in range(len(dataset))]
+
+    write(tmp_path / "hr", ["a.jpg", "a.png", "b.png", "a.jpg.png"])
+    write(tmp_path / "hr" / "x", ["a.png"])
+    assert names("a.jpg", "b.png") == ["a", "b"]
+    assert names("a.jpg", "a.png", "b.png") == ["a.jpg", "a.png", "b.png"]
+    assert len(set(names("a.jpg", "a.png", "a.jpg.png"))) == 3
+    assert names("a.png", "x/a.png") == ["hr-a", "x-a"]
+    assert len(set(names("a.png", "a.png"))) == 2
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "hr", ["a.png", "b.png"])
+    (tmp_path / "split.json").write_text('{"k": ["b.png"]}')
+    assert folder("~/hr", split_file="~/split.json", split_key="k").image_name(0) == "b"
+    args = {"count": 1, "size": 16, "cache_file": "~/leaves.npy"}
+    make({"name": "dead-leaves", "args": args})
+    assert (tmp_path / "leaves.npy").exists()
 
 
 @pytest.mark.parametrize(

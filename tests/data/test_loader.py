@@ -43,7 +43,7 @@ def single():
 
 def pairs():
     rng = np.random.default_rng(1)
-    shapes = [((20, 22), (41, 47)), ((20, 22), (40, 64))]
+    shapes = [((20, 22), (41, 45)), ((20, 22), (39, 43))]  # floor and ceil of a half
     return Images([tuple(rng.integers(0, 256, (*s, 3), dtype=np.uint8) for s in shape) for shape in shapes])
 
 

@@ -5,8 +5,10 @@ from PIL import Image
 
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data import make, make_loader
+from liif_fast.data.pairs import pair_scale
+from liif_fast.data.resize import resize
 from liif_fast.data.samples import collate
-from liif_fast.data.wrappers import colour_matrix, resize, shorter_side
+from liif_fast.data.wrappers import colour_matrix, shorter_side
 
 
 def image(height, width, seed=0):
@@ -191,11 +193,113 @@ def test_resize_takes_the_width_first_in_tall_images_too():
     assert np.array_equal(resize(image(20, 90), (7, 30)), pil(image(20, 90), 7, 30))
 
 
+def reductions(high, scale):
+    """The sizes that reductions have, rounded down and up."""
+    return [tuple(side // scale for side in high), tuple(-(-side // scale) for side in high)]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+def test_the_scale_of_a_pair_is_found_however_it_was_rounded(scale):
+    for high in np.ndindex(7, 5):
+        high = (164 + high[0], 197 + high[1])
+        for low in reductions(high, scale):
+            assert pair_scale(low, high) == scale
+            assert pair_scale(low, high, scale) == scale
+            with pytest.raises(ValueError, match=rf"eval_type says x{scale + 1}, they fit x{scale};"):
+                pair_scale(low, high, scale + 1)
+
+
+def test_the_scale_of_a_pair_by_trial():
+    """All small sizes against the definition: the exact multiple, then rounded down, then the smaller one."""
+    for low in np.ndindex(6, 4):
+        for high in np.ndindex(14, 11):
+            low_size, high_size = tuple(n + 1 for n in low), tuple(n + 1 for n in high)
+            down, up = (
+                [s for s in range(1, min(high_size) + 1) if reductions(high_size, s)[way] == low_size] for way in (0, 1)
+            )
+            exact = [s for s in down if s in up and all(n * s == h for n, h in zip(low_size, high_size, strict=True))]
+            for stated in range(1, 12):
+                if stated in down + up:
+                    assert pair_scale(low_size, high_size, stated) == stated
+                else:
+                    with pytest.raises(ValueError, match=f"eval_type says x{stated}"):
+                        pair_scale(low_size, high_size, stated)
+            if down + up:
+                assert pair_scale(low_size, high_size) == [*exact, *down, *up][0]
+            else:
+                with pytest.raises(ValueError, match="they fit no whole scale"):
+                    pair_scale(low_size, high_size)
+
+
+def test_a_pair_that_was_rounded_up_is_cut_to_what_both_show():
+    low, high = image(6, 8), image(11, 15)
+    sample = wrap("sr-implicit-paired", [(low, high)])[0]
+    assert np.array_equal(as_array(sample["inp"]), low[:5, :7])
+    assert torch.equal(sample["gt"], torch.from_numpy(high[:10, :14].reshape(-1, 3)) / 255)
+    for i in range(20):
+        sample = wrap("sr-implicit-paired", [(low, high)], inp_size=5, seed=i)[0]
+        assert sample["inp"].shape == (3, 5, 5) and len(sample["gt"]) == 100
+    with pytest.raises(ValueError, match="5 x 7, too small for a crop of 6 x 6"):
+        wrap("sr-implicit-paired", [(low, high)], inp_size=6)[0]
+
+
 def test_a_pair_without_one_scale_is_refused():
-    for shape in ((15, 16), (16, 7), (24, 16), (7, 7)):
-        with pytest.raises(ValueError, match=rf"pair 0 is 8 x 8 and {shape[0]} x {shape[1]}: .*must be the same"):
+    for shape in ((16, 7), (24, 16), (7, 7), (17, 23), (15, 17)):
+        with pytest.raises(
+            ValueError, match=rf"is 8 x 8 and .* is {shape[0]} x {shape[1]}, .* they fit no whole scale"
+        ):
             wrap("sr-implicit-paired", [(image(8, 8), image(*shape))])[0]
-    assert len(wrap("sr-implicit-paired", [(image(8, 8), image(17, 23))])[0]["gt"]) == 256
+    assert len(wrap("sr-implicit-paired", [(image(8, 8), image(17, 16))])[0]["gt"]) == 256
+
+
+def test_a_stated_scale_decides():
+    wrapper = wrap("sr-implicit-paired", [(image(2, 2), image(5, 5))])
+    assert len(wrapper[0]["gt"]) == 16
+    stated = wrapper.at_scale(3)
+    assert stated[0]["inp"].shape == (3, 1, 1) and len(stated[0]["gt"]) == 9
+    with pytest.raises(ValueError, match="eval_type says x5, they fit x2 or x3 or x4"):
+        wrapper.at_scale(5)[0]
+    assert len(wrapper[0]["gt"]) == 16
+
+
+def folder(path, *shapes):
+    path.mkdir()
+    for i, shape in enumerate(shapes):
+        Image.fromarray(image(*shape)).save(path / f"{i}.png")
+    return make({"name": "image-folder", "args": {"root_path": str(path), "repeat": 2}})
+
+
+def test_an_image_too_small_for_the_largest_crop_is_named_at_the_start(tmp_path):
+    mixed = {"name": "mixed", "args": {"parts": [{"name": "image-folder", "args": {"root_path": str(tmp_path / "b")}}]}}
+    for name, shapes in (("a", [(32, 40), (32, 31)]), ("b", [(32, 40), (40, 31)])):
+        dataset = folder(tmp_path / name, *shapes)
+        wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=3.9)
+        with pytest.raises(ValueError, match=rf"{name}.1\.png is .. x 31, too small for a crop of 32 x 32"):
+            wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=4)
+        with pytest.raises(ValueError, match=rf"{name}.1\.png is .. x 31, too small for a reduction by 31.5"):
+            wrap("sr-implicit-downsampled", dataset, scale_max=31.5)
+    with pytest.raises(ValueError, match=r"b.1\.png is 40 x 31, too small"):
+        wrap("sr-implicit-downsampled", make(mixed), inp_size=8, scale_max=4)
+    with pytest.raises(ValueError, match="sample_q must be at most the 8 x 8 pixels"):
+        wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=2, sample_q=65)
+
+
+def test_a_pair_that_does_not_fit_is_named_at_the_start(tmp_path):
+    folder(tmp_path / "lr", (8, 10), (10, 8), (9, 9))
+    folder(tmp_path / "hr", (16, 20), (19, 16), (20, 20))
+    paths = {f"root_path_{i}": str(tmp_path / name) for i, name in ((1, "lr"), (2, "hr"))}
+    dataset = make({"name": "paired-image-folders", "args": paths})
+    named = r"lr.2\.png is 9 x 9 and \S*hr.2\.png is 20 x 20, x2.222 in rows and x2.222 in columns: "
+    with pytest.raises(ValueError, match=named + "they fit no whole scale"):
+        wrap("sr-implicit-paired", dataset)
+    (tmp_path / "hr" / "2.png").unlink()
+    Image.fromarray(image(17, 18)).save(tmp_path / "hr" / "2.png")
+    wrapper = wrap("sr-implicit-paired", make({"name": "paired-image-folders", "args": paths}), inp_size=8)
+    wrapper.at_scale(2)
+    with pytest.raises(ValueError, match=r"lr.0\.png is 8 x 10 and .*hr.0\.png is 16 x 20, .*eval_type says x4"):
+        wrapper.at_scale(4)
+    with pytest.raises(ValueError, match=r"lr.0\.png is 8 x 10, too small for a crop of 9 x 9"):
+        wrap("sr-implicit-paired", make({"name": "paired-image-folders", "args": paths}), inp_size=9)
 
 
 def test_a_dataset_of_the_wrong_kind_is_refused():

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from liif_fast import models
+from liif_fast import data, models
 from liif_fast.train import load_config, load_test_config
 from liif_fast.train.config import check_config
 
@@ -122,6 +123,77 @@ def test_missing_files_are_named(tiny, tmp_path):
     put(tiny, "val_dataset.dataset", {"name": "mixed", "args": {"parts": [folder]}})
     with pytest.raises(FileNotFoundError, match=r"parts\[0\]\.args\.split_file: no file /no/split\.json"):
         check_config(tiny)
+
+
+def test_keys_of_ones_own_may_hold_anchors(tmp_path, tiny):
+    text = "x-size: &size {inp_size: 8, scale_max: 4, sample_q: 32}\nx-notes: [1, 2]\n" + yaml.safe_dump(tiny)
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert load_config(path).epoch_max == 4
+    tiny["val_dataset"]["wrapper"]["args"] = "SIZE"
+    path.write_text(
+        "x-size: &size {inp_size: 8, scale_max: 4, sample_q: 32}\n"
+        + yaml.safe_dump(tiny).replace("args: SIZE", "args: {<<: *size, augment: true}")
+    )
+    assert load_config(path).val_dataset["wrapper"]["args"] == {
+        "inp_size": 8, "scale_max": 4, "sample_q": 32, "augment": True
+    }  # fmt: skip
+    for key in ("y-size", "xsize"):
+        path.write_text(text.replace("x-notes", key))
+        with pytest.raises(ValueError, match=f"unknown key '{key}'"):
+            load_config(path)
+    with pytest.raises(ValueError, match=r"train_dataset: unknown key 'x-size'"):  # at the top alone
+        check_config({**tiny, "train_dataset": {**tiny["train_dataset"], "x-size": 1}})
+
+
+def put_images(folder, count=1):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", (40, 40)).save(folder / f"{i}.png")
+
+
+def a_test_of(folder, **args):
+    dataset = {"name": "image-folder", "args": {"root_path": folder, **args}}
+    wrapper = {"name": "sr-implicit-downsampled", "args": {"scale_min": 2}}
+    return {"test_dataset": {"dataset": dataset, "wrapper": wrapper, "batch_size": 1}}
+
+
+def test_folders_beside_the_file(tmp_path, monkeypatch):
+    """Relative folders are those below the current folder, else those beside the file."""
+    put_images(tmp_path / "set" / "hr", 2)
+    (tmp_path / "set" / "split.json").write_text('{"k": ["1.png"]}')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = tmp_path / "set" / "test.yaml"
+
+    def dataset(config):
+        path.write_text(yaml.safe_dump(config))
+        return data.make(load_test_config(path).test_dataset["dataset"])
+
+    assert len(dataset(a_test_of("hr"))) == 2
+    assert len(dataset(a_test_of("hr", split_file="split.json", split_key="k"))) == 1
+    parts = {"name": "mixed", "args": {"parts": [a_test_of("hr")["test_dataset"]["dataset"]] * 2}}
+    config = a_test_of("hr")
+    config["test_dataset"]["dataset"] = parts
+    assert len(dataset(config)) == 4
+    put_images(tmp_path / "elsewhere" / "hr", 3)
+    assert len(dataset(a_test_of("hr"))) == 3
+    with pytest.raises(FileNotFoundError, match=rf"root_path: no folder lr nor {re.escape(str(path.parent / 'lr'))}$"):
+        dataset(a_test_of("lr"))
+    with pytest.raises(FileNotFoundError, match=r"root_path: no folder /nowhere$"):
+        dataset(a_test_of("/nowhere"))
+
+
+def test_the_home_folder(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put_images(tmp_path / "hr")
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(a_test_of("~/hr")))
+    assert len(data.make(load_test_config("~/t.yaml").test_dataset["dataset"])) == 1
+    tiny["resume"] = "~/x.pth"
+    with pytest.raises(FileNotFoundError, match=rf"resume: no file {re.escape(str(tmp_path))}.x\.pth"):
+        check_config(tiny)
+    (tmp_path / "x.pth").touch()
+    assert check_config(tiny).resume == str(tmp_path / "x.pth")
 
 
 def test_not_yaml(tmp_path):

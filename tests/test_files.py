@@ -1,0 +1,19 @@
+from liif_fast.files import distinct_names, is_litter
+
+
+def test_short_names_of_files():
+    assert distinct_names(["x/a.pth", "b.pth"]) == ["a", "b"]
+    assert distinct_names(["x/a.pth", "y/a.pth"]) == ["x-a", "y-a"]
+    assert distinct_names(["x/a.pth", "x/a.safetensors"]) == ["a.pth", "a.safetensors"]
+    assert distinct_names(["A.jpg", "a.png"]) == ["A.jpg", "a.png"]  # also where a file system takes A for a
+    assert distinct_names([]) == []
+
+
+def test_names_are_different_whatever_the_paths():
+    for paths in (["x/y-a.png", "x-y/a.png"], ["a.png", "a.png"], ["a.png", "A.png"], ["/a.png", "./a.png"]):
+        assert len({name.casefold() for name in distinct_names(paths)}) == len(paths)
+
+
+def test_what_systems_leave_behind():
+    assert all(map(is_litter, (".DS_Store", "._a.jpg", "Thumbs.db", "thumbs.db", "@eaDir", "Desktop.ini", "__MACOSX")))
+    assert not any(map(is_litter, ("a.png", "thumbs", "eaDir", "notes.txt")))
