@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.checks import check_grid, check_queries, grid_cell
+from liif_fast.checks import check_grid, check_integers, check_queries, grid_cell
 from liif_fast.coord import centres
 
 STRIP_QUERIES = 1 << 16  # of one image; bounds the memory of a strip, not the result
@@ -18,10 +18,12 @@ Chain = tuple[list[Tensor], list[Tensor]]
 
 def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Sequential:
     """Linear and ReLU in turn, then a Linear; the indices of the Linears, 0, 2, 4, ..., name the checkpoint's keys."""
-    if not isinstance(hidden_list, Sequence) or not all(type(width) is int and width > 0 for width in hidden_list):
-        raise ValueError(f"hidden_list must be a list of positive integers, such as [256], got {hidden_list!r:.80}")
+    form = "a list of positive integers"
+    widths = check_integers("hidden_list", hidden_list, form)
+    if any(isinstance(width, bool) or width < 1 for width in widths):
+        raise ValueError(f"hidden_list must be {form}, got {hidden_list!r:.80}")
     layers: list[nn.Module] = []
-    for width in hidden_list:
+    for width in widths:
         layers += [nn.Linear(in_dim, width), nn.ReLU()]
         in_dim = width
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
@@ -135,6 +137,9 @@ class MLP(nn.Module):
         out_dim: width of the output.
         hidden_list: widths of the hidden layers.
 
+    Raises:
+        TypeError, ValueError: hidden_list is no list of positive integers.
+
     Source: LIIF (arXiv 2012.09161), section 4.1.
     """
 
@@ -161,6 +166,9 @@ class LIIFDecoder(nn.Module):
         feat_unfold: concatenate the 3x3 neighbourhood of each latent.
         cell_decode: give the network the size of the query's pixel.
         backend: "auto" or the name of a backend; see `liif_fast.explain`.
+
+    Raises:
+        TypeError, ValueError: hidden_list is no list of positive integers.
 
     Source: LIIF (arXiv 2012.09161), section 3.
     """

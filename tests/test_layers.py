@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils import prune
@@ -45,6 +46,16 @@ def test_mlp_has_the_decoders_names_and_values(decoder):
     mlp.load_state_dict(decoder.state_dict())
     x = torch.randn(2, 3, 40)
     torch.testing.assert_close(mlp(x), decoder.layers(x))
+
+
+@pytest.mark.parametrize("widths", [256, 25.6, None, "256", [256.0], [[256]], [0], [256, -1], [True]])
+def test_a_wrong_hidden_list_is_named(widths):
+    for build in (lambda: MLP(4, 3, widths), lambda: LIIFDecoder(4, hidden_list=widths)):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"hidden_list must (be a list of positive|hold) integers, got "
+        ):
+            build()
+    assert MLP(4, 3, np.array([8, 9])).layers[2].out_features == 9
 
 
 def test_forward_and_render_are_the_functions(decoder, queries):
@@ -197,5 +208,5 @@ def test_compiles_whole(queries, backend):
 @pytest.mark.parametrize("widths", [256, "256", [0], [1.5]])
 def test_widths_that_are_no_list_are_named(widths):
     for make in (lambda: MLP(4, 3, widths), lambda: LIIFDecoder(hidden_list=widths)):
-        with pytest.raises(ValueError, match="hidden_list must be a list of positive integers"):
+        with pytest.raises((TypeError, ValueError), match=r"hidden_list must (be a list of positive|hold) integers"):
             make()

@@ -65,7 +65,12 @@ def run(argv: Sequence[str] | None) -> int:
     def parse() -> int:
         nonlocal args
         try:
-            args = build_parser().parse_args(argv)
+            parser = build_parser()
+            known, surplus = parser.parse_known_args(argv)
+            if surplus:
+                hint = "" if any(each.startswith("-") for each in surplus) else getattr(known, "surplus", "")
+                parser.error(f"unrecognized arguments: {' '.join(surplus)}{hint}")
+            args = known
         except SystemExit as stop:  # help or the version has been printed, or the usage was wrong
             return stop.code if isinstance(stop.code, int) else 0
         return 0

@@ -1,13 +1,15 @@
 """`liif-fast upscale`: image files in, larger ones out."""
 
 import argparse
+import math
 import os
 import re
+import time
 from os.path import expanduser
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, say
-from liif_fast.cli.jobs import EXISTING, Job, identity, plan_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
 from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
@@ -74,11 +76,12 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="N",
         help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, surplus="; IN is one file: give a folder of them as IN, or run once for each")
 
 
 def run(args: argparse.Namespace) -> int:
     """Upscale the files; returns the exit code."""
+    start = time.perf_counter()
     if args.max_input_pixels:
         from PIL import Image
 
@@ -98,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     todo = distributed.share(jobs.todo)
     if not todo:
-        return _summary(jobs.folder, 0, 0, jobs.skipped)
+        return _summary(jobs, 0, 0)
     if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
         for job in todo:
             job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +115,10 @@ def run(args: argparse.Namespace) -> int:
                 raise ImageFileError(
                     f"{job.source}: {job.target} is {other.target}, made of {other.source}; rename one"
                 )
-            _upscale(job, first, model, args, label)
+            width, height = _upscale(job, first, model, args, label)
             written[identity(job.target)] = job
+            if not jobs.folder:
+                say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except RuntimeError as error:  # PyTorch's way to say out of memory, among others
             if args.traceback:
                 raise
@@ -124,17 +129,18 @@ def run(args: argparse.Namespace) -> int:
             if args.traceback or not jobs.folder:
                 raise
             failed += _complain(job, error)
-    return _summary(jobs.folder, len(todo) - failed, failed, jobs.skipped)
+    return _summary(jobs, len(todo) - failed, failed)
 
 
-def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> None:
+def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
+    """Upscale one file and return the (width, height) that was written."""
     from liif_fast import upscaling
 
     picture = picture or read_image(job.source)
     upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
     with new_folder(job.target.parent), Bar(label) as bar:
-        width, height = picture.size
-        bar.share = upscaling.encoder_share(model, width * height, _pixels_out(picture.size, args))
+        size = _size_out(picture.size, args)
+        bar.share = upscaling.encoder_share(model, math.prod(picture.size), math.prod(size))
         upscaling.upscale_file(
             job.source,
             job.target,
@@ -148,15 +154,15 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
             progress=bar.update,
             picture=picture,
         )
+    return size
 
 
-def _pixels_out(size: tuple[int, int], args: argparse.Namespace) -> int:
+def _size_out(size: tuple[int, int], args: argparse.Namespace) -> tuple[int, int]:
     from liif_fast.upscaling import MAX_FILE_PIXELS, output_size
 
     if args.region:
-        return args.region[2] * args.region[3]
-    width, height = output_size(size, args.scale, args.size, MAX_FILE_PIXELS)
-    return width * height
+        return args.region[3], args.region[2]
+    return output_size(size, args.scale, args.size, MAX_FILE_PIXELS)
 
 
 def _complain(job: Job, error: Exception) -> int:
@@ -167,12 +173,14 @@ def _complain(job: Job, error: Exception) -> int:
     return 1
 
 
-def _summary(folder: bool, done: int, failed: int, skipped: int) -> int:
-    if folder:
+def _summary(jobs: Jobs, done: int, failed: int) -> int:
+    if jobs.folder:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
-        parts += [f"{skipped} left as they were"] if skipped else []
+        parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
         say(", ".join(parts))
+    elif jobs.skipped:
+        say("the output exists and is left as it was")
     return 1 if failed else 0
 
 

@@ -64,6 +64,8 @@ def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tu
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         known = ", ".join(FORMATS)
+        if not Path(path).suffix:
+            raise ImageFileError(f"{path}: has no extension to name the output's format; add one of {known}")
         raise ImageFileError(f"{path}: unknown output format {Path(path).suffix!r}, expected one of {known}")
     if mode is not None and mode not in kind.modes:
         raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")

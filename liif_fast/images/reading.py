@@ -26,6 +26,9 @@ READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 
+DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
+_DRAWN_MODES = {"1": "1 bit a pixel", "P": "a palette", "PA": "a palette"}
+
 # Pillow has no mode for 16 bits a channel in colour: of each sample it keeps the high byte. Told that the file has the
 # other byte order, it keeps the low one, so that two passes read all 16 bits. Gray with alpha is four bytes a pixel.
 _FOREIGN = "B" if sys.byteorder == "little" else "L"
@@ -42,7 +45,7 @@ class Picture(NamedTuple):
     Args:
         pixels: [H, W, C] of uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
         info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of a PNG
-            also `colour.COLOUR`.
+            also `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
         format: Pillow's name of the file's format.
     """
 
@@ -230,6 +233,8 @@ def normalise(image: Image.Image) -> Image.Image:
     if mode == "CMYK":
         result.info.pop("icc_profile", None)
     result.info.pop("transparency", None)  # now the alpha channel
+    if mode in _DRAWN_MODES:
+        result.info[DRAWN] = _DRAWN_MODES[mode]
     return result
 
 

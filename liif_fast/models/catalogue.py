@@ -1,6 +1,7 @@
 """Models by name: the one that ships, the published ones, and the folder where their files are looked for."""
 
 import os
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,8 +132,16 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     known = family(str(name))
     if known is not None:
         raise FileNotFoundError(f"{name}: not in {folder}; {'offered at ' if known.offered else ''}{known.source}")
+    names = {
+        SHIPPED,
+        *(each.name for each in FAMILIES),
+        *(each.name for each in files if each.suffix.lower() in SUFFIXES),
+    }
+    asked = str(name).lower()
+    near = [each for each in sorted(names) if asked and asked in each.lower()] or get_close_matches(asked, names, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise FileNotFoundError(
-        f"{name}: no such file, and no such model in {folder}; `liif-fast models` lists what there is"
+        f"{name}: no such file, and no such model in {folder}; {hint}`liif-fast models` lists what there is"
     )
 
 

@@ -1,7 +1,5 @@
 """The `mlp` of specs, and the recognition of a plain Linear-ReLU chain in any module."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from liif_fast import layers
@@ -11,12 +9,7 @@ from liif_fast.models.registry import register
 MLP = layers.MLP
 
 
-@register("mlp")
-def _mlp(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> MLP:
-    """An MLP, its widths checked: what a file says may be anything."""
-    if not isinstance(hidden_list, list | tuple) or not all(type(width) is int and width > 0 for width in hidden_list):
-        raise ValueError(f"hidden_list of model 'mlp' must be a list of positive integers, got {hidden_list!r:.80}")
-    return MLP(in_dim, out_dim, hidden_list)
+register("mlp")(MLP)
 
 
 def fusable(imnet: nn.Module | None) -> Chain | None:

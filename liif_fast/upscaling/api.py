@@ -1,7 +1,8 @@
 """`upscale` an image, a file, or strip by strip."""
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,7 +13,7 @@ from PIL import Image
 from liif_fast.encode import TILE
 from liif_fast.images import check_format, check_output, mode_of, normalise, read_image, write_strips
 from liif_fast.images.exif import resized
-from liif_fast.images.reading import Picture
+from liif_fast.images.reading import DRAWN, Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
 from liif_fast.upscaling.options import Options, Progress, check_options
@@ -21,6 +22,8 @@ from liif_fast.upscaling.strips import render_strips
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("liif_fast.upscaling")
 
 ImageLike = TypeVar("ImageLike", Image.Image, NDArray)
 Restore = Callable[[NDArray], Image.Image | NDArray]
@@ -52,7 +55,7 @@ def upscale(
     Args:
         image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,
             uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation; a palette
-            image becomes RGB or RGBA, a 1-bit image L.
+            image becomes RGB or RGBA, a 1-bit image L, either with a logged notice.
         model: a model (it is used as it is), the path of a checkpoint, or None for the model that ships with the
             package.
         scale: output size over input size, at least 1; each side is `round(side * scale)`.
@@ -161,6 +164,7 @@ def upscale_file(
     """
     check_output(target)
     picture = picture or read_image(source)
+    _notice_drawn(source, picture.info)
     check_target(target, picture, scale, size, region)
     options = Options(backend, precision, tile, progress)
     rendered = _plan(picture.pixels, model, scale, size, region, device, options, MAX_FILE_PIXELS)
@@ -209,6 +213,7 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     """Pixels `[H, W, C]`, and what makes the same kind of image of such an array."""
     if isinstance(image, Image.Image):
         upright = normalise(image)
+        _notice_drawn("image", upright.info)
         pixels = np.asarray(upright)
         kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "dpi")}
         restore: Restore = partial(_to_pil, info=kept)
@@ -226,6 +231,15 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     if not pixels.size:
         raise ValueError(f"image must not be empty, got {pixels.shape[1]}x{pixels.shape[0]} pixels")
     return pixels.reshape(*pixels.shape[:2], -1), restore
+
+
+def _notice_drawn(name: str | os.PathLike[str], info: Mapping[Any, Any]) -> None:
+    if DRAWN in info:
+        logger.warning(
+            "%s: has %s; the models are made for photographs and turn dithering and stepped edges into worm patterns",
+            name,
+            info[DRAWN],
+        )
 
 
 def _same(pixels: NDArray) -> NDArray:

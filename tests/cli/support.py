@@ -1,5 +1,6 @@
 """What the tests of the command line share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,16 @@ def assert_one_line(err: str, message: str) -> None:
     assert message in err
     assert err.count("\n") == 1
     assert err.endswith("\n")
+
+
+def without_result(err: str) -> str:
+    """What was said except for the line at the end of a single file: output, size, seconds."""
+    return re.sub(r"(?m)^liif-fast: .*: \d+x\d+, \d+\.\d s\n", "", err)
+
+
+def without_notices(err: str) -> str:
+    """What was said except for that line and the notice of a palette."""
+    return re.sub(r"(?m)^liif-fast: .*: has a palette; .*\n", "", without_result(err))
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -24,7 +24,7 @@ from liif_fast.cli.progress import Bar
 from liif_fast.models import make
 from liif_fast.upscaling import features, strips
 
-from .support import assert_one_line, contents, raising
+from .support import assert_one_line, contents, raising, without_result
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
     code = main(["upscale", *map(str, args)])
     captured = capsys.readouterr()
     assert captured.out == ""
-    return code, captured.err
+    return code, without_result(captured.err)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,29 @@ def test_every_kind(
     image.save(source)
     code, err = run(capsys, source, target, "--scale", 3.7, "--model", model)
     assert code == 0
-    assert ("converted to RGB" in err) if mode == "CMYK" else (err == "")
+    notices = {
+        "CMYK": "converted to RGB",
+        "P": "in.tif: has a palette; the models",
+        "1": "in.tif: has 1 bit a pixel; the",
+    }
+    assert (notices[mode] in err) if mode in notices else (err == "")
+    assert err.count("\n") == (mode in notices)
     with Image.open(target) as result:
         assert (result.mode, result.size) == (expected, (52, 37))
         if extension in ("png", "tif", "bmp", "pgm"):
             with Image.open(source) as opened:
                 direct = upscaling.upscale(opened, model, scale=3.7)
             assert np.array_equal(np.asarray(result), np.asarray(direct))
+
+
+def test_one_file_ends_with_a_line(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    target = tmp_path / "out.png"
+    for args, size in (((), "42x30"), (("--region", "5x7+1+2"), "5x7")):
+        assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", *args]) == 0
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"liif-fast: {re.escape(str(target))}: {size}, \d+\.\d s\n", said)
+    assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", "--existing=skip"]) == 0
+    assert capsys.readouterr().err == "liif-fast: the output exists and is left as it was\n"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])
@@ -113,7 +129,9 @@ def test_orientation_and_profile(tmp_path: Path, photo: Path, capsys: pytest.Cap
             ([f"--size={text}"], "expected WxH, Wx or xH")
             for text in ("x", "12", "0x5", "-3x4", "1x2x3", "axb", "٣x", "9999999999x")
         ),
-        (["--scale", "2", "--frobnicate"], "unrecognized arguments"),
+        (["--scale", "2", "--frobnicate"], "unrecognized arguments: --frobnicate (see"),
+        (["out/", "--scale", "2"], "unrecognized arguments: out/; IN is one file: give a folder of them as IN"),
+        (["--scale", "2", "b.png", "out/"], "b.png out/; IN is one file: give a folder of them as IN, or run once"),
     ],
 )
 def test_usage_errors(
@@ -133,7 +151,7 @@ def test_usage_errors(
         ("truncated.png", "out.png", ["--scale=2"], "truncated.png: cannot be read"),
         ("text.png", "out.png", ["--scale=2"], "text.png: not an image"),
         ("in.png", "out.xyz", ["--scale=2"], "unknown output format"),
-        ("in.png", "out", ["--scale=2"], "unknown output format"),
+        ("in.png", "out", ["--scale=2"], "out: has no extension to name the output's format; add one of .png, "),
         ("in.png", "no/out.png", ["--scale=2"], "does not exist"),
         ("in.png", ".", ["--scale=2"], "is the input itself"),
         ("in.png", "out.png", ["--scale=2", "--suffix=_x2"], "name the files in a folder"),
@@ -142,6 +160,13 @@ def test_usage_errors(
         ("in.png", "out.png", ["--scale=2", "--max-input-pixels=100"], "decompression bomb"),
         ("in.png", "out.bmp", ["--size=40000x30000"], "more than 1073741824 pixels, which BMP needs in memory"),
         ("in.png", "out.png", ["--scale=2", "--model=nothing"], "nothing: no such file, and no such model"),
+        (
+            "in.png",
+            "out.png",
+            ["--scale=2", "--model=edsr-baseline"],
+            "did you mean edsr-baseline-liif or edsr-baseline-metasr? `liif-fast models` lists",
+        ),
+        ("in.png", "out.png", ["--scale=2", "--model=edsr-smal-liff"], "did you mean edsr-small-liif"),
         ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; --existing"),
         ("in.png", "in.png", ["--scale=2"], "is the input itself"),
         ("in.png", "link.png", ["--scale=2"], "is the input itself"),

@@ -35,7 +35,7 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
     check_output(tmp_path / "a.PNG", "RGBA", (100_000, 1))
     cases = [
         ("a.xyz", None, None, "unknown output format '.xyz'"),
-        ("a", None, None, "unknown output format ''"),
+        ("a", None, None, "a: has no extension to name the output's format; add one of .png"),
         ("no/a.png", None, None, "does not exist"),
         ("a.jpg", "RGBA", None, "JPEG cannot hold an alpha channel"),
         ("a.jpg", "I;16", None, "JPEG cannot hold 16 bits"),

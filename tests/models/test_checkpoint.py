@@ -272,9 +272,9 @@ ARGS = ("model", "args")
         (
             (*ARGS, "imnet_spec", "args", "hidden_list"),
             "abc",
-            "hidden_list of model 'mlp' must be a list of positive integers, got 'abc'",
+            "hidden_list must hold integers, got ",
         ),
-        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], "list of positive integers"),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], "hidden_list must hold integers"),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
         ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, "no argument 'in_dim'"),
         ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),

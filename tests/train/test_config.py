@@ -72,7 +72,7 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("train_dataset.dataset.args.repeat", None, r"args\.repeat: expected int, got None"),
         ("train_dataset.wrapper.args.augment", "yes", r"wrapper\.args\.augment: expected bool, got 'yes'"),
         ("train_dataset.wrapper.args.sample_q", 2.5, r"wrapper\.args\.sample_q: expected int or all or null, got 2.5"),
-        ("model.args.imnet_spec.args.hidden_list", 256, "model: "),
+        ("model.args.imnet_spec.args.hidden_list", 256, "hidden_list must be a list of positive integers, got 256"),
         ("optimizer.args.betas", [0.9], r"optimizer\.args: "),
         ("optimizer.args.betas", [0.9, 2], r"optimizer\.args: Invalid beta"),
         ("optimizer.args.weight_decay", "much", r"optimizer\.args: "),

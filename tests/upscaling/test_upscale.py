@@ -214,16 +214,21 @@ def test_constant_alpha_stays(model: nn.Module, value: int) -> None:
     assert np.array_equal(out[..., :3], upscale(colour, model, scale=SCALE))
 
 
-def test_palette_and_1_bit(model: nn.Module) -> None:
+def test_palette_and_1_bit(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     image = Image.fromarray(photo())
     palette = image.quantize(16)
     assert np.array_equal(
         np.asarray(upscale(palette, model, scale=2)), np.asarray(upscale(palette.convert("RGB"), model, scale=2))
     )
+    assert caplog.messages[0].startswith("image: has a palette; the models are made for photographs")
+    caplog.clear()
     bits = image.convert("1")
     result = upscale(bits, model, scale=2)
+    assert caplog.messages[0].startswith("image: has 1 bit a pixel; the models")
+    caplog.clear()
     assert result.mode == "L"
     assert np.array_equal(np.asarray(result), np.asarray(upscale(bits.convert("L"), model, scale=2)))
+    assert not caplog.messages
 
 
 def test_orientation_and_profile(model: nn.Module) -> None:
