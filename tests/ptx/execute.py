@@ -1,0 +1,98 @@
+"""The kernels' launches executed as the PTX that Triton makes of them, on CPU tensors.
+
+For a process that has not imported Triton for its interpreter. What a launch passes, the form it takes and what is
+compiled are the package's own (benchmarks/compile_report.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from benchmarks import compile_report
+from liif_fast.backends import triton as backend
+from liif_fast.kernels import host
+
+from .machine import Block
+from .memory import Global
+from .parser import Program, parse
+
+ARCHITECTURE = 80
+TYPES = compile_report.TYPES
+
+
+class Binary:
+    """A compiled kernel: its program and how much shared memory a block takes."""
+
+    def __init__(self, launch: compile_report.Launch) -> None:
+        kernel = compile_report.compiled(launch, ARCHITECTURE)
+        self.program, self.shared = parse(kernel.asm["ptx"]), kernel.metadata.shared
+
+
+class Executor:
+    """Stands in for a kernel and executes its launches."""
+
+    binaries: ClassVar[dict[str, Binary]] = {}
+    executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel
+    change: Callable[[str, Program], Program] = staticmethod(lambda name, program: program)
+    truncate = 0
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return functools.partial(self.launch, grid)
+
+    def binary(self, arguments: dict[str, Any], options: dict[str, Any]) -> Binary:
+        plain = {}
+        for parameter in self.kernel.params:
+            value = arguments[parameter.name]
+            if isinstance(value, torch.Tensor):
+                plain[parameter.name] = f"*{TYPES[value.dtype]}"
+            else:
+                plain[parameter.name] = value if parameter.is_constexpr else float if isinstance(value, float) else int
+        launch = compile_report.Launch(self.kernel.fn.__name__, "", "", self.kernel, plain, options)
+        key = str((launch.name, plain, options))
+        if key not in self.binaries:
+            self.binaries[key] = Binary(launch)
+        return self.binaries[key]
+
+    def launch(self, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
+        names, name = self.kernel.arg_names, self.kernel.fn.__name__
+        arguments = {**dict(zip(names, args, strict=False)), **{k: v for k, v in named.items() if k in names}}
+        options = {k: v for k, v in named.items() if k not in names}
+        binary = self.binary(arguments, options)
+        memory, storages, values = Global(), {}, []
+        for parameter in self.kernel.params:
+            value = arguments[parameter.name]
+            if parameter.is_constexpr:
+                continue
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                raw = torch.empty(0, dtype=torch.uint8).set_(storage).detach().numpy()
+                if storage.data_ptr() not in storages or not raw.size:
+                    storages[storage.data_ptr()] = memory.add(raw), raw
+                value = storages[storage.data_ptr()][0] + value.storage_offset() * value.element_size()
+            values.append(value)
+        program = self.change(name, binary.program)
+        values += [0] * (len(program.parameters) - len(values))  # Triton's own: scratch memory, not used
+        for y in range(grid[1] if len(grid) > 1 else 1):
+            for x in range(grid[0]):
+                block = Block(program, values, (x, y), 32 * options["num_warps"], binary.shared, memory, self.truncate)
+                self.executed[name] += block.run()
+        for address, raw in storages.values():
+            raw[:] = memory.read_back(address, raw.size)
+
+
+def install(tf32: bool = False) -> None:
+    """Put executors in the place of the kernels, as on a GPU of the architecture."""
+    host.architecture, host.tf32_allowed = lambda device: ARCHITECTURE, lambda: tf32
+    backend._why_not_on = lambda kind, index: ""
+    for module in compile_report.MODULES:
+        for name, value in list(vars(module).items()):
+            if name.endswith("_kernel") and not isinstance(value, Executor):
+                setattr(module, name, Executor(value))

@@ -1,0 +1,57 @@
+"""PTX text of one kernel, read into a list of instructions."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+COMMENT = re.compile(r"//[^\n]*")
+LABEL = re.compile(r"\$\w+:")
+STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
+OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*")
+PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
+
+
+class Instruction(NamedTuple):
+    """One instruction: @guard opcode operands."""
+
+    guard: str  # a predicate register, or "" for none
+    negated: bool
+    opcode: tuple[str, ...]  # split at the dots
+    operands: tuple[str, ...]
+
+
+class Program(NamedTuple):
+    """A kernel's instructions, the position of each label, and (name, type) of its parameters."""
+
+    code: list[Instruction]
+    labels: dict[str, int]
+    parameters: list[tuple[str, str]]
+
+
+def elements(operand: str) -> list[str]:
+    """Split a vector operand {a, b} into its registers; a single one stays."""
+    return [each.strip() for each in operand.strip("{} ").split(",")]
+
+
+def parse(ptx: str) -> Program:
+    """Read the one kernel of a PTX module."""
+    ptx = COMMENT.sub("", ptx)
+    head, body = ptx.split(".entry", 1)[1].split("{", 1)
+    code, labels = [], {}
+    lines = (line.strip() for line in body.split("\n"))
+    lines = (line for line in lines if not line.startswith("."))  # declarations, and .loc, which ends in no semicolon
+    joined = "\n".join(f"{line};" if LABEL.fullmatch(line) else line for line in lines)
+    # Braces alone on a line, and around inline assembly, only open a scope.
+    joined = re.sub(r"(?m)^\{\s*|(?<=;)\s*\}|^\s*\}\s*$", "", joined)
+    for statement in (each.strip() for each in joined.split(";")):
+        if LABEL.fullmatch(statement):
+            labels[statement[:-1]] = len(code)
+        elif statement:
+            found = STATEMENT.fullmatch(statement)
+            if not found:
+                raise ValueError(f"no PTX that this interpreter reads: {statement!r}")
+            bang, guard, opcode, rest = found.groups()
+            operands = tuple(each.strip() for each in OPERAND.findall(rest))
+            code.append(Instruction(guard or "", bool(bang), tuple(opcode.split(".")), operands))
+    return Program(code, labels, [(name, kind) for kind, name in PARAMETER.findall(head)])
