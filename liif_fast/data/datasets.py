@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from liif_fast.data.dead_leaves import dead_leaves, dead_leaves_set
 from liif_fast.data.pack import Pack, open_pack
 from liif_fast.data.registry import make, register
 from liif_fast.files import atomic_file
+from liif_fast.images import read_rgb
 
 
 class Images(Protocol):
@@ -41,10 +41,10 @@ def image_name(dataset: Images, index: int) -> str:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as RGB.
+    """Read an image file as RGB; the rules are those of `liif_fast.images.read_rgb`.
 
     Args:
-        path: a file that Pillow can read.
+        path: an image file; 16 bits a channel are rounded to 8, and alpha is left out.
 
     Returns:
         uint8 array [H, W, 3].
@@ -53,13 +53,8 @@ def read_image(path: str | Path) -> np.ndarray:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no image, or a damaged one, naming it.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))  # a copy, since PyTorch wants arrays that may be written to
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds
-        raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    Path(path).stat()
+    return read_rgb(path)
 
 
 class _Repeated:
