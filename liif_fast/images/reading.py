@@ -141,8 +141,8 @@ def _opened(path: Path) -> Picture:
             if deep:
                 raise ValueError(f"{deep}, which only libvips reads rightly: pip install 'pyvips[binary]'")
             return _with_pillow(path, kind, tiff)
-        if tiff and tiff.planes and tiff.tiled:
-            return _of_planes_in_tiles(path, tiff)
+        if tiff and tiff.planes and (tiff.tiled or tiff.colours == 1):
+            return _of_planes(path, tiff)
         return _with_vips(path, kind, tiff)
     except ImageFileError:
         raise
@@ -255,18 +255,21 @@ def _whole(pixels: "NDArray", info: Mapping[Any, Any], kind: str) -> Picture:
     return Picture((height, width, channels), pixels.dtype, info, kind, read)
 
 
-def _of_planes_in_tiles(path: Path, tiff: Tiff) -> Picture:
-    """A TIFF in tiles of one channel each, which libvips does not read."""
+def _of_planes(path: Path, tiff: Tiff) -> Picture:
+    """Read a TIFF whose channels lie apart: in tiles, which libvips refuses, or gray ones, which it mixes up."""
     import numpy as np
     import tifffile
 
-    if tiff.photometric not in (1, 2) or set(tiff.extra) - {2}:
-        raise ValueError("separate planes in tiles; save it with the channels of a pixel together")
+    alpha = [place for place, meaning in enumerate(tiff.extra, tiff.colours) if meaning == 2][:1]
+    if tiff.photometric not in (1, 2) or 1 in tiff.extra:
+        raise ValueError("channels in planes of their own; save it with the channels of a pixel together")
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages[0]
         _check_size(path, page.imagewidth, page.imagelength)
         pixels = np.moveaxis(page.asarray(), 0, -1)
-    pixels = np.ascontiguousarray(exif.turned(pixels[..., : tiff.colours + 1], tiff.orientation))
+    pixels = np.ascontiguousarray(exif.turned(pixels[..., [*range(tiff.colours), *alpha]], tiff.orientation))
+    if len(tiff.extra) > len(alpha):
+        logger.warning("%s: %s", path, vips.left_out(len(tiff.extra) - len(alpha)))
     info = {"icc_profile": tiff.profile, "exif": tiff.exif, "dpi": tiff.dpi}
     return _whole(pixels, {key: value for key, value in info.items() if value}, "TIFF")
 

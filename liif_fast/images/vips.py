@@ -1,4 +1,7 @@
-"""Decoding with libvips, whose traps are dealt with here.
+"""Decoding PNG, JPEG, TIFF and deep AVIF with libvips, whose traps are dealt with here.
+
+WebP, GIF and AVIF of 8 bits are left to Pillow: the first starts threads, see below; of the others libvips makes other
+pixels (it blackens what is transparent in a GIF, and interpolates no chroma of an AVIF).
 
 * The loader is named after our own look at the content: libvips would open CSV and SVG as well.
 * `fail_on="error"`: else a truncated file is filled up with gray. `revalidate`: else a rewritten file is read stale.
@@ -18,9 +21,7 @@ from liif_fast.images.tiff import Tiff
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LOADERS = {
-    "PNG": "pngload", "JPEG": "jpegload", "TIFF": "tiffload", "WEBP": "webpload", "AVIF": "heifload",
-}  # fmt: skip
+LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "TIFF": "tiffload", "AVIF": "heifload"}
 _FETCHED = 1 << 22  # bytes at a time, about
 
 Window = tuple[int, int, int, int]  # top, left, height, width, pixels of the file
@@ -69,7 +70,7 @@ class Decoder:
         alpha = [colours + place for place, meaning in enumerate(extra) if meaning in (1, 2)][:1]
         self.bands = [*range(colours), *alpha]
         if len(extra) > len(alpha):
-            self.notices.append(f"{len(extra) - len(alpha)} of its channels are neither colour nor alpha; left out")
+            self.notices.append(left_out(len(extra) - len(alpha)))
         self.profile = self._field("icc-profile-data")
         self.converted = self.ink and self.profile is not None and self._convertible()
         if self.ink:
@@ -80,8 +81,8 @@ class Decoder:
         self.bits = self._field("bits-per-sample") if kind == "AVIF" else None
         interlaced = self._field("interlaced")
         self.whole = {"PNG": "an interlaced PNG", "JPEG": "a progressive JPEG"}.get(kind, "") if interlaced else ""
-        if kind in ("WEBP", "AVIF"):
-            self.whole = f"a {kind} file"
+        if kind == "AVIF":
+            self.whole = "an AVIF"
 
     @property
     def exif(self) -> bytes | None:
@@ -141,6 +142,11 @@ class Decoder:
         top = 2**self.bits - 1
         values = (pixels >> (16 - self.bits)).astype(np.uint32)
         return ((values * 65535 + top // 2) // top).astype(np.uint16)
+
+
+def left_out(count: int) -> str:
+    """Say that channels do not reach the pixels."""
+    return f"{count} of its channels {'is' if count == 1 else 'are'} neither colour nor alpha; left out"
 
 
 def _fetch(image: Any, window: Window, bands: list[int]) -> "NDArray":
