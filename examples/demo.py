@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import liif_fast
-from liif_fast.images import open_image, write_image
+from liif_fast.images import read_rgb, write_image
 from liif_fast.upscaling import default_model_path, upscale
 
 PHOTO = Path(liif_fast.__file__).parent / "assets" / "chelsea.png"
@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    photo = open_image(args.image)
+    photo = Image.fromarray(read_rgb(args.image))
     model = liif_fast.load_model(default_model_path())
     print(
         f"{args.image.name}, {photo.width}x{photo.height}; model {default_model_path().name}; "
@@ -86,7 +86,7 @@ class Clock:
 @torch.inference_mode()
 def compare_backends(model: torch.nn.Module, photo: Image.Image, size: tuple[int, int]) -> None:
     """Time the chosen backend and the reference on one window, in turns, and print the medians."""
-    pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8)
     inp = pixels.reshape(1, photo.height, photo.width, 3).permute(0, 3, 1, 2) / 127.5 - 1
     model.gen_feat(inp)
     grid = size[1], size[0]
@@ -127,7 +127,7 @@ def side_by_side(photo: Image.Image, results: dict[str, Image.Image], box: tuple
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
     for row, (name, result) in enumerate(results.items()):
         s = result.width / photo.width
-        bicubic = photo.convert("RGB").resize(result.size, Image.Resampling.BICUBIC)
+        bicubic = photo.resize(result.size, Image.Resampling.BICUBIC)
         y = row * (height + bar)
         for x, label, image in (
             (0, f"bicubic {name}", bicubic),

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.images import open_image
+from liif_fast.images import read_rgb
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.upscaling import resolve_model, upscale_strips
@@ -196,10 +196,7 @@ def _compare(
 
 def _pair(image: str | os.PathLike[str], scale: float) -> tuple[np.ndarray, np.ndarray]:
     """The original `[H, W, 3]` and its reduction, float32 in [0, 1]."""
-    photo = open_image(image)
-    if photo.mode == "I;16":
-        photo = Image.fromarray((np.asarray(photo) // 257).astype(np.uint8))
-    photo = photo.convert("RGB")
+    photo = Image.fromarray(read_rgb(image))
     width, height = (min(side, LARGEST) for side in photo.size)
     small = int(width / scale), int(height / scale)
     if min(small) < SMALLEST:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from liif_fast.data.pack import Pack, open_pack
 from liif_fast.data.registry import make, register
 from liif_fast.files import distinct_names, is_litter
+from liif_fast.images import open_picture, read_rgb
 
 
 class Images(Protocol):
@@ -55,20 +55,16 @@ def headers(dataset: Images, index: int) -> list[Header] | None:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read (height, width) in pixels of what `read_image` returns from the file's header; the same errors."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds
-        raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    Path(path).stat()  # a missing file is a FileNotFoundError
+    width, height = open_picture(path).size
+    return height, width
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as RGB.
+    """Read an image file as RGB; the rules are those of `liif_fast.images.read_rgb`.
 
     Args:
-        path: a file that Pillow can read.
+        path: an image file; 16 bits a channel are rounded to 8, and alpha is left out.
 
     Returns:
         uint8 array [H, W, 3].
@@ -77,13 +73,8 @@ def read_image(path: str | Path) -> np.ndarray:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no image, or a damaged one, naming it.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))  # a copy, since PyTorch wants arrays that may be written to
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds
-        raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    Path(path).stat()  # a missing file is a FileNotFoundError
+    return read_rgb(path)
 
 
 class _Repeated:

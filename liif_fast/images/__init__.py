@@ -5,7 +5,8 @@ Nothing here imports torch, so that a bad path is reported before anything heavy
 
 from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
 from liif_fast.images.formats import FORMATS, Format, check_format, check_output, mode_of
-from liif_fast.images.reading import READABLE, SUPPORTED_MODES, Picture, check_input, normalise, open_image, read_image
+from liif_fast.images.modes import SUPPORTED_MODES, normalise
+from liif_fast.images.reading import READABLE, Picture, check_input, open_picture, read_image, read_rgb
 from liif_fast.images.writing import write_image, write_strips
 
 __all__ = [
@@ -21,8 +22,9 @@ __all__ = [
     "check_output",
     "mode_of",
     "normalise",
-    "open_image",
+    "open_picture",
     "read_image",
+    "read_rgb",
     "write_image",
     "write_strips",
 ]

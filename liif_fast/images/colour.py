@@ -7,6 +7,9 @@ from collections.abc import Mapping
 COLOUR = "png_colour"  # the key in `info` under which the chunks are kept, {name: data}
 
 _CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
+_OTHERS = (b"pHYs", b"acTL", b"tRNS")
+_BOXES = 1 << 16  # bytes of an AVIF or HEIC file in which the boxes of its properties are looked for
+_UNSPECIFIED = 2
 _LARGEST = 32  # bytes of the largest of them, cHRM
 _SRGB = {
     b"cICP": bytes((1, 13, 0, 1)),
@@ -15,11 +18,14 @@ _SRGB = {
 }
 
 
-def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """The chunks of a PNG file that say which colours its samples stand for, as they are in the file.
+def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    """Read the small chunks before the pixels of a PNG file: its colours, its resolution, what is transparent.
 
     Args:
-        path: a file that has been read as a PNG.
+        path: a file that begins as a PNG does.
+
+    Returns:
+        The data by the chunk's name: those that `looks_like_srgb` knows, pHYs, acTL (an animation), tRNS.
 
     Raises:
         OSError: the file cannot be read.
@@ -31,11 +37,29 @@ def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
             length, name = struct.unpack(">I4s", head)
             if name == b"IDAT":
                 break
-            if name in _CHUNKS and length <= _LARGEST:
+            if name in _CHUNKS + _OTHERS and length <= _LARGEST:
                 found[name] = file.read(length)
                 length = 0
             file.seek(length + 4, os.SEEK_CUR)
     return found
+
+
+def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    """Read those chunks of a PNG file that say which colours its samples stand for; see `read_chunks`."""
+    return {name: data for name, data in read_chunks(path).items() if name in _CHUNKS}
+
+
+def read_cicp(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    """Read the colours of an AVIF or HEIC file as the PNG chunk that says the same (ITU-T H.273); empty if unsaid."""
+    with open(path, "rb") as file:
+        head = file.read(_BOXES)
+    at = head.find(b"colrnclx") + 8
+    if at < 8 or len(head) < at + 7:
+        return {}
+    primaries, transfer = struct.unpack_from(">HH", head, at)
+    if _UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 255:
+        return {}
+    return {b"cICP": bytes((primaries, transfer, 0, 1))}  # as RGB of full range, which the pixels are once decoded
 
 
 def looks_like_srgb(chunks: Mapping[bytes, bytes], profile: bytes | None) -> bool:

@@ -1,28 +1,22 @@
 """EXIF data that stays true of an image whose size changes (CIPA DC-008, section 4)."""
 
 import struct
-from io import BytesIO
-from typing import IO
+from typing import TYPE_CHECKING
 
 from PIL import ExifTags
 
-from liif_fast.images.tags import Folder, Layout, Value, open_first, pack_folder, place_of, read_folder
-
-# Tags of a TIFF's first folder that are of the picture: document's name, description, make, model, date, artist, host
-# computer, copyright, two ratings, and what Windows adds: title, comment, author, keywords, subject.
-_OF_THE_PICTURE = (
-    *(0x010D, 0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749),
-    *range(0x9C9B, 0x9CA0),
-)
-# Orientation and software: in EXIF data of the picture, in a TIFF of the file.
-_OF_AN_EXPORT = (0x0112, 0x0131)
-# What cannot move: the maker's note, by how much Microsoft has moved it.
-_BOUND = (0x927C, 0xEA1D)
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _HEADER = b"Exif\0\0"
-_FIRST = b"II*\0\x08\0\0\0"  # little-endian, and where the first folder is: right here
 _SHORT, _LONG = 3, 4  # types of an entry
+# orientation -> rows and columns are swapped; then rows are turned over, columns are
+_TURNS = {
+    1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
+}  # fmt: skip
 _ENTRY = 12  # bytes: tag, type, count, value or its offset
+
+Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
@@ -112,57 +106,23 @@ def _drop_thumbnail(data: bytearray, order: str, first: dict[int, int], next_at:
             data[start:end] = bytes(end - start)
 
 
-def of_tiff(file: IO[bytes]) -> bytes | None:
-    """What a TIFF says of the picture, as EXIF data; its other tags are of the file and untrue of the output.
+def turned(pixels: "NDArray", orientation: int) -> "NDArray":
+    """Undo one of the eight orientations, [H, W, C] (TIFF 6, section 8)."""
+    swap, flip_rows, flip_columns = _TURNS[orientation]
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+
+def before(window: Window, orientation: int, size: tuple[int, int]) -> Window:
+    """Where a window of the upright image lies in the file.
 
     Args:
-        file: the whole TIFF.
-
-    Returns:
-        The data, with the header; None if the file says nothing.
-
-    Raises:
-        OSError: it cannot be read.
+        window: (top, left, height, width).
+        orientation: of the file.
+        size: its (width, height).
     """
-    kept = _of_the_picture(file, _OF_THE_PICTURE)
-    return _HEADER + _FIRST + pack_folder(kept, len(_FIRST), Layout()) if kept else None
-
-
-def for_tiff(exif: bytes) -> Folder:
-    """What of EXIF data belongs into the first folder of a TIFF, which has a size and a resolution of its own.
-
-    Left out are the thumbnail and the maker's note, which holds offsets that would lead astray.
-    """
-    return _of_the_picture(BytesIO(exif.removeprefix(_HEADER)), (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
-
-
-def _of_the_picture(file: IO[bytes], names: tuple[int, ...]) -> dict[int, Value | Folder]:
-    """Some tags of the first folder and, of those folders that EXIF adds, all that may move."""
-    folders = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-    try:
-        layout, at = open_first(file)
-        first = read_folder(file, layout, at, lambda tag: tag in names or tag in folders)
-    except (KeyError, struct.error):
-        return {}
-    kept: dict[int, Value | Folder] = {tag: first[tag] for tag in names if tag in first and first[tag].classic}
-    for tag in folders:
-        if inner := _inner(file, layout, first, tag):
-            kept[int(tag)] = inner
-    return kept
-
-
-def _inner(file: IO[bytes], layout: Layout, outer: dict[int, Value], tag: int) -> dict[int, Value | Folder]:
-    """The folder that a tag names, if there is one."""
-    if tag not in outer:
-        return {}
-    try:
-        found = read_folder(file, layout, place_of(outer[tag]), lambda key: key not in _BOUND)
-    except struct.error:
-        return {}
-    interop_at = int(ExifTags.IFD.Interop)
-    inner: dict[int, Value | Folder] = {
-        key: value for key, value in found.items() if key != interop_at and value.classic
-    }
-    if tag == ExifTags.IFD.Exif and (interop := _inner(file, layout, found, interop_at)):
-        inner[interop_at] = interop
-    return inner
+    (top, left, height, width), (swap, flip_rows, flip_columns) = window, _TURNS[orientation]
+    columns, rows = size[::-1] if swap else size
+    top = rows - top - height if flip_rows else top
+    left = columns - left - width if flip_columns else left
+    return (left, top, width, height) if swap else (top, left, height, width)

@@ -1,67 +1,87 @@
-"""Reading image files: upright, in a mode that can be upscaled, with what is lost said."""
+"""Reading image files: upright, in channels and a depth that can be upscaled, with what is lost said."""
 
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from liif_fast.images import exif
-from liif_fast.images.colour import COLOUR, read_colour
+from liif_fast.images import exif, vips
+from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.errors import ImageFileError, reason, too_large
-from liif_fast.images.tiff import read_deep_tiff
+from liif_fast.images.modes import DRAWN, ONE_BIT, PALETTE, normalise
+from liif_fast.images.sniffing import HEIC, JXL, UNKNOWN, Kind, sniff
+from liif_fast.images.tiff import Tiff, read_tiff
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 logger = logging.getLogger("liif_fast.images")
 
-# Only raster formats that Pillow decodes itself: an .eps, for one, would start Ghostscript.
+# Only raster formats: libvips or Ghostscript would draw others.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
+_PLUGINS = {HEIC.name: "pillow_heif", JXL.name: "pillow_jxl"}
+_HIGH_BITDEPTH = 0x40  # of the third byte in AVIF's box av1C
+_PALETTE_PNG, _PALETTE_TIFF = 3, 3
+_UNIT_METRE, _METRES_PER_INCH = 1, 0.0254
 
-# What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
-SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
-
-DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
-_DRAWN_MODES = {"1": "1 bit a pixel", "P": "a palette", "PA": "a palette"}
-
-# Pillow has no mode for 16 bits a channel in colour: of each sample it keeps the high byte. Told that the file has the
-# other byte order, it keeps the low one, so that two passes read all 16 bits. Gray with alpha is four bytes a pixel.
-_FOREIGN = "B" if sys.byteorder == "little" else "L"
-_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PLANAR = 254, 258, 284  # tags of TIFF
-_DEEP = ("RGB", "RGBA", "RGBX")
-_LOW = {f"{mode};16{high}": f"{mode};16{low}" for mode in _DEEP for high, low in (("L", "B"), ("B", "L"))}
-_LOW |= {f"{mode};16N": f"{mode};16{_FOREIGN}" for mode in _DEEP}
-_GRAY_ALPHA = "LA;16B"
+Window = vips.Window
 
 
-class Picture(NamedTuple):
-    """The pixels of a file, upright.
+class Picture:
+    """An image file, upright: its shape and metadata now, its pixels when they are asked for.
 
     Args:
-        pixels: [H, W, C] of uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
-        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of a PNG
-            also `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
+        shape: (height, width, channels); 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+        dtype: uint8 or uint16.
+        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of PNG and AVIF also
+            `colour.COLOUR`; of an image with a palette or 1 bit a pixel `modes.DRAWN`.
         format: Pillow's name of the file's format.
+        read: gives the pixels [height, width, channels] of a window (top, left, height, width).
     """
 
-    pixels: "NDArray"
-    info: Mapping[Any, Any]
-    format: str
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: "np.dtype",
+        info: Mapping[Any, Any],
+        format: str,
+        read: "Callable[[Window], NDArray]",
+    ) -> None:
+        self.shape, self.dtype, self.info, self.format, self._read = shape, dtype, info, format, read
 
     @property
     def depth(self) -> int:
         """Bits a channel."""
-        return 8 * self.pixels.dtype.itemsize
+        return 8 * self.dtype.itemsize
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
-        return self.pixels.shape[1], self.pixels.shape[0]
+        return self.shape[1], self.shape[0]
+
+    @cached_property
+    def pixels(self) -> "NDArray":
+        """All pixels, [height, width, channels]."""
+        return self._read((0, 0, *self.shape[:2]))
+
+    def window(self, window: Window) -> "NDArray":
+        """Read only these pixels: (top, left, height, width).
+
+        A tiled TIFF is read at these places alone; other files in one pass down to the window's last row.
+
+        Raises:
+            ImageFileError: the file is damaged.
+        """
+        top, left, height, width = window
+        if "pixels" in self.__dict__ or (height, width) == self.shape[:2]:
+            return self.pixels[top : top + height, left : left + width]
+        return self._read(window)
 
 
 def read_image(path: str | os.PathLike[str]) -> Picture:
@@ -71,117 +91,66 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
         path: an image file. Of an animation or a multi-page file the first frame is taken, with a logged notice.
 
     Raises:
-        ImageFileError: as `open_image`.
+        ImageFileError: as `open_picture`, or the file is damaged.
+    """
+    picture = open_picture(path)
+    picture.pixels  # noqa: B018 - read now
+    return picture
+
+
+def read_rgb(path: str | os.PathLike[str]) -> "NDArray":
+    """Read an image file as uint8 RGB [H, W, 3], as training, evaluation and `verify` take it.
+
+    Alpha is left out, gray is given three times, and 16 bits are rounded to the nearest of 8.
+
+    Raises:
+        ImageFileError: as `read_image`.
     """
     import numpy as np
 
-    if Path(path).suffix.lower() in (".tif", ".tiff") and (deep := _deep_tiff(path)) is not None:
-        return deep
-    image, kind, rawmodes = _open(path, "")
-    if rawmodes == {_GRAY_ALPHA}:
-        pixels = np.asarray(_open(path, "RGBA")[0]).view(">u2").astype(np.uint16)
-    elif rawmodes and rawmodes <= set(_LOW):
-        pixels = np.asarray(image).astype(np.uint16)
-        pixels <<= 8
-        pixels |= np.asarray(_open(path, "low")[0])
-    else:
-        pixels = np.asarray(image)
-    return Picture(pixels.reshape(*pixels.shape[:2], -1), image.info, kind)
+    pixels = read_image(path).pixels
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    colour = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1].repeat(3, 2)
+    return np.ascontiguousarray(colour)
 
 
-def _deep_tiff(path: str | os.PathLike[str]) -> Picture | None:
-    """A 16-bit TIFF that Pillow cannot read or reads wrongly."""
-    check_input(path)
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            bits = image.tag_v2.get(_BITS_PER_SAMPLE, ())
-            if not (16 in bits and len(bits) > 1 and image.tag_v2.get(_PLANAR) == 2):
-                return None
-    except Exception:  # left to `_open`, which says why, if it is not a file for tifffile
-        pass
-    try:
-        found = read_deep_tiff(path)
-    except ImageFileError:
-        raise
-    except Exception as error:
-        raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
-    return None if found is None else Picture(*found, "TIFF")
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a whole image file, turned upright and in one of `SUPPORTED_MODES`.
-
-    Args:
-        path: an image file. Of an animation or a multi-page file the first frame is taken, with a logged notice; of
-            16 bits a channel in colour 8 are kept (`read_image` keeps all), with a notice.
-
-    Returns:
-        The image, its pixels loaded; `info` holds the ICC profile and EXIF data if there are any.
+def open_picture(path: str | os.PathLike[str]) -> Picture:
+    """Open an image file; its header is read and checked, its pixels are not.
 
     Raises:
-        ImageFileError: the file is missing, is no image, is truncated, is a decompression bomb
-            (Pillow's limit, twice `Image.MAX_IMAGE_PIXELS`), or has a mode that cannot be upscaled.
-    """
-    image, _, rawmodes = _open(path, "")
-    if any(rawmode in _LOW or rawmode == _GRAY_ALPHA for rawmode in rawmodes):
-        logger.warning("%s: 16 bits a channel in colour or with alpha; read as 8 bits", path)
-    return image
-
-
-def _open(path: str | os.PathLike[str], reread: str) -> tuple[Image.Image, str, set[str]]:
-    """An image, its format and the raw modes it is decoded from.
-
-    Args:
-        path: the file.
-        reread: of an image that was opened before: "low" for the low bytes of its samples, else a raw mode.
+        ImageFileError: the file is missing, is no image or of a kind that is not read, has more pixels than twice
+            `Image.MAX_IMAGE_PIXELS`, or samples that are not whole numbers of 8 or 16 bits.
     """
     path = Path(path)
     check_input(path)
-    Image.init()
-    formats = [name for name in READABLE if name in Image.OPEN]  # AVIF and JPEG 2000 may not be built in
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large images (the error at twice the limit stays), of odd metadata
+        return _opened(path)
+
+
+def _opened(path: Path) -> Picture:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images (the error at twice the limit stays), of odd metadata
-            with Image.open(path, formats=formats) as image:
-                rawmodes = {_rawmode(tile) for tile in getattr(image, "tile", ())}
-                if image.format == "TIFF" and image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
-                    raise ValueError(
-                        "its first image is a preview, as in raw camera files; develop it to a TIFF or PNG"
-                    )
-                if reread:
-                    image.tile = [_with_rawmode(tile, _LOW.get(_rawmode(tile), reread)) for tile in image.tile]
-                else:
-                    _notice(path, image, rawmodes)
-                image.load()
-                if image.format == "TIFF":
-                    with path.open("rb") as file:
-                        if kept := exif.of_tiff(file):
-                            image.info["exif"] = kept
-                if image.format == "PNG":
-                    image.info[COLOUR] = read_colour(path)
-                return normalise(image), image.format or "", rawmodes
-    except Image.UnidentifiedImageError:
-        if path.stat().st_size == 0:  # as a copy or download leaves it that did not happen
-            raise ImageFileError(f"{path}: is empty") from None
-        raise ImageFileError(f"{path}: not an image in a known format ({', '.join(formats)})") from None
+        kind = sniff(path)
+        if kind.name not in (*READABLE, *_PLUGINS) and kind is not UNKNOWN:
+            _refuse(path, kind)
+        tiff = read_tiff(path) if kind.name == "TIFF" else None
+        deep = _deep(path, kind, tiff)
+        if kind.name not in vips.LOADERS or (kind.name == "AVIF" and not deep):
+            return _with_pillow(path, kind)
+        if vips.library() is None:
+            if deep:
+                raise ValueError(f"{deep}, which only libvips reads rightly: pip install 'pyvips[binary]'")
+            return _with_pillow(path, kind, tiff)
+        if tiff and tiff.planes and (tiff.tiled or tiff.colours == 1):
+            return _of_planes(path, tiff)
+        return _with_vips(path, kind, tiff)
+    except ImageFileError:
+        raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
         raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
-
-
-def _rawmode(tile: Any) -> str:
-    """What a tile of Pillow's plan is decoded from: its argument or the first of its arguments."""
-    args = tile[3]
-    first = args[0] if isinstance(args, tuple) and args else args
-    return first if isinstance(first, str) else ""
-
-
-def _with_rawmode(tile: Any, rawmode: str) -> Any:
-    codec, extents, offset, args = tile
-    args = (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
-    # Before Pillow 11 a tile is a plain tuple.
-    return tile._replace(args=args) if hasattr(tile, "_replace") else (codec, extents, offset, args)
 
 
 def check_input(path: str | os.PathLike[str]) -> None:
@@ -198,72 +167,175 @@ def check_input(path: str | os.PathLike[str]) -> None:
         raise ImageFileError(f"{path}: {reason(error)}") from None
 
 
-def normalise(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation and convert to one of `SUPPORTED_MODES`.
+def _refuse(path: Path, kind: Kind) -> NoReturn:
+    if kind is not UNKNOWN and kind.name != "a text file":
+        raise ImageFileError(f"{path}: is {kind.name}{': ' if kind.advice else ''}{kind.advice}")
+    if path.stat().st_size == 0:  # as a copy or download leaves it that did not happen
+        raise ImageFileError(f"{path}: is empty")
+    raise ImageFileError(f"{path}: not an image in a known format ({', '.join(READABLE)})")
 
-    Palette images become RGB, or RGBA where the palette has transparency, 1-bit images L, CMYK, YCbCr and HSV
-    images RGB, premultiplied alpha straight alpha, and 16-bit gray of either byte order I;16. A CMYK profile is
-    dropped, since it does not describe the RGB that comes out.
 
-    Args:
-        image: any image of Pillow.
+def _drawn(path: Path, tiff: Tiff | None) -> str:
+    """Name what photographs do not have, a palette or 1 bit a pixel; empty where there is neither."""
+    if tiff:
+        return PALETTE if tiff.photometric == _PALETTE_TIFF else ONE_BIT if tiff.bits == 1 else ""
+    with path.open("rb") as file:
+        depth, colour = file.read(26)[24:]
+    return PALETTE if colour == _PALETTE_PNG else ONE_BIT if depth == 1 else ""
 
-    Returns:
-        The image itself where nothing had to be done, else a new one with the same profile and EXIF data.
 
-    Raises:
-        ImageFileError: the mode holds no image that can be upscaled (LAB; 32-bit values beyond 16 bits).
-    """
-    before = image.info.get("exif")
-    image = ImageOps.exif_transpose(image)
-    if before and image.info.get("exif", before) != before:  # Pillow has written it anew, which moves a maker's note
-        image.info["exif"] = exif.upright(before) or image.info["exif"]
-    mode = image.mode
-    transparent = image.has_transparency_data
-    if mode in SUPPORTED_MODES and not (transparent and mode in ("L", "RGB")):
-        return image
-    if mode.startswith("I;16") or mode == "I":
-        return _to_16_bit(image)
-    if mode in ("1", "L", "La"):
-        result = image.convert("LA" if transparent else "L")
-    elif mode in ("P", "PA", "RGB", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"):
-        result = image.convert("RGBA" if transparent else "RGB")
+def _deep(path: Path, kind: Kind, tiff: Tiff | None) -> str:
+    """What of a file Pillow would read wrongly or with fewer bits; empty where there is nothing."""
+    if kind.name == "PNG":
+        with path.open("rb") as file:
+            header = file.read(29)
+        depth, colour = (header[24], header[25]) if len(header) == 29 else (8, 0)
+        if depth < 8 and colour == 0 and b"tRNS" in read_chunks(path):
+            return "a transparent value of fewer than 8 bits"
+        return "16 bits a channel" if depth == 16 else ""
+    if tiff and tiff.bits == 16:
+        return "16 bits a channel"
+    if kind.name == "AVIF":
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+        flags = head[head.find(b"av1C") + 4 :][2:3] if b"av1C" in head else b""
+        return "more than 8 bits a channel" if flags and flags[0] & _HIGH_BITDEPTH else ""
+    return ""
+
+
+def _with_vips(path: Path, kind: Kind, tiff: Tiff | None) -> Picture:
+    decoder = vips.Decoder(path, kind.name, tiff)
+    width, height = decoder.size
+    _check_size(path, width, height)
+    info: dict[Any, Any] = {"icc_profile": decoder.profile, "exif": decoder.exif, "dpi": decoder.dpi}
+    frames = decoder.frames
+    if kind.name == "PNG":
+        chunks = read_chunks(path)
+        info[COLOUR] = read_colour(path)
+        info["dpi"] = _dpi_of(chunks.get(b"pHYs", b""))
+        frames = int.from_bytes(chunks.get(b"acTL", b"\0\0\0\1")[:4], "big")
+    elif kind.name == "AVIF":
+        info[COLOUR] = read_cicp(path)
+    if tiff:
+        info["exif"], info["dpi"], turn = tiff.exif, tiff.dpi, tiff.orientation
     else:
-        raise ImageFileError(f"images of mode {mode} are not supported; expected gray or RGB, with or without alpha")
-    if mode == "CMYK":
-        result.info.pop("icc_profile", None)
-    result.info.pop("transparency", None)  # now the alpha channel
-    if mode in _DRAWN_MODES:
-        result.info[DRAWN] = _DRAWN_MODES[mode]
-    return result
+        turn = decoder.orientation
+        if turn != 1 and info["exif"]:
+            info["exif"] = exif.upright(info["exif"]) or info["exif"]
+    if tiff or kind.name == "PNG":
+        info[DRAWN] = _drawn(path, tiff)
+    notices = decoder.notices
+    if frames > 1 and kind.name != "JPEG":  # the further frames of an MPO are previews
+        notices.append(f"only the first of {frames} frames is used")
+    for notice in notices:
+        logger.warning("%s: %s", path, notice)
+
+    def read(window: Window) -> "NDArray":
+        if decoder.whole and window[2:] != shape[:2]:
+            logger.warning("%s: %s is decoded as a whole, whatever part of it is wanted", path, decoder.whole)
+        try:
+            return exif.turned(decoder.read(exif.before(window, turn, decoder.size)), turn)
+        except ValueError as error:
+            raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
+
+    rows, columns = (width, height) if turn > 4 else (height, width)
+    shape = (rows, columns, decoder.channels)
+    return Picture(shape, decoder.dtype, {key: value for key, value in info.items() if value}, kind.name, read)
 
 
-def _to_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit gray as mode I;16, from either byte order or from the 32-bit mode in which Pillow opens 16-bit PGM."""
+def _check_size(path: Path, width: int, height: int) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise too_large(path)
+
+
+def _dpi_of(chunk: bytes) -> tuple[float, float] | None:
+    if len(chunk) != 9 or chunk[8] != _UNIT_METRE:
+        return None
+    across, down = (int.from_bytes(chunk[at : at + 4], "big") * _METRES_PER_INCH for at in (0, 4))
+    return across, down
+
+
+def _whole(pixels: "NDArray", info: Mapping[Any, Any], kind: str) -> Picture:
+    """A picture that is in memory already."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+
+    def read(window: Window) -> "NDArray":
+        top, left, height, width = window
+        return pixels[top : top + height, left : left + width]
+
+    height, width, channels = pixels.shape
+    return Picture((height, width, channels), pixels.dtype, info, kind, read)
+
+
+def _of_planes(path: Path, tiff: Tiff) -> Picture:
+    """Read a TIFF whose channels lie apart: in tiles, which libvips refuses, or gray ones, which it mixes up."""
+    import numpy as np
+    import tifffile
+
+    alpha = [place for place, meaning in enumerate(tiff.extra, tiff.colours) if meaning == 2][:1]
+    if tiff.photometric not in (1, 2) or 1 in tiff.extra:
+        raise ValueError("channels in planes of their own; save it with the channels of a pixel together")
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        _check_size(path, page.imagewidth, page.imagelength)
+        pixels = np.moveaxis(page.asarray(), 0, -1)
+    pixels = np.ascontiguousarray(exif.turned(pixels[..., [*range(tiff.colours), *alpha]], tiff.orientation))
+    if len(tiff.extra) > len(alpha):
+        logger.warning("%s: %s", path, vips.left_out(len(tiff.extra) - len(alpha)))
+    info = {"icc_profile": tiff.profile, "exif": tiff.exif, "dpi": tiff.dpi}
+    return _whole(pixels, {key: value for key, value in info.items() if value}, "TIFF")
+
+
+def _with_pillow(path: Path, kind: Kind, tiff: Tiff | None = None) -> Picture:
+    """A file that libvips does not read, or any of 8 bits a channel where it is not there."""
     import numpy as np
 
-    pixels = np.asarray(image)
-    if image.mode == "I" and pixels.size and (pixels.min() < 0 or pixels.max() > 0xFFFF):
-        raise ImageFileError("32-bit gray with values outside 0 to 65535 is not supported")
-    result = Image.fromarray(pixels.astype(np.uint16))
-    result.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return result
+    Image.init()
+    name = "TGA" if kind is UNKNOWN else kind.name  # the one format that does not begin with a mark
+    if name in _PLUGINS and not _registered(name):
+        raise ImageFileError(f"{path}: is {kind.advice}")
+    try:
+        with Image.open(path, formats=[name]) as image:
+            _notice(path, image)
+            image.load()
+            if tiff:
+                image.info.pop("exif", None)
+                image.info |= {"exif": tiff.exif} if tiff.exif else {}
+            if name == "PNG":
+                image.info[COLOUR] = read_colour(path)
+            elif name in ("AVIF", HEIC.name):
+                image.info[COLOUR] = read_cicp(path)
+            upright = normalise(image)
+            return _whole(np.asarray(upright), upright.info, name)
+    except Image.UnidentifiedImageError:
+        if kind is UNKNOWN:
+            _refuse(path, kind)
+        raise ValueError("the file is damaged") from None
 
 
-def _notice(path: Path, image: Image.Image, rawmodes: set[str]) -> None:
+def _registered(name: str) -> bool:
+    """Whether the optional plugin for a format is installed; it is, for Pillow, from here on."""
+    try:
+        if name == HEIC.name:
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+        else:
+            import pillow_jxl  # noqa: F401 - it registers itself
+    except ImportError:
+        return False
+    return True
+
+
+def _notice(path: Path, image: Image.Image) -> None:
     """Log what of the file does not reach the output. Looks at the decoder's plan, so before `load`."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews
         logger.warning("%s: only the first of %d frames is used", path, frames)
-    deep = [mode for mode in rawmodes if ";16" in mode and image.mode in ("LA", "RGB", "RGBA")]
-    if any(mode not in _LOW and mode != _GRAY_ALPHA for mode in deep) or _deep_ppm(image):
-        logger.warning("%s: 16 bits a channel in colour or with alpha; read as 8 bits", path)
+    if image.info.get("bit_depth", 8) > 8 or _deep_ppm(image) or _deep_jpeg2000(path, image):
+        logger.warning("%s: more than 8 bits a channel; read as 8 bits", path)
     if image.mode == "CMYK":
         logger.warning("%s: CMYK, converted to RGB without its colour profile", path)
-    if "transparency" in image.info and (image.mode.startswith("I") or deep):
-        logger.warning("%s: 16 bits a channel with a transparent value; read as opaque", path)
-        if deep:
-            del image.info["transparency"]
 
 
 def _deep_ppm(image: Any) -> bool:
@@ -271,3 +343,15 @@ def _deep_ppm(image: Any) -> bool:
         return False
     args = image.tile[0][3]  # rawmode and largest value
     return isinstance(args, tuple) and isinstance(args[-1], int) and args[-1] > 255
+
+
+def _deep_jpeg2000(path: Path, image: Image.Image) -> bool:
+    """Whether Pillow keeps 8 bits of more (ISO/IEC 15444-1, A.5.1); signed samples raise ValueError."""
+    if image.format != "JPEG2000":
+        return False
+    data = path.read_bytes()
+    size = data.find(b"\xff\x4f\xff\x51")
+    bits = data[size + 42 : size + 43] if size >= 0 else b""
+    if bits and bits[0] & 0x80:
+        raise ValueError("signed samples; supported are those from 0 (black) up")
+    return bool(bits) and (bits[0] & 0x7F) + 1 > 8 and not image.mode.startswith("I")

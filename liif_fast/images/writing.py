@@ -14,9 +14,9 @@ from PIL import Image
 from liif_fast.files import atomic_file
 from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
-from liif_fast.images.exif import for_tiff, resized
+from liif_fast.images.exif import resized
 from liif_fast.images.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
-from liif_fast.images.tags import Layout, add_to_first, pack_folder
+from liif_fast.images.tiff import extra_tags, outside_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,6 +205,10 @@ def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], s
         elif kind is JPEG and len(metadata["exif"]) > _MAX_JPEG_EXIF:
             logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
             del metadata["exif"]
+        elif kind is TIFF and outside_tiff(metadata["exif"]):
+            logger.warning(
+                "%s: of the EXIF data names, dates and rights are kept in TIFF, exposure and place are not", path
+            )
     return metadata
 
 
@@ -237,8 +241,8 @@ def _write_tiff(
             differences[:, 1:] -= rows[:, :-1]
             yield zlib.compress(differences.tobytes())
 
-    profile, exif = metadata.get("icc_profile"), for_tiff(metadata.get("exif", b""))
-    big = row * height + len(profile or b"") + len(pack_folder(exif, 0, Layout(big=True))) > _CLASSIC_TIFF
+    profile, tags = metadata.get("icc_profile"), extra_tags(metadata.get("exif", b""))
+    big = row * height + len(profile or b"") + sum(len(tag[3]) for tag in tags) > _CLASSIC_TIFF
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(
             packed(),
@@ -255,9 +259,8 @@ def _write_tiff(
             resolutionunit="inch" if "dpi" in metadata else None,
             metadata=None,
             software=False,
+            extratags=tags,
         )
-    if exif:  # afterwards: tifffile writes no folders of EXIF data
-        add_to_first(file, exif)
 
 
 def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":

@@ -13,7 +13,8 @@ from PIL import Image
 from liif_fast.encode import TILE
 from liif_fast.images import check_format, check_output, mode_of, normalise, read_image, write_strips
 from liif_fast.images.exif import resized
-from liif_fast.images.reading import DRAWN, Picture
+from liif_fast.images.modes import DRAWN
+from liif_fast.images.reading import Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
 from liif_fast.upscaling.options import Options, Progress, check_options

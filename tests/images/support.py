@@ -2,10 +2,13 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from liif_fast.images import read_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
@@ -16,6 +19,14 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
         return Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
     image = Image.fromarray(pixels)
     return image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)
+
+
+def as_pil(path: str | Path) -> Image.Image:
+    """Read a file as an image of Pillow, whose modes have 16 bits in gray only."""
+    picture = read_image(path)
+    image = Image.fromarray(picture.pixels[..., 0] if picture.shape[2] == 1 else picture.pixels)
+    image.info = dict(picture.info)
+    return image
 
 
 def gradient(mode: str, height: int = 37, width: int = 53) -> NDArray:

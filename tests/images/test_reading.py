@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from liif_fast.images import (
     ImageFileError,
     normalise,
-    open_image,
     read_image,
     write_image,
     write_strips,
 )
 
-from .support import gradient, picture, png
+from .support import as_pil, gradient, picture, png
 
 
 @pytest.mark.parametrize(
@@ -49,10 +48,10 @@ def test_palette_and_colour_key_transparency_become_alpha(tmp_path: Path) -> Non
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "p.png", transparency=1)
-    assert np.asarray(open_image(tmp_path / "p.png")).tolist() == [[[255, 0, 0, 255], [0, 255, 0, 0]]]
+    assert np.asarray(as_pil(tmp_path / "p.png")).tolist() == [[[255, 0, 0, 255], [0, 255, 0, 0]]]
     for mode, key, expected in (("RGB", (1, 2, 3), "RGBA"), ("L", 7, "LA")):
         Image.new(mode, (3, 3), key).save(tmp_path / "key.png", transparency=key)
-        result = open_image(tmp_path / "key.png")
+        result = as_pil(tmp_path / "key.png")
         assert result.mode == expected
         assert np.asarray(result)[..., -1].max() == 0
 
@@ -62,7 +61,7 @@ def test_16_bit_gray_keeps_its_values(tmp_path: Path) -> None:
     image = Image.fromarray(values)
     for name in ("a.png", "a.tif", "a.pgm"):
         write_image(image, tmp_path / name)
-        result = open_image(tmp_path / name)
+        result = as_pil(tmp_path / name)
         assert result.mode == "I;16"
         assert np.array_equal(np.asarray(result), values)
     assert np.array_equal(np.asarray(normalise(Image.fromarray(values.astype(">u2")))), values)
@@ -81,29 +80,25 @@ def test_modes_that_are_no_picture_are_refused() -> None:
 def test_what_is_lost_on_reading_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     frames = [picture("P"), picture("P").rotate(180)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert open_image(tmp_path / "a.gif").mode == "RGB"
+    assert as_pil(tmp_path / "a.gif").mode == "RGB"
     assert "first of 2 frames" in caplog.text
     caplog.clear()
     (tmp_path / "deep.png").write_bytes(png(3, 2, b"\0" + bytes(18) + b"\0" + bytes(18), depth=16, colour=2))
-    assert open_image(tmp_path / "deep.png").mode == "RGB"
-    assert "16 bits" in caplog.text
-    caplog.clear()
     assert read_image(tmp_path / "deep.png").depth == 16
     assert caplog.text == ""
     (tmp_path / "a.ppm").write_bytes(b"P6 1 1 65535 " + bytes(6))
     assert read_image(tmp_path / "a.ppm").depth == 8
-    assert "16 bits" in caplog.text
+    assert "read as 8 bits" in caplog.text
 
 
 def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ImageFileError, match=r"nothing\.png: No such file"):
-        open_image(tmp_path / "nothing.png")
+        as_pil(tmp_path / "nothing.png")
     with pytest.raises(ImageFileError, match="is a folder"):
-        open_image(tmp_path)
-    for name, content in (("text.jpg", b"not a picture"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageFileError, match="not an image"):
-            open_image(tmp_path / name)
+        as_pil(tmp_path)
+    (tmp_path / "text.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ImageFileError, match="not an image"):
+        as_pil(tmp_path / "text.jpg")
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "bmp", "ppm"])
@@ -115,7 +110,7 @@ def test_truncated_files(tmp_path: Path, extension: str) -> None:
     for length in (len(data) // 4, len(data) // 2, len(data) * 9 // 10):
         cut.write_bytes(data[:length])
         with pytest.raises(ImageFileError) as caught:
-            open_image(cut)
+            as_pil(cut)
         assert str(cut) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -131,7 +126,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             bad[random.integers(0, len(bad), 8)] = random.integers(0, 256, 8)
             path.write_bytes(bad.tobytes())
             try:
-                open_image(path)
+                as_pil(path)
             except ImageFileError:
                 pass
 
@@ -141,7 +136,9 @@ def test_tiffs_that_are_no_picture_to_enlarge(tmp_path: Path) -> None:
     pixels = gradient("RGB")
     for dtype in (np.float16, np.float32, np.float64):
         tifffile.imwrite(tmp_path / "a.tif", (pixels / 255).astype(dtype), photometric="rgb")
-        with pytest.raises(ImageFileError, match=f"a TIFF of {np.dtype(dtype)} samples"):
+        with pytest.raises(
+            ImageFileError, match=f"a TIFF of {np.dtype(dtype).itemsize * 8}-bit floating-point numbers; supported"
+        ):
             read_image(tmp_path / "a.tif")
     with tifffile.TiffWriter(tmp_path / "raw.dng") as tiff:
         tiff.write(pixels, photometric="rgb", subfiletype=1)
@@ -153,7 +150,7 @@ def test_tiffs_that_are_no_picture_to_enlarge(tmp_path: Path) -> None:
 def test_decompression_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, b"\0"))
     with pytest.raises(ImageFileError, match=r"decompression bomb, since it has more than 178956970 pixels"):
-        open_image(tmp_path / "bomb.png")
+        as_pil(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -174,21 +171,18 @@ def test_16_bit_tiff_of_every_kind(tmp_path: Path, planar: str, order: str, comp
     assert result.info["icc_profile"] == b"icc"
 
 
-@pytest.mark.parametrize("mode", ["RGB;16", "RGBA;16", "LA;16"])
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB;16", "RGBA;16"])
 def test_16_bit_png_is_turned_and_keeps_its_profile(tmp_path: Path, mode: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = gradient(mode)
-    write_strips(tmp_path / "a.png", [pixels], pixels.shape, 16, {"icc_profile": b"icc", "exif": exif.tobytes()})
+    write_strips(tmp_path / "a.png", [pixels], pixels.shape, 16, {"icc_profile": PROFILE, "exif": exif.tobytes()})
     result = read_image(tmp_path / "a.png")
     assert np.array_equal(result.pixels, np.rot90(pixels, -1))
-    assert result.info["icc_profile"] == b"icc"
-
-
-def test_transparent_value_of_16_bit_gray_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Image.fromarray(np.full((3, 4), 5, np.uint16)).save(tmp_path / "a.png", transparency=5)
-    assert open_image(tmp_path / "a.png").mode == "I;16"
-    assert "read as opaque" in caplog.text
+    assert result.info["icc_profile"] == PROFILE
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "tif"])

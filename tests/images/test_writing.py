@@ -20,7 +20,6 @@ from liif_fast.images import (
     ImageFileError,
     check_output,
     mode_of,
-    open_image,
     read_image,
     write_image,
     write_strips,
@@ -28,7 +27,7 @@ from liif_fast.images import (
 )
 from liif_fast.images import png as png_writer
 
-from .support import gradient, picture
+from .support import as_pil, gradient, picture
 
 
 def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
@@ -54,13 +53,13 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(ImageFileError, match=message):
             check_output(tmp_path / name)
     with pytest.raises(ImageFileError, match="Too many levels of symbolic links"):
-        open_image(tmp_path / "loop.png")
+        as_pil(tmp_path / "loop.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
         with pytest.raises(ImageFileError, match="not a regular file"):
             check_output(tmp_path / "pipe.png")
         with pytest.raises(ImageFileError, match="not a regular file"):
-            open_image(tmp_path / "pipe.png")
+            as_pil(tmp_path / "pipe.png")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +75,7 @@ def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
     """255 bytes, and characters of three; the temporary name beside it must not be longer."""
     for name in ("x" * 251, "\u597d" * 83):
         write_image(picture(), tmp_path / f"{name}.png")
-        assert open_image(tmp_path / f"{name}.png").size == (9, 5)
+        assert as_pil(tmp_path / f"{name}.png").size == (9, 5)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 37])

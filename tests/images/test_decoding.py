@@ -1,0 +1,424 @@
+"""Every kind of PNG and TIFF against the known picture, the traps of libvips, and decoding in forked children."""
+
+import itertools
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from liif_fast.images import ImageFileError, open_picture, read_image, read_rgb, vips
+
+HEIGHT, WIDTH = 21, 30
+
+
+def samples(bits: int, channels: int) -> NDArray:
+    """Random values of so many bits, [H, W, C]."""
+    return np.random.default_rng(bits * 8 + channels).integers(0, 2**bits, (HEIGHT, WIDTH, channels))
+
+
+def spread(values: NDArray, bits: int) -> NDArray:
+    """Values as the reader gives them: below 8 bits so that white stays white."""
+    if bits > 8:
+        return values.astype(np.uint16)
+    return (values * 255 // (2**bits - 1)).astype(np.uint8)
+
+
+def packed(values: NDArray, bits: int) -> bytes:
+    """Rows as PNG has them: big-endian, each row from a new byte, filter 0 in front."""
+    rows = values.reshape(len(values), -1)
+    if bits == 16:
+        data = rows.astype(">u2").view(np.uint8).reshape(len(rows), -1)
+    else:
+        data = np.packbits((rows[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8).reshape(len(rows), -1), 1)
+    return b"".join(b"\0" + row.tobytes() for row in data)
+
+
+PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def make_png(values: NDArray, bits: int, colour: int, interlaced: bool, *extra: tuple[bytes, bytes]) -> bytes:
+    """A PNG of any colour type (ISO/IEC 15948)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    parts = [values[y::dy, x::dx] for y, x, dy, dx in PASSES] if interlaced else [values]
+    raw = b"".join(packed(part, bits) for part in parts if part.size)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, interlaced)
+    body = b"".join(chunk(*each) for each in extra)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )
+
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PNGS = [
+    (colour, bits)
+    for colour, depths in ((0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16)))
+    for bits in depths
+]
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("colour", "bits"), PNGS)
+def test_every_png(tmp_path: Path, colour: int, bits: int, interlaced: bool, transparent: bool) -> None:
+    values = samples(bits, CHANNELS[colour])
+    extra, expected = [], spread(values, bits)
+    if colour == 3:
+        palette = np.random.default_rng(1).integers(0, 256, (2**bits, 4), np.uint8)
+        extra, expected = [(b"PLTE", palette[:, :3].tobytes())], palette[values[..., 0], :3]
+        if transparent:
+            extra.append((b"tRNS", palette[:, 3].tobytes()))
+            expected = palette[values[..., 0]]
+    elif transparent and colour in (0, 2):
+        key = values[2, 3]
+        extra = [(b"tRNS", struct.pack(f">{len(key)}H", *key))]
+        top = 65535 if bits == 16 else 255
+        alpha = np.where((values == key).all(-1, keepdims=True), 0, top).astype(expected.dtype)
+        expected = np.concatenate([expected, alpha], -1)
+    path = tmp_path / "a.png"
+    path.write_bytes(make_png(values, bits, colour, interlaced, *extra))
+    read = read_image(path)
+    assert read.pixels.dtype == expected.dtype
+    assert np.array_equal(read.pixels, expected)
+
+
+# White-is-zero stands alone, since TIFF 6 does not say whether alpha is turned over with it.
+TIFFS = [
+    (photometric, bits, extra, planes, layout)
+    for photometric, bits, extra, planes, layout in itertools.product(
+        ("minisblack", "miniswhite", "rgb"),
+        (8, 16),
+        (None, "unspecified", "unassalpha"),
+        ("contig", "separate"),
+        (("<", None, None), (">", "zlib", None), ("<", "zlib", (16, 16))),
+    )
+    if (photometric == "rgb" or extra or planes == "contig") and not (photometric == "miniswhite" and extra)
+]
+
+
+@pytest.mark.parametrize(("photometric", "bits", "extra", "planes", "layout"), TIFFS)
+def test_every_tiff(
+    tmp_path: Path,
+    photometric: str,
+    bits: int,
+    extra: str | None,
+    planes: str,
+    layout: tuple[str, str | None, tuple[int, int] | None],
+) -> None:
+    order, compression, tile = layout
+    colours = 3 if photometric == "rgb" else 1
+    values = samples(bits, colours + (extra is not None)).astype(f"uint{bits}")
+    stored = np.moveaxis(values, -1, 0) if planes == "separate" else values
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored[..., 0] if values.shape[2] == 1 else stored, photometric=photometric,
+        planarconfig=planes if values.shape[2] > 1 else None, byteorder=order, compression=compression, tile=tile,
+        extrasamples=[extra] if extra else None, metadata=None,
+    )  # fmt: skip
+    expected = values if extra == "unassalpha" else values[..., :colours]
+    if photometric == "miniswhite":
+        expected = np.iinfo(values.dtype).max - expected
+    pixels = read_image(tmp_path / "a.tif").pixels
+    assert pixels.dtype == values.dtype
+    assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_associated_alpha_becomes_alpha(tmp_path: Path, bits: int, colours: int) -> None:
+    top = 2**bits - 1
+    values = samples(bits, colours + 1).astype(f"uint{bits}")
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, photometric="rgb" if colours == 3 else "minisblack", planarconfig="contig",
+        extrasamples=["assocalpha"], metadata=None,
+    )  # fmt: skip
+    pixels = read_image(tmp_path / "a.tif").pixels
+    alpha = values[..., -1:].astype(float)
+    straight = np.minimum(values[..., :-1].astype(float) * top / np.maximum(alpha, 1), top)
+    assert np.array_equal(pixels[..., -1:], values[..., -1:])
+    seen = np.broadcast_to(alpha > 0, straight.shape)
+    assert np.abs(pixels[..., :-1] - straight)[seen].max() <= 1
+
+
+def test_tiffs_that_are_refused(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.tif", samples(8, 1)[..., 0]
+    kinds = {
+        "8-bit signed": values.astype(np.int8),
+        "16-bit signed": values.astype(np.int16),
+        "32 bits": values.astype(np.uint32),
+        "32-bit signed": values.astype(np.int32),
+        "32-bit floating": values.astype(np.float32),
+        "64-bit complex": values.astype(np.complex64),
+    }
+    for message, array in kinds.items():
+        tifffile.imwrite(path, array, photometric="minisblack", metadata=None)
+        with pytest.raises(ImageFileError, match=message):
+            read_image(path)
+    for photometric, message in ((32803, "raw camera file"), (8, "CIELAB"), (4, "a mask")):
+        tifffile.imwrite(path, samples(8, 3 if photometric == 8 else 1).astype(np.uint8).squeeze(), metadata=None)
+        data = path.read_bytes()
+        old = struct.pack("<HHI", 262, 3, 1)
+        at = data.index(old) + len(old)
+        path.write_bytes(data[:at] + struct.pack("<H", photometric) + data[at + 2 :])
+        with pytest.raises(ImageFileError, match=message):
+            read_image(path)
+    tifffile.imwrite(path, values.astype(np.uint8), metadata=None)
+    data, old = path.read_bytes(), struct.pack("<HHIH", 258, 3, 1, 8)
+    for bits in (10, 12, 14):
+        path.write_bytes(data.replace(old, struct.pack("<HHIH", 258, 3, 1, bits)))
+        with pytest.raises(ImageFileError, match=f"{bits} bits a sample"):
+            read_image(path)
+
+
+JPEGS = [{"quality": q, "subsampling": s, "progressive": p} for q, s, p in itertools.product((60, 95), (0, 2), (0, 1))]
+
+
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [
+        *(("jpg", options) for options in JPEGS),
+        *(("webp", {"lossless": lossless}) for lossless in (False, True)),
+        *(("tif", {"compression": name}) for name in (None, "tiff_lzw", "packbits", "jpeg", "tiff_adobe_deflate")),
+        *(("avif", {"subsampling": name}) for name in ("4:4:4", "4:2:0")),
+        ("png", {}),
+        ("bmp", {}),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_8_bits_are_pillows(tmp_path: Path, extension: str, options: dict[str, object], channels: int) -> None:
+    """Bit for bit, so that training is what it was."""
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(samples(8, channels).astype(np.uint8).squeeze()).save(path, **options)
+    with Image.open(path) as image:
+        assert np.array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
+        expected = np.asarray(image)
+    assert np.array_equal(read_image(path).pixels, expected.reshape(*expected.shape[:2], -1))
+
+
+def test_16_bits_are_rounded_for_training(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 385, 386, 65406, 65407, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_rgb(tmp_path / "a.png")[0].tolist() == [[v] * 3 for v in (0, 0, 1, 1, 2, 254, 255, 255)]
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_white_of_a_deep_avif_is_white(tmp_path: Path, bits: int) -> None:
+    pyvips = pytest.importorskip("pyvips")
+    if not pyvips.type_find("VipsOperation", "heifsave"):
+        pytest.skip("this libvips writes no AVIF")
+    values = np.zeros((32, 32, 3), np.uint16)
+    values[:16] = 65535
+    image = pyvips.Image.new_from_array(values).copy(interpretation="rgb16")
+    image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=bits, lossless=True)
+    pixels = read_image(tmp_path / "a.avif").pixels
+    assert pixels.dtype == np.uint16
+    assert np.array_equal(pixels, values)
+
+
+def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
+    """Without one as Pillow converts it."""
+    cmyk = Image.fromarray(samples(8, 4).astype(np.uint8), "CMYK")
+    cmyk.save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, np.asarray(cmyk.convert("RGB")))
+    pyvips = pytest.importorskip("pyvips")
+    profile = pyvips.Operation.call("profile_load", "cmyk")
+    cmyk.save(tmp_path / "b.tif", icc_profile=bytes(profile))
+    read = read_image(tmp_path / "b.tif")
+    assert not np.array_equal(read.pixels, np.asarray(cmyk.convert("RGB")))
+    assert "icc_profile" not in read.info
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif", "avif", "bmp", "ppm", "tga", "jp2"])
+def test_a_truncated_file_is_no_gray_one(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    for part in (0.3, 0.6, 0.95):
+        path.write_bytes(data[: int(part * len(data))])
+        with pytest.raises(ImageFileError, match=f"a.{extension}: ") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif", "avif", "bmp"])
+def test_a_rewritten_file_is_read_anew(tmp_path: Path, extension: str) -> None:
+    """Of the same size and at the same moment, which libvips's cache takes for the same."""
+    path = tmp_path / f"a.{extension}"
+    for value in (10, 200, 90):
+        Image.new("RGB", (16, 16), (value,) * 3).save(path)
+        os.utime(path, (1, 1))
+        assert abs(int(read_rgb(path)[8, 8, 0]) - value) <= 2
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+def test_a_huge_header_is_refused_before_any_pixel(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    Image.new("L", (5, 5)).save(path)
+    data = bytearray(path.read_bytes())
+    if extension == "png":
+        data[16:24] = struct.pack(">II", 60_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif extension == "jpg":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    else:
+        for tag in (256, 257):
+            at = next(
+                data.index(struct.pack("<HHI", tag, kind, 1))
+                for kind in (3, 4)
+                if struct.pack("<HHI", tag, kind, 1) in data
+            )
+            data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, 60_000)
+    path.write_bytes(data)
+    with pytest.raises(ImageFileError, match="decompression bomb"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt", "a"])
+def test_the_content_decides(tmp_path: Path, name: str) -> None:
+    for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "TGA", "AVIF"):
+        Image.new("RGB", (20, 10), (90, 90, 90)).save(tmp_path / name, kind)
+        read = read_image(tmp_path / name)
+        assert (read.format, read.size) == (kind, (20, 10))
+
+
+UNREAD: list[tuple[bytes, str]] = [
+    (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+    (b"1,2,3\n4,5,6\n", "not an image in a known format"),
+    (b"%PDF-1.7", "a PDF document"),
+    (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "a video"),
+    (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", r"a raw camera file \(CR3\): develop it to a TIFF first"),
+    (b"II*\0\x10\0\0\0CR\2\0", r"a raw camera file \(CR2\)"),
+    (b"8BPS\0\1", "a Photoshop document"),
+    (b"v/1\1", "an OpenEXR image"),
+    (b"<!DOCTYPE html><html>", "a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    (b"\xff\xd8", "not an image"),
+    (b"\0" * 200, "not an image"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), UNREAD, ids=lambda value: value if isinstance(value, str) else None)
+def test_other_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImageFileError, match=message) as caught:
+        read_image(tmp_path / "a.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dng_is_a_raw_camera_file(tmp_path: Path) -> None:
+    extra = [(50706, 1, 4, b"\1\4\0\0", True)]
+    tifffile.imwrite(tmp_path / "a.dng", np.zeros((5, 5), np.uint16), metadata=None, extratags=extra)
+    with pytest.raises(ImageFileError, match=r"raw camera file \(DNG\): develop it"):
+        read_image(tmp_path / "a.dng")
+
+
+@pytest.mark.parametrize(("extension", "extra"), [("heic", "heif"), ("jxl", "jxl")])
+def test_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, extra: str) -> None:
+    """Used where they are installed, and named by the error where they are not."""
+    plugin = pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[extension])
+    if extension == "heic":
+        plugin.register_heif_opener()
+    path = tmp_path / f"a.{extension}"
+    Image.new("RGB", (32, 16), (200, 100, 50)).save(path)
+    pixels = read_image(path).pixels
+    assert pixels.shape == (16, 32, 3)
+    assert np.abs(pixels[8, 16].astype(int) - (200, 100, 50)).max() <= 4
+    monkeypatch.setitem(sys.modules, plugin.__name__, None)
+    with pytest.raises(ImageFileError, match=rf"pip install 'liif-fast\[{extra}\]'"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["png", "tif", "tiled.tif", "jpg"])
+def test_a_window_is_that_part_of_the_whole(tmp_path: Path, extension: str, orientation: int) -> None:
+    path, values = tmp_path / f"a.{extension}", samples(8, 3).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if extension == "tiled.tif":
+        turn = [(274, 3, 1, orientation, True)]
+        tifffile.imwrite(path, values, photometric="rgb", tile=(16, 16), metadata=None, extratags=turn)
+    else:
+        Image.fromarray(values).save(path, exif=exif)
+    whole = read_image(path).pixels
+    for window in ((0, 0, 5, 7), (3, 2, 9, 11), (whole.shape[0] - 4, whole.shape[1] - 5, 4, 5)):
+        top, left, height, width = window
+        part = open_picture(path).window(window)
+        assert np.array_equal(part, whole[top : top + height, left : left + width])
+
+
+def without_vips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vips, "library", lambda: None)
+
+
+def test_without_libvips_8_bits_are_read_and_deeper_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = samples(8, 3).astype(np.uint8)
+    for name in ("a.png", "a.tif", "a.bmp"):
+        Image.fromarray(values).save(tmp_path / name)
+    tifffile.imwrite(tmp_path / "deep.tif", samples(16, 3).astype(np.uint16), photometric="rgb", metadata=None)
+    (tmp_path / "deep.png").write_bytes(make_png(samples(16, 1), 16, 0, False))
+    (tmp_path / "key.png").write_bytes(make_png(samples(4, 1), 4, 0, False, (b"tRNS", b"\0\7")))
+    without_vips(monkeypatch)
+    for name in ("a.png", "a.tif", "a.bmp"):
+        assert np.array_equal(read_image(tmp_path / name).pixels, values)
+    for name in ("deep.tif", "deep.png", "key.png"):
+        with pytest.raises(ImageFileError, match=r"only libvips reads rightly: pip install 'pyvips\[binary\]'"):
+            read_image(tmp_path / name)
+
+
+# In a process of its own, whose threads no other test has started.
+FORKED = """
+import os, sys, signal
+from liif_fast.images import read_image
+paths = sys.argv[1:]
+before = [read_image(path).pixels.sum() for path in paths]
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit([read_image(path).pixels.sum() for path in paths] != before)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_decodes_after_its_parent_has(tmp_path: Path) -> None:
+    """The threads that libvips starts for any other way of reading would be waited for in the child for ever."""
+    values, paths = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), []
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.avif", "a.gif"):
+        Image.fromarray(values).save(tmp_path / name)
+        paths.append(tmp_path / name)
+    Image.fromarray(values).save(tmp_path / "p.jpg", progressive=True)
+    tifffile.imwrite(tmp_path / "t.tif", values.astype(np.uint16), tile=(64, 64), photometric="rgb", compression="zlib")
+    (tmp_path / "i.png").write_bytes(make_png(values, 8, 2, True))
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, *paths, *map(tmp_path.joinpath, ("p.jpg", "t.tif", "i.png"))], timeout=120
+    )
+    assert done.returncode == 0
+
+
+def outside() -> list[Path]:
+    folder = os.environ.get("LIIF_FAST_TEST_IMAGES")
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+
+
+@pytest.mark.skipif(not outside(), reason="LIIF_FAST_TEST_IMAGES names no folder of images")
+def test_outside_files() -> None:
+    """Each is read, or refused in a line; PngSuite's damaged files, and only those of its files, begin with x."""
+    for path in outside():
+        reason = None
+        try:
+            read_image(path)
+        except ImageFileError as error:
+            reason = str(error)
+        assert reason is None or "\n" not in reason
+        if len(path.name) == 12 and path.suffix == ".png":
+            assert (reason is not None) == path.name.startswith("x"), (path, reason)
