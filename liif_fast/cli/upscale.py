@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, say
-from liif_fast.cli.jobs import EXISTING, Job, identity, plan_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, open_picture, read_image
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -88,13 +88,14 @@ def run(args: argparse.Namespace) -> int:
         existing=args.existing,
     )
     # Read before torch is loaded, since most that can go wrong shows here.
-    first = read_image(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
+    read = open_picture if args.region else read_image  # of a part only what is needed
+    first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
 
     from liif_fast import distributed, upscaling
 
     todo = distributed.share(jobs.todo)
     if not todo:
-        return _summary(jobs.folder, 0, 0, jobs.skipped)
+        return _summary(jobs, 0, 0)
     if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
         for job in todo:
             job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,13 +121,13 @@ def run(args: argparse.Namespace) -> int:
             if args.traceback or not jobs.folder:
                 raise
             failed += _complain(job, error)
-    return _summary(jobs.folder, len(todo) - failed, failed, jobs.skipped)
+    return _summary(jobs, len(todo) - failed, failed)
 
 
 def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> None:
     from liif_fast import upscaling
 
-    picture = picture or read_image(job.source)
+    picture = picture or (open_picture if args.region else read_image)(job.source)
     upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
     with new_folder(job.target.parent), Bar(label) as bar:
         width, height = picture.size
@@ -163,11 +164,15 @@ def _complain(job: Job, error: Exception) -> int:
     return 1
 
 
-def _summary(folder: bool, done: int, failed: int, skipped: int) -> int:
-    if folder:
+def _summary(jobs: Jobs, done: int, failed: int) -> int:
+    from liif_fast import distributed
+
+    if jobs.folder:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
-        parts += [f"{skipped} left as they were"] if skipped else []
+        parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
+        if jobs.passed_over and distributed.is_main():
+            say(f"passed over: {counted(jobs.passed_over)}")
         say(", ".join(parts))
     return 1 if failed else 0
 
