@@ -2,12 +2,24 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from liif_fast.files import is_litter
-from liif_fast.images import FORMATS, READABLE, ImageFileError, check_format, check_input, check_output
+from liif_fast.images import (
+    FORMATS,
+    ImageFileError,
+    check_format,
+    check_input,
+    check_output,
+    describe,
+    endings,
+    fits,
+    mode_of,
+    open_picture,
+)
 from liif_fast.images.errors import reason
 
 EXISTING = ("replace", "skip", "error")
@@ -21,11 +33,12 @@ class Job(NamedTuple):
 
 
 class Jobs(NamedTuple):
-    """What to do: the jobs, and how many were left out because their output is there already."""
+    """What to do: the jobs, and how many files were left out: their output exists, or they are not read."""
 
     todo: list[Job]
     skipped: int
     folder: bool  # whether a folder was given
+    passed_over: Counter[str]  # of a folder, files that are not read, by kind
 
 
 def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extension: str | None, existing: str) -> Jobs:
@@ -51,6 +64,7 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
     if not source or not target:  # an unset variable of a shell; as a path it would be the current folder
         raise ImageFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
     origin, goal = Path(source), Path(target)
+    passed_over: Counter[str] = Counter()
     if not origin.is_dir():
         check_input(origin)
         into_folder = goal.is_dir() or target.endswith(("/", os.sep))
@@ -66,10 +80,12 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
             raise ImageFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
         jobs = [
             Job(path, goal / path.parent.relative_to(origin) / _name(path, suffix, extension))
-            for path in _images(origin, goal, recursive)
+            for path in _images(origin, goal, recursive, passed_over)
         ]
         if not jobs:
-            raise ImageFileError(f"{origin}: no image files in it{'' if recursive else ' (--recursive looks deeper)'}")
+            found = f"; passed over: {counted(passed_over)}" if passed_over else ""
+            deeper = "" if recursive else " (--recursive looks deeper)"
+            raise ImageFileError(f"{origin}: no image files in it{deeper}{found}")
     if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
         made = {identity(job.target) for job in jobs if not _same(*job)}
         jobs = [job for job in jobs if identity(job.source) not in made]
@@ -80,20 +96,37 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         raise ImageFileError(f"{there[0].target}: exists{more}; --existing replace or skip says what to do")
     if existing == "skip":
         jobs = [job for job in jobs if not job.target.exists()]
-    return Jobs(jobs, len(there) if existing == "skip" else 0, origin.is_dir())
+    return Jobs(jobs, len(there) if existing == "skip" else 0, origin.is_dir(), passed_over)
+
+
+def counted(kinds: Counter[str]) -> str:
+    """Name each kind of file and how many there are of it."""
+    return ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
 
 
 def _name(path: Path, suffix: str, extension: str | None) -> str:
-    ending = extension or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+    ending = extension or (path.suffix if _keeps(path) else ".png")
     return f"{path.stem}{suffix}{ending}"
 
 
-def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
-    """Image files by name, sorted, the files of a folder before those of the folders in it; none of the output's."""
-    from PIL import Image
+def _keeps(path: Path) -> bool:
+    """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP."""
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None or len(kind.modes) == len(FORMATS[".png"].modes):
+        return kind is not None
+    try:
+        picture = open_picture(path)
+    except ImageFileError:  # said when its turn comes
+        return True
+    return fits(path.suffix, mode_of(picture.shape[2], picture.depth))
 
-    Image.init()
-    known = {ending for ending, name in Image.EXTENSION.items() if name in READABLE}
+
+def _images(folder: Path, goal: Path, recursive: bool, passed_over: Counter[str]) -> Iterator[Path]:
+    """Image files by name, sorted, the files of a folder before those of the folders in it; none of the output's.
+
+    Other files are counted, but for hidden ones.
+    """
+    known = endings()
     inside = not _same(goal, folder)
     for at, folders, names in os.walk(folder, onerror=_unreadable):
         here = Path(at)
@@ -101,8 +134,12 @@ def _images(folder: Path, goal: Path, recursive: bool) -> Iterator[Path]:
             name for name in folders if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
         )
         for name in sorted(names):
-            if not is_litter(name) and Path(name).suffix.lower() in known:
+            if is_litter(name):
+                continue
+            if Path(name).suffix.lower() in known:
                 yield here / name
+            elif (here / name).is_file():
+                passed_over[describe(here / name)] += 1
 
 
 def _unreadable(error: OSError) -> NoReturn:

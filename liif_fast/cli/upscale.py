@@ -9,10 +9,10 @@ from os.path import expanduser
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, identity, plan_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, read_image
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, open_picture, read_image
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         existing=args.existing,
     )
     # Read before torch is loaded, since most that can go wrong shows here.
-    first = read_image(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
+    read = open_picture if args.region else read_image  # of a part only what is needed
+    first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
 
     from liif_fast import distributed, upscaling
 
@@ -136,7 +137,7 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     """Upscale one file and return the (width, height) that was written."""
     from liif_fast import upscaling
 
-    picture = picture or read_image(job.source)
+    picture = picture or (open_picture if args.region else read_image)(job.source)
     upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
     with new_folder(job.target.parent), Bar(label) as bar:
         size = _size_out(picture.size, args)
@@ -174,10 +175,14 @@ def _complain(job: Job, error: Exception) -> int:
 
 
 def _summary(jobs: Jobs, done: int, failed: int) -> int:
+    from liif_fast import distributed
+
     if jobs.folder:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
+        if jobs.passed_over and distributed.is_main():
+            say(f"passed over: {counted(jobs.passed_over)}")
         say(", ".join(parts))
     elif jobs.skipped:
         say("the output exists and is left as it was")

@@ -4,9 +4,19 @@ Nothing here imports torch, so that a bad path is reported before anything heavy
 """
 
 from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
-from liif_fast.images.formats import FORMATS, Format, check_format, check_output, mode_of
+from liif_fast.images.formats import FORMATS, Format, check_format, check_output, fits, mode_of
 from liif_fast.images.modes import SUPPORTED_MODES, normalise
-from liif_fast.images.reading import READABLE, Picture, check_input, open_picture, read_image, read_rgb
+from liif_fast.images.reading import (
+    READABLE,
+    Part,
+    Picture,
+    check_input,
+    describe,
+    endings,
+    open_picture,
+    read_image,
+    read_rgb,
+)
 from liif_fast.images.writing import write_image, write_strips
 
 __all__ = [
@@ -16,10 +26,14 @@ __all__ = [
     "WHY_NOT_SMALLER",
     "Format",
     "ImageFileError",
+    "Part",
     "Picture",
     "check_format",
     "check_input",
     "check_output",
+    "describe",
+    "endings",
+    "fits",
     "mode_of",
     "normalise",
     "open_picture",

@@ -25,7 +25,8 @@ def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
         path: a file that begins as a PNG does.
 
     Returns:
-        The data by the chunk's name: those that `looks_like_srgb` knows, pHYs, acTL (an animation), tRNS.
+        The data by the chunk's name: those that `looks_like_srgb` knows, pHYs, acTL (an animation), tRNS;
+        iCCP without its data.
 
     Raises:
         OSError: the file cannot be read.
@@ -40,6 +41,8 @@ def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
             if name in _CHUNKS + _OTHERS and length <= _LARGEST:
                 found[name] = file.read(length)
                 length = 0
+            elif name == b"iCCP":
+                found[name] = b""
             file.seek(length + 4, os.SEEK_CUR)
     return found
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import features
+
 from liif_fast.images.colour import COLOUR
 from liif_fast.images.errors import ImageFileError
 
@@ -34,6 +36,10 @@ PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi", COLOUR
 # 4:4:4 because the colour detail is just what was computed; subsampling would throw it away.
 JPEG = Format("JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif", "dpi"), False)
 WEBP = Format("WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False)
+# Of 10 and 12 bits Pillow writes none. A quality of 90 is about JPEG's 95.
+AVIF = Format(
+    "AVIF", 65535, ("L", "LA", "RGB", "RGBA"), {"quality": 90, "subsampling": "4:4:4"}, ("icc_profile", "exif"), False
+)
 TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi"), True)
 # Alpha could be written, but hardly anything reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False)
@@ -44,6 +50,7 @@ FORMATS = {
     ".jpg": JPEG,
     ".jpeg": JPEG,
     ".webp": WEBP,
+    ".avif": AVIF,
     ".tif": TIFF,
     ".tiff": TIFF,
     ".bmp": BMP,
@@ -67,6 +74,8 @@ def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tu
         if not Path(path).suffix:
             raise ImageFileError(f"{path}: has no extension to name the output's format; add one of {known}")
         raise ImageFileError(f"{path}: unknown output format {Path(path).suffix!r}, expected one of {known}")
+    if kind is AVIF and not features.check("avif"):
+        raise ImageFileError(f"{path}: this Pillow writes no AVIF; pip install --upgrade pillow")
     if mode is not None and mode not in kind.modes:
         raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
     if size is not None and max(size) > kind.max_side:
@@ -74,6 +83,11 @@ def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tu
             f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"
         )
     return kind
+
+
+def fits(ending: str, mode: str) -> bool:
+    """Whether a file of this ending can be written, and holds an image of this mode, as in `Format.modes`."""
+    return ending.lower() in FORMATS and mode in FORMATS[ending.lower()].modes
 
 
 def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:

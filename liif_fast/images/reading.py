@@ -1,18 +1,20 @@
 """Reading image files: upright, in channels and a depth that can be upscaled, with what is lost said."""
 
+import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from PIL import Image
 
-from liif_fast.images import exif, vips
+from liif_fast.images import exif
 from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.images.exif import Window
 from liif_fast.images.modes import DRAWN, ONE_BIT, PALETTE, normalise
 from liif_fast.images.sniffing import HEIC, JXL, UNKNOWN, Kind, sniff
 from liif_fast.images.tiff import Tiff, read_tiff
@@ -27,10 +29,9 @@ logger = logging.getLogger("liif_fast.images")
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
 _PLUGINS = {HEIC.name: "pillow_heif", JXL.name: "pillow_jxl"}
 _HIGH_BITDEPTH = 0x40  # of the third byte in AVIF's box av1C
+_BAND_BYTES = 1 << 26
 _PALETTE_PNG, _PALETTE_TIFF = 3, 3
 _UNIT_METRE, _METRES_PER_INCH = 1, 0.0254
-
-Window = vips.Window
 
 
 class Picture:
@@ -43,6 +44,7 @@ class Picture:
             `colour.COLOUR`; of an image with a palette or 1 bit a pixel `modes.DRAWN`.
         format: Pillow's name of the file's format.
         read: gives the pixels [height, width, channels] of a window (top, left, height, width).
+        notices: what does not reach the pixels; logged when these are read.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Picture:
         info: Mapping[Any, Any],
         format: str,
         read: "Callable[[Window], NDArray]",
+        notices: Sequence[str] = (),
     ) -> None:
-        self.shape, self.dtype, self.info, self.format, self._read = shape, dtype, info, format, read
+        self.shape, self.dtype, self.info, self.format = shape, dtype, info, format
+        self._decode, self.notices = read, notices
 
     @property
     def depth(self) -> int:
@@ -70,6 +74,11 @@ class Picture:
         """All pixels, [height, width, channels]."""
         return self._read((0, 0, *self.shape[:2]))
 
+    def _read(self, window: Window) -> "NDArray":
+        for notice in self.notices:
+            logger.warning("%s", notice)
+        return self._decode(window)
+
     def window(self, window: Window) -> "NDArray":
         """Read only these pixels: (top, left, height, width).
 
@@ -82,6 +91,37 @@ class Picture:
         if "pixels" in self.__dict__ or (height, width) == self.shape[:2]:
             return self.pixels[top : top + height, left : left + width]
         return self._read(window)
+
+
+class Part:
+    """A window of a picture that stands for the whole: it has its shape, and is indexed by its rows and columns.
+
+    Args:
+        picture: the picture.
+        window: the rows and columns that will be asked for, (top, left, height, width).
+    """
+
+    def __init__(self, picture: Picture, window: Window) -> None:
+        self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window
+        self.pixels = picture.window(window)
+
+    def __getitem__(self, index: tuple[slice, slice]) -> "NDArray":
+        (top, left, _, _), (rows, columns) = self.window, index
+        return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+    def first_channel(self) -> "Part":
+        """Return the same window of the first channel alone."""
+        part = copy.copy(self)
+        part.shape, part.pixels = (*self.shape[:2], 1), self.pixels[..., :1]
+        return part
+
+    def bands(self) -> "Iterator[NDArray]":
+        """Yield the window, then the whole picture in bands of rows; all but tiled TIFFs are read once a band."""
+        yield self.pixels
+        height, width, channels = self.picture.shape
+        rows = max(1, _BAND_BYTES // (width * channels * self.dtype.itemsize))
+        for top in range(0, height, rows):
+            yield self.picture.window((top, 0, min(rows, height - top), width))
 
 
 def read_image(path: str | os.PathLike[str]) -> Picture:
@@ -130,6 +170,8 @@ def open_picture(path: str | os.PathLike[str]) -> Picture:
 
 
 def _opened(path: Path) -> Picture:
+    from liif_fast.images import vips  # it needs numpy, which takes longer to load than most mistakes to be found
+
     try:
         kind = sniff(path)
         if kind.name not in (*READABLE, *_PLUGINS) and kind is not UNKNOWN:
@@ -165,6 +207,26 @@ def check_input(path: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:
         raise ImageFileError(f"{path}: {reason(error)}") from None
+
+
+def endings() -> set[str]:
+    """Give the endings of image files that can be read here, each with its dot and in small letters."""
+    Image.init()
+    known = {ending for ending, name in Image.EXTENSION.items() if name in READABLE}
+    for kind, its in ((HEIC, (".heic", ".heif", ".hif")), (JXL, (".jxl",))):
+        known |= set(its) if _registered(kind.name) else set()
+    return known
+
+
+def describe(path: str | os.PathLike[str]) -> str:
+    """Name the kind of a file that is not read, or is not looked for under its name, as a noun with its article."""
+    try:
+        kind = sniff(path)
+    except OSError:
+        return "a file that cannot be read"
+    if kind.name in _PLUGINS:
+        return f"{kind.advice}"
+    return f"{kind.name} under another ending" if kind.name in READABLE else kind.name
 
 
 def _refuse(path: Path, kind: Kind) -> NoReturn:
@@ -204,6 +266,8 @@ def _deep(path: Path, kind: Kind, tiff: Tiff | None) -> str:
 
 
 def _with_vips(path: Path, kind: Kind, tiff: Tiff | None) -> Picture:
+    from liif_fast.images import vips
+
     decoder = vips.Decoder(path, kind.name, tiff)
     width, height = decoder.size
     _check_size(path, width, height)
@@ -227,8 +291,8 @@ def _with_vips(path: Path, kind: Kind, tiff: Tiff | None) -> Picture:
     notices = decoder.notices
     if frames > 1 and kind.name != "JPEG":  # the further frames of an MPO are previews
         notices.append(f"only the first of {frames} frames is used")
-    for notice in notices:
-        logger.warning("%s: %s", path, notice)
+    if kind.name == "PNG" and b"iCCP" in chunks and not decoder.profile:
+        notices.append("its colour profile is damaged, or for another kind of image; left out")
 
     def read(window: Window) -> "NDArray":
         if decoder.whole and window[2:] != shape[:2]:
@@ -240,7 +304,8 @@ def _with_vips(path: Path, kind: Kind, tiff: Tiff | None) -> Picture:
 
     rows, columns = (width, height) if turn > 4 else (height, width)
     shape = (rows, columns, decoder.channels)
-    return Picture(shape, decoder.dtype, {key: value for key, value in info.items() if value}, kind.name, read)
+    kept = {key: value for key, value in info.items() if value}
+    return Picture(shape, decoder.dtype, kept, kind.name, read, [f"{path}: {notice}" for notice in notices])
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -255,7 +320,7 @@ def _dpi_of(chunk: bytes) -> tuple[float, float] | None:
     return across, down
 
 
-def _whole(pixels: "NDArray", info: Mapping[Any, Any], kind: str) -> Picture:
+def _whole(pixels: "NDArray", info: Mapping[Any, Any], kind: str, notices: Sequence[str] = ()) -> Picture:
     """A picture that is in memory already."""
     pixels = pixels.reshape(*pixels.shape[:2], -1)
 
@@ -264,13 +329,15 @@ def _whole(pixels: "NDArray", info: Mapping[Any, Any], kind: str) -> Picture:
         return pixels[top : top + height, left : left + width]
 
     height, width, channels = pixels.shape
-    return Picture((height, width, channels), pixels.dtype, info, kind, read)
+    return Picture((height, width, channels), pixels.dtype, info, kind, read, notices)
 
 
 def _of_planes(path: Path, tiff: Tiff) -> Picture:
     """Read a TIFF whose channels lie apart: in tiles, which libvips refuses, or gray ones, which it mixes up."""
     import numpy as np
     import tifffile
+
+    from liif_fast.images import vips
 
     alpha = [place for place, meaning in enumerate(tiff.extra, tiff.colours) if meaning == 2][:1]
     if tiff.photometric not in (1, 2) or 1 in tiff.extra:
@@ -280,10 +347,9 @@ def _of_planes(path: Path, tiff: Tiff) -> Picture:
         _check_size(path, page.imagewidth, page.imagelength)
         pixels = np.moveaxis(page.asarray(), 0, -1)
     pixels = np.ascontiguousarray(exif.turned(pixels[..., [*range(tiff.colours), *alpha]], tiff.orientation))
-    if len(tiff.extra) > len(alpha):
-        logger.warning("%s: %s", path, vips.left_out(len(tiff.extra) - len(alpha)))
+    notices = [f"{path}: {vips.left_out(len(tiff.extra) - len(alpha))}"] if len(tiff.extra) > len(alpha) else []
     info = {"icc_profile": tiff.profile, "exif": tiff.exif, "dpi": tiff.dpi}
-    return _whole(pixels, {key: value for key, value in info.items() if value}, "TIFF")
+    return _whole(pixels, {key: value for key, value in info.items() if value}, "TIFF", notices)
 
 
 def _with_pillow(path: Path, kind: Kind, tiff: Tiff | None = None) -> Picture:
@@ -296,7 +362,7 @@ def _with_pillow(path: Path, kind: Kind, tiff: Tiff | None = None) -> Picture:
         raise ImageFileError(f"{path}: is {kind.advice}")
     try:
         with Image.open(path, formats=[name]) as image:
-            _notice(path, image)
+            notices = [f"{path}: {notice}" for notice in _notices(path, image)]
             image.load()
             if tiff:
                 image.info.pop("exif", None)
@@ -306,7 +372,7 @@ def _with_pillow(path: Path, kind: Kind, tiff: Tiff | None = None) -> Picture:
             elif name in ("AVIF", HEIC.name):
                 image.info[COLOUR] = read_cicp(path)
             upright = normalise(image)
-            return _whole(np.asarray(upright), upright.info, name)
+            return _whole(np.asarray(upright), upright.info, name, notices)
     except Image.UnidentifiedImageError:
         if kind is UNKNOWN:
             _refuse(path, kind)
@@ -327,15 +393,15 @@ def _registered(name: str) -> bool:
     return True
 
 
-def _notice(path: Path, image: Image.Image) -> None:
-    """Log what of the file does not reach the output. Looks at the decoder's plan, so before `load`."""
+def _notices(path: Path, image: Image.Image) -> Iterator[str]:
+    """Say what of the file does not reach the output. Looks at the decoder's plan, so before `load`."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews
-        logger.warning("%s: only the first of %d frames is used", path, frames)
+        yield f"only the first of {frames} frames is used"
     if image.info.get("bit_depth", 8) > 8 or _deep_ppm(image) or _deep_jpeg2000(path, image):
-        logger.warning("%s: more than 8 bits a channel; read as 8 bits", path)
+        yield "more than 8 bits a channel; read as 8 bits"
     if image.mode == "CMYK":
-        logger.warning("%s: CMYK, converted to RGB without its colour profile", path)
+        yield "CMYK, converted to RGB without its colour profile"
 
 
 def _deep_ppm(image: Any) -> bool:

@@ -9,6 +9,7 @@ pixels (it blackens what is transparent in a GIF, and interpolates no chroma of 
   do not exist in a child that is forked later: it would wait for them for ever.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from liif_fast.images.exif import Window
 from liif_fast.images.tiff import Tiff
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "TIFF": "tiffload", "AVIF": "heifload"}
 _FETCHED = 1 << 22  # bytes at a time, about
 
-Window = tuple[int, int, int, int]  # top, left, height, width, pixels of the file
-
 
 def library() -> Any:
     """Import pyvips; None where it cannot be (pyvips raises OSError where it finds no libvips)."""
@@ -33,6 +33,7 @@ def library() -> Any:
         import pyvips
     except (ImportError, OSError):
         return None
+    logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings are for developers; ours say what is lost
     return pyvips
 
 
@@ -123,8 +124,9 @@ class Decoder:
         return np.concatenate([rgb, *alpha], -1)
 
     def _open(self) -> Any:
-        load = getattr(library().Image, LOADERS[self.kind])
-        return _told(lambda: load(self.path, access="sequential", fail_on="error", revalidate=True))
+        load = partial(getattr(library().Image, LOADERS[self.kind]), self.path, access="sequential", revalidate=True)
+        # libtiff's own limit refuses an image in a single large strip; ours, on the pixels, holds.
+        return _told(partial(load, fail_on="error", **({"unlimited": True} if self.kind == "TIFF" else {})))
 
     def _field(self, name: str) -> Any:
         return self.image.get(name) if self.image.get_typeof(name) else None

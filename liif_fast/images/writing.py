@@ -15,7 +15,7 @@ from liif_fast.files import atomic_file
 from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
-from liif_fast.images.formats import JPEG, PNG, TIFF, Format, check_output, mode_of
+from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_output, mode_of
 from liif_fast.images.tiff import extra_tags, outside_tiff
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("liif_fast.images")
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
+_SPACE = slice(16, 20)  # of an ICC profile, the colours that it describes (ICC.1, 7.2.6)
+_SPACES = (b"GRAY", b"RGB ", b"CMYK")
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
 _MAX_DPI = 65_535  # likewise of JPEG
 _TIFF_STRIP = 1 << 18  # bytes of a strip before compression, about
@@ -74,7 +76,7 @@ def write_strips(
     """
     height, width, channels = shape
     kind = check_output(path, mode_of(channels, depth), (width, height))
-    metadata = _kept(path, kind, info, (width, height))
+    metadata = _kept(path, kind, info, shape)
     source = _Source(strips, (height, width, channels), depth)
     try:
         with atomic_file(path) as file:
@@ -185,11 +187,19 @@ class _Source:
             raise
 
 
-def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The metadata that goes into the file; a notice for what of it that a viewer would miss does not."""
+def _kept(
+    path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """Select the metadata that this format stores; warn about what is visibly lost."""
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
         metadata["dpi"] = dpi
+    wanted = b"RGB " if shape[2] > 2 or kind in (WEBP, AVIF) else b"GRAY"  # these two store gray as RGB
+    space = metadata.get("icc_profile", b"")[_SPACE]
+    if space in _SPACES and space != wanted:
+        spaces = space.decode().strip(), wanted.decode().strip()
+        logger.warning("%s: the ICC profile describes %s and the file holds %s; it is left out", path, *spaces)
+        del metadata["icc_profile"]
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
             logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
@@ -198,7 +208,7 @@ def _kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], s
         names = ", ".join(name.decode() for name in colour)
         logger.warning("%s: the description of the colours (%s) is not kept in %s", path, names, kind.name)
     if "exif" in metadata:
-        metadata["exif"] = resized(metadata["exif"], size)
+        metadata["exif"] = resized(metadata["exif"], (shape[1], shape[0]))
         if metadata["exif"] is None:
             logger.warning("%s: the EXIF data is damaged and is left out", path)
             del metadata["exif"]

@@ -66,6 +66,8 @@ class LIIF(FeatureModel):
             args["residual"] = residual
         self.spec = {"name": "liif", "args": copy.deepcopy(args)}
 
+    inp_place: Sequence[int] | None = None  # where `inp` lies, (top, left, H, W), if it is a part of the image
+
     def output_channels(self) -> int | None:
         if type(self).render_rgb is not LIIF.render_rgb:  # it may make other channels of the network's
             return None
@@ -139,6 +141,8 @@ class LIIF(FeatureModel):
         if self.inp is None:
             raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
         inp = self.inp.to(torch.promote_types(self.inp.dtype, torch.float32))
+        if self.inp_place is not None:
+            coord = within(coord, self.inp_place, inp.shape[2:])
         grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
         out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return out[:, :, 0].transpose(1, 2)
@@ -150,6 +154,22 @@ class LIIF(FeatureModel):
                 f" got {pred.shape[channel]}"
             )
         return (pred + base).to(pred.dtype)
+
+
+def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
+    """Coordinates in a part of an image, from those in the whole.
+
+    Args:
+        coord: [B, Q, 2], (row, column) in [-1, 1].
+        place: (top, left, H, W): where the part begins, and the size of the whole.
+        part: (height, width) of the part.
+
+    Returns:
+        The same points, [B, Q, 2] in coord's dtype.
+    """
+    first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
+    pixels = (coord.double() + 1) * whole / 2 - first
+    return (2 * pixels / own - 1).to(coord.dtype)
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -6,15 +6,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liif_fast.images import Part
 from liif_fast.upscaling.plan import Region
 
 
-def is_gray(pixels: NDArray) -> bool:
+def is_gray(pixels: NDArray | Part) -> bool:
     """Tell whether R, G and B are equal in every visible pixel of an image.
 
     Args:
-        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts.
+        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. Of a part the
+            whole picture counts, so that a region is what it is in the whole.
     """
+    if isinstance(pixels, Part):
+        return all(map(is_gray, pixels.bands()))
     hides = pixels.shape[2] == 4 and pixels[..., 3].any()
     colours = (row[row[:, 3] > 0] if hides else row for row in pixels)
     return all((row[:, :3] == row[:, :1]).all() for row in colours)

@@ -11,12 +11,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.encode import TILE
-from liif_fast.images import check_format, check_output, mode_of, normalise, read_image, write_strips
+from liif_fast.images import (
+    Part,
+    Picture,
+    check_format,
+    check_output,
+    mode_of,
+    normalise,
+    open_picture,
+    write_strips,
+)
 from liif_fast.images.exif import resized
 from liif_fast.images.modes import DRAWN
-from liif_fast.images.reading import Picture
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
+from liif_fast.upscaling.features import input_window
 from liif_fast.upscaling.options import Options, Progress, check_options
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
 from liif_fast.upscaling.strips import render_strips
@@ -153,23 +162,42 @@ def upscale_file(
     """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
 
     Args:
-        source: the image file; see `read_image`.
+        source: the image file; see `liif_fast.images.read_image`. For a region only the part of it is decoded that the
+            model sees, where the file and the model allow that.
         target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
             made; for the other formats the output is first collected in memory.
         model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`.
-        picture: what `read_image(source)` gave, if it has been read already.
+        picture: what `read_image` or `open_picture` gave for the source, if it has been opened already.
 
     Raises:
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
         ValueError, TypeError, RuntimeError: as `upscale`.
     """
     check_output(target)
-    picture = picture or read_image(source)
+    picture = picture or open_picture(source)
     _notice_drawn(source, picture.info)
     check_target(target, picture, scale, size, region)
     options = Options(backend, precision, tile, progress)
-    rendered = _plan(picture.pixels, model, scale, size, region, device, options, MAX_FILE_PIXELS)
+    net = resolve_model(model, device)
+    pixels: NDArray | Part = picture.pixels if region is None else _needed(picture, net, scale, size, region)
+    rendered = _plan(pixels, net, scale, size, region, device, options, MAX_FILE_PIXELS)
     write_strips(target, rendered, rendered.shape, picture.depth, picture.info)
+
+
+def _needed(
+    picture: Picture,
+    model: FeatureModel,
+    scale: float | None,
+    size: tuple[int | None, int | None] | None,
+    region: Region,
+) -> NDArray | Part:
+    """The pixels that a region of the output depends on; with alpha all, since hidden colours come from afar."""
+    if picture.shape[2] in (2, 4):
+        return picture.pixels
+    width, height = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
+    whole = picture.shape[:2]
+    window = input_window(model, (height, width), check_region(region, (width, height)), whole)
+    return picture.pixels if window[2:] == whole else Part(picture, window)
 
 
 def check_target(
@@ -184,7 +212,7 @@ def check_target(
     # Without streaming the output is in memory; a region is all that is held.
     whole = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
     _, _, height, width = check_region(region, whole)
-    check_format(target, mode_of(picture.pixels.shape[2], picture.depth), (width, height))
+    check_format(target, mode_of(picture.shape[2], picture.depth), (width, height))
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
@@ -193,7 +221,7 @@ def check_target(
 
 
 def _plan(
-    pixels: NDArray,
+    pixels: NDArray | Part,
     model: Model,
     scale: float | None,
     size: tuple[int | None, int | None] | None,

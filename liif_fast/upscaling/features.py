@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from liif_fast.encode import Span, encode_window
 from liif_fast.functional import latents_read
+from liif_fast.images import Part
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.models.liif import LIIF
@@ -36,7 +37,8 @@ class Features:
     Args:
         model: a shallow copy keeps the features, so that the caller's model stays as it was.
         encoder: the model's, as `encoder_for` gives it.
-        plane: [H, W, 1 or 3]; one channel is given to the model three times.
+        plane: [H, W, 1 or 3], or the part of it that `input_window` names; one channel is given to the model three
+            times.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
         region: the part of it that will be rendered.
@@ -53,7 +55,7 @@ class Features:
         self,
         model: FeatureModel,
         encoder: nn.Module,
-        plane: NDArray,
+        plane: NDArray | Part,
         top: float,
         size: tuple[int, int],
         region: Region,
@@ -73,7 +75,7 @@ class Features:
         self.inp_norm, self.gt_norm = (self._on_device(norm[part]) for part in ("inp", "gt"))
         self.shape = plane.shape[:2]
         self.tiles = getattr(model.encoder, "receptive_radius", None) is not None
-        self.whole_map = not self._renders_parts()
+        self.whole_map = not renders_parts(model)
         first, left, height, width = latents_read(size, region, self.shape)
         if self.whole_map:
             first, left, (height, width) = 0, 0, self.shape
@@ -81,7 +83,10 @@ class Features:
         self.held = (first, first)
         self.pixels, self.encoded = height * width, 0
         if getattr(model, "residual", None) is not None:
-            self.view.inp = self._read((0, self.shape[0]), (0, self.shape[1]))
+            y, x, height, width = plane.window if isinstance(plane, Part) else (0, 0, *self.shape)
+            self.view.inp = self._read((y, y + height), (x, x + width))
+            if (height, width) != self.shape:
+                self.view.inp_place = (y, x, *self.shape)
         else:
             self.view.inp = None
 
@@ -102,16 +107,6 @@ class Features:
         if not out.isfinite().all():
             raise RuntimeError("the model's output has NaN or infinite values")
         return out
-
-    def _renders_parts(self) -> bool:
-        model = self.view
-        if not self.tiles or not isinstance(model, LIIF) or fusable(model.imnet) is None:
-            return False
-        if type(model).render_rgb is not LIIF.render_rgb:  # of a subclass: it may know no `place`
-            return False
-        with torch.inference_mode():  # an encoder with upsampling makes a larger map
-            probe = torch.zeros(1, 3, 1, 1, dtype=self.own_dtype, device=self.device)
-            return model.encoder(probe).shape[2] == 1
 
     def _provide(self, region: Region) -> tuple[int, int, int, int] | None:
         """Hold the rows of features that a window of the output reads; their place in the map."""
@@ -207,6 +202,38 @@ class Features:
         sub, div = self.inp_norm
         inp = inp.sub_(sub).div_(div).to(self.own_dtype)  # in place: of a model with a residual this is the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
+
+
+def renders_parts(model: FeatureModel) -> bool:
+    """Whether a model renders from some rows of its features with the same bits as from all of them."""
+    if getattr(model.encoder, "receptive_radius", None) is None:
+        return False
+    if not isinstance(model, LIIF) or fusable(model.imnet) is None:
+        return False
+    if type(model).render_rgb is not LIIF.render_rgb:  # of a subclass: it may know no `place`
+        return False
+    parameter = next(model.parameters())
+    with torch.inference_mode():  # an encoder with upsampling makes a larger map
+        probe = torch.zeros(1, 3, 1, 1, dtype=parameter.dtype, device=parameter.device)
+        return model.encoder(probe).shape[2] == 1
+
+
+def input_window(model: FeatureModel, size: tuple[int, int], region: Region, shape: tuple[int, int]) -> Region:
+    """Give the window of the input that a region of the output depends on; the whole where the model needs that.
+
+    Args:
+        model: as for `Features`.
+        size: (height, width) of the whole output.
+        region: of the output.
+        shape: (height, width) of the input.
+    """
+    if not renders_parts(model) or cast(Any, type(model))._interpolate is not LIIF._interpolate:
+        return 0, 0, *shape
+    first, left, height, width = latents_read(size, region, shape)
+    radius = cast(int, model.encoder.receptive_radius)
+    top, bottom = max(0, first - radius), min(shape[0], first + height + radius)
+    start, end = max(0, left - radius), min(shape[1], left + width + radius)
+    return top, start, bottom - top, end - start
 
 
 def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:

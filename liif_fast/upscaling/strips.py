@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.functional import frozen_weights
+from liif_fast.images import Part
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
 from liif_fast.upscaling.devices import free_cached, out_of_memory
@@ -28,7 +29,7 @@ _DEFAULTS = Options()
 
 
 def render_strips(
-    pixels: NDArray,
+    pixels: NDArray | Part,
     model: FeatureModel,
     size: tuple[int, int],
     region: Region | None = None,
@@ -37,7 +38,8 @@ def render_strips(
     """Render an image to `size` strip by strip, from top to bottom.
 
     Args:
-        pixels: [H, W, C], C = 1 to 4: gray or RGB, each with or without alpha; uint8, uint16, or floating point.
+        pixels: [H, W, C], C = 1 to 4: gray or RGB, each with or without alpha; uint8, uint16, or floating point. Of
+            an image without alpha the part that `features.input_window` names is enough.
         model: a LIIF or MetaSR model; the work is done on its device.
         size: (height, width) of the whole output, pixels.
         region: as in `upscale`.
@@ -56,18 +58,20 @@ class _Canvas:
     """The planes of one image and what makes strips of them."""
 
     def __init__(
-        self, pixels: NDArray, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
+        self, pixels: NDArray | Part, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
     ) -> None:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
         self.size, self.region, self.dtype = size, region, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
         if self.colours == 3 and is_gray(pixels):  # decided on the whole image, so that every region of it agrees
-            pixels = pixels[..., ::3]  # R, and alpha if there is one
+            pixels = pixels.first_channel() if isinstance(pixels, Part) else pixels[..., ::3]  # R, and alpha if any
         self.gray = pixels.shape[2] < 3
-        self.alpha = None if pixels.shape[2] in (1, 3) else pixels[..., -1]
-        planes = [(pixels, self.top)]
-        if self.alpha is not None:
+        self.alpha: NDArray | None = None
+        planes: list[tuple[NDArray | Part, float]] = [(pixels, self.top)]
+        if pixels.shape[2] in (2, 4):
+            assert isinstance(pixels, np.ndarray)
+            self.alpha = pixels[..., -1]
             planes = [(pixels[..., :-1], self.top)]
             if self.alpha.min() < self.alpha.max():
                 colour = fill_hidden(pixels, self.top)

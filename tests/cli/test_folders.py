@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import liif_fast
 from liif_fast import upscaling
@@ -19,6 +20,7 @@ from liif_fast.images import read_image, write_strips
 from .support import without_notices
 
 ROOT = Path(liif_fast.__file__).parents[1]
+PASSED = "liif-fast: passed over: a text file (1)"
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_mixed_folder(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 1
     assert err[-1] == "liif-fast: 5 written, 1 failed"
     assert next(line for line in err if "error" in line).startswith(f"liif-fast: error: {mixed / 'broken.png'}: ")
-    assert len(err) == 2
+    assert err[1:-1] == [PASSED]
     assert names(out) == ["alpha.png", "deep.png", "gray.tif", "palette.png", "photo.jpg"]
     kinds = {name: (read_image(out / name).pixels.shape, read_image(out / name).depth) for name in names(out)}
     assert kinds == {
@@ -94,7 +96,7 @@ def test_recursive_keeps_the_layout(
     args = (mixed, out, "--size", "20x", "--model", model, "--recursive", "--suffix", "_big")
     for _ in range(2):
         code, err = run(capsys, *args)
-        assert (code, err) == (0, ["liif-fast: 7 written"])
+        assert (code, err) == (0, [PASSED, "liif-fast: 7 written"])
     assert names(out) == [
         "alpha_big.png", "deep_big.png", "deeper/one_big.webp", "deeper/still/two_big.BMP", "gray_big.tif",
         "palette_big.png", "photo_big.jpg",
@@ -110,7 +112,7 @@ def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], m
     assert "is the input itself" in err[0]
     assert names(mixed) == before
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x")
-    assert (code, err) == (0, ["liif-fast: 5 written"])
+    assert (code, err) == (0, [PASSED, "liif-fast: 5 written"])
     assert set(names(mixed)) - set(before) == {
         "alpha@2x.png", "deep@2x.png", "gray@2x.tif", "palette@2x.png", "photo@2x.jpg"
     }  # fmt: skip
@@ -121,7 +123,7 @@ def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], m
     assert code == 1
     assert "is an input, too" in err[0]
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x", "--existing", "skip")
-    assert (code, err) == (0, ["liif-fast: 1 written, 4 left as they were"])
+    assert (code, err) == (0, [PASSED, "liif-fast: 1 written, 4 left as they were"])
     assert set(mixed.glob("*@2x*")) - set(after) == {mixed / "gray@2x.tif"}
     assert all(path.read_bytes() == old for path, old in after.items())
 
@@ -136,10 +138,10 @@ def test_existing_outputs(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 1
     assert "photo.jpg: exists" in err[0]
     assert names(out) == ["photo.jpg"]
-    assert run(capsys, *args, "skip") == (0, ["liif-fast: 4 written, 1 left as they were"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 4 written, 1 left as they were"])
     assert (out / "photo.jpg").read_bytes() == b"old"
-    assert run(capsys, *args, "skip") == (0, ["liif-fast: 0 written, 5 left as they were"])
-    assert run(capsys, *args, "replace") == (0, ["liif-fast: 5 written"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 0 written, 5 left as they were"])
+    assert run(capsys, *args, "replace") == (0, [PASSED, "liif-fast: 5 written"])
     assert read_image(out / "photo.jpg").size == (16, 12)
 
 
@@ -168,7 +170,7 @@ def test_odd_names_and_links(mixed: Path, tmp_path: Path, capsys: pytest.Capture
     code, err = run(capsys, *args)
     assert code == 1
     assert err[-1] == "liif-fast: 13 written, 2 failed"
-    assert [line.split(": ")[2:] for line in err[:-1]] == [
+    assert [line.split(": ")[2:] for line in err[:-2]] == [
         [f"{mixed / 'loop.png'}", "Too many levels of symbolic links"],
         [f"{mixed / 'nowhere.png'}", "No such file or directory"],
     ]
@@ -313,6 +315,44 @@ def test_region_and_tile_and_precision(
     assert np.abs(half - part).max() <= 4
 
 
+def test_other_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom")
+    (folder / "b.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
+    (folder / ".hidden.svg").write_text("<svg/>")
+    Image.new("RGB", (5, 5)).save(folder / "image.dat", "PNG")
+    counted = "PNG under another ending (1), a video (2), an SVG drawing (1)"
+    args = (folder, tmp_path / "out", "--scale", 2, "--model", model)
+    code, err = run(capsys, *args)
+    assert code == 1
+    assert err[-1].endswith(f"no image files in it (--recursive looks deeper); passed over: {counted}")
+    Image.new("RGB", (5, 5)).save(folder / "a.png")
+    assert run(capsys, *args) == (0, [f"liif-fast: passed over: {counted}", "liif-fast: 1 written"])
+
+
+def test_what_its_own_format_cannot_hold_becomes_a_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    """A BMP with alpha, and PNG with alpha or 16 bits under foreign names; what fits keeps its ending."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8))
+    header = struct.pack("<IiiHHIIiiII4I", 108, 8, -6, 1, 32, 3, 0, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    data = header.ljust(108, b"\0") + rgba.tobytes("raw", "BGRA")
+    (folder / "alpha.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(data), 0, 0, 14 + 108) + data)
+    rgba.convert("RGB").save(folder / "plain.bmp")
+    rgba.save(folder / "alpha2.jpg", "PNG")
+    write_strips(folder / "deep.png", [np.zeros((6, 8, 3), np.uint16)], (6, 8, 3), 16, {})
+    (folder / "deep.png").rename(folder / "deep.webp")
+    rgba.save(folder / "alpha3.avif")
+    assert run(capsys, folder, out, "--scale", 2, "--model", model) == (0, ["liif-fast: 5 written"])
+    assert names(out) == ["alpha.png", "alpha2.png", "alpha3.avif", "deep.png", "plain.bmp"]
+    assert read_image(out / "alpha.png").shape == (12, 16, 4)
+    assert read_image(out / "deep.png").depth == 16
+
+
 def test_processes_of_torchrun_share_the_images(mixed: Path, tmp_path: Path, model: str) -> None:
     (mixed / "broken.png").unlink()
     out = tmp_path / "out"
@@ -327,7 +367,7 @@ def test_processes_of_torchrun_share_the_images(mixed: Path, tmp_path: Path, mod
             check=True,
         )
         shares.append(without_notices(done.stderr))
-    assert shares == ["liif-fast: 3 written\n", "liif-fast: 2 written\n"]
+    assert shares == [f"{PASSED}\nliif-fast: 3 written\n", "liif-fast: 2 written\n"]
     assert len(names(out)) == 5
 
 
@@ -371,12 +411,15 @@ def test_16_bits_in_colour_and_with_alpha(
     exif = Image.Exif()
     exif[0x0112] = 3  # half a turn
     source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
-    info = {"icc_profile": b"a profile", "exif": exif.tobytes()}
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if pixels.shape[2] == 2:
+        profile = profile[:16] + b"GRAY" + profile[20:]
+    info = {"icc_profile": profile, "exif": exif.tobytes()}
     write_strips(source, [pixels[::-1, ::-1]], pixels.shape, 16, info)
     assert run(capsys, source, target, "--scale", 2.3, "--model", model) == (0, [])
     result = read_image(target)
     assert (result.depth, result.size) == (16, (23, 32))
-    assert result.info["icc_profile"] == b"a profile"
+    assert result.info["icc_profile"] == profile
     net = liif_fast.load_model(model)
     net.backend = "reference"
     colour = np.repeat(pixels[..., :1], 3, 2) if channels == 2 else pixels[..., :3]

@@ -52,6 +52,39 @@ def test_profile_is_kept(tmp_path: Path, extension: str) -> None:
     assert as_pil(path).info["icc_profile"] == profile
 
 
+@pytest.mark.parametrize("extension", ["webp", "avif", "png", "jpg", "tif"])
+def test_a_gray_profile_never_lands_in_an_rgb_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str
+) -> None:
+    """WebP and AVIF store gray as RGB."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    gray = profile[:16] + b"GRAY" + profile[20:]
+    path = tmp_path / f"a.{extension}"
+    kept = {1: extension not in ("webp", "avif"), 3: False}
+    for channels in (1, 3):
+        caplog.clear()
+        pixels = np.zeros((8, 8, channels), np.uint8)
+        write_strips(path, [pixels], pixels.shape, 8, {"icc_profile": gray})
+        with Image.open(path) as image:
+            assert ("icc_profile" in image.info) == kept[channels]
+        assert ("the ICC profile describes GRAY and the file holds RGB" in caplog.text) != kept[channels]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_the_colours_of_an_avif_are_kept_or_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str
+) -> None:
+    picture(size=(32, 32)).save(tmp_path / "a.avif")
+    data = (tmp_path / "a.avif").read_bytes()
+    at = data.index(b"colrnclx") + 8
+    (tmp_path / "a.avif").write_bytes(data[:at] + struct.pack(">HH", 9, 16) + data[at + 4 :])
+    read = read_image(tmp_path / "a.avif")
+    write_strips(tmp_path / f"b.{extension}", [read.pixels], read.pixels.shape, 8, read.info)
+    if extension == "png":
+        assert read_colour(tmp_path / "b.png") == {b"cICP": bytes((9, 16, 0, 1))}
+    assert ("the description of the colours (cICP) is not kept in JPEG" in caplog.text) == (extension == "jpg")
+
+
 def test_cmyk_profile_is_dropped(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     picture("CMYK").save(tmp_path / "a.jpg", icc_profile=b"describes ink")
     result = as_pil(tmp_path / "a.jpg")

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import liif_fast
 from liif_fast import upscaling
+from liif_fast.images import Picture, read_image
 from liif_fast.models import LIIF, make
 from liif_fast.upscaling import features, options, output_size, pick_device, strips
 
@@ -506,3 +508,33 @@ def test_the_shipped_model_beats_bicubic() -> None:
 
     bicubic = small.resize(original.size, Image.Resampling.BICUBIC)
     assert error(upscale(small, size=original.size)) < error(bicubic) * 0.95
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("region", [(0, 0, 9, 11), (50, 81, 30, 22), (205, 260, 2, 16)])
+def test_a_region_of_a_file_reads_only_what_it_needs(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, channels: int, region: Any
+) -> None:
+    """The same values, from a window of the input; of an image with alpha all of it is read."""
+    if channels == 4 and extension == "jpg":
+        extension = "png"
+    pixels, path = photo(90, 120, channels), tmp_path / f"a.{extension}"
+    Image.fromarray(pixels.squeeze()).save(path)
+    read = []
+    decode = Picture._read
+
+    def watched(self: Picture, window: Any) -> NDArray:
+        read.append(window)
+        return decode(self, window)
+
+    whole = upscaling.upscale(read_image(path).pixels, model, scale=SCALE)
+    monkeypatch.setattr(Picture, "_read", watched)
+    top, left, height, width = region
+    upscaling.upscale_file(path, tmp_path / "part.png", model, scale=SCALE, region=region)
+    assert len(read) == 1
+    assert (read[0][2:] == (90, 120)) == (channels == 4)
+    part = read_image(tmp_path / "part.png").pixels
+    expected = whole[top : top + height, left : left + width].reshape(part.shape)
+    assert np.abs(part.astype(int) - expected).max() <= 1  # of values that lie between two levels
+    assert (part == expected).mean() > 0.99
