@@ -4,9 +4,11 @@
 sharing the images of a folder takes no communication. `init` and `cleanup` are for what does: training and `merge`.
 """
 
+import contextlib
 import datetime
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +16,8 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# Longer than PyTorch's ten minutes for NCCL: the main process may validate on large images while the others wait.
-TIMEOUT = datetime.timedelta(hours=1)
+# Seconds; PyTorch's ten minutes for NCCL are few where the main process validates on large images and the others wait.
+TIMEOUT = 3600.0
 
 
 def rank() -> int:
@@ -81,8 +83,8 @@ def init(device: torch.device) -> torch.device:
         The device of this process.
 
     Raises:
-        ValueError: if a machine has fewer GPUs than processes, all would share one GPU, or the device knows no way to
-            communicate.
+        ValueError: if a machine has fewer GPUs than processes, all would share one GPU, the device knows no way to
+            communicate, or LIIF_FAST_TIMEOUT is no time.
     """
     if world_size() == 1:
         return device
@@ -97,8 +99,28 @@ def init(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_timeout())
     return device
+
+
+@contextlib.contextmanager
+def reporting(advice: str) -> Iterator[None]:
+    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours.
+
+    Args:
+        advice: what the user can do then.
+
+    Raises:
+        ConnectionError: of one line, in place of them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL and the store have errors of their own; gloo's are known by the source file that they begin with.
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "/gloo/" in str(error).split("]")[0]):
+            raise
+        cause = str(error).split("] ", 1)[-1].split("\n")[0].split(". ")[0].rstrip(".")
+        raise ConnectionError(f"process {rank()} lost the other processes: {cause}; {advice}") from error
 
 
 def cleanup() -> None:
@@ -111,6 +133,18 @@ def print_main(*values: object) -> None:
     """As `print`, in the main process only."""
     if is_main():
         print(*values)
+
+
+def _timeout() -> datetime.timedelta:
+    """How long a process waits for the others."""
+    value = os.environ.get("LIIF_FAST_TIMEOUT", str(TIMEOUT))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"LIIF_FAST_TIMEOUT: expected a number of seconds above 0, got {value!r}")
+    return datetime.timedelta(seconds=seconds)
 
 
 def _environment(name: str, default: int) -> int:

@@ -57,6 +57,45 @@ def test_devices_that_cannot_be_shared(process, monkeypatch):
             distributed.init(torch.device(device))
 
 
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_timeout_that_is_no_time(process, monkeypatch, value):
+    process(1, 2)
+    monkeypatch.setenv("LIIF_FAST_TIMEOUT", value)
+    with pytest.raises(ValueError, match=f"LIIF_FAST_TIMEOUT: expected a number of seconds above 0, got '{value}'"):
+        distributed.init(torch.device("cpu"))
+
+
+GLOO = (
+    "[/build/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242. See the log."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError(GLOO), "Connection closed by peer [10.0.0.2]:4242"),
+        (
+            torch.distributed.DistNetworkError("The client socket has timed out\nframes"),
+            "The client socket has timed out",
+        ),
+    ],
+    ids=["gloo", "store"],
+)
+def test_lost_processes_are_one_line(process, error, cause):
+    process(1, 2)
+    with pytest.raises(ConnectionError) as caught, distributed.reporting("begin again"):
+        raise error
+    assert str(caught.value) == f"process 1 lost the other processes: {cause}; begin again"
+
+
+def test_other_errors_pass(process):
+    process(1, 2)
+    for error in (RuntimeError("out of memory in gloo/"), ValueError(GLOO), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, distributed.reporting("begin again"):
+            raise error
+        assert caught.value is error
+
+
 def test_torchrun(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
     device = distributed.init(pick_device(args.device))
     try:
-        _run(args, device)
+        with distributed.reporting("start it again"):
+            _run(args, device)
     except RuntimeError as error:  # PyTorch's way to say out of memory, among others
         if args.traceback:
             raise

@@ -32,6 +32,7 @@ from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
 from liif_fast.upscaling import pick_device
 
+_ADVICE = "--resume goes on from the last checkpoint, with any number of processes"
 LOOK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait; a CPU has nothing to wait for
 
 
@@ -67,6 +68,7 @@ def train(
         ValueError: if the configuration is wrong or does not fit the checkpoint, or there is no such device.
         DivergedError: if the loss is not finite.
         OSError: if a checkpoint cannot be written; the last one is as it was.
+        ConnectionError: if another process is gone, or cannot be reached within `LIIF_FAST_TIMEOUT`.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint of the step that was under way.
     """
     config = load_config(config_path)
@@ -76,7 +78,7 @@ def train(
         raise FileExistsError(f"{folder} holds a training already: resume it (--resume) or give another --name")
     source = last if last.exists() else config.resume
     try:
-        with _arithmetic(bool(config.deterministic)):
+        with distributed.reporting(_ADVICE), _arithmetic(bool(config.deterministic)):
             device = distributed.init(pick_device(device))
             run = Run(config, folder, device, None if source is None else Path(source))
             if resume and source != last:

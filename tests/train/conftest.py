@@ -54,3 +54,13 @@ def write(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def uneven(tiny):
+    """Batches of 3, 3 and 1 samples, of all pixels of crops of several sizes, two to a step."""
+    tiny["train_dataset"]["dataset"]["args"] |= {"count": 7, "repeat": 1}
+    tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"
+    tiny["train_dataset"]["batch_size"] = 3
+    tiny["optimizer"]["args"]["lr"] = 1e-3
+    return tiny | {"grad_accum": 2, "epoch_max": 3, "ema": 0.9}

@@ -1,0 +1,86 @@
+"""Two hosts on one machine: network namespaces joined by a virtual cable. Needs root and iproute2."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+ADDRESSES = ("10.203.0.1", "10.203.0.2")
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def problem():
+    """Say why this machine cannot have such hosts; None if it can."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return "network namespaces need Linux and root"
+    if shutil.which("ip") is None:
+        return "network namespaces need iproute2 (the command ip)"
+    try:
+        with Hosts():
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"no joined network namespaces here: {error.stderr.strip()}"
+
+
+class Hosts:
+    """Two hosts, which see each other only; `with` makes and removes them."""
+
+    def __enter__(self):
+        self.names = [f"liif-{os.getpid()}-{number}" for number in (0, 1)]
+        self.processes = []
+        with contextlib.ExitStack() as made:
+            for number, name in enumerate(self.names):
+                ip("netns", "add", name)
+                made.callback(self._remove, number)
+            self._join()
+            self._made = made.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        self._made.close()
+        for process in self.processes:
+            process.communicate()
+
+    def _join(self):
+        first, second = self.names
+        ip(*f"link add wire netns {first} type veth peer name wire netns {second}".split())
+        for name, address in zip(self.names, ADDRESSES, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "wire", "up")
+
+    def _remove(self, number):
+        self.kill(number)
+        ip("netns", "delete", self.names[number])
+
+    def torchrun(self, *command, **environment):
+        """Start a command on both hosts, a process on each."""
+        for rank, name in enumerate(self.names):
+            launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"]
+            launcher += [f"--master-addr={ADDRESSES[0]}", "--master-port=29400"]
+            self.processes.append(
+                subprocess.Popen(
+                    ["ip", "netns", "exec", name, sys.executable, *launcher, *map(str, command)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": "1"} | environment,
+                )
+            )
+        return self.processes[-2:]
+
+    def kill(self, number):
+        """End everything on a host at once, torchrun and what it started."""
+        listed = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
+        for pid in map(int, listed.stdout.split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def cut(self):
+        """Pull the cable: nothing is told to either host."""
+        ip("-n", self.names[1], "link", "set", "wire", "down")

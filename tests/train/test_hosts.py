@@ -1,0 +1,81 @@
+"""Two hosts that train together, one of which is killed or cut off."""
+
+import time
+
+import pytest
+
+from . import hosts
+from .support import assert_same_training, load, run
+
+SCRIPT = """
+import sys, time
+from liif_fast.cli import main
+from liif_fast.train.stepper import Stepper
+step = Stepper.step
+if "slow" in sys.argv:  # so that it is in the midst when its host ends
+    Stepper.step = lambda *args: (time.sleep(0.2), step(*args))[1]
+sys.exit(main(["train", "--config", sys.argv[1], "--name", "two", "--device", "cpu", "--resume"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def possible():
+    problem = hosts.problem()
+    if problem is not None:
+        pytest.skip(problem)
+
+
+@pytest.fixture
+def trained(possible, tmp_path, uneven, write, monkeypatch):
+    """One process's training; the script of two, with its configuration; and where those write."""
+    monkeypatch.chdir(tmp_path)
+    uneven["train_dataset"]["dataset"]["args"]["repeat"] = 6  # 21 steps, 7 an epoch
+    uneven |= {"save_minutes": 0}
+    (tmp_path / "script.py").write_text(SCRIPT)
+    one = run(write, uneven, tmp_path / "save", name="one")
+    return one, (tmp_path / "script.py", write(uneven)), tmp_path / "save" / "two"
+
+
+def await_a_step(two, processes):
+    """Wait for the first checkpoint in the midst of a training."""
+    while not (two / "epoch-last.pth").exists():
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.05)
+
+
+def assert_one_line(process):
+    """And no traceback of ours; torchrun adds its own report."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("liif-fast: ")]
+    assert "lost the other processes: " in line
+    assert line.endswith("; --resume goes on from the last checkpoint, with any number of processes")
+    assert "liif_fast/train" not in errors
+
+
+def test_a_killed_host(trained, write, uneven, tmp_path):
+    one, command, two = trained
+    with hosts.Hosts() as pair:
+        first, second = pair.torchrun(*command, "slow", LIIF_FAST_TIMEOUT="8")
+        await_a_step(two, (first, second))
+        pair.kill(0)
+        assert_one_line(second)
+    assert 0 < load(two / "epoch-last.pth")["liif_fast"]["steps"] < 21
+    run(write, uneven, tmp_path / "save", name="two", resume=True)  # one process
+    assert_same_training(one, two)
+
+
+def test_a_cut_cable(trained):
+    one, command, two = trained
+    with hosts.Hosts() as pair:
+        processes = pair.torchrun(*command, "slow", LIIF_FAST_TIMEOUT="8")
+        await_a_step(two, processes)
+        pair.cut()
+        for process in processes:
+            assert_one_line(process)
+    assert 0 < load(two / "epoch-last.pth")["liif_fast"]["steps"] < 21
+    with hosts.Hosts() as pair:
+        for process in pair.torchrun(*command):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    assert_same_training(one, two)
