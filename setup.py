@@ -1,4 +1,4 @@
-"""Builds what a compiler is found for, on LibTorch's stable ABI: csrc/cpu as liif_fast/_C, csrc/cuda as _C_sm90.
+"""Build what a compiler is found for, on LibTorch's stable ABI: csrc/cpu as liif_fast/_C, csrc/cuda as _C_sm90.
 
 Environment: LIIF_FAST_BUILD_CPU and LIIF_FAST_BUILD_CUDA (auto, 0, 1), LIIF_FAST_WERROR=1, LIIF_FAST_SANITIZE=1,
 MAX_JOBS, CXX. auto falls back to pure Python and says why; 1 fails instead. torch is located, never imported.
@@ -10,69 +10,63 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.modified import newer_group
+from setuptools.errors import CompileError
 
-MSVC = sys.platform == "win32"
+try:
+    from ninja import BIN_DIR, Writer, escape
+except ImportError:
+    NINJA = None
+else:  # BIN_DIR is "" where pip isolates the build: there it is on the path
+    NINJA = shutil.which(os.path.join(BIN_DIR, "ninja"))
+
+MODULES = {"cpu": "_C", "cuda": "_C_sm90"}
+LABELS = {"cpu": "C++", "cuda": "CUDA"}
+MSVC = sys.platform == "win32"  # setuptools finds and runs it; elsewhere ninja runs the compiler
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Pythons have no limited API
-TORCH_MIN = (2, 10)
+WERROR, SANITIZE = (os.environ.get(f"LIIF_FAST_{name}") == "1" for name in ("WERROR", "SANITIZE"))
 
 # The plan's float32 operations are a contract, so the compiler may fuse none of them; the micro-kernels fuse theirs.
 if MSVC:
-    FLAGS = ["/O2", "/std:c++17", "/fp:precise", "/EHsc", "/W3"]
-    KERNEL_FLAGS = {
-        "kernel_portable": ["/fp:contract"],
-        "kernel_avx2": ["/arch:AVX2"],
-        "kernel_avx512": ["/arch:AVX512"],
-    }
+    FLAGS = ["/O2", "/std:c++17", "/fp:precise", "/EHsc", "/W3", *(["/WX"] if WERROR else [])]
+    KERNELS = {"portable": ["/fp:contract"], "avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]}
 else:
     FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
-    KERNEL_FLAGS = {
-        "kernel_portable": ["-ffp-contract=fast"],
-        "kernel_avx2": ["-mavx2", "-mfma"],
-        "kernel_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
-    }
-if not X86:  # elsewhere these two files are empty but for saying so
-    del KERNEL_FLAGS["kernel_avx2"], KERNEL_FLAGS["kernel_avx512"]
-MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
-if ABI3:
-    MACROS.append(("Py_LIMITED_API", "0x030a0000"))
-
-
-def switch(name: str) -> str:
-    value = os.environ.get(name, "auto").lower()
-    if value not in ("auto", "0", "1"):
-        sys.exit(f"{name} must be auto, 0 or 1, got {value!r}")
-    return value
-
-
-CPU, CUDA = switch("LIIF_FAST_BUILD_CPU"), switch("LIIF_FAST_BUILD_CUDA")
-WERROR, SANITIZE = (os.environ.get(f"LIIF_FAST_{name}") == "1" for name in ("WERROR", "SANITIZE"))
+    FLAGS += ["-Werror"] if WERROR else []
+    AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+    KERNELS = {"portable": ["-ffp-contract=fast"], "avx2": ["-mavx2", "-mfma"], "avx512": AVX512}
+if not X86:  # elsewhere the other two files are empty but for saying so
+    del KERNELS["avx2"], KERNELS["avx512"]
+SANITIZERS = ["-fsanitize=address,undefined"] if SANITIZE else []
+FLAGS += [*SANITIZERS, "-fno-sanitize-recover=all", "-O1", "-g"] if SANITIZE else []
+KERNEL_FLAGS = {f"kernel_{name}": flags for name, flags in KERNELS.items()}
+HOST = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *(["-Werror"] if WERROR else [])]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", ",".join(HOST)]
+NVCC_FLAGS += ["-Werror", "all-warnings"] if WERROR else []
+MACROS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+MACROS += ["-DPy_LIMITED_API=0x030a0000"] if ABI3 else []
 
 
 def find_torch() -> tuple[Path | None, str]:
-    """The folder and version of the torch to compile against: this environment's, or the one that pip installs into.
+    """Return the folder and version of the torch to compile against: this environment's, or pip's target's.
 
     Under pip's build isolation the target environment is not on sys.path, but sysconfig still names its folders.
     """
     spec = importlib.util.find_spec("torch")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    places += [
-        os.path.join(root, "torch")
-        for root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
-    ]
+    roots = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
+    places = [*(spec.submodule_search_locations or () if spec else ()), *(f"{root}/torch" for root in roots)]
     for folder in map(Path, places):
         if (folder / "include/torch/csrc/stable").is_dir():
             found = re.search(r"__version__ = '(.+?)'", (folder / "version.py").read_text())
@@ -80,78 +74,55 @@ def find_torch() -> tuple[Path | None, str]:
     return None, ""
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler's command; on Windows setuptools looks for MSVC itself."""
-    if MSVC:
-        return "cl"
-    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-    return shutil.which(command.split()[0]) and command
-
-
-def why_not_cpu() -> str:
-    """Why the C++ kernels cannot be built here; empty if they can."""
-    if CPU == "0":
-        return "LIIF_FAST_BUILD_CPU=0"
-    if not glob("csrc/cpu/*.cpp"):
-        return "no sources in csrc/cpu"
-    if not find_compiler():
-        return f"no C++ compiler found (CXX={os.environ.get('CXX', '')})"
-    if TORCH and tuple(map(int, TORCH_VERSION.split(".")[:2])) < TORCH_MIN:
-        return f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}"
-    return ""
+def find_compiler() -> list[str]:
+    """Return the C++ compiler's command, [] if there is none; on Windows setuptools looks for MSVC itself."""
+    command = ["cl"] if MSVC else shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    return command if MSVC or shutil.which(command[0]) else []
 
 
 def find_nvcc() -> str | None:
-    """nvcc: CUDACXX and nothing else if it is set, CUDA_HOME's, on the path, or where Linux installs it."""
+    """Return nvcc: CUDACXX and nothing else if it is set, CUDA_HOME's, on the path, or where Linux installs it."""
     if wish := os.environ.get("CUDACXX"):
         return shutil.which(wish)
-    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
-    candidates = [*(f"{home}/bin/nvcc" for home in homes[:-1]), "nvcc", f"{homes[-1]}/bin/nvcc"]
-    return next((found for each in candidates if (found := shutil.which(each))), None)
+    homes = filter(None, map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")))
+    candidates = [*(f"{home}/bin/nvcc" for home in homes), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next(filter(None, map(shutil.which, candidates)), None)
 
 
-def why_not_cuda() -> str:
-    """Why the CUDA kernels cannot be built here; empty if they can."""
-    if CUDA == "0":
-        return "LIIF_FAST_BUILD_CUDA=0"
-    if not sys.platform.startswith("linux"):
-        return "built on Linux only"
-    if not glob("csrc/cuda/*.cu"):
-        return "no sources in csrc/cuda"
-    if not find_nvcc():
-        return "no nvcc found"
-    if not find_compiler():
-        return "no C++ compiler found, which nvcc needs"
-    if TORCH and tuple(map(int, TORCH_VERSION.split(".")[:2])) < TORCH_MIN:
-        return f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}"
-    return ""
+def why_not(part: str) -> str:
+    """Return why the kernels in csrc/`part` cannot be built here, "" if they can; exit if they must be."""
+    switch = f"LIIF_FAST_BUILD_{part.upper()}"
+    wish = os.environ.get(switch, "auto").lower()
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"{switch} must be auto, 0 or 1, got {wish!r}")
+    reasons = {
+        f"{switch}=0": wish == "0",
+        "built on Linux only": part == "cuda" and not sys.platform.startswith("linux"),
+        f"no sources in csrc/{part}": not glob(f"csrc/{part}/*.c*"),
+        "no nvcc found": part == "cuda" and not find_nvcc(),
+        f"no C++ compiler found (CXX={os.environ.get('CXX', '')})": not find_compiler(),
+        "no ninja found (pip install ninja)": not MSVC and not NINJA,
+        f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}": TORCH is not None
+        and tuple(map(int, TORCH_VERSION.split(".")[:2])) < (2, 10),
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), "")
+    if why and wish == "1":
+        sys.exit(f"{switch}=1, but the {LABELS[part]} kernels cannot be built: {why}")
+    return why
 
 
 TORCH, TORCH_VERSION = find_torch()
-SKIP_CPU, SKIP_CUDA = why_not_cpu(), why_not_cuda()
-if CPU == "1" and SKIP_CPU:
-    sys.exit(f"LIIF_FAST_BUILD_CPU=1, but the C++ kernels cannot be built: {SKIP_CPU}")
-if CUDA == "1" and SKIP_CUDA:
-    sys.exit(f"LIIF_FAST_BUILD_CUDA=1, but the CUDA kernels cannot be built: {SKIP_CUDA}")
+SKIPPED = {part: why_not(part) for part in MODULES}
 
 
-def write_info(package: str, cpu: dict, cuda: dict) -> None:
-    """Leave what was built, or why not, in the package, for `liif-fast info`."""
-    if not cpu["built"]:
-        print(f"liif-fast: C++ kernels skipped: {cpu['why']}", file=sys.stderr)
-    if not cuda["built"]:
-        print(f"liif-fast: CUDA kernels skipped: {cuda['why']}", file=sys.stderr)
-    info = {"torch": TORCH_VERSION, "python": platform.python_version(), "cpu": cpu, "cuda": cuda}
+def write_info(package: str, outcome: dict[str, dict]) -> None:
+    """Write how each part was built, or why not, into the package for `liif-fast info`."""
+    for part, how in outcome.items():
+        if not how["built"]:
+            print(f"liif-fast: {LABELS[part]} kernels skipped: {how['why']}", file=sys.stderr)
+    info = {"torch": TORCH_VERSION, "python": platform.python_version(), **outcome}
     Path(package).mkdir(parents=True, exist_ok=True)
     Path(package, "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
-
-
-def check_mark(name: str, library: Path) -> None:
-    """Raise if the linked library lacks the mark without which liif_fast/extension.py does not load it."""
-    found = re.search(rf'"{name}": (\d+)', Path("liif_fast/extension.py").read_text())
-    mark = f"liif_fast/{name} interface {found and found.group(1)};"
-    if mark.encode() not in library.read_bytes():
-        raise RuntimeError(f"the linker has dropped {mark!r} from {library.name}: look at LDFLAGS")
 
 
 class BuildPy(build_py):
@@ -159,7 +130,7 @@ class BuildPy(build_py):
         super().run()
         if not self.distribution.ext_modules:
             package = "liif_fast" if self.editable_mode else os.path.join(self.build_lib, "liif_fast")
-            write_info(package, {"built": False, "why": SKIP_CPU}, {"built": False, "why": SKIP_CUDA})
+            write_info(package, {part: {"built": False, "why": why} for part, why in SKIPPED.items()})
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules = super().find_package_modules(package, package_dir)
@@ -167,141 +138,112 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Compiles each file with the flags of its instruction set, in parallel, and only what changed."""
+    """Compile each file with the flags of its instruction set, in parallel, and only what changed."""
 
     def run(self) -> None:
-        self.outcome = {"_C": {"built": False, "why": SKIP_CPU}, "_C_sm90": {"built": False, "why": SKIP_CUDA}}
+        self.outcome = {part: {"built": False, "why": why} for part, why in SKIPPED.items()}
         super().run()
         package = "liif_fast" if self.inplace else os.path.join(self.build_lib, "liif_fast")
-        for name, outcome in self.outcome.items():
-            if not outcome["built"]:
-                for stale in Path(package).glob(f"{name}.*"):  # what an earlier build left
+        for part, how in self.outcome.items():
+            if not how["built"]:
+                for stale in Path(package).glob(f"{MODULES[part]}.*"):  # an earlier build left it
                     stale.unlink()
-        write_info(package, *self.outcome.values())
+        write_info(package, self.outcome)
 
     def build_extension(self, ext: Extension) -> None:
-        name = ext.name.split(".")[-1]
-        build, required = (self.run_nvcc, CUDA) if name == "_C_sm90" else (self.compile_and_link, CPU)
+        part = next(part for part, module in MODULES.items() if ext.name == f"liif_fast.{module}")
         try:
-            how = build(ext)
-            check_mark(name, Path(self.get_ext_fullpath(ext.name)))
-            self.outcome[name] = {"built": True, **how}
+            if TORCH is None:
+                raise FileNotFoundError("no torch to compile against")
+            how = self.describe(part)
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.run_msvc if MSVC else self.run_ninja)(ext, part, how, target)
+            self.outcome[part] = {"built": True, **how}
         except Exception as error:
-            if required == "1":
+            if not ext.optional:
                 raise
-            self.outcome[name] = {"built": False, "why": f"{type(error).__name__}: {error}"}
+            self.outcome[part] = {"built": False, "why": f"{type(error).__name__}: {error}"}
 
-    def flags(self) -> list[str]:
-        extra = []
-        if WERROR:
-            extra += ["/WX" if MSVC else "-Werror"]
-        if SANITIZE:
-            extra += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"]
-        return FLAGS + extra
-
-    def compiler_version(self) -> str:
+    def describe(self, part: str) -> dict:
+        """Return the compiler and its flags, as `liif-fast info` shows them."""
+        flags = {"flags": FLAGS, "kernels": KERNEL_FLAGS} if part == "cpu" else {"flags": NVCC_FLAGS}
         if MSVC:
-            return "MSVC"
-        command = [*find_compiler().split(), "--version"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+            return {"compiler": "MSVC", **flags}
+        command = [*(find_compiler() if part == "cpu" else [find_nvcc()]), "--version"]
+        version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+        return {"compiler": version[0 if part == "cpu" else -1], **flags}
 
-    def compile_and_link(self, ext: Extension) -> dict:
-        """Build the extension and tell how; objects are kept apart by compiler and flags."""
-        how = {"compiler": self.compiler_version(), "flags": self.flags(), "kernels": KERNEL_FLAGS}
-        temp = os.path.join(self.build_temp, hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8])
-        if TORCH is None:
-            raise FileNotFoundError("no torch to compile against")
-        include = [f"/I{TORCH / 'include'}"] if MSVC else ["-isystem", str(TORCH / "include")]
-
-        def compile_one(source: str) -> str:
-            (target,) = self.compiler.object_filenames([source], output_dir=temp)
-            if self.force or newer_group([source, *ext.depends], target):
-                self.compiler.compile(
-                    [source],
-                    output_dir=temp,
-                    macros=ext.define_macros,
-                    include_dirs=self.include_dirs,
-                    extra_postargs=[*include, *self.flags(), *KERNEL_FLAGS.get(Path(source).stem, [])],
-                )
-            return target
-
-        if MSVC:
-            self.compiler.initialize()
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
+    def run_msvc(self, ext: Extension, part: str, how: dict, target: Path) -> None:
+        objects = []
+        for source in ext.sources:
+            flags = [*MACROS, *how["flags"], *KERNEL_FLAGS.get(Path(source).stem, [])]
+            places = {"output_dir": self.build_temp, "include_dirs": [*self.include_dirs, str(TORCH / "include")]}
+            objects += self.compiler.compile([source], extra_postargs=flags, **places)
         self.compiler.link_shared_object(
             objects,
-            self.get_ext_fullpath(ext.name),
-            libraries=self.get_libraries(ext),
-            library_dirs=[*self.library_dirs, str(TORCH / "lib")],  # for the linker; no rpath: torch is loaded before
+            str(target),
+            libraries=["torch_cpu", *self.get_libraries(ext)],
+            library_dirs=[*self.library_dirs, str(TORCH / "lib")],
             export_symbols=self.get_export_symbols(ext),
-            extra_postargs=["-fsanitize=address,undefined"] if SANITIZE else [],
-            build_temp=temp,
+            build_temp=self.build_temp,
             target_lang="c++",
         )
-        return how
 
-    def run_nvcc(self, ext: Extension) -> dict:
-        """Compile and link the CUDA kernels, if anything changed, and tell how; needs no GPU and no CUDA in PyTorch."""
-        if TORCH is None:
-            raise FileNotFoundError("no torch to compile against")
-        nvcc = find_nvcc()
-        host = [
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wextra",
-            "-Wno-unknown-pragmas",
-            *(["-Werror"] if WERROR else []),
-        ]
-        flags = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", ",".join(host)]
-        if WERROR:
-            flags += ["-Werror", "all-warnings"]
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-        how = {"compiler": version.strip().splitlines()[-1], "flags": flags}
-        target = Path(self.get_ext_fullpath(ext.name))
-        # Linked apart and copied: the copy is newer than its sources only if it was made with these flags.
-        temp = Path(self.build_temp, hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8], target.name)
-        if self.force or newer_group([*ext.sources, *ext.depends], str(temp)):
-            temp.parent.mkdir(parents=True, exist_ok=True)
-            macros = [f"-D{name}" + (f"={value}" if value else "") for name, value in ext.define_macros]
-            places = ["-isystem", str(TORCH / "include"), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl"]
-            compiler = find_compiler().split()[0]
-            command = [nvcc, "-shared", "-ccbin", compiler, *flags, *macros, *ext.sources, *places, "-o", str(temp)]
-            made = subprocess.run(command, capture_output=True, text=True)
-            if made.returncode:
-                temp.unlink(missing_ok=True)
-                said = (made.stderr + made.stdout).splitlines()
-                why = [line for line in said if "error" in line or "fatal" in line] or [f"exit {made.returncode}"]
-                raise RuntimeError(f"nvcc failed: {why[0].strip()}")
-            print(made.stderr, end="", file=sys.stderr)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(temp, target)
-        return how
+    def run_ninja(self, ext: Extension, part: str, how: dict, target: Path) -> None:
+        """Compile and link what changed; each compiler and each set of flags has its own folder of objects."""
+        key = json.dumps([how["compiler"], how["flags"]])
+        folder = Path(self.build_temp, hashlib.sha256(key.encode()).hexdigest()[:8])
+        if self.force:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if part == "cpu":
+            compiler = [*self.compiler.compiler_so_cxx, *(f"-I{place}" for place in self.include_dirs)]
+            linker = [*find_compiler(), *self.compiler.linker_so_cxx[1:], *SANITIZERS]  # its first word ignores CXX
+        else:
+            compiler = [find_nvcc(), "-ccbin", find_compiler()[0]]
+            linker = [*compiler, *how["flags"], "-shared"]
+        compiler += [*MACROS, "-isystem", str(TORCH / "include"), *how["flags"]]
+        # The linker alone needs torch's folder: without an rpath, because torch is loaded before.
+        libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", *(["-ldl"] if part == "cuda" else [])]
+        compiler, linker, libraries = (escape(shlex.join(words)) for words in (compiler, linker, libraries))
 
-
-def extensions() -> list[Extension]:
-    def extension(name: str, sources: list[str], **options) -> Extension:
-        depends = [*sorted(glob("csrc/*/*.h")), "setup.py"]
-        return Extension(
-            f"liif_fast.{name}", sources, depends=depends, define_macros=MACROS, py_limited_api=ABI3, **options
-        )
-
-    made = []
-    if not SKIP_CPU:
-        sources = sorted(glob("csrc/cpu/*.cpp"))
-        made.append(extension("_C", sources, libraries=["torch_cpu"], optional=CPU != "1", language="c++"))
-    if not SKIP_CUDA:
-        made.append(extension("_C_sm90", sorted(glob("csrc/cuda/*.cu")), optional=CUDA != "1"))
-    return made
+        library, objects = folder / target.name, []
+        with open(folder / "build.ninja", "w") as file:
+            ninja = Writer(file, width=sys.maxsize)  # a wrapped line would lose spaces of a path
+            ninja.variable("builddir", str(folder))
+            ninja.rule("compile", f"{compiler} $flags -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+            ninja.rule("link", f"{linker} $in {libraries} -o $out")
+            for source in ext.sources:
+                flags = shlex.join(KERNEL_FLAGS.get(Path(source).stem, []))
+                objects += ninja.build(
+                    str(folder / f"{Path(source).stem}.o"), "compile", source, variables={"flags": flags}
+                )
+            ninja.build(str(library), "link", objects)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        command = [NINJA, "--quiet", "-f", str(folder / "build.ninja"), *jobs]
+        made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        print(made.stdout, end="", file=sys.stderr)
+        if made.returncode:
+            why = re.search(r".*\b(error|fatal) *:.*", made.stdout)
+            tool = "nvcc" if part == "cuda" else Path(find_compiler()[0]).name
+            raise CompileError(f"{tool} failed: {why[0].strip() if why else f'exit {made.returncode}'}")
+        shutil.copy(library, target)
 
 
+def extension(part: str) -> Extension:
+    optional = os.environ.get(f"LIIF_FAST_BUILD_{part.upper()}") != "1"
+    sources = sorted(glob(f"csrc/{part}/*.c*"))
+    return Extension(f"liif_fast.{MODULES[part]}", sources, optional=optional, language="c++", py_limited_api=ABI3)
+
+
+EXTENSIONS = [extension(part) for part, why in SKIPPED.items() if not why]
 setup(
     packages=[*find_namespace_packages(include=["liif_fast", "liif_fast.*"]), "liif_fast.kernels"],
     package_dir={"liif_fast.kernels": "kernels"},
-    ext_modules=extensions(),
+    ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and not (SKIP_CPU and SKIP_CUDA) else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and EXTENSIONS else {},
     # An isolated build into an environment without torch brings one to compile against.
-    setup_requires=["torch>=2.10"] if not (TORCH or (SKIP_CPU and SKIP_CUDA)) else [],
+    setup_requires=["torch>=2.10"] if EXTENSIONS and not TORCH else [],
 )

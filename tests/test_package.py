@@ -176,7 +176,7 @@ NVCC = "#!/bin/sh\ncase $1 in --version) echo release 1.0;; *) echo '{}' >&2; ex
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (NVCC.format("error: no"), "RuntimeError: nvcc failed: error: no"),
+        (NVCC.format("error: no"), "CompileError: nvcc failed: error: no"),
         (NVCC.format("nvcc fatal : Unsupported gpu architecture"), "nvcc failed: nvcc fatal : Unsupported gpu arch"),
         ("#!/bin/sh\nexit 1\n", "CalledProcessError"),  # does not even tell its version
         ("no program", "OSError"),
