@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(CPP)
+$(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
