@@ -16,11 +16,11 @@ build: $(VENV)/.built
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch setuptools wheel
+	$(PIP) torch setuptools wheel ninja
 	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(CPP)
+$(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 

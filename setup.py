@@ -1,78 +1,41 @@
-"""Builds what a compiler is found for, on LibTorch's stable ABI: csrc/cpu as liif_fast/_C, csrc/cuda as _C_sm90.
+"""Build what a compiler is found for, on LibTorch's stable ABI: csrc/cpu as liif_fast/_C, csrc/cuda as _C_sm90.
 
-Environment: LIIF_FAST_BUILD_CPU and LIIF_FAST_BUILD_CUDA (auto, 0, 1), LIIF_FAST_WERROR=1, LIIF_FAST_SANITIZE=1,
-MAX_JOBS, CXX. auto falls back to pure Python and says why; 1 fails instead. torch is located, never imported.
+Environment: LIIF_FAST_BUILD_CPU and LIIF_FAST_BUILD_CUDA (auto, 0, 1), CXX, CUDACXX, CUDA_HOME and those of
+csrc/build.py. auto falls back to pure Python and says why; 1 fails instead. torch is located, never imported.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.modified import newer_group
 
-MSVC = sys.platform == "win32"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Pythons have no limited API
-TORCH_MIN = (2, 10)
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip leaves it out
+from csrc.build import ABI3, FLAGS, KERNEL_FLAGS, MACROS, MSVC, NVCC_FLAGS, WERROR, own_flags, run_ninja
 
-# The plan's float32 operations are a contract, so the compiler may fuse none of them; the micro-kernels fuse theirs.
-if MSVC:
-    FLAGS = ["/O2", "/std:c++17", "/fp:precise", "/EHsc", "/W3"]
-    KERNEL_FLAGS = {
-        "kernel_portable": ["/fp:contract"],
-        "kernel_avx2": ["/arch:AVX2"],
-        "kernel_avx512": ["/arch:AVX512"],
-    }
-else:
-    FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
-    KERNEL_FLAGS = {
-        "kernel_portable": ["-ffp-contract=fast"],
-        "kernel_avx2": ["-mavx2", "-mfma"],
-        "kernel_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
-    }
-if not X86:  # elsewhere these two files are empty but for saying so
-    del KERNEL_FLAGS["kernel_avx2"], KERNEL_FLAGS["kernel_avx512"]
-MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
-if ABI3:
-    MACROS.append(("Py_LIMITED_API", "0x030a0000"))
-
-
-def switch(name: str) -> str:
-    value = os.environ.get(name, "auto").lower()
-    if value not in ("auto", "0", "1"):
-        sys.exit(f"{name} must be auto, 0 or 1, got {value!r}")
-    return value
-
-
-CPU, CUDA = switch("LIIF_FAST_BUILD_CPU"), switch("LIIF_FAST_BUILD_CUDA")
-WERROR, SANITIZE = (os.environ.get(f"LIIF_FAST_{name}") == "1" for name in ("WERROR", "SANITIZE"))
+PARTS = {"cpu": ("_C", "C++"), "cuda": ("_C_sm90", "CUDA")}
 
 
 def find_torch() -> tuple[Path | None, str]:
-    """The folder and version of the torch to compile against: this environment's, or the one that pip installs into.
+    """Return the folder and version of the torch to compile against: this environment's, or pip's target's.
 
     Under pip's build isolation the target environment is not on sys.path, but sysconfig still names its folders.
     """
     spec = importlib.util.find_spec("torch")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    places += [
-        os.path.join(root, "torch")
-        for root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
-    ]
+    roots = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
+    places = [*(spec.submodule_search_locations or () if spec else ()), *(f"{root}/torch" for root in roots)]
     for folder in map(Path, places):
         if (folder / "include/torch/csrc/stable").is_dir():
             found = re.search(r"__version__ = '(.+?)'", (folder / "version.py").read_text())
@@ -80,68 +43,47 @@ def find_torch() -> tuple[Path | None, str]:
     return None, ""
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler's command; on Windows setuptools looks for MSVC itself."""
-    if MSVC:
-        return "cl"
-    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-    return shutil.which(command.split()[0]) and command
-
-
-def why_not_cpu() -> str:
-    """Why the C++ kernels cannot be built here; empty if they can."""
-    if CPU == "0":
-        return "LIIF_FAST_BUILD_CPU=0"
-    if not glob("csrc/cpu/*.cpp"):
-        return "no sources in csrc/cpu"
-    if not find_compiler():
-        return f"no C++ compiler found (CXX={os.environ.get('CXX', '')})"
-    if TORCH and tuple(map(int, TORCH_VERSION.split(".")[:2])) < TORCH_MIN:
-        return f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}"
-    return ""
+def find_compiler() -> list[str]:
+    """Return the C++ compiler's command, [] if there is none; on Windows setuptools looks for MSVC itself."""
+    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    return command if MSVC or shutil.which(command[0]) else []
 
 
 def find_nvcc() -> str | None:
-    """nvcc: CUDACXX and nothing else if it is set, CUDA_HOME's, on the path, or where Linux installs it."""
-    if wish := os.environ.get("CUDACXX"):
-        return shutil.which(wish)
-    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
-    candidates = [*(f"{home}/bin/nvcc" for home in homes[:-1]), "nvcc", f"{homes[-1]}/bin/nvcc"]
-    return next((found for each in candidates if (found := shutil.which(each))), None)
+    """Return nvcc: CUDACXX and nothing else if it is set, CUDA_HOME's, on the path, or where Linux installs it."""
+    homes = filter(None, map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")))
+    places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return shutil.which(os.environ.get("CUDACXX") or "nvcc", path=os.pathsep.join(places))
 
 
-def why_not_cuda() -> str:
-    """Why the CUDA kernels cannot be built here; empty if they can."""
-    if CUDA == "0":
-        return "LIIF_FAST_BUILD_CUDA=0"
-    if not sys.platform.startswith("linux"):
-        return "built on Linux only"
-    if not glob("csrc/cuda/*.cu"):
-        return "no sources in csrc/cuda"
-    if not find_nvcc():
-        return "no nvcc found"
-    if not find_compiler():
-        return "no C++ compiler found, which nvcc needs"
-    if TORCH and tuple(map(int, TORCH_VERSION.split(".")[:2])) < TORCH_MIN:
-        return f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}"
-    return ""
+def why_not(part: str) -> str:
+    """Return why the kernels in csrc/`part` cannot be built here, "" if they can; exit if they must be."""
+    switch = f"LIIF_FAST_BUILD_{part.upper()}"
+    wish = os.environ.get(switch, "auto").lower()
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"{switch} must be auto, 0 or 1, got {wish!r}")
+    reasons = {
+        f"{switch}=0": wish == "0",
+        "built on Linux only": part == "cuda" and not sys.platform.startswith("linux"),
+        f"no sources in csrc/{part}": not glob(f"csrc/{part}/*.c*"),
+        "no nvcc found": part == "cuda" and not find_nvcc(),
+        f"no C++ compiler found (CXX={os.environ.get('CXX', '')})": not find_compiler(),
+        "no ninja found (pip install ninja)": not MSVC and not importlib.util.find_spec("ninja"),
+        f"torch >= 2.10 is needed for its stable ABI, found {TORCH_VERSION}": TORCH is not None
+        and tuple(map(int, TORCH_VERSION.split(".")[:2])) < (2, 10),
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), "")
+    if why and wish == "1":
+        sys.exit(f"{switch}=1, but the {PARTS[part][1]} kernels cannot be built: {why}")
+    return why
 
 
-TORCH, TORCH_VERSION = find_torch()
-SKIP_CPU, SKIP_CUDA = why_not_cpu(), why_not_cuda()
-if CPU == "1" and SKIP_CPU:
-    sys.exit(f"LIIF_FAST_BUILD_CPU=1, but the C++ kernels cannot be built: {SKIP_CPU}")
-if CUDA == "1" and SKIP_CUDA:
-    sys.exit(f"LIIF_FAST_BUILD_CUDA=1, but the CUDA kernels cannot be built: {SKIP_CUDA}")
-
-
-def write_info(package: str, cpu: dict, cuda: dict) -> None:
-    """Leave what was built, or why not, in the package, for `liif-fast info`."""
-    if not cpu["built"]:
-        print(f"liif-fast: C++ kernels skipped: {cpu['why']}", file=sys.stderr)
-    if not cuda["built"]:
-        print(f"liif-fast: CUDA kernels skipped: {cuda['why']}", file=sys.stderr)
-    info = {"torch": TORCH_VERSION, "python": platform.python_version(), "cpu": cpu, "cuda": cuda}
+def write_info(package: str, outcome: dict[str, dict]) -> None:
+    """Write how each part was built, or why not, into the package for `liif-fast info`."""
+    for part, how in outcome.items():
+        if not how["built"]:
+            print(f"liif-fast: {PARTS[part][1]} kernels skipped: {how['why']}", file=sys.stderr)
+    info = {"torch": TORCH_VERSION, "python": platform.python_version(), **outcome}
     Path(package).mkdir(parents=True, exist_ok=True)
     Path(package, "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
@@ -158,8 +100,7 @@ class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         if not self.distribution.ext_modules:
-            package = "liif_fast" if self.editable_mode else os.path.join(self.build_lib, "liif_fast")
-            write_info(package, {"built": False, "why": SKIP_CPU}, {"built": False, "why": SKIP_CUDA})
+            write_info("liif_fast" if self.editable_mode else os.path.join(self.build_lib, "liif_fast"), UNBUILT)
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules = super().find_package_modules(package, package_dir)
@@ -167,141 +108,85 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Compiles each file with the flags of its instruction set, in parallel, and only what changed."""
+    """Compile each file with the flags of its instruction set, in parallel, and only what changed."""
 
     def run(self) -> None:
-        self.outcome = {"_C": {"built": False, "why": SKIP_CPU}, "_C_sm90": {"built": False, "why": SKIP_CUDA}}
+        self.outcome = dict(UNBUILT)
         super().run()
         package = "liif_fast" if self.inplace else os.path.join(self.build_lib, "liif_fast")
-        for name, outcome in self.outcome.items():
-            if not outcome["built"]:
-                for stale in Path(package).glob(f"{name}.*"):  # what an earlier build left
+        for part, how in self.outcome.items():
+            if not how["built"]:
+                for stale in Path(package).glob(f"{PARTS[part][0]}.*"):  # an earlier build left it
                     stale.unlink()
-        write_info(package, *self.outcome.values())
+        write_info(package, self.outcome)
 
     def build_extension(self, ext: Extension) -> None:
-        name = ext.name.split(".")[-1]
-        build, required = (self.run_nvcc, CUDA) if name == "_C_sm90" else (self.compile_and_link, CPU)
+        part = Path(ext.sources[0]).parent.name
+        build = self.build_cuda if part == "cuda" else self.build_msvc if MSVC else self.build_cpu
         try:
+            if TORCH is None:
+                raise FileNotFoundError("no torch to compile against")
             how = build(ext)
-            check_mark(name, Path(self.get_ext_fullpath(ext.name)))
-            self.outcome[name] = {"built": True, **how}
+            check_mark(PARTS[part][0], Path(self.get_ext_fullpath(ext.name)))
+            self.outcome[part] = {"built": True, **how}
         except Exception as error:
-            if required == "1":
+            if not ext.optional:
                 raise
-            self.outcome[name] = {"built": False, "why": f"{type(error).__name__}: {error}"}
+            self.outcome[part] = {"built": False, "why": f"{type(error).__name__}: {error}"}
 
-    def flags(self) -> list[str]:
-        extra = []
-        if WERROR:
-            extra += ["/WX" if MSVC else "-Werror"]
-        if SANITIZE:
-            extra += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"]
-        return FLAGS + extra
+    def build_msvc(self, ext: Extension) -> dict:
+        """Build with setuptools' compiler, one call for each source's flags; tell how."""
+        includes = [*self.include_dirs, str(TORCH / "include")]
+        for source in ext.sources:
+            flags = [*MACROS, *FLAGS, *own_flags(source)]
+            ext.extra_objects += self.compiler.compile([source], self.build_temp, None, includes, False, None, flags)
+        ext.sources, ext.depends = [], ext.extra_objects  # super links
+        ext.libraries, ext.library_dirs = ["torch_cpu"], [str(TORCH / "lib")]
+        super().build_extension(ext)
+        return {"compiler": "MSVC", "flags": FLAGS, "kernels": KERNEL_FLAGS}
 
-    def compiler_version(self) -> str:
-        if MSVC:
-            return "MSVC"
-        command = [*find_compiler().split(), "--version"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    def build_cpu(self, ext: Extension) -> dict:
+        version = subprocess.check_output([*find_compiler(), "--version"], text=True).splitlines()[0]
+        compiler = [*self.compiler.compiler_so_cxx, *(f"-I{place}" for place in self.include_dirs)]
+        linker = [*find_compiler(), *self.compiler.linker_so_cxx[1:]]  # whose first word ignores CXX
+        self.with_ninja(ext, version, compiler, linker, FLAGS)
+        return {"compiler": version, "flags": FLAGS, "kernels": KERNEL_FLAGS}
 
-    def compile_and_link(self, ext: Extension) -> dict:
-        """Build the extension and tell how; objects are kept apart by compiler and flags."""
-        how = {"compiler": self.compiler_version(), "flags": self.flags(), "kernels": KERNEL_FLAGS}
-        temp = os.path.join(self.build_temp, hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8])
-        if TORCH is None:
-            raise FileNotFoundError("no torch to compile against")
-        include = [f"/I{TORCH / 'include'}"] if MSVC else ["-isystem", str(TORCH / "include")]
+    def build_cuda(self, ext: Extension) -> dict:
+        """Build with nvcc, which needs no GPU, and no CUDA in PyTorch; tell how."""
+        version = subprocess.check_output([find_nvcc(), "--version"], text=True).strip().splitlines()[-1]
+        nvcc = [find_nvcc(), "-ccbin", find_compiler()[0]]
+        self.with_ninja(ext, version, nvcc, [*nvcc, "-shared"], NVCC_FLAGS)
+        return {"compiler": version, "flags": NVCC_FLAGS}
 
-        def compile_one(source: str) -> str:
-            (target,) = self.compiler.object_filenames([source], output_dir=temp)
-            if self.force or newer_group([source, *ext.depends], target):
-                self.compiler.compile(
-                    [source],
-                    output_dir=temp,
-                    macros=ext.define_macros,
-                    include_dirs=self.include_dirs,
-                    extra_postargs=[*include, *self.flags(), *KERNEL_FLAGS.get(Path(source).stem, [])],
-                )
-            return target
-
-        if MSVC:
-            self.compiler.initialize()
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
-        self.compiler.link_shared_object(
-            objects,
-            self.get_ext_fullpath(ext.name),
-            libraries=self.get_libraries(ext),
-            library_dirs=[*self.library_dirs, str(TORCH / "lib")],  # for the linker; no rpath: torch is loaded before
-            export_symbols=self.get_export_symbols(ext),
-            extra_postargs=["-fsanitize=address,undefined"] if SANITIZE else [],
-            build_temp=temp,
-            target_lang="c++",
-        )
-        return how
-
-    def run_nvcc(self, ext: Extension) -> dict:
-        """Compile and link the CUDA kernels, if anything changed, and tell how; needs no GPU and no CUDA in PyTorch."""
-        if TORCH is None:
-            raise FileNotFoundError("no torch to compile against")
-        nvcc = find_nvcc()
-        host = [
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wextra",
-            "-Wno-unknown-pragmas",
-            *(["-Werror"] if WERROR else []),
-        ]
-        flags = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", ",".join(host)]
-        if WERROR:
-            flags += ["-Werror", "all-warnings"]
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-        how = {"compiler": version.strip().splitlines()[-1], "flags": flags}
+    def with_ninja(self, ext: Extension, version: str, compiler: list, linker: list, flags: list) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
-        # Linked apart and copied: the copy is newer than its sources only if it was made with these flags.
-        temp = Path(self.build_temp, hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8], target.name)
-        if self.force or newer_group([*ext.sources, *ext.depends], str(temp)):
-            temp.parent.mkdir(parents=True, exist_ok=True)
-            macros = [f"-D{name}" + (f"={value}" if value else "") for name, value in ext.define_macros]
-            places = ["-isystem", str(TORCH / "include"), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl"]
-            compiler = find_compiler().split()[0]
-            command = [nvcc, "-shared", "-ccbin", compiler, *flags, *macros, *ext.sources, *places, "-o", str(temp)]
-            made = subprocess.run(command, capture_output=True, text=True)
-            if made.returncode:
-                temp.unlink(missing_ok=True)
-                said = (made.stderr + made.stdout).splitlines()
-                why = [line for line in said if "error" in line or "fatal" in line] or [f"exit {made.returncode}"]
-                raise RuntimeError(f"nvcc failed: {why[0].strip()}")
-            print(made.stderr, end="", file=sys.stderr)
+        # Objects of another compiler are another folder's; those with -Werror, too, so that a check costs no rebuild.
+        folder = Path(self.build_temp, re.sub(r"\W+", "-", version + "-Werror" * WERROR))
+        if self.force:
+            shutil.rmtree(folder, ignore_errors=True)
+        compiler = [*compiler, *MACROS, "-isystem", str(TORCH / "include"), *flags]
+        libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]  # no rpath: torch is loaded before
+        run_ninja(folder / target.name, ext.sources, compiler, [*linker, *flags], libraries)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(temp, target)
-        return how
+        shutil.copy(folder / target.name, target)
 
 
-def extensions() -> list[Extension]:
-    def extension(name: str, sources: list[str], **options) -> Extension:
-        depends = [*sorted(glob("csrc/*/*.h")), "setup.py"]
-        return Extension(
-            f"liif_fast.{name}", sources, depends=depends, define_macros=MACROS, py_limited_api=ABI3, **options
-        )
-
-    made = []
-    if not SKIP_CPU:
-        sources = sorted(glob("csrc/cpu/*.cpp"))
-        made.append(extension("_C", sources, libraries=["torch_cpu"], optional=CPU != "1", language="c++"))
-    if not SKIP_CUDA:
-        made.append(extension("_C_sm90", sorted(glob("csrc/cuda/*.cu")), optional=CUDA != "1"))
-    return made
+def extension(part: str) -> Extension:
+    optional = os.environ.get(f"LIIF_FAST_BUILD_{part.upper()}") != "1"
+    sources = sorted(glob(f"csrc/{part}/*.c*"))
+    return Extension(f"liif_fast.{PARTS[part][0]}", sources, optional=optional, language="c++", py_limited_api=ABI3)
 
 
+TORCH, TORCH_VERSION = find_torch()
+UNBUILT = {part: {"built": False, "why": why_not(part)} for part in PARTS}
+EXTENSIONS = [extension(part) for part, how in UNBUILT.items() if not how["why"]]
 setup(
     packages=[*find_namespace_packages(include=["liif_fast", "liif_fast.*"]), "liif_fast.kernels"],
     package_dir={"liif_fast.kernels": "kernels"},
-    ext_modules=extensions(),
+    ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and not (SKIP_CPU and SKIP_CUDA) else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 and EXTENSIONS else {},
     # An isolated build into an environment without torch brings one to compile against.
-    setup_requires=["torch>=2.10"] if not (TORCH or (SKIP_CPU and SKIP_CUDA)) else [],
+    setup_requires=["torch>=2.10"] if EXTENSIONS and not TORCH else [],
 )

@@ -157,6 +157,18 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(tree, clean_python, tm
     assert "no C++ compiler found" in ok(sh(clean_python.parent / "liif-fast", "info"))
 
 
+def test_without_ninja_it_is_pure_python_and_says_so(tree, tmp_path):
+    (tmp_path / "site").mkdir()
+    hidden = "import sys; sys.modules['ninja'] = None\nsys.path_importer_cache.clear()\n"
+    (tmp_path / "site/sitecustomize.py").write_text(hidden)
+    process = pip_wheel(tree, tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert "C++ kernels skipped: no ninja found (pip install ninja)" in ok(process) + process.stderr
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("py3-none-any.whl")
+    process = pip_wheel(tree, tmp_path, PYTHONPATH=str(tmp_path / "site"), LIIF_FAST_BUILD_CPU="1")
+    assert process.returncode != 0 and "no ninja found" in process.stdout + process.stderr
+
+
 def test_a_compile_error_falls_back_and_says_so(tree, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\ncase $1 in --version) echo broken 1.0;; *) exit 1;; esac\n")
@@ -176,7 +188,7 @@ NVCC = "#!/bin/sh\ncase $1 in --version) echo release 1.0;; *) echo '{}' >&2; ex
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (NVCC.format("error: no"), "RuntimeError: nvcc failed: error: no"),
+        (NVCC.format("error: no"), "CompileError: nvcc failed: error: no"),
         (NVCC.format("nvcc fatal : Unsupported gpu architecture"), "nvcc failed: nvcc fatal : Unsupported gpu arch"),
         ("#!/bin/sh\nexit 1\n", "CalledProcessError"),  # does not even tell its version
         ("no program", "OSError"),

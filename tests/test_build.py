@@ -1,0 +1,104 @@
+"""setup.py compiles again only what was changed: shown in a tree of a few lines, with the compilers found here."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MARK = 'extern const char mark[];\nconst char mark[] = "liif_fast/{0} interface {1};";\n'
+FILES = {
+    "liif_fast/__init__.py": '__version__ = "0"\n',
+    "kernels/__init__.py": "",
+    "csrc/cpu/both.h": "inline int both() { return 1; }\n",
+    "csrc/cpu/one.h": "inline int one() { return 1; }\n",
+    "csrc/cpu/kernel_portable.cpp": '#include "both.h"\n#include "one.h"\nint a() { return both() + one(); }\n',
+    "csrc/cpu/library.cpp": '#include "both.h"\nint b() { return both(); }\n',
+    "csrc/cuda/one.h": "inline int one() { return 1; }\n",
+    "csrc/cuda/library.cu": '#include "one.h"\nint c() { return one(); }\n',
+    "csrc/cuda/other.cu": "__global__ void other() {}\n",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A source tree whose extensions carry the marks that liif_fast/extension.py asks for; its path has a space."""
+    root = tmp_path / "a tree"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    interfaces = dict(re.findall(r'"(_C\w*)": (\d+)', (ROOT / "liif_fast/extension.py").read_text()))
+    for name, path in [("_C", "csrc/cpu/library.cpp"), ("_C_sm90", "csrc/cuda/library.cu")]:
+        append(root / path, MARK.format(name, interfaces[name]))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc/build.py", "liif_fast/extension.py"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def build(root, part, **environment):
+    """Build one part; return the names of the files that were written anew."""
+    switches = {f"LIIF_FAST_BUILD_{name}": str(int(name == part)) for name in ("CPU", "CUDA")}
+    env = {key: value for key, value in os.environ.items() if "LIIF_FAST" not in key}
+    before = {path: path.stat().st_mtime_ns for path in root.glob("build/temp*/*/*")}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    made = subprocess.run(command, cwd=root, env=env | switches | environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    written = {path for path in root.glob("build/temp*/*/*") if before.get(path) != path.stat().st_mtime_ns}
+    return {path.name for path in written if path.suffix in (".o", ".so")}
+
+
+def append(path, text="\n"):
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_only_what_changed_is_compiled(tree):
+    library, portable, module = "library.o", "kernel_portable.o", "_C.abi3.so"
+    assert build(tree, "CPU") == {library, portable, module}
+    assert (tree / "liif_fast" / module).exists()
+    assert build(tree, "CPU") == set()
+    for changed, compiled in [
+        ("csrc/cpu/library.cpp", {library}),
+        ("csrc/cpu/one.h", {portable}),
+        ("csrc/cpu/both.h", {library, portable}),
+    ]:
+        append(tree / changed)
+        assert build(tree, "CPU") == {*compiled, module}
+    # The flags of one file are changed.
+    rules = tree / "csrc/build.py"
+    rules.write_text(rules.read_text().replace('"kernel_portable": ["-ffp', '"kernel_portable": ["-DNEW", "-ffp'))
+    assert build(tree, "CPU") == {portable, module}
+    # Objects with -Werror are apart: the two kinds of build can follow each other.
+    assert build(tree, "CPU", LIIF_FAST_WERROR="1") == {library, portable, module}
+    assert build(tree, "CPU") == set()
+
+
+def test_a_header_may_go(tree):
+    assert "_C.abi3.so" in build(tree, "CPU")
+    (tree / "csrc/cpu/one.h").unlink()
+    source = tree / "csrc/cpu/kernel_portable.cpp"
+    source.write_text(source.read_text().replace('#include "one.h"\n', "").replace(" + one()", ""))
+    assert build(tree, "CPU") == {"kernel_portable.o", "_C.abi3.so"}
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_nvcc_compiles_only_what_changed(tree):
+    assert build(tree, "CUDA") == {"library.o", "other.o", "_C_sm90.abi3.so"}
+    assert build(tree, "CUDA") == set()
+    append(tree / "csrc/cuda/one.h")
+    assert build(tree, "CUDA") == {"library.o", "_C_sm90.abi3.so"}
+
+
+def test_a_deleted_source_leaves_the_library(tree):
+    source, library = tree / "csrc/cpu/extra.cpp", tree / "liif_fast/_C.abi3.so"
+    source.write_text("int only_here() { return 1; }\n")
+    build(tree, "CPU")
+    assert b"only_here" in library.read_bytes()
+    source.unlink()
+    assert build(tree, "CPU") == {"_C.abi3.so"}
+    assert b"only_here" not in library.read_bytes()
