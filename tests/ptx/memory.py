@@ -6,7 +6,8 @@ import bisect
 
 import numpy as np
 
-BASE, GAP = 1 << 20, 4096  # where tensors begin, and what lies between two of them
+# Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
+BASE, GAP = 1 << 40, 4096
 NEVER = -1
 
 
