@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-
 import numpy as np
 
 # Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
@@ -47,10 +45,6 @@ class Global:
         if (address % size).any():
             raise Fault(f"an access to global memory is not aligned to {size} bytes")
         return at[:, None] + np.arange(size)
-
-    def tensor_of(self, address: int) -> int:
-        """Return the number of the tensor that holds an address."""
-        return bisect.bisect_right(self.starts, address - BASE) - 1
 
 
 class Shared:
