@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
 
-.PHONY: demo build test lint format bench sanitize clean
+.PHONY: demo build test ptx lint format bench sanitize clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -38,6 +38,10 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 # A worker that dies fails the run at once; started anew, it would leave pytest-xdist waiting for ever.
 test: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
+
+# A part of `make test`: the compiled Triton kernels, executed on the CPU.
+ptx: build $(VENV)/.triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ptx $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

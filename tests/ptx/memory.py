@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
-
 import numpy as np
 
-BASE, GAP = 1 << 20, 4096  # where tensors begin, and what lies between two of them
+# Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
+BASE, GAP = 1 << 40, 4096
 NEVER = -1
 
 
@@ -46,10 +45,6 @@ class Global:
         if (address % size).any():
             raise Fault(f"an access to global memory is not aligned to {size} bytes")
         return at[:, None] + np.arange(size)
-
-    def tensor_of(self, address: int) -> int:
-        """Return the number of the tensor that holds an address."""
-        return bisect.bisect_right(self.starts, address - BASE) - 1
 
 
 class Shared:
