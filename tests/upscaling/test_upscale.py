@@ -538,3 +538,17 @@ def test_a_region_of_a_file_reads_only_what_it_needs(
     expected = whole[top : top + height, left : left + width].reshape(part.shape)
     assert np.abs(part.astype(int) - expected).max() <= 1  # of values that lie between two levels
     assert (part == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_a_gray_region_of_a_file_is_that_of_the_whole(model: nn.Module, tmp_path: Path, coloured: bool) -> None:
+    """Whether an RGB picture is gray is decided by all of it, also where only a window of it is decoded."""
+    pixels, path = np.repeat(photo(90, 120, 1), 3, 2), tmp_path / "a.png"
+    if coloured:
+        pixels[-1, -1] = 1, 0, 0
+    Image.fromarray(pixels).save(path)
+    whole = upscaling.upscale(pixels, model, scale=SCALE)
+    upscaling.upscale_file(path, tmp_path / "part.png", model, scale=SCALE, region=(0, 0, 20, 20))
+    part = read_image(tmp_path / "part.png").pixels
+    assert (part[..., :1] != part).any() == coloured
+    assert np.abs(part.astype(int) - whole[:20, :20]).max() <= 1
