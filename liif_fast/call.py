@@ -61,9 +61,15 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def transformed() -> bool:
-    """Say whether a torch.func transform (grad, vmap, ...) runs the call, which operators of our own do not know."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+def hidden_from() -> str:
+    """Return why operators of our own cannot run here: a tracer or transform that does not know them; "" if none."""
+    if torch.compiler.is_compiling():
+        return ""
+    if torch.jit.is_tracing():
+        return "is not recorded by torch.jit.trace, which would fix the sizes of this call"
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # grad, vmap, ...
+        return "runs under no torch.func transform"
+    return ""
 
 
 def exporting() -> bool:

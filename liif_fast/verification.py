@@ -45,6 +45,7 @@ class Row(NamedTuple):
         error: largest difference from the plain formula, as a part of its largest output; 0 for itself.
         psnr: in dB, against the original image.
         seconds: median.
+        ratio: how many times as long the plain formula takes; median of the rounds, in each of which all took a turn.
         memory: bytes by which memory peaked over what it was before, None where that cannot be measured.
         refused: why the backend does not run this; then nothing else is known.
     """
@@ -54,6 +55,7 @@ class Row(NamedTuple):
     error: float = 0.0
     psnr: float = math.nan
     seconds: float = math.nan
+    ratio: float = 1.0
     memory: int | None = None
     refused: str = ""
 
@@ -90,7 +92,7 @@ class Report(NamedTuple):
 
 
 def verify(
-    model: FeatureModel, image: str | os.PathLike[str], scale: float = 4.0, turns: int = 3, names: tuple[str, ...] = ()
+    model: FeatureModel, image: str | os.PathLike[str], scale: float = 4.0, turns: int = 5, names: tuple[str, ...] = ()
 ) -> Report:
     """Compare a model's backends with its plain formula on an image that is reduced and enlarged again.
 
@@ -186,8 +188,12 @@ def _compare(
         for name, run in runs.items():
             seconds[name].append(_timed(run, device))
     memory = {name: _peak(run, device) for name, run in runs.items()}
+
+    def ratio(name: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[PLAIN], seconds[name], strict=True))
+
     return [
-        Row(part, name, *results[name], statistics.median(seconds[name]), memory[name])
+        Row(part, name, *results[name], statistics.median(seconds[name]), ratio(name), memory[name])
         if name in runs
         else Row(part, name, refused=refused[name])
         for name in (PLAIN, *names)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import factorises
-from liif_fast.call import Call, Place, Switches, Window, exporting, transformed
+from liif_fast.call import Call, Place, Switches, Window, exporting, hidden_from
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -54,8 +54,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
-    if transformed():
-        return False, "runs under no torch.func transform"
+    if reason := hidden_from():
+        return False, reason
     return True, f"fused C++ kernels ({ISA})"
 
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from liif_fast.backends import AUTO
 from liif_fast.backends.factorised import under
 from liif_fast.backends.projection import project
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, transformed, without_autocast
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, without_autocast
 from liif_fast.extension import load
 from liif_fast.ops import sm90
 
@@ -88,8 +88,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"takes up to {sm90.MAX_OUT} outputs, got {out}"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
-    if transformed():
-        return False, "runs under no torch.func transform"
+    if reason := hidden_from():
+        return False, reason
     if NAME in AUTO:
         return True, "hand-written Hopper kernel"
     return True, "hand-written Hopper kernel; only by name: it has never run on a GPU"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import AUTO
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, exporting, transformed
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, exporting, hidden_from
 from liif_fast.ops.triton.decode import decode as _decode
 from liif_fast.ops.triton.decode import render as _render
 from liif_fast.ops.triton.fused_mlp import fused_mlp as _fused_mlp
@@ -62,8 +62,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
-    if transformed():
-        return False, "runs under no torch.func transform"
+    if reason := hidden_from():
+        return False, reason
     if call.op != "gather_corners":
         *hidden, out = call.widths
         if not hidden:

@@ -28,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "image", type=expanduser, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
     )
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
-    parser.add_argument("--turns", type=int, default=3, metavar="N", help="timed runs of each; medians (default: 3)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed rounds; medians (default: 5)")
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
     )
@@ -90,7 +90,7 @@ def _line(row: "Row", plain: "Row") -> str:
     if row is plain:
         return f"  {row.name:<10}{'':>14}{'':>15}{time:>11}{memory:>11}"
     change = f"{round(row.psnr - plain.psnr, 5) + 0.0:+.5f} dB"  # + 0.0: no -0.00000
-    return f"  {row.name:<10}{row.error:>14.1e}{change:>15}{time:>11}{memory:>11}{plain.seconds / row.seconds:>7.1f}x"
+    return f"  {row.name:<10}{row.error:>14.1e}{change:>15}{time:>11}{memory:>11}{row.ratio:>7.1f}x"
 
 
 def _verdict(report: "Report") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.checks import check_queries
@@ -43,33 +43,48 @@ class MetaSR(FeatureModel):
         return 3
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        feat = self._encoded()
-        cell = check_queries(feat, coord, cell, cell_decode=True)
-        assert cell is not None
-        if torch.is_grad_enabled():
-            return self._query(feat, coord, cell)
-        chunk = max(1, CHUNK_QUERIES // max(1, len(feat)))
-        parts = zip(coord.split(chunk, 1), cell.split(chunk, 1), strict=True)
-        return torch.cat([self._query(feat, *part) for part in parts], 1)
+        return query(self._encoded(), coord, cell, self.imnet, self.backend)
 
-    def _query(self, feat: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
-        shape = feat.shape[2:]
-        n = torch.tensor(shape, dtype=torch.float32, device=coord.device)
-        q = coord - cell / 2
-        index, _, _ = functional.corner_plan(q + 1e-6, shape, local_ensemble=False)
-        rows, cols = (centres(size, device=coord.device) - 1 / size for size in shape)
-        row, col = index[:, :, 0].unbind(-1)
-        corner = torch.stack((rows[row], cols[col]), -1)
-        rel = (q - corner) * (n / 2)
-        scale = cell[..., :1] * (n[0] / 2)
-        inp = torch.cat((rel, scale), -1)
 
-        z, _ = functional.gather_corners(
-            feat, q + 1e-6, None, local_ensemble=False, cell_decode=False, backend=self.backend
-        )
-        z = z[:, :, :, : feat.shape[1] * 9]  # [B, Q, 1, C*9]: without rel
-        weights = self.imnet(inp.to(self._weight_dtype()).flatten(0, 1)).unflatten(0, coord.shape[:2])
-        return (z @ weights.unflatten(-1, (-1, 3)))[:, :, 0]
+def query(feat: Tensor, coord: Tensor, cell: Tensor | None, imnet: nn.Module, backend: str) -> Tensor:
+    """Decode features at any coordinates, in chunks where no gradient is wanted.
 
-    def _weight_dtype(self) -> torch.dtype:
-        return next(self.imnet.parameters()).dtype
+    Args:
+        feat: `[B, C, H, W]`.
+        coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
+        cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
+        imnet: predicts `[N, C*9 * 3]` of `[N, 3]`.
+        backend: which backend gathers the features.
+
+    Returns:
+        `[B, Q, 3]`, normalised and not clamped.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype is wrong.
+    """
+    cell = check_queries(feat, coord, cell, cell_decode=True)
+    assert cell is not None
+    if torch.is_grad_enabled():
+        return _query(feat, coord, cell, imnet, backend)
+    chunk = max(1, CHUNK_QUERIES // max(1, len(feat)))
+    parts = zip(coord.split(chunk, 1), cell.split(chunk, 1), strict=True)
+    return torch.cat([_query(feat, *part, imnet, backend) for part in parts], 1)
+
+
+def _query(feat: Tensor, coord: Tensor, cell: Tensor, imnet: nn.Module, backend: str) -> Tensor:
+    shape = feat.shape[2:]
+    n = torch.tensor(shape, dtype=torch.float32, device=coord.device)
+    q = coord - cell / 2
+    index, _, _ = functional.corner_plan(q + 1e-6, shape, local_ensemble=False)
+    rows, cols = (centres(size, device=coord.device) - 1 / size for size in shape)
+    row, col = index[:, :, 0].unbind(-1)
+    corner = torch.stack((rows[row], cols[col]), -1)
+    rel = (q - corner) * (n / 2)
+    scale = cell[..., :1] * (n[0] / 2)
+    inp = torch.cat((rel, scale), -1)
+
+    z, _ = functional.gather_corners(feat, q + 1e-6, None, local_ensemble=False, cell_decode=False, backend=backend)
+    z = z[:, :, :, : feat.shape[1] * 9]  # [B, Q, 1, C*9]: without rel
+    dtype = next(imnet.parameters()).dtype
+    weights = imnet(inp.to(dtype).flatten(0, 1)).unflatten(0, coord.shape[:2])
+    return (z @ weights.unflatten(-1, (-1, 3)))[:, :, 0]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import liif_fast
+from liif_fast import verification
 from liif_fast.backends import cpu
 from liif_fast.cli import main
 from liif_fast.models import make
@@ -175,3 +176,13 @@ def test_readme_shows_what_the_command_prints() -> None:
     assert command == "liif-fast verify edsr-small-liif"
     assert_form(out)
     assert "DISAGREE" not in out
+
+
+def test_a_disturbed_round_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ratio is the median of the rounds' ratios: what slows down two whole rounds of five moves nothing."""
+    taken = iter([7.0, 1.0, 70.0, 10.0, 7.0, 7.0, 7.0, 1.0, 14.0, 2.0])
+    monkeypatch.setattr(verification, "_timed", lambda run, device: next(taken))
+    rows = verification._compare(
+        "part", lambda: torch.ones(3), lambda name: torch.ones(3), ("torch",), lambda out: 0.0, 5, torch.device("cpu")
+    )
+    assert [row.ratio for row in rows] == [1.0, 7.0]
