@@ -1,4 +1,4 @@
-"""Our kernels under an instance of somebody else's LIIF class, found by its attributes."""
+"""Our kernels under an instance of somebody else's LIIF or MetaSR class, found by its attributes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,23 +9,26 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.coord import make_cell, make_coord
+from liif_fast.layers import render_by_query
+from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.mlp import chain_of
 
-ATTRIBUTES = ("encoder", "imnet", "local_ensemble", "feat_unfold", "cell_decode", "gen_feat", "query_rgb")
+SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
+SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # LIIF has them, MetaSR has none
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by some 1e-6
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Make an instance of the original LIIF class decode through our kernels.
+    """Make an instance of the original LIIF or MetaSR class decode through our kernels.
 
     The module stays the same object with the same parameters, hooks and training; only its class becomes a
     subclass of its own, whose `query_rgb` is ours and which has `render`. The module's own `query_rgb` runs
-    where ours does not apply, e.g. once a hook is put on its network.
+    where ours does not apply, e.g. once a hook is put on LIIF's network.
 
     Args:
-        module: has the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ..., Linear),
-            local_ensemble, feat_unfold, cell_decode, gen_feat, query_rgb; float32 or float64.
+        module: has the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ..., Linear), gen_feat,
+            query_rgb, and if it is a LIIF local_ensemble, feat_unfold, cell_decode; float32 or float64.
 
     Returns:
         `module`.
@@ -38,11 +41,11 @@ def accelerate(module: nn.Module) -> nn.Module:
     if isinstance(module, FeatureModel | _Accelerated):
         return module
     _check_attributes(module)
-    _change_class(module)
+    _change_class(module, _AcceleratedLIIF if hasattr(module, SWITCHES[0]) else _AcceleratedMetaSR)
     return module
 
 
-def _change_class(module: Any) -> None:
+def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
     """Put the subclass in place if its outputs are those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
@@ -56,11 +59,11 @@ def _change_class(module: Any) -> None:
                 f"module does not run here, so that there is nothing to compare with ({error}); "
                 "liif_fast.load_model reads its checkpoint on any machine"
             ) from error
-        module.__class__ = _accelerated(own_class)
+        module.__class__ = _accelerated(ours, own_class)
         try:
             module.feat = feat
-            _compare("query_rgb", module.query_rgb(coord, cell), own_queries)
-            _compare("forward", module(image, coord, cell), own_output)
+            _compare(f"query_rgb does not compute {ours.NAME}", module.query_rgb(coord, cell), own_queries)
+            _compare(f"forward does not compute {ours.NAME}", module(image, coord, cell), own_output)
         except Exception:
             module.__class__ = own_class
             raise
@@ -69,7 +72,16 @@ def _change_class(module: Any) -> None:
 class _Accelerated:
     """Goes before the original class, whose attributes it reads."""
 
+    NAME: str
     backend = "auto"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        ours, own_class = type(self).__mro__[1], type(self).__mro__[3]
+        return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key != "feat"}
+
+
+class _AcceleratedLIIF(_Accelerated):
+    NAME = "LIIF"
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         chain = chain_of(self.imnet)
@@ -93,37 +105,54 @@ class _Accelerated:
             self.feat, size, *chain, region=region, cell=cell, backend=self.backend, **_switches(self)
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        own_class = type(self).__mro__[2]
-        return _restore, (own_class,), {key: value for key, value in vars(self).items() if key != "feat"}
+
+class _AcceleratedMetaSR(_Accelerated):
+    NAME = "MetaSR"
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        return metasr.query(self.feat, coord, cell, self.imnet, self.backend)
+
+    def render(
+        self: Any,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """As `liif_fast.MetaSR.render`."""
+        return render_by_query(self.query_rgb, self.gen_feat(inp), size, region, cell)
 
 
-_classes: dict[type, type] = {}
+_classes: dict[tuple[type, type], type] = {}
 
 
-def _accelerated(own_class: type) -> type:
-    if own_class not in _classes:
-        _classes[own_class] = type(own_class.__name__, (_Accelerated, own_class), {"__doc__": own_class.__doc__})
-    return _classes[own_class]
+def _accelerated(ours: type[_Accelerated], own_class: type) -> type:
+    key = ours, own_class
+    if key not in _classes:
+        _classes[key] = type(own_class.__name__, key, {"__doc__": own_class.__doc__})
+    return _classes[key]
 
 
-def _restore(own_class: type) -> Any:
+def _restore(ours: type[_Accelerated], own_class: type) -> Any:
     """For pickle and copy: the subclass is made at run time and cannot be named in a file."""
-    return object.__new__(_accelerated(own_class))
+    return object.__new__(_accelerated(ours, own_class))
 
 
 def _switches(module: Any) -> dict[str, Any]:
-    return {name: bool(getattr(module, name)) for name in ("feat_unfold", "local_ensemble", "cell_decode")}
+    return {name: bool(getattr(module, name)) for name in SWITCHES}
 
 
 def _check_attributes(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an instance of the original LIIF class, got {type(module).__name__}")
+        raise TypeError(f"module must be an instance of the original LIIF or MetaSR class, got {type(module).__name__}")
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"module is a {type(module).__name__}: pass its .module, and wrap that afterwards")
-    missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
+    switches = [name for name in SWITCHES if hasattr(module, name)]
+    missing = [name for name in (*SHARED, *(SWITCHES if switches else ())) if not hasattr(module, name)]
     if missing:
-        raise TypeError(f"module must be an instance of the original LIIF class, but it has no {', '.join(missing)}")
+        raise TypeError(
+            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}"
+        )
     if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
         raise TypeError(
             "module.imnet must have 'layers', a Sequential of Linear (with bias), ReLU, ..., Linear, no hooks"
@@ -164,14 +193,10 @@ def _probe(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return image, coord.expand(2, -1, 2), cell.expand(2, -1, 2)
 
 
-def _compare(name: str, ours: Tensor, own: Tensor) -> None:
+def _compare(complaint: str, ours: Tensor, own: Tensor) -> None:
     if ours.shape != own.shape:
-        raise ValueError(
-            f"module.{name} does not compute LIIF: its output is {list(own.shape)}, LIIF's {list(ours.shape)}"
-        )
+        raise ValueError(f"module.{complaint}: its output is {list(own.shape)}, ours {list(ours.shape)}")
     error = (ours - own).abs().max().item()
     largest = own.abs().max().item()
     if not error <= TOLERANCE * largest:
-        raise ValueError(
-            f"module.{name} does not compute LIIF: largest difference {error:.3g} at outputs up to {largest:.3g}"
-        )
+        raise ValueError(f"module.{complaint}: largest difference {error:.3g} at outputs up to {largest:.3g}")

@@ -82,10 +82,40 @@ class PlainLIIF(nn.Module):
         return self.query_rgb(coord, cell)
 
 
+class PlainMetaSR(nn.Module):
+    """The attributes of the original and the formula of MetaSR: a matrix for every query, one neighbour."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.encoder = PlainEncoder(channels)
+        self.imnet = PlainMLP([3, 256, channels * 9 * 3])
+
+    def gen_feat(self, inp):
+        self.feat = self.encoder(inp)
+        return self.feat
+
+    def query_rgb(self, coord, cell=None):
+        height, width = self.feat.shape[-2:]
+        n = torch.tensor([height, width], dtype=torch.float32)
+        z = F.unfold(self.feat, 3, padding=1).transpose(1, 2)
+        q = coord - cell / 2
+        index = ((((q + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6) + 1) * n - 1) / 2).round()
+        corner = index * (2 / n) + (-1 + 1 / n) - 1 / n
+        inp = torch.cat([(q - corner) * n / 2, cell[..., :1] * height / 2], -1)
+        weights = self.imnet(inp).unflatten(-1, (-1, 3))
+        flat = (index[..., 0] * width + index[..., 1]).long()
+        rows = torch.stack([zb[i] for zb, i in zip(z, flat, strict=True)])
+        return (rows[:, :, None] @ weights)[:, :, 0]
+
+    def forward(self, inp, coord, cell):
+        self.gen_feat(inp)
+        return self.query_rgb(coord, cell)
+
+
 @pytest.fixture
 def plain():
     """The stand-in classes."""
-    return SimpleNamespace(LIIF=PlainLIIF, MLP=PlainMLP, Encoder=PlainEncoder)
+    return SimpleNamespace(LIIF=PlainLIIF, MetaSR=PlainMetaSR, MLP=PlainMLP, Encoder=PlainEncoder)
 
 
 @pytest.fixture

@@ -46,6 +46,35 @@ def test_same_outputs_and_gradients(plain, switches):
     torch.testing.assert_close(rendered, expected, rtol=0, atol=2e-6)
 
 
+def test_metasr(plain):
+    module = plain.MetaSR()
+    twin = copy.deepcopy(module)
+    assert accelerate(module) is module
+    assert isinstance(module, plain.MetaSR)
+    inp = torch.rand(2, 3, 9, 11)
+    out, expected = module(inp, *query()), twin(inp, *query())
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
+    out.square().mean().backward()
+    expected.square().mean().backward()
+    for ours, own in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, own.grad, rtol=0, atol=1e-6)
+    assert list(module.state_dict()) == list(twin.state_dict())
+    rendered = module.render(inp, (27, 33)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(rendered, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(module))(inp, *query()), out)
+
+
+def test_a_metasr_that_computes_something_else_is_refused(plain):
+    class Different(plain.MetaSR):
+        def query_rgb(self, coord, cell=None):
+            return super().query_rgb(coord + 0.1, cell)
+
+    module = Different()
+    with pytest.raises(ValueError, match="does not compute MetaSR"):
+        accelerate(module)
+    assert type(module) is Different
+
+
 def test_our_kernels_run(plain, monkeypatch):
     module = accelerate(plain.LIIF())
     monkeypatch.setattr("liif_fast.functional.liif_decode", lambda *args, **kwargs: "ours")
@@ -109,7 +138,7 @@ def test_a_module_that_does_not_run_is_refused(plain):
 
 
 def test_other_modules_are_refused(plain):
-    with pytest.raises(TypeError, match="has no encoder, imnet, local_ensemble"):
+    with pytest.raises(TypeError, match="has no encoder, imnet, gen_feat"):
         accelerate(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be an instance"):
         accelerate("liif")
