@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from liif_fast import counting
+
 __version__ = "0.1.0"
 
 # Public name -> the module that holds it. Nothing is imported before it is asked for, so that importing the
@@ -42,3 +44,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_ROOMS})
+
+
+counting.watch()

@@ -24,6 +24,7 @@ from liif_fast.checks import (
     grid_cell,
 )
 from liif_fast.coord import latent_window, plan_corners
+from liif_fast.ops import flops
 
 __all__ = [
     "corner_plan",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 backends.load()
+flops.register()
 
 
 def liif_decode(

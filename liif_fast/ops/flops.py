@@ -1,0 +1,153 @@
+"""How many floating-point operations our operators take, for `torch.utils.flop_counter.FlopCounterMode`.
+
+The formulas count what the factorised form does, as the counter does for PyTorch's own operators: two for each
+multiply-add of a matrix product or convolution, and nothing else. A backward pass that computes rows again counts their
+whole forward pass again, as recomputation in PyTorch does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+
+from liif_fast.ops.sm90 import HIDDEN, PRODUCT_BYTES, TABLE_BYTES
+
+Shape = Sequence[int]
+
+
+def _layers(weights: Sequence[Shape]) -> int:
+    """Return the operations of one row in all layers."""
+    return sum(2 * prod(weight) for weight in weights)
+
+
+def _rows(queries: int, ensemble: bool) -> int:
+    return queries * (4 if ensemble else 1)
+
+
+def _tail(queries: int, cell: Shape | None, weights: Sequence[Shape], ensemble: bool) -> tuple[int, int]:
+    """Return the operations behind P: of the hidden layers, and of the blend and the last layer, which follows it."""
+    rows = _rows(queries, ensemble)
+    affine = 2 * (2 if cell is None else 4) * weights[0][0]
+    blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
+    return rows * (affine + _layers(weights[1:-1])), blend + (queries * _layers(weights[1:][-1:]))
+
+
+def _decode(p: Shape, coord: Shape, cell: Shape | None, weights: Any, biases: Any, ensemble: bool, *_: Any) -> int:
+    return sum(_tail(prod(coord[:2]), cell, weights, ensemble))
+
+
+def _render(p: Shape, cell: Shape | None, weights: Any, biases: Any, ensemble: bool, *grid: int) -> int:
+    return sum(_tail(p[0] * grid[8] * grid[9], cell, weights, ensemble))
+
+
+def _decode_direct(
+    feat: Shape, coord: Shape, cell: Shape | None, weights: Any, biases: Any, unfold: bool, ensemble: bool
+) -> int:
+    queries, latent = prod(coord[:2]), feat[1] * (9 if unfold else 1)
+    return 2 * _rows(queries, ensemble) * latent * weights[0][0] + sum(_tail(queries, cell, weights, ensemble))
+
+
+def _tail_backward(queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool) -> int:
+    hidden, end = _tail(queries, cell, weights, ensemble)
+    rows = _rows(queries, ensemble)
+    affine = 2 * (2 if cell is None else 4) * weights[0][0] * rows
+    blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
+    again = (hidden + end) * max(rows - saved[-2], 0) // max(rows, 1)
+    return 2 * (hidden + end) - affine - blend + again  # rel, cell and the weights of the blend have no gradient
+
+
+def _decode_backward(
+    grad: Shape, p: Shape, coord: Shape, cell: Shape | None, weights: Any, biases: Any, saved: Shape, ensemble: bool
+) -> int:
+    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble)
+
+
+def _render_backward(
+    grad: Shape, p: Shape, cell: Shape | None, weights: Any, biases: Any, saved: Shape, ensemble: bool, *grid: int
+) -> int:
+    return _tail_backward(p[0] * grid[8] * grid[9], cell, weights, saved, ensemble)
+
+
+def _project(feat: Shape, weight: Shape, bias: Shape, unfold: bool, top: int, left: int, *window: int) -> int:
+    return 2 * feat[0] * prod(window) * feat[1] * (9 if unfold else 1) * weight[0]
+
+
+def _project_backward(grad: Shape, feat: Shape, weight: Shape, unfold: bool, top: int, left: int) -> int:
+    return 4 * prod(grad) * feat[1] * (9 if unfold else 1)
+
+
+def _mlp(x: Shape, weights: Any, biases: Any, keep: int) -> int:
+    return x[0] * _layers(weights)
+
+
+def _mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape) -> int:
+    return (2 * x[0] + max(x[0] - saved[-2], 0)) * _layers(weights)
+
+
+def _sm90_weights(packed: Shape, out_dim: int) -> list[Shape]:
+    hidden = (packed[0] - TABLE_BYTES) // PRODUCT_BYTES
+    return [*[(HIDDEN, HIDDEN)] * (hidden + 1), (out_dim, HIDDEN)]
+
+
+def _decode_sm90(
+    p: Shape, coord: Shape, cell: Shape | None, packed: Shape, out_dim: int, ensemble: bool, *_: Any
+) -> int:
+    return sum(_tail(prod(coord[:2]), cell, _sm90_weights(packed, out_dim), ensemble))
+
+
+def _render_sm90(
+    p: Shape, cell: Shape | None, packed: Shape, out_dim: int, ensemble: bool, wide: bool, cluster: int, *grid: int
+) -> int:
+    return sum(_tail(p[0] * grid[8] * grid[9], cell, _sm90_weights(packed, out_dim), ensemble))
+
+
+def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
+    return 2 * feat[0] * prod(feat[2:]) * prod(kernel)
+
+
+def _convolve_backward(grad: Shape, feat: Shape, kernel: Shape, wanted: Sequence[bool]) -> int:
+    return sum(wanted[:2]) * _convolve(feat, kernel, ())
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "decode": _decode,
+    "decode_direct": _decode_direct,
+    "render": _render,
+    "decode_backward": _decode_backward,
+    "render_backward": _render_backward,
+    "project": _project,
+    "mlp": _mlp,
+    "mlp_backward": _mlp_backward,
+    "triton_decode": _decode,
+    "triton_render": _render,
+    "triton_decode_backward": _decode_backward,
+    "triton_render_backward": _render_backward,
+    "triton_project": _project,
+    "triton_project_backward": _project_backward,
+    "triton_fused_mlp": _mlp,
+    "triton_fused_mlp_backward": _mlp_backward,
+    "decode_sm90": _decode_sm90,
+    "render_sm90": _render_sm90,
+    "convolve": _convolve,
+    "convolve_backward": _convolve_backward,
+}
+
+
+def register() -> None:
+    """Tell the counter the formulas, if it has been imported (importing it would import Triton)."""
+    counter: Any = sys.modules.get("torch.utils.flop_counter")
+    if counter is None:
+        return
+    for name, formula in FORMULAS.items():
+        packet = getattr(torch.ops.liif_fast, name)
+        if packet not in counter.flop_registry:
+            counter.register_flop_formula(packet)(partial(_without_output, formula))
+
+
+def _without_output(formula: Callable[..., int], *args: Any, out_shape: Any) -> int:
+    return formula(*args)
