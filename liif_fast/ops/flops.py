@@ -1,8 +1,8 @@
 """How many floating-point operations our operators take, for `torch.utils.flop_counter.FlopCounterMode`.
 
 The formulas count what the factorised form does, as the counter does for PyTorch's own operators: two for each
-multiply-add of a matrix product or convolution, and nothing else. A backward pass that computes rows again counts their
-whole forward pass again, as recomputation in PyTorch does.
+multiply-add of a matrix product or convolution, and nothing else. A backward pass that computes rows again counts that
+again, as recomputation in PyTorch does.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _mlp(x: Shape, weights: Any, biases: Any, keep: int) -> int:
 
 
 def _mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape) -> int:
-    return (2 * x[0] + max(x[0] - saved[-2], 0)) * _layers(weights)
+    return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
 
 
 def _sm90_weights(packed: Shape, out_dim: int) -> list[Shape]:
