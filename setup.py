@@ -92,8 +92,11 @@ def check_mark(name: str, library: Path) -> None:
     """Raise if the linked library lacks the mark without which liif_fast/extension.py does not load it."""
     found = re.search(rf'"{name}": (\d+)', Path("liif_fast/extension.py").read_text())
     mark = f"liif_fast/{name} interface {found and found.group(1)};"
-    if mark.encode() not in library.read_bytes():
-        raise RuntimeError(f"the linker has dropped {mark!r} from {library.name}: look at LDFLAGS")
+    built = library.read_bytes()
+    if mark.encode() not in built:
+        other = f"liif_fast/{name} interface ".encode() in built
+        cause = "the sources in csrc hold another number" if other else "the linker has dropped it, look at LDFLAGS"
+        raise RuntimeError(f"{library.name} lacks the mark {mark!r}: {cause}")
 
 
 class BuildPy(build_py):

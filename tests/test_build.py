@@ -102,3 +102,14 @@ def test_a_deleted_source_leaves_the_library(tree):
     source.unlink()
     assert build(tree, "CPU") == {"_C.abi3.so"}
     assert b"only_here" not in library.read_bytes()
+
+
+def test_a_library_that_would_not_be_loaded_says_why(tree):
+    source = tree / "csrc/cpu/library.cpp"
+    text = source.read_text()
+    source.write_text(re.sub(r"interface \d+", "interface 1000", text))
+    with pytest.raises(AssertionError, match=r"lacks the mark .*: the sources in csrc hold another number"):
+        build(tree, "CPU")
+    source.write_text(text.replace("extern const", "// extern const"))  # a const without extern is the file's own
+    with pytest.raises(AssertionError, match=r"lacks the mark .*: the linker has dropped it, look at LDFLAGS"):
+        build(tree, "CPU")
