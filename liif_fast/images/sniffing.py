@@ -110,13 +110,9 @@ def describe(path: str | os.PathLike[str]) -> str:
         kind = _sniff(path)
     except OSError:
         return "a file that cannot be read"
-    return (
-        f"{kind.name} under another ending"
-        if kind.name in READABLE
-        else str(kind)
-        if kind in (HEIC, JXL)
-        else kind.name
-    )
+    if kind.name in READABLE:
+        return f"{kind.name} under another ending"
+    return str(kind) if kind in (HEIC, JXL) else kind.name
 
 
 def endings() -> set[str]:
