@@ -76,6 +76,11 @@ def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def layer_rows(saved: Tensor) -> int:
+    """Return how many rows lie between two layers of [layers, rows, widest], which may be a slice of the rows."""
+    return saved.stride(0) // saved.shape[2]
+
+
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which the tensor's device is the current one: Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
