@@ -7,6 +7,7 @@ weight. docs/triton.md derives the formulas.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -128,9 +129,10 @@ class Totals:
     """The gradients of an MLP's parameters, summed over chunks in float32."""
 
     def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
-        self.affine = torch.zeros(affine, weights[0].shape[0], device=weights[0].device)
-        self.weights = [torch.zeros(weight.shape, device=weight.device) for weight in weights[1:]]
-        self.biases = [torch.zeros(weight.shape[0], device=weight.device) for weight in weights]
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=weights[0].device)
+        self.affine = zeros(affine, weights[0].shape[0])
+        self.weights = [zeros(weight.shape) for weight in weights[1:]]
+        self.biases = [zeros(weight.shape[0]) for weight in weights]
 
     def interleaved(self, *first: Tensor) -> list[Tensor]:
         """Return bias, weight, bias, ..., behind the gradient of the first weight if it is given."""
@@ -195,7 +197,7 @@ def backward(
             recompute(chunk, activations)
         grads = memory("grads", rows)
         blend = saved.new_empty(stop - start, widest) if plan else activations[-1]
-        parts = torch.empty(rows, affine, device=grad.device) if plan else grad
+        parts = grad.new_empty(rows, affine) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         coord = chunk.coord if chunk.coord is not None else grad
         cell = chunk.cell if chunk.cell is not None else coord

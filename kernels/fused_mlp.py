@@ -94,7 +94,7 @@ def fused_mlp_backward(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor
 ) -> list[Tensor]:
     """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
-    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, device=x.device)
+    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, dtype=torch.float32, device=x.device)
     size = backward.chunk_rows(saved, x.dtype)
     chunks = (
         backward.Chunk(slice(start, stop), 0, None, None, None, None)

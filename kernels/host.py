@@ -137,7 +137,7 @@ def network(
     return Network(
         affine=_padded(columns, 4, width).contiguous() if affine else None,
         weights=torch.stack(hidden) if hidden else first.new_empty(0, width, width),
-        biases=torch.stack(vectors) if vectors else torch.empty(0, width, device=first.device),
+        biases=torch.stack(vectors) if vectors else torch.empty(0, width, dtype=torch.float32, device=first.device),
         last=last.contiguous(),
         last_bias=_padded(biases[-1].float(), out).contiguous(),
     )

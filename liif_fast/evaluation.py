@@ -78,10 +78,11 @@ def of_model(model: FeatureModel, data_norm: Norm, *, cell_clip: bool = False) -
         (inp [1, 3, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
     """
     parameter = next(model.parameters())
-    norm = {
-        part: [torch.tensor(data_norm[part][key], device=parameter.device).view(1, -1, 1, 1) for key in ("sub", "div")]
-        for part in ("inp", "gt")
-    }
+
+    def values(part: str, key: str) -> Tensor:
+        return torch.tensor(data_norm[part][key], dtype=torch.float32, device=parameter.device).view(1, -1, 1, 1)
+
+    norm = {part: (values(part, "sub"), values(part, "div")) for part in ("inp", "gt")}
 
     @torch.inference_mode()
     def predict(inp: Tensor, size: tuple[int, int]) -> Tensor:

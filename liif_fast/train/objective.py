@@ -36,7 +36,7 @@ class Objective(nn.Module):
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         for side, values in data_norm.items():
             for key, value in values.items():
-                self.register_buffer(f"{side}_{key}", torch.tensor(value), persistent=False)
+                self.register_buffer(f"{side}_{key}", torch.tensor(value, dtype=torch.float32), persistent=False)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute errors of each sample.

@@ -191,8 +191,8 @@ class Features:
 
     def _on_device(self, norm: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
         """The `sub` and the `div` of a data_norm, float32 `[1 or 3, 1, 1]`."""
-        sub, div = (torch.tensor(norm[key], device=self.device)[:, None, None] for key in ("sub", "div"))
-        return sub, div
+        sub, div = (torch.tensor(norm[key], dtype=torch.float32)[:, None, None] for key in ("sub", "div"))
+        return sub.to(self.device), div.to(self.device)
 
     def _read(self, rows: Span, cols: Span) -> Tensor:
         """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
