@@ -5,6 +5,7 @@ import logging
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,11 +127,11 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
     import numpy as np
     import tifffile
 
-    def decode(window: Window) -> "NDArray":
-        return crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
+    def decode(window: Window) -> "Iterator[NDArray]":
+        yield crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
 
-    dtype = np.dtype(f"uint{tiff.bits}")
-    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation)
+    dtype, whole = np.dtype(f"uint{tiff.bits}"), "a TIFF in planes"
+    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole)
 
 
 class _NoLargerThanItself(io.FileIO):

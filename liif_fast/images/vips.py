@@ -11,7 +11,7 @@ pixels (it blackens what is transparent in a GIF, and interpolates no chroma of 
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,12 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         bits = _field(image, "bits-per-sample")
         convert.append(lambda pixels: pixels | pixels >> bits)
 
-    def decode(window: Window) -> "NDArray":
+    def decode(window: Window) -> "Iterator[NDArray]":
         image = _load(path, kind)  # a sequential image can be read once
-        return _fetch(_rgb(image) if through else image, window, len(bands), convert)
+        return _fetch(_rgb(image) if through else image, window, convert)
 
     shape, dtype = (image.height, image.width, len(bands)), _dtype(image)
-    whole = "an AVIF" if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
+    whole = kind if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
     return Picture(path, kind, shape, dtype, decode, info, notices, turn, whole)
 
 
@@ -139,15 +139,13 @@ def _without_ink(pixels: "NDArray") -> "NDArray":
     return np.concatenate([rgb, pixels[..., 4:]], -1)
 
 
-def _fetch(image: Any, window: Window, channels: int, convert: "list[Callable[[NDArray], NDArray]]") -> "NDArray":
+def _fetch(image: Any, window: Window, convert: "list[Callable[[NDArray], NDArray]]") -> "Iterator[NDArray]":
     top, left, height, width = window
-    region = library().Region.new(image)
-    out = np.empty((height, width, channels), _dtype(image))
-    step = max(1, min(height, _FETCHED // (image.width * image.bands * out.itemsize)))
-    for row in range(0, height, step):
-        rows = min(step, height - row)
-        pixels = np.frombuffer(region.fetch(left, top + row, width, rows), out.dtype).reshape(rows, width, image.bands)
+    region, dtype = library().Region.new(image), _dtype(image)
+    step = max(1, _FETCHED // (image.width * image.bands * dtype.itemsize))
+    for row in range(top, top + height, step):
+        rows = min(step, top + height - row)
+        pixels = np.frombuffer(region.fetch(left, row, width, rows), dtype).reshape(rows, width, image.bands)
         for change in convert:
             pixels = change(pixels)
-        out[row : row + rows] = pixels
-    return out
+        yield pixels

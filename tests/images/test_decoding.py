@@ -394,15 +394,29 @@ def test_a_window_is_that_part_of_the_whole(tmp_path: Path, extension: str, orie
         assert np.array_equal(part, whole[top : top + height, left : left + width])
 
 
-@pytest.mark.parametrize(("name", "what"), [("p.jpg", "a progressive JPEG"), ("i.png", "an interlaced PNG")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("p.jpg", "a progressive JPEG"),
+        ("i.png", "an interlaced PNG"),
+        ("a.bmp", "BMP"),
+        ("a.webp", "WEBP"),
+        ("planes.tif", "a TIFF in planes"),
+    ],
+)
 def test_what_cannot_be_read_in_parts_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, what: str
 ) -> None:
     values = samples(8, 3).astype(np.uint8)
     if name == "p.jpg":
         Image.fromarray(values).save(tmp_path / name, progressive=True)
-    else:
+    elif name == "i.png":
         (tmp_path / name).write_bytes(make_png(values, 8, 2, True))
+    elif name == "planes.tif":
+        planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+        tifffile.imwrite(tmp_path / name, planes, photometric="rgb", planarconfig="separate", tile=(16, 16))
+    else:
+        Image.fromarray(values).save(tmp_path / name)
     whole = read_image(tmp_path / name).pixels
     assert caplog.text == ""
     assert np.array_equal(open_picture(tmp_path / name).window((3, 4, 5, 6)), whole[3:8, 4:10])
