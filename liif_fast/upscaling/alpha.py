@@ -21,9 +21,14 @@ def is_gray(pixels: NDArray | Part) -> bool:
             whole picture counts, so that a region is what it is in the whole; with alpha some of it is visible.
     """
     blocks = chain([pixels.pixels], pixels.picture.blocks()) if isinstance(pixels, Part) else [pixels]
-    hides = pixels.shape[2] == 4 and in_memory(pixels)[..., 3].any()
-    colours = (row[row[:, 3] > 0] if hides else row for block in blocks for row in block)
-    return all((row[:, :3] == row[:, :1]).all() for row in colours)
+    hides = pixels.shape[2] == 4 and bool(in_memory(pixels)[..., 3].any())
+    return all(_row_is_gray(row, hides) for block in blocks for row in block)
+
+
+def _row_is_gray(row: NDArray, hides: bool) -> bool:
+    red, green, blue, *alpha = row.T
+    gray = (red == green) & (green == blue)
+    return bool((gray | (alpha[0] == 0) if hides else gray).all())
 
 
 def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
