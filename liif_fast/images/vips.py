@@ -9,6 +9,7 @@ pixels (it blackens what is transparent in a GIF, and interpolates no chroma of 
   do not exist in a child that is forked later: it would wait for them for ever.
 """
 
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import ImageCms
 
 from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.exif import upright
@@ -57,6 +59,8 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")
     if tiff:
         info, notices, turn, bands = {**tiff.info}, [*tiff.notices], tiff.orientation, tiff.bands
+        if image.bands == 1 and info[DRAWN] == PALETTE:  # of grays
+            bands = [0]
     else:
         info, notices = _metadata(path, kind, image)
         turn, bands = _field(image, "orientation") or 1, [*range(image.bands)]
@@ -66,9 +70,8 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
     convert: list[Callable[[NDArray], NDArray]] = []
     ink, through = image.interpretation == "cmyk", False
     if ink:
-        profile, info["icc_profile"] = info["icc_profile"], None
-        with suppress(library().Error):  # the profile is damaged, or not of CMYK
-            through = bool(profile and _rgb(image))
+        through = _describes_cmyk(info["icc_profile"])
+        info["icc_profile"] = None
         notices.append(f"CMYK, converted to RGB {'through its' if through else 'without a'} colour profile")
         bands = [0, 1, 2, *(band - 1 for band in bands[4:])]
         convert += [] if through else [_without_ink]
@@ -129,6 +132,13 @@ def _rgb(image: Any) -> Any:
     """Convert CMYK to RGB through its profile; further channels stay."""
     rgb = image.extract_band(0, n=4).icc_transform("srgb", embedded=True, depth=8 * _dtype(image).itemsize)
     return rgb if image.bands == 4 else rgb.bandjoin(image.extract_band(4, n=image.bands - 4))
+
+
+def _describes_cmyk(profile: bytes | None) -> bool:
+    """Tell whether this is a whole profile of CMYK; for any other libvips would take one of its own without a word."""
+    with suppress(OSError, ImportError):  # it is damaged, there is none, or this Pillow reads none
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")).profile.xcolor_space.strip() == "CMYK"
+    return False
 
 
 def _without_ink(pixels: "NDArray") -> "NDArray":
