@@ -159,9 +159,16 @@ def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes
     tags.endian, tags.bigtiff = order, big
     with suppress(Exception), _NoLargerThanItself(path) as file:  # damaged: Pillow raises nearly anything
         tags.load_from_fp(file, at)
-        kept.update(_of_the_picture(tags, _OF_THE_PICTURE))
+        kept.update(_as_bytes(_of_the_picture(tags, _OF_THE_PICTURE)))
         return kept.tobytes() if kept else None
     return None
+
+
+def _as_bytes(value: Any) -> Any:
+    """Turn text beyond ASCII back into its bytes, in folders as well, because Pillow would write question marks."""
+    if isinstance(value, dict):
+        return {tag: _as_bytes(each) for tag, each in value.items()}
+    return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
@@ -181,7 +188,7 @@ def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bo
         said = _of_the_picture(found, (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
     for tag, value in said.items():
         if isinstance(value, str):
-            data = value.encode("utf-8") + b"\0"
+            data = value.encode("latin-1") + b"\0"  # as Pillow has decoded the bytes of the file, whatever they mean
             tags.append((tag, 2, len(data), data, True))
         elif isinstance(value, bytes):
             tags.append((tag, 1, len(value), value, True))
