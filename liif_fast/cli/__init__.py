@@ -6,6 +6,7 @@ Heavy imports (torch, the models) happen inside `run`, so that `--help` and a us
 import os
 import select
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
@@ -44,6 +45,18 @@ def say(text: str) -> None:
     if sys.stderr is not None:  # closed by `2>&-`; print would take stdout
         with suppress(OSError, ValueError):
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
+
+
+def add_plugin(parser: ArgumentParser) -> None:
+    """Add the option that makes models of the user's own known."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=lambda text: text.removesuffix(".py"),
+        metavar="MODULE",
+        help="import this module of yours first, which registers a model or an encoder; may be repeated",
+    )
 
 
 def _give_up() -> None:

@@ -7,6 +7,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from liif_fast.cli import add_plugin
 from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
@@ -36,6 +37,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="MODEL",
         help=f"files or names (see liif-fast models), or {BICUBIC}: Pillow's bicubic enlargement",
     )
+    add_plugin(parser)
     parser.add_argument(
         "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
     )
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, device: Any) -> None:
     import liif_fast
     from liif_fast import data, distributed, evaluation
+    from liif_fast.config.plugins import import_plugins
     from liif_fast.train.config import load_test_config
 
     for path in filter(None, (args.markdown, args.json)):
@@ -87,6 +90,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
+    import_plugins(args.plugin, place="--plugin")
     tests = []
     for name, path in _names(args.config, "test-").items():
         config = load_test_config(path)

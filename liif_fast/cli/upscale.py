@@ -8,7 +8,7 @@ import time
 from os.path import expanduser
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, say
+from liif_fast.cli import EXIT_CODES, add_plugin, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, identity, plan_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
@@ -44,6 +44,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="MODEL",
         help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
     )
+    add_plugin(parser)
     folders = parser.add_argument_group("folders")
     folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
     folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
 
     from liif_fast import distributed, upscaling
+    from liif_fast.config.plugins import import_plugins
 
     todo = distributed.share(jobs.todo)
     if not todo:
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
         for job in todo:
             job.target.parent.mkdir(parents=True, exist_ok=True)
+    import_plugins(args.plugin, place="--plugin")
     model = upscaling.resolve_model(args.model, _device(args.device))
     failed = 0
     written: dict[tuple[object, ...], Job] = {}

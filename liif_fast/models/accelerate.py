@@ -151,7 +151,8 @@ def _check_attributes(module: nn.Module) -> None:
     missing = [name for name in (*SHARED, *(SWITCHES if switches else ())) if not hasattr(module, name)]
     if missing:
         raise TypeError(
-            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}"
+            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}; for "
+            "a network of your own use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
     if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
         raise TypeError(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from liif_fast.models.base import FeatureModel
 from liif_fast.models.checkpoint import ModelFileError
 from liif_fast.models.registry import make
 
@@ -143,6 +144,12 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(
         f"{name}: no such file, and no such model in {folder}; {hint}`liif-fast models` lists what there is"
     )
+
+
+def title(model: FeatureModel) -> str:
+    """Name a model's class, and its encoder if its spec has one."""
+    encoder = model.spec["args"].get("encoder_spec")
+    return type(model).__name__ + (f" on {encoder['name']}" if encoder else "")
 
 
 def check_family(path: Path, model: nn.Module) -> None:

@@ -32,6 +32,7 @@ TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is m
 VERSION = 1.0
 # Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
 UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1}
+_REGISTER = "register the class of each part that is yours and build the model by its name, see docs/models.md"
 MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
 Spec = dict[str, Any]
@@ -91,14 +92,15 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: ends in `.safetensors`, or in `.pth` or `.pt` for the original's format.
 
     Raises:
-        ValueError: the model has no spec, or the path's ending is another one.
+        ValueError: the model has no spec or cannot be built again from it, or the path's ending is another one.
         TypeError: the spec holds something else than plain values.
     """
     path = Path(path)
     spec = getattr(model, "spec", None)
     if spec is None:
         raise ValueError(
-            "model must have the attribute 'spec' ({'name', 'args'}), as models of liif_fast.models.make do"
+            f"model must have the attribute 'spec' ({{'name', 'args'}}), by which load_model builds it again, and a "
+            f"{type(model).__name__} has none: {_REGISTER}"
         )
     _check_plain(spec, TypeError)
     data_norm = check_data_norm(getattr(model, "data_norm", DATA_NORM))
@@ -106,6 +108,10 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
+    try:
+        _check_state(spec, sd)
+    except Exception as error:  # whatever a constructor of the user's raises
+        raise ValueError(f"model cannot be built again from its spec ({error}): {_REGISTER}") from error
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         from safetensors.torch import save

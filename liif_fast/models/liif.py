@@ -55,7 +55,6 @@ class LIIF(FeatureModel):
         self.feat_unfold = feat_unfold
         self.cell_decode = cell_decode
         self.residual = residual
-        self.backend = "auto"
         self.encoder = make(encoder_spec)
         self.imnet: nn.Module | None = None
         if imnet_spec is not None:
@@ -86,7 +85,7 @@ class LIIF(FeatureModel):
         return 4 if self.local_ensemble else 1
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        feat = self._encoded()
+        feat = self.features()
         pred = self._query(feat, coord, cell)
         return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
 
@@ -98,7 +97,7 @@ class LIIF(FeatureModel):
         place: Sequence[int] | None = None,
     ) -> Tensor:
         """As `FeatureModel.render_rgb`; `place`, where the decoder runs fused, as for `functional.liif_render`."""
-        feat = self._encoded()
+        feat = self.features()
         chain = fusable(self.imnet)
         if chain is not None:
             pred = functional.liif_render(
@@ -130,7 +129,7 @@ class LIIF(FeatureModel):
         region: Sequence[int] | None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        return render_by_query(query, self._encoded(), size, region, cell)
+        return render_by_query(query, self.features(), size, region, cell)
 
     def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if self.imnet is None:

@@ -55,7 +55,10 @@ def make(spec: Mapping[str, Any], args: Mapping[str, Any] | None = None, load_sd
         raise TypeError(f"spec must be a mapping with 'name' and 'args', got {type(spec).__name__}")
     name = spec.get("name")
     if not isinstance(name, str) or name not in _factories:
-        raise ValueError(f"unknown model name {name!r}; known names: {', '.join(sorted(_factories))}")
+        raise ValueError(
+            f"unknown model name {name!r}; known names: {', '.join(sorted(_factories))}; a name of your own is known "
+            "once its module has been imported (--plugin, or plugins in a configuration)"
+        )
     own = spec.get("args")
     if own is not None and not isinstance(own, Mapping):
         raise TypeError(f"args of {name!r} must be a mapping, got {type(own).__name__}")

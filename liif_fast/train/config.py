@@ -3,11 +3,9 @@
 The keys of the original's files work unchanged; those of ours are listed in docs/training.md.
 """
 
-import importlib
 import inspect
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 from liif_fast import backends
+from liif_fast.config.plugins import import_plugins
 from liif_fast.data import registry
 from liif_fast.metrics import parse_eval_type
 from liif_fast.models import make
@@ -212,14 +211,7 @@ def _import_plugins(modules: Any, folders: list[Path]) -> None:
         return
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
         raise ValueError(f"plugins: expected a list of modules, got {modules!r:.80}")
-    for folder in (Path.cwd(), *folders):  # for good: workers import from there, too
-        if str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
-    for i, module in enumerate(modules):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module of the user's may raise anything
-            raise ValueError(f"plugins[{i}]: cannot import {module}: {type(error).__name__}: {error}") from error
+    import_plugins(modules, folders)
 
 
 def _split(split: Any, place: str, folders: list[Path]) -> None:

@@ -175,6 +175,15 @@ def test_what_cannot_be_saved(tmp_path, tiny):
         save_model(tiny, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="attribute 'spec'"):
         save_model(torch.nn.Linear(1, 1), tmp_path / "model.pth")
+    own = torch.nn.Conv2d(3, 4, 3, padding=1)
+    edsr, tiny.encoder = tiny.encoder, own
+    with pytest.raises(ValueError, match=r"built again from its spec \(tensors do not fit .*: register the"):
+        save_model(tiny, tmp_path / "model.pth")
+    tiny.encoder = edsr
+    own.spec = {"name": "test-unregistered", "args": {}}
+    with pytest.raises(ValueError, match=r"unknown model name 'test-unregistered'.*: register the class"):
+        save_model(own, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())
     tiny.spec["args"]["local_ensemble"] = object()
     with pytest.raises(TypeError, match="plain values only, got object"):
         save_model(tiny, tmp_path / "model.pth")

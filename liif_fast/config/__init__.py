@@ -1,0 +1,1 @@
+"""What configurations and command lines share: modules of the user's."""
