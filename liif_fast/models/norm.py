@@ -29,7 +29,7 @@ class Norm(nn.Module):
         super().__init__()
         for part, values in data_norm.items():
             for key, value in values.items():
-                self.register_buffer(f"{part}_{key}", torch.tensor(value), persistent=False)
+                self.register_buffer(f"{part}_{key}", torch.tensor(value, dtype=torch.float32), persistent=False)
 
     def inp(self, image: Tensor, out: Tensor | None = None) -> Tensor:
         """Normalise inputs `[..., C, H, W]` in [0, 1]; `out` may be `image` itself, outside of autograd."""

@@ -22,7 +22,7 @@ from liif_fast.images import (
     write_strips,
 )
 from liif_fast.images.exif import resized
-from liif_fast.images.modes import DRAWN
+from liif_fast.images.picture import DRAWN
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
 from liif_fast.upscaling.features import input_window
