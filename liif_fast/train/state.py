@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.files import atomic_file
-from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split
+from liif_fast.models.checkpoint import naming, read_checkpoint
 from liif_fast.train.config import Config
 from liif_fast.train.stepper import Stepper
 
@@ -43,12 +43,11 @@ def read(path: Path) -> dict[str, Any]:
         ModelFileError: if it is no such checkpoint, naming the file.
         OSError: if it cannot be read.
     """
-    with _as_model_file_error(str(path)):
-        checkpoint = dict(_read_pth(path))
+    checkpoint = dict(read_checkpoint(path))
+    with naming(str(path)):
         missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
         if missing:
             raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
-        _check_state(*_split(checkpoint))
         optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
         if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
             raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")

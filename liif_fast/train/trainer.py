@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from liif_fast import distributed, models
 from liif_fast.data import make_loader, registry
-from liif_fast.models.checkpoint import _as_model_file_error
+from liif_fast.models.checkpoint import naming
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
 from liif_fast.train.order import Order, mix
@@ -122,7 +122,7 @@ class Run:
         self._read_data()
         self.progress, remarks = state.Progress(), list[str]()
         if checkpoint is not None:
-            with _as_model_file_error(str(source)):
+            with naming(str(source)):
                 self.progress, remarks = state.restore(checkpoint, self.stepper, config, self._ordered_by())
         remarks += self._try((checkpoint or {}).get("liif_fast", {}).get("backend"))
         main = distributed.is_main()

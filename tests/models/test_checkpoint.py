@@ -170,6 +170,44 @@ def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
         load_model(path)
 
 
+@models.register("test-counts")
+class Counts(torch.nn.Module):
+    """An encoder of a user's, with what is no weight."""
+
+    out_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        self.register_buffer("index", torch.arange(3))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_integers_and_switches_come_back(tmp_path, ending):
+    """Such as BatchNorm's count of batches; they keep their dtype, and a float never becomes one."""
+    model = models.make({"name": "test-counts"})
+    model(torch.rand(1, 3, 5, 6))
+    model.mask[1] = True
+    save_model(model, tmp_path / f"model.{ending}")
+    again = load_model(tmp_path / f"model.{ending}").state_dict()
+    assert again["net.1.num_batches_tracked"] == 1
+    assert all(
+        value.dtype == again[key].dtype and torch.equal(value, again[key]) for key, value in model.state_dict().items()
+    )
+    model.index = model.index.float()
+    with pytest.raises(ValueError, match=r"'index' is torch\.float32, the model needs torch\.int64"):
+        save_model(model, tmp_path / f"model.{ending}")
+    with pytest.raises(ModelFileError, match=r"'index' is torch\.float32"):
+        load_model({"name": "test-counts", "args": {}, "sd": model.state_dict()})
+    model.to("meta")
+    with pytest.raises(ValueError, match="must be a dense tensor with content"):
+        save_model(model, tmp_path / "meta.pth")
+
+
 def test_what_cannot_be_saved(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"path must end in \.safetensors, \.pth or \.pt"):
         save_model(tiny, tmp_path / "model.onnx")
@@ -296,9 +334,13 @@ ARGS = ("model", "args")
             r"'imnet.layers.0.bias' has shape \[3\], the model needs \[16\]",
         ),
         ((*SD, "imnet.layers.0.bias"), [0.0] * 16, "must map names to tensors, got list"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, dtype=torch.int64), "dense tensor of floats"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor of floats"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor of floats"),
+        (
+            (*SD, "imnet.layers.0.bias"),
+            torch.zeros(16, dtype=torch.int64),
+            "is torch.int64, the model needs torch.float32",
+        ),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor with content"),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor with content"),
         (("data_norm",), [0.5], "data_norm must be a mapping"),
         (("data_norm",), {"inp": {"sub": ["0"]}}, "must be one number or three"),
         (("data_norm",), {"inp": {"sub": [0.5, 0.5]}}, "must be one number or three"),
