@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     import liif_fast
     from liif_fast import data, distributed, evaluation
     from liif_fast.config.plugins import import_plugins
-    from liif_fast.train.config import load_test_config
+    from liif_fast.evaluation import load_test_config
 
     for path in filter(None, (args.markdown, args.json)):
         if not (folder := Path(path).resolve().parent).is_dir():

@@ -1,1 +1,1 @@
-"""What configurations and command lines share: modules of the user's."""
+"""What configurations, model files and command lines share: YAML, checks, names and modules of the user's."""

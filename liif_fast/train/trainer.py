@@ -19,8 +19,8 @@ import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
-from liif_fast import distributed, models
-from liif_fast.data import make_loader, registry
+from liif_fast import data, distributed, models
+from liif_fast.data import make_loader
 from liif_fast.models.checkpoint import naming
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
@@ -366,10 +366,10 @@ def _spec(spec: Any) -> dict[str, Any]:
 
 
 def _make_split(place: str, split: dict[str, Any], seed: int) -> tuple[Any, int]:
-    dataset = registry.make(split["dataset"])
+    dataset = data.make(split["dataset"])
     if not len(dataset):
         raise ValueError(f"{place}.dataset: it has no image")
-    return registry.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
+    return data.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def test_the_lines_of_the_readme(tmp_path: Path, photo: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     done = run(tmp_path, "-m", "liif_fast", *(word for word in second if word not in ("--plugin", "my_net")))
     assert done.returncode == 1
-    assert_one_line(done.stderr, "unknown model name 'my-encoder'")
+    assert_one_line(done.stderr, "unknown name 'my-encoder'")
     assert "--plugin" in done.stderr
     done = run(tmp_path, "-m", "liif_fast", *second)
     assert done.returncode == 0, done.stderr

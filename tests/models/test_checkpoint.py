@@ -219,7 +219,7 @@ def test_what_cannot_be_saved(tmp_path, tiny):
         save_model(tiny, tmp_path / "model.pth")
     tiny.encoder = edsr
     own.spec = {"name": "test-unregistered", "args": {}}
-    with pytest.raises(ValueError, match=r"unknown model name 'test-unregistered'.*: register the class"):
+    with pytest.raises(ValueError, match=r"unknown name 'test-unregistered'.*: register the class"):
         save_model(own, tmp_path / "model.pth")
     assert not list(tmp_path.iterdir())
     tiny.spec["args"]["local_ensemble"] = object()
@@ -304,12 +304,12 @@ ARGS = ("model", "args")
         (("model", "args"), None, "no 'args' in the model"),
         (("model", "sd"), None, "no 'sd' in the model"),
         (("model", "sd"), [1], "'sd' must be a dict of tensors"),
-        (("model", "name"), "LIIF", "unknown model name 'LIIF'; known names: edsr"),
-        (("model", "args"), [1], "args of 'liif' must be a mapping"),
-        ((*ARGS, "depth"), 3, "no argument 'depth'; known arguments: encoder_spec"),
-        ((*ARGS, "encoder_spec"), None, "needs argument 'encoder_spec'"),
+        (("model", "name"), "LIIF", r"spec\.name: unknown name 'LIIF' \(known: edsr"),
+        (("model", "args"), [1], r"spec\.args: expected a mapping"),
+        ((*ARGS, "depth"), 3, r"unknown key 'depth' \(liif takes encoder_spec"),
+        ((*ARGS, "encoder_spec"), None, r"'encoder_spec' is missing \(liif needs it"),
         ((*ARGS, "encoder_spec"), {"name": "liif", "args": {"encoder_spec": ENCODER}}, "model.pth|checkpoint"),
-        ((*ARGS, "encoder_spec", "args", "n_feats"), "4", "n_feats of model 'edsr-baseline' must be int, got '4'"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), "4", r"args\.n_feats: expected int, got '4'"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 5, "has shape"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**6, "has shape"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**12, "checkpoint: "),
@@ -319,11 +319,11 @@ ARGS = ("model", "args")
         (
             (*ARGS, "imnet_spec", "args", "hidden_list"),
             "abc",
-            "hidden_list must hold integers, got ",
+            r"hidden_list: expected list of int, got 'abc'",
         ),
-        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], "hidden_list must hold integers"),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], r"hidden_list: expected list of int, got \[16"),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
-        ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, "no argument 'in_dim'"),
+        ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, r"unknown key 'in_dim' \(edsr takes"),
         ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),
         ((*ARGS, "extra"), torch.zeros(1), "spec must hold plain values only, got Tensor"),
         ((*SD, "encoder.head.0.weight"), None, "'encoder.head.0.weight' is missing"),
