@@ -6,10 +6,12 @@ Heavy imports (torch, the models) happen inside `run`, so that `--help` and a us
 import os
 import select
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 # A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
 BROKEN_PIPE = 141
@@ -47,7 +49,7 @@ def say(text: str) -> None:
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
 
 
-def add_plugin(parser: ArgumentParser) -> None:
+def add_plugin(parser: "ArgumentParser") -> None:
     """Add the option that makes models of the user's own known."""
     parser.add_argument(
         "--plugin",

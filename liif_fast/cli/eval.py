@@ -59,7 +59,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(args: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     from liif_fast import distributed
-    from liif_fast.upscaling import pick_device
+    from liif_fast.devices import pick_device
 
     device = distributed.init(pick_device(args.device))
     try:
@@ -140,7 +140,7 @@ def _names(paths: list[str], prefix: str = "") -> dict[str, str]:
 
 
 def _load(path: str, backend: str | None, device: Any) -> Any:
-    from liif_fast.upscaling import resolve_model
+    from liif_fast.models.catalogue import resolve_model
 
     model: Any = resolve_model(path, device)
     if backend is not None:

@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(path: Path) -> tuple[bool, str]:
     """Whether a file can be used, and what it holds or why it cannot."""
-    from liif_fast.models.catalogue import title
-    from liif_fast.upscaling import load_upscaler
+    from liif_fast.models.catalogue import load_upscaler, title
 
     try:
         model = load_upscaler(path)

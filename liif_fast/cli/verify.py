@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"turns must be at least 1, got {args.turns}")
 
     from liif_fast.config.plugins import import_plugins
-    from liif_fast.models.catalogue import find_model, shipped_model
-    from liif_fast.upscaling import resolve_model
+    from liif_fast.models.catalogue import find_model, resolve_model, shipped_model
     from liif_fast.verification import verify
 
     image = args.image or shipped_model().parent / "chelsea.png"

@@ -1,15 +1,18 @@
 """A picture in a file: its shape and metadata now, its pixels or a part of them when they are asked for."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.window import Window, crop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +22,6 @@ logger = logging.getLogger("liif_fast.images")
 
 DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
 PALETTE, ONE_BIT = "a palette", "1 bit a pixel"
-Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 
 # orientation (TIFF 6, section 8) -> rows and columns are swapped; then rows are turned over, columns are
 _TURNS = {
@@ -52,8 +54,8 @@ class Picture:
         path: str | os.PathLike[str],
         format: str,
         shape: tuple[int, int, int],
-        dtype: "np.dtype",
-        decode: "Callable[[Window], NDArray]",
+        dtype: np.dtype,
+        decode: Callable[[Window], NDArray],
         info: Mapping[Any, Any],
         notices: list[str],
         orientation: int = 1,
@@ -78,7 +80,7 @@ class Picture:
         return self.shape[1], self.shape[0]
 
     @cached_property
-    def pixels(self) -> "NDArray":
+    def pixels(self) -> NDArray:
         """All pixels, [height, width, channels].
 
         Raises:
@@ -86,7 +88,7 @@ class Picture:
         """
         return self._read((0, 0, *self.shape[:2]))
 
-    def window(self, window: Window) -> "NDArray":
+    def window(self, window: Window) -> NDArray:
         """Read only these pixels: (top, left, height, width); errors as of `pixels`.
 
         A tiled TIFF is read at these places alone; other files in one pass down to the window's last row.
@@ -98,7 +100,7 @@ class Picture:
             self._whole = ""
         return self._read(window)
 
-    def _read(self, window: Window) -> "NDArray":
+    def _read(self, window: Window) -> NDArray:
         while self.notices:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
         (top, left, height, width), (swap, flip_rows, flip_columns) = window, self._turn
@@ -124,26 +126,20 @@ class Part:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window
         self.pixels = picture.window(window)
 
-    def __getitem__(self, index: tuple[slice, slice]) -> "NDArray":
+    def __getitem__(self, index: tuple[slice, slice]) -> NDArray:
         (top, left, _, _), (rows, columns) = self.window, index
         return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
-    def first_channel(self) -> "Part":
+    def first_channel(self) -> Part:
         """Return the same window of the first channel alone."""
         part = copy.copy(self)
         part.shape, part.pixels = (*self.shape[:2], 1), self.pixels[..., :1]
         return part
 
-    def bands(self) -> "Iterator[NDArray]":
+    def bands(self) -> Iterator[NDArray]:
         """Yield the window, then the whole picture in bands of rows; all but tiled TIFFs are read once a band."""
         yield self.pixels
         height, width, channels = self.picture.shape
         rows = max(1, _BAND_BYTES // (width * channels * self.dtype.itemsize))
         for top in range(0, height, rows):
             yield self.picture.window((top, 0, min(rows, height - top), width))
-
-
-def crop(pixels: "NDArray", window: Window) -> "NDArray":
-    """Return a window (top, left, height, width) of an array [H, W, ...]."""
-    top, left, height, width = window
-    return pixels[top : top + height, left : left + width]

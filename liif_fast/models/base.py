@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liif_fast.encode import encode
 from liif_fast.layers import render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
+from liif_fast.models.tiles import encode
 
 PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time: bounds what `predict` needs beside the output
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from liif_fast import data, distributed, models
 from liif_fast.data import make_loader
+from liif_fast.devices import pick_device
 from liif_fast.models.checkpoint import naming
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
@@ -30,7 +31,6 @@ from liif_fast.train.stepper import Stepper
 from liif_fast.train.stopping import Stop, end
 from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
-from liif_fast.upscaling import pick_device
 
 _ADVICE = "--resume goes on from the last checkpoint, with any number of processes"
 LOOK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait; a CPU has nothing to wait for

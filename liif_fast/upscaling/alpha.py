@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.images import Part
-from liif_fast.upscaling.plan import Region
+from liif_fast.window import Window
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
@@ -58,7 +58,7 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0, colour, filled)
 
 
-def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[int, int], region: Region) -> Tensor:
+def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[int, int], region: Window) -> Tensor:
     """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
 
     The range is that of the 3x3 nearest pixels. Where the nearest pixel and the bicubic interpolation both say 0, or

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 import liif_fast
 from liif_fast import upscaling
+from liif_fast.devices import pick_device
 from liif_fast.images import Picture, read_image
 from liif_fast.models import LIIF, make
-from liif_fast.upscaling import features, options, output_size, pick_device, strips
+from liif_fast.models.catalogue import shipped_model
+from liif_fast.upscaling import features, options, output_size, strips
 
 SCALE = 2.3
 upscale = functools.partial(upscaling.upscale, tile=8)
@@ -499,7 +501,7 @@ def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
 
 def test_the_shipped_model_beats_bicubic() -> None:
     """On a photograph that it was not trained on, reduced as it was in training."""
-    with Image.open(upscaling.default_model_path().parent / "chelsea.png") as opened:
+    with Image.open(shipped_model().parent / "chelsea.png") as opened:
         original = opened.crop((40, 30, 140, 110))
     small = original.resize((50, 40), Image.Resampling.BICUBIC)
 
