@@ -153,7 +153,65 @@ class MLP(nn.Module):
         return self.layers(x) if chain is None else functional.fused_mlp(x, *chain)
 
 
-class LIIFDecoder(nn.Module):
+def chain_of(module: nn.Module) -> Chain | None:
+    """Return `linear_chain` of `module.layers`; None if the module is altered."""
+    return None if altered(module) else linear_chain(getattr(module, "layers", None))
+
+
+def fusable(network: nn.Module | None) -> Chain | None:
+    """Return weights and biases of an `MLP` or a Sequential whose call is nothing but that chain, else None."""
+    if isinstance(network, MLP):
+        return chain_of(network) if type(network).forward is MLP.forward else None
+    return linear_chain(network)
+
+
+class Decoding:
+    """What `LIIF` and `LIIFDecoder` share: the switches, and a network on the latents, fused where that can be."""
+
+    local_ensemble: bool
+    feat_unfold: bool
+    cell_decode: bool
+    backend: str = "auto"
+    recompute: bool | None = None
+
+    def _in_dim(self, channels: int) -> int:
+        return channels * (9 if self.feat_unfold else 1) + (4 if self.cell_decode else 2)
+
+    def _switches(self) -> dict[str, Any]:
+        return {
+            "feat_unfold": self.feat_unfold,
+            "local_ensemble": self.local_ensemble,
+            "cell_decode": self.cell_decode,
+        }
+
+    def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        """Decode queries; arguments and result as of `functional.liif_decode`."""
+        chain = fusable(network)
+        if chain is None:
+            return decode_by_module(network, feat, coord, cell, self.backend, self._switches())
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
+        return functional.liif_decode(feat, coord, cell, *chain, **options)
+
+    def _decode_grid(
+        self,
+        network: Any,
+        feat: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None,
+        cell: Tensor | Sequence[float] | None,
+        place: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Decode a window of a grid; arguments and result as of `functional.liif_render`."""
+        chain = fusable(network)
+        if chain is None:
+            if place is not None:
+                raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
+            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell)
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute, "place": place}
+        return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
+
+
+class LIIFDecoder(Decoding, nn.Module):
     """LIIF's decoder: a continuous image from a feature map, for a network of one's own.
 
     Parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF, such
@@ -206,8 +264,7 @@ class LIIFDecoder(nn.Module):
         self.cell_decode = cell_decode
         self.backend = backend
         self.recompute = recompute
-        in_dim = in_channels * (9 if feat_unfold else 1) + (4 if cell_decode else 2)
-        self.layers = _perceptron(in_dim, out_channels, hidden_list)
+        self.layers = _perceptron(self._in_dim(in_channels), out_channels, hidden_list)
 
     def forward(self, feat: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """Decode queries at any coordinates; differentiable with respect to feat and the parameters.
@@ -225,11 +282,7 @@ class LIIFDecoder(nn.Module):
             TypeError, ValueError: an argument is of the wrong kind, shape, dtype or device.
             RuntimeError: the backend named cannot run this call.
         """
-        chain = linear_chain(self.layers)
-        if chain is None:
-            return decode_by_module(self.layers, feat, coord, cell, self.backend, self._switches())
-        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
-        return functional.liif_decode(feat, coord, cell, *chain, **options)
+        return self._decode(self.layers, feat, coord, cell)
 
     def render(
         self,
@@ -252,11 +305,7 @@ class LIIFDecoder(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `forward`.
         """
-        chain = linear_chain(self.layers)
-        if chain is None:
-            return render_by_query(lambda coord, cell: self.forward(feat, coord, cell), feat, size, region, cell)
-        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
-        return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
+        return self._decode_grid(self.layers, feat, size, region, cell)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take `imnet.*` of a whole LIIF's tensors for ours, and leave the others out."""
@@ -266,13 +315,6 @@ class LIIFDecoder(nn.Module):
                 if name.startswith("imnet."):
                     state_dict[prefix + name.removeprefix("imnet.")] = value
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _switches(self) -> dict[str, Any]:
-        return {
-            "feat_unfold": self.feat_unfold,
-            "local_ensemble": self.local_ensemble,
-            "cell_decode": self.cell_decode,
-        }
 
     def extra_repr(self) -> str:
         """Say the options that the layers do not show."""

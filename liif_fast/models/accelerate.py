@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.coord import make_cell, make_coord
-from liif_fast.layers import render_by_query
+from liif_fast.layers import chain_of, render_by_query
 from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.mlp import chain_of
 
 SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # LIIF has them, MetaSR has none
