@@ -120,8 +120,6 @@ def check_output(path: str | os.PathLike[str]) -> Format:
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
     kind = check_format(path)
-    if path.is_symlink() and not path.exists() and Path(os.path.realpath(path)).is_symlink():
-        raise ImageFileError(f"{path}: is a link that leads back to itself")
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path}: is not a regular file")
     if path.exists() and not os.access(path, os.W_OK):

@@ -292,7 +292,7 @@ def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
         if threading.get_ident() == thread:
             left -= 1
             if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} of the file")
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
 
     handle = register_module_parameter_registration_hook(count)
     try:

@@ -28,7 +28,10 @@ def make(spec: Mapping[str, Any], args: Mapping[str, Any] | None = None, load_sd
         ValueError: unknown name, unknown or missing argument, or no 'sd' although asked for.
     """
     if not isinstance(spec, Mapping):
-        raise TypeError(f"spec must be a mapping with 'name' and 'args', got {type(spec).__name__}")
+        raise TypeError(
+            f"spec must be a mapping with 'name' and 'args', got {type(spec).__name__}; register a class of your own "
+            "with liif_fast.models.register and give its name"
+        )
     if load_sd and "sd" not in spec:
         raise ValueError(f"spec of {spec.get('name')!r} has no 'sd' to load")
     merged = spec.get("args")

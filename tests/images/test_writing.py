@@ -54,9 +54,8 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         check_output(tmp_path)
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "loop").symlink_to("loop")
-    for name, message in (("loop.png", "leads back to itself"), ("loop/a.png", "does not exist")):
-        with pytest.raises(ImageFileError, match=message):
-            check_output(tmp_path / name)
+    with pytest.raises(ImageFileError, match="does not exist"):
+        check_output(tmp_path / "loop/a.png")
     with pytest.raises(ImageFileError, match="Too many levels of symbolic links"):
         as_pil(tmp_path / "loop.png")
     if hasattr(os, "mkfifo"):
@@ -259,21 +258,6 @@ def test_atomic_file_keeps_permissions_and_follows_links(tmp_path: Path) -> None
         pass
     (tmp_path / "plain").touch()
     assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_second_signal_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes while the half-written file is being taken away."""
-    unlink, calls = Path.unlink, iter((KeyboardInterrupt, SystemExit(129)))
-
-    def interrupted(self: Path, missing_ok: bool = False) -> None:
-        for call in calls:
-            raise call
-        unlink(self, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", interrupted)
-    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.png"):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_signal_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

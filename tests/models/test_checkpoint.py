@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from liif_fast import load_model, models, save_model
-from liif_fast.models import ModelFileError
+from liif_fast.models import ModelFileError, catalogue
 
 ENCODER = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
 IMNET = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
@@ -448,7 +448,7 @@ def test_dropped_metadata_is_noticed(tmp_path, tiny_spec, change, traced):
 
 
 def test_the_shipped_model_is_not_misread():
-    assert TRACE in load_file(models.catalogue.shipped_model())
+    assert TRACE in load_file(catalogue.shipped_model())
 
 
 def test_save_to_a_buffer_of_the_original(tiny):

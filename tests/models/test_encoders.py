@@ -187,6 +187,11 @@ def test_specs_of_the_wrong_type(spec):
         models.make(spec)
 
 
+def test_a_module_is_no_spec():
+    with pytest.raises(TypeError, match="got Conv2d; register a class of your own"):
+        models.LIIF(torch.nn.Conv2d(3, 4, 1))
+
+
 def test_args_override_and_extend():
     spec = {"name": "edsr-baseline", "args": {"n_resblocks": 5, "no_upsampling": True}}
     encoder = models.make(spec, args={"n_resblocks": 1, "n_feats": 4})
