@@ -8,6 +8,7 @@ every name and shape agrees.
 """
 
 import copy
+import io
 import json
 import os
 import re
@@ -137,10 +138,21 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         content: dict[str, Any] = {"model": {**copy.deepcopy(spec), "sd": sd}}
         if data_norm != DATA_NORM:  # the original's reader ignores it
             content["data_norm"] = data_norm
-        with atomic_file(path) as file:
-            torch.save(content, file)
+        write_checkpoint(content, path)
     else:
         raise ValueError(f"path must end in .safetensors, .pth or .pt, got {str(path)!r}")
+
+
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint as torch.save does; the old file stays until the new one is whole.
+
+    Raises:
+        OSError: it cannot be written, for want of space, say.
+    """
+    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
+    torch.save(content, buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def _regular_size(path: Path) -> int:

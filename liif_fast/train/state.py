@@ -4,7 +4,6 @@ The random numbers of a step are drawn from the seed and the number of the step,
 generator to keep: a checkpoint says which step of which epoch comes next.
 """
 
-import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.files import atomic_file
 from liif_fast.models.checkpoint import naming, read_checkpoint
 from liif_fast.train.config import Config
 from liif_fast.train.stepper import Stepper
@@ -124,15 +122,3 @@ def restore(
         losses: Tensor = extra["losses"]
         progress.step, progress.losses, progress.seconds = extra["step"], losses.tolist(), extra["seconds"]
     return progress, remarks
-
-
-def save(state: Any, path: Path) -> None:
-    """Write a checkpoint; the old one stays until the new one is whole, and where the disk is full.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
-    torch.save(state, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from liif_fast import data, distributed, models
 from liif_fast.data import make_loader
 from liif_fast.devices import pick_device
-from liif_fast.models.checkpoint import naming
+from liif_fast.models.checkpoint import naming, write_checkpoint
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
 from liif_fast.train.order import Order, mix
@@ -334,7 +334,7 @@ class Run:
         if distributed.is_main():
             content = self.checkpoint()
             for name in names:
-                state.save(content, self.folder / f"{name}.pth")
+                write_checkpoint(content, self.folder / f"{name}.pth")
 
     def checkpoint(self) -> Any:
         """The present state in the original's format, and what resuming needs beside it (`state.compose`)."""

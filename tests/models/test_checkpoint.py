@@ -208,6 +208,21 @@ def test_integers_and_switches_come_back(tmp_path, ending):
         save_model(model, tmp_path / "meta.pth")
 
 
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path, tiny, ending):
+    resource = pytest.importorskip("resource", reason="no limits of files on Windows")
+    path = tmp_path / f"model.{ending}"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_model(tiny, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(each, each.read_bytes()) for each in tmp_path.iterdir()] == [(path, b"old")]
+
+
 def test_what_cannot_be_saved(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"path must end in \.safetensors, \.pth or \.pt"):
         save_model(tiny, tmp_path / "model.onnx")
