@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from liif_fast.window import Window as Window
+
 
 class Switches(NamedTuple):
     """The three options of LIIF's decoder."""
@@ -25,7 +27,6 @@ class Switches(NamedTuple):
         return 4 if self.local_ensemble else 1
 
 
-Window = tuple[int, int, int, int]  # top, left, height, width
 Place = tuple[int, int, int, int]  # top, left in a map of height, width
 
 
