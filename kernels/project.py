@@ -91,16 +91,15 @@ def project_backward(
     grad, float32 [B, h, w, hidden], is that of P on the window at (top, left). A gradient that is not wanted is empty.
     """
     taps, low = _taps(weight, feat.shape[1], unfold), grad.to(feat.dtype)
-    nothing = grad.new_empty(0)
     return (
         _feat_grad(low, feat, taps, (-top, -left)) if wanted[0] else feat.new_empty(0),
-        _latent_grad(low, feat, 3 if unfold else 1, top, left) if wanted[1] else nothing,
-        grad.sum((0, 1, 2)) if wanted[2] else nothing,
+        _latent_grad(low, feat, 3 if unfold else 1, top, left) if wanted[1] else grad.new_empty(0),
+        grad.sum((0, 1, 2)) if wanted[2] else grad.new_empty(0),
     )
 
 
 def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]) -> Tensor:
-    no_bias = torch.zeros(feat.shape[1], device=feat.device)
+    no_bias = torch.zeros(feat.shape[1], dtype=torch.float32, device=feat.device)
     maps = _launch(grad, taps.flip(0).transpose(1, 2), no_bias, (*origin, *feat.shape[2:]))
     return in_layout_of(feat, maps.permute(0, 3, 1, 2))
 
@@ -112,7 +111,7 @@ def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> 
     around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
     stride = wide + 2 * border
     ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
-    latent_grad = torch.empty(grad.shape[3], feat.shape[1], side * side, device=feat.device)
+    latent_grad = torch.empty(grad.shape[3], feat.shape[1], side * side, dtype=torch.float32, device=feat.device)
     for tap in range(side * side):
         shift = tap // side * stride + tap % side
         part = around[:, shift : shift + rows * stride]

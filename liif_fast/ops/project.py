@@ -38,10 +38,12 @@ def _backward_fake(
 
 
 project = define(
-    "project", "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor", _fake
+    "project",
+    "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
+    _fake,
 )
-# The gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias; those not wanted
-# are empty. grad [B, h, w, hidden] is that of P's window at (top, left).
+# Return the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, empty
+# where they are not wanted. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
 project_backward = define(
     "project_backward",
     "(Tensor grad, Tensor feat, Tensor weight, bool unfold, SymInt top, SymInt left, bool[3] wanted, str? backend)"
@@ -79,11 +81,10 @@ def _convolution_backward(
         1,
         wanted,
     )
-    nothing = feat.new_empty(0)
     return (
-        in_layout_of(feat, feat_grad) if wanted[0] else nothing,
-        kernel_grad.flatten(1) if wanted[1] else nothing,
-        bias_grad if wanted[2] else nothing,
+        in_layout_of(feat, feat_grad) if wanted[0] else feat.new_empty(0),
+        kernel_grad.flatten(1) if wanted[1] else grad.new_empty(0),
+        bias_grad if wanted[2] else grad.new_empty(0),
     )
 
 
