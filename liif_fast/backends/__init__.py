@@ -98,12 +98,12 @@ def runner(operator: str) -> Callable[..., Any]:
     """Return the kernel of an operator that runs it on the backend named by its last argument."""
 
     def run(*args: Any) -> Any:
-        *args, name = args
+        *rest, name = args
         operators = getattr(_backends.get(name), "OPERATORS", {})
         if operator not in operators:
-            device = next(arg.device for arg in args if isinstance(arg, Tensor))
+            device = rest[0].device
             raise RuntimeError(f"liif_fast: {operator} has no kernel for {device} in the backend {name or 'cpu'!r}")
-        return operators[operator](*args)
+        return operators[operator](*rest)
 
     return run
 
