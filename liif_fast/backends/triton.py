@@ -33,7 +33,7 @@ _missing = importlib.util.find_spec("triton") is None
 
 
 def _why_not_on(kind: str, index: int | None) -> str:
-    """Why the kernels do not run on a device; empty if they do."""
+    """Return why the kernels do not run on a device, "" if they do; on a CPU, make the operators run them."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
@@ -151,21 +151,24 @@ FILES = ("project", "decode", "render", "gather_corners", "fused_mlp")
 OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
 
 
+_library = torch.library.Library("liif_fast", "IMPL")  # what it registers goes with it
+
+
 @functools.cache
 def run_on_cpu() -> None:
     """Let this backend run operators on CPU tensors: for Triton's interpreter.
 
-    A key holds one kernel, so each of ours takes the place of the C++ kernel, and calls it where no backend is named.
+    A key holds one kernel, so each of ours takes the place of the C++ kernel, if it is built, and calls it where no
+    backend is named.
     """
     for name in OPERATORS:
-        native, ours = torch.library.get_kernel(f"liif_fast::{name}", "CPU"), runner(name)
+        operator, ours = f"liif_fast::{name}", runner(name)
+        built = torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator, "CPU")
+        native = torch.library.get_kernel(operator, "CPU") if built else None
 
         def run(keys: Any, *args: Any, native: Any = native, ours: Callable[..., Any] = ours) -> Any:
-            return native.call_boxed(keys, *args) if args[-1] is None else ours(*args)
+            return ours(*args) if native is None or args[-1] is not None else native.call_boxed(keys, *args)
 
         with warnings.catch_warnings():  # of a kernel that is replaced
             warnings.simplefilter("ignore", UserWarning)
             _library.impl(name, run, "CPU", with_keyset=True)
-
-
-_library = torch.library.Library("liif_fast", "IMPL")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from liif_fast import backends, explain, functional
-from liif_fast.backends import cuda
+from liif_fast.backends import cuda, triton
 from liif_fast.call import Call, Switches
 from liif_fast.ops import sm90
 
@@ -117,6 +117,18 @@ def test_the_extension_needs_no_cuda_in_pytorch():
 def test_the_extension_registers_every_operator():
     for name in ("pack_sm90", "decode_sm90", "render_sm90"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{name}", "CUDA")
+
+
+def test_one_kernel_under_the_key_cuda_calls_the_backend_named():
+    """A key holds one kernel: two backends that registered theirs would silently replace each other."""
+    for name in {*cuda.OPERATORS, *triton.OPERATORS}:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{name}", "CUDA")
+    p, run = torch.empty(1, 2, 2, 8, device="meta"), backends.runner("decode_backward")
+    for name in (None, "cuda", "torch", "none such"):
+        with pytest.raises(
+            RuntimeError, match=f"decode_backward has no kernel for meta in the backend '{name or 'cpu'}'"
+        ):
+            run(p, name)
 
 
 @pytest.mark.parametrize("switches", [Switches(*each) for each in itertools.product((True, False), repeat=3)])
