@@ -12,6 +12,10 @@ std::string cpu_isa() {
     return isa_name();
 }
 
+bool cpu_has_bfloat16() {
+    return has_bfloat16();
+}
+
 }  // namespace liif
 
 // Looked for in the file before it is loaded (liif_fast/extension.py). Exported, since a linker that drops what nothing
@@ -39,6 +43,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
+    m.impl("cpu_has_bfloat16", TORCH_BOX(&liif::cpu_has_bfloat16));
 }
 
 #if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` loads it too

@@ -18,6 +18,7 @@ def define(name: str, schema: str) -> None:
 
 
 define("cpu_isa", "() -> str")
+define("cpu_has_bfloat16", "() -> bool")
 
 
 def refuse_second_order() -> None:
