@@ -1,4 +1,4 @@
-// liif_fast::mlp and mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
+// liif_fast::fused_mlp and fused_mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
 #include <algorithm>
 
 #include "checks.h"
@@ -42,16 +42,18 @@ void copy_rows(T* to, int64_t stride, const T* x, int64_t x_stride, int64_t widt
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& shape) {
     Tensor packed;
     const auto net = build_packed(
         x, packed, [&](Arena& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
     const Network<T>& rest = net.rest;
     const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
+    const int64_t keep = hidden > 0 ? shape[0] : 0;
     const int64_t levels = rest.levels(), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t ins = net.first.in, padded_in = round_up(ins, kDepth<T>);
     Tensor out = make<Sum<T>>(x, {total, outs});
-    Tensor saved = make_saved<T>(x, hidden > 0 ? keep : 0, saved_width(rest));
+    check_saved_width(shape[0], shape[1], saved_width(rest));
+    Tensor saved = make_saved<T>(x, shape[0], shape[1]);
     const T* from = data<T>(x);
     const int64_t x_stride = x.stride(0);
     Sum<T>* to = mutable_data<Sum<T>>(out);
@@ -110,7 +112,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
         return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
-    check_saved(saved, saved_width(rest));
+    check_saved_width(kept, saved.size(1), saved_width(rest));
     const Backward<T> backward(rest);
     const int64_t total = x.size(0), ins = net.first.in, outs = rest.out(), hidden = rest.hidden();
     const int64_t stride = rest.stride(), levels = rest.levels(), padded_in = round_up(ins, nr);
@@ -210,14 +212,15 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                     const Ints& saved) {
     check_rows(x, weights, biases);
-    check_keep(keep, x.size(0));
-    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, keep); });
+    check_saved_shape(saved, x.size(0), 1);
+    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, saved); });
 }
 
-Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                     const Tensor& saved) {
+Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                           const Tensor& saved) {
     check_rows(x, weights, biases);
     check_gradient(grad, {x.size(0), weights.back().size(0)}, saved, x.size(0));
     STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");
