@@ -55,6 +55,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of what an operator makes of `tensor`: its own, float32 under autocast."""
+    return tensor.dtype if autocast_dtype(tensor) is None else torch.float32
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves operations on `tensor` alone."""
     if autocast_dtype(tensor) is None:
