@@ -1,9 +1,9 @@
 """Training samples, one batch at a time: the original's way, the lean way of our CPU workers, and batches on a device.
 
-A worker of ours ends with packed samples, which are unpacked on the model's device; here that is timed on its own, too.
-What a training step takes of samples, the model's appetite, is measured beside them. All images are of one colour, so
-that every way must come to the same values wherever it crops; what is timed does not depend on the values. They are
-more than fits into a cache, as a data set is.
+The reference is the original's way. A worker of ours ends with packed samples, which are unpacked on the model's
+device; here that is timed on its own, too. What a training step takes of samples, the model's appetite, is measured
+beside them. All images are of one colour, so that every way must come to the same values wherever it crops; what is
+timed does not depend on the values. They are more than fits into a cache, as a data set is.
 """
 
 import random
@@ -12,24 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import limits
-from benchmarks.common import OURS
+from benchmarks.common import OURS, REFERENCE, Raced
 from liif_fast import models
 from liif_fast.data import make
 from liif_fast.data.device import DeviceLoader
 from liif_fast.data.samples import collate, unpack
 
-ORIGINAL = "the original's way"
 ON_DEVICE = "on the device"
 UNPACKED = "liif_fast, unpacked"  # on the device that is measured, by the process that trains
 COLOUR = (51, 102, 204)  # x / 255 * 255, cut to 8 bits, is x for these
 
 
-def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.device) -> None:
+@pytest.fixture(scope="module")
+def data(race: Callable[..., Raced], pick: Callable[..., Any], device: torch.device) -> Raced:
     batch, inp_size, sample_q = pick(16, 16, 2), pick(48, 48, 6), pick(2304, 2304, 20)
     height, width = pick((1356, 2040), (1356, 2040), (30, 40))  # of DIV2K
     images = [np.tile(np.array(COLOUR, np.uint8), (height, width, 1)) for _ in range(pick(12, 12, 2))]
@@ -61,21 +62,23 @@ def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.
         samples = [_original(floats[i % len(floats)], inp_size, 1, 4, sample_q) for i in indices()]
         return _values({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
 
-    colour = torch.tensor(COLOUR) / 255
-    inp = colour.view(3, 1, 1).expand(batch, 3, inp_size, inp_size)
-    expected = _values({"inp": inp, "gt": colour.expand(batch, sample_q, 3)})
-    result = race(
+    raced = race(
         "data",
         f"a batch of {batch} training samples, x1 to x4 to {inp_size}x{inp_size}, {sample_q:,} queries each",
-        lean,
-        {ORIGINAL: original, UNPACKED: unpacked, ON_DEVICE: on_device},
-        expected,
+        {OURS: lean, REFERENCE: original, UNPACKED: unpacked, ON_DEVICE: on_device},
         rounds=21,
     )
-    rates = {name: batch / figure["median"] for name, figure in result["figures"].items()}
+    rates = {name: batch / figure["median"] for name, figure in raced.result["figures"].items()}
     rates["a training step of EDSR-baseline-LIIF takes"] = batch / _step_seconds(wrapper, batch, device, pick)
-    figures = ", ".join(f"{'a worker' if name == OURS else name} {rate:,.0f}" for name, rate in rates.items())
-    result["notes"] = [f"samples/s: {figures}"]
+    names = {OURS: "a worker", REFERENCE: "the original's way"}
+    figures = ", ".join(f"{names.get(each, each)} {rate:,.0f}" for each, rate in rates.items())
+    raced.result["notes"] = [f"samples/s: {figures}"]
+    return raced
+
+
+@pytest.mark.variants(UNPACKED, ON_DEVICE)
+def test_data(data: Raced, row: Callable[[Raced], None]) -> None:
+    row(data)
 
 
 def _values(batch: dict[str, Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED, make_problem
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
@@ -20,31 +20,48 @@ def _query() -> tuple[Any, ...]:
     return feat, torch.rand(1, 1, 2), torch.full((1, 1, 2), 0.5), weights, biases
 
 
-@pytest.mark.skipif(isa() == NOT_BUILT, reason=NOT_BUILT)
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def test_operator(race: Callable[..., Any]) -> None:
+def operator(race: Callable[..., Raced]) -> Raced:
+    if isa() == NOT_BUILT:
+        pytest.skip(NOT_BUILT)
     feat, coord, cell, weights, biases = _query()
     p = project(feat, weights[0], biases[0], True, 0, 0, 2, 2)
     decode = torch.ops.liif_fast.decode.default
 
-    race(
+    return race(
         "operator",
         "one call of torch.ops.liif_fast.decode, one query",
-        lambda: decode(p, coord, cell, weights, biases, True, False)[0],
-        {},
-        liif_decode(feat, coord, cell, weights, biases, backend="reference"),
+        {
+            OURS: lambda: decode(p, coord, cell, weights, biases, True, False)[0],
+            REFERENCE: lambda: liif_decode(feat, coord, cell, weights, biases, backend="reference"),
+        },
         rounds=ROUNDS,
     )
 
 
+@pytest.mark.variants
+def test_operator(operator: Raced, row: Callable[[Raced], None]) -> None:
+    row(operator)
+
+
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def test_function(race: Callable[..., Any]) -> None:
+def function(race: Callable[..., Raced]) -> Raced:
     query = _query()
-    race(
+    return race(
         "function",
         "one call of liif_decode, one query",
-        lambda: liif_decode(*query),
-        {EAGER: lambda: eager.decode(*query), FACTORISED: lambda: liif_decode(*query, backend="torch")},
-        liif_decode(*query, backend="reference"),
+        {
+            OURS: lambda: liif_decode(*query),
+            REFERENCE: lambda: liif_decode(*query, backend="reference"),
+            EAGER: lambda: eager.decode(*query),
+            FACTORISED: lambda: liif_decode(*query, backend="torch"),
+        },
         rounds=ROUNDS,
     )
+
+
+@pytest.mark.variants(EAGER, FACTORISED)
+def test_function(function: Raced, row: Callable[[Raced], None]) -> None:
+    row(function)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import eager, rivals
-from benchmarks.common import EAGER, FACTORISED, OURS, make_problem, make_queries
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.worker import Worker
 from liif_fast.functional import liif_decode, liif_render
 
@@ -30,9 +30,9 @@ DECODING = (
 TRAINING = (EAGER, FACTORISED, RECOMPUTED, KEPT)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., Worker]]:
-    """start(...): a Worker that ends with the test."""
+    """start(...): a Worker that ends with the module."""
     workers: list[Worker] = []
 
     def run(*options: Any) -> Worker:
@@ -44,10 +44,11 @@ def start() -> Iterator[Callable[..., Worker]]:
         worker.close()
 
 
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def test_decode(
-    device: torch.device, race: Callable[..., Any], pick: Callable[..., Any], start: Callable[..., Worker]
-) -> None:
+def decode_steps(
+    device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any], start: Callable[..., Worker]
+) -> Raced:
     if device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
     side, scale, hidden = pick(48, None, 7), 4, pick((256,) * 4, None, (16, 16))
@@ -76,35 +77,46 @@ def test_decode(
         lambda: projected(rivals.PROJECTED_CHUNK["cpu"], True),
         *(fused(isa) for isa in WORKERS),
     ]
-    race(
+
+    def render(**options: Any) -> torch.Tensor:
+        return liif_render(feat, size, weights, biases, **options).flatten(2).transpose(1, 2)
+
+    return race(
         "steps-decode",
         f"steps: render x{scale} from {side}x{side}",
-        lambda: liif_render(feat, size, weights, biases).flatten(2).transpose(1, 2),
-        dict(zip(DECODING[:-1], steps, strict=True)),
-        liif_render(feat, size, weights, biases, backend="reference").flatten(2).transpose(1, 2),
+        {OURS: render, REFERENCE: lambda: render(backend="reference"), **dict(zip(DECODING[:-1], steps, strict=True))},
         rounds=7,
         seconds=15.0,
         keepers=list(WORKERS.values()),
     )
 
 
-def test_train(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
+@pytest.mark.variants(*DECODING[:-1])
+def test_decode_steps(decode_steps: Raced, row: Callable[[Raced], None]) -> None:
+    row(decode_steps)
+
+
+@pytest.fixture(scope="module")
+def training_steps(device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
     if device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
     side, count, hidden = pick(48, None, 7), pick(4096, None, 60), pick((256,) * 4, None, (16, 16))
     problem = make_problem((side, side), batch=2, hidden=hidden)
     problem.feat.requires_grad_()
     queries, grad = make_queries(2, count, side), torch.randn(2, count, 3)
-    race(
+    return race(
         "steps-train",
         f"steps: forward + backward, B = 2, Q = {count:,}, {side}x{side}",
-        rivals.step(liif_decode, problem, queries, grad),
         {
             **rivals.training(problem, queries, grad, compiled=False),
             KEPT: rivals.step(liif_decode, problem, queries, grad, recompute=False),
             RECOMPUTED: rivals.step(liif_decode, problem, queries, grad, recompute=True),
         },
-        rivals.expected_gradients(problem, queries, grad),
         rounds=7,
         seconds=10.0,
     )
+
+
+@pytest.mark.variants(*TRAINING)
+def test_training_steps(training_steps: Raced, row: Callable[[Raced], None]) -> None:
+    row(training_steps)

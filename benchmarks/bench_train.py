@@ -7,29 +7,27 @@ import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.common import COMPILED, EAGER, FACTORISED_COMPILED, make_problem, make_queries
+from benchmarks.common import EAGER, FACTORISED, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import training_work
-from liif_fast.functional import liif_decode
 
 # The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
 TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
 
 
-@pytest.mark.parametrize(
-    ("batch", "queries", "rounds"),
-    [(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
-    ids=lambda value: f"{value}",
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
+    ids=lambda case: "{}x{}".format(*case),
 )
-def test_train(
-    batch: int,
-    queries: int,
-    rounds: int,
+def train(
+    request: pytest.FixtureRequest,
     half: bool,
     device: torch.device,
-    race: Callable[..., Any],
+    race: Callable[..., Raced],
     pick: Callable[..., Any],
     long: Callable[[bool], None],
-) -> None:
+) -> Raced:
+    batch, queries, rounds = request.param
     long(queries > 100_000 and device.type == "cpu")
     side = pick(48, 48, 7)
     count = pick(queries, queries if queries == 2304 else None, 60)
@@ -37,21 +35,22 @@ def test_train(
     problem.feat.requires_grad_()
     places = make_queries(batch, count, side, device)
     grad = torch.randn(batch, count, 3, device=device)
-    others = rivals.training(problem, places, grad, compiled=queries == 2304)
     left_out = {}
     if device.type == "cpu" and count * batch > TOO_LARGE:
-        left_out = dict.fromkeys((EAGER, COMPILED, FACTORISED_COMPILED), "left out: it keeps some 20 KB a query")
-        others = {each: call for each, call in others.items() if each not in left_out}
+        left_out = {EAGER: "left out: it keeps some 20 KB a query", REFERENCE: "left out: it takes minutes"}
 
-    race(
+    return race(
         f"train-{queries}",
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
-        rivals.step(liif_decode, problem, places, grad),
-        others,
-        rivals.expected_gradients(problem, places, grad),
+        rivals.training(problem, places, grad, compiled=queries == 2304),
         rounds=rounds,
         seconds=20.0 if queries == 16_384 else None,
         work=training_work(batch * count, batch * side * side, problem.weights),
         half=half,
         left_out=left_out,
     )
+
+
+@pytest.mark.variants(EAGER, FACTORISED, *rivals.COMPILED_FORMS)
+def test_train(train: Raced, row: Callable[[Raced], None]) -> None:
+    row(train)

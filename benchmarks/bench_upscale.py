@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 import liif_fast
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
 from liif_fast.upscaling import default_model_path
@@ -18,8 +19,9 @@ from liif_fast.upscaling import default_model_path
 PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
 
 
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
+def upscale(device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
     side, scale = pick(160, 64, 12), 2
     photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
     image = np.asarray(photo, dtype=np.float32) / 255
@@ -38,15 +40,23 @@ def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[
             out = out + base.squeeze(2).transpose(1, 2)
         return (out[0] * norm["gt"]["div"][0] + norm["gt"]["sub"][0]).clamp(0, 1).cpu()
 
-    def upscale(backend: str) -> torch.Tensor:
+    def run(backend: str) -> torch.Tensor:
         out = liif_fast.upscale(image, model, scale=scale, device=device, backend=backend)
         return torch.from_numpy(out).flatten(0, 1)
 
-    race(
+    return race(
         f"upscale-x{scale}",
         f"upscale x{scale} of a {side}x{side} picture, encoder included",
-        lambda: upscale("auto"),
-        {EAGER: plain, FACTORISED: lambda: upscale("torch")},
-        upscale("reference"),
+        {
+            OURS: lambda: run("auto"),
+            REFERENCE: lambda: run("reference"),
+            EAGER: plain,
+            FACTORISED: lambda: run("torch"),
+        },
         rounds=9,
     )
+
+
+@pytest.mark.variants(EAGER, FACTORISED)
+def test_upscale(upscale: Raced, row: Callable[[Raced], None]) -> None:
+    row(upscale)
