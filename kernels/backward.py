@@ -7,6 +7,7 @@ weight. docs/triton.md derives the formulas.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,13 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
-from .network import backward_layers, blended, columns, dot, keep, masked
+from .network import backward_layers, blended, columns, dot, keep, layer_of, masked
 from .plan import corners
 
 CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
-         "saved_stride", "grads_stride"]  # fmt: skip
+         "saved_rows", "grads_rows"]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell", "grad"])
@@ -33,7 +34,7 @@ def chain_kernel(
     coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
-    p_top, p_left, p_height, p_width, saved_stride, grads_stride,
+    p_top, p_left, p_height, p_width, saved_rows, grads_rows,
     OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
@@ -89,14 +90,14 @@ def chain_kernel(
         column = columns(k, BLOCK)
         w = tl.load(last + out[:, None] * (BLOCK * BLOCKS) + column[None, :])
         dh = dot(g, w, tl.zeros((ROWS, BLOCK), tl.float32), PRECISION)
-        value, h = masked(dh, saved + LAYERS * saved_stride, count, column, ROWS, WIDEST)
-        keep(grads + LAYERS * grads_stride, count, column, value, ROWS, WIDEST)
+        value, h = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         if PLAN:
             total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
             keep(blend, queries_here, column, total, QUERIES, WIDEST)
         dz = dz + (value,)
     backward_layers(
-        dz, weights, saved, saved_stride, grads, grads_stride, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
+        dz, weights, saved, saved_rows, grads, grads_rows, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )
 
 
@@ -128,9 +129,10 @@ class Totals:
     """The gradients of an MLP's parameters, summed over chunks in float32."""
 
     def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
-        self.affine = torch.zeros(affine, weights[0].shape[0], device=weights[0].device)
-        self.weights = [torch.zeros(weight.shape, device=weight.device) for weight in weights[1:]]
-        self.biases = [torch.zeros(weight.shape[0], device=weight.device) for weight in weights]
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=weights[0].device)
+        self.affine = zeros(affine, weights[0].shape[0])
+        self.weights = [zeros(weight.shape) for weight in weights[1:]]
+        self.biases = [zeros(weight.shape[0]) for weight in weights]
 
     def interleaved(self, *first: Tensor) -> list[Tensor]:
         """Return bias, weight, bias, ..., behind the gradient of the first weight if it is given."""
@@ -195,7 +197,7 @@ def backward(
             recompute(chunk, activations)
         grads = memory("grads", rows)
         blend = saved.new_empty(stop - start, widest) if plan else activations[-1]
-        parts = torch.empty(rows, affine, device=grad.device) if plan else grad
+        parts = grad.new_empty(rows, affine) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         coord = chunk.coord if chunk.coord is not None else grad
         cell = chunk.cell if chunk.cell is not None else coord
@@ -206,7 +208,7 @@ def backward(
                 some, coord, cell, network.weights, network.last, activations, grads, blend, parts, latents,
                 chunk.first, chunk.first + stop - start, coord.shape[1], *strides,
                 *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
-                activations.stride(0), grads.stride(0),
+                host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
                 PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip

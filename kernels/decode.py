@@ -19,7 +19,7 @@ from .plan import corners
 
 SIZES = [
     *("first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width"),
-    *("coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis", "saved_stride"),
+    *("coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis", "saved_rows"),
 ]
 
 
@@ -30,7 +30,7 @@ def decode_kernel(
     coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
-    p_top, p_left, p_height, p_width, saved_stride,
+    p_top, p_left, p_height, p_width, saved_rows,
     WIDTH: tl.constexpr, OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
@@ -65,7 +65,7 @@ def decode_kernel(
         WIDTH, CELL, SAVE, WIDEST, ROWS, BLOCK, BLOCKS,
     )  # fmt: skip
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, saved_count,
+        h, weights, biases, saved, saved_rows, saved_count,
         LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION,
     )  # fmt: skip
     if WRITE:
@@ -105,7 +105,7 @@ def launch(
         decode_kernel[grid](
             p, coord, coord if cell is None else cell, *network, p if out is None else out, saved,
             queries.start, queries.stop, kept, coord.shape[1], *coord.stride(), *cells,
-            *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], saved.stride(0),
+            *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], host.layer_rows(saved),
             WIDTH=p.shape[3], OUT=1 if out is None else out.shape[2], OUT_PADDED=network.last.shape[1],
             LAYERS=network.weights.shape[0], WIDEST=widest, ENSEMBLE=ensemble, CELL=cell is not None,
             SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, p.dtype),

@@ -16,10 +16,10 @@ from .network import columns, dot, hidden_layers, keep, last_layer, relu
 DEPTH = 32  # of a step through the input's columns
 
 
-@triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_stride"], do_not_specialize_on_alignment=["x"])
+@triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_rows"], do_not_specialize_on_alignment=["x"])
 def mlp_kernel(
     x, first, first_bias, weights, biases, last, last_bias, out, saved,
-    rows, stride, keep_limit, saved_stride,
+    rows, stride, keep_limit, saved_rows,
     WIDTH: tl.constexpr, STEPS: tl.constexpr, DEPTH: tl.constexpr,
     OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     SAVE: tl.constexpr, WRITE: tl.constexpr,
@@ -52,7 +52,7 @@ def mlp_kernel(
             keep(saved, saved_count, column, value, ROWS, WIDEST)
         h = h + (value,)
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, saved_count, LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
+        h, weights, biases, saved, saved_rows, saved_count, LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )
     if WRITE:
         one = tl.full((ROWS,), 1.0, tl.float32)
@@ -75,7 +75,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
     with host.on(x):
         mlp_kernel[(triton.cdiv(rows, form.rows),)](
             x, first, bias, *network[1:], x if out is None else out, saved,
-            rows, x.stride(0), saved.shape[1], saved.stride(0),
+            rows, x.stride(0), saved.shape[1], host.layer_rows(saved),
             WIDTH=width, STEPS=steps, DEPTH=DEPTH, OUT=1 if out is None else out.shape[1],
             OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,
             SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, x.dtype),
@@ -94,7 +94,7 @@ def fused_mlp_backward(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor
 ) -> list[Tensor]:
     """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
-    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, device=x.device)
+    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, dtype=torch.float32, device=x.device)
     size = backward.chunk_rows(saved, x.dtype)
     chunks = (
         backward.Chunk(slice(start, stop), 0, None, None, None, None)

@@ -97,7 +97,7 @@ def gather_corners_backward(
 ) -> Tensor:
     """Return the gradient of feat [B, C, H, W] from that of x [B, Q, K, in_dim], contiguous; always deterministic."""
     batch = grad.shape[0]
-    target = torch.zeros(batch * height * width, channels, device=grad.device)
+    target = torch.zeros(batch * height * width, channels, dtype=torch.float32, device=grad.device)
     if grad.numel():
         index, _, _ = plan_corners(coord, height, width, ensemble)
         image = torch.arange(batch, device=grad.device).view(-1, 1, 1)

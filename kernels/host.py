@@ -76,6 +76,11 @@ def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def layer_rows(saved: Tensor) -> int:
+    """Return how many rows lie between two layers of [layers, rows, widest], which may be a slice of the rows."""
+    return saved.stride(0) // saved.shape[2]
+
+
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which the tensor's device is the current one: Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
@@ -132,7 +137,7 @@ def network(
     return Network(
         affine=_padded(columns, 4, width).contiguous() if affine else None,
         weights=torch.stack(hidden) if hidden else first.new_empty(0, width, width),
-        biases=torch.stack(vectors) if vectors else torch.empty(0, width, device=first.device),
+        biases=torch.stack(vectors) if vectors else torch.empty(0, width, dtype=torch.float32, device=first.device),
         last=last.contiguous(),
         last_bias=_padded(biases[-1].float(), out).contiguous(),
     )

@@ -5,7 +5,8 @@ of one layer is a slice of K of the next, and registers are never sliced. All la
 (layer, column block), so that the weights of the next step are loaded while this one multiplies (docs/triton.md).
 
 Saved activations and their gradients are [layer, row, WIDEST] in memory, WIDEST being the widest hidden layer; a tile's
-rows follow one another there.
+rows follow one another there. Kernels get the number of rows of a layer, not a stride: with WIDEST as a factor the
+compiler knows how far a layer is aligned, and moves 16 bytes at a time.
 """
 
 import os
@@ -51,6 +52,12 @@ def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
         else:
             h, new = committed(h, new, block, value, FIRST + 1, BLOCKS)
     return h, new
+
+
+@triton.jit
+def layer_of(memory, layer, rows, WIDEST: tl.constexpr):
+    """Return the place of a layer in [layers, rows, WIDEST]: a million queries pass 32 bits in the third layer."""
+    return memory + layer * rows.to(tl.int64) * WIDEST
 
 
 @triton.jit
@@ -107,7 +114,7 @@ def product(
 
 @triton.jit
 def hidden_layers(
-    h, weights, biases, saved, saved_stride, saved_count,
+    h, weights, biases, saved, saved_rows, saved_count,
     LAYERS: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -121,7 +128,7 @@ def hidden_layers(
         z += tl.load(biases + layer * PADDED + column)[None, :]
         value = relu(z).to(h[0].dtype)
         if SAVE:
-            keep(saved + (layer + 1) * saved_stride, saved_count, column, value, ROWS, WIDEST)
+            keep(layer_of(saved, layer + 1, saved_rows, WIDEST), saved_count, column, value, ROWS, WIDEST)
         h, new = committed(h, new, block, value, 0, BLOCKS)
     return h
 
@@ -164,7 +171,7 @@ def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
 
 @triton.jit
 def backward_layers(
-    dz, weights, saved, saved_stride, grads, grads_stride, count,
+    dz, weights, saved, saved_rows, grads, grads_rows, count,
     LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -178,6 +185,6 @@ def backward_layers(
         layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
         g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
-        value, _ = masked(g, saved + layer * saved_stride, count, column, ROWS, WIDEST)
-        keep(grads + layer * grads_stride, count, column, value, ROWS, WIDEST)
+        value, _ = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        keep(layer_of(grads, layer, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz, new = committed(dz, new, block, value, 0, BLOCKS)

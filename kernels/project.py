@@ -90,7 +90,7 @@ def project_backward(
     """
     (_, channels, height, width), (rows, wide) = feat.shape, grad.shape[1:3]
     taps = _taps(weight, channels, unfold)
-    nothing = torch.zeros(channels, device=feat.device)
+    nothing = torch.zeros(channels, dtype=torch.float32, device=feat.device)
     feat_grad = _launch(grad, taps.flip(0).transpose(1, 2), nothing, (-top, -left, height, width)).permute(0, 3, 1, 2)
     # In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each.
     side = 3 if unfold else 1
@@ -99,7 +99,7 @@ def project_backward(
     around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
     stride = wide + 2 * border
     ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
-    latent_grad = torch.empty(grad.shape[3], channels, side * side, device=feat.device)
+    latent_grad = torch.empty(grad.shape[3], channels, side * side, dtype=torch.float32, device=feat.device)
     for tap in range(side * side):
         shift = tap // side * stride + tap % side
         part = around[:, shift : shift + rows * stride]

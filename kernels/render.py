@@ -18,7 +18,7 @@ from .plan import centre, corners
 
 Pair, Window = tuple[int, int], tuple[int, int, int, int]
 SIZES = ["keep_limit", "grid_height", "grid_width", "top", "left", "out_height", "out_width", "cell_image", "cell_axis",
-         "height", "width", "p_top", "p_left", "p_height", "p_width", "saved_stride"]  # fmt: skip
+         "height", "width", "p_top", "p_left", "p_height", "p_width", "saved_rows"]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["cell"])
@@ -28,7 +28,7 @@ def render_kernel(
     grid_row_step, grid_row_origin, grid_column_step, grid_column_origin,
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
-    p_top, p_left, p_height, p_width, saved_stride,
+    p_top, p_left, p_height, p_width, saved_rows,
     WIDTH: tl.constexpr, OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr,
     TILE_WIDTH: tl.constexpr,
@@ -75,7 +75,7 @@ def render_kernel(
         WIDTH, CELL, SAVE, WIDEST, ROWS, BLOCK, BLOCKS,
     )  # fmt: skip
     h = hidden_layers(
-        h, weights, biases, saved, saved_stride, saved_count,
+        h, weights, biases, saved, saved_rows, saved_count,
         LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION,
     )  # fmt: skip
     result = last_layer(h, weight, last, last_bias, ROWS, CORNERS, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
@@ -121,7 +121,7 @@ def render(
                 p, p if cell is None else cell, *network, out, saved,
                 keep, top, left, height, width, *((0, 0) if cell is None else cell.stride()),
                 *host.axis(size[0])[1:3], *host.axis(size[1])[1:3],
-                *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], saved.stride(0),
+                *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], host.layer_rows(saved),
                 WIDTH=p.shape[3], OUT=out.shape[1], OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0],
                 WIDEST=widest, ENSEMBLE=ensemble, CELL=cell is not None, SAVE=keep > 0,
                 TILE_WIDTH=tile_width, **host.tile(form, p.dtype),

@@ -79,7 +79,7 @@ class Stepper:
         values = sum(g["gt"].numel() for batch, counted in zip(batches, counts, strict=True) if counted for g in batch)
         share = self._share(values)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, errors = torch.zeros((), device=self.device), []
+        loss, errors = torch.zeros((), dtype=torch.float32, device=self.device), []
         for number, (batch, counted) in enumerate(zip(batches, counts, strict=True)):
             with self._without_exchange() if number < len(batches) - 1 else contextlib.nullcontext():
                 error = self._call(batch)
