@@ -1,17 +1,14 @@
 """Decoding without a gradient: images of several sizes and scales, strips of large ones, and scattered queries."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 from benchmarks import eager, rivals, runtimes
-from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
+from benchmarks.bench import Bench, Row, variants
+from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import decode_work
 from liif_fast.functional import liif_decode, liif_render
 
-HIDDEN, TINY = (256,) * 4, (16, 16)
 STRIP = 32_768  # output pixels of a strip
 
 
@@ -24,14 +21,12 @@ STRIP = 32_768  # output pixels of a strip
 def render(
     request: pytest.FixtureRequest,
     half: bool,
-    device: torch.device,
-    race: Callable[..., Raced],
-    pick: Callable[..., Any],
+    bench: Bench,
 ) -> Raced:
     scale, latents = request.param
     first = (scale, latents) == (4, 48)
-    side = pick(latents, latents if first else None, 7)
-    problem = make_problem((side, side), hidden=pick(HIDDEN, HIDDEN, TINY), device=device)
+    side = bench.pick(latents, latents if first else None, 7)
+    problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
     size = (round(side * scale),) * 2
     queries = eager.grid(size, problem.feat)
 
@@ -43,12 +38,12 @@ def render(
     calls = {
         OURS: lambda: run("auto"),
         REFERENCE: lambda: run("reference"),
-        **rivals.inference(problem, queries, compiled=first, graphs=pick(True, True, first)),
+        **rivals.inference(problem, queries, compiled=first, graphs=bench.pick(True, True, first)),
         FACTORISED: lambda: run("torch"),
     }
     if size[0] * size[1] > 2 * STRIP:
         calls = {each: call for each, call in calls.items() if runtimes.SLOWER not in each}
-    return race(
+    return bench.race(
         f"render-x{scale:g}-{latents}",
         f"render x{scale:g} from {side}x{side}",
         calls,
@@ -60,8 +55,8 @@ def render(
     )
 
 
-@pytest.mark.variants(*rivals.COMPILED_FORMS, *rivals.KEEPERS, EAGER, FACTORISED)
-def test_render(render: Raced, row: Callable[[Raced], None]) -> None:
+@variants(*COMPILED_FORMS, *rivals.KEEPERS, EAGER, FACTORISED)
+def test_render(render: Raced, row: Row) -> None:
     row(render)
 
 
@@ -69,16 +64,14 @@ def test_render(render: Raced, row: Callable[[Raced], None]) -> None:
 def strip(
     request: pytest.FixtureRequest,
     half: bool,
-    device: torch.device,
-    race: Callable[..., Raced],
-    pick: Callable[..., Any],
+    bench: Bench,
 ) -> Raced:
     """Some rows of a large image, as `upscale` renders it: the map of a whole photograph, one piece of the output."""
     latents, scale = request.param, 4
-    side = pick(latents, None, 20)
-    problem = make_problem((side, side), hidden=pick(HIDDEN, HIDDEN, TINY), device=device)
+    side = bench.pick(latents, None, 20)
+    problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
     size = side * scale
-    rows = pick(STRIP, STRIP, size) // size
+    rows = bench.pick(STRIP, STRIP, size) // size
     region = ((size - rows) // 2, 0, rows, size)
     pixels = slice(region[0] * size, (region[0] + rows) * size)
     queries = tuple(each[:, pixels].contiguous() for each in eager.grid((size, size), problem.feat))
@@ -88,7 +81,7 @@ def strip(
         image = liif_render(problem.feat, (size, size), problem.weights, problem.biases, region=region, backend=backend)
         return image.flatten(2).transpose(1, 2)
 
-    return race(
+    return bench.race(
         f"strip-x{scale}-{latents}",
         f"{rows} rows of x{scale} from {side}x{side}",
         {
@@ -104,29 +97,29 @@ def strip(
     )
 
 
-@pytest.mark.variants(EAGER, FACTORISED)
-def test_strip(strip: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, FACTORISED)
+def test_strip(strip: Raced, row: Row) -> None:
     row(strip)
 
 
 @pytest.fixture(scope="module")
-def queries(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
+def queries(half: bool, bench: Bench) -> Raced:
     """Scattered queries: neighbours in the list share no latents."""
-    side, count = pick(128, None, 7), pick(16_384, None, 100)
-    problem = make_problem((side, side), hidden=pick(HIDDEN, HIDDEN, TINY), device=device)
-    places = make_queries(1, count, side, device)
+    side, count = bench.pick(128, None, 7), bench.pick(16_384, None, 100)
+    problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
+    places = make_queries(1, count, side, bench.device)
 
     @torch.no_grad()
     def decode(backend: str) -> torch.Tensor:
         return liif_decode(problem.feat, *places, problem.weights, problem.biases, backend=backend)
 
-    return race(
+    return bench.race(
         f"queries-{count}",
         f"{count:,} scattered queries of {side}x{side}",
         {
             OURS: lambda: decode("auto"),
             REFERENCE: lambda: decode("reference"),
-            **rivals.inference(problem, places, compiled=False, graphs=pick(True, True, False)),
+            **rivals.inference(problem, places, compiled=False, graphs=bench.pick(True, True, False)),
             FACTORISED: lambda: decode("torch"),
         },
         rounds=9,
@@ -136,6 +129,6 @@ def queries(half: bool, device: torch.device, race: Callable[..., Raced], pick: 
     )
 
 
-@pytest.mark.variants(*rivals.KEEPERS, EAGER, FACTORISED)
-def test_queries(queries: Raced, row: Callable[[Raced], None]) -> None:
+@variants(*rivals.KEEPERS, EAGER, FACTORISED)
+def test_queries(queries: Raced, row: Row) -> None:
     row(queries)

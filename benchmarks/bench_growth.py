@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import common, eager, rivals
+from benchmarks.bench import BENCH, Bench, Row, variants
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from liif_fast.functional import liif_decode
 
@@ -15,34 +16,23 @@ FEW = 1 << 16  # queries beyond which what keeps everything does not take part
 CHECKED = 4096  # queries of a decoding that are compared; one does not depend on another
 LEFT_OUT = "left out: it keeps everything of every query"
 
-Pick = Callable[..., Any]
 Calls = dict[str, common.Call]
 
 
 def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:
     """Return what races in decoding; all give the first queries only, which are compared."""
+    feat, weights, biases = problem
+    places = queries if queries[0].shape[1] <= FEW else [each[:, :CHECKED] for each in queries]
 
-    def first(decode: Callable[..., torch.Tensor], **options: Any) -> common.Call:
-        @torch.no_grad()
-        def run() -> torch.Tensor:
-            return decode(problem.feat, *queries, problem.weights, problem.biases, **options)[:, :CHECKED]
-
-        return run
-
-    @torch.no_grad()
-    def plain() -> torch.Tensor:
-        return eager.decode_chunks(problem.feat, queries, problem.weights, problem.biases)[:, :CHECKED]
-
-    @torch.no_grad()
-    def reference() -> torch.Tensor:
-        places = queries if queries[0].shape[1] <= FEW else [each[:, :CHECKED] for each in queries]
-        return liif_decode(problem.feat, *places, problem.weights, problem.biases, backend="reference")[:, :CHECKED]
+    def first(decode: Callable[[], torch.Tensor]) -> common.Call:
+        decode = torch.no_grad()(decode)
+        return lambda: decode()[:, :CHECKED]
 
     return {
-        OURS: first(liif_decode),
-        REFERENCE: reference,
-        EAGER: plain,
-        FACTORISED: first(liif_decode, backend="torch"),
+        OURS: first(lambda: liif_decode(feat, *queries, weights, biases)),
+        REFERENCE: first(lambda: liif_decode(feat, *places, weights, biases, backend="reference")),
+        EAGER: first(lambda: eager.decode_chunks(feat, queries, weights, biases)),
+        FACTORISED: first(lambda: liif_decode(feat, *queries, weights, biases, backend="torch")),
     }
 
 
@@ -53,31 +43,17 @@ def training(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]
     return rivals.training(problem, queries, grad, compiled=False)
 
 
-def of_queries(count: int, pick: Pick, device: torch.device) -> Calls:
-    return decoding(make_problem((64, 64), device=device, **NARROW), make_queries(1, count, 64, device))
+def inputs(bench: Bench, batch: int, count: int, side: int, **network: Any) -> tuple[Any, Any]:
+    """Return a problem and queries of it."""
+    problem = make_problem((side, side), batch=batch, device=bench.device, **network)
+    return problem, make_queries(batch, count, side, bench.device)
 
 
-def of_training(count: int, pick: Pick, device: torch.device) -> Calls:
-    return training(make_problem((64, 64), device=device, **NARROW), make_queries(1, count, 64, device))
-
-
-def of_latents(latents: int, pick: Pick, device: torch.device) -> Calls:
-    side, hidden = round(latents**0.5), pick((256,) * 4, (256,) * 4, (16, 16))
-    queries = make_queries(1, pick(4096, 4096, 50), side, device)
-    return decoding(make_problem((side, side), hidden=hidden, device=device), queries)
-
-
-def of_batch(batch: int, pick: Pick, device: torch.device) -> Calls:
-    queries = make_queries(batch, pick(2304, 2304, 20), 48, device)
-    return training(make_problem((48, 48), batch=batch, device=device, **NARROW), queries)
-
-
-def of_threads(threads: int, pick: Pick, device: torch.device) -> Calls:
-    if device.type != "cpu":
+def of_threads(threads: int, bench: Bench) -> Calls:
+    if bench.device.type != "cpu":
         pytest.skip("threads are the CPU's")
     torch.set_num_threads(threads)
-    hidden = pick((256,) * 4, (256,) * 4, (16, 16))
-    return decoding(make_problem((48, 48), hidden=hidden), make_queries(1, pick(8192, 8192, 50), 48))
+    return decoding(*inputs(bench, 1, bench.pick(8192, 8192, 50), 48, hidden=bench.hidden))
 
 
 def powers(low: int, high: int, step: int) -> list[int]:
@@ -90,73 +66,67 @@ class Series(NamedTuple):
 
     title: str
     axis: str
-    point: Callable[[int, Pick, torch.device], Calls]
+    calls: Callable[[int, Bench], Calls]
     sizes: tuple[Sequence[int], Sequence[int], Sequence[int]]  # full, --quick, --check
 
 
-def series() -> dict[str, Series]:
-    """Return all series, by name."""
-    threads = torch.get_num_threads()
-    counts = [*powers(1, threads - 1, 2), threads]
-    return {
-        "queries": Series(
-            "decode against queries, 64x64, C = 8, hidden 32 x 4",
-            "queries",
-            of_queries,
-            (powers(1 << 10, 1 << 20, 4), powers(1 << 12, 1 << 16, 4), (16, 32, 64)),
+THREADS = [*powers(1, torch.get_num_threads() - 1, 2), torch.get_num_threads()]
+SERIES = {
+    "queries": Series(
+        "decode against queries, 64x64, C = 8, hidden 32 x 4",
+        "queries",
+        lambda count, bench: decoding(*inputs(bench, 1, count, 64, **NARROW)),
+        (powers(1 << 10, 1 << 20, 4), powers(1 << 12, 1 << 16, 4), (16, 32, 64)),
+    ),
+    "training": Series(
+        "forward + backward against queries, 64x64, C = 8, hidden 32 x 4",
+        "queries",
+        lambda count, bench: training(*inputs(bench, 1, count, 64, **NARROW)),
+        (powers(1 << 10, 1 << 20, 4), (), (16, 32, 64)),
+    ),
+    "latents": Series(
+        "decode of 4,096 queries against latents (H x W)",
+        "latents",
+        lambda latents, bench: decoding(
+            *inputs(bench, 1, bench.pick(4096, 4096, 50), round(latents**0.5), hidden=bench.hidden)
         ),
-        "training": Series(
-            "forward + backward against queries, 64x64, C = 8, hidden 32 x 4",
-            "queries",
-            of_training,
-            (powers(1 << 10, 1 << 20, 4), (), (16, 32, 64)),
-        ),
-        "latents": Series(
-            "decode of 4,096 queries against latents (H x W)",
-            "latents",
-            of_latents,
-            (powers(1 << 10, 1 << 18, 4), (), (16, 64, 256)),
-        ),
-        "batch": Series(
-            "forward + backward against batch, Q = 2,304, 48x48, C = 8, hidden 32 x 4",
-            "batch",
-            of_batch,
-            ((1, 2, 4, 8, 16), (), (1, 2, 3)),
-        ),
-        "threads": Series(
-            "decode of 8,192 queries of 48x48 against threads",
-            "threads",
-            of_threads,
-            (counts, (), counts),
-        ),
-    }
+        (powers(1 << 10, 1 << 18, 4), (), (16, 64, 256)),
+    ),
+    "batch": Series(
+        "forward + backward against batch, Q = 2,304, 48x48, C = 8, hidden 32 x 4",
+        "batch",
+        lambda batch, bench: training(*inputs(bench, batch, bench.pick(2304, 2304, 20), 48, **NARROW)),
+        ((1, 2, 4, 8, 16), (), (1, 2, 3)),
+    ),
+    "threads": Series(
+        "decode of 8,192 queries of 48x48 against threads", "threads", of_threads, (THREADS, (), THREADS)
+    ),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    points = [(name, size) for name, each in series().items() for size in common.pick(metafunc.config, *each.sizes)]
+    pick = metafunc.config.stash[BENCH].pick
+    points = [(name, size) for name, each in SERIES.items() for size in pick(*each.sizes)]
     metafunc.parametrize("point", points, ids=lambda point: "{} {}".format(*point), indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def point(
-    request: pytest.FixtureRequest, device: torch.device, race: Callable[..., Raced], pick: Pick
-) -> Iterator[Raced]:
+def point(request: pytest.FixtureRequest, bench: Bench) -> Iterator[Raced]:
     """One size of a series."""
     name, size = request.param
-    most = torch.get_num_threads()
-    title, axis, make, _ = series()[name]
+    series, most = SERIES[name], torch.get_num_threads()
     try:
-        calls = make(size, pick, device)
-        left_out = dict.fromkeys((REFERENCE, EAGER), LEFT_OUT) if name == "training" and size > FEW else {}
-        if name == "queries" and size > FEW:
-            left_out = {REFERENCE: LEFT_OUT}
-        raced = race(f"growth-{name}", title, calls, rounds=7, seconds=1.5, left_out=left_out)
-        raced.result.update(axis=axis, size=size)
+        calls = series.calls(size, bench)
+        left_out = {}
+        if size > FEW:
+            left_out = {"queries": {REFERENCE: LEFT_OUT}, "training": {REFERENCE: LEFT_OUT, EAGER: LEFT_OUT}}.get(name)
+        raced = bench.race(f"growth-{name}", series.title, calls, rounds=7, seconds=1.5, left_out=left_out)
+        raced.result.update(axis=series.axis, size=size)
         yield raced
     finally:
         torch.set_num_threads(most)
 
 
-@pytest.mark.variants(EAGER, FACTORISED)
-def test_growth(point: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, FACTORISED)
+def test_growth(point: Raced, row: Row) -> None:
     row(point)

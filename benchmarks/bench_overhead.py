@@ -1,12 +1,12 @@
 """Host time of a call that has next to nothing to compute: one query, a network of width 16."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import eager
+from benchmarks.bench import Bench, Row, variants
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
@@ -22,14 +22,14 @@ def _query() -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def operator(race: Callable[..., Raced]) -> Raced:
+def operator(bench: Bench) -> Raced:
     if isa() == NOT_BUILT:
         pytest.skip(NOT_BUILT)
     feat, coord, cell, weights, biases = _query()
     p = project(feat, weights[0], biases[0], True, 0, 0, 2, 2)
     decode = torch.ops.liif_fast.decode.default
 
-    return race(
+    return bench.race(
         "operator",
         "one call of torch.ops.liif_fast.decode, one query",
         {
@@ -40,16 +40,16 @@ def operator(race: Callable[..., Raced]) -> Raced:
     )
 
 
-@pytest.mark.variants
-def test_operator(operator: Raced, row: Callable[[Raced], None]) -> None:
+@variants()
+def test_operator(operator: Raced, row: Row) -> None:
     row(operator)
 
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def function(race: Callable[..., Raced]) -> Raced:
+def function(bench: Bench) -> Raced:
     query = _query()
-    return race(
+    return bench.race(
         "function",
         "one call of liif_decode, one query",
         {
@@ -62,6 +62,6 @@ def function(race: Callable[..., Raced]) -> Raced:
     )
 
 
-@pytest.mark.variants(EAGER, FACTORISED)
-def test_function(function: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, FACTORISED)
+def test_function(function: Raced, row: Row) -> None:
     row(function)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import eager
+from benchmarks.bench import Bench, Row, variants
 from benchmarks.common import COMPILED, EAGER, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import Work
 from liif_fast.functional import fused_mlp, gather_corners
@@ -17,11 +18,11 @@ BACKEND_TORCH = "backend torch"
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def gather(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    side, count = pick(48, None, 7), pick(16_384, None, 60)
-    feat, _, _ = make_problem((side, side), device=device)
-    coord, cell = make_queries(1, count, side, device)
-    centres = eager.centres_of((side, side), device)
+def gather(half: bool, bench: Bench) -> Raced:
+    side, count = bench.pick(48, None, 7), bench.pick(16_384, None, 60)
+    feat, _, _ = make_problem((side, side), device=bench.device)
+    coord, cell = make_queries(1, count, side, bench.device)
+    centres = eager.centres_of((side, side), bench.device)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
         latents = F.unfold(feat, 3, padding=1).view(1, -1, side, side)
@@ -30,7 +31,7 @@ def gather(half: bool, device: torch.device, race: Callable[..., Raced], pick: C
         return torch.cat((torch.stack(found, 2), torch.stack(rels, 2), cells), -1), torch.cat(eager.shares(areas), -1)
 
     x, weight = gather_corners(feat, coord, cell, backend="reference")
-    return race(
+    return bench.race(
         "gather",
         f"gather_corners, Q = {count:,}, {side}x{side}",
         {
@@ -46,19 +47,19 @@ def gather(half: bool, device: torch.device, race: Callable[..., Raced], pick: C
     )
 
 
-@pytest.mark.variants(EAGER, BACKEND_TORCH)
-def test_gather(gather: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, BACKEND_TORCH)
+def test_gather(gather: Raced, row: Row) -> None:
     row(gather)
 
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def mlp(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    rows = pick(65_536, None, 200)
-    _, weights, biases = make_problem((1, 1), hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
-    x = torch.randn(rows, weights[0].shape[1], device=device)
+def mlp(half: bool, bench: Bench) -> Raced:
+    rows = bench.pick(65_536, None, 200)
+    _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
+    x = torch.randn(rows, weights[0].shape[1], device=bench.device)
     compiled = torch.compile(eager.mlp, dynamic=False)
-    return race(
+    return bench.race(
         "mlp",
         f"fused_mlp, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
         {
@@ -74,24 +75,24 @@ def mlp(half: bool, device: torch.device, race: Callable[..., Raced], pick: Call
     )
 
 
-@pytest.mark.variants(EAGER, COMPILED, BACKEND_TORCH)
-def test_mlp(mlp: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, COMPILED, BACKEND_TORCH)
+def test_mlp(mlp: Raced, row: Row) -> None:
     row(mlp)
 
 
 @pytest.fixture(scope="module")
-def gather_backward(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    side, count = pick(48, None, 7), pick(4096, None, 60)
-    problem = make_problem((side, side), device=device)
+def gather_backward(half: bool, bench: Bench) -> Raced:
+    side, count = bench.pick(48, None, 7), bench.pick(4096, None, 60)
+    problem = make_problem((side, side), device=bench.device)
     feat = problem.feat.requires_grad_()
-    coord, cell = make_queries(1, count, side, device)
+    coord, cell = make_queries(1, count, side, bench.device)
     grad = torch.randn_like(gather_corners(feat, coord, cell)[0])
 
     def step(**options: Any) -> list[torch.Tensor]:
         x, _ = gather_corners(feat, coord, cell, **options)
         return [x.detach(), *torch.autograd.grad(x, feat, grad)]
 
-    return race(
+    return bench.race(
         "gather-backward",
         f"gather_corners, forward + backward, Q = {count:,}, {side}x{side}",
         {
@@ -105,23 +106,23 @@ def gather_backward(half: bool, device: torch.device, race: Callable[..., Raced]
     )
 
 
-@pytest.mark.variants(BACKEND_TORCH)
-def test_gather_backward(gather_backward: Raced, row: Callable[[Raced], None]) -> None:
+@variants(BACKEND_TORCH)
+def test_gather_backward(gather_backward: Raced, row: Row) -> None:
     row(gather_backward)
 
 
 @pytest.fixture(scope="module")
-def mlp_backward(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    rows = pick(16_384, None, 200)
-    _, weights, biases = make_problem((1, 1), hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
-    x = torch.randn(rows, weights[0].shape[1], device=device, requires_grad=True)
-    grad = torch.randn(rows, 3, device=device)
+def mlp_backward(half: bool, bench: Bench) -> Raced:
+    rows = bench.pick(16_384, None, 200)
+    _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
+    x = torch.randn(rows, weights[0].shape[1], device=bench.device, requires_grad=True)
+    grad = torch.randn(rows, 3, device=bench.device)
 
     def step(mlp: Callable[..., torch.Tensor], **options: Any) -> list[torch.Tensor]:
         out = mlp(x, weights, biases, **options)
         return [out.detach(), *torch.autograd.grad(out, (x, *weights, *biases), grad.to(out.dtype))]
 
-    return race(
+    return bench.race(
         "mlp-backward",
         f"fused_mlp, forward + backward, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
         {
@@ -137,6 +138,6 @@ def mlp_backward(half: bool, device: torch.device, race: Callable[..., Raced], p
     )
 
 
-@pytest.mark.variants(EAGER, BACKEND_TORCH)
-def test_mlp_backward(mlp_backward: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, BACKEND_TORCH)
+def test_mlp_backward(mlp_backward: Raced, row: Row) -> None:
     row(mlp_backward)

@@ -6,7 +6,6 @@ and under the same autocast.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import eager
+from benchmarks.bench import Bench, Row, variants
 from benchmarks.common import EAGER, GRADIENT_TOLERANCE, OURS, REFERENCE, TOLERANCE, Call, Raced, make_queries
 from benchmarks.gpu_sections import FUSED
 from liif_fast import models
@@ -39,13 +39,13 @@ def make_config(blocks: int, feats: int, hidden: tuple[int, ...], half: bool) ->
 
 
 @pytest.fixture(scope="module")
-def step(half: bool, device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    side, samples, count = pick(48, 48, 9), pick(16, 4, 2), pick(2304, 2304, 60)
-    size = pick((16, 64, (256,) * 4), (16, 64, (256,) * 4), (1, 8, (16, 16)))
+def step(half: bool, bench: Bench) -> Raced:
+    side, samples, count = bench.pick(48, 48, 9), bench.pick(16, 4, 2), bench.pick(2304, 2304, 60)
+    size = bench.pick((16, 64, (256,) * 4), (16, 64, (256,) * 4), (1, 8, (16, 16)))
     torch.manual_seed(0)
-    model = models.make(make_config(*size, half).model).to(device)
-    coord, cell = make_queries(samples, count, side, device)
-    inp, gt = (torch.rand(samples, *shape, device=device) for shape in ((3, side, side), (count, 3)))
+    model = models.make(make_config(*size, half).model).to(bench.device)
+    coord, cell = make_queries(samples, count, side, bench.device)
+    inp, gt = (torch.rand(samples, *shape, device=bench.device) for shape in ((3, side, side), (count, 3)))
     plain = copy.deepcopy(model)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0)
     batch = [{"inp": inp, "coord": coord, "cell": cell, "gt": gt}]
@@ -66,10 +66,10 @@ def step(half: bool, device: torch.device, race: Callable[..., Raced], pick: Cal
         return [loss.detach(), *(p.grad for p in plain.parameters() if p.requires_grad)]
 
     def theirs_half() -> list[Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(bench.device.type, torch.bfloat16):
             return theirs()
 
-    return race(
+    return bench.race(
         "train-step-half" if half else "train-step",
         f"training step, EDSR-baseline-LIIF, B = {samples}, Q = {count:,}, {side}x{side}"
         + (", bfloat16, compiled encoder" if half else ""),
@@ -84,6 +84,6 @@ def step(half: bool, device: torch.device, race: Callable[..., Raced], pick: Cal
     )
 
 
-@pytest.mark.variants(EAGER, *CHOSEN)
-def test_step(step: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, *CHOSEN)
+def test_step(step: Raced, row: Row) -> None:
     row(step)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import eager, rivals
+from benchmarks.bench import Bench, Row, variants
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.worker import Worker
 from liif_fast.functional import liif_decode, liif_render
@@ -46,12 +47,10 @@ def start() -> Iterator[Callable[..., Worker]]:
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def decode_steps(
-    device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any], start: Callable[..., Worker]
-) -> Raced:
-    if device.type != "cpu":
+def decode_steps(bench: Bench, start: Callable[..., Worker]) -> Raced:
+    if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
-    side, scale, hidden = pick(48, None, 7), 4, pick((256,) * 4, None, (16, 16))
+    side, scale, hidden = bench.pick(48, None, 7), 4, bench.hidden
     feat, weights, biases = make_problem((side, side), hidden=hidden)
     size = (side * scale, side * scale)
     queries = eager.grid(size, feat)
@@ -81,7 +80,7 @@ def decode_steps(
     def render(**options: Any) -> torch.Tensor:
         return liif_render(feat, size, weights, biases, **options).flatten(2).transpose(1, 2)
 
-    return race(
+    return bench.race(
         "steps-decode",
         f"steps: render x{scale} from {side}x{side}",
         {OURS: render, REFERENCE: lambda: render(backend="reference"), **dict(zip(DECODING[:-1], steps, strict=True))},
@@ -91,20 +90,20 @@ def decode_steps(
     )
 
 
-@pytest.mark.variants(*DECODING[:-1])
-def test_decode_steps(decode_steps: Raced, row: Callable[[Raced], None]) -> None:
+@variants(*DECODING[:-1])
+def test_decode_steps(decode_steps: Raced, row: Row) -> None:
     row(decode_steps)
 
 
 @pytest.fixture(scope="module")
-def training_steps(device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    if device.type != "cpu":
+def training_steps(bench: Bench) -> Raced:
+    if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
-    side, count, hidden = pick(48, None, 7), pick(4096, None, 60), pick((256,) * 4, None, (16, 16))
+    side, count, hidden = bench.pick(48, None, 7), bench.pick(4096, None, 60), bench.hidden
     problem = make_problem((side, side), batch=2, hidden=hidden)
     problem.feat.requires_grad_()
     queries, grad = make_queries(2, count, side), torch.randn(2, count, 3)
-    return race(
+    return bench.race(
         "steps-train",
         f"steps: forward + backward, B = 2, Q = {count:,}, {side}x{side}",
         {
@@ -117,6 +116,6 @@ def training_steps(device: torch.device, race: Callable[..., Raced], pick: Calla
     )
 
 
-@pytest.mark.variants(*TRAINING)
-def test_training_steps(training_steps: Raced, row: Callable[[Raced], None]) -> None:
+@variants(*TRAINING)
+def test_training_steps(training_steps: Raced, row: Row) -> None:
     row(training_steps)

@@ -1,13 +1,11 @@
 """The decoder's forward and backward pass: gradients of the latents and of every parameter."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.common import EAGER, FACTORISED, REFERENCE, Raced, make_problem, make_queries
+from benchmarks.bench import Bench, Row, variants
+from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import training_work
 
 # The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
@@ -22,24 +20,21 @@ TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take p
 def train(
     request: pytest.FixtureRequest,
     half: bool,
-    device: torch.device,
-    race: Callable[..., Raced],
-    pick: Callable[..., Any],
-    long: Callable[[bool], None],
+    bench: Bench,
 ) -> Raced:
     batch, queries, rounds = request.param
-    long(queries > 100_000 and device.type == "cpu")
-    side = pick(48, 48, 7)
-    count = pick(queries, queries if queries == 2304 else None, 60)
-    problem = make_problem((side, side), batch=batch, hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
+    bench.long(queries > 100_000 and bench.device.type == "cpu")
+    side = bench.pick(48, 48, 7)
+    count = bench.pick(queries, queries if queries == 2304 else None, 60)
+    problem = make_problem((side, side), batch=batch, hidden=bench.hidden, device=bench.device)
     problem.feat.requires_grad_()
-    places = make_queries(batch, count, side, device)
-    grad = torch.randn(batch, count, 3, device=device)
+    places = make_queries(batch, count, side, bench.device)
+    grad = torch.randn(batch, count, 3, device=bench.device)
     left_out = {}
-    if device.type == "cpu" and count * batch > TOO_LARGE:
+    if bench.device.type == "cpu" and count * batch > TOO_LARGE:
         left_out = {EAGER: "left out: it keeps some 20 KB a query", REFERENCE: "left out: it takes minutes"}
 
-    return race(
+    return bench.race(
         f"train-{queries}",
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
         rivals.training(problem, places, grad, compiled=queries == 2304),
@@ -51,6 +46,6 @@ def train(
     )
 
 
-@pytest.mark.variants(EAGER, FACTORISED, *rivals.COMPILED_FORMS)
-def test_train(train: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, FACTORISED, *COMPILED_FORMS)
+def test_train(train: Raced, row: Row) -> None:
     row(train)

@@ -1,8 +1,5 @@
 """Upscaling a picture with the shipped model, encoder included, as `liif_fast.upscale` does it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +8,7 @@ from PIL import Image
 
 import liif_fast
 from benchmarks import eager
+from benchmarks.bench import Bench, Row, variants
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
@@ -21,17 +19,17 @@ PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def upscale(device: torch.device, race: Callable[..., Raced], pick: Callable[..., Any]) -> Raced:
-    side, scale = pick(160, 64, 12), 2
+def upscale(bench: Bench) -> Raced:
+    side, scale = bench.pick(160, 64, 12), 2
     photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
     image = np.asarray(photo, dtype=np.float32) / 255
-    model = liif_fast.load_model(default_model_path(), device=device)
+    model = liif_fast.load_model(default_model_path(), device=bench.device)
     weights, biases = linear_chain(model.imnet.layers)
     norm = model.norm()
 
     def plain() -> torch.Tensor:
         """What the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
-        inp = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0)
+        inp = torch.from_numpy(image).to(bench.device).permute(2, 0, 1).unsqueeze(0)
         inp = norm.inp(inp)
         out = eager.render(model.encoder(inp), (side * scale,) * 2, weights, biases)
         if model.reads_input:  # what the shipped model has beyond the original's: a residual
@@ -41,10 +39,10 @@ def upscale(device: torch.device, race: Callable[..., Raced], pick: Callable[...
         return norm.values(out[0]).clamp(0, 1).cpu()
 
     def run(backend: str) -> torch.Tensor:
-        out = liif_fast.upscale(image, model, scale=scale, device=device, backend=backend)
+        out = liif_fast.upscale(image, model, scale=scale, device=bench.device, backend=backend)
         return torch.from_numpy(out).flatten(0, 1)
 
-    return race(
+    return bench.race(
         f"upscale-x{scale}",
         f"upscale x{scale} of a {side}x{side} picture, encoder included",
         {
@@ -57,6 +55,6 @@ def upscale(device: torch.device, race: Callable[..., Raced], pick: Callable[...
     )
 
 
-@pytest.mark.variants(EAGER, FACTORISED)
-def test_upscale(upscale: Raced, row: Callable[[Raced], None]) -> None:
+@variants(EAGER, FACTORISED)
+def test_upscale(upscale: Raced, row: Row) -> None:
     row(upscale)

@@ -17,6 +17,7 @@ EAGER = "plain, eager"  # benchmarks/eager.py
 COMPILED = "plain, torch.compile"
 FACTORISED = "factorised, eager"  # backend "torch"
 FACTORISED_COMPILED = "factorised, torch.compile"
+COMPILED_FORMS = (COMPILED, FACTORISED_COMPILED)
 REFERENCE = "reference"  # the backend of that name, in float32: all others are checked against it
 ALWAYS = (OURS, REFERENCE)  # take part in every race
 
@@ -57,11 +58,6 @@ class Problem(NamedTuple):
     feat: Tensor  # [B, C, H, W]
     weights: list[Tensor]
     biases: list[Tensor]
-
-
-def pick(config: Any, full: Any, quick: Any, check: Any) -> Any:
-    """Return the one of three that pytest's options ask for."""
-    return check if config.getoption("check") else quick if config.getoption("quick") else full
 
 
 def make_problem(

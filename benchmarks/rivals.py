@@ -28,7 +28,6 @@ from liif_fast.functional import liif_decode
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
 CHECKED_CHUNK = 1 << 14  # queries of the reference at a time, of all images together
 # Their memory cannot be told from a later call: they keep it.
-COMPILED_FORMS = (COMPILED, FACTORISED_COMPILED)
 KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
 
 
@@ -56,7 +55,7 @@ def inference(
 
 
 def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, compiled: bool = True) -> dict[str, Call]:
-    """Return the calls, ours and the reference's among them, of the output and the latents' and parameters' gradients."""
+    """Return what gives the output and the gradients of latents and parameters; ours and the reference are among it."""
     decoders: dict[str, Callable[..., Tensor]] = {OURS: liif_decode, EAGER: eager.decode, FACTORISED: _factorised}
     if compiled:
         decoders[COMPILED] = torch.compile(eager.decode, dynamic=False)

@@ -10,7 +10,6 @@ import torch
 from benchmarks import common, eager, limits, memory, rivals, runtimes
 from liif_fast.functional import liif_decode, liif_render
 
-
 SIZES = [(21, 27), (20, 31), (5, 4)]  # x3 both ways, fractional, below the latents
 
 
