@@ -11,13 +11,12 @@ import time
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import limits
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import OURS, REFERENCE, Raced
 from liif_fast import models
 from liif_fast.data import make
@@ -29,8 +28,8 @@ UNPACKED = "liif_fast, unpacked"  # on the device that is measured, by the proce
 COLOUR = (51, 102, 204)  # x / 255 * 255, cut to 8 bits, is x for these
 
 
-@pytest.fixture(scope="module")
-def data(bench: Bench) -> Raced:
+@rows(UNPACKED, ON_DEVICE)
+def test_data(bench: Bench) -> Raced:
     batch, inp_size, sample_q = bench.pick(16, 16, 2), bench.pick(48, 48, 6), bench.pick(2304, 2304, 20)
     height, width = bench.pick((1356, 2040), (1356, 2040), (30, 40))  # of DIV2K
     images = [np.tile(np.array(COLOUR, np.uint8), (height, width, 1)) for _ in range(bench.pick(12, 12, 2))]
@@ -74,11 +73,6 @@ def data(bench: Bench) -> Raced:
     figures = ", ".join(f"{names.get(each, each)} {rate:,.0f}" for each, rate in rates.items())
     raced.result["notes"] = [f"samples/s: {figures}"]
     return raced
-
-
-@variants(UNPACKED, ON_DEVICE)
-def test_data(data: Raced, row: Row) -> None:
-    row(data)
 
 
 def _values(batch: dict[str, Tensor]) -> list[Tensor]:

@@ -1,10 +1,9 @@
 """Decoding without a gradient: images of several sizes and scales, strips of large ones, and scattered queries."""
 
-import pytest
 import torch
 
 from benchmarks import eager, rivals, runtimes
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import SECONDS, Bench, rows
 from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import decode_work
 from liif_fast.functional import liif_decode, liif_render
@@ -13,17 +12,16 @@ STRIP = 32_768  # output pixels of a strip
 
 
 # In the first every rival takes part. Where there are many queries the slower runtime is left out.
-@pytest.fixture(
-    scope="module",
-    params=[(4, 48), (2, 48), (3.7, 48), (8, 48), (2, 128)],
-    ids=lambda case: f"x{case[0]:g} from {case[1]}",
+@rows(
+    *COMPILED_FORMS,
+    *rivals.KEEPERS,
+    EAGER,
+    FACTORISED,
+    cases=[(4, 48), (2, 48), (3.7, 48), (8, 48), (2, 128)],
+    ids="x{} from {}",
+    half=True,
 )
-def render(
-    request: pytest.FixtureRequest,
-    half: bool,
-    bench: Bench,
-) -> Raced:
-    scale, latents = request.param
+def test_render(bench: Bench, scale: float, latents: int) -> Raced:
     first = (scale, latents) == (4, 48)
     side = bench.pick(latents, latents if first else None, 7)
     problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
@@ -48,32 +46,21 @@ def render(
         f"render x{scale:g} from {side}x{side}",
         calls,
         rounds=15,
-        seconds=35.0 if first else None,
+        seconds=35.0 if first else SECONDS[0],
         work=decode_work(size[0] * size[1], side * side, problem.weights),
-        half=half,
         keepers=rivals.KEEPERS,
     )
 
 
-@variants(*COMPILED_FORMS, *rivals.KEEPERS, EAGER, FACTORISED)
-def test_render(render: Raced, row: Row) -> None:
-    row(render)
-
-
-@pytest.fixture(scope="module", params=[256, 512], ids="x4 from {}".format)
-def strip(
-    request: pytest.FixtureRequest,
-    half: bool,
-    bench: Bench,
-) -> Raced:
+@rows(EAGER, FACTORISED, cases=[(4, 256), (4, 512)], ids="x{} from {}", half=True)
+def test_strip(bench: Bench, scale: int, latents: int) -> Raced:
     """Some rows of a large image, as `upscale` renders it: the map of a whole photograph, one piece of the output."""
-    latents, scale = request.param, 4
     side = bench.pick(latents, None, 20)
     problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
     size = side * scale
-    rows = bench.pick(STRIP, STRIP, size) // size
-    region = ((size - rows) // 2, 0, rows, size)
-    pixels = slice(region[0] * size, (region[0] + rows) * size)
+    height = bench.pick(STRIP, STRIP, size) // size
+    region = ((size - height) // 2, 0, height, size)
+    pixels = slice(region[0] * size, (region[0] + height) * size)
     queries = tuple(each[:, pixels].contiguous() for each in eager.grid((size, size), problem.feat))
 
     @torch.no_grad()
@@ -83,7 +70,7 @@ def strip(
 
     return bench.race(
         f"strip-x{scale}-{latents}",
-        f"{rows} rows of x{scale} from {side}x{side}",
+        f"{height} rows of x{scale} from {side}x{side}",
         {
             OURS: lambda: run("auto"),
             REFERENCE: lambda: run("reference"),
@@ -92,18 +79,12 @@ def strip(
         },
         rounds=9,
         seconds=5.0,
-        work=decode_work(rows * size, side * (rows // scale + 2), problem.weights),
-        half=half,
+        work=decode_work(height * size, side * (height // scale + 2), problem.weights),
     )
 
 
-@variants(EAGER, FACTORISED)
-def test_strip(strip: Raced, row: Row) -> None:
-    row(strip)
-
-
-@pytest.fixture(scope="module")
-def queries(half: bool, bench: Bench) -> Raced:
+@rows(*rivals.KEEPERS, EAGER, FACTORISED, half=True)
+def test_queries(bench: Bench) -> Raced:
     """Scattered queries: neighbours in the list share no latents."""
     side, count = bench.pick(128, None, 7), bench.pick(16_384, None, 100)
     problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
@@ -124,11 +105,5 @@ def queries(half: bool, bench: Bench) -> Raced:
         },
         rounds=9,
         work=decode_work(count, side * side, problem.weights),
-        half=half,
         keepers=rivals.KEEPERS,
     )
-
-
-@variants(*rivals.KEEPERS, EAGER, FACTORISED)
-def test_queries(queries: Raced, row: Row) -> None:
-    row(queries)

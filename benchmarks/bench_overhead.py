@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
@@ -20,9 +20,9 @@ def _query() -> tuple[Any, ...]:
     return feat, torch.rand(1, 1, 2), torch.full((1, 1, 2), 0.5), weights, biases
 
 
-@pytest.fixture(scope="module")
+@rows()
 @torch.no_grad()
-def operator(bench: Bench) -> Raced:
+def test_operator(bench: Bench) -> Raced:
     if isa() == NOT_BUILT:
         pytest.skip(NOT_BUILT)
     feat, coord, cell, weights, biases = _query()
@@ -40,14 +40,9 @@ def operator(bench: Bench) -> Raced:
     )
 
 
-@variants()
-def test_operator(operator: Raced, row: Row) -> None:
-    row(operator)
-
-
-@pytest.fixture(scope="module")
+@rows(EAGER, FACTORISED)
 @torch.no_grad()
-def function(bench: Bench) -> Raced:
+def test_function(bench: Bench) -> Raced:
     query = _query()
     return bench.race(
         "function",
@@ -60,8 +55,3 @@ def function(bench: Bench) -> Raced:
         },
         rounds=ROUNDS,
     )
-
-
-@variants(EAGER, FACTORISED)
-def test_function(function: Raced, row: Row) -> None:
-    row(function)

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks import eager
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import COMPILED, EAGER, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import Work
 from liif_fast.functional import fused_mlp, gather_corners
@@ -16,9 +15,9 @@ from liif_fast.functional import fused_mlp, gather_corners
 BACKEND_TORCH = "backend torch"
 
 
-@pytest.fixture(scope="module")
+@rows(EAGER, BACKEND_TORCH, half=True)
 @torch.no_grad()
-def gather(half: bool, bench: Bench) -> Raced:
+def test_gather(bench: Bench) -> Raced:
     side, count = bench.pick(48, None, 7), bench.pick(16_384, None, 60)
     feat, _, _ = make_problem((side, side), device=bench.device)
     coord, cell = make_queries(1, count, side, bench.device)
@@ -43,18 +42,12 @@ def gather(half: bool, bench: Bench) -> Raced:
         rounds=15,
         seconds=4.0,
         work=Work(0, x.nbytes + weight.nbytes + feat.nbytes + coord.nbytes + cell.nbytes),
-        half=half,
     )
 
 
-@variants(EAGER, BACKEND_TORCH)
-def test_gather(gather: Raced, row: Row) -> None:
-    row(gather)
-
-
-@pytest.fixture(scope="module")
+@rows(EAGER, COMPILED, BACKEND_TORCH, half=True)
 @torch.no_grad()
-def mlp(half: bool, bench: Bench) -> Raced:
+def test_mlp(bench: Bench) -> Raced:
     rows = bench.pick(65_536, None, 200)
     _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
     x = torch.randn(rows, weights[0].shape[1], device=bench.device)
@@ -71,17 +64,11 @@ def mlp(half: bool, bench: Bench) -> Raced:
         },
         rounds=9,
         work=Work(2 * rows * sum(w.numel() for w in weights), x.nbytes + rows * 3 * 4),
-        half=half,
     )
 
 
-@variants(EAGER, COMPILED, BACKEND_TORCH)
-def test_mlp(mlp: Raced, row: Row) -> None:
-    row(mlp)
-
-
-@pytest.fixture(scope="module")
-def gather_backward(half: bool, bench: Bench) -> Raced:
+@rows(BACKEND_TORCH, half=True)
+def test_gather_backward(bench: Bench) -> Raced:
     side, count = bench.pick(48, None, 7), bench.pick(4096, None, 60)
     problem = make_problem((side, side), device=bench.device)
     feat = problem.feat.requires_grad_()
@@ -102,17 +89,11 @@ def gather_backward(half: bool, bench: Bench) -> Raced:
         },
         rounds=15,
         seconds=3.0,
-        half=half,
     )
 
 
-@variants(BACKEND_TORCH)
-def test_gather_backward(gather_backward: Raced, row: Row) -> None:
-    row(gather_backward)
-
-
-@pytest.fixture(scope="module")
-def mlp_backward(half: bool, bench: Bench) -> Raced:
+@rows(EAGER, BACKEND_TORCH, half=True)
+def test_mlp_backward(bench: Bench) -> Raced:
     rows = bench.pick(16_384, None, 200)
     _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
     x = torch.randn(rows, weights[0].shape[1], device=bench.device, requires_grad=True)
@@ -134,10 +115,4 @@ def mlp_backward(half: bool, bench: Bench) -> Raced:
         rounds=9,
         seconds=5.0,
         work=Work(6 * rows * sum(w.numel() for w in weights), 2 * x.nbytes),
-        half=half,
     )
-
-
-@variants(EAGER, BACKEND_TORCH)
-def test_mlp_backward(mlp_backward: Raced, row: Row) -> None:
-    row(mlp_backward)

@@ -8,12 +8,11 @@ and under the same autocast.
 import copy
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import EAGER, GRADIENT_TOLERANCE, OURS, REFERENCE, TOLERANCE, Call, Raced, make_queries
 from benchmarks.gpu_sections import FUSED
 from liif_fast import models
@@ -38,10 +37,11 @@ def make_config(blocks: int, feats: int, hidden: tuple[int, ...], half: bool) ->
     return Config(**values | {"channels_last": True, "grad_accum": 1})
 
 
-@pytest.fixture(scope="module")
-def step(half: bool, bench: Bench) -> Raced:
+@rows(EAGER, *CHOSEN, half=True)
+def test_step(bench: Bench) -> Raced:
+    half = bench.heat.half
     side, samples, count = bench.pick(48, 48, 9), bench.pick(16, 4, 2), bench.pick(2304, 2304, 60)
-    size = bench.pick((16, 64, (256,) * 4), (16, 64, (256,) * 4), (1, 8, (16, 16)))
+    size = (*bench.pick((16, 64), (16, 64), (1, 8)), bench.hidden)
     torch.manual_seed(0)
     model = models.make(make_config(*size, half).model).to(bench.device)
     coord, cell = make_queries(samples, count, side, bench.device)
@@ -82,8 +82,3 @@ def step(half: bool, bench: Bench) -> Raced:
         rounds=5,
         tolerances=BFLOAT_TOLERANCES if half else (TOLERANCE, GRADIENT_TOLERANCE),
     )
-
-
-@variants(EAGER, *CHOSEN)
-def test_step(step: Raced, row: Row) -> None:
-    row(step)

@@ -1,14 +1,14 @@
 """What each optimisation brings, one at a time, each on top of those before it."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import ExitStack, closing
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import eager, rivals
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.worker import Worker
 from liif_fast.functional import liif_decode, liif_render
@@ -31,23 +31,9 @@ DECODING = (
 TRAINING = (EAGER, FACTORISED, RECOMPUTED, KEPT)
 
 
-@pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., Worker]]:
-    """start(...): a Worker that ends with the module."""
-    workers: list[Worker] = []
-
-    def run(*options: Any) -> Worker:
-        workers.append(Worker(*options))
-        return workers[-1]
-
-    yield run
-    for worker in workers:
-        worker.close()
-
-
-@pytest.fixture(scope="module")
+@rows(*DECODING[:-1])
 @torch.no_grad()
-def decode_steps(bench: Bench, start: Callable[..., Worker]) -> Raced:
+def test_decode_steps(bench: Bench) -> Raced:
     if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
     side, scale, hidden = bench.pick(48, None, 7), 4, bench.hidden
@@ -59,44 +45,29 @@ def decode_steps(bench: Bench, start: Callable[..., Worker]) -> Raced:
         decode = partial(eager.decode_projected, corner_sum=corner_sum)
         return eager.decode_projected_chunks(feat, queries, weights, biases, chunk=chunk, decode=decode)
 
-    def fused(isa: str) -> Callable[[], torch.Tensor]:
-        worker: list[Worker] = []
-
-        def run() -> torch.Tensor:
-            if not worker:
-                worker.append(start(isa, side, scale, hidden))
-            return worker[0]()
-
-        return run
+    @cache
+    def worker(isa: str) -> Worker:
+        return workers.enter_context(closing(Worker(isa, side, scale, hidden)))
 
     steps = [
         lambda: eager.decode_chunks(feat, queries, weights, biases),
         lambda: projected(eager.CHUNK, False),
         lambda: projected(eager.CHUNK, True),
         lambda: projected(rivals.PROJECTED_CHUNK["cpu"], True),
-        *(fused(isa) for isa in WORKERS),
+        *(lambda isa=isa: worker(isa)() for isa in WORKERS),
     ]
 
     def render(**options: Any) -> torch.Tensor:
         return liif_render(feat, size, weights, biases, **options).flatten(2).transpose(1, 2)
 
-    return bench.race(
-        "steps-decode",
-        f"steps: render x{scale} from {side}x{side}",
-        {OURS: render, REFERENCE: lambda: render(backend="reference"), **dict(zip(DECODING[:-1], steps, strict=True))},
-        rounds=7,
-        seconds=15.0,
-        keepers=list(WORKERS.values()),
-    )
+    calls = {OURS: render, REFERENCE: lambda: render(backend="reference"), **dict(zip(DECODING, steps, strict=False))}
+    title, keepers = f"steps: render x{scale} from {side}x{side}", list(WORKERS.values())
+    with ExitStack() as workers:
+        return bench.race("steps-decode", title, calls, rounds=7, seconds=15.0, keepers=keepers)
 
 
-@variants(*DECODING[:-1])
-def test_decode_steps(decode_steps: Raced, row: Row) -> None:
-    row(decode_steps)
-
-
-@pytest.fixture(scope="module")
-def training_steps(bench: Bench) -> Raced:
+@rows(*TRAINING)
+def test_training_steps(bench: Bench) -> Raced:
     if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
     side, count, hidden = bench.pick(48, None, 7), bench.pick(4096, None, 60), bench.hidden
@@ -114,8 +85,3 @@ def training_steps(bench: Bench) -> Raced:
         rounds=7,
         seconds=10.0,
     )
-
-
-@variants(*TRAINING)
-def test_training_steps(training_steps: Raced, row: Row) -> None:
-    row(training_steps)

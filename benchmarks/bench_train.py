@@ -1,10 +1,9 @@
 """The decoder's forward and backward pass: gradients of the latents and of every parameter."""
 
-import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import SECONDS, Bench, rows
 from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import training_work
 
@@ -12,17 +11,15 @@ from benchmarks.limits import training_work
 TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
-    ids=lambda case: "{}x{}".format(*case),
+@rows(
+    EAGER,
+    FACTORISED,
+    *COMPILED_FORMS,
+    cases=[(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
+    ids="{}x{}",
+    half=True,
 )
-def train(
-    request: pytest.FixtureRequest,
-    half: bool,
-    bench: Bench,
-) -> Raced:
-    batch, queries, rounds = request.param
+def test_train(bench: Bench, batch: int, queries: int, rounds: int) -> Raced:
     bench.long(queries > 100_000 and bench.device.type == "cpu")
     side = bench.pick(48, 48, 7)
     count = bench.pick(queries, queries if queries == 2304 else None, 60)
@@ -33,19 +30,12 @@ def train(
     left_out = {}
     if bench.device.type == "cpu" and count * batch > TOO_LARGE:
         left_out = {EAGER: "left out: it keeps some 20 KB a query", REFERENCE: "left out: it takes minutes"}
-
     return bench.race(
         f"train-{queries}",
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
         rivals.training(problem, places, grad, compiled=queries == 2304),
         rounds=rounds,
-        seconds=20.0 if queries == 16_384 else None,
+        seconds=20.0 if queries == 16_384 else SECONDS[0],
         work=training_work(batch * count, batch * side * side, problem.weights),
-        half=half,
         left_out=left_out,
     )
-
-
-@variants(EAGER, FACTORISED, *COMPILED_FORMS)
-def test_train(train: Raced, row: Row) -> None:
-    row(train)

@@ -1,14 +1,13 @@
 """Upscaling a picture with the shipped model, encoder included, as `liif_fast.upscale` does it."""
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 import liif_fast
 from benchmarks import eager
-from benchmarks.bench import Bench, Row, variants
+from benchmarks.bench import Bench, rows
 from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
@@ -17,9 +16,9 @@ from liif_fast.upscaling import default_model_path
 PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
 
 
-@pytest.fixture(scope="module")
+@rows(EAGER, FACTORISED)
 @torch.no_grad()
-def upscale(bench: Bench) -> Raced:
+def test_upscale(bench: Bench) -> Raced:
     side, scale = bench.pick(160, 64, 12), 2
     photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
     image = np.asarray(photo, dtype=np.float32) / 255
@@ -53,8 +52,3 @@ def upscale(bench: Bench) -> Raced:
         },
         rounds=9,
     )
-
-
-@variants(EAGER, FACTORISED)
-def test_upscale(upscale: Raced, row: Row) -> None:
-    row(upscale)

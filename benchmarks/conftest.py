@@ -1,9 +1,4 @@
-"""Options of the suites, and how a race becomes rows of pytest-benchmark's table.
-
-A problem is a fixture of module scope, which checks its variants and races them once. Each variant is a test, which
-replays its laps with a clock of ours: pytest-benchmark shows, stores and compares what was timed in turn as if it had
-timed it itself.
-"""
+"""Options of the suites, what is selected, and what is shown in the end; benchmarks/bench.py says how they run."""
 
 import sys
 from collections.abc import Iterator
@@ -16,25 +11,8 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks` itself, wherever pytest was started
 
 from benchmarks import growth, records, table
-from benchmarks.bench import BENCH, Bench, Row
+from benchmarks.bench import BENCH, Bench, Heat
 from benchmarks.common import ALWAYS, Raced
-
-_selected = pytest.StashKey[set[str]]()  # by row: the variants of its problem that are selected
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    now = 0.0
-
-    def set(self, now: float) -> None:
-        self.now = now
-
-    def read(self) -> float:
-        return self.now
-
-
-_clock = Clock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,44 +43,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[BENCH] = Bench(option, device)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """On a GPU, race once more with autocast to float16 where a problem knows `half`."""
-    if "half" in metafunc.fixturenames and metafunc.config.stash[BENCH].device.type == "cuda":
-        metafunc.parametrize("half", [False, True], ids=["float32", "half"], scope="module")
+def _row(item: pytest.Item) -> tuple[Heat, str] | None:
+    """Return the race and the variant that a test shows; None for a test that is no row."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return (params["raced"], params["variant"]) if "raced" in params else None
 
 
-def _variant(item: pytest.Item) -> str | None:
-    """Return the variant that a test shows; None for a test that is no row."""
-    return item.callspec.params["variant"] if "row" in getattr(item, "fixturenames", ()) else None
-
-
-def _problem(item: pytest.Item) -> str:
-    """Return the problem of a row, for a reader: the test's name without the variant."""
-    return item.name.removeprefix("test_").removesuffix(f"{_variant(item)}]").rstrip("-[").replace("[", " ")
-
-
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Name the groups; where some rows of a problem are selected, ours and the reference's are too."""
-    found = list(items)
-    problems = {item: _problem(item) for item in found if _variant(item)}
-    for item, problem in problems.items():
-        item.add_marker(pytest.mark.benchmark(group=problem, timer=_clock.read))
+    """Leave out half precision on a CPU; where some rows of a race are selected, ours and the reference's are too."""
+    bench = config.stash[BENCH]
+    rows = {item: row for item in items if (row := _row(item))}
+    on_gpu = [item for item, (heat, _) in rows.items() if heat.half and bench.device.type != "cuda"]
+    config.hook.pytest_deselected(items=on_gpu)
+    found = [item for item in items if item not in on_gpu]
+    items[:] = found
     yield
-    kept = set(items)
-    rows: dict[str, set[str]] = {problems[item]: set(ALWAYS) for item in items if item in problems}
-    for item in kept & problems.keys():
-        rows[problems[item]].add(_variant(item))
-    items[:] = [item for item in found if item in kept or _variant(item) in rows.get(problems.get(item), ())]
-    for item in problems.keys() & items:
-        item.stash[_selected] = rows[problems[item]]
-    torn = {problems[item] for item in problems.keys() - items} & rows.keys()
+    for heat, variant in (rows[item] for item in items if item in rows):
+        bench.selected.setdefault(heat, set(ALWAYS)).add(variant)
+    shown = {*items, *(item for item, (heat, variant) in rows.items() if variant in bench.selected.get(heat, ()))}
+    torn = [heat.race.__name__ for item, (heat, _) in rows.items() if heat in bench.selected and item not in shown]
     if torn and config.getoption("record"):
-        raise pytest.UsageError(f"--record is for all variants of a problem; not all are selected of {min(torn)}")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.config.stash[BENCH].selected = item.stash.get(_selected, ())
+        raise pytest.UsageError(f"--record is for all variants of a race; not all are selected of {torn[0]}")
+    items[:] = [item for item in found if item in shown]
 
 
 @pytest.fixture(scope="session")
@@ -112,25 +75,9 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def half() -> bool:
-    """Whether the variants run under autocast to float16."""
-    return False
-
-
-@pytest.fixture
-def row(benchmark: Any, variant: str) -> Row:
-    """row(raced): replay the laps of this test's variant, or skip it and say why it has none."""
-
-    def replay(raced: Raced) -> None:
-        if variant not in raced.laps:
-            pytest.skip(raced.result["missing"].get(variant, "not part of this problem, or only of a full run"))
-        laps = iter(raced.laps[variant])
-        benchmark.extra_info.update(raced.result, figures={variant: raced.result["figures"][variant]})
-        benchmark.pedantic(
-            lambda: _clock.set(next(laps)), setup=lambda: _clock.set(0.0), rounds=len(raced.laps[variant])
-        )
-
-    return replay
+def raced(request: pytest.FixtureRequest, bench: Bench) -> Raced:
+    """A race that is over: checked and timed once for all of its rows."""
+    return bench.run(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
