@@ -4,6 +4,8 @@ A race checks its variants and times them in turn, once. Each variant is a test,
 ours: pytest-benchmark shows, stores and compares what was timed in turn as if it had timed it itself.
 """
 
+import gc
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -94,7 +96,7 @@ class Bench:
         """Return the one for this run; None means that the race is not part of it, and skips."""
         choice = check if self.check else quick if self.quick else full
         if choice is None:
-            pytest.skip("not part of --quick")
+            pytest.skip("only of a full run")
         return choice
 
     def long(self, needed: bool) -> None:
@@ -104,7 +106,10 @@ class Bench:
 
     def run(self, heat: Heat) -> Raced:
         """Run one race and keep its result."""
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # its import takes seconds
+            torch.compiler.reset()
+        gc.collect()
+        gc.freeze()  # so that the collections of the race are short
         self.heat = heat
         raced = heat.race(self, *heat.case)
         self.results.append(raced.result)
@@ -131,9 +136,17 @@ class Bench:
             options["yardsticks"] = limits.yardsticks(self.device, half=True) if half else self.yardsticks
         if self.quick or self.check:
             calls = {each: call for each, call in calls.items() if each not in COMPILED_FORMS}
-        seconds = self.pick(seconds, *SECONDS[1:])
-        rounds, selected = self.pick(rounds, 3, 1), self.selected[self.heat]
-        return common.race(name, title, calls, rounds=rounds, seconds=seconds, selected=selected, work=work, **options)
+        return common.race(
+            name,
+            title,
+            calls,
+            rounds=self.pick(rounds, 3, 1),
+            seconds=self.pick(seconds, *SECONDS[1:]),
+            lap=0.0 if self.check else common.LAP_SECONDS,
+            selected=self.selected[self.heat],
+            work=work,
+            **options,
+        )
 
 
 def _autocast(call: common.Call) -> common.Call:

@@ -64,7 +64,8 @@ def powers(low: int, high: int, step: int) -> list[tuple[int]]:
 
 @rows(EAGER, FACTORISED, cases=powers(1 << 10, 1 << 20, 4), ids="{}")
 def test_growth_queries(bench: Bench, queries: int) -> Raced:
-    count = bench.pick(queries, queries if 1 << 12 <= queries <= 1 << 16 else None, queries >> 6)
+    few = queries <= 1 << 16
+    count = bench.pick(queries, queries if few else None, queries >> 6 if few else None)
     left_out = {REFERENCE: LEFT_OUT} if count > FEW else {}
     title = "decode against queries, 64x64, C = 8, hidden 32 x 4"
     calls = decoding(*inputs(bench, 1, count, 64, **NARROW))
@@ -73,7 +74,7 @@ def test_growth_queries(bench: Bench, queries: int) -> Raced:
 
 @rows(EAGER, FACTORISED, cases=powers(1 << 10, 1 << 20, 4), ids="{}")
 def test_growth_training(bench: Bench, queries: int) -> Raced:
-    count = bench.pick(queries, None, queries >> 6)
+    count = bench.pick(queries, None, queries >> 6 if queries <= 1 << 12 else None)
     left_out = dict.fromkeys((REFERENCE, EAGER), LEFT_OUT) if count > FEW else {}
     title = "forward + backward against queries, 64x64, C = 8, hidden 32 x 4"
     calls = training(*inputs(bench, 1, count, 64, **NARROW))
@@ -82,14 +83,14 @@ def test_growth_training(bench: Bench, queries: int) -> Raced:
 
 @rows(EAGER, FACTORISED, cases=powers(32, 512, 2), ids="{0}x{0}")
 def test_growth_latents(bench: Bench, side: int) -> Raced:
-    side = bench.pick(side, None, side >> 3)
+    side = bench.pick(side, None, side >> 3 if side <= 64 else None)
     calls = decoding(*inputs(bench, 1, bench.pick(4096, None, 50), side, hidden=bench.hidden))
     return grow(bench, "latents", side * side, "decode of 4,096 queries against latents (H x W)", calls)
 
 
 @rows(EAGER, FACTORISED, cases=powers(1, 16, 2), ids="{}")
 def test_growth_batch(bench: Bench, batch: int) -> Raced:
-    count = bench.pick(2304, None, 20)
+    count = bench.pick(2304, None, 20 if batch <= 2 else None)
     title = f"forward + backward against batch, Q = {count:,}, 48x48, C = 8, hidden 32 x 4"
     return grow(bench, "batch", batch, title, training(*inputs(bench, batch, count, 48, **NARROW)))
 

@@ -29,7 +29,7 @@ GRADIENT_TOLERANCE = 5e-3
 # Under autocast both sides round operands to 11 bits (float16). Measured on random networks it is 0.3 % of the largest
 # output; the gradients' norms differ more, since more ReLUs change sides.
 HALF_TOLERANCE, HALF_GRADIENT_TOLERANCE = 1e-2, 5e-2
-LAP_SECONDS = 0.05  # a call shorter than this is repeated until a lap takes that long
+LAP_SECONDS = 0.05
 LEAST_ROUNDS = 3
 
 Result = Tensor | Sequence[Tensor]
@@ -123,6 +123,7 @@ def race(
     tolerances: tuple[float, float] = (TOLERANCE, GRADIENT_TOLERANCE),
     keepers: Collection[str] = (),
     left_out: Mapping[str, str] | None = None,
+    lap: float = LAP_SECONDS,
 ) -> Raced:
     """Check every variant, then time them in turn, and return the figures and the laps.
 
@@ -139,6 +140,7 @@ def race(
         tolerances: of the output and of the gradients.
         keepers: rivals that keep memory between calls, so that their peak cannot be told here.
         left_out: variants that do not take part, and why.
+        lap: seconds that a lap takes at least; a shorter call is repeated.
 
     Raises:
         AssertionError: our result is wrong.
@@ -151,7 +153,7 @@ def race(
         if each in missing or not (selected is None or each in selected or each in ALWAYS):
             continue
         try:
-            entrants[each] = _enter(call, expected, tolerances, device)
+            entrants[each] = _enter(call, expected, tolerances, device, lap)
         except Exception as reason:
             if each in ALWAYS:
                 raise
@@ -159,7 +161,7 @@ def race(
     rivals = [each for each in entrants if each != OURS]
     for each in yardsticks:
         took = min(_seconds(each.call, 1, device) for _ in range(2))
-        entrants[each.name] = Entrant(each.call, _repeats(took), took * _repeats(took), {})
+        entrants[each.name] = _entrant(each.call, took, lap, {})
     round_seconds = sum(each.seconds for each in entrants.values())
     rounds = max(min(rounds, LEAST_ROUNDS), int(min(rounds, seconds / round_seconds)))
     laps = _take_turns(entrants, rounds, device)
@@ -185,7 +187,7 @@ def race(
     return Raced(result, laps)
 
 
-def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device: torch.device) -> Entrant:
+def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device: torch.device, lap: float) -> Entrant:
     """Check a call, and measure its memory and about how long it takes."""
     call()  # compiles, if it is one that does
     got, peak, took = memory.peak(call, device)
@@ -193,9 +195,14 @@ def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device
     del got
     if peak is not None:
         figures["memory"] = peak
-    if took < LAP_SECONDS:  # the first call after giving memory back is a slow one
+    if took < lap:  # the first call after giving memory back is a slow one
         took = _seconds(call, 3, device)
-    return Entrant(call, _repeats(took), took * _repeats(took), figures)
+    return _entrant(call, took, lap, figures)
+
+
+def _entrant(call: Callable[[], object], seconds: float, lap: float, figures: dict[str, Any]) -> Entrant:
+    repeats = max(1, round(lap / max(seconds, 1e-9)))
+    return Entrant(call, repeats, seconds * repeats, figures)
 
 
 def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -213,10 +220,6 @@ def _shares(work: Work, times: list[float], matrix: list[float], copy: list[floa
     """Return by how much each lap falls short of the limit: the time that the machine needs at least, over the time."""
     rounds = zip(times, matrix, copy, strict=True)
     return [max(work.flop / flops, work.nbytes / bandwidth) / took for took, flops, bandwidth in rounds]
-
-
-def _repeats(seconds: float) -> int:
-    return max(1, round(LAP_SECONDS / max(seconds, 1e-9)))
 
 
 def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:

@@ -110,8 +110,7 @@ def test_check():
             common.check(wrong, (good, gradient))
 
 
-def test_race(monkeypatch):
-    monkeypatch.setattr(common, "LAP_SECONDS", 0)
+def test_race():
     order = []
 
     def call(name, value=1.0):
@@ -127,7 +126,13 @@ def test_race(monkeypatch):
     always = {common.OURS: call("ours"), common.REFERENCE: call("reference")}
     rivals = {"wrong": call("wrong", 1.1), "a": call("a"), "broken": broken, "late": call("late")}
     yards = [limits.Yardstick(each, lambda: None, 100) for each in ("sgemm", "matrix", "copy")]
-    machine = {"work": limits.Work(10, 1), "yardsticks": yards, "keepers": ["a"], "left_out": {"late": "too late"}}
+    machine = {
+        "work": limits.Work(10, 1),
+        "yardsticks": yards,
+        "keepers": ["a"],
+        "left_out": {"late": "too late"},
+        "lap": 0.0,
+    }
     result, laps = common.race("name", "title", always | rivals, rounds=3, **machine)
     # Before, each is called to warm up and to be checked, and those that are right to choose the number of repeats.
     assert order[-9:] == ["reference", "a", "ours", "a", "reference", "ours", "reference", "a", "ours"]
@@ -154,16 +159,14 @@ def test_race(monkeypatch):
         common.race("name", "title", always | {common.OURS: call("ours", 2.0)}, rounds=1)
 
 
-def test_rounds_end_when_their_time_is_used_up(monkeypatch):
-    monkeypatch.setattr(common, "LAP_SECONDS", 0)
-
+def test_rounds_end_when_their_time_is_used_up():
     def run():
         time.sleep(1e-3)
         return torch.tensor([1.0])
 
     calls = dict.fromkeys(common.ALWAYS, run)
     rounds = [
-        common.race("name", "title", calls, rounds=most, seconds=seconds).result["rounds"]
+        common.race("name", "title", calls, rounds=most, seconds=seconds, lap=0.0).result["rounds"]
         for seconds, most in ((0.0, 9), (1e9, 5), (1e-9, 2))
     ]
     assert rounds == [3, 5, 2]
