@@ -4,7 +4,7 @@ import torch
 
 from benchmarks import eager, rivals, runtimes
 from benchmarks.bench import SECONDS, Bench, rows
-from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
+from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, Raced, backends, make_problem, make_queries
 from benchmarks.limits import decode_work
 from liif_fast.functional import liif_decode, liif_render
 
@@ -33,12 +33,8 @@ def test_render(bench: Bench, scale: float, latents: int) -> Raced:
         image = liif_render(problem.feat, size, problem.weights, problem.biases, backend=backend)
         return image.flatten(2).transpose(1, 2)
 
-    calls = {
-        OURS: lambda: run("auto"),
-        REFERENCE: lambda: run("reference"),
-        **rivals.inference(problem, queries, compiled=first, graphs=bench.pick(True, True, first)),
-        FACTORISED: lambda: run("torch"),
-    }
+    graphs = bench.pick(True, True, first)
+    calls = backends(run) | rivals.inference(problem, queries, compiled=first, graphs=graphs)
     if size[0] * size[1] > 2 * STRIP:
         calls = {each: call for each, call in calls.items() if runtimes.SLOWER not in each}
     return bench.race(
@@ -71,12 +67,7 @@ def test_strip(bench: Bench, scale: int, latents: int) -> Raced:
     return bench.race(
         f"strip-x{scale}-{latents}",
         f"{height} rows of x{scale} from {side}x{side}",
-        {
-            OURS: lambda: run("auto"),
-            REFERENCE: lambda: run("reference"),
-            EAGER: lambda: eager.decode_chunks(problem.feat, queries, problem.weights, problem.biases),
-            FACTORISED: lambda: run("torch"),
-        },
+        backends(run) | {EAGER: lambda: eager.decode_chunks(problem.feat, queries, problem.weights, problem.biases)},
         rounds=9,
         seconds=5.0,
         work=decode_work(height * size, side * (height // scale + 2), problem.weights),
@@ -97,12 +88,7 @@ def test_queries(bench: Bench) -> Raced:
     return bench.race(
         f"queries-{count}",
         f"{count:,} scattered queries of {side}x{side}",
-        {
-            OURS: lambda: decode("auto"),
-            REFERENCE: lambda: decode("reference"),
-            **rivals.inference(problem, places, compiled=False, graphs=bench.pick(True, True, False)),
-            FACTORISED: lambda: decode("torch"),
-        },
+        backends(decode) | rivals.inference(problem, places, compiled=False, graphs=bench.pick(True, True, False)),
         rounds=9,
         work=decode_work(count, side * side, problem.weights),
         keepers=rivals.KEEPERS,

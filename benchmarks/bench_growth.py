@@ -1,6 +1,5 @@
 """Time and memory against queries, latents, batch and threads, with the exponent of each: a race at each size."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from benchmarks import common, eager, rivals
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
+from benchmarks.common import EAGER, FACTORISED, REFERENCE, Raced, backends, make_problem, make_queries
 from liif_fast.functional import liif_decode
 
 NARROW = {"channels": 8, "hidden": (32,) * 4}  # so that a million queries do not take long
@@ -25,16 +24,12 @@ def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]
     feat, weights, biases = problem
     places = queries if queries[0].shape[1] <= FEW else [each[:, :CHECKED] for each in queries]
 
-    def first(decode: Callable[[], torch.Tensor]) -> common.Call:
-        decode = torch.no_grad()(decode)
-        return lambda: decode()[:, :CHECKED]
+    @torch.no_grad()
+    def run(backend: str) -> torch.Tensor:
+        given = places if backend == "reference" else queries
+        return liif_decode(feat, *given, weights, biases, backend=backend)[:, :CHECKED]
 
-    return {
-        OURS: first(lambda: liif_decode(feat, *queries, weights, biases)),
-        REFERENCE: first(lambda: liif_decode(feat, *places, weights, biases, backend="reference")),
-        EAGER: first(lambda: eager.decode_chunks(feat, queries, weights, biases)),
-        FACTORISED: first(lambda: liif_decode(feat, *queries, weights, biases, backend="torch")),
-    }
+    return backends(run) | {EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases)[:, :CHECKED]}
 
 
 def training(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:

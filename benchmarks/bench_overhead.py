@@ -1,5 +1,6 @@
 """Host time of a call that has next to nothing to compute: one query, a network of width 16."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, backends, make_problem
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
@@ -47,11 +48,6 @@ def test_function(bench: Bench) -> Raced:
     return bench.race(
         "function",
         "one call of liif_decode, one query",
-        {
-            OURS: lambda: liif_decode(*query),
-            REFERENCE: lambda: liif_decode(*query, backend="reference"),
-            EAGER: lambda: eager.decode(*query),
-            FACTORISED: lambda: liif_decode(*query, backend="torch"),
-        },
+        backends(partial(liif_decode, *query)) | {EAGER: lambda: eager.decode(*query)},
         rounds=ROUNDS,
     )

@@ -1,6 +1,7 @@
 """The two pieces for networks of one's own: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import COMPILED, EAGER, OURS, REFERENCE, Raced, make_problem, make_queries
+from benchmarks.common import COMPILED, EAGER, Raced, backends, make_problem, make_queries
 from benchmarks.limits import Work
 from liif_fast.functional import fused_mlp, gather_corners
 
@@ -33,12 +34,8 @@ def test_gather(bench: Bench) -> Raced:
     return bench.race(
         "gather",
         f"gather_corners, Q = {count:,}, {side}x{side}",
-        {
-            OURS: lambda: gather_corners(feat, coord, cell)[0],
-            REFERENCE: lambda: gather_corners(feat, coord, cell, backend="reference")[0],
-            EAGER: lambda: plain()[0],
-            BACKEND_TORCH: lambda: gather_corners(feat, coord, cell, backend="torch")[0],
-        },
+        backends(lambda backend: gather_corners(feat, coord, cell, backend=backend)[0], BACKEND_TORCH)
+        | {EAGER: lambda: plain()[0]},
         rounds=15,
         seconds=4.0,
         work=Work(0, x.nbytes + weight.nbytes + feat.nbytes + coord.nbytes + cell.nbytes),
@@ -48,22 +45,17 @@ def test_gather(bench: Bench) -> Raced:
 @rows(EAGER, COMPILED, BACKEND_TORCH, half=True)
 @torch.no_grad()
 def test_mlp(bench: Bench) -> Raced:
-    rows = bench.pick(65_536, None, 200)
+    count = bench.pick(65_536, None, 200)
     _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
-    x = torch.randn(rows, weights[0].shape[1], device=bench.device)
+    x = torch.randn(count, weights[0].shape[1], device=bench.device)
     compiled = torch.compile(eager.mlp, dynamic=False)
     return bench.race(
         "mlp",
-        f"fused_mlp, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
-        {
-            OURS: lambda: fused_mlp(x, weights, biases),
-            REFERENCE: lambda: fused_mlp(x, weights, biases, backend="reference"),
-            EAGER: lambda: eager.mlp(x, weights, biases),
-            COMPILED: lambda: compiled(x, weights, biases),
-            BACKEND_TORCH: lambda: fused_mlp(x, weights, biases, backend="torch"),
-        },
+        f"fused_mlp, {count:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
+        backends(partial(fused_mlp, x, weights, biases), BACKEND_TORCH)
+        | {EAGER: lambda: eager.mlp(x, weights, biases), COMPILED: lambda: compiled(x, weights, biases)},
         rounds=9,
-        work=Work(2 * rows * sum(w.numel() for w in weights), x.nbytes + rows * 3 * 4),
+        work=Work(2 * count * sum(w.numel() for w in weights), x.nbytes + count * 3 * 4),
     )
 
 
@@ -82,11 +74,7 @@ def test_gather_backward(bench: Bench) -> Raced:
     return bench.race(
         "gather-backward",
         f"gather_corners, forward + backward, Q = {count:,}, {side}x{side}",
-        {
-            OURS: step,
-            REFERENCE: lambda: step(backend="reference"),
-            BACKEND_TORCH: lambda: step(backend="torch"),
-        },
+        backends(step, BACKEND_TORCH),
         rounds=15,
         seconds=3.0,
     )
@@ -94,10 +82,10 @@ def test_gather_backward(bench: Bench) -> Raced:
 
 @rows(EAGER, BACKEND_TORCH, half=True)
 def test_mlp_backward(bench: Bench) -> Raced:
-    rows = bench.pick(16_384, None, 200)
+    count = bench.pick(16_384, None, 200)
     _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
-    x = torch.randn(rows, weights[0].shape[1], device=bench.device, requires_grad=True)
-    grad = torch.randn(rows, 3, device=bench.device)
+    x = torch.randn(count, weights[0].shape[1], device=bench.device, requires_grad=True)
+    grad = torch.randn(count, 3, device=bench.device)
 
     def step(mlp: Callable[..., torch.Tensor], **options: Any) -> list[torch.Tensor]:
         out = mlp(x, weights, biases, **options)
@@ -105,14 +93,9 @@ def test_mlp_backward(bench: Bench) -> Raced:
 
     return bench.race(
         "mlp-backward",
-        f"fused_mlp, forward + backward, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
-        {
-            OURS: lambda: step(fused_mlp),
-            REFERENCE: lambda: step(fused_mlp, backend="reference"),
-            EAGER: lambda: step(eager.mlp),
-            BACKEND_TORCH: lambda: step(fused_mlp, backend="torch"),
-        },
+        f"fused_mlp, forward + backward, {count:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
+        backends(partial(step, fused_mlp), BACKEND_TORCH) | {EAGER: lambda: step(eager.mlp)},
         rounds=9,
         seconds=5.0,
-        work=Work(6 * rows * sum(w.numel() for w in weights), 2 * x.nbytes),
+        work=Work(6 * count * sum(w.numel() for w in weights), 2 * x.nbytes),
     )

@@ -8,7 +8,7 @@ from PIL import Image
 import liif_fast
 from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced
+from benchmarks.common import EAGER, FACTORISED, Raced, backends
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
 from liif_fast.upscaling import default_model_path
@@ -44,11 +44,6 @@ def test_upscale(bench: Bench) -> Raced:
     return bench.race(
         f"upscale-x{scale}",
         f"upscale x{scale} of a {side}x{side} picture, encoder included",
-        {
-            OURS: lambda: run("auto"),
-            REFERENCE: lambda: run("reference"),
-            EAGER: plain,
-            FACTORISED: lambda: run("torch"),
-        },
+        backends(run) | {EAGER: plain},
         rounds=9,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,12 @@ class Problem(NamedTuple):
     feat: Tensor  # [B, C, H, W]
     weights: list[Tensor]
     biases: list[Tensor]
+
+
+def backends(run: Callable[..., Result], of_torch: str = FACTORISED) -> dict[str, Call]:
+    """Return ours, the reference and the backend `torch` (under that name) as calls of run(backend=...)."""
+    chosen = {OURS: "auto", REFERENCE: "reference", of_torch: "torch"}
+    return {name: partial(run, backend=backend) for name, backend in chosen.items()}
 
 
 def make_problem(
