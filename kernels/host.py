@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from liif_fast.call import tf32_allowed
+
 from . import config
 from .config import Form
 
@@ -30,14 +32,6 @@ def architecture(device: torch.device) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
-
-
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may round their operands to TF32."""
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the two interfaces of PyTorch have been mixed
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def precision(dtype: torch.dtype) -> str:

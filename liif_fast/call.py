@@ -79,3 +79,11 @@ def exporting() -> bool:
     would be taken for inference there, and have no gradients.
     """
     return bool(torch.compiler._is_exporting_flag)
+
+
+def tf32_allowed() -> bool:
+    """Say whether float32 matrix products on a GPU may round their operands to TF32."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the two interfaces of PyTorch have been mixed
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"

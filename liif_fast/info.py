@@ -86,7 +86,17 @@ def _backends() -> list[Row]:
     for name, can, reason in answer.answers:
         verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
         rows.append((f"  {name}", f"{verdict}: {reason}" if reason else verdict))
-    return [("backends", f"for a decode on {device}, float32"), *rows]
+    return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index)]
+
+
+def _verdict(kind: str, index: int | None) -> list[Row]:
+    """What `liif-fast qualify` has found on a GPU."""
+    from liif_fast.backends import verdict
+
+    found = verdict.read(kind, index)
+    if found is not None:
+        return [("verdict", f"{found.summary()}, {found.made}, in {found.path}")]
+    return [("verdict", "none; `liif-fast qualify` examines the kernels of this GPU")] if kind == "cuda" else []
 
 
 def _native_build() -> list[Row]:
