@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from liif_fast.backends import verdict
-from liif_fast.qualification.checks import Wrong, examine
-from liif_fast.qualification.problems import Unit
+from liif_fast.qualification.checks import Wrong, examine, large
+from liif_fast.qualification.problems import NETWORKS, Problem, Unit
 from liif_fast.qualification.speed import race
 from liif_fast.upscaling.devices import out_of_memory
 
@@ -50,25 +50,31 @@ def main() -> None:
             device = torch.device("cuda", torch.cuda.current_device())
         send(key=verdict.key(device.type, device.index))
         for unit in job["units"]:
-            if not _examine(Unit(*unit), device, job["seed"], job["speed"], send):
+            if not _examine(Unit(*unit), device, job["seed"], job["last"], send):
                 break
     except Exception as error:
         send(unavailable=_line(error))
     os._exit(0)  # what a driver does on the way out is no kernel's fault
 
 
-def _examine(unit: Unit, device: torch.device, seed: int, speed: bool, send: Callable[..., None]) -> bool:
+def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Callable[..., None]) -> bool:
     """Examine a kind of call and send how it stands; return whether the process can go on."""
 
     def tell(check: str) -> None:
         send(at=check, unit=unit)
 
     try:
-        refused = examine(unit, device, seed, tell)
-        if refused:
-            send(unit=unit, refused=refused)
-        else:
-            send(unit=unit, correct=True, **(race(unit, device, seed, tell) if speed else {}))
+        refusals = {network: Problem(network, unit, device, seed).refusal() for network in NETWORKS[device.type]}
+        networks = [network for network, refusal in refusals.items() if not refusal]
+        if not networks:
+            send(unit=unit, refused=next(iter(refusals.values())))
+            return True
+        examine(unit, device, networks, seed, tell)
+        speed = {}
+        if last:
+            large(unit, device, networks[0], seed, tell)
+            speed = race(unit, device, networks[0], seed, tell)
+        send(unit=unit, correct=True, **speed)
     except Wrong as error:
         send(unit=unit, correct=False, why=str(error))
     except Exception as error:

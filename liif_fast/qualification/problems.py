@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast import functional, make_cell, make_coord
+from liif_fast import backends, functional, make_cell, make_coord
 from liif_fast.backends import verdict
-from liif_fast.call import Switches
+from liif_fast.call import Call, Switches
 
 OPS = ("gather_corners", "decode", "render", "fused_mlp")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -53,9 +53,8 @@ class Network(NamedTuple):
 NETWORKS = {
     "cuda": (
         Network((256,) * 4, 3, 64),
-        Network((256,) * 3, 1, 64, Switches(local_ensemble=False)),
-        Network((100, 70), 1, 5, Switches(cell_decode=False)),
-        Network((32, 24), 64, 64, Switches(feat_unfold=False, local_ensemble=False)),
+        Network((100, 70), 1, 5, Switches(local_ensemble=False, cell_decode=False)),
+        Network((32, 24), 64, 64, Switches(feat_unfold=False)),
     ),
     "cpu": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
 }
@@ -161,6 +160,25 @@ class Problem:
                 yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+
+    def refusal(self) -> str:
+        """Return why the unit's backend does not take the problem; "" if it does."""
+        op, layered = self.unit.op, self.unit.op != "gather_corners"
+        call = Call(
+            op=op,
+            device=self.device,
+            dtype=self.feat.dtype,
+            shape=tuple(self.x.shape if op == "fused_mlp" else self.feat.shape),
+            queries=self.coord.shape[1],
+            widths=tuple(len(weight) for weight in self.weights) if layered else (),
+            switches=self.network.switches,
+            coord_dtype=self.coord.dtype,
+            autocast=self.low if self.autocast else None,
+            requires_grad=self.unit.training,
+            coord_requires_grad=False,
+        )
+        can, reason = backends.ask(self.unit.backend, call)
+        return "" if can else reason
 
     def formula(self, hidden: list[Tensor]) -> Tensor:
         """Return the plain formula's output; `hidden` collects what goes into the ReLUs, rows first."""

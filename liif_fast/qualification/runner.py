@@ -26,7 +26,7 @@ from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
 from liif_fast.upscaling.devices import pick_device
 
 ROUNDS = 3  # processes that must each find a kernel right: some faults are one process's and not the next one's
-PATIENCE = 60.0  # seconds for one check, its compilation included
+PATIENCE = 120.0  # seconds for one check, the compilation of its kernels included
 
 Tell = Callable[[str], None]
 
@@ -98,7 +98,7 @@ class Exam:
     def __init__(self, device: str, seconds: float, tell: Tell) -> None:
         self.device, self.tell = device, tell
         self.deadline = time.monotonic() + seconds
-        self.patience = min(PATIENCE, seconds / 5)
+        self.patience = min(PATIENCE, seconds / 2)
         self.key: verdict.Key | None = None
         self.refusal = ""
         self._passed: dict[Unit, list[dict[str, Any]]] = {}  # what each process that found it right said of its speed
@@ -144,7 +144,7 @@ class Exam:
 
     def _process(self, units: Sequence[Unit], number: int) -> None:
         """Let one process examine kinds of call until it ends, or is ended."""
-        job = {"device": self.device, "units": units, "seed": 100 * number, "speed": number == ROUNDS}
+        job = {"device": self.device, "units": units, "seed": 100 * number, "last": number == ROUNDS}
         with _Process(job) as process:
             at, unit, waiting = "", None, time.monotonic()
             patience = PATIENCE  # to begin, whatever the checks may take

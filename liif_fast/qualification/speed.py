@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from liif_fast.backends import AUTO, RefusedError
-from liif_fast.qualification.problems import NETWORKS, Problem, Unit
+from liif_fast.qualification.problems import Network, Problem, Unit
 
 PAIRS = 7
 WINS = 6  # of the small size's pairs; there a call's fixed costs show
@@ -22,14 +22,13 @@ SIZES = {
 }
 
 
-def race(unit: Unit, device: torch.device, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a kind of call on the first network that the backend takes.
+def race(unit: Unit, device: torch.device, network: Network, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure a kind of call on a network that the backend takes.
 
     Returns:
         `than`: the other backend; `ratio`: the median of its time to ours at the large size; `small`: at the small one;
         a race ends once it is lost; `taken`: whether ours is to be taken.
     """
-    network = NETWORKS[device.type][0]
     small, infer, train = SIZES[device.type]
     found: dict[str, Any] = {"taken": True}
     for name, (shape, queries, batch) in (("small", small), ("ratio", train if unit.training else infer)):
