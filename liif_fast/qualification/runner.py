@@ -117,12 +117,11 @@ class Exam:
         self._passed = {unit: [] for unit in units}
         groups = [[unit for unit in units if unit.precision == each] for each in {unit.precision: 0 for unit in units}]
         for number in range(1, ROUNDS):
-            with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
-                try:
-                    list(pool.map(self._round, groups, [number] * len(groups)))
-                except BaseException:
-                    self._stop.set()
-                    raise
+            try:
+                self._side_by_side(groups, number)
+            except Unavailable:  # the device may have room for one process only
+                self._stop.clear()
+                self._round(units, number)
         self._round(units, ROUNDS)
         standings: dict[Unit, dict[str, Any]] = {}
         for unit, passed in self._passed.items():
@@ -132,15 +131,26 @@ class Exam:
                 standings[unit] = standing
         return standings
 
+    def _side_by_side(self, groups: Sequence[Sequence[Unit]], number: int) -> None:
+        with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
+            try:
+                list(pool.map(self._round, groups, [number] * len(groups)))
+            except BaseException:
+                self._stop.set()
+                raise
+
     def _round(self, units: Sequence[Unit], number: int) -> None:
         """Examine in a fresh process what has passed all rounds before; what one process leaves the next takes."""
         left = [unit for unit in units if unit not in self._over and len(self._passed[unit]) == number - 1]
-        while left and time.monotonic() < self.deadline:
+        while left and not self._is_over():
             before = len(left)
             self._process(left, number)
             left = [unit for unit in left if unit not in self._over and len(self._passed[unit]) < number]
-            if len(left) == before and time.monotonic() < self.deadline:
+            if len(left) == before and not self._is_over():
                 raise Unavailable(f"a process on {self.device} ended without an answer")
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or time.monotonic() > self.deadline
 
     def _process(self, units: Sequence[Unit], number: int) -> None:
         """Let one process examine kinds of call until it ends, or is ended."""
@@ -151,7 +161,7 @@ class Exam:
             while True:
                 line = process.line()
                 now = time.monotonic()
-                if self._stop.is_set() or now > self.deadline:
+                if self._is_over():
                     return
                 if line is None and now - waiting < patience:
                     continue
@@ -161,7 +171,8 @@ class Exam:
                         return
                     if unit is None:
                         raise Unavailable(f"a process on {self.device} cannot begin: {ended}")
-                    self._settle(unit, {"correct": False, "why": f"{at}: {ended}"})
+                    why = {"correct": False, "why": f"{at}: {ended}"}
+                    self._settle(unit, why, f"round {number} of {ROUNDS}: {unit}")
                     return
                 waiting, patience, message = now, self.patience, json.loads(line)
                 if "unavailable" in message:
@@ -171,23 +182,18 @@ class Exam:
                     continue
                 unit, at = Unit(*message.pop("unit")), message.get("at", at)
                 if "at" not in message:
-                    self._settle(unit, dict(message))
-                    self.tell(f"round {number} of {ROUNDS}: {unit}: {_word(message)}")
+                    self._settle(unit, message, f"round {number} of {ROUNDS}: {unit}")
                     unit = None
 
-    def _settle(self, unit: Unit, message: dict[str, Any]) -> None:
+    def _settle(self, unit: Unit, message: dict[str, Any], label: str) -> None:
         if "refused" in message:
             self.refusal, self._over[unit] = message["refused"], None
         elif message.pop("correct"):
             self._passed[unit].append(message)
+            self.tell(f"{label}: right")
         else:
             self._over[unit] = {"correct": False, **message}
-
-
-def _word(message: dict[str, Any]) -> str:
-    if "refused" in message:
-        return f"refused: {message['refused']}"
-    return "right" if message["correct"] else f"WRONG: {message['why']}"
+            self.tell(f"{label}: WRONG: {message['why']}")
 
 
 class _Process:

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
 
+import liif_fast
 from liif_fast.backends import verdict
 from liif_fast.cli import main
 from liif_fast.qualification import Unavailable, qualify, runner
@@ -109,6 +111,15 @@ def test_one_that_hangs_is_ended(play):
     assert found[SECOND]["correct"]
 
 
+def test_where_only_one_process_has_room_they_go_one_by_one(play):
+    """As on a GPU in exclusive mode, or with little memory."""
+    jobs = play(lambda unit, job: right(unit, job) if threading.current_thread() is threading.main_thread()
+                else {"unavailable": "CUDA error: all CUDA-capable devices are busy or unavailable"})  # fmt: skip
+    found = exam().run([FIRST, OTHER])
+    assert all(each["correct"] for each in found.values())
+    assert [len(job["units"]) for job in jobs].count(2) == 3
+
+
 def test_after_an_error_the_rest_goes_on_in_another_process(play):
     """The child ends by itself then, without a fault of the next unit."""
     jobs = []
@@ -140,6 +151,7 @@ def here(monkeypatch):
 
 
 def test_the_verdict_is_kept(play, here, tmp_path, capsys):
+    assert liif_fast.qualify is qualify
     play(lambda unit, job: {"refused": "no"} if unit.backend == "cuda" else right(unit, job))
     found = qualify("cpu", tell=print)
     assert found == verdict.load(found.path, {"device": "played"})

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from liif_fast import backends, functional
+from liif_fast import backends, functional, info
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
 
@@ -98,6 +98,15 @@ def test_a_damaged_file_is_said_and_passed_over(text, caplog):
     assert verdict.read("cpu", None) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(path) in record.message
+
+
+def test_info_shows_it(monkeypatch):
+    assert info._verdict("cpu", None) == []
+    assert "none; `liif-fast qualify`" in info._verdict("cuda", 0)[0][1]
+    verdict.read.cache_clear()
+    path = keep({"triton": {"decode, float32": RIGHT, "render, float32": {"correct": False, "why": "output"}}})
+    text = f"1 of 2 kinds of call passed, auto takes 1, 2026-01-01, in {path}"
+    assert info._verdict("cpu", None) == [("verdict", text)]
 
 
 def test_it_stays_for_the_life_of_the_process():
