@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from liif_fast import backends, functional, info
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
 
+from ..cli.support import raising
 from ..ops.support import Problem, run_python
 
 RIGHT = {"correct": True, "taken": True, "ratio": 2.0, "than": "cpu"}
@@ -76,6 +78,20 @@ def test_sources_and_settings_are_in_the_key(tmp_path, monkeypatch):
     assert len({json.dumps(each) for each in (before, with_tool, verdict.key("cpu", None))}) == 3
     monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
     assert verdict.key("cpu", None)["sources"] != before["sources"]
+
+
+def test_a_gpu_is_described_by_what_matters(monkeypatch):
+    """The driver's build is NVML's, or without NVML the version of CUDA that the driver offers."""
+    has = {"name": "GPU", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 150 * 2**30 + 5}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**has))
+    nvml = SimpleNamespace(
+        nvmlInit_v2=lambda: 0, nvmlSystemGetDriverVersion=lambda text, size: setattr(text, "value", b"550.54") or 0
+    )
+    monkeypatch.setattr(verdict.ctypes, "CDLL", lambda name: nvml)
+    known = {"name": "GPU", "capability": "9.0", "processors": 132, "memory_gib": 150}
+    assert verdict.key("cuda", 0)["device"] == {**known, "driver": "550.54"}
+    monkeypatch.setattr(verdict.ctypes, "CDLL", raising(OSError))
+    assert verdict.key("cuda", 0)["device"] == {**known, "driver": "CUDA 0"}
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
