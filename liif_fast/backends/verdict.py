@@ -66,9 +66,8 @@ class Verdict(NamedTuple):
     results: dict[str, dict[str, dict[str, Any]]]
 
     def __str__(self) -> str:
-        rows = [
-            (f"{backend}  {unit}", says(of)) for backend, units in self.results.items() for unit, of in units.items()
-        ]
+        found = self.results.items()
+        rows = [(f"{backend}  {unit}", says(of)) for backend, units in found for unit, of in units.items()]
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

@@ -183,9 +183,8 @@ def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> No
 @contextlib.contextmanager
 def _canaries(device: torch.device) -> Iterator[None]:
     """Leave gaps for what is allocated inside, between blocks that must stay as they are."""
-    blocks = [
-        torch.full((1 << size,), 165, dtype=torch.uint8, device=device) for size in range(9, 21) for _ in range(8)
-    ]
+    sizes = [1 << power for power in range(9, 21) for _ in range(8)]
+    blocks = [torch.full((size,), 165, dtype=torch.uint8, device=device) for size in sizes]
     kept = blocks[::2]
     del blocks
     yield
@@ -211,10 +210,8 @@ def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     axis = 2 if unit.op == "render" else 1
     whole = problem.run(unit.backend)
     for size in sizes[:-1]:
-        part, expected = (
-            problem.run(unit.backend, part=slice(size)),
-            whole.narrow(axis, 0, min(size, whole.shape[axis])),
-        )
+        part = problem.run(unit.backend, part=slice(size))
+        expected = whole.narrow(axis, 0, min(size, whole.shape[axis]))
         if device.type == "cpu":
             same = torch.allclose(part, expected, rtol=0, atol=1e-5, equal_nan=True)
         else:
