@@ -202,7 +202,7 @@ def read(kind: str, index: int | None) -> Verdict | None:
         wanted = key(kind, index)
         return load(path_of(wanted), wanted)
     except (OSError, RuntimeError) as error:  # no home, no driver, a damaged installation
-        logger.warning("no verdict on the kernels can be read: %s", error)
+        logger.info("no verdict on the kernels can be read: %s", error)
         return None
 
 
@@ -218,9 +218,10 @@ def load(path: Path, wanted: Key) -> Verdict | None:
         if content["format"] != FORMAT or content["key"] != wanted:
             return None
         return Verdict(path, wanted, content["made"], content["results"])
-    except FileNotFoundError:
+    except OSError as error:  # mostly there is none
+        logger.info("%s: no verdict: %s", path, error.strerror)
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s: is no verdict that can be read (%r); `liif-fast qualify` writes it anew", path, error)
         return None
 

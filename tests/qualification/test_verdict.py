@@ -125,6 +125,15 @@ def test_info_shows_it(monkeypatch):
     assert info._verdict("cpu", None) == [("verdict", text)]
 
 
+def test_a_home_that_cannot_be_read_is_no_reason_to_warn(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for home in (str(tmp_path / "file"), "~nobody-of-that-name/verdicts"):
+        monkeypatch.setenv(verdict.VARIABLE, home)
+        verdict.read.cache_clear()
+        assert verdict.read("cpu", None) is None
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
 def test_it_stays_for_the_life_of_the_process():
     assert verdict.read("cpu", None) is None
     keep({})
