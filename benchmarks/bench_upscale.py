@@ -13,7 +13,7 @@ from benchmarks import eager
 from benchmarks.common import EAGER, FACTORISED
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
-from liif_fast.upscaling import default_model_path
+from liif_fast.models.catalogue import shipped_model
 
 PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
 
@@ -23,7 +23,7 @@ def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[
     side, scale = pick(160, 64, 12), 2
     photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
     image = np.asarray(photo, dtype=np.float32) / 255
-    model = liif_fast.load_model(default_model_path(), device=device)
+    model = liif_fast.load_model(shipped_model(), device=device)
     weights, biases = linear_chain(model.imnet.layers)
     norm = model.norm()
 

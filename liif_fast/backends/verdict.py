@@ -21,6 +21,7 @@ import torch
 
 import liif_fast
 from liif_fast.call import tf32_allowed
+from liif_fast.devices import cpu_name
 from liif_fast.files import atomic_file
 
 logger = logging.getLogger("liif_fast")
@@ -186,8 +187,6 @@ def _driver() -> str:
 
 
 def _cpu() -> dict[str, Any]:
-    from liif_fast.info import cpu_name
-
     return {"name": cpu_name(), "instructions": torch.backends.cpu.get_cpu_capability()}
 
 

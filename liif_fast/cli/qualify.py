@@ -31,8 +31,8 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(args: argparse.Namespace) -> int:
     """Qualify and print; returns the exit code."""
     from liif_fast.backends import verdict
+    from liif_fast.devices import pick_device
     from liif_fast.qualification import Unavailable, qualify
-    from liif_fast.upscaling import pick_device
 
     device = pick_device(args.device)
     try:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from liif_fast.backends import verdict
+from liif_fast.devices import out_of_memory
 from liif_fast.qualification.checks import Wrong, examine, large
 from liif_fast.qualification.problems import NETWORKS, Problem, Unit
 from liif_fast.qualification.speed import race
-from liif_fast.upscaling.devices import out_of_memory
 
 # What says nothing about a kernel: the device is taken, lost, or not ready.
 NO_DEVICE = (

@@ -22,8 +22,8 @@ import torch
 
 from liif_fast.backends import QUALIFIED, verdict
 from liif_fast.backends.verdict import Verdict
+from liif_fast.devices import pick_device
 from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
-from liif_fast.upscaling.devices import pick_device
 
 ROUNDS = 3  # processes that must each find a kernel right: some faults are one process's and not the next one's
 PATIENCE = 120.0  # seconds for one check, the compilation of its kernels included
