@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import liif_fast
 from liif_fast.cli import main as command
-from liif_fast.info import cpu_name
+from liif_fast.devices import cpu_name
 from liif_fast.models.catalogue import shipped_model
 from liif_fast.upscaling import upscale
 
