@@ -137,17 +137,18 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         self._check_crop(index, shape, side)
         return int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side
 
-    def _check_queries(self, grid: Size) -> None:
+    def _check_queries(self, index: int, grid: Size) -> None:
         if self.sample_q is not None and self.sample_q > grid[0] * grid[1]:
+            name = self._named(index, f"image {index}")[-1]  # of a pair: queries are of the high-resolution image
             raise ValueError(
-                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
+                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q} for {name}"
             )
 
-    def _pixels(self, grid: Size, rng: Generator) -> np.ndarray:
+    def _pixels(self, index: int, grid: Size, rng: Generator) -> np.ndarray:
         count = grid[0] * grid[1]
         if self.sample_q is None:
             return np.arange(count, dtype=np.int32)
-        self._check_queries(grid)
+        self._check_queries(index, grid)
         return rng.choice(count, self.sample_q, replace=False).astype(np.int32)
 
 
@@ -221,10 +222,11 @@ class SRImplicitDownsampled(_Wrapper):
     def _check_size(self, index: int, shapes: list[Size]) -> None:
         if self.inp_size is None:
             self._reduced(index, shapes[0], self.scale_max)
+            self._check_queries(index, shapes[0])
         else:
             self._check_crop(index, shapes[0], round(self.inp_size * self.scale_max))
             least = round(self.inp_size * self.scale_min)
-            self._check_queries((least, least))
+            self._check_queries(index, (least, least))
 
     def _reduced(self, index: int, shape: Size, scale: float) -> Size:
         size = (math.floor(shape[0] / scale + 1e-9), math.floor(shape[1] / scale + 1e-9))
@@ -244,7 +246,7 @@ class SRImplicitDownsampled(_Wrapper):
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)
         grid = (window[3], window[2]) if flips[2] else (window[2], window[3])
-        return Plan(window, None, colour, None, size, flips, None, grid, self._pixels(grid, rng))
+        return Plan(window, None, colour, None, size, flips, None, grid, self._pixels(index, grid, rng))
 
 
 @register("sr-implicit-paired")
@@ -292,7 +294,7 @@ class SRImplicitPaired(_Wrapper):
         if self.inp_size is not None:
             self._check_crop(index, usable, self.inp_size)
             usable = (self.inp_size, self.inp_size)
-        self._check_queries((usable[0] * scale, usable[1] * scale))
+        self._check_queries(index, (usable[0] * scale, usable[1] * scale))
 
     def _fit(self, index: int, shapes: list[Size]) -> tuple[int, Size]:
         """The scale of a pair, and the (height, width) of its low-resolution image that the other one covers."""
@@ -309,7 +311,7 @@ class SRImplicitPaired(_Wrapper):
         flips = self._flips(rng)
         grid = (width, height) if flips[2] else (height, width)
         window = (top, left, height, width)
-        return Plan(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(grid, rng))
+        return Plan(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(index, grid, rng))
 
 
 @register("sr-implicit-uniform-varied")
@@ -349,13 +351,24 @@ class SRImplicitUniformVaried(_Wrapper):
         _positive("gt_resize", gt_resize)
         self.size_min, self.size_max = size_min, size_min if size_max is None else size_max
         self.gt_resize = gt_resize
+        self._check_sizes()
+
+    def _check_size(self, index: int, shapes: list[Size]) -> None:
+        before, after = self._targets(index, shapes[1])
+        self._check_queries(index, after or before)
+
+    def _targets(self, index: int, high: Size) -> tuple[Size, Size | None]:
+        """The (height, width) to which the high-resolution image is resized, and that of `gt_resize`."""
+        place = index / max(len(self.dataset) - 1, 1)
+        before = shorter_side(high, round(self.size_min + (self.size_max - self.size_min) * place))
+        return before, None if self.gt_resize is None else shorter_side(before, self.gt_resize)
 
     def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
         low, high = shapes
-        place = index / max(len(self.dataset) - 1, 1)
-        before = shorter_side(high, round(self.size_min + (self.size_max - self.size_min) * place))
+        before, after = self._targets(index, high)
         flips = (False, bool(self.augment and rng.random() < 0.5), False)
-        after = None if self.gt_resize is None else shorter_side(before, self.gt_resize)
         colour = colour_matrix(rng) if self.colour else None
         grid = after or before
-        return Plan((0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(grid, rng))
+        return Plan(
+            (0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(index, grid, rng)
+        )

@@ -46,8 +46,9 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
     image = normalise(image)
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
+    said = image.info | info
     return Picture(
-        path, kind, pixels.shape, pixels.dtype, lambda window: crop(pixels, window), image.info | info, notices
+        path, kind, pixels.shape, pixels.dtype, lambda window: [crop(pixels, window)], said, notices, whole=kind
     )
 
 

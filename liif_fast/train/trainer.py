@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from liif_fast import distributed, models
 from liif_fast.data import make_loader, registry
+from liif_fast.data.datasets import headers
 from liif_fast.models.checkpoint import _as_model_file_error
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
@@ -285,10 +286,9 @@ class Run:
         )
 
     def _sample_name(self, index: int) -> str:
-        """A sample's number, and its file if the dataset has files."""
-        dataset = getattr(self.train_set, "dataset", None)
-        paths = getattr(getattr(dataset, "high", dataset), "paths", None)
-        return f"{index} ({paths[index % len(paths)]})" if paths else str(index)
+        """A sample's number, and its image, of a pair the larger one, if the dataset tells."""
+        found = headers(getattr(self.train_set, "dataset", None), index)
+        return f"{index} ({found[-1].name})" if found else str(index)
 
     def _finish_epoch(self) -> None:
         """Validate if it is time, record, and save; what has been trained is saved before."""

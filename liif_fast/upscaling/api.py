@@ -192,13 +192,17 @@ def _needed(
     size: tuple[int | None, int | None] | None,
     region: Region,
 ) -> NDArray | Part:
-    """The pixels that a region of the output depends on; with alpha all, since hidden colours come from afar."""
-    if picture.shape[2] in (2, 4):
-        return picture.pixels
+    """Return the pixels that a region depends on: all where some are hidden, since their colours come from afar."""
     width, height = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
     whole = picture.shape[:2]
     window = input_window(model, (height, width), check_region(region, (width, height)), whole)
-    return picture.pixels if window[2:] == whole else Part(picture, window)
+    if window[2:] == whole:
+        return picture.pixels
+    part = Part(picture, window)
+    if picture.shape[2] in (1, 3) or part.pixels[..., -1].all():
+        return part
+    logger.warning("%s: is decoded as a whole, since the region has transparent pixels", picture.path)
+    return picture.pixels
 
 
 def check_target(

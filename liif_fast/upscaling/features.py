@@ -204,6 +204,8 @@ def _in_parts(model: FeatureModel) -> bool:
 def input_window(model: FeatureModel, size: tuple[int, int], region: Region, shape: tuple[int, int]) -> Region:
     """Give the window of the input that a region of the output depends on; the whole where the model needs that.
 
+    Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
+
     Args:
         model: as for `Features`.
         size: (height, width) of the whole output.
@@ -213,6 +215,7 @@ def input_window(model: FeatureModel, size: tuple[int, int], region: Region, sha
     radius = model.receptive_radius
     if radius is None or not _in_parts(model):
         return 0, 0, *shape
+    radius = max(radius, 2)
     first, left, height, width = latents_read(size, region, shape)
     top, bottom = max(0, first - radius), min(shape[0], first + height + radius)
     start, end = max(0, left - radius), min(shape[1], left + width + radius)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from liif_fast.functional import frozen_weights
 from liif_fast.images import Part
+from liif_fast.images.picture import in_memory
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
 from liif_fast.upscaling.devices import free_cached, out_of_memory
@@ -38,8 +39,8 @@ def render_strips(
     """Render an image to `size` strip by strip, from top to bottom.
 
     Args:
-        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. Of an image without alpha the
-            part that `features.input_window` names is enough.
+        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
+            `features.input_window` names is enough where all of it is visible.
         model: the work is done on its device.
         size: (height, width) of the whole output, pixels.
         region: as in `upscale`.
@@ -88,17 +89,17 @@ class _Canvas:
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
         if picture and self.colours == 3 and is_gray(pixels):  # of the whole image, so that every region of it agrees
-            pixels = pixels.first_channel() if isinstance(pixels, Part) else pixels[..., ::3]  # R, and alpha if any
+            pixels = pixels[..., ::3]  # R, and alpha if any
         self.gray = picture and pixels.shape[2] < 3
-        self.alpha: NDArray | None = None
+        self.alpha: NDArray | Part | None = None
         planes: list[tuple[NDArray | Part, float]] = [(pixels, self.top)]
         if picture and pixels.shape[2] in (2, 4):
-            assert isinstance(pixels, np.ndarray)
-            self.alpha = pixels[..., -1]
+            self.alpha = pixels[..., -1:]
             planes = [(pixels[..., :-1], self.top)]
-            if self.alpha.min() < self.alpha.max():
+            seen = in_memory(self.alpha)
+            if seen.min() < seen.max():
                 colour = fill_hidden(pixels, self.top)
-                planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
+                planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (self.alpha, self.top)]
         self.device = next(model.parameters()).device
         self.transfers = Transfers(self.device)
         self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
@@ -154,7 +155,8 @@ class _Canvas:
             kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
             channels = torch.cat([channels, kept[None]])
         elif self.alpha is not None:  # the same everywhere
-            channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), self.alpha.flat[0] / self.top)])
+            opacity = in_memory(self.alpha).flat[0] / self.top
+            channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), opacity)])
         return channels.permute(1, 2, 0).clamp(0, 1)
 
     def _report(self) -> None:
