@@ -1,16 +1,19 @@
 """A picture in a file: its shape and metadata now, its pixels or a part of them when they are asked for."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
 from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.window import Window, crop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +23,6 @@ logger = logging.getLogger("liif_fast.images")
 
 DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
 PALETTE, ONE_BIT = "a palette", "1 bit a pixel"
-Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 
 # orientation (TIFF 6, section 8) -> rows and columns are swapped; then rows are turned over, columns are
 _TURNS = {
@@ -52,8 +54,8 @@ class Picture:
         path: str | os.PathLike[str],
         format: str,
         shape: tuple[int, int, int],
-        dtype: "np.dtype",
-        decode: "Callable[[Window], Iterable[NDArray]]",
+        dtype: np.dtype,
+        decode: Callable[[Window], Iterable[NDArray]],
         info: Mapping[Any, Any],
         notices: list[str],
         orientation: int = 1,
@@ -78,7 +80,7 @@ class Picture:
         return self.shape[1], self.shape[0]
 
     @cached_property
-    def pixels(self) -> "NDArray":
+    def pixels(self) -> NDArray:
         """All pixels, [height, width, channels].
 
         Raises:
@@ -86,7 +88,7 @@ class Picture:
         """
         return self._read((0, 0, *self.shape[:2]))
 
-    def window(self, window: Window) -> "NDArray":
+    def window(self, window: Window) -> NDArray:
         """Read only these pixels: (top, left, height, width); errors as of `pixels`.
 
         A tiled TIFF is read at these places alone; other files in one pass down to the window's last row.
@@ -98,7 +100,7 @@ class Picture:
             self._whole = ""
         return self._read(window)
 
-    def blocks(self, window: Window | None = None) -> "Iterator[NDArray]":
+    def blocks(self, window: Window | None = None) -> Iterator[NDArray]:
         """Yield the rows of a window as they lie in the file, not upright; of None all of them, in one pass.
 
         Raises:
@@ -112,7 +114,7 @@ class Picture:
         except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
             raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
 
-    def _read(self, window: Window) -> "NDArray":
+    def _read(self, window: Window) -> NDArray:
         import numpy as np
 
         (top, left, height, width), (swap, flip_rows, flip_columns) = window, self._turn
@@ -141,12 +143,12 @@ class Part:
         self.pixels = picture.window(window)
 
     @overload
-    def __getitem__(self, index: tuple[slice, slice]) -> "NDArray": ...
+    def __getitem__(self, index: tuple[slice, slice]) -> NDArray: ...
 
     @overload
-    def __getitem__(self, index: tuple[EllipsisType, slice]) -> "Part": ...
+    def __getitem__(self, index: tuple[EllipsisType, slice]) -> Part: ...
 
-    def __getitem__(self, index: Any) -> "NDArray | Part":
+    def __getitem__(self, index: Any) -> NDArray | Part:
         """Return rows and columns of the window, or the same window of some channels."""
         if index[0] is ...:
             part = copy.copy(self)
@@ -157,12 +159,6 @@ class Part:
         return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
 
-def in_memory(pixels: "NDArray | Part") -> "NDArray":
+def in_memory(pixels: NDArray | Part) -> NDArray:
     """Return an array, or those pixels of a part that it has."""
     return pixels.pixels if isinstance(pixels, Part) else pixels
-
-
-def crop(pixels: "NDArray", window: Window) -> "NDArray":
-    """Return a window (top, left, height, width) of an array [H, W, ...]."""
-    top, left, height, width = window
-    return pixels[top : top + height, left : left + width]

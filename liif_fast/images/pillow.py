@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from liif_fast.images.colour import COLOUR, read_cicp, read_colour
 from liif_fast.images.errors import ImageFileError
 from liif_fast.images.exif import upright
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, crop
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.window import crop
 
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import ExifTags, Image
 
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window, crop
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
+from liif_fast.window import Window, crop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

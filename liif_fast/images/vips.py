@@ -21,8 +21,9 @@ from PIL import ImageCms
 
 from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.exif import upright
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
-from liif_fast.upscaling.plan import Region
+from liif_fast.window import Window
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
@@ -66,7 +66,7 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
 
 
 def within_neighbours(
-    values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Region
+    values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Window
 ) -> Tensor:
     """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
 

@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liif_fast.devices import free_cached, out_of_memory
 from liif_fast.functional import frozen_weights
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
-from liif_fast.upscaling.devices import free_cached, out_of_memory
 from liif_fast.upscaling.features import Features, encoder_for
-from liif_fast.upscaling.options import Options, check_options
-from liif_fast.upscaling.plan import Region, check_region
+from liif_fast.upscaling.options import Options
+from liif_fast.upscaling.sizes import Frame
 from liif_fast.upscaling.transfer import Transfers
+from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
@@ -26,32 +27,25 @@ STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for every core
 GPU_STRIP_QUERIES = 2**21
 
 
-_DEFAULTS = Options()
-
-
 def render_strips(
     pixels: NDArray | Part,
     model: FeatureModel,
-    size: tuple[int, int],
-    region: Region | None = None,
-    options: Options = _DEFAULTS,
+    frame: Frame,
+    options: Options,
 ) -> Iterator[NDArray]:
-    """Render an image to `size` strip by strip, from top to bottom.
+    """Render an image strip by strip, from top to bottom.
 
     Args:
         pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
             `features.input_window` names is enough where all of it is visible.
         model: the work is done on its device.
-        size: (height, width) of the whole output, pixels.
-        region: as in `upscale`.
+        frame: the output.
         options: how to compute.
 
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
     """
-    check_options(options)
-    region = check_region(region, (size[1], size[0]))
-    canvas = _Canvas(pixels, model, size, region, options)
+    canvas = _Canvas(pixels, model, frame, options)
     yield from _to_host(canvas.strips(), canvas.transfers, pixels.dtype)
 
 
@@ -80,11 +74,9 @@ def _takes_pictures(model: FeatureModel) -> bool:
 class _Canvas:
     """The planes of one image and what makes strips of them."""
 
-    def __init__(
-        self, pixels: NDArray | Part, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
-    ) -> None:
+    def __init__(self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> None:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        self.size, self.region, self.dtype = size, region, pixels.dtype
+        (self.size, self.region), self.dtype = frame, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
@@ -106,7 +98,7 @@ class _Canvas:
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [
-                Features(model, encoder, plane, top, size, region, options, self.transfers, self._report)
+                Features(model, encoder, plane, top, *frame, options, self.transfers, self._report)
                 for plane, top in planes
             ]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
@@ -142,7 +134,7 @@ class _Canvas:
             self.progress("render", done, height)
 
     @torch.inference_mode()
-    def _strip(self, region: Region) -> Tensor:
+    def _strip(self, region: Window) -> Tensor:
         """A window `[h, w, C]`, float32, clamped to [0, 1]."""
         with self.frozen:
             channels = self.planes[0].render(region)

@@ -1,6 +1,5 @@
 """Every suite runs, is right, and reports; at tiny sizes, and without timing anything that counts."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +20,8 @@ def test_suites_run(suites):
     """Several in a process, whose start takes as long as a suite; in two, for two workers."""
     done = run(*suites, "--check", "--threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(re.search(rf"bench_{suite}\.py s*\.", done.stdout) for suite in suites)
-    assert "rounds: 1" in done.stdout
+    assert all(f"bench_{suite}.py" in done.stdout for suite in suites)
+    assert done.stdout.count("rounds: 1") > len(suites)
     assert "no figure" not in done.stdout
 
 

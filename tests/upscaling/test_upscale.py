@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 import liif_fast
 from liif_fast import upscaling
+from liif_fast.devices import pick_device
 from liif_fast.images import Picture, open_picture, read_image, vips
 from liif_fast.models import LIIF, make
-from liif_fast.upscaling import features, options, output_size, pick_device, strips
+from liif_fast.models.catalogue import shipped_model
+from liif_fast.upscaling import api, features, options, output_size, strips
 
 SCALE = 2.3
 upscale = functools.partial(upscaling.upscale, tile=8)
@@ -499,7 +501,7 @@ def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
 
 def test_the_shipped_model_beats_bicubic() -> None:
     """On a photograph that it was not trained on, reduced as it was in training."""
-    with Image.open(upscaling.default_model_path().parent / "chelsea.png") as opened:
+    with Image.open(shipped_model().parent / "chelsea.png") as opened:
         original = opened.crop((40, 30, 140, 110))
     small = original.resize((50, 40), Image.Resampling.BICUBIC)
 
@@ -544,7 +546,13 @@ def test_a_region_of_a_file_reads_only_what_it_needs(
 @pytest.mark.parametrize("region", [(0, 0, 9, 11), (40, 45, 60, 70), (205, 260, 2, 16)])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
-    model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture, channels: int, region: Any, hidden: bool
+    model: nn.Module,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: int,
+    region: Any,
+    hidden: bool,
 ) -> None:
     """With a hidden pixel elsewhere; one inside takes its colour from afar."""
     pixels, path = photo(90, 120, channels), tmp_path / "a.png"
@@ -556,7 +564,8 @@ def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
     Image.fromarray(pixels).save(path)
     whole = upscaling.upscale(pixels, model, scale=SCALE)
     picture = open_picture(path)
-    upscaling.upscale_file(path, tmp_path / "part.png", model, scale=SCALE, region=region, picture=picture)
+    monkeypatch.setattr(api, "open_picture", lambda _: picture)
+    upscaling.upscale_file(path, tmp_path / "part.png", model, scale=SCALE, region=region)
     part = read_image(tmp_path / "part.png").pixels
     assert np.abs(part.astype(int) - whole[top : top + height, left : left + width]).max() <= 1
     assert ("pixels" in picture.__dict__) == hidden
