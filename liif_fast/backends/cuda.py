@@ -1,6 +1,6 @@
 """The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
 
-It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
+It has never run on a GPU: it is compiled, its machine code audited and its PTX executed on a CPU
 (docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; who asks for it by name gets it.
 """
 
