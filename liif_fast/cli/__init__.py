@@ -4,14 +4,13 @@ Heavy imports (torch, the models) happen inside `run`, so that `--help` and a us
 """
 
 import os
-import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, _ArgumentGroup
 
 # A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
 BROKEN_PIPE = 141
@@ -61,6 +60,13 @@ def add_plugin(parser: "ArgumentParser") -> None:
     )
 
 
+def add_device(parser: "ArgumentParser | _ArgumentGroup") -> None:
+    """Add the option that says where to compute."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
+    )
+
+
 def _give_up() -> None:
     """Leave nothing unwritten that cannot be written: Python would try on its way out, complain, and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
@@ -70,17 +76,3 @@ def _give_up() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def deserted() -> list[TextIO]:
-    """Those of stdout and stderr that are pipes which nobody reads any more."""
-    found = []
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            poll = select.poll()  # no such thing on Windows
-            poll.register(stream.fileno(), 0)
-        except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
-            continue
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            found.append(stream)
-    return found

@@ -7,7 +7,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import add_plugin
+from liif_fast.cli import add_device, add_plugin
 from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
@@ -49,9 +49,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "--json", type=expanduser, metavar="FILE", help="write all figures, of each image too, into a file"
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
     parser.set_defaults(run=run)
 
@@ -65,10 +63,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         with distributed.reporting("start it again"):
             _run(args, device)
-    except RuntimeError as error:  # PyTorch's way to say out of memory, among others
-        if args.traceback:
-            raise
-        raise ValueError(str(error)) from error
     finally:
         distributed.cleanup()
     return 0

@@ -10,20 +10,7 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-from liif_fast.cli import (
-    BROKEN_PIPE,
-    EXIT_CODES,
-    bench,
-    deserted,
-    eval,
-    info,
-    models,
-    plot,
-    say,
-    train,
-    upscale,
-    verify,
-)
+from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, bench, eval, info, models, plot, say, train, upscale, verify
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,9 +91,9 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()  # here, where a full disk gets its line
         return code
-    except (OSError, ValueError, ImportError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and deserted():  # and not a pipe to a process of ours
-            return BROKEN_PIPE
+    except BrokenPipeError:  # nobody reads the output any more
+        return BROKEN_PIPE
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # the last: out of memory, for one
         if traceback:
             raise
         say(f"error: {_one_line(error)}")

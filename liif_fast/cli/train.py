@@ -3,6 +3,8 @@
 import argparse
 from os.path import expanduser
 
+from liif_fast.cli import add_device
+
 _ABOUT = "Train a model from a YAML file in the format of the original code."
 
 
@@ -13,9 +15,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")
     parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.set_defaults(run=run)
 
 

@@ -8,7 +8,7 @@ import time
 from os.path import expanduser
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_plugin, say
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs, identity
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
@@ -58,9 +58,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="what to do with outputs that exist (default: replace)",
     )
     compute = parser.add_argument_group("how to compute")
-    compute.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(compute)
     compute.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
     compute.add_argument(
         "--precision",
@@ -124,13 +122,7 @@ def run(args: argparse.Namespace) -> int:
             written[identity(job.target)] = job
             if not jobs.folder:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
-        except RuntimeError as error:  # PyTorch's way to say out of memory, among others
-            if args.traceback:
-                raise
-            if not jobs.folder:
-                raise ValueError(str(error)) from error
-            failed += _complain(job, error)
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or not jobs.folder:
                 raise
             failed += _complain(job, error)

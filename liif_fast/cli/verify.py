@@ -4,7 +4,7 @@ import argparse
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import add_plugin, say
+from liif_fast.cli import add_device, add_plugin, say
 
 if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
@@ -30,9 +30,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     add_plugin(parser)
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed rounds; medians (default: 5)")
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -48,12 +46,7 @@ def run(args: argparse.Namespace) -> int:
     image = args.image or shipped_model().parent / "chelsea.png"
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, args.device)
-    try:
-        report = verify(model, image, args.scale, args.turns)
-    except RuntimeError as error:
-        if args.traceback:
-            raise
-        raise ValueError(str(error)) from error
+    report = verify(model, image, args.scale, args.turns)
     print(render(report, find_model(args.model).name, str(image).rsplit("/", 1)[-1], args.scale, model))
     wrong = report.disagreements()
     for line in wrong:

@@ -4,7 +4,6 @@ Images stay uint8 until a wrapper has cut its sample: a quarter of the memory of
 is then thrown away.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from liif_fast.data.pack import Pack, open_pack
+from liif_fast.data.pack import Pack
 from liif_fast.data.registry import make, register
 from liif_fast.files import distinct_names, is_litter
 from liif_fast.images import open_picture, read_rgb
@@ -134,7 +133,7 @@ class ImageFolder(_Repeated):
         first_k: keep only the first so many.
         repeat: length of the dataset as a multiple of the number of images.
         cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes them once into
-            the file `_pack_<name>` beside root_path (`liif_fast.data.pack`) and maps it, so that a crop reads only
+            the folder `_npy_<name>` beside root_path (`liif_fast.data.pack`) and maps each, so that a crop reads only
             its own rows. (The original's `_bin_` folders hold pickles and are never read.)
 
     Raises:
@@ -180,8 +179,7 @@ class ImageFolder(_Repeated):
             self.images = [read_image(path) for path in bar]
         elif cache == "bin":
             path = root.resolve()
-            part = [] if split_file is None and first_k is None else [_short(split_file, split_key, first_k)]
-            self.images = open_pack(path.with_name("-".join([f"_pack_{path.name}", *part])), self.paths, read_image)
+            self.images = Pack(path.with_name(f"_npy_{path.name}"), root, names, read_image)
 
     def _get(self, index: int) -> np.ndarray:
         return read_image(self.paths[index]) if self.images is None else self.images[index]
@@ -195,11 +193,6 @@ class ImageFolder(_Repeated):
 
     def _headers(self, index: int) -> list[Header]:
         return [Header(str(self.paths[index]), self.sizes[index])]
-
-
-def _short(*values: Any) -> str:
-    """A few characters that tell a part of a folder from another part."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def _split_names(path: Path, key: str | None) -> list[str]:

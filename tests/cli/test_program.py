@@ -119,17 +119,6 @@ def test_a_reader_that_leaves_does_not_cost_the_caller_his_streams(
     assert capsys.readouterr().err == ""
 
 
-def test_a_broken_pipe_that_is_not_ours_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To a worker process that has died, for one."""
-    from liif_fast.cli import info
-
-    monkeypatch.setattr(info, "run", raising(BrokenPipeError(32, "Broken pipe")))
-    assert main(["info"]) == 1
-    assert_one_line(capsys.readouterr().err, "Broken pipe")
-
-
 def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ([], ["upscale"]):
         assert main([*command, "--help"]) == 0
