@@ -36,36 +36,18 @@ def is_main() -> bool:
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread.
-
-    Args:
-        items: the same in every process.
-
-    Returns:
-        A list that may be empty; the parts of all processes make up the items, each once.
-    """
+    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread."""
     return list(items[rank() :: world_size()])
 
 
 def merge(results: Sequence[T]) -> list[T]:
-    """Undo `share`: what each process made of its part, in the order of all items, in every process.
-
-    Args:
-        results: one for each item of this process's part; anything that pickle takes.
-
-    Returns:
-        One for each item.
-    """
+    """Undo `share`: what each process made of its part, in the order of all items, in every process."""
     parts = gather(list(results))
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks, in every process.
-
-    Args:
-        value: anything that pickle takes.
-    """
+    """The values of all processes, in the order of their ranks, in every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -78,13 +60,6 @@ def init(device: torch.device) -> torch.device:
 
     Args:
         device: where this process computes; "cuda" without an index is the GPU of its number on its machine.
-
-    Returns:
-        The device of this process.
-
-    Raises:
-        ValueError: if a machine has fewer GPUs than processes, all would share one GPU, the device knows no way to
-            communicate, or LIIF_FAST_TIMEOUT is no time.
     """
     if world_size() == 1:
         return device
@@ -105,14 +80,7 @@ def init(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def reporting(advice: str) -> Iterator[None]:
-    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours.
-
-    Args:
-        advice: what the user can do then.
-
-    Raises:
-        ConnectionError: of one line, in place of them.
-    """
+    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours."""
     try:
         yield
     except RuntimeError as error:

@@ -16,15 +16,7 @@ def is_litter(name: str) -> bool:
 
 
 def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name files shortly, each as no other, in small letters either.
-
-    Args:
-        paths: the files.
-
-    Returns:
-        Their names without the extension; where these are alike, more of their paths, or with the extension, or with
-        their number before; the same form for all of them.
-    """
+    """Name files by their stems; where these are alike (in small letters), by more of their paths, or by numbers."""
     files = [Path(path) for path in paths]
     parts = range(1, 1 + max((len(file.parts) for file in files), default=0))
     for names in (
@@ -56,8 +48,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.
 
-    Args:
-        path: the file to write. A symbolic link is followed; an existing file's permissions are kept.
+    A symbolic link is followed; an existing file's permissions are kept.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character

@@ -25,9 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: the arguments without the program's name; None takes `sys.argv`, and the process ends with this command.
-
-    Returns:
-        The exit code, one of `EXIT_CODES`.
     """
     try:
         from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported

@@ -7,11 +7,7 @@ from typing import Any
 
 
 class Bar:
-    """One bar for an image: the encoding and the rendering, each with its share of the work.
-
-    Args:
-        label: what stands before the bar.
-    """
+    """One bar for an image: the encoding and the rendering, each with its share of the work."""
 
     def __init__(self, label: str = "") -> None:
         self.label = label

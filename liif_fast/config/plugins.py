@@ -12,11 +12,6 @@ def import_plugins(modules: Any, folders: Sequence[Path] = (), place: str = "plu
 
     Args:
         modules: a list of their names, as an import statement writes them; None is none.
-        folders: where else they may be.
-        place: what messages call the list.
-
-    Raises:
-        ValueError: modules is no such list, or one cannot be imported; the message begins with its place.
     """
     if modules is None:
         return

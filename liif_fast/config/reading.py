@@ -31,15 +31,8 @@ _Loader.add_implicit_resolver(
 class Document:
     """What a YAML file holds.
 
-    Args:
-        path: the file.
-
     Attributes:
         content: its mappings, lists and plain values; None if it is empty.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not YAML in UTF-8, repeats a key, or refers to itself.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,14 +62,7 @@ class Document:
                 self._walk(item, f"{place}[{number}]")
 
     def where(self, message: str) -> str:
-        """The file, and the line that a message is about, if it begins with a place ("model.args: ...").
-
-        Args:
-            message: of an error.
-
-        Returns:
-            Such as "a.yaml, line 3".
-        """
+        """The file, and the line that a message is about, if it begins with a place ("model.args: ...")."""
         named = re.match(r"[\w.\[\]]*", message)[0]  # type: ignore[index]  # it may be empty, but it matches
         unknown = re.search(r"unknown key '([^']*)'", message)
         named = (f"{named}.{unknown[1]}" if unknown else named).removeprefix("config.")

@@ -40,12 +40,8 @@ def cut(recipe: Recipe, low: np.ndarray | None, high: np.ndarray) -> Packed:
     """Make the sample of a recipe, on the CPU.
 
     Args:
-        recipe: of these images.
         low: uint8 [h, w, 3]; None if the recipe needs none.
         high: uint8 [H, W, 3].
-
-    Returns:
-        The packed sample.
     """
     high = np.ascontiguousarray(crop(high, recipe.high))
     if recipe.low is not None:

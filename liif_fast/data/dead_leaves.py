@@ -63,16 +63,8 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
 def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
     """Draw the first images of a set; a large one in several processes on Linux, which thousands of images need.
 
-    Args:
-        count: how many.
-        size: as for `dead_leaves`.
-        seed: as for `dead_leaves`.
-
     Returns:
         uint8 array [count, size, size, 3].
-
-    Raises:
-        ValueError: as `dead_leaves`.
     """
     draw = partial(dead_leaves, size, seed)
     processes = 1

@@ -49,15 +49,7 @@ def make_loader(
 
 
 class WorkerLoader:
-    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device.
-
-    Args:
-        wrapper: see `make_loader`.
-        batches: see `make_loader`.
-        device: see `make_loader`.
-        num_workers: see `make_loader`.
-        grouped: see `make_loader`.
-    """
+    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device."""
 
     def __init__(
         self,

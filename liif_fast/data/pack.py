@@ -24,14 +24,8 @@ class Pack:
     """Images, uint8 [H, W, 3], each mapped from its file.
 
     Args:
-        folder: of the files; made if missing.
-        root: the folder of the images.
         names: of the images in it. Those without a whole file are decoded; other processes wait meanwhile.
         read: makes uint8 [H, W, 3] of an image file.
-
-    Raises:
-        OSError: if a file cannot be written.
-        ValueError: if an image cannot be read.
     """
 
     def __init__(self, folder: Path, root: Path, names: Sequence[str], read: Callable[[Path], np.ndarray]) -> None:

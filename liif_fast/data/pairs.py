@@ -12,16 +12,7 @@ def pair_scale(low: Size, high: Size, stated: int | None = None, names: Sequence
     exact multiple counts, then the smallest of floor, then the smallest of ceil.
 
     Args:
-        low: of the low-resolution image.
-        high: of the high-resolution image.
         stated: the scale that it must be, as an `eval_type` says; None means it is found.
-        names: of the two images, for messages.
-
-    Returns:
-        The scale, at least 1 and at most the shorter side of the high-resolution image.
-
-    Raises:
-        ValueError: if no scale fits, or the stated one does not, naming both images, their sizes and the scales.
     """
     floor = range(
         max(h // (n + 1) + 1 for n, h in zip(low, high, strict=True)),

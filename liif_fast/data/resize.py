@@ -121,7 +121,6 @@ def coefficients(size_in: int, size_out: int, padded: int) -> np.ndarray:
     Args:
         size_in: pixels of the input's axis.
         size_out: pixels of the output's.
-        padded: width of the matrix, at least size_in; columns beyond the input are 0.
 
     Returns:
         int32 [size_out, padded], in units of 2^-22.

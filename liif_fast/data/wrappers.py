@@ -163,9 +163,6 @@ def shorter_side(shape: Size, side: int) -> Size:
 def colour_matrix(rng: Generator) -> np.ndarray:
     """Draw a change of colours: channel permutation, hue rotation and saturation.
 
-    Args:
-        rng: where the draws come from.
-
     Returns:
         float32 [3, 3], to be multiplied with (R, G, B); its rows add up to 1, so grey stays grey. Its values are
         multiples of 2^-12 below 4, so that products with 8 bits and their sums are exact in float32 already.

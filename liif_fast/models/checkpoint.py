@@ -72,18 +72,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read a model file, running no code that it carries.
-
-    Args:
-        path: a `.safetensors`, or a `.pth` of the original or of a training.
-
-    Returns:
-        `{'model': {'name', 'args', 'sd'}, ...}`; the model can be built, and its weights fit it.
-
-    Raises:
-        ModelFileError: the content is no such model; the message names the file and says why.
-        OSError: the file cannot be read, or is no regular file.
-    """
+    """Read a model file as `{'model': {'name', 'args', 'sd'}, ...}`, checked; runs no code that it carries."""
     path = Path(path)
     limit = _regular_size(path)
     with naming(str(path)):
@@ -144,11 +133,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint as torch.save does; the old file stays until the new one is whole.
-
-    Raises:
-        OSError: it cannot be written, for want of space, say.
-    """
+    """Write a checkpoint as torch.save does; the old file stays until the new one is whole."""
     buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
     torch.save(content, buffer)
     with atomic_file(path) as file:
@@ -167,14 +152,7 @@ def _regular_size(path: Path) -> int:
 
 @contextmanager
 def naming(label: str) -> Iterator[None]:
-    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file.
-
-    Args:
-        label: the file.
-
-    Raises:
-        ModelFileError: in the place of any error but an OSError.
-    """
+    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file."""
     try:
         yield
     except OSError:

@@ -94,19 +94,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
-    """Check a configuration that has been read already.
-
-    Args:
-        raw: the mapping in the YAML file.
-        folders: where its plugins and its data may be if they are not below the current folder.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        FileNotFoundError: if a file or folder that it names is missing.
-        ValueError: if a key is unknown or missing or a value wrong, naming its place.
-    """
+    """Check a configuration that has been read already."""
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
     folders = folders or []
     shared = check_shared(raw, keys, ("train_dataset", "model", "optimizer", "epoch_max"), folders)

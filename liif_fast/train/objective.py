@@ -19,7 +19,6 @@ class Objective(nn.Module):
         model: to be trained; any module that takes (inp, coord, cell).
         data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`.
         autocast: dtype of the forward pass; None means float32.
-        channels_last: memory format of the input.
     """
 
     def __init__(
@@ -38,9 +37,6 @@ class Objective(nn.Module):
 
         Returns:
             float32 [B], of normalised values, in the order of the groups.
-
-        Raises:
-            ValueError: if the model's output does not have the targets' shape.
         """
         errors = []
         for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
@@ -48,15 +44,7 @@ class Objective(nn.Module):
         return torch.cat(errors)
 
     def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
-        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32.
-
-        Args:
-            model: the model itself or an average of it.
-            batch: as for `forward`.
-
-        Raises:
-            ValueError: as `forward`.
-        """
+        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32."""
         preds = self._predict(model, batch, None)
         return [self.norm.values(pred).clamp(0, 1) for pred in preds]
 

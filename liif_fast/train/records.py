@@ -20,13 +20,7 @@ class Records:
     """The records of a run folder; every other process than the main one keeps none.
 
     Args:
-        folder: the run folder.
         tensorboard: write its events; None writes them if it is installed.
-        main: whether this is the main process.
-        steps: from which a resumed training goes on.
-
-    Raises:
-        ValueError: if TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool | None, main: bool, steps: int) -> None:
@@ -102,19 +96,7 @@ class Records:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Read a log.csv.
-
-    Args:
-        path: the file.
-
-    Returns:
-        One mapping of FIELDS to numbers an epoch, without those that are empty. A row that was not finished, as a kill
-        may leave one, is left out.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no log of a training.
-    """
+    """Return the rows of a log.csv, without empty fields; a row that a kill has cut is left out."""
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:

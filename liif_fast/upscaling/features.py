@@ -34,20 +34,13 @@ class Features:
     bits as from the whole map. Any other model keeps the features of the whole region.
 
     Args:
-        model: a shallow copy keeps the features, so that the caller's model stays as it was.
-        encoder: the model's, as `encoder_for` gives it.
         plane: [H, W, C], C the model's channels, or the part of it that `input_window` names; one channel is given
             to the model as often as it wants.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
-        region: the part of it that will be rendered.
-        options: how to compute.
-        transfers: the ways to the model's device.
-        report: called after each tile.
 
     Attributes:
         pixels: how many input pixels will be encoded.
-        encoded: how many have been.
     """
 
     def __init__(
@@ -91,9 +84,6 @@ class Features:
 
         Args:
             region: (top, left, height, width); windows must come from top to bottom.
-
-        Raises:
-            RuntimeError: the output is not finite or has other channels, or the backend cannot run this.
         """
         place = self._provide(region)
         out = self._decode(region, place)
@@ -209,9 +199,7 @@ def input_window(model: FeatureModel, size: tuple[int, int], region: Window, sha
     Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
 
     Args:
-        model: as for `Features`.
         size: (height, width) of the whole output.
-        region: of the output.
         shape: (height, width) of the input.
     """
     radius = model.receptive_radius

@@ -72,12 +72,7 @@ def output_size(
 
 
 def check_scale(scale: float) -> float:
-    """A scale as a float.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not finite, or below 1.
-    """
+    """A scale as a float."""
     if isinstance(scale, str | bytes) or not hasattr(scale, "__float__"):
         raise TypeError(f"scale must be a number, got {scale!r:.80}")
     try:
@@ -108,12 +103,7 @@ def _check_region(region: Window | None, size: tuple[int, int]) -> Window:
     """Return the window to make, the whole image for None.
 
     Args:
-        region: as in `upscale`.
         size: (width, height) of the whole output.
-
-    Raises:
-        TypeError: it does not hold whole numbers.
-        ValueError: it does not hold four, is empty, or reaches out of the image.
     """
     width, height = size
     if region is None:

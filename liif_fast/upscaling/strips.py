@@ -38,9 +38,6 @@ def render_strips(
     Args:
         pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
             `features.input_window` names is enough where all of it is visible.
-        model: the work is done on its device.
-        frame: the output.
-        options: how to compute.
 
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
@@ -55,7 +52,6 @@ def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
     Args:
         pixels: [H, W, C]. A model of 1 or 3 channels takes pictures, C = 1 to 4: gray or RGB, each with or without
             alpha; colours only if it has 3. Any other takes as many channels as it has, and none of them is alpha.
-        model: whose channels count.
     """
     shape, wanted = pixels.shape, model.channels_in
     if not _takes_pictures(model):

@@ -7,11 +7,7 @@ from torch import Tensor
 
 
 class Transfers:
-    """The ways between the host and a device.
-
-    Args:
-        device: where the work is done.
-    """
+    """The ways between the host and a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -31,14 +27,7 @@ class Transfers:
         return copy
 
     def to_host(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Start a copy to the host.
-
-        Args:
-            tensor: on the device; the work that makes it may be still under way.
-
-        Returns:
-            What waits for the copy and gives it.
-        """
+        """Start a copy to the host."""
         if not self.beside:
             copy = tensor.cpu()
             return lambda: copy

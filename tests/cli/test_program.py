@@ -17,7 +17,7 @@ import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
 
-from .support import ROOT, assert_one_line, raising
+from .support import ROOT, assert_one_line
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -87,7 +87,7 @@ def test_a_copy_is_of_the_same_images_or_none(images):
     copied = pickle.dumps(packed(images))
     Image.fromarray(np.full((5, 9, 3), 9, np.uint8)).save(images[0])
     packed(images)
-    with pytest.raises(OSError, match="0.png"):
+    with pytest.raises(OSError, match=r"0\.png"):
         pickle.loads(copied)[0]
 
 
