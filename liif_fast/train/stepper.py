@@ -59,7 +59,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: list[Batch], counts: list[bool]) -> Result:
-        """Minimise the mean error over all pixels of all processes' batches; those that do not count take part with 0."""
+        """Minimise the mean error over all pixels of all processes' batches; the others take part with 0."""
         values = sum(g["gt"].numel() for batch, counted in zip(batches, counts, strict=True) if counted for g in batch)
         share = self._share(values)
         self.optimizer.zero_grad(set_to_none=True)

@@ -16,19 +16,3 @@ from liif_fast.upscaling.api import (
 )
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size
-
-__all__ = [
-    "MAX_FILE_PIXELS",
-    "MAX_PIXELS",
-    "Frame",
-    "Options",
-    "Progress",
-    "Strips",
-    "Target",
-    "check_target",
-    "output_size",
-    "upscale",
-    "upscale_file",
-    "upscale_picture",
-    "upscale_strips",
-]
