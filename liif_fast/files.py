@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -27,21 +27,6 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
         if len({name.casefold() for name in names}) == len(names):
             return names
     return [f"{number:04d}-{file.name}" for number, file in enumerate(files)]
-
-
-@contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A folder, made with its parents if need be; on any failure those that were made vanish again, if empty."""
-    folder = Path(path)
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for each in made:  # the deepest first
-                each.rmdir()
-        raise
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from os.path import expanduser
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs, identity
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs
 from liif_fast.cli.progress import Bar
-from liif_fast.files import new_folder
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, check_output, open_picture, read_image
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, check_output, open_picture, read_image
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -104,22 +103,13 @@ def run(args: argparse.Namespace) -> int:
     todo = distributed.share(jobs.todo)
     if not todo:
         return _summary(jobs, 0, 0)
-    if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
-        for job in todo:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, _device(args.device))
     failed = 0
-    written: dict[tuple[object, ...], Job] = {}
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
         try:
-            if other := written.get(identity(job.target)):  # two names, and only now one file
-                raise ImageFileError(
-                    f"{job.source}: {job.target} is {other.target}, made of {other.source}; rename one"
-                )
             width, height = _upscale(job, first, model, args, label)
-            written[identity(job.target)] = job
             if not jobs.folder:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
@@ -134,7 +124,8 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     from liif_fast import upscaling
 
     picture = picture or (open_picture if args.region else read_image)(job.source)
-    with new_folder(job.target.parent), Bar(label) as bar:
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with Bar(label) as bar:
         kind = job.kind or check_output(job.target)
         target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
         height, width = target.frame.region[2:]
