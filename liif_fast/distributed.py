@@ -56,11 +56,7 @@ def gather(value: T) -> list[T]:
 
 
 def init(device: torch.device) -> torch.device:
-    """Join the other processes, if there are any: by gloo on CPUs, by NCCL on GPUs.
-
-    Args:
-        device: where this process computes; "cuda" without an index is the GPU of its number on its machine.
-    """
+    """Join the others, by gloo on CPUs, by NCCL on GPUs; return the device ("cuda": the GPU of its number)."""
     if world_size() == 1:
         return device
     if device.type not in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)`.
+"""The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)` to an exit code.
 
 Heavy imports (torch, the models) happen inside `run`, so that `--help` and a usage error answer at once.
 """
@@ -21,11 +21,7 @@ EXIT_CODES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; outside the main thread without handlers of signals, which Python sets nowhere else.
-
-    Args:
-        argv: the arguments without the program's name; None takes `sys.argv`, and the process ends with this command.
-    """
+    """Run one command and return its exit code; without `argv` the process ends with this command."""
     try:
         from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
 

@@ -1,8 +1,10 @@
 """`liif-fast eval`: PSNR and SSIM of models on test sets, from YAML files of the original's format."""
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ Where a test's name has div2k in it, the rows published for DIV2K validation sta
 Under torchrun the images are shared among the processes.
 """
 BICUBIC = "bicubic"
+logger = logging.getLogger("liif_fast")
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("eval", help="score models on test sets", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument(
         "--config",
@@ -55,7 +57,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score; returns the exit code."""
     from liif_fast import distributed
     from liif_fast.devices import pick_device
 
@@ -95,7 +96,9 @@ def _run(args: argparse.Namespace, device: Any) -> None:
         name: None if path == BICUBIC else _load(path, args.backend, device)
         for name, path in _names(args.model).items()
     }
-    with_ssim = not args.no_ssim and _can_ssim()
+    with_ssim = not args.no_ssim and find_spec("skimage") is not None
+    if not (with_ssim or args.no_ssim) and distributed.is_main():
+        logger.warning("PSNR alone: SSIM needs scikit-image (pip install scikit-image)")
 
     scores = []
     for label, model in models.items():
@@ -142,30 +145,11 @@ def _load(path: str, backend: str | None, device: Any) -> Any:
     return model
 
 
-def _can_ssim() -> bool:
-    """Whether SSIM can be computed here; if not, a notice says what it needs."""
-    import logging
-
-    from liif_fast import distributed, metrics
-
-    try:
-        metrics.structural_similarity()
-    except ImportError as error:
-        if distributed.is_main():
-            logging.getLogger("liif_fast").warning("PSNR alone: %s", error)
-        return False
-    return True
-
-
 def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:
     """A model's prediction, normalised as the test says; as its file says, if that differs, it is worth a notice."""
-    import logging
-
     from liif_fast import evaluation
 
     norm = config.data_norm
     if norm != model.data_norm:
-        logging.getLogger("liif_fast").warning(
-            "%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm
-        )
+        logger.warning("%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm)
     return evaluation.of_model(model, norm, cell_clip=args.cell_clip)

@@ -117,10 +117,7 @@ def _keeps(path: Path) -> bool:
 
 
 def _images(folder: Path, goal: Path, recursive: bool, passed_over: Counter[str]) -> Iterator[Path]:
-    """Image files by name, sorted, the files of a folder before those of the folders in it; none of the output's.
-
-    Other files are counted, but for hidden ones.
-    """
+    """Yield image files by name, a folder's before those below, none of the output's; count other visible files."""
     known = endings()
     inside = not _same(goal, folder)
     for at, folders, names in os.walk(folder, onerror=_unreadable):

@@ -9,7 +9,6 @@ _ABOUT = "Train a model from a YAML file in the format of the original code."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("train", help="train a model from a YAML file", description=_ABOUT)
     parser.add_argument("--config", type=expanduser, required=True, metavar="FILE", help="the YAML file")
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
@@ -20,7 +19,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns the exit code."""
     from liif_fast.train import train
 
     train(args.config, name=args.name, tag=args.tag, resume=args.resume, device=args.device)

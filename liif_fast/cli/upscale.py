@@ -1,7 +1,6 @@
 """`liif-fast upscale`: image files in, larger ones out."""
 
 import argparse
-import math
 import os
 import re
 import time
@@ -25,7 +24,6 @@ trained on clean, bicubically reduced images: they restore detail, not noise or 
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
     parser.add_argument("input", type=expanduser, metavar="IN", help="an image file, or a folder of them")
     parser.add_argument(
@@ -78,7 +76,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale the files; returns the exit code."""
     start = time.perf_counter()
     if args.max_input_pixels:
         from PIL import Image
@@ -129,7 +126,6 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
         kind = job.kind or check_output(job.target)
         target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
         height, width = target.frame.region[2:]
-        bar.share = model.encoder_share(math.prod(picture.size), height * width)
         options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
         upscaling.upscale_picture(picture, target, model, options)
     return width, height

@@ -19,7 +19,6 @@ is a part of the largest output. Exit codes: 0 all agree, 1 a backend disagrees 
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("verify", help="check a model's backends", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument(
         "model", type=expanduser, metavar="MODEL", help="a .safetensors or .pth file, or a name; see models"
@@ -35,7 +34,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and print; returns the exit code."""
     if args.turns < 1:
         raise ValueError(f"turns must be at least 1, got {args.turns}")
 

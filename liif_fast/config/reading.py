@@ -29,11 +29,7 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """What a YAML file holds.
-
-    Attributes:
-        content: its mappings, lists and plain values; None if it is empty.
-    """
+    """What a YAML file holds, None if it is empty, as `content`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()

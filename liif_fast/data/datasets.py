@@ -218,11 +218,7 @@ class PairedImageFolders(_Repeated):
     Args:
         root_path_1: folder of the low-resolution images.
         root_path_2: folder of the high-resolution images.
-        split_file: as in image-folder, here and below applying to both folders.
-        split_key: as in image-folder.
-        first_k: as in image-folder.
-        repeat: as in image-folder.
-        cache: as in image-folder.
+        split_file, split_key, first_k, repeat, cache: as in image-folder, applying to both folders.
 
     Raises:
         FileNotFoundError: if something is missing.

@@ -61,11 +61,7 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
 
 
 def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
-    """Draw the first images of a set; a large one in several processes on Linux, which thousands of images need.
-
-    Returns:
-        uint8 array [count, size, size, 3].
-    """
+    """Draw the first images of a set, uint8 [count, size, size, 3]; a large one in several processes on Linux."""
     draw = partial(dead_leaves, size, seed)
     processes = 1
     # Elsewhere processes begin by importing the caller's script, which may not be made for that.

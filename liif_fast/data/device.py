@@ -121,11 +121,7 @@ class DeviceLoader:
 
 
 def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.device) -> Packed:
-    """Make the samples of some recipes on a device; `liif_fast.data.cut` for a batch.
-
-    Args:
-        items: their images, uint8 [h, w, 3], on any device.
-    """
+    """Make the samples of some recipes on a device from their images, uint8 [h, w, 3] on any device; as `cut`."""
     for what, sizes in (
         ("input", {_input_size(recipe) for recipe in recipes}),
         ("number of queries", {len(recipe.pixel) for recipe in recipes}),

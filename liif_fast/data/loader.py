@@ -84,10 +84,7 @@ class WorkerLoader:
 
 
 def _leave_signals(worker: int) -> None:
-    """What a terminal or a job's end sends to all processes is the main one's to handle.
-
-    It may want to finish its step, for which it needs the workers, and ends them itself.
-    """
+    """Leave a terminal's or a job's signals to the main process: it may finish its step, and ends the workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

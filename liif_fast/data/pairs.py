@@ -6,13 +6,10 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 def pair_scale(low: Size, high: Size, stated: int | None = None, names: Sequence[str] = ("low", "high")) -> int:
-    """Find the scale at which the high-resolution image was reduced.
+    """Find the scale at which the high-resolution image was reduced, or check the stated one.
 
     A whole scale s fits if the low-resolution sides are floor(high / s) both, or ceil(high / s) both. Of several the
     exact multiple counts, then the smallest of floor, then the smallest of ceil.
-
-    Args:
-        stated: the scale that it must be, as an `eval_type` says; None means it is found.
     """
     floor = range(
         max(h // (n + 1) + 1 for n, h in zip(low, high, strict=True)),

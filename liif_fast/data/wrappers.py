@@ -256,9 +256,7 @@ class SRImplicitPaired(_Wrapper):
             was rounded up, its last row and column are left out.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flips and transposition.
-        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
-        color_augment: channel permutation, hue and saturation (ours).
-        seed: see the module; None draws from torch's generator.
+        sample_q, color_augment, seed: as in sr-implicit-downsampled.
 
     Raises:
         ValueError: if an argument is out of its range, an image is smaller than its crop, or a pair has no one scale.
@@ -322,9 +320,7 @@ class SRImplicitUniformVaried(_Wrapper):
         size_max: that of the last image; None means size_min.
         augment: horizontal flip.
         gt_resize: resize the target again, to this shorter side.
-        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
-        color_augment: channel permutation, hue and saturation (ours).
-        seed: see the module; None draws from torch's generator.
+        sample_q, color_augment, seed: as in sr-implicit-downsampled.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -10,12 +10,9 @@ _ENTRY = 12  # bytes: tag, type, count, value or its offset
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
-    """EXIF data of an image for another size of it, without its thumbnail; None if the data is damaged.
+    """EXIF data of an image for another size (width, height), without its thumbnail; None if the data is damaged.
 
     Nothing else changes, and nothing moves: a maker's note may hold offsets, which Pillow's own writing would break.
-
-    Args:
-        size: the new (width, height), pixels.
     """
     data = bytearray(exif.removeprefix(_HEADER))
     try:

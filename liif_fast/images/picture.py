@@ -123,11 +123,7 @@ class Picture:
 
 
 class Part:
-    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be.
-
-    Args:
-        window: the rows and columns that will be asked for, (top, left, height, width).
-    """
+    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be."""
 
     def __init__(self, picture: Picture, window: Window) -> None:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window

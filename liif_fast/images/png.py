@@ -58,12 +58,7 @@ def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
 
 
 def _filter(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Each row as the differences that are smallest in sum, with the filter's number in front (section 12.8).
-
-    Args:
-        rows: [h, n] bytes.
-        above: [n], the row before the first.
-    """
+    """Filter rows [h, n] of bytes, each by what makes its sum smallest, with that number in front (section 12.8)."""
     up = np.concatenate((above[None], rows[:-1]))
     left, corner = np.zeros_like(rows), np.zeros_like(rows)
     left[:, step:], corner[:, step:] = rows[:, :-step], up[:, :-step]

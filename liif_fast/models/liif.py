@@ -80,10 +80,6 @@ class LIIF(Decoding, FeatureModel):
     def renders_parts(self) -> bool:
         return fusable(self.imnet) is not None
 
-    @property
-    def corners(self) -> int:
-        return 4 if self.local_ensemble else 1
-
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
         pred = self._decode(self.imnet, feat, coord, cell)

@@ -30,14 +30,7 @@ class Objective(nn.Module):
         self.norm = Norm(data_norm)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
-        """Sum the absolute errors of each sample.
-
-        Args:
-            batch: groups, as `liif_fast.data.samples.group` makes them, in [0, 1].
-
-        Returns:
-            float32 [B], of normalised values, in the order of the groups.
-        """
+        """Sum the absolute normalised errors of each sample of groups in [0, 1] (`samples.group`), float32 [B]."""
         errors = []
         for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
             errors.append((pred.float() - self.norm.target(group["gt"])).abs().flatten(1).sum(1))

@@ -17,11 +17,7 @@ FIELDS = ("epoch", "steps", "loss", "psnr", "psnr_per_image", "lr", "seconds")
 
 
 class Records:
-    """The records of a run folder; every other process than the main one keeps none.
-
-    Args:
-        tensorboard: write its events; None writes them if it is installed.
-    """
+    """The records of a run folder, kept by the main process; TensorBoard's where it is installed, or demanded."""
 
     def __init__(self, folder: Path, tensorboard: bool | None, main: bool, steps: int) -> None:
         self.folder, self.main = folder, main

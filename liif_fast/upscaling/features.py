@@ -80,11 +80,7 @@ class Features:
                 self.view.inp_place = (y, x, *self.shape)
 
     def render(self, region: Window) -> Tensor:
-        """A window of the output, `[C, h, w]` float32, nominally in [0, 1] but not clamped.
-
-        Args:
-            region: (top, left, height, width); windows must come from top to bottom.
-        """
+        """Render a window, `[C, h, w]` float32 in [0, 1] but not clamped; windows must come from top to bottom."""
         place = self._provide(region)
         out = self._decode(region, place)
         if self.dtype is not None and not out.isfinite().all():
@@ -194,13 +190,9 @@ def _in_parts(model: FeatureModel) -> bool:
 
 
 def input_window(model: FeatureModel, size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Give the window of the input that a region of the output depends on; the whole where the model needs that.
+    """Give the window of the input (height, width) that a region of the output depends on, or the whole.
 
     Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
-
-    Args:
-        size: (height, width) of the whole output.
-        shape: (height, width) of the input.
     """
     radius = model.receptive_radius
     if radius is None or not _in_parts(model):

@@ -100,11 +100,7 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
 
 
 def _check_region(region: Window | None, size: tuple[int, int]) -> Window:
-    """Return the window to make, the whole image for None.
-
-    Args:
-        size: (width, height) of the whole output.
-    """
+    """Return the window to make of an output of (width, height), the whole image for None."""
     width, height = size
     if region is None:
         return 0, 0, height, width
