@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.call import tf32_allowed
+
 from .forms import FORMS
 
 ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
@@ -90,14 +92,6 @@ def architecture(device: torch.device) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
-
-
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may round their operands to TF32."""
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the two interfaces of PyTorch have been mixed
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def precision(dtype: torch.dtype) -> str:

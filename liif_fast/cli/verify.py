@@ -56,7 +56,8 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
     """The report as text."""
     import torch
 
-    from liif_fast.info import cpu_name, package_version
+    import liif_fast
+    from liif_fast.devices import cpu_name
     from liif_fast.models.catalogue import title
 
     device = next(model.parameters()).device
@@ -67,7 +68,7 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
         f"image    {image_name}: {_size(report.size_out)} from {_size(report.size_in)}, x{scale:g}, "
         f"{report.plain('whole model').psnr:.2f} dB",
         f"machine  {where}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        f"version  liif_fast {package_version()}",
+        f"version  liif_fast {liif_fast.__version__}",
     ]
     for part in dict.fromkeys(row.part for row in report.rows):
         lines += ["", f"{part:<12}{'largest error':>14}{'PSNR change':>15}{'time':>11}{'memory':>11}{'ratio':>8}"]
