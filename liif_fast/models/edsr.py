@@ -31,11 +31,6 @@ class EDSR(Trunk):
         no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the frozen mean tensors.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
     def __init__(

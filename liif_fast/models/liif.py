@@ -31,9 +31,7 @@ class LIIF(Decoding, FeatureModel):
             an addition to the original.
 
     Attributes:
-        backend: which backend decodes, "auto" at first.
         recompute: as `LIIFDecoder`'s, None at first.
-        feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
 
     Raises:
         ValueError: residual is neither None nor "bilinear".

@@ -57,11 +57,6 @@ class RCAN(Trunk):
         no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the mean tensors, frozen here because nothing uses them.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: None: the attention averages over the whole image.
     """
 
     def __init__(

@@ -45,11 +45,6 @@ class RDN(nn.Module):
         scale: of the upsampler, 2, 3 or 4; unused without upsampling.
         no_upsampling: leave the upsampler out, so that out_dim is G0 and not n_colors.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
     def __init__(
