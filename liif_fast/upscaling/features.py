@@ -19,7 +19,6 @@ from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import other_channels
 from liif_fast.models.tiles import Span, encode_window
 from liif_fast.upscaling.options import MIN_TILE, Options
-from liif_fast.upscaling.transfer import Transfers
 from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
@@ -52,7 +51,6 @@ class Features:
         size: tuple[int, int],
         region: Window,
         options: Options,
-        transfers: Transfers,
         report: Callable[[], None],
     ) -> None:
         self.view = cast(Any, copy.copy(model))
@@ -61,7 +59,7 @@ class Features:
         parameter = next(model.parameters())
         self.device, self.own_dtype = parameter.device, parameter.dtype
         self.plane, self.top, self.size = plane, top, size
-        self.encoder, self.transfers, self.report = encoder, transfers, report
+        self.encoder, self.report = encoder, report
         self.dtype, self.tile = options.dtype, options.tile
         self.norm = model.norm()  # on the device once: each copy there would wait for its work
         self.shape, self.channels = plane.shape[:2], model.channels_in
@@ -179,7 +177,8 @@ class Features:
         """Pixels of a window, `[1, C, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
         host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
-        inp = self.transfers.to_device(host).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
+        host = host.pin_memory() if self.device.type == "cuda" else host
+        inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
         inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place: a model that reads it gets the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
