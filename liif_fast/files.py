@@ -29,6 +29,19 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [f"{number:04d}-{file.name}" for number, file in enumerate(files)]
 
 
+def why_not_writable(path: str | os.PathLike[str]) -> str:
+    """Say why a file cannot be written before it is tried; "" where nothing speaks against it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        return "is a folder, expected the name of a file" if path.is_dir() else "is not a regular file"
+    if path.exists() and not os.access(path, os.W_OK):
+        return "no permission to overwrite it"
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write into {folder}"
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.

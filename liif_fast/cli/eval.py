@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from os.path import expanduser
@@ -76,12 +75,8 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     from liif_fast.evaluation import load_test_config
 
     for path in filter(None, (args.markdown, args.json)):
-        if not (folder := Path(path).resolve().parent).is_dir():
-            raise FileNotFoundError(f"{path}: the folder {folder} does not exist")
-        if Path(path).is_dir():
-            raise IsADirectoryError(f"{path}: is a folder, expected the name of a file")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{path}: no permission to write into {folder}")
+        if obstacle := liif_fast.files.why_not_writable(path):
+            raise OSError(f"{path}: {obstacle}")
     if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")

@@ -77,7 +77,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 class _Repeated:
-    """The images `_get(0)` .. `_get(count - 1)`, over and over, `repeat` times."""
+    """The images `_get(0)` .. `_get(count - 1)`, by default what `images` holds, over and over, `repeat` times."""
+
+    images: Any
 
     def __init__(self, count: int, repeat: int) -> None:
         _positive("repeat", repeat)
@@ -97,21 +99,15 @@ class _Repeated:
 
     def image_name(self, index: int) -> str:
         """Return what to call an image."""
-        return self._name(self.image_id(index))
+        return f"{self.image_id(index):04d}"
 
     def headers(self, index: int) -> list[Header]:
         """Return the header of an image, or of the two of a pair."""
-        return self._headers(self.image_id(index))
-
-    def _name(self, index: int) -> str:
-        return f"{index:04d}"
-
-    def _headers(self, index: int) -> list[Header]:  # of what is in memory
-        image = self._get(index)
-        return [Header(f"image {self._name(index)}", (image.shape[0], image.shape[1]))]
+        image = self[index]
+        return [Header(f"image {self.image_name(index)}", (image.shape[0], image.shape[1]))]
 
     def _get(self, index: int) -> Any:
-        raise NotImplementedError
+        return self.images[index]
 
 
 def _positive(name: str, value: int | None) -> None:
@@ -188,11 +184,11 @@ class ImageFolder(_Repeated):
     def _names(self) -> list[str]:
         return distinct_names(self.paths)
 
-    def _name(self, index: int) -> str:
-        return self._names[index]
+    def image_name(self, index: int) -> str:
+        return self._names[self.image_id(index)]
 
-    def _headers(self, index: int) -> list[Header]:
-        return [Header(str(self.paths[index]), self.sizes[index])]
+    def headers(self, index: int) -> list[Header]:
+        return [Header(str(self.paths[self.image_id(index)]), self.sizes[self.image_id(index)])]
 
 
 def _split_names(path: Path, key: str | None) -> list[str]:
@@ -242,7 +238,7 @@ class PairedImageFolders(_Repeated):
         if len(self.low) != len(self.high):
             counts = f"{len(self.low)} and {len(self.high)}"
             raise ValueError(f"root_path_1 and root_path_2 must hold equally many images, got {counts}")
-        for pair in map(self._headers, range(len(self.low))):
+        for pair in map(self.headers, range(len(self.low))):
             if any(h < n for n, h in zip(*(header.size for header in pair), strict=True)):
                 low, high = (f"{name} ({height} x {width})" for name, (height, width) in pair)
                 raise ValueError(f"{high} is smaller than {low}: are the folders swapped?")
@@ -250,10 +246,10 @@ class PairedImageFolders(_Repeated):
     def _get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.low[index], self.high[index]
 
-    def _name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return self.high.image_name(index)
 
-    def _headers(self, index: int) -> list[Header]:
+    def headers(self, index: int) -> list[Header]:
         return self.low.headers(index) + self.high.headers(index)
 
 
@@ -314,11 +310,8 @@ class NaturalImages(_Repeated):
         super().__init__(len(self.names), repeat)
         self.images = [read_image(_shipped(*known[name])) for name in self.names]
 
-    def _get(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-    def _name(self, index: int) -> str:
-        return self.names[index]
+    def image_name(self, index: int) -> str:
+        return self.names[self.image_id(index)]
 
 
 def _shipped(package: str, file: str) -> Path:

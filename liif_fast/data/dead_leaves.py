@@ -220,12 +220,5 @@ class DeadLeaves(_Repeated):
         self.images = dead_leaves_set(count, size, seed)
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            _save(cache, self.images)
-
-    def _get(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_file(path) as file:  # workers may be at it together
-        np.save(file, array, allow_pickle=False)
+            with atomic_file(cache) as file:  # workers may be at it together
+                np.save(file, self.images, allow_pickle=False)

@@ -12,7 +12,7 @@ training sees what an uninterrupted one would have seen. Without one it draws fr
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,14 +35,12 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         sample_q = None if sample_q == "all" else sample_q
         _positive("sample_q", sample_q)
         if len(dataset):
-            self._check_kind(dataset[0])
+            is_pair = isinstance(dataset[0], tuple | list)
+            if is_pair != self.pairs:
+                wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
+                raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
         self.dataset, self.augment, self.sample_q, self.colour, self.seed = dataset, augment, sample_q, colour, seed
         self.epoch = 0
-
-    def _check_kind(self, item: Any) -> None:
-        if isinstance(item, tuple | list) != self.pairs:
-            wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
-            raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
 
     def _check_sizes(self) -> None:
         """Raise at once what would be wrong with an image at its largest crop, if the dataset tells sizes."""

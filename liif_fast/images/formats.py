@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import features
 
+from liif_fast.files import why_not_writable
 from liif_fast.images.colour import COLOUR
 from liif_fast.images.errors import ImageFileError
 
@@ -120,15 +121,8 @@ def check_output(path: str | os.PathLike[str]) -> Format:
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
     kind = check_format(path)
-    if path.exists() and not path.is_file():
-        raise ImageFileError(f"{path}: is not a regular file")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ImageFileError(f"{path}: no permission to overwrite it")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise ImageFileError(f"{path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ImageFileError(f"{path}: no permission to write into {folder}")
+    if obstacle := why_not_writable(path):
+        raise ImageFileError(f"{path}: {obstacle}")
     return kind
 
 

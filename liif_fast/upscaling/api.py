@@ -265,7 +265,7 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
             raise ValueError(f"image must have shape [H, W] or [H, W, C], got {list(image.shape)}")
         if image.dtype.kind == "f" and image.size and not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"a floating point image must be in [0, 1], got {image.min():g} to {image.max():g}")
-        restore = _squeeze if image.ndim == 2 else _same
+        restore = (lambda pixels: pixels[..., 0]) if image.ndim == 2 else (lambda pixels: pixels)
     else:
         raise TypeError(f"image must be a PIL image or a numpy array, got {type(image).__name__}")
     if not pixels.size:
@@ -280,14 +280,6 @@ def _notice_drawn(name: str | os.PathLike[str], info: Mapping[Any, Any]) -> None
             name,
             info[DRAWN],
         )
-
-
-def _same(pixels: NDArray) -> NDArray:
-    return pixels
-
-
-def _squeeze(pixels: NDArray) -> NDArray:
-    return pixels[..., 0]
 
 
 def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:
