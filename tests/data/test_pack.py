@@ -142,7 +142,7 @@ def test_a_build_that_is_killed(tmp_path, images):
     process = start(tmp_path, 60)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(list(tmp_path.glob("pack/.*.part"))) == 1
+    assert list(tmp_path.glob("pack/.*.part"))
     check(packed(images), images)
     assert not list(tmp_path.glob("pack/.*.part"))
 
