@@ -250,8 +250,21 @@ def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
 
 def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     """Compare the names, shapes and kinds of a spec's model with the tensors at hand, allocating nothing."""
-    with torch.device("meta"), _at_most(sd):
-        expected = make(spec).state_dict()
+    thread, left = threading.get_ident(), 2 * len(sd) + 16  # head room: a little too large gets the message below
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            expected = make(spec).state_dict()
+    finally:
+        hook.remove()
     wrong = [f"{key!r} is missing" for key in expected if key not in sd]
     wrong += [f"{key!r} is not one of the model's" for key in sd if key not in expected]
     wrong += [
@@ -269,23 +282,3 @@ def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ModelFileError(f"tensors do not fit model {spec['name']!r}: {'; '.join(wrong[:3])}{more}")
-
-
-@contextmanager
-def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop this thread's building of a model that grows beyond the tensors there are for it."""
-    thread = threading.get_ident()
-    left = 2 * len(sd) + 16  # head room: a model a little too large gets the message that names its tensors
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        if threading.get_ident() == thread:
-            left -= 1
-            if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,12 @@ class Records:
         if not self.main or not path.exists():
             return
         kept = [row for row in read_log(path) if row["epoch"] <= epoch]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
         with atomic_file(path) as file:
-            lines = [",".join(FIELDS), *(",".join(_written(row.get(key)) for key in FIELDS) for row in kept)]
-            file.write(("\n".join(lines) + "\n").encode())
+            file.write(table.getvalue().encode())
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -106,7 +110,3 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             if None not in values.values() and {"epoch", "steps", "loss", "lr", "seconds"} <= row.keys():
                 rows.append(row)
         return rows
-
-
-def _written(value: Any) -> str:
-    return "" if value is None else repr(value)
