@@ -1,4 +1,6 @@
-"""The figures and pictures of docs/upscaling.md and the proof in docs/backends.md: python -m benchmarks.upscaling_report [--check].
+"""The figures and pictures of docs/upscaling.md, the proof in docs/backends.md.
+
+    python -m benchmarks.upscaling_report [--check]
 
 Figures of speed and memory come from processes of their own, one an output. With --check everything is made smaller and
 goes into --out instead of the documents: a test that it works.
