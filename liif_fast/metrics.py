@@ -75,12 +75,6 @@ def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
 def parse_eval_type(eval_type: str) -> tuple[str, int]:
     """Split "div2k-4" or "benchmark-2" into its kind and its scale.
 
-    Args:
-        eval_type: as a configuration writes it.
-
-    Returns:
-        (kind, scale).
-
     Raises:
         ValueError: if it is of another form.
     """

@@ -68,11 +68,7 @@ class Document:
 
 
 def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
-    """Read a configuration and check it.
-
-    Args:
-        path: YAML file.
-        check: takes the file's content and the folders in which to look for files that it names, and makes the result.
+    """Read a YAML configuration; `check` makes the result of its content and the folders of files that it may name.
 
     Raises:
         FileNotFoundError: the file, or a file or folder that it names, is missing.

@@ -18,14 +18,7 @@ class Registry:
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
-        """Make a class or function known under a name.
-
-        Args:
-            name: what a specification's 'name' says.
-            replace: allow a name that is taken already.
-
-        Returns:
-            A decorator that returns what it decorates.
+        """Return a decorator that makes a class or function known under a name, one that is taken already if `replace`.
 
         Raises:
             ValueError: the name is taken.

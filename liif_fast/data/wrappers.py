@@ -60,13 +60,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return list(without) if found is None else [header.name for header in found]
 
     def at_scale(self, scale: int) -> "_Wrapper":
-        """Return the wrapper for an evaluation at a stated scale, which only pairs leave open.
-
-        Args:
-            scale: of every pair.
-
-        Returns:
-            This wrapper or a copy.
+        """Return the wrapper for an evaluation at a stated scale of every pair; only pairs leave it open.
 
         Raises:
             ValueError: if a pair is of another scale.
@@ -104,15 +98,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return np.random.default_rng([self.seed, self.epoch, index])
 
     def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
-        """Draw how sample `index` is made.
-
-        Args:
-            index: from 0 to len - 1.
-            shapes: (height, width) of the image, or of the low- and the high-resolution image.
-            rng: where every draw comes from.
-
-        Returns:
-            The recipe.
+        """Draw from `rng` how sample `index` is made, of images of these (height, width).
 
         Raises:
             ValueError: if the images do not fit the wrapper's arguments.
@@ -159,11 +145,10 @@ def shorter_side(shape: Size, side: int) -> Size:
 
 
 def colour_matrix(rng: Generator) -> np.ndarray:
-    """Draw a change of colours: channel permutation, hue rotation and saturation.
+    """Draw a change of colours: channel permutation, hue rotation and saturation, float32 [3, 3] for (R, G, B).
 
-    Returns:
-        float32 [3, 3], to be multiplied with (R, G, B); its rows add up to 1, so grey stays grey. Its values are
-        multiples of 2^-12 below 4, so that products with 8 bits and their sums are exact in float32 already.
+    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so that products with 8 bits
+    and their sums are exact in float32 already.
     """
     matrix = np.eye(3)[rng.permutation(3)]
     if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)

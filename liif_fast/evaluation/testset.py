@@ -151,14 +151,7 @@ def evaluate(
 
 
 def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
-    """Return the wrapper for an evaluation, whose eval_type states the scale of pairs.
-
-    Args:
-        wrapper: of a test set, or anything that makes samples.
-        eval_type: see `liif_fast.metrics.psnr`.
-
-    Returns:
-        The wrapper or a copy.
+    """Return a wrapper, or anything that makes samples, for an evaluation whose eval_type states the scale of pairs.
 
     Raises:
         ValueError: if a pair is of another scale, naming its files.
@@ -187,14 +180,7 @@ def summarise(test: str, model: str, eval_type: str | None, batch_size: int, ima
     """Put the figures of a test's images together.
 
     Args:
-        test: its name.
-        model: the model's.
-        eval_type: as it was evaluated.
         batch_size: images whose errors are pooled before the logarithm, as the original does; 1 in all its tests.
-        images: in order.
-
-    Returns:
-        The score.
 
     Raises:
         ValueError: if there is no image, or the images of a batch differ in size.

@@ -81,13 +81,7 @@ def check_format(path: str | os.PathLike[str]) -> Format:
 
 
 def check_content(path: str | os.PathLike[str], kind: Format, mode: str, size: tuple[int, int]) -> None:
-    """Check that a format can hold an image.
-
-    Args:
-        path: of the file, for messages.
-        kind: the format.
-        mode: of the image, as in `Format.modes`.
-        size: (width, height) of the image in pixels.
+    """Check that a format can hold an image of a mode (see `Format.modes`) and (width, height); `path` is for messages.
 
     Raises:
         ImageFileError: it cannot.
@@ -106,13 +100,7 @@ def fits(ending: str, mode: str) -> bool:
 
 
 def check_output(path: str | os.PathLike[str]) -> Format:
-    """Check before any work that an image can be written to `path`.
-
-    Args:
-        path: where the image is to go; the extension names the format.
-
-    Returns:
-        The format.
+    """Check before any work that an image can be written to `path`, whose extension names the format that is returned.
 
     Raises:
         ImageFileError: unknown extension, no such folder, or no permission.

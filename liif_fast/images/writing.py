@@ -35,8 +35,8 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write an image atomically: `path` is either the complete new file or what it was before.
 
     Args:
-        image: in one of `SUPPORTED_MODES`; the ICC profile and EXIF data in its `info` are kept where the format stores
-            them, else there is a logged notice.
+        image: in one of `SUPPORTED_MODES`; of the ICC profile and EXIF data in its `info` a logged notice says what the
+            format does not store.
         path: where to write; the extension names the format. An existing file is replaced.
 
     Raises:

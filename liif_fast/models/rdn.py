@@ -73,14 +73,7 @@ class RDN(nn.Module):
         self.receptive_radius: int | None = n_convs * (RDNkSize // 2)
 
     def forward(self, inp: Tensor) -> Tensor:
-        """Features of an image.
-
-        Args:
-            inp: `[B, n_colors, H, W]`, normalised as in training.
-
-        Returns:
-            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
-        """
+        """Map `[B, n_colors, H, W]`, normalised as in training, to `[B, out_dim, s*H, s*W]`, s the enlargement."""
         shallow = self.SFENet1(inp)
         x = self.SFENet2(shallow)
         blocks = []

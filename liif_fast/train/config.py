@@ -67,13 +67,9 @@ class Config:
         return None if self.amp is None else AMP[self.amp]
 
     def rate(self, epochs: float) -> float:
-        """Learning rate after so many epochs of training (a fraction inside an epoch).
+        """Return the learning rate after `epochs` (a fraction inside one, from 0 to epoch_max).
 
-        Args:
-            epochs: epochs done, from 0 to epoch_max.
-
-        Returns:
-            initial_lr * gamma^(milestones <= epochs), the cosine from initial_lr to min_lr, or initial_lr.
+        It is initial_lr * gamma^(milestones <= epochs), the cosine from initial_lr to min_lr, or initial_lr.
         """
         first = self.optimizer["args"]["lr"]
         if self.multi_step_lr is not None:

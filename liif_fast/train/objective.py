@@ -13,12 +13,9 @@ from liif_fast.models.norm import DataNorm, Norm
 
 
 class Objective(nn.Module):
-    """A model and the normalisation of its data: from a batch to the error of each of its samples.
+    """A model (any module of inp, coord, cell) and the normalisation of its data, from a batch to its samples' errors.
 
-    Args:
-        model: to be trained; any module that takes (inp, coord, cell).
-        data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`.
-        autocast: dtype of the forward pass; None means float32.
+    `autocast` is the dtype of the forward pass; None means float32.
     """
 
     def __init__(

@@ -199,13 +199,7 @@ def check_target(
     size: tuple[int | None, int | None] | None,
     region: Window | None,
 ) -> Target:
-    """Check that the output of a picture fits into a file.
-
-    Args:
-        path: the file, which `check_output` has been asked about.
-        kind: its answer.
-        picture: the input.
-        scale, size, region: as for `upscale`.
+    """Check that the output of a picture fits into a file of the kind that `check_output` has found.
 
     Raises:
         ImageFileError: the format cannot hold the output.

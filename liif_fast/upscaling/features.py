@@ -37,9 +37,6 @@ class Features:
             to the model as often as it wants.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
-
-    Attributes:
-        pixels: how many input pixels will be encoded.
     """
 
     def __init__(

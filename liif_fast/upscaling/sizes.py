@@ -37,13 +37,7 @@ def output_size(
     size: tuple[int | None, int | None] | None = None,
     limit: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """Return the output's (width, height) in pixels.
-
-    Args:
-        size_in: (width, height) of the input.
-        scale: as in `upscale`.
-        size: as in `upscale`.
-        limit: the most pixels.
+    """Return the output's (width, height), at most `limit` pixels, from the input's; scale and size as in `upscale`.
 
     Raises:
         ValueError: both or none of scale and size; not finite, below the input, or more than `limit` pixels.
