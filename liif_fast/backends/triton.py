@@ -38,7 +38,9 @@ def _why_not_on(kind: str, index: int | None) -> str:
         return "" if interpreted else "runs on cuda tensors (on cpu tensors only with TRITON_INTERPRET=1), got cpu"
     if kind != "cuda":
         return f"runs on cuda tensors, got device {kind}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
+    if torch.version.hip is not None:
+        return "runs on NVIDIA GPUs: Triton does not compile the kernels for AMD"
+    if torch.cuda.get_device_capability(index) < (8, 0):
         return f"needs compute capability 8.0, got {torch.cuda.get_device_capability(index)}"
     return ""
 
