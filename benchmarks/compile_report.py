@@ -6,7 +6,7 @@
 The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
 instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
 because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, or needs more shared memory than the architecture has. `--write` looks for forms that do not, and
+matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads. `--write` looks for forms that do not, and
 writes them into the table, kernels/forms.py, for the version of Triton that runs.
 """
 
@@ -33,6 +33,7 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import audit_ptx
 from liif_fast.kernels import backward, config, decode, fused_mlp, gather_corners, host, project, render, scatter
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
@@ -201,6 +202,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "spill_bytes": stack + local,
         "matrix_instructions": sum(found.values()),
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
+        "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
     }
 
@@ -250,6 +252,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
     if entry["matrix"] and arch in FASTEST and " tf32x3 " not in entry["config"]:
         if not entry["instructions"].get(FASTEST[arch]):
             wrong.append(f"multiplies matrices without {FASTEST[arch]}")
+    wrong += [f"overwrites shared memory unordered: {each}" for each in entry.get("unordered_writes", ())]
     if entry["plan_fma"]:
         wrong.append(f"has {entry['plan_fma']} fused multiply-adds in the plan")
     return wrong

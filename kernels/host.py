@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from . import config
 from .config import Form
+
+logger = logging.getLogger("liif_fast")
 
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
@@ -26,10 +30,24 @@ def axis(n: int) -> tuple[int, float, float, float, float]:
 
 def architecture(device: torch.device) -> int:
     """Return the compute capability times ten; the interpreter takes the forms of 80."""
-    if device.type != "cuda" or torch.version.hip:
+    if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
+    warn(major * 10 + minor)
     return major * 10 + minor
+
+
+@functools.cache
+def warn(arch: int) -> None:
+    """Say, once in a process, what is known to be wrong with this Triton on an architecture."""
+    for text in config.faults(arch, TRITON, refused=False):
+        logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
+
+
+def refusal(arch: int) -> str:
+    """Return why this Triton must not be used on an architecture; empty if it may."""
+    found = config.faults(arch, TRITON, refused=True)
+    return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
 
 def tf32_allowed() -> bool:

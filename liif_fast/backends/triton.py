@@ -5,6 +5,7 @@ TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's inte
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -40,9 +41,11 @@ def _why_not_on(kind: str, index: int | None) -> str:
         return f"runs on cuda tensors, got device {kind}"
     if torch.version.hip is not None:
         return "runs on NVIDIA GPUs: Triton does not compile the kernels for AMD"
-    if torch.cuda.get_device_capability(index) < (8, 0):
-        return f"needs compute capability 8.0, got {torch.cuda.get_device_capability(index)}"
-    return ""
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"needs compute capability 8.0, got {major}.{minor}"
+    host = importlib.import_module("liif_fast.kernels.host")  # imports Triton
+    return str(host.refusal(major * 10 + minor))
 
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo, and that Triton.
