@@ -25,18 +25,18 @@ def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[
     image = np.asarray(photo, dtype=np.float32) / 255
     model = liif_fast.load_model(default_model_path(), device=device)
     weights, biases = linear_chain(model.imnet.layers)
-    norm = model.data_norm
+    norm = model.norm()
 
     def plain() -> torch.Tensor:
         """What the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
         inp = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0)
-        inp = (inp - norm["inp"]["sub"][0]) / norm["inp"]["div"][0]
+        inp = norm.inp(inp)
         out = eager.render(model.encoder(inp), (side * scale,) * 2, weights, biases)
-        if model.residual is not None:  # what the shipped model has beyond the original's
+        if model.reads_input:  # what the shipped model has beyond the original's: a residual
             coord, _ = eager.grid((side * scale,) * 2, inp)
             base = F.grid_sample(inp, coord.flip(-1).unsqueeze(1), padding_mode="border", align_corners=False)
             out = out + base.squeeze(2).transpose(1, 2)
-        return (out[0] * norm["gt"]["div"][0] + norm["gt"]["sub"][0]).clamp(0, 1).cpu()
+        return norm.values(out[0]).clamp(0, 1).cpu()
 
     def upscale(backend: str) -> torch.Tensor:
         out = liif_fast.upscale(image, model, scale=scale, device=device, backend=backend)

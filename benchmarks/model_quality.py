@@ -40,9 +40,7 @@ def measure(model: Any, image: np.ndarray, scale: float) -> tuple[float, float]:
     size = tuple(round(side * scale) for side in low_size)
     high = image[: size[0], : size[1]]
     low = resize(np.ascontiguousarray(high), low_size)
-    norm = {key: [torch.tensor(v).view(-1, 1, 1) for v in model.data_norm[key].values()] for key in ("inp", "gt")}
-    (inp_sub, inp_div), (gt_sub, gt_div) = norm["inp"], norm["gt"]
-    pred = (model.render((to_tensor(low) - inp_sub) / inp_div, size) * gt_div + gt_sub).clamp(0, 1)
+    pred = model.predict(to_tensor(low), size).clamp(0, 1)
     kind, target = f"div2k-{math.ceil(scale)}", to_tensor(high)
     return psnr(pred, target, kind).item(), psnr(to_tensor(resize(low, size)), target, kind).item()
 

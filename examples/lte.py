@@ -40,20 +40,17 @@ class LTE(FeatureModel):
         hidden_dim: amplitudes of a latent, even; half as many frequencies, each of a row and a column part.
     """
 
+    reads_input = True  # for the interpolation that is added
+
     def __init__(self, encoder_spec: Mapping[str, Any], imnet_spec: Mapping[str, Any], hidden_dim: int = 256) -> None:
         super().__init__()
         self.backend = "auto"
-        self.residual = "bilinear"  # as LIIF's: tells upscaling, which encodes by itself, that queries read the input
         self.encoder = models.make(encoder_spec)
         self.coef = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.freq = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.phase = nn.Linear(2, hidden_dim // 2, bias=False)
         self.imnet = models.make(imnet_spec, args={"in_dim": hidden_dim})
         self.kept: tuple[Tensor, Tensor] | None = None
-
-    def gen_feat(self, inp: Tensor) -> Tensor:
-        self.inp = inp  # for the interpolation that is added
-        return super().gen_feat(inp)
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         maps = self._maps()

@@ -20,12 +20,12 @@ from liif_fast.coord import make_coord
 from liif_fast.data.datasets import image_name
 from liif_fast.data.resize import bicubic_resize
 from liif_fast.data.samples import unpack
-from liif_fast.encode import encode
+from liif_fast.encode import TILE
 from liif_fast.images import write_image
 from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
 from liif_fast.models.base import FeatureModel
+from liif_fast.models.norm import DataNorm, Norm
 
-STRIP_QUERIES = 1 << 20  # pixels rendered at a time: what a strip needs beside the output
 CLIPPED_ABOVE = 4  # the largest scale of training, beyond which cell_clip keeps the cell from shrinking
 
 # PSNR in dB on DIV2K validation, LIIF (arXiv 2012.09161), table 1.
@@ -37,8 +37,7 @@ PUBLISHED = {
 }
 PUBLISHED_SCALES = (2, 3, 4, 6, 12, 18, 24, 30)
 
-Norm = dict[str, dict[str, list[float]]]
-Predict = Callable[[Tensor, tuple[int, int]], Tensor]  # (inp [1, 3, h, w] in [0, 1], (H, W)) -> [1, C, H, W]
+Predict = Callable[[Tensor, tuple[int, int]], Tensor]  # (inp [1, C, h, w] in [0, 1], (H, W)) -> [1, C, H, W]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Score:
     images: list[ImageScore]
 
 
-def of_model(model: FeatureModel, data_norm: Norm, *, cell_clip: bool = False) -> Predict:
+def of_model(model: FeatureModel, data_norm: DataNorm, *, cell_clip: bool = False) -> Predict:
     """Make the prediction of a model a function of an image and a size.
 
     Args:
@@ -75,30 +74,16 @@ def of_model(model: FeatureModel, data_norm: Norm, *, cell_clip: bool = False) -
         cell_clip: multiply the cell by max(s / 4, 1), s the scale of each side, as LTE, SRNO and LMF do.
 
     Returns:
-        (inp [1, 3, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
+        (inp [1, C, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
     """
-    parameter = next(model.parameters())
+    norm = Norm(data_norm)
 
-    def values(part: str, key: str) -> Tensor:
-        return torch.tensor(data_norm[part][key], dtype=torch.float32, device=parameter.device).view(1, -1, 1, 1)
-
-    norm = {part: (values(part, "sub"), values(part, "div")) for part in ("inp", "gt")}
-
-    @torch.inference_mode()
     def predict(inp: Tensor, size: tuple[int, int]) -> Tensor:
-        inp = inp.to(parameter.device)
-        inp = ((inp - norm["inp"][0]) / norm["inp"][1]).to(parameter.dtype)
         clips = [
             max(out / CLIPPED_ABOVE / n, 1.0) if cell_clip else 1.0 for out, n in zip(size, inp.shape[2:], strict=True)
         ]
         cell = [2 / out * clip for out, clip in zip(size, clips, strict=True)]
-        model.inp, model.feat = inp, encode(model.encoder, inp)
-        rows = max(1, STRIP_QUERIES // size[1])
-        strips = [
-            model.render_rgb(size, (top, 0, min(rows, size[0] - top), size[1]), cell) for top in range(0, size[0], rows)
-        ]
-        model.inp = model.feat = None
-        return torch.cat(strips, 2).float() * norm["gt"][1] + norm["gt"][0]
+        return model.predict(inp, size, cell=cell, tile=TILE, norm=norm)
 
     return predict
 
@@ -184,7 +169,7 @@ def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
 
 
 def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:
-    """Input [1, 3, h, w] and target [1, C, H, W] of a sample whose queries are all pixels."""
+    """Input [1, C, h, w] and target [1, C, H, W] of a sample whose queries are all pixels."""
     if hasattr(wrapper, "packed"):
         sample = wrapper.packed(index)
         height, width = sample["size"].tolist()

@@ -24,7 +24,6 @@ from torch import Tensor
 from liif_fast import backends
 from liif_fast.images import read_rgb
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.checkpoint import DATA_NORM
 from liif_fast.upscaling import resolve_model, upscale_strips
 
 TOLERANCE = 1e-5  # of the largest output, float32: what docs/backends.md promises
@@ -108,17 +107,15 @@ def verify(
 
     Raises:
         ImageFileError: the image cannot be read.
-        ValueError: it is too small for the scale, scale is not above 1, or the model does not make RGB.
+        ValueError: it is too small for the scale, scale is not above 1, or the model is for neither gray nor RGB.
         RuntimeError: the plain formula gives NaN or infinite values.
     """
     if not scale > 1 or not math.isfinite(scale):
         raise ValueError(f"scale must be above 1, got {scale:g}")
     model = resolve_model(model)
-    original, reduced = _pair(image, scale)
-    device = next(model.parameters()).device
-    norm = getattr(model, "data_norm", DATA_NORM)
-    inp = torch.from_numpy(reduced.transpose(2, 0, 1).copy())[None].to(device)
-    inp = (inp - inp.new_tensor(norm["inp"]["sub"])[:, None, None]) / inp.new_tensor(norm["inp"]["div"])[:, None, None]
+    original, reduced = _pair(image, scale, model.channels_in)
+    device, norm = next(model.parameters()).device, model.norm()
+    low = torch.from_numpy(reduced.transpose(2, 0, 1).copy())[None].to(device)
     size = original.shape[:2]
     view: Any = model
 
@@ -128,28 +125,25 @@ def verify(
 
     def plain() -> Tensor:
         view.backend = "reference"
-        return view.render(inp, size)
+        return view.predict(low, size).clamp(0, 1).cpu()
 
     def whole(name: str) -> Tensor:
         made = list(upscale_strips(reduced, model, size=(size[1], size[0]), backend=name))
         return torch.from_numpy(np.concatenate(made).transpose(2, 0, 1))[None]
-
-    def image_of(pred: Tensor) -> Tensor:
-        gt = norm["gt"]
-        out = pred * pred.new_tensor(gt["div"])[:, None, None] + pred.new_tensor(gt["sub"])[:, None, None]
-        return out.clamp(0, 1).cpu()
 
     names = names or tuple(name for name in backends.NAMES if name != "reference")
     before = view.backend, view.feat, view.inp
     target = torch.from_numpy(original.transpose(2, 0, 1).copy())[None]
     try:
         with torch.inference_mode(), _exact_convolutions():
-            view.gen_feat(inp)
+            view.gen_feat(norm.inp(low))
             score = partial(_psnr, target=target)
-            rows = _compare(
-                "decoder", lambda: decode("reference"), decode, names, lambda out: score(image_of(out)), turns, device
-            )
-            rows += _compare("whole model", lambda: image_of(plain()), whole, names, score, turns, device)
+
+            def decoded(out: Tensor) -> float:
+                return score(norm.image(out).clamp(0, 1).cpu())
+
+            rows = _compare("decoder", lambda: decode("reference"), decode, names, decoded, turns, device)
+            rows += _compare("whole model", plain, whole, names, score, turns, device)
     finally:
         view.backend, view.feat, view.inp = before
     return Report(tuple(rows), (reduced.shape[1], reduced.shape[0]), (size[1], size[0]))
@@ -200,9 +194,11 @@ def _compare(
     ]
 
 
-def _pair(image: str | os.PathLike[str], scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """The original `[H, W, 3]` and its reduction, float32 in [0, 1]."""
-    photo = Image.fromarray(read_rgb(image))
+def _pair(image: str | os.PathLike[str], scale: float, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the original `[H, W, channels]` and its reduction, float32 in [0, 1]."""
+    if channels not in (1, 3):
+        raise ValueError(f"model must take gray or RGB photographs, it has {channels} channels")
+    photo = Image.fromarray(read_rgb(image)).convert("RGB" if channels == 3 else "L")
     width, height = (min(side, LARGEST) for side in photo.size)
     small = int(width / scale), int(height / scale)
     if min(small) < SMALLEST:
@@ -213,7 +209,9 @@ def _pair(image: str | os.PathLike[str], scale: float) -> tuple[np.ndarray, np.n
     left, top = (photo.width - width) // 2, (photo.height - height) // 2
     photo = photo.crop((left, top, left + width, top + height))
     reduced = photo.resize(small, Image.Resampling.BICUBIC)
-    original, low = (np.asarray(each, np.float32) / 255 for each in (photo, reduced))
+    original, low = (
+        np.asarray(each, np.float32).reshape(each.height, each.width, channels) / 255 for each in (photo, reduced)
+    )
     return original, low
 
 

@@ -104,7 +104,7 @@ def model(request):
 @pytest.mark.parametrize(("size", "clip"), [((22, 31), False), ((22, 31), True), ((60, 73), True)])
 def test_a_model_is_queried_at_every_pixel(model, monkeypatch, size, clip):
     """In strips as in one piece; the clipped cell is that of x4 along each axis."""
-    monkeypatch.setattr(evaluation, "STRIP_QUERIES", 7 * size[1])
+    monkeypatch.setattr("liif_fast.models.base.PREDICT_QUERIES", 7 * size[1])
     inp = torch.rand(1, 3, 10, 12, generator=torch.Generator().manual_seed(1))
     cell = make_cell(size)[None]
     if clip:

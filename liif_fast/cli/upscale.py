@@ -141,7 +141,7 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
     with new_folder(job.target.parent), Bar(label) as bar:
         size = _size_out(picture.size, args)
-        bar.share = upscaling.encoder_share(model, math.prod(picture.size), math.prod(size))
+        bar.share = model.encoder_share(math.prod(picture.size), math.prod(size))
         upscaling.upscale_file(
             job.source,
             job.target,

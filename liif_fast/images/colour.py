@@ -7,7 +7,7 @@ from collections.abc import Mapping
 COLOUR = "png_colour"  # the key in `info` under which the chunks are kept, {name: data}
 
 _CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
-_OTHERS = (b"pHYs", b"acTL", b"tRNS")
+_OTHERS = (b"IHDR", b"pHYs", b"acTL", b"tRNS")
 _BOXES = 1 << 16  # bytes of an AVIF or HEIC file in which the boxes of its properties are looked for
 _UNSPECIFIED = 2
 _LARGEST = 32  # bytes of the largest of them, cHRM
@@ -19,13 +19,13 @@ _SRGB = {
 
 
 def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """Read the small chunks before the pixels of a PNG file: its colours, its resolution, what is transparent.
+    """Read the small chunks before the pixels of a PNG file: header, colours, resolution, what is transparent.
 
     Args:
         path: a file that begins as a PNG does.
 
     Returns:
-        The data by the chunk's name: those that `looks_like_srgb` knows, pHYs, acTL (an animation), tRNS;
+        The data by the chunk's name: those that `looks_like_srgb` knows, IHDR, pHYs, acTL (an animation), tRNS;
         iCCP without its data.
 
     Raises:

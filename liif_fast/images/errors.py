@@ -13,8 +13,10 @@ class ImageFileError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """One line, with the system's words for an OSError instead of its errno and path."""
+    """One line, with the system's words for an OSError instead of its errno and path, and libvips's last."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if hasattr(error, "detail"):  # of libvips, whose earlier lines may be of other files
+        text = (error.detail.strip() or "the file is damaged").splitlines()[-1]
     return " ".join(text.split()) or type(error).__name__
 
 

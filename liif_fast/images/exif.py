@@ -1,22 +1,12 @@
 """EXIF data that stays true of an image whose size changes (CIPA DC-008, section 4)."""
 
 import struct
-from typing import TYPE_CHECKING
 
 from PIL import ExifTags
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _HEADER = b"Exif\0\0"
 _SHORT, _LONG = 3, 4  # types of an entry
-# orientation -> rows and columns are swapped; then rows are turned over, columns are
-_TURNS = {
-    1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
-}  # fmt: skip
 _ENTRY = 12  # bytes: tag, type, count, value or its offset
-
-Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
@@ -104,25 +94,3 @@ def _drop_thumbnail(data: bytearray, order: str, first: dict[int, int], next_at:
             del data[start:]
         else:
             data[start:end] = bytes(end - start)
-
-
-def turned(pixels: "NDArray", orientation: int) -> "NDArray":
-    """Undo one of the eight orientations, [H, W, C] (TIFF 6, section 8)."""
-    swap, flip_rows, flip_columns = _TURNS[orientation]
-    pixels = pixels.swapaxes(0, 1) if swap else pixels
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-
-
-def before(window: Window, orientation: int, size: tuple[int, int]) -> Window:
-    """Where a window of the upright image lies in the file.
-
-    Args:
-        window: (top, left, height, width).
-        orientation: of the file.
-        size: its (width, height).
-    """
-    (top, left, height, width), (swap, flip_rows, flip_columns) = window, _TURNS[orientation]
-    columns, rows = size[::-1] if swap else size
-    top = rows - top - height if flip_rows else top
-    left = columns - left - width if flip_columns else left
-    return (left, top, width, height) if swap else (top, left, height, width)

@@ -1,132 +1,144 @@
 """Which kind of file this is, by its content; its name is not asked."""
 
 import os
+import re
+from pathlib import Path
 from typing import NamedTuple
 
-HEAD = 4096  # bytes that are looked at
+from PIL import Image
+
+from liif_fast.images.errors import ImageFileError
+
+# Pillow's names. Only raster formats: libvips or Ghostscript would draw others.
+READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
+_HEAD = 4096  # bytes that are looked at
 
 
 class Kind(NamedTuple):
     """A kind of file.
 
     Args:
-        name: of a format that may be read, as Pillow names it (`reading.READABLE`); else a noun with its article.
+        name: one of `READABLE`, else a noun with its article.
         advice: what to do about a file that is not read.
     """
 
     name: str
     advice: str = ""
 
+    def __str__(self) -> str:
+        return ": ".join(filter(None, self))
 
-UNKNOWN = Kind("an unknown file")
-HEIC = Kind("HEIF", "a HEIC image: pip install 'liif-fast[heif]'")
-JXL = Kind("JXL", "a JPEG XL image: pip install 'liif-fast[jxl]'")
+
+UNKNOWN, TEXT = Kind("an unknown file"), Kind("a text file")
+HEIC = Kind("a HEIC image", "pip install 'liif-fast[heif]'")
+JXL = Kind("a JPEG XL image", "pip install 'liif-fast[jxl]'")
 _VIDEO = Kind("a video", "extract its frames first")
 _RAW = "develop it to a TIFF first"
+_PNG, _DEEP = "save it as PNG", "save it as a 16-bit PNG or TIFF"
+_DRAWN = "render it to a PNG first"
 
-_STARTS = (
-    (b"\x89PNG\r\n\x1a\n", Kind("PNG")),
-    (b"\xff\xd8\xff\xf7", Kind("a JPEG-LS image", "save it as PNG")),
-    (b"\xff\xd8\xff", Kind("JPEG")),
-    (b"GIF87a", Kind("GIF")),
-    (b"GIF89a", Kind("GIF")),
-    (b"IIRO", Kind("a raw camera file (ORF)", _RAW)),
-    (b"IIRS", Kind("a raw camera file (ORF)", _RAW)),
-    (b"IIU\0", Kind("a raw camera file (RW2)", _RAW)),
-    (b"FUJIFILMCCD-RAW", Kind("a raw camera file (RAF)", _RAW)),
-    (b"FOVb", Kind("a raw camera file (X3F)", _RAW)),
-    (b"II*\0", Kind("TIFF")),
-    (b"MM\0*", Kind("TIFF")),
-    (b"II+\0", Kind("TIFF")),
-    (b"MM\0+", Kind("TIFF")),
-    (b"BM", Kind("BMP")),
-    *((b"P%d%c" % (digit, space), Kind("PPM")) for digit in range(1, 7) for space in b" \t\r\n#"),
-    (b"P7\n", Kind("a PAM image", "save it as PNG")),
-    (b"PF\n", Kind("a PFM image of floating-point samples", "save it as a 16-bit PNG or TIFF")),
-    (b"Pf\n", Kind("a PFM image of floating-point samples", "save it as a 16-bit PNG or TIFF")),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Kind("JPEG2000")),
-    (b"\xff\x4f\xff\x51", Kind("JPEG2000")),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", JXL),
-    (b"\xff\x0a", JXL),
-    (b"II\xbc", Kind("a JPEG XR image", "save it as PNG")),
-    (b"%PDF", Kind("a PDF document", "render its pages to PNG first")),
-    (b"%!PS", Kind("a PostScript drawing", "render it to a PNG first")),
-    (b"\xc5\xd0\xd3\xc6", Kind("a PostScript drawing", "render it to a PNG first")),
-    (b"8BPS", Kind("a Photoshop document", "export it as PNG or TIFF")),
-    (b"gimp xcf", Kind("a GIMP document", "export it as PNG or TIFF")),
-    (b"\x76\x2f\x31\x01", Kind("an OpenEXR image of floating-point samples", "save it as a 16-bit PNG or TIFF")),
-    (b"#?RADIANCE", Kind("a Radiance HDR image", "save it as a 16-bit PNG or TIFF")),
-    (b"#?RGBE", Kind("a Radiance HDR image", "save it as a 16-bit PNG or TIFF")),
-    (b"DDS ", Kind("a DDS texture", "save it as PNG")),
-    (b"qoif", Kind("a QOI image", "save it as PNG")),
-    (b"BPG\xfb", Kind("a BPG image", "save it as PNG")),
-    (b"\0\0\1\0", Kind("an icon (ICO)", "save it as PNG")),
-    (b"SIMPLE  =", Kind("a FITS image", "save it as a 16-bit PNG or TIFF")),
-    (b"\x1a\x45\xdf\xa3", _VIDEO),
-    (b"\0\0\1\xba", _VIDEO),
-    (b"\0\0\1\xb3", _VIDEO),
-    (b"OggS", Kind("a sound or a video")),
-    (b"FLV\1", _VIDEO),
-    (b"YUV4MPEG2", _VIDEO),
-    (b"PK\3\4", Kind("an archive", "unpack it first")),
-    (b"\x1f\x8b", Kind("an archive", "unpack it first")),
-    (b"7z\xbc\xaf", Kind("an archive", "unpack it first")),
-    (b"Rar!", Kind("an archive", "unpack it first")),
-    (b"\x93NUMPY", Kind("a NumPy array", "give it to liif_fast.upscale in Python")),
-    (b"version https://git-lfs", Kind("a Git LFS pointer", "git lfs pull fetches the image itself")),
-)  # fmt: skip
+# How files begin. The first that fits counts.
+_KINDS = (
+    (rb"\x89PNG\r\n\x1a\n", Kind("PNG")),
+    (rb"\xff\xd8\xff\xf7", Kind("a JPEG-LS image", _PNG)),
+    (rb"\xff\xd8\xff", Kind("JPEG")),
+    (rb"GIF8[79]a", Kind("GIF")),
+    (rb"RIFF.{4}WEBP", Kind("WEBP")),
+    (rb"IIR[OS]", Kind("a raw camera file (ORF)", _RAW)),
+    (rb"IIU\0", Kind("a raw camera file (RW2)", _RAW)),
+    (rb"FUJIFILMCCD-RAW", Kind("a raw camera file (RAF)", _RAW)),
+    (rb"FOVb", Kind("a raw camera file (X3F)", _RAW)),
+    (rb"(II\*\0|MM\0\*).{4}CR", Kind("a raw camera file (CR2)", _RAW)),
+    (rb"II[*+]\0|MM\0[*+]", Kind("TIFF")),
+    (rb"BM", Kind("BMP")),
+    (rb"P[1-6][ \t\r\n#]", Kind("PPM")),
+    (rb"P7\n", Kind("a PAM image", _PNG)),
+    (rb"P[Ff]\n", Kind("a PFM image of floating-point samples", _DEEP)),
+    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", Kind("JPEG2000")),
+    (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", JXL),
+    (rb"II\xbc", Kind("a JPEG XR image", _PNG)),
+    # Brands of an ISO base media file (ISO/IEC 14496-12, 4.3)
+    (rb".{4}ftyp(.{4})*?avi[fs]", Kind("AVIF")),
+    (rb".{4}ftyp(.{4})*?(hei[cxms]|hev[cx]|mif1|msf1)", HEIC),
+    (rb".{4}ftyp(.{4})*?crx ", Kind("a raw camera file (CR3)", _RAW)),
+    (rb".{4}ftyp|RIFF.{4}AVI |\x1a\x45\xdf\xa3|\0\0\x01[\xba\xb3]|FLV\x01|YUV4MPEG2", _VIDEO),
+    (rb"OggS", Kind("a sound or a video")),
+    (rb"%PDF", Kind("a PDF document", "render its pages to PNG first")),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", Kind("a PostScript drawing", _DRAWN)),
+    (rb"8BPS", Kind("a Photoshop document", "export it as PNG or TIFF")),
+    (rb"gimp xcf", Kind("a GIMP document", "export it as PNG or TIFF")),
+    (rb"\x76\x2f\x31\x01", Kind("an OpenEXR image of floating-point samples", _DEEP)),
+    (rb"#\?RADIANCE|#\?RGBE", Kind("a Radiance HDR image", _DEEP)),
+    (rb"DDS ", Kind("a DDS texture", _PNG)),
+    (rb"qoif", Kind("a QOI image", _PNG)),
+    (rb"BPG\xfb", Kind("a BPG image", _PNG)),
+    (rb"\0\0\x01\0", Kind("an icon (ICO)", _PNG)),
+    (rb"SIMPLE  =", Kind("a FITS image", _DEEP)),
+    (rb".{128}DICM", Kind("a DICOM image", _DEEP)),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", Kind("an archive", "unpack it first")),
+    (rb"\x93NUMPY", Kind("a NumPy array", "give it to liif_fast.upscale in Python")),
+    (rb"version https://git-lfs", Kind("a Git LFS pointer", "git lfs pull fetches the image itself")),
+    # No mark, but a plausible header: colour map, type, size, bits a pixel
+    (rb".[\0\x01][\x01-\x03\x09-\x0b].{13}[\x01\x08\x0f\x10\x18\x20]", Kind("TGA")),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<svg|(<\?xml|<!--|<!doctype svg).*<svg)", Kind("an SVG drawing", _DRAWN)),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html)", Kind("a web page", "the download gave no image")),
+    (rb"[\t-\r\x1b -\xff]+\Z", TEXT),
+    (rb"", UNKNOWN),
+)
 
 
-def sniff(path: str | os.PathLike[str]) -> Kind:
-    """Say which kind of file this is.
-
-    Args:
-        path: a file that can be opened.
-
-    Returns:
-        The kind, `UNKNOWN` where its content does not show it (as in TGA).
+def readable(path: str | os.PathLike[str]) -> str:
+    """Return Pillow's name of the format of an image file.
 
     Raises:
-        OSError: it cannot be read.
+        ImageFileError: the file is of a kind that is not read, or needs a plugin that is not installed.
+        OSError: it cannot be opened.
     """
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-    for start, kind in _STARTS:
-        if head.startswith(start):
-            return _raw_of(head) or kind if kind.name == "TIFF" else kind
-    if head[:4] == b"RIFF":
-        return {b"WEBP": Kind("WEBP"), b"AVI ": _VIDEO}.get(head[8:12], UNKNOWN)
-    if head[4:8] == b"ftyp":
-        return _by_brands(head)
-    if head[128:132] == b"DICM":
-        return Kind("a DICOM image", "save it as a 16-bit PNG or TIFF")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
-        return Kind("an SVG drawing", "render it to a PNG first")
-    if text.startswith((b"<!doctype html", b"<html")):
-        return Kind("a web page", "the download gave no image")
-    return UNKNOWN if b"\0" in head or not head else _text(head)
+    kind = _sniff(path)
+    if name := kind.name if kind.name in READABLE else _plugin(kind):
+        return name
+    if kind not in (UNKNOWN, TEXT):
+        raise ImageFileError(f"{path}: is {kind}")
+    if Path(path).stat().st_size == 0:  # as a copy or download leaves it that did not happen
+        raise ImageFileError(f"{path}: is empty")
+    raise ImageFileError(f"{path}: not an image in a known format ({', '.join(READABLE)})")
 
 
-def _text(head: bytes) -> Kind:
+def describe(path: str | os.PathLike[str]) -> str:
+    """Name the kind of a file that is not read, or is not looked for under its name, as a noun with its article."""
     try:
-        head[:-3].decode()  # a character may be cut at the end
-    except UnicodeDecodeError:
-        return UNKNOWN
-    return Kind("a text file")
+        kind = _sniff(path)
+    except OSError:
+        return "a file that cannot be read"
+    if kind.name in READABLE:
+        return f"{kind.name} under another ending"
+    return str(kind) if kind in (HEIC, JXL) else kind.name
 
 
-def _raw_of(head: bytes) -> Kind | None:
-    """A camera's raw file that is a TIFF, as far as its first bytes show that."""
-    return Kind("a raw camera file (CR2)", _RAW) if head[8:10] == b"CR" else None
+def endings() -> set[str]:
+    """Return the endings of image files that can be read here, in small letters, each with its dot."""
+    Image.init()
+    names = {*READABLE, _plugin(HEIC), _plugin(JXL)}
+    return {ending for ending, name in Image.EXTENSION.items() if name in names}
 
 
-def _by_brands(head: bytes) -> Kind:
-    """The kind of an ISO base media file (ISO/IEC 14496-12, 4.3)."""
-    size = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
-    if brands & {b"avif", b"avis"}:
-        return Kind("AVIF")
-    if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
-        return HEIC
-    return Kind("a raw camera file (CR3)", _RAW) if b"crx " in brands else _VIDEO
+def _sniff(path: str | os.PathLike[str]) -> Kind:
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    return next(kind for pattern, kind in _KINDS if re.match(pattern, head, re.DOTALL))
+
+
+def _plugin(kind: Kind) -> str:
+    """Register the optional plugin that reads a kind, and return its name of the format; empty without a plugin."""
+    try:
+        if kind == HEIC:
+            from pillow_heif import HeifImagePlugin  # noqa: F401
+
+            return "HEIF"
+        if kind == JXL:
+            import pillow_jxl  # noqa: F401
+
+            return "JXL"
+    except ImportError:
+        pass
+    return ""

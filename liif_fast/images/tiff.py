@@ -1,27 +1,40 @@
-"""The tags of a TIFF's first page (TIFF 6.0): what its samples are, and what they say of the picture."""
+"""A TIFF's first page: what its samples are, and what its tags say of the picture."""
 
+import io
+import logging
 import os
 import struct
 import warnings
-from collections.abc import Mapping
-from typing import IO, Any, NamedTuple, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import ExifTags, Image
 
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window, crop
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 # Tags of the first folder that are of the picture: document's name, description, make, model, date, artist, host
 # computer, copyright, two ratings, and what Windows adds: title, comment, author, keywords, subject.
-OF_THE_PICTURE = (
+_OF_THE_PICTURE = (
     *(0x010D, 0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749),
     *range(0x9C9B, 0x9CA0),
 )
 # Orientation and software: of the file, which the output is not; EXIF data of a picture has them.
 _OF_AN_EXPORT = (0x0112, 0x0131)
+_FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
 # The maker's note holds offsets, so it cannot move; Microsoft's tag says by how much it has.
 _BOUND = (0x927C, 0xEA1D)
-# Photometric interpretation -> samples: white is zero, gray, RGB, palette, CMYK, YCbCr.
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 3, 5: 4, 6: 3}
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
+
+_WHITE_IS_ZERO, _GRAY, _RGB, _PALETTE = 0, 1, 2, 3  # of the photometric interpretations
+_COLOURS = {_WHITE_IS_ZERO: 1, _GRAY: 1, _RGB: 3, _PALETTE: 3, 5: 4, 6: 3}  # samples, with CMYK and YCbCr
 _STRANGE = {4: "a mask", 8: "in CIELAB", 9: "in CIELAB", 10: "in CIELAB", 32844: "in LogL", 32845: "in LogLuv"}
 _CFA = (32803, 34892)  # the sensor's mosaic, and what was made of it
+_UNSIGNED = (1, 4)  # of the sample formats; 4 is undefined
+_SIGNS = {2: "signed whole numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
+_ASSOCIATED, _ALPHA = 1, 2  # of the meanings of extra samples
 
 
 class Tiff(NamedTuple):
@@ -29,144 +42,137 @@ class Tiff(NamedTuple):
 
     Args:
         bits: a sample.
-        photometric: 0 (white is zero), 1 (gray), 2 (RGB), 3 (palette), 5 (CMYK) or 6 (YCbCr).
-        colours: samples a pixel has without the extra ones; of a palette those that it names.
-        extra: what the samples beside them are: 0 unspecified, 1 associated alpha, 2 alpha.
-        planes: the samples lie apart.
-        tiled: in tiles, else in strips.
-        orientation: 1 to 8.
-        dpi: the resolution, if the file says it.
-        exif: EXIF data about the picture, with its header, if there is any.
-        profile: the ICC profile, if there is one.
+        shape: (height, width, channels) of what is read.
+        bands: the channels that are read, of those that a decoder gives: colours, and alpha if there is any.
+        apart: they lie in planes, which libvips refuses (in tiles) or mixes up (gray).
+        orientation: as in the file.
+        info: as of `Picture`.
+        notices: as of `Picture`.
     """
 
     bits: int
-    photometric: int
-    colours: int
-    extra: tuple[int, ...]
-    planes: bool
-    tiled: bool
-    orientation: int
-    dpi: tuple[float, float] | None
-    exif: bytes | None
-    profile: bytes | None
+    shape: tuple[int, int, int]
+    bands: list[int]
+    apart: bool
+    orientation: Any
+    info: dict[str, Any]
+    notices: list[str]
 
 
 def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     """Read the tags of the first page.
 
     Raises:
-        ValueError: there is none, or its samples are none that can be read rightly; the message says why.
+        ValueError: its samples are none that can be read rightly; the message says why.
+        Exception of any other type: it is damaged.
     """
-    with open(path, "rb") as file:
-        try:
-            tags = _tags(file)
-            page = _page(tags)
-        except (KeyError, TypeError, IndexError, struct.error, SyntaxError, OSError) as error:
-            raise ValueError("its first page is damaged") from error
-        return page._replace(exif=_exif(tags))
+    import numpy as np
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is raised
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            order, big, frames = file.byteorder, file.is_bigtiff, len(file.pages)
+    except (IndexError, tifffile.TiffFileError) as error:
+        raise ValueError("its first page is damaged") from error
+    colours, tags = _colours(page), page.tags
+    stored = 1 if page.photometric == _PALETTE else colours
+    said = np.ravel(tags.valueof(_EXTRA_SAMPLES, default=())).tolist()
+    extra = [*said, *[0] * page.samplesperpixel][: page.samplesperpixel - stored]
+    alpha = [place for place, meaning in enumerate(extra) if meaning in (_ASSOCIATED, _ALPHA)][:1]
+    bands = [*range(colours), *(colours + place for place in alpha)]
+    notices = [f"only the first of {frames} frames is used"] if frames > 1 else []
+    if left := len(extra) - len(alpha):
+        notices.append(f"{left} of its channels {'is' if left == 1 else 'are'} neither colour nor alpha; left out")
+    apart = page.planarconfig == 2 and (page.is_tiled or colours == 1) and page.samplesperpixel > 1
+    if apart and (page.photometric not in (_GRAY, _RGB) or _ASSOCIATED in extra):
+        raise ValueError("channels in planes of their own; save it with the channels of a pixel together")
+    measured = _X_RESOLUTION in tags and _Y_RESOLUTION in tags and tags.valueof(_RESOLUTION_UNIT, default=2) in (2, 3)
+    info = {
+        "icc_profile": page.iccprofile if isinstance(page.iccprofile, bytes) else None,
+        "exif": _exif(path, page.offset, order, big),
+        "dpi": page.get_resolution("inch") if measured else None,
+        DRAWN: PALETTE if page.photometric == _PALETTE else ONE_BIT if page.bitspersample == 1 else None,
+    }
+    shape = (page.imagelength, page.imagewidth, len(bands))
+    return Tiff(page.bitspersample, shape, bands, apart, tags.valueof(_ORIENTATION), info, notices)
 
 
-def _page(tags: Image.Exif) -> Tiff:
-    def values(tag: int, default: int) -> tuple[int, ...]:
-        found = tags.get(tag, default)
-        return tuple(map(int, found)) if isinstance(found, tuple) else (int(found),)
-
-    if 50706 in tags:
-        raise ValueError("a raw camera file (DNG): develop it to a TIFF first")
-    if values(254, 0)[0] & 1:
+def _colours(page: Any) -> int:
+    """Count the channels of its colours, a palette's as the three it names; ValueError if it cannot be read rightly."""
+    bits, photometric, samples = page.bitspersample, page.photometric, page.samplesperpixel
+    if _DNG in page.tags or photometric in _CFA:
+        raise ValueError(f"a raw camera file{' (DNG)' if _DNG in page.tags else ''}: develop it to a TIFF first")
+    if page.subfiletype & 1:
         raise ValueError("its first image is a preview, as in raw camera files; develop it to a TIFF or PNG")
-    bits, formats, photometric = set(values(258, 1)), set(values(339, 1)), values(262, 1)[0]
-    samples = values(277, 1)[0]
-    kinds = {2: "signed whole numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
-    for number, name in kinds.items():
-        if number in formats:
-            size = f"{max(bits)}-bit " if number != 2 or len(bits) == 1 else ""
-            raise ValueError(f"a TIFF of {size}{name}; supported are whole numbers of 8 or 16 bits from 0 (black) up")
-    if photometric in _CFA:
-        raise ValueError("a raw camera file: develop it to a TIFF first")
+    sign = page.sampleformat if isinstance(page.sampleformat, int) else None
+    if sign not in _UNSIGNED:
+        kind = _SIGNS.get(sign or 0, "mixed numbers")
+        raise ValueError(f"a TIFF of {bits}-bit {kind}; supported are whole numbers of 8 or 16 bits from 0 (black) up")
     if photometric not in _COLOURS:
         raise ValueError(f"a TIFF {_STRANGE.get(photometric, f'of photometric {photometric}')}; save it as gray or RGB")
-    if len(bits) > 1 or min(bits) not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
-        named = ", ".join(map(str, sorted(bits)))
-        raise ValueError(f"a TIFF of {named} bits a sample; supported are 8 or 16; save it so")
-    if values(32997, 1)[0] > 1:
+    if not isinstance(bits, int) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
+        raise ValueError(f"a TIFF of {bits} bits a sample; supported are 8 or 16; save it so")
+    if page.imagedepth > 1:
         raise ValueError("a volume, not an image")
-    colours = _COLOURS[photometric]
-    stored = 1 if photometric == 3 else colours
-    if samples < stored:
-        raise ValueError(f"a TIFF of {samples} samples a pixel, where its colours need {stored}")
-    extra = (*values(338, 0), *(samples - stored) * (0,))[: samples - stored] if samples > stored else ()
-    dpi = None
-    if values(296, 2)[0] in (2, 3) and 282 in tags and 283 in tags:
-        per_inch = 1 if values(296, 2)[0] == 2 else 2.54
-        dpi = cast("tuple[float, float]", tuple(tags[tag] * per_inch for tag in (282, 283)))
-    turn, profile = values(274, 1)[0], tags.get(34675)
-    return Tiff(
-        min(bits), photometric, colours, extra, values(284, 1)[0] == 2, 322 in tags, turn if 1 <= turn <= 8 else 1,
-        dpi, None, profile if isinstance(profile, bytes) else None,
-    )  # fmt: skip
+    if not page.imagewidth or not page.imagelength:
+        raise ValueError("it has no pixels")
+    return _COLOURS[photometric]
 
 
-class _NoLargerThanItself:
+def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
+    """Open a TIFF whose channels lie apart."""
+    import numpy as np
+    import tifffile
+
+    def decode(window: Window) -> "NDArray":
+        return crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
+
+    dtype = np.dtype(f"uint{tiff.bits}")
+    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation)
+
+
+class _NoLargerThanItself(io.FileIO):
     """A file of which no more is read than it has: many tags that share their bytes would make much out of little."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.left = file, 2 * file.seek(0, os.SEEK_END)
-        self.seek, self.tell = file.seek, file.tell
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self.left = 2 * os.fstat(self.fileno()).st_size
 
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(max(0, min(size, self.left)) if size >= 0 else self.left)
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(self.left if size is None or size < 0 else min(size, self.left))
         self.left -= len(data)
         return data
 
 
-def _tags(file: IO[bytes]) -> Image.Exif:
-    """The tags of the first folder, and of those folders that EXIF adds."""
-    head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}[head[:2]]
-    exif = Image.Exif()
-    exif.endian = order
-    exif.bigtiff = struct.unpack_from(f"{order}H", head, 2)[0] == 43
-    at = struct.unpack_from(f"{order}{'Q' if exif.bigtiff else 'I'}", head, 8 if exif.bigtiff else 4)[0]
-    exif.load_from_fp(cast("IO[bytes]", _NoLargerThanItself(file)), at)
-    return exif
+def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes | None:
+    """Return as EXIF data what a folder says of the picture; its other tags are untrue of the output."""
+    tags, kept = Image.Exif(), Image.Exif()
+    tags.endian, tags.bigtiff = order, big
+    with suppress(Exception), _NoLargerThanItself(path) as file:  # damaged: Pillow raises nearly anything
+        tags.load_from_fp(file, at)
+        kept.update(_of_the_picture(tags, _OF_THE_PICTURE))
+        return kept.tobytes() if kept else None
+    return None
 
 
-def _exif(tags: Image.Exif) -> bytes | None:
-    """What they say of the picture; the others are of the file and untrue of the output."""
-    kept = Image.Exif()
-    for tag in OF_THE_PICTURE:
-        if tag in tags:
-            kept[tag] = tags[tag]
-    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        if inner := _movable(tags, folder):
-            kept[folder] = inner
-    try:
-        return kept.tobytes() if len(kept) else None
-    except Exception:  # values that contradict their type
-        return None
-
-
-def _movable(tags: Image.Exif, folder: int) -> Mapping[int, Any]:
-    try:
-        return {tag: value for tag, value in tags.get_ifd(folder).items() if tag not in _BOUND}
-    except Exception:  # it is damaged; Pillow raises nearly anything
-        return {}
-
-
-def extra_tags(exif: bytes) -> list[tuple[int, int, int, bytes, bool]]:
-    """Give what EXIF data says of the picture as tifffile's extratags; exposure and place have no room there.
+def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
+    """Return what EXIF data says of the picture as tifffile's extratags.
 
     Args:
         exif: with or without the header.
+
+    Returns:
+        The tags, and whether there is an exposure or a place, which have no room there.
     """
-    tags = []
+    tags, found = [], Image.Exif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged entries
-        found = dict(_loaded(exif))
-    for tag in (*OF_THE_PICTURE, *_OF_AN_EXPORT):
-        value = found.get(tag)
+        with suppress(Exception):  # Pillow raises nearly anything
+            found.load(exif)
+        said = _of_the_picture(found, (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
+    for tag, value in said.items():
         if isinstance(value, str):
             data = value.encode("utf-8") + b"\0"
             tags.append((tag, 2, len(data), data, True))
@@ -174,21 +180,14 @@ def extra_tags(exif: bytes) -> list[tuple[int, int, int, bytes, bool]]:
             tags.append((tag, 1, len(value), value, True))
         elif isinstance(value, int) and 0 <= value < 1 << 16:
             tags.append((tag, 3, 1, struct.pack("<H", value), True))
-    return tags
+    return tags, any(folder in said for folder in _FOLDERS)
 
 
-def outside_tiff(exif: bytes) -> bool:
-    """Whether EXIF data has an exposure or a place, which are lost in a TIFF."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = _loaded(exif)
-        return any(_movable(found, folder) for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo))
-
-
-def _loaded(exif: bytes) -> Image.Exif:
-    found = Image.Exif()
-    try:
-        found.load(exif)
-    except Exception:  # it is damaged; Pillow raises nearly anything
-        return Image.Exif()
-    return found
+def _of_the_picture(tags: Image.Exif, names: tuple[int, ...]) -> dict[int, Any]:
+    """Return the named tags that are there, and from each folder that EXIF adds all that may move."""
+    said = {tag: tags[tag] for tag in names if tag in tags}
+    for folder in _FOLDERS:
+        with suppress(Exception):  # it is damaged
+            if inner := {tag: value for tag, value in tags.get_ifd(folder).items() if tag not in _BOUND}:
+                said[folder] = inner
+    return said

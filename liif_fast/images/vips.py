@@ -1,4 +1,4 @@
-"""Decoding PNG, JPEG, TIFF and deep AVIF with libvips, whose traps are dealt with here.
+"""Reading PNG, JPEG, TIFF and deep AVIF with libvips, whose traps are dealt with here.
 
 WebP, GIF and AVIF of 8 bits are left to Pillow: the first starts threads, see below; of the others libvips makes other
 pixels (it blackens what is transparent in a GIF, and interpolates no chroma of an AVIF).
@@ -12,18 +12,21 @@ pixels (it blackens what is transparent in a GIF, and interpolates no chroma of 
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from liif_fast.images.exif import Window
+from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
+from liif_fast.images.exif import upright
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window
 from liif_fast.images.tiff import Tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "TIFF": "tiffload", "AVIF": "heifload"}
+_IN_ONE_PIECE = {"PNG": "an interlaced PNG", "JPEG": "a progressive JPEG"}
 _FETCHED = 1 << 22  # bytes at a time, about
 
 
@@ -37,146 +40,114 @@ def library() -> Any:
     return pyvips
 
 
-class Decoder:
-    """The pixels of a file as libvips gives them, and its metadata.
+def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -> Picture:
+    """Read the header of a file; its pixels are read when they are asked for.
 
     Args:
         path: the file.
-        kind: Pillow's name of its format.
-        tiff: of a TIFF, its tags.
-
-    Attributes:
-        size: (width, height), as the file has them.
-        channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
-        dtype: uint8 or uint16.
-        notices: what does not reach the pixels.
-        whole: why a window of it costs as much memory as all of it; empty where it does not.
+        kind: Pillow's name of its format, of those in `LOADERS`.
+        tiff: what its tags say, if it is a TIFF.
 
     Raises:
-        ValueError: libvips cannot read it, or its samples are none that can be upscaled.
+        ValueError: its samples are not whole numbers of 8 or 16 bits.
+        pyvips.Error: libvips cannot read it.
     """
+    image = _load(path, kind)
+    if image.format not in ("uchar", "ushort"):
+        raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")
+    if tiff:
+        info, notices, turn, bands = {**tiff.info}, [*tiff.notices], tiff.orientation, tiff.bands
+    else:
+        info, notices = _metadata(path, kind, image)
+        turn, bands = _field(image, "orientation") or 1, [*range(image.bands)]
+        if turn != 1 and info["exif"]:
+            info["exif"] = upright(info["exif"]) or info["exif"]
 
-    def __init__(self, path: str | os.PathLike[str], kind: str, tiff: Tiff | None = None) -> None:
-        self.path, self.kind = os.fsencode(path), kind
-        self.image = self._open()
-        self.size = (self.image.width, self.image.height)
-        self.notices: list[str] = []
-        if self.image.format not in ("uchar", "ushort"):
-            raise ValueError(f"{self.image.format} samples; supported are whole numbers of 8 or 16 bits")
-        self.dtype = np.dtype(np.uint8 if self.image.format == "uchar" else np.uint16)
-        self.ink = self.image.interpretation == "cmyk"
-        bands = self.image.bands
-        colours = tiff.colours if tiff else 4 if self.ink else 1 if bands < 3 else 3
-        extra = tiff.extra if tiff else (2,) * (bands - colours)
-        alpha = [colours + place for place, meaning in enumerate(extra) if meaning in (1, 2)][:1]
-        self.bands = [*range(colours), *alpha]
-        if len(extra) > len(alpha):
-            self.notices.append(left_out(len(extra) - len(alpha)))
-        self.profile = self._field("icc-profile-data")
-        self.converted = self.ink and self.profile is not None and self._convertible()
-        if self.ink:
-            way = "through its colour profile" if self.converted else "without a colour profile"
-            self.notices.append(f"CMYK, converted to RGB {way}")
-            self.profile = None
-        self.channels = (3 if self.ink else colours) + len(alpha)
-        self.bits = self._field("bits-per-sample") if kind == "AVIF" else None
-        interlaced = self._field("interlaced")
-        self.whole = {"PNG": "an interlaced PNG", "JPEG": "a progressive JPEG"}.get(kind, "") if interlaced else ""
-        if kind == "AVIF":
-            self.whole = "an AVIF"
+    convert: list[Callable[[NDArray], NDArray]] = []
+    ink, through = image.interpretation == "cmyk", False
+    if ink:
+        profile, info["icc_profile"] = info["icc_profile"], None
+        with suppress(library().Error):  # the profile is damaged, or not of CMYK
+            through = bool(profile and _rgb(image))
+        notices.append(f"CMYK, converted to RGB {'through its' if through else 'without a'} colour profile")
+        bands = [0, 1, 2, *(band - 1 for band in bands[4:])]
+        convert += [] if through else [_without_ink]
+    if len(bands) > image.bands - ink:
+        raise ValueError(f"{image.bands} samples a pixel, where its colours need {len(bands) + ink}")
+    if len(bands) < image.bands - ink:
+        convert.append(lambda pixels: pixels[..., bands])
+    if kind == "AVIF":  # libvips shifts 10 and 12 bits up; with their upper bits below, white is white
+        bits = _field(image, "bits-per-sample")
+        convert.append(lambda pixels: pixels | pixels >> bits)
 
-    @property
-    def exif(self) -> bytes | None:
-        """EXIF data as the file has it."""
-        return self._field("exif-data")
+    def decode(window: Window) -> "NDArray":
+        image = _load(path, kind)  # a sequential image can be read once
+        return _fetch(_rgb(image) if through else image, window, len(bands), convert)
 
-    @property
-    def orientation(self) -> int:
-        """As EXIF counts; libheif has turned an AVIF already."""
-        return self._field("orientation") or 1
-
-    @property
-    def dpi(self) -> tuple[float, float] | None:
-        """The resolution, if a JPEG says it."""
-        return (self.image.xres * 25.4, self.image.yres * 25.4) if self._field("resolution-unit") else None
-
-    @property
-    def frames(self) -> int:
-        """How many images the file holds."""
-        return self._field("n-pages") or 1
-
-    def read(self, window: Window) -> "NDArray":
-        """Decode a window of the file in one pass down to its last row: [height, width, channels].
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        image = self._open()  # a sequential image can be read once
-        if not self.ink:
-            return self._scaled(_fetch(image, window, self.bands))
-        colour = image.extract_band(0, n=4)
-        if self.converted:
-            depth = 8 * self.dtype.itemsize
-            rgb = _fetch(colour.icc_transform("srgb", embedded=True, depth=depth), window, [0, 1, 2])
-        else:
-            rgb = _without_ink(_fetch(colour, window, [0, 1, 2, 3]))
-        alpha = [_fetch(self._open(), window, self.bands[4:])] if len(self.bands) > 4 else []
-        return np.concatenate([rgb, *alpha], -1)
-
-    def _open(self) -> Any:
-        load = partial(getattr(library().Image, LOADERS[self.kind]), self.path, access="sequential", revalidate=True)
-        # libtiff's own limit refuses an image in a single large strip; ours, on the pixels, holds.
-        return _told(partial(load, fail_on="error", **({"unlimited": True} if self.kind == "TIFF" else {})))
-
-    def _field(self, name: str) -> Any:
-        return self.image.get(name) if self.image.get_typeof(name) else None
-
-    def _convertible(self) -> bool:
-        try:
-            return _told(lambda: self.image.extract_band(0, n=4).icc_transform("srgb", embedded=True).bands == 3)
-        except ValueError:
-            return False
-
-    def _scaled(self, pixels: "NDArray") -> "NDArray":
-        """Samples of 10 and 12 bits so that their white is white; libvips shifts them up."""
-        if self.bits is None or self.bits in (8, 16):
-            return pixels
-        top = 2**self.bits - 1
-        values = (pixels >> (16 - self.bits)).astype(np.uint32)
-        return ((values * 65535 + top // 2) // top).astype(np.uint16)
+    shape, dtype = (image.height, image.width, len(bands)), _dtype(image)
+    whole = "an AVIF" if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
+    return Picture(path, kind, shape, dtype, decode, info, notices, turn, whole)
 
 
-def left_out(count: int) -> str:
-    """Say that channels do not reach the pixels."""
-    return f"{count} of its channels {'is' if count == 1 else 'are'} neither colour nor alpha; left out"
+def _field(image: Any, name: str) -> Any:
+    return image.get(name) if image.get_typeof(name) else None
 
 
-def _fetch(image: Any, window: Window, bands: list[int]) -> "NDArray":
+def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the info and the notices of a PNG, JPEG or AVIF."""
+    chunks = read_chunks(path) if kind == "PNG" else {}
+    measured = chunks.get(b"pHYs", b"")[8:] == b"\1" if kind == "PNG" else _field(image, "resolution-unit")
+    drawn = PALETTE if _field(image, "palette") else ONE_BIT if _field(image, "bits-per-sample") == 1 else None
+    info = {
+        "icc_profile": _field(image, "icc-profile-data"),
+        "exif": _field(image, "exif-data"),
+        "dpi": (25.4 * image.xres, 25.4 * image.yres) if measured else None,
+        COLOUR: read_colour(path) if kind == "PNG" else read_cicp(path) if kind == "AVIF" else None,
+        DRAWN: drawn,
+    }
+    notices = []
+    frames = int.from_bytes(chunks.get(b"acTL", b"")[:4], "big") or _field(image, "n-pages") or 1
+    if frames > 1 and kind != "JPEG":  # the further frames of an MPO are previews
+        notices.append(f"only the first of {frames} frames is used")
+    if b"iCCP" in chunks and not info["icc_profile"]:
+        notices.append("its colour profile is damaged, or for another kind of image; left out")
+    return info, notices
+
+
+def _load(path: str | os.PathLike[str], kind: str) -> Any:
+    # libtiff's own limit refuses an image in a single large strip; ours, on the pixels, holds.
+    options = {"unlimited": True} if kind == "TIFF" else {}
+    load = getattr(library().Image, LOADERS[kind])
+    return load(os.fsencode(path), access="sequential", revalidate=True, fail_on="error", **options)
+
+
+def _dtype(image: Any) -> "np.dtype":
+    return np.dtype(np.uint8 if image.format == "uchar" else np.uint16)
+
+
+def _rgb(image: Any) -> Any:
+    """Convert CMYK to RGB through its profile; further channels stay."""
+    rgb = image.extract_band(0, n=4).icc_transform("srgb", embedded=True, depth=8 * _dtype(image).itemsize)
+    return rgb if image.bands == 4 else rgb.bandjoin(image.extract_band(4, n=image.bands - 4))
+
+
+def _without_ink(pixels: "NDArray") -> "NDArray":
+    """Convert CMYK of any depth to RGB as Pillow does, white paper less ink and black; further channels stay."""
+    top = int(np.iinfo(pixels.dtype).max)
+    light = (top - pixels[..., 3:4]).astype(np.uint64)
+    rgb = (light - (pixels[..., :3] * light + top // 2) // top).astype(pixels.dtype)
+    return np.concatenate([rgb, pixels[..., 4:]], -1)
+
+
+def _fetch(image: Any, window: Window, channels: int, convert: "list[Callable[[NDArray], NDArray]]") -> "NDArray":
     top, left, height, width = window
-    dtype = np.dtype(np.uint8 if image.format == "uchar" else np.uint16)
     region = library().Region.new(image)
-    out = np.empty((height, width, len(bands)), dtype)
-    step = max(1, min(height, _FETCHED // (image.width * image.bands * dtype.itemsize)))
+    out = np.empty((height, width, channels), _dtype(image))
+    step = max(1, min(height, _FETCHED // (image.width * image.bands * out.itemsize)))
     for row in range(0, height, step):
         rows = min(step, height - row)
-        data = _told(partial(region.fetch, left, top + row, width, rows))
-        pixels = np.frombuffer(data, dtype).reshape(rows, width, image.bands)
-        out[row : row + rows] = pixels if len(bands) == image.bands else pixels[..., bands]
+        pixels = np.frombuffer(region.fetch(left, top + row, width, rows), out.dtype).reshape(rows, width, image.bands)
+        for change in convert:
+            pixels = change(pixels)
+        out[row : row + rows] = pixels
     return out
-
-
-def _without_ink(cmyk: "NDArray") -> "NDArray":
-    """RGB as Pillow makes it, of any depth: what ink and black leave of white paper."""
-    top = int(np.iinfo(cmyk.dtype).max)
-    light = (top - cmyk[..., 3:]).astype(np.uint64)
-    return (light - (cmyk[..., :3] * light + top // 2) // top).astype(cmyk.dtype)
-
-
-def _told(call: Callable[[], Any]) -> Any:
-    """What a call to libvips gives; its error in one line: the last, since earlier ones may be of other files."""
-    vips = library()
-    try:
-        return call()
-    except vips.Error as error:
-        lines = [line.strip() for line in error.detail.splitlines() if line.strip()]
-        raise ValueError(lines[-1] if lines else "the file is damaged") from None

@@ -16,7 +16,7 @@ from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
 from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_output, mode_of
-from liif_fast.images.tiff import extra_tags, outside_tiff
+from liif_fast.images.tiff import extra_tags
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -215,7 +215,7 @@ def _kept(
         elif kind is JPEG and len(metadata["exif"]) > _MAX_JPEG_EXIF:
             logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
             del metadata["exif"]
-        elif kind is TIFF and outside_tiff(metadata["exif"]):
+        elif kind is TIFF and extra_tags(metadata["exif"])[1]:
             logger.warning(
                 "%s: of the EXIF data names, dates and rights are kept in TIFF, exposure and place are not", path
             )
@@ -251,7 +251,7 @@ def _write_tiff(
             differences[:, 1:] -= rows[:, :-1]
             yield zlib.compress(differences.tobytes())
 
-    profile, tags = metadata.get("icc_profile"), extra_tags(metadata.get("exif", b""))
+    profile, tags = metadata.get("icc_profile"), extra_tags(metadata.get("exif", b""))[0]
     big = row * height + len(profile or b"") + sum(len(tag[3]) for tag in tags) > _CLASSIC_TIFF
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(

@@ -1,43 +1,154 @@
-"""What LIIF and MetaSR share: an encoder, features that are kept, and queries of them."""
+"""What LIIF, MetaSR and their relatives share: an encoder, features that are kept, queries of them, and a contract.
+
+Upscaling, evaluation, verification, training and the benchmarks know of a model what the contract says and nothing
+else. A model of one's own states what differs from the defaults, as a class attribute or a property.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from liif_fast.encode import encode
 from liif_fast.layers import render_by_query
+from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
+
+PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time: bounds what `predict` needs beside the output
 
 
 class FeatureModel(nn.Module):
     """An encoder whose features are kept between `gen_feat` and the queries.
 
+    The encoder is a module from `[B, C, H, W]` to `[B, out_dim, s*H, s*W]`. It has the attribute `out_dim`, and where
+    they differ from the defaults `channels_in` (3), `enlargement` (s, 1) and `receptive_radius` (None).
+
     Copies and pickles leave the features (and the image they came from) behind: they are results, not state,
     and a tensor with a graph cannot be copied.
 
     Attributes:
+        data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5 everywhere unless a file says otherwise.
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
+        inp: the last image, if `reads_input`.
+        inp_place: (top, left, H, W) of `inp` in the whole image, if it is a part of one.
     """
 
-    encoder: Any  # an nn.Module with out_dim
+    encoder: Any
     spec: dict[str, Any]
+    data_norm: DataNorm = DATA_NORM
     feat: Tensor | None = None
-    inp: Tensor | None = None  # the last image, where a subclass needs it
+    inp: Tensor | None = None
+    inp_place: Sequence[int] | None = None
 
-    def output_channels(self) -> int | None:
-        """How many channels the output has; None where only running the model tells."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let a class that renders in its own way say anew what depends on that."""
+        super().__init_subclass__(**options)
+        if "render_rgb" in cls.__dict__:
+            for name, unknown in (("channels_out", None), ("renders_parts", False)):
+                if name not in cls.__dict__:
+                    setattr(cls, name, unknown)
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the input."""
+        return getattr(self.encoder, "channels_in", 3)
+
+    @property
+    def channels_out(self) -> int | None:
+        """Channels of the output; None where only running the model tells."""
         return None
+
+    @property
+    def receptive_radius(self) -> int | None:
+        """Input pixels beyond its own that a feature depends on, at most; None: all of the image."""
+        return getattr(self.encoder, "receptive_radius", None)
+
+    @property
+    def enlargement(self) -> int:
+        """Features per input pixel along each side."""
+        return getattr(self.encoder, "enlargement", 1)
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether queries read `inp` beside the features."""
+        return False
+
+    @property
+    def renders_parts(self) -> bool:
+        """Whether `render_rgb` takes `place` (`functional.liif_render`), with the bits of the whole feature map.
+
+        Such a model reads of its input no pixel outside of `functional.latents_read`, and knows `inp_place`.
+        """
+        return False
+
+    @property
+    def corners(self) -> int:
+        """Features that a query decodes one by one, for estimates of cost."""
+        return 1
+
+    def encoder_share(self, pixels_in: int, pixels_out: int) -> float:
+        """Estimate the encoder's part of all multiply-adds, which a progress bar needs."""
+        encoder = sum(parameter.numel() for parameter in self.encoder.parameters()) * pixels_in
+        others = [parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
+        decoder = sum(others[:1]) * pixels_in + sum(others[1:]) * self.corners * pixels_out
+        return encoder / max(encoder + decoder, 1)
+
+    def norm(self) -> Norm:
+        """Return the normalisation on the model's device."""
+        return Norm(self.data_norm).to(next(self.parameters()).device)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        image: Tensor,
+        size: Sequence[int],
+        *,
+        cell: Tensor | Sequence[float] | None = None,
+        tile: int | None = None,
+        norm: Norm | None = None,
+    ) -> Tensor:
+        """Enlarge images that fit into memory; `liif_fast.upscale` is for all others, and for alpha and files.
+
+        Args:
+            image: `[B, channels_in, H, W]` in [0, 1], on any device.
+            size: (H_out, W_out).
+            cell: as for `render`.
+            tile: side of the tiles in which it is encoded, pixels; None encodes it at once.
+            norm: in the place of the model's own.
+
+        Returns:
+            float32 `[B, channels_out, H_out, W_out]` on the model's device, nominally in [0, 1] but not clamped.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong.
+        """
+        parameter = next(self.parameters())
+        norm = self.norm() if norm is None else norm.to(parameter.device)
+        inp = norm.inp(image.to(parameter.device)).to(parameter.dtype)
+        self.keep(self.encoder(inp) if tile is None else encode(self.encoder, inp, tile), inp)
+        rows = max(1, PREDICT_QUERIES // size[1])
+        strips = [
+            self.render_rgb(size, (top, 0, min(rows, size[0] - top), size[1]), cell) for top in range(0, size[0], rows)
+        ]
+        self.feat = self.inp = None
+        return norm.image(torch.cat(strips, 2).float())
 
     def gen_feat(self, inp: Tensor) -> Tensor:
         """Encode an image and keep its features for `query_rgb`.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, channels_in, H, W]`, normalised as in training.
 
         Returns:
             The features `[B, C, H, W]`, also kept as `self.feat`.
         """
-        self.feat = self.encoder(inp)
-        return self.feat
+        feat: Tensor = self.encoder(inp)
+        self.keep(feat, inp)
+        return feat
+
+    def keep(self, feat: Tensor, inp: Tensor) -> None:
+        """Keep features that have been encoded elsewhere, and the input that they are of, for `query_rgb`."""
+        self.feat, self.inp = feat, inp if self.reads_input else None
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """Decode the features kept by `gen_feat` at any coordinates.
@@ -69,7 +180,7 @@ class FeatureModel(nn.Module):
         """`gen_feat` and `query_rgb` in one; afterwards `self.feat` holds the features without their graph.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, channels_in, H, W]`, normalised as in training.
             coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
             cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
 
@@ -94,7 +205,7 @@ class FeatureModel(nn.Module):
         """Encode an image and decode a regular grid, equal to `forward` on make_coord and make_cell of it.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, channels_in, H, W]`, normalised as in training.
             size: (H_out, W_out) of the whole grid.
             region: (top, left, height, width): only this window of the grid.
             cell: (row, column) for the whole image, a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.

@@ -9,7 +9,6 @@ every name and shape agrees.
 
 import copy
 import json
-import math
 import os
 import re
 import stat
@@ -26,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from liif_fast.files import atomic_file
+from liif_fast.models.norm import DATA_NORM, check_data_norm
 from liif_fast.models.registry import make
 
-HALF = {"sub": [0.5], "div": [0.5]}
-DATA_NORM = {"inp": HALF, "gt": HALF}  # of every config of the original; a .pth of the original does not say
 TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is misread without its metadata
 VERSION = 1.0
 # Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
@@ -137,37 +135,6 @@ def _regular_size(path: Path) -> int:
     if status.st_size > MAX_BYTES:
         raise ModelFileError(f"{path}: has {status.st_size} bytes, a model file may have {MAX_BYTES}")
     return status.st_size
-
-
-def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:
-    """A data_norm as floats in lists, all four of inp/gt x sub/div; what is absent is sub 0, div 1.
-
-    Raises:
-        ValueError: a name or a value is not one of a data_norm.
-    """
-    fallback = {"sub": [0.0], "div": [1.0]}
-    if not isinstance(value, Mapping) or not set(value) <= {"inp", "gt"}:
-        raise ValueError(f"data_norm must be a mapping with 'inp' and 'gt', got {value!r:.80}")
-    result = {}
-    for part in ("inp", "gt"):
-        given = value.get(part, fallback)
-        if not isinstance(given, Mapping) or not set(given) <= {"sub", "div"}:
-            raise ValueError(f"data_norm[{part!r}] must be a mapping with 'sub' and 'div', got {given!r:.80}")
-        result[part] = {
-            key: _floats(f"data_norm[{part!r}][{key!r}]", given.get(key, fallback[key])) for key in fallback
-        }
-        if 0.0 in result[part]["div"]:
-            raise ValueError(f"data_norm[{part!r}]['div'] must not be 0")
-    return result
-
-
-def _floats(name: str, value: Any) -> list[float]:
-    values = value if isinstance(value, list | tuple) else [value]
-    if len(values) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        raise ValueError(f"{name} must be one number or three, got {value!r:.80}")
-    if not all(math.isfinite(v) for v in values):
-        raise ValueError(f"{name} must be finite, got {value!r:.80}")
-    return [float(v) for v in values]
 
 
 @contextmanager

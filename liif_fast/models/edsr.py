@@ -27,11 +27,13 @@ class EDSR(nn.Module):
         n_feats: channels of every hidden feature map.
         res_scale: factor on each block's residual.
         scale: of the upsampler, 3 or a power of two; unused without upsampling.
-        no_upsampling: leave the tail out, so that out_dim is n_feats and not 3.
+        no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the frozen mean tensors.
+        n_colors: channels of the input.
 
     Attributes:
-        out_dim: channels of the output.
+        channels_in, out_dim: channels of the input and of the output.
+        enlargement: features per input pixel along each side.
         receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
@@ -43,26 +45,27 @@ class EDSR(nn.Module):
         scale: int = 2,
         no_upsampling: bool = False,
         rgb_range: float = 1,
+        n_colors: int = 3,
     ) -> None:
         super().__init__()
         self.sub_mean = MeanShift(rgb_range, -1)
         self.add_mean = MeanShift(rgb_range, 1)
-        self.head = nn.Sequential(conv(3, n_feats))
+        self.head = nn.Sequential(conv(n_colors, n_feats))
         blocks = [ResBlock(n_feats, res_scale) for _ in range(n_resblocks)]
         self.body = nn.Sequential(*blocks, conv(n_feats, n_feats))
         self.receptive_radius: int | None = 2 * n_resblocks + 2
-        self.out_dim = n_feats
+        self.channels_in, self.out_dim, self.enlargement = n_colors, n_feats, 1
         if not no_upsampling:
             enlarge = upsampler(scale, n_feats)
-            self.tail = nn.Sequential(enlarge, conv(n_feats, 3))
+            self.tail = nn.Sequential(enlarge, conv(n_feats, n_colors))
             self.receptive_radius += len(enlarge) // 2 + 1
-            self.out_dim = 3
+            self.out_dim, self.enlargement = n_colors, scale
 
     def forward(self, inp: Tensor) -> Tensor:
         """Features of an image.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, n_colors, H, W]`, normalised as in training.
 
         Returns:
             `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
@@ -80,9 +83,10 @@ def edsr_baseline(
     scale: int = 2,
     no_upsampling: bool = False,
     rgb_range: float = 1,
+    n_colors: int = 3,
 ) -> EDSR:
     """EDSR's small configuration; arguments as `EDSR`."""
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range, n_colors)
 
 
 @register("edsr")
@@ -93,6 +97,7 @@ def edsr(
     scale: int = 2,
     no_upsampling: bool = False,
     rgb_range: float = 1,
+    n_colors: int = 3,
 ) -> EDSR:
     """EDSR's large configuration; arguments as `EDSR`."""
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range, n_colors)

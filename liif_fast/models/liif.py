@@ -66,20 +66,24 @@ class LIIF(FeatureModel):
             args["residual"] = residual
         self.spec = {"name": "liif", "args": copy.deepcopy(args)}
 
-    inp_place: Sequence[int] | None = None  # where `inp` lies, (top, left, H, W), if it is a part of the image
-
-    def output_channels(self) -> int | None:
-        if type(self).render_rgb is not LIIF.render_rgb:  # it may make other channels of the network's
-            return None
+    @property
+    def channels_out(self) -> int | None:
         if self.imnet is None:
             return getattr(self.encoder, "out_dim", None)
         chain = fusable(self.imnet)
         return None if chain is None else len(chain[1][-1])
 
-    def gen_feat(self, inp: Tensor) -> Tensor:
-        if self.residual is not None:
-            self.inp = inp
-        return super().gen_feat(inp)
+    @property
+    def reads_input(self) -> bool:
+        return self.residual is not None
+
+    @property
+    def renders_parts(self) -> bool:
+        return fusable(self.imnet) is not None
+
+    @property
+    def corners(self) -> int:
+        return 4 if self.local_ensemble else 1
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self._encoded()

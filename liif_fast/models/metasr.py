@@ -35,12 +35,13 @@ class MetaSR(FeatureModel):
         super().__init__()
         self.backend = "auto"
         self.encoder = make(encoder_spec)
-        args = {"in_dim": 3, "out_dim": self.encoder.out_dim * 9 * 3, "hidden_list": [256]}
+        args = {"in_dim": 3, "out_dim": self.encoder.out_dim * 9 * self.channels_in, "hidden_list": [256]}
         self.imnet = make({"name": "mlp", "args": args})
         self.spec = {"name": "metasr", "args": {"encoder_spec": copy.deepcopy(dict(encoder_spec))}}
 
-    def output_channels(self) -> int:
-        return 3
+    @property
+    def channels_out(self) -> int:
+        return self.channels_in
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         return query(self._encoded(), coord, cell, self.imnet, self.backend)
@@ -53,11 +54,11 @@ def query(feat: Tensor, coord: Tensor, cell: Tensor | None, imnet: nn.Module, ba
         feat: `[B, C, H, W]`.
         coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
         cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
-        imnet: predicts `[N, C*9 * 3]` of `[N, 3]`.
+        imnet: predicts `[N, C*9 * out]` of `[N, 3]`.
         backend: which backend gathers the features.
 
     Returns:
-        `[B, Q, 3]`, normalised and not clamped.
+        `[B, Q, out]`, normalised and not clamped.
 
     Raises:
         ValueError, TypeError: a shape or dtype is wrong.
@@ -87,4 +88,4 @@ def _query(feat: Tensor, coord: Tensor, cell: Tensor, imnet: nn.Module, backend:
     z = z[:, :, :, : feat.shape[1] * 9]  # [B, Q, 1, C*9]: without rel
     dtype = next(imnet.parameters()).dtype
     weights = imnet(inp.to(dtype).flatten(0, 1)).unflatten(0, coord.shape[:2])
-    return (z @ weights.unflatten(-1, (-1, 3)))[:, :, 0]
+    return (z @ weights.unflatten(-1, (z.shape[-1], -1)))[:, :, 0]

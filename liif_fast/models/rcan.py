@@ -54,11 +54,13 @@ class RCAN(nn.Module):
         n_feats: channels of every hidden feature map.
         reduction: the attention's inner width is n_feats // reduction.
         scale: of the upsampler, 3 or a power of two; unused without upsampling.
-        no_upsampling: leave the tail out, so that out_dim is n_feats and not 3.
+        no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the mean tensors, frozen here because nothing uses them.
+        n_colors: channels of the input.
 
     Attributes:
-        out_dim: channels of the output.
+        channels_in, out_dim: channels of the input and of the output.
+        enlargement: features per input pixel along each side.
         receptive_radius: None: the attention averages over the whole image.
     """
 
@@ -71,27 +73,28 @@ class RCAN(nn.Module):
         scale: int = 2,
         no_upsampling: bool = False,
         rgb_range: float = 1,
+        n_colors: int = 3,
     ) -> None:
         super().__init__()
         self.sub_mean = MeanShift(rgb_range, -1)
         self.add_mean = MeanShift(rgb_range, 1)
-        self.head = nn.Sequential(conv(3, n_feats))
+        self.head = nn.Sequential(conv(n_colors, n_feats))
         groups = []
         for _ in range(n_resgroups):
             blocks = [attention_block(n_feats, reduction) for _ in range(n_resblocks)]
             groups.append(Residual(*blocks, conv(n_feats, n_feats)))
         self.body = nn.Sequential(*groups, conv(n_feats, n_feats))
         self.receptive_radius: int | None = None
-        self.out_dim = n_feats
+        self.channels_in, self.out_dim, self.enlargement = n_colors, n_feats, 1
         if not no_upsampling:
-            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, 3))
-            self.out_dim = 3
+            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, n_colors))
+            self.out_dim, self.enlargement = n_colors, scale
 
     def forward(self, inp: Tensor) -> Tensor:
         """Features of an image.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, n_colors, H, W]`, normalised as in training.
 
         Returns:
             `[B, out_dim, H, W]`, or `scale` times that size with upsampling.

@@ -43,29 +43,37 @@ class RDN(nn.Module):
         RDNkSize: kernel size, odd.
         RDNconfig: 'A' (20 blocks of 6 layers, growth 32) or 'B' (16 of 8, growth 64).
         scale: of the upsampler, 2, 3 or 4; unused without upsampling.
-        no_upsampling: leave the upsampler out, so that out_dim is G0 and not 3.
+        no_upsampling: leave the upsampler out, so that out_dim is G0 and not n_colors.
+        n_colors: channels of the input.
 
     Attributes:
-        out_dim: channels of the output.
+        channels_in, out_dim: channels of the input and of the output.
+        enlargement: features per input pixel along each side.
         receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
     def __init__(
-        self, G0: int = 64, RDNkSize: int = 3, RDNconfig: str = "B", scale: int = 2, no_upsampling: bool = False
+        self,
+        G0: int = 64,
+        RDNkSize: int = 3,
+        RDNconfig: str = "B",
+        scale: int = 2,
+        no_upsampling: bool = False,
+        n_colors: int = 3,
     ) -> None:
         super().__init__()
         if RDNconfig not in CONFIGS:
             raise ValueError(f"RDNconfig must be one of {', '.join(CONFIGS)}, got {RDNconfig!r}")
         n_blocks, n_layers, growth = CONFIGS[RDNconfig]
-        self.SFENet1 = conv(3, G0, RDNkSize)
+        self.SFENet1 = conv(n_colors, G0, RDNkSize)
         self.SFENet2 = conv(G0, G0, RDNkSize)
         self.RDBs = nn.ModuleList(ResidualDenseBlock(G0, n_layers, growth, RDNkSize) for _ in range(n_blocks))
         self.GFF = nn.Sequential(conv(n_blocks * G0, G0, 1), conv(G0, G0, RDNkSize))
-        self.out_dim = G0
+        self.channels_in, self.out_dim, self.enlargement = n_colors, G0, 1
         n_convs = 3 + n_blocks * n_layers
         if not no_upsampling:
-            self.UPNet = _upsampler(G0, growth, RDNkSize, scale)
-            self.out_dim = 3
+            self.UPNet = _upsampler(G0, growth, RDNkSize, scale, n_colors)
+            self.out_dim, self.enlargement = n_colors, scale
             n_convs += len(self.UPNet) // 2 + 1
         self.receptive_radius: int | None = n_convs * (RDNkSize // 2)
 
@@ -73,7 +81,7 @@ class RDN(nn.Module):
         """Features of an image.
 
         Args:
-            inp: `[B, 3, H, W]`, normalised as in training.
+            inp: `[B, n_colors, H, W]`, normalised as in training.
 
         Returns:
             `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
@@ -88,7 +96,7 @@ class RDN(nn.Module):
         return self.UPNet(x) if hasattr(self, "UPNet") else x
 
 
-def _upsampler(n_feats: int, growth: int, kernel_size: int, scale: int) -> nn.Sequential:
+def _upsampler(n_feats: int, growth: int, kernel_size: int, scale: int, n_colors: int) -> nn.Sequential:
     steps = {2: (2,), 3: (3,), 4: (2, 2)}.get(scale)
     if steps is None:
         raise ValueError(f"scale must be 2, 3 or 4, got {scale}")
@@ -96,4 +104,4 @@ def _upsampler(n_feats: int, growth: int, kernel_size: int, scale: int) -> nn.Se
     for step in steps:
         layers += [conv(n_feats, growth * step**2, kernel_size), nn.PixelShuffle(step)]
         n_feats = growth
-    return nn.Sequential(*layers, conv(growth, 3, kernel_size))
+    return nn.Sequential(*layers, conv(growth, n_colors, kernel_size))

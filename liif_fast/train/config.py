@@ -18,7 +18,7 @@ from liif_fast import backends
 from liif_fast.data import registry
 from liif_fast.metrics import parse_eval_type
 from liif_fast.models import make
-from liif_fast.models.checkpoint import check_data_norm
+from liif_fast.models.norm import check_data_norm
 from liif_fast.train.checks import mapping, number, one_of
 from liif_fast.train.reading import Document
 

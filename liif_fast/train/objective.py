@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data.samples import Sample
 from liif_fast.models.base import FeatureModel
-
-DataNorm = dict[str, dict[str, list[float]]]
+from liif_fast.models.norm import DataNorm, Norm
 
 
 class Objective(nn.Module):
@@ -23,20 +22,13 @@ class Objective(nn.Module):
         channels_last: memory format of the input.
     """
 
-    inp_sub: Tensor
-    inp_div: Tensor
-    gt_sub: Tensor
-    gt_div: Tensor
-
     def __init__(
         self, model: nn.Module, data_norm: DataNorm, autocast: torch.dtype | None = None, channels_last: bool = True
     ) -> None:
         super().__init__()
         self.model, self.autocast = model, autocast
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        for side, values in data_norm.items():
-            for key, value in values.items():
-                self.register_buffer(f"{side}_{key}", torch.tensor(value, dtype=torch.float32), persistent=False)
+        self.norm = Norm(data_norm)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute errors of each sample.
@@ -52,12 +44,11 @@ class Objective(nn.Module):
         """
         errors = []
         for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
-            gt = (group["gt"] - self.gt_sub) / self.gt_div
-            errors.append((pred.float() - gt).abs().flatten(1).sum(1))
+            errors.append((pred.float() - self.norm.target(group["gt"])).abs().flatten(1).sum(1))
         return torch.cat(errors)
 
     def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
-        """Predict the targets of each group, [b, Q, 3] or [b, H, W, 3] in [0, 1], not rounded, in float32.
+        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32.
 
         Args:
             model: the model itself or an average of it.
@@ -67,14 +58,14 @@ class Objective(nn.Module):
             ValueError: as `forward`.
         """
         preds = self._predict(model, batch, None)
-        return [(pred * self.gt_div + self.gt_sub).clamp(0, 1) for pred in preds]
+        return [self.norm.values(pred).clamp(0, 1) for pred in preds]
 
     def _predict(self, model: nn.Module, batch: Sequence[Sample], autocast: torch.dtype | None) -> list[Tensor]:
         """Predict the normalised targets of each group."""
         groups = []
         for group in batch:
-            inp = (group["inp"] - self.inp_sub.view(-1, 1, 1)) / self.inp_div.view(-1, 1, 1)
-            groups.append({**group, "inp": inp.contiguous(memory_format=self.format)})
+            inp = self.norm.inp(group["inp"]).contiguous(memory_format=self.format)
+            groups.append({**group, "inp": inp})
         device = groups[0]["inp"].device.type
         with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
             preds = _decode(model, groups)
@@ -101,8 +92,8 @@ def _decode(model: Any, groups: Sequence[Sample]) -> list[Tensor]:
         inp = torch.cat([groups[number]["inp"] for number in numbers])
         sizes = [len(groups[number]["inp"]) for number in numbers]
         parts = zip(numbers, model.gen_feat(inp).split(sizes), inp.split(sizes), strict=True)
-        for number, model.feat, part in parts:
-            model.inp = None if model.inp is None else part
+        for number, feat, part in parts:
+            model.keep(feat, part)
             preds[number] = _query(model, groups[number])
     model.feat = model.inp = None  # with them goes the graph
     return [preds[number] for number in range(len(groups))]

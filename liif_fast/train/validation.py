@@ -87,7 +87,7 @@ class Validation:
             count: rows of the picture.
 
         Returns:
-            RGB; None where the wrapper knows no samples of all pixels.
+            RGB; None where the wrapper knows no samples of all pixels, or they are neither gray nor RGB.
         """
         count = min(count, len(self.dataset))
         if not count or not hasattr(self.dataset, "sample_q"):
@@ -100,6 +100,8 @@ class Validation:
         with torch.compiler.set_stance("force_eager"):
             for batch in loader:
                 (pred,), (group,) = self.objective.images(model, batch), batch
+                if pred.shape[-1] not in (1, 3):
+                    return None
                 target = _as_pil(group["gt"][0])
                 low = _as_pil(group["inp"][0].permute(1, 2, 0)).resize(target.size, Image.Resampling.BICUBIC)
                 made = _as_pil(pred[0])
@@ -111,8 +113,9 @@ class Validation:
 
 
 def _as_pil(image: Tensor) -> Image.Image:
-    """An image [H, W, 3] in [0, 1]."""
-    return Image.fromarray(image.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+    """An image [H, W, 1 or 3] in [0, 1]."""
+    pixels = image.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
 
 def _db(image: Image.Image, target: Image.Image) -> str:

@@ -6,7 +6,7 @@
 """
 
 from liif_fast.upscaling.api import Strips, check_target, upscale, upscale_file, upscale_strips
-from liif_fast.upscaling.devices import default_model_path, encoder_share, load_upscaler, pick_device, resolve_model
+from liif_fast.upscaling.devices import default_model_path, load_upscaler, pick_device, resolve_model
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, output_size
 
@@ -19,7 +19,6 @@ __all__ = [
     "Strips",
     "check_target",
     "default_model_path",
-    "encoder_share",
     "load_upscaler",
     "output_size",
     "pick_device",

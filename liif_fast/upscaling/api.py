@@ -22,13 +22,13 @@ from liif_fast.images import (
     write_strips,
 )
 from liif_fast.images.exif import resized
-from liif_fast.images.modes import DRAWN
+from liif_fast.images.picture import DRAWN
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.devices import resolve_model
 from liif_fast.upscaling.features import input_window
 from liif_fast.upscaling.options import Options, Progress, check_options
 from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
-from liif_fast.upscaling.strips import render_strips
+from liif_fast.upscaling.strips import check_image, render_strips
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,10 @@ def upscale(
     Args:
         image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,
             uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation; a palette
-            image becomes RGB or RGBA, a 1-bit image L, either with a logged notice.
-        model: a model (it is used as it is), the path of a checkpoint, or None for the model that ships with the
-            package.
+            image becomes RGB or RGBA, a 1-bit image L, either with a logged notice. For a model of neither 1 nor 3
+            channels an array [H, W, C] of that many, without alpha.
+        model: a model (it is used as it is), the path or name of a checkpoint, or None for the model that ships with
+            the package. A model of 1 channel takes gray images.
         scale: output size over input size, at least 1; each side is `round(side * scale)`.
         size: instead of scale, (width, height) in pixels, neither below the input's; one of them may be None, and
             then keeps the aspect.
@@ -234,6 +235,7 @@ def _plan(
     width, height = output_size((pixels.shape[1], pixels.shape[0]), scale, size, limit)
     region = check_region(region, (width, height))
     net = resolve_model(model, device)
+    check_image(pixels, net)
     made = render_strips(pixels, net, (height, width), region, options)
     return Strips((region[2], region[3], pixels.shape[2]), pixels.dtype, made)
 
@@ -250,8 +252,8 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
         pixels = image
         if image.dtype.kind != "f" and not (image.dtype.kind == "u" and image.dtype.itemsize <= 2):
             raise TypeError(f"image must be uint8, uint16 or floating point, got {image.dtype}")
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)):
-            raise ValueError(f"image must have shape [H, W] or [H, W, C] with C = 1 to 4, got {list(image.shape)}")
+        if image.ndim not in (2, 3):
+            raise ValueError(f"image must have shape [H, W] or [H, W, C], got {list(image.shape)}")
         if image.dtype.kind == "f" and image.size and not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"a floating point image must be in [0, 1], got {image.min():g} to {image.max():g}")
         restore = _squeeze if image.ndim == 2 else _same

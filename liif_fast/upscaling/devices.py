@@ -67,7 +67,7 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureMode
         device: where the model goes.
 
     Raises:
-        ModelFileError: it is no model file, or holds another model than a LIIF or MetaSR from RGB to RGB.
+        ModelFileError: it is no model file, or holds no model from images to images of the same channels.
         OSError: it cannot be read.
     """
     model = load_model(path, device)
@@ -82,19 +82,14 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureMode
 
 
 def _check_channels(model: FeatureModel) -> None:
-    """Raise ValueError if a model is known to make other images than RGB; of one that does not say it shows later."""
-    channels = model.output_channels()
-    if channels not in (None, 3):
-        raise ValueError(f"the model gives {channels} channels, expected 3 (RGB)")
+    """Raise ValueError if a model is known to make other channels than it takes; else that shows when it is run."""
+    if model.channels_out not in (None, model.channels_in):
+        raise ValueError(other_channels(model.channels_out, model.channels_in))
 
 
-def encoder_share(model: FeatureModel, pixels_in: int, pixels_out: int) -> float:
-    """The encoder's part of all multiply-adds, about: what a progress bar needs."""
-    encoder = sum(parameter.numel() for parameter in model.encoder.parameters()) * pixels_in
-    imnet = getattr(model, "imnet", None)
-    weights = [] if imnet is None else [parameter.numel() for parameter in imnet.parameters()]
-    corners = 4 if getattr(model, "local_ensemble", False) else 1
-    return encoder / max(encoder + sum(weights[:1]) * pixels_in + sum(weights[1:]) * corners * pixels_out, 1)
+def other_channels(got: int | None, wanted: int) -> str:
+    """Say that a model makes other channels than it takes."""
+    return f"the model gives {got} channels, expected {wanted}{' (RGB)' if wanted == 3 else ''}"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""One image of three channels, of which only some rows of features are held while its output is rendered."""
+"""One image of a model's channels, of which only some rows of features are held while its output is rendered."""
 
 import copy
 import logging
@@ -15,10 +15,7 @@ from liif_fast.encode import Span, encode_window
 from liif_fast.functional import latents_read
 from liif_fast.images import Part
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.checkpoint import DATA_NORM
-from liif_fast.models.liif import LIIF
-from liif_fast.models.mlp import fusable
-from liif_fast.upscaling.devices import free_cached, out_of_memory
+from liif_fast.upscaling.devices import free_cached, other_channels, out_of_memory
 from liif_fast.upscaling.options import MIN_TILE, Options
 from liif_fast.upscaling.plan import Region
 from liif_fast.upscaling.transfer import Transfers
@@ -31,14 +28,14 @@ FEATURE_BYTES = 128 << 20  # of the rows held, about; on a GPU a quarter of its 
 class Features:
     """The features of an image, encoded row of tiles by row of tiles as the output's rows ask for them.
 
-    A LIIF whose encoder has a receptive radius and whose decoder is an MLP is rendered from the rows at hand, with the
-    same bits as from the whole map. Any other model keeps the features of the whole region.
+    A model that renders parts and whose encoder has a receptive radius is rendered from the rows at hand, with the same
+    bits as from the whole map. Any other model keeps the features of the whole region.
 
     Args:
         model: a shallow copy keeps the features, so that the caller's model stays as it was.
         encoder: the model's, as `encoder_for` gives it.
-        plane: [H, W, 1 or 3], or the part of it that `input_window` names; one channel is given to the model three
-            times.
+        plane: [H, W, C], C the model's channels, or the part of it that `input_window` names; one channel is given
+            to the model as often as it wants.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
         region: the part of it that will be rendered.
@@ -71,33 +68,30 @@ class Features:
         self.plane, self.top, self.size = plane, top, size
         self.encoder, self.transfers, self.report = encoder, transfers, report
         self.dtype, self.tile = options.dtype, options.tile
-        norm = getattr(model, "data_norm", DATA_NORM)  # on the device once: each copy there would wait for its work
-        self.inp_norm, self.gt_norm = (self._on_device(norm[part]) for part in ("inp", "gt"))
-        self.shape = plane.shape[:2]
-        self.tiles = getattr(model.encoder, "receptive_radius", None) is not None
-        self.whole_map = not renders_parts(model)
+        self.norm = model.norm()  # on the device once: each copy there would wait for its work
+        self.shape, self.channels = plane.shape[:2], model.channels_in
+        self.tiles = model.receptive_radius is not None
+        self.whole_map = not _in_parts(model)
         first, left, height, width = latents_read(size, region, self.shape)
         if self.whole_map:
             first, left, (height, width) = 0, 0, self.shape
         self.rows, self.cols = (first, first + height), (left, left + width)  # what will be encoded
         self.held = (first, first)
         self.pixels, self.encoded = height * width, 0
-        if getattr(model, "residual", None) is not None:
+        if model.reads_input:
             y, x, height, width = plane.window if isinstance(plane, Part) else (0, 0, *self.shape)
             self.view.inp = self._read((y, y + height), (x, x + width))
             if (height, width) != self.shape:
                 self.view.inp_place = (y, x, *self.shape)
-        else:
-            self.view.inp = None
 
     def render(self, region: Region) -> Tensor:
-        """A window of the output, `[3, h, w]` float32, nominally in [0, 1] but not clamped.
+        """A window of the output, `[C, h, w]` float32, nominally in [0, 1] but not clamped.
 
         Args:
             region: (top, left, height, width); windows must come from top to bottom.
 
         Raises:
-            RuntimeError: the output is not finite or not RGB, or the backend cannot run this.
+            RuntimeError: the output is not finite or has other channels, or the backend cannot run this.
         """
         place = self._provide(region)
         out = self._decode(region, place)
@@ -134,7 +128,7 @@ class Features:
         budget = FEATURE_BYTES
         if self.device.type == "cuda":
             budget = max(budget, torch.cuda.mem_get_info(self.device)[0] // 4)
-        row = (self.cols[1] - self.cols[0]) * getattr(self.view.encoder, "out_dim", 64) * 4
+        row = (self.cols[1] - self.cols[0]) * self.view.encoder.out_dim * 4
         rows = budget // row
         return max(min(self.tile, 64), rows if rows < self.tile else rows // self.tile * self.tile)
 
@@ -161,6 +155,12 @@ class Features:
     def _encode_once(self, rows: Span) -> Tensor:
         with self._precision(self.dtype):
             feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile, self._encoded)
+        height, width = rows[1] - rows[0], self.cols[1] - self.cols[0]
+        if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
+            raise RuntimeError(
+                f"the encoder makes {feat.shape[2]}x{feat.shape[3]} features of {height}x{width} pixels: "
+                "it must say how many a pixel, in the attribute enlargement"
+            )
         return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
 
     def _encoded(self, pixels: int) -> None:
@@ -174,11 +174,9 @@ class Features:
                 pred = self.view.render_rgb(self.size, region)
             else:
                 pred = self.view.render_rgb(self.size, region, place=place)
-        if pred.shape[1] != 3:
-            raise RuntimeError(f"the model gives {pred.shape[1]} channels, expected 3 (RGB)")
-        pred = pred.float()
-        sub, div = self.gt_norm
-        return (pred * div + sub)[0]
+        if pred.shape[1] != self.channels:
+            raise RuntimeError(other_channels(pred.shape[1], self.channels))
+        return self.norm.image(pred.float())[0]
 
     def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
@@ -189,33 +187,18 @@ class Features:
         if self.view.feat is not None:
             self.view.feat = self.view.feat.to(self.own_dtype)
 
-    def _on_device(self, norm: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
-        """The `sub` and the `div` of a data_norm, float32 `[1 or 3, 1, 1]`."""
-        sub, div = (torch.tensor(norm[key], dtype=torch.float32)[:, None, None] for key in ("sub", "div"))
-        return sub.to(self.device), div.to(self.device)
-
     def _read(self, rows: Span, cols: Span) -> Tensor:
-        """Pixels of a window, `[1, 3, h, w]`, normalised, on the device."""
+        """Pixels of a window, `[1, C, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
         host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
-        inp = self.transfers.to_device(host).div_(self.top).expand(-1, 3, -1, -1).contiguous()
-        sub, div = self.inp_norm
-        inp = inp.sub_(sub).div_(div).to(self.own_dtype)  # in place: of a model with a residual this is the whole image
+        inp = self.transfers.to_device(host).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
+        inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place: a model that reads it gets the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
 
-def renders_parts(model: FeatureModel) -> bool:
-    """Whether a model renders from some rows of its features with the same bits as from all of them."""
-    if getattr(model.encoder, "receptive_radius", None) is None:
-        return False
-    if not isinstance(model, LIIF) or fusable(model.imnet) is None:
-        return False
-    if type(model).render_rgb is not LIIF.render_rgb:  # of a subclass: it may know no `place`
-        return False
-    parameter = next(model.parameters())
-    with torch.inference_mode():  # an encoder with upsampling makes a larger map
-        probe = torch.zeros(1, 3, 1, 1, dtype=parameter.dtype, device=parameter.device)
-        return model.encoder(probe).shape[2] == 1
+def _in_parts(model: FeatureModel) -> bool:
+    """Say whether a model renders from some rows of its features with the same bits as from all of them."""
+    return model.renders_parts and model.receptive_radius is not None and model.enlargement == 1
 
 
 def input_window(model: FeatureModel, size: tuple[int, int], region: Region, shape: tuple[int, int]) -> Region:
@@ -227,10 +210,10 @@ def input_window(model: FeatureModel, size: tuple[int, int], region: Region, sha
         region: of the output.
         shape: (height, width) of the input.
     """
-    if not renders_parts(model) or cast(Any, type(model))._interpolate is not LIIF._interpolate:
+    radius = model.receptive_radius
+    if radius is None or not _in_parts(model):
         return 0, 0, *shape
     first, left, height, width = latents_read(size, region, shape)
-    radius = cast(int, model.encoder.receptive_radius)
     top, bottom = max(0, first - radius), min(shape[0], first + height + radius)
     start, end = max(0, left - radius), min(shape[1], left + width + radius)
     return top, start, bottom - top, end - start

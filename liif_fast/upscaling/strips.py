@@ -38,9 +38,9 @@ def render_strips(
     """Render an image to `size` strip by strip, from top to bottom.
 
     Args:
-        pixels: [H, W, C], C = 1 to 4: gray or RGB, each with or without alpha; uint8, uint16, or floating point. Of
-            an image without alpha the part that `features.input_window` names is enough.
-        model: a LIIF or MetaSR model; the work is done on its device.
+        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. Of an image without alpha the
+            part that `features.input_window` names is enough.
+        model: the work is done on its device.
         size: (height, width) of the whole output, pixels.
         region: as in `upscale`.
         options: how to compute.
@@ -54,6 +54,28 @@ def render_strips(
     yield from _to_host(canvas.strips(), canvas.transfers, pixels.dtype)
 
 
+def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
+    """Raise ValueError unless a model can be given an image.
+
+    Args:
+        pixels: [H, W, C]. A model of 1 or 3 channels takes pictures, C = 1 to 4: gray or RGB, each with or without
+            alpha; colours only if it has 3. Any other takes as many channels as it has, and none of them is alpha.
+        model: whose channels count.
+    """
+    shape, wanted = pixels.shape, model.channels_in
+    if not _takes_pictures(model):
+        if shape[2] != wanted:
+            raise ValueError(f"image must have shape [H, W, {wanted}], as the model has, got {list(shape)}")
+    elif shape[2] not in (1, 2, 3, 4):
+        raise ValueError(f"image must have shape [H, W] or [H, W, C] with C = 1 to 4, got {list(shape)}")
+    elif wanted == 1 and shape[2] >= 3 and not is_gray(pixels):
+        raise ValueError("image must be gray, since the model has 1 channel, got RGB")
+
+
+def _takes_pictures(model: FeatureModel) -> bool:
+    return model.channels_in in (1, 3)
+
+
 class _Canvas:
     """The planes of one image and what makes strips of them."""
 
@@ -63,13 +85,14 @@ class _Canvas:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
         self.size, self.region, self.dtype = size, region, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
+        picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
-        if self.colours == 3 and is_gray(pixels):  # decided on the whole image, so that every region of it agrees
+        if picture and self.colours == 3 and is_gray(pixels):  # of the whole image, so that every region of it agrees
             pixels = pixels.first_channel() if isinstance(pixels, Part) else pixels[..., ::3]  # R, and alpha if any
-        self.gray = pixels.shape[2] < 3
+        self.gray = picture and pixels.shape[2] < 3
         self.alpha: NDArray | None = None
         planes: list[tuple[NDArray | Part, float]] = [(pixels, self.top)]
-        if pixels.shape[2] in (2, 4):
+        if picture and pixels.shape[2] in (2, 4):
             assert isinstance(pixels, np.ndarray)
             self.alpha = pixels[..., -1]
             planes = [(pixels[..., :-1], self.top)]

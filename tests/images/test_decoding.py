@@ -132,6 +132,44 @@ def test_every_tiff(
     assert np.array_equal(pixels, expected)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_bigtiff_of_either_byte_order(tmp_path: Path, order: str) -> None:
+    values = samples(16, 3).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", bigtiff=True, byteorder=order, metadata=None)
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, values)
+
+
+def test_the_pages_of_a_tiff_in_planes_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = samples(8, 3).astype(np.uint8)
+    planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for _ in range(3):
+            tiff.write(planes, photometric="rgb", planarconfig="separate", tile=(16, 16), metadata=None)
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, values)
+    assert "only the first of 3 frames is used" in caplog.text
+
+
+@pytest.mark.parametrize("photometric", [2, 3])
+def test_a_tiff_without_all_of_its_colours_is_refused(tmp_path: Path, photometric: int) -> None:
+    """RGB of one sample, and a palette whose colours are missing."""
+    path, entry = tmp_path / "a.tif", struct.pack("<HHI", 262, 3, 1)
+    tifffile.imwrite(path, samples(8, 1)[..., 0].astype(np.uint8), photometric="minisblack", metadata=None)
+    old = entry + struct.pack("<H", 1)
+    path.write_bytes(path.read_bytes().replace(old, entry + struct.pack("<H", photometric)))
+    with pytest.raises(ImageFileError, match=r"a\.tif: cannot be read"):
+        read_image(path)
+
+
+def test_what_is_lost_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However many windows are read."""
+    image = Image.fromarray(samples(8, 3).astype(np.uint8))
+    image.save(tmp_path / "a.tif", save_all=True, append_images=[image])
+    picture = open_picture(tmp_path / "a.tif")
+    for top in range(3):
+        picture.window((top, 0, 2, 2))
+    assert caplog.text.count("only the first of 2 frames is used") == 1
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_associated_alpha_becomes_alpha(tmp_path: Path, bits: int, colours: int) -> None:

@@ -438,16 +438,16 @@ def test_models_that_make_no_rgb(model: nn.Module) -> None:
     for imnet in (None, {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}):
         other = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": imnet, "residual": None}})
         channels = 4 if imnet is None else 1
-        assert other.output_channels() == channels
+        assert other.channels_out == channels
         with pytest.raises(ValueError, match=f"the model gives {channels} channels"):
             upscaling.upscale_strips(photo(), other, scale=2)
     own = make({"name": "liif", "args": {**model.spec["args"], "residual": None}})
     own.imnet = nn.Linear(own.imnet.layers[0].in_features, 2)
-    assert own.output_channels() is None
+    assert own.channels_out is None
     with pytest.raises(RuntimeError, match="the model gives 2 channels"):
         upscale(photo(), own, scale=2)
     meta = make({"name": "metasr", "args": {"encoder_spec": model.spec["args"]["encoder_spec"]}})
-    assert meta.output_channels() == 3
+    assert meta.channels_out == 3
 
 
 def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
@@ -471,7 +471,7 @@ def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
     bare.encoder = Plain()
     for each in (own, bare):
         each.register_parameter("unused", nn.Parameter(torch.zeros(1)))  # says on which device it is
-        assert each.output_channels() is None
+        assert each.channels_out is None
         assert upscale(photo(), each, scale=2).shape == (26, 38, 3)
 
 
