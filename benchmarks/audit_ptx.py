@@ -48,11 +48,11 @@ def moved_on(state: int, opcode: str, operands: str) -> int:
 
 
 def unordered_writes(ptx: str, warps: int) -> list[str]:
-    """Return the writes to shared memory that may follow a wait for wgmma of an earlier turn without a barrier between.
+    """Return the writes to shared memory that may follow an earlier turn's wait for wgmma without a barrier between.
 
-    Every path is followed; a turn of a loop ends with a jump back. What a turn writes behind its own products, and while
-    they are under way, goes to the other buffer of the pipeline or to one of its own: that is not looked at, for which
-    addresses would have to be known (tests/ptx).
+    Every path is followed; a turn of a loop ends with a jump back. Writes of a turn behind its own products, and while
+    they are under way, go to the other buffer of the pipeline or to one of their own: those are not looked at, for
+    which addresses would have to be known.
     """
     if warps <= GROUP:
         return []

@@ -6,8 +6,9 @@
 The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
 instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
 because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads. `--write` looks for forms that do not, and
-writes them into the table, kernels/forms.py, for the version of Triton that runs.
+matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads.
+`--write` looks for forms that do not, and writes them into the table, kernels/forms.py, for the version of Triton that
+runs.
 """
 
 from __future__ import annotations
