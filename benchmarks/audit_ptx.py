@@ -58,9 +58,7 @@ def unordered_writes(ptx: str, warps: int) -> list[str]:
         return []
     program, found, seen, waiting = Program(ptx), set(), set(), [(0, NONE, False)]
     while waiting:
-        at, state, before = step = (
-            waiting.pop()
-        )  # before: products of earlier turns are waited for, and no barrier since
+        at, state, before = step = waiting.pop()  # before: no barrier since the products of an earlier turn
         if step in seen:
             continue
         seen.add(step)

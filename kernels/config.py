@@ -21,27 +21,6 @@ PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float3
 WIDEST_HIDDEN, WIDEST_OUT = 256, 64
 
 
-class Fault(NamedTuple):
-    """A fault of Triton itself: on capabilities first..last, in versions before the one that is without it."""
-
-    first: int
-    last: int
-    before: tuple[int, int]
-    refused: bool  # or only warned of: kernels like ours are hit, ours as compiled are not known to be
-    text: str
-
-
-# As Triton's issues report them; docs/triton.md says what is known of our kernels.
-FAULTS = (
-    Fault(100, 110, (3, 7), True, "leaves out barriers between loop iterations (triton issue 9871)"),
-    Fault(100, 110, (3, 9), False, "may drop a product of two that add to one sum (triton issue 10821)"),
-    Fault(
-        90, 90, (3, 9), False, "may read shared memory amiss where a kernel has several products (triton issue 11366)"
-    ),
-    Fault(90, 90, (3, 9), False, "lets warp groups overtake each other behind a product (triton issue 11047)"),
-)
-
-
 class Form(NamedTuple):
     """A tile of the network: rows (one a query and corner) and column blocks of the hidden layers."""
 
@@ -80,15 +59,6 @@ def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
     versions = sorted({key[:2] for key in FORMS})
     return *max((v for v in versions if v <= version), default=versions[0]), arch
-
-
-def faults(arch: int, version: tuple[int, int], refused: bool) -> list[str]:
-    """Return what is known to be wrong with a version of Triton on an architecture, refused or only warned of."""
-    return [
-        fault.text
-        for fault in FAULTS
-        if fault.first <= arch <= fault.last and version < fault.before and fault.refused == refused
-    ]
 
 
 def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from . import config
+from . import config, versions
 from .config import Form
 
 logger = logging.getLogger("liif_fast")
@@ -40,13 +40,13 @@ def architecture(device: torch.device) -> int:
 @functools.cache
 def warn(arch: int) -> None:
     """Say, once in a process, what is known to be wrong with this Triton on an architecture."""
-    for text in config.faults(arch, TRITON, refused=False):
+    for text in versions.faults(arch, TRITON, refused=False):
         logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
 
 
 def refusal(arch: int) -> str:
     """Return why this Triton must not be used on an architecture; empty if it may."""
-    found = config.faults(arch, TRITON, refused=True)
+    found = versions.faults(arch, TRITON, refused=True)
     return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
 

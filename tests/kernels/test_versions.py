@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import audit_ptx
 from liif_fast.backends import triton as backend
-from liif_fast.kernels import config, host
+from liif_fast.kernels import host, versions
 
 LOOP = """
 .visible .entry kernel() {
@@ -47,7 +47,7 @@ def test_a_barrier_on_one_of_two_paths_is_not_enough():
     ],
 )  # fmt: skip
 def test_the_table(version, arch, refused, warned):
-    assert [len(config.faults(arch, version, kind)) for kind in (True, False)] == [refused, warned]
+    assert [len(versions.faults(arch, version, kind)) for kind in (True, False)] == [refused, warned]
 
 
 def answer(monkeypatch, capability, version, hip=None):
