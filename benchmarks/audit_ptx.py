@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 GROUP = 4  # warps
 STATEMENT = re.compile(r"^\s*(?:(\$\w+):|(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*([^;]*);)", re.MULTILINE)
+TABLE = re.compile(r"^\s*(\$\w+): \.branchtargets\s*([^;]*);", re.MULTILINE)
 BARRIERS = ("bar.sync", "barrier.sync", "barrier.cta.sync")
 WRITES = ("st.shared", "stmatrix", "cp.async.ca", "cp.async.cg")
 NONE, RUNNING, DONE = range(3)  # a warp's products: none since the last barrier; under way; waited for
@@ -23,7 +24,8 @@ class Program:
     def __init__(self, ptx: str) -> None:
         self.code: list[tuple[str, str, str]] = []  # guard, opcode, operands
         self.labels: dict[str, int] = {}
-        for label, guard, opcode, operands in STATEMENT.findall(ptx):
+        self.tables = {name: re.findall(r"\$\w+", labels) for name, labels in TABLE.findall(ptx)}
+        for label, guard, opcode, operands in STATEMENT.findall(TABLE.sub("", ptx)):
             if label:
                 self.labels[label] = len(self.code)
             else:
@@ -34,7 +36,9 @@ class Program:
         guard, opcode, operands = self.code[at]
         if opcode.startswith("bra"):
             yield self.labels[operands]
-        if (guard or not opcode.startswith(("bra", "ret"))) and at + 1 < len(self.code):
+        elif opcode.startswith("brx"):
+            yield from map(self.labels.__getitem__, self.tables[operands.split()[-1]])
+        if (guard or not opcode.startswith(("bra", "brx", "ret"))) and at + 1 < len(self.code):
             yield at + 1
 
 

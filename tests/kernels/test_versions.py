@@ -37,6 +37,8 @@ def test_a_write_behind_a_product_needs_a_barrier():
 def test_a_barrier_on_one_of_two_paths_is_not_enough():
     branch = "@%p2 bra $L_past;\n    bar.sync 0;\n$L_past:\n    @"
     assert audit_ptx.unordered_writes(LOOP.replace(LAST, branch), 8)
+    table = "$L_brx_0: .branchtargets\n\t$L_past,\n\t$L_wait;\n    brx.idx %r3, $L_brx_0;\n$L_wait:\n    bar.sync 0;\n"
+    assert audit_ptx.unordered_writes(LOOP.replace(LAST, f"{table}$L_past:\n    @"), 8)
 
 
 @pytest.mark.parametrize(
