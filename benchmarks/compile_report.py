@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ CANDIDATES = {
                (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1), (16, 16, 4, 2), (32, 32, 8, 2), (32, 16, 8, 2),
                (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1), (16, 128, 8, 2)],
 }  # fmt: skip
+FEW = 4  # accesses of two bytes that a kernel may have in its text: to a few numbers a row
 # The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
 FASTEST = {90: "HGMMA", 100: "UTCMMA"}
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
@@ -103,11 +105,15 @@ def recording(arch: int, tf32: bool) -> Iterator[list[Any]]:
 
 
 def run_case(case: str, dtype: torch.dtype) -> None:
-    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 or as the case names."""
-    name, _, width = case.partition("-")
-    hidden = [int(width or 256)] * 4
+    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 with 3 outputs or as named.
+
+    A name is operator-width-outputs.
+    """
+    given = case.split("-")
+    name, width, outs = given + ["256", "3"][len(given) - 1 :]
+    hidden = [int(width)] * 4
     feat, coord, cell = torch.zeros(1, 64, 6, 6, dtype=dtype), torch.zeros(1, 64, 2), torch.zeros(1, 64, 2)
-    widths = [580, *hidden, 3]
+    widths = [580, *hidden, int(outs)]
     weights = [torch.zeros(outs, ins, dtype=dtype) for ins, outs in itertools.pairwise(widths)]
     biases = [torch.zeros(outs, dtype=dtype) for outs in widths[1:]]
     if name == "project":
@@ -183,8 +189,10 @@ def compiled(launch: Launch, arch: int) -> Any:
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
-    """Compile, and read off the binary."""
-    kernel = compiled(launch, arch)
+    """Compile, and read off the binary and what ptxas said of it."""
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+    with contextlib.redirect_stdout(StringIO()) as log:
+        kernel = compiled(launch, arch)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -203,6 +211,9 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "spill_bytes": stack + local,
         "matrix_instructions": sum(found.values()),
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
+        "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
+        "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
         "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
     }
@@ -253,6 +264,8 @@ def faults(entry: dict[str, Any]) -> list[str]:
     if entry["matrix"] and arch in FASTEST and " tf32x3 " not in entry["config"]:
         if not entry["instructions"].get(FASTEST[arch]):
             wrong.append(f"multiplies matrices without {FASTEST[arch]}")
+    if entry.get("narrow_accesses", 0) > FEW and entry["matrix"]:
+        wrong.append(f"accesses global memory two bytes at a time in {entry['narrow_accesses']} places")
     wrong += [f"overwrites shared memory unordered: {each}" for each in entry.get("unordered_writes", ())]
     if entry["plan_fma"]:
         wrong.append(f"has {entry['plan_fma']} fused multiply-adds in the plan")
@@ -286,10 +299,10 @@ def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]]
     return entries
 
 
-def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
+def search(arches: list[int], wanted: list[str], anew: bool = False) -> Iterator[dict[str, Any]]:
     """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
 
-    A form that is there already and still clean stays. Yields the entries of what was chosen.
+    A form that is there already and still clean stays, if not `anew`. Yields the entries of what was chosen.
     """
     for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
         precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
@@ -298,7 +311,7 @@ def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
         row = (*host.TRITON, arch, name)
         present, forms = config.FORMS.get(row, ()), []
         for index, kernel in enumerate(config.KERNELS):
-            for form in dict.fromkeys((*present[index : index + 1], *candidates)):
+            for form in dict.fromkeys((*([] if anew else present[index : index + 1]), *candidates)):
                 config.FORMS[row] = (form,) * len(config.KERNELS)
                 entries = clean(kernel, precisions, arch)
                 if entries is not None:

@@ -71,6 +71,7 @@ def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, p
         assert entry["spill_bytes"] == 0
         if entry["matrix"]:
             assert entry["matrix_instructions"] > 0
+            assert entry["narrow_accesses"] <= 4
             if entry["arch"] == "sm_90" and precision != "tf32x3":
                 assert entry["instructions"]["HGMMA"] > 0
 
