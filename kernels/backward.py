@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
-from .network import backward_layers, blended, columns, dot, keep, layer_of, masked
+from .network import backward_layers, columns, dot, keep, layer_of, masked
 from .plan import corners
 
 CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
@@ -29,7 +29,7 @@ SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_h
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell", "grad"])
 def chain_kernel(
-    grad, coord, cell, weights, last, saved, grads, blend, parts, latents,
+    grad, coord, cell, weights, last, saved, grads, shares, parts, latents,
     first, limit, queries,
     coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
     height, row_step, row_origin, row_minus, row_plus,
@@ -41,13 +41,14 @@ def chain_kernel(
 ):  # fmt: skip
     """Queries first..limit of [B * queries]; all but coord and cell are counted from first.
 
-    grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], blend (the input of
-    the last layer) [queries, WIDEST], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
-    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no parts.
+    grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], shares (grad times the
+    corner's weight) [rows, OUT_PADDED], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
+    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no shares and parts.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
     PARTS: tl.constexpr = 4 if CELL else 2
+    PADDED: tl.constexpr = BLOCK * BLOCKS
     start = tl.program_id(0).to(tl.int64) * QUERIES
     tile_row = tl.arange(0, ROWS)
     counted = start + tile_row // CORNERS
@@ -80,21 +81,18 @@ def chain_kernel(
     mask = valid[:, None] & (out < OUT)[None, :]
     g = tl.load(grad + counted[:, None] * OUT + out[None, :], mask=mask, other=0.0) * weight[:, None]
     g = g.to(saved.dtype.element_ty)
-    queries_here = tl.minimum(limit - first - start, QUERIES).to(tl.int32)
-    count = queries_here * CORNERS
+    if PLAN:
+        tl.store(shares + row[:, None] * OUT_PADDED + out[None, :], g, mask=valid[:, None])
+    count = tl.minimum(limit - first - start, QUERIES).to(tl.int32) * CORNERS
     saved += start * (CORNERS * WIDEST)
     grads += start * (CORNERS * WIDEST)
-    blend += start * WIDEST
     dz = ()
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
-        w = tl.load(last + out[:, None] * (BLOCK * BLOCKS) + column[None, :])
-        dh = dot(g, w, tl.zeros((ROWS, BLOCK), tl.float32), PRECISION)
-        value, h = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        dh = tl.zeros((ROWS, BLOCK), tl.float32)
+        dh = dot(g, tl.load(last + out[:, None] * PADDED + column[None, :]), dh, PRECISION)
+        value = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
         keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
-        if PLAN:
-            total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
-            keep(blend, queries_here, column, total, QUERIES, WIDEST)
         dz = dz + (value,)
     backward_layers(
         dz, weights, saved, saved_rows, grads, grads_rows, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
@@ -139,14 +137,14 @@ class Totals:
         rest = [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
         return [*first, self.biases[0], *rest]
 
-    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, blend: Tensor, parts: Tensor | None) -> None:
-        """Add a chunk: activations and grads [layers, rows, widest], grad and blend (at the last layer) by query."""
+    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, shares: Tensor, parts: Tensor | None) -> None:
+        """Add a chunk: activations and grads [layers, rows, widest], grad [queries, out], shares of it [rows, out]."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases[1:], strict=True)):
             outs, ins = weight.shape
             last = layer == len(self.weights) - 1
-            dz = grad if last else grads[layer + 1, :, :outs]
-            weight += host.product(dz.t().to(blend.dtype), (blend if last else activations[layer])[:, :ins])
-            bias += dz.sum(0, dtype=torch.float32)
+            dz = shares if last else grads[layer + 1, :, :outs]
+            weight += host.product(dz.t(), activations[layer, :, :ins])
+            bias += (grad if last else dz).sum(0, dtype=torch.float32)
         first = grads[0, :, : self.biases[0].shape[0]]
         self.biases[0] += first.sum(0, dtype=torch.float32)
         if parts is not None:
@@ -196,7 +194,7 @@ def backward(
             activations = memory("activations", rows)
             recompute(chunk, activations)
         grads = memory("grads", rows)
-        blend = saved.new_empty(stop - start, widest) if plan else activations[-1]
+        shares = saved.new_empty(rows, network.last.shape[0]) if plan else some.to(saved.dtype)
         parts = grad.new_empty(rows, affine) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         coord = chunk.coord if chunk.coord is not None else grad
@@ -205,13 +203,13 @@ def backward(
         p_shape = (1, 1) if chunk.p is None else chunk.p.shape[1:3]
         with host.on(saved):
             chain_kernel[(triton.cdiv(rows, form.rows),)](
-                some, coord, cell, network.weights, network.last, activations, grads, blend, parts, latents,
+                some, coord, cell, network.weights, network.last, activations, grads, shares, parts, latents,
                 chunk.first, chunk.first + stop - start, coord.shape[1], *strides,
                 *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
                 PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
-        totals.add(activations, grads, some, blend, parts if plan else None)
+        totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts if plan else None)
         receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
     return totals
