@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
+from .host import FEW
 from .network import backward_layers, columns, dot, keep, layer_of, masked
 from .plan import corners
 
@@ -83,6 +84,10 @@ def chain_kernel(
     g = g.to(saved.dtype.element_ty)
     if PLAN:
         tl.store(shares + row[:, None] * OUT_PADDED + out[None, :], g, mask=valid[:, None])
+    few = ()
+    if OUT <= FEW:
+        for o in tl.static_range(OUT):
+            few = few + (tl.load(grad + counted * OUT + o, mask=valid, other=0.0) * weight,)
     count = tl.minimum(limit - first - start, QUERIES).to(tl.int32) * CORNERS
     saved += start * (CORNERS * WIDEST)
     grads += start * (CORNERS * WIDEST)
@@ -90,7 +95,11 @@ def chain_kernel(
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
         dh = tl.zeros((ROWS, BLOCK), tl.float32)
-        dh = dot(g, tl.load(last + out[:, None] * PADDED + column[None, :]), dh, PRECISION)
+        if OUT <= FEW:
+            for o in tl.static_range(OUT):
+                dh = tl.fma(few[o][:, None], tl.load(last + o * PADDED + column).to(tl.float32)[None, :], dh)
+        else:
+            dh = dot(g, tl.load(last + out[:, None] * PADDED + column[None, :]), dh, PRECISION)
         value = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
         keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz = dz + (value,)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from . import config, versions
@@ -18,6 +19,7 @@ from .config import Form
 
 logger = logging.getLogger("liif_fast")
 
+FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
@@ -109,9 +111,15 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def padded_to(size: int) -> int:
-    """Return the last layer's width in the kernel: a power of two that a matrix product takes."""
-    return max(16, power_of_two(size))
+def padded_to(outs: int, transposed: bool) -> int:
+    """Return the last layer's width in a kernel: a power of two that a matrix product takes.
+
+    Transposed it is the depth of a product, and ptxas for sm_90 serialises all products of a kernel that has one of
+    depth 16: few outputs go back by multiply-adds, others in a depth of 32.
+    """
+    if transposed:
+        return power_of_two(outs) if outs <= FEW.value else max(32, power_of_two(outs))
+    return max(16, power_of_two(outs))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +154,7 @@ def network(
     weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool = False
 ) -> Network:
     """Lay out an MLP's parameters; `affine` is the number of the first layer's last columns to add at the query."""
-    width, out = form.padded, padded_to(weights[-1].shape[0])
+    width, out = form.padded, padded_to(weights[-1].shape[0], transposed)
     hidden = [_padded(weight if transposed else weight.t(), width, width) for weight in weights[1:-1]]
     last = _padded(weights[-1], out, width) if transposed else _padded(weights[-1].t(), width, out)
     columns = weights[0][:, weights[0].shape[1] - affine :].t().float()
