@@ -50,9 +50,8 @@ CANDIDATES = {
     "half": [(64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 4, 2)],
     "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
              (32, 64, 8, 1), (32, 32, 8, 2), (16, 64, 8, 2), (16, 64, 4, 2), (16, 32, 4, 2)],
-    "tf32x3": [(64, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 64, 8, 1),
-               (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1), (16, 16, 4, 2), (32, 32, 8, 2), (32, 16, 8, 2),
-               (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1), (16, 128, 8, 2)],
+    "tf32x3": [(16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 32, 4, 1), (16, 32, 4, 3), (16, 32, 8, 3),
+               (64, 32, 8, 2), (16, 16, 4, 2), (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1)],
 }  # fmt: skip
 FEW = 4  # accesses of two bytes that a kernel may have in its text: to a few numbers a row
 # The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
@@ -303,16 +302,16 @@ def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]]
 def search(arches: list[int], wanted: list[str], anew: bool = False) -> Iterator[dict[str, Any]]:
     """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
 
-    A form that is there already and still clean stays, if not `anew`. Yields the entries of what was chosen.
+    A candidate that is there already and still clean stays, if not `anew`. Yields the entries of what was chosen.
     """
     for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
         precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
         if not precisions:
             continue
         row = (*host.TRITON, arch, name)
-        present, forms = config.FORMS.get(row, ()), []
+        present, forms = () if anew else config.FORMS.get(row, ()), []
         for index, kernel in enumerate(config.KERNELS):
-            for form in dict.fromkeys((*([] if anew else present[index : index + 1]), *candidates)):
+            for form in dict.fromkeys((*(set(present[index : index + 1]) & set(candidates)), *candidates)):
                 config.FORMS[row] = (form,) * len(config.KERNELS)
                 entries = clean(kernel, precisions, arch)
                 if entries is not None:

@@ -64,11 +64,14 @@ def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
 def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:
     """Return the form of a network kernel, one of KERNELS, for its widest hidden layer."""
     if width <= (64 if precision == "half" else 32):
-        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+        block = 16 if precision == "tf32x3" else max(16, 1 << (width - 1).bit_length())
+        return Form(64, block, -(-width // block), 4, 2)
     rows, block, warps, stages = FORMS[(*entry(arch, version), precision)][KERNELS.index(kernel)]
     return Form(rows, block, -(-width // block), warps, stages)
 
 
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:
     """Return the form of the projection to `outs` columns."""
-    return ProjectionForm(64, 64, 32, 8 if arch >= 120 and precision == "tf32x3" else 4, 2)  # 4 spill with Triton 3.9
+    return ProjectionForm(
+        64, 64, 16 if precision == "tf32x3" else 32, 8 if arch >= 120 and precision == "tf32x3" else 4, 2
+    )  # 4 spill with Triton 3.9

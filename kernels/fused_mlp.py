@@ -14,8 +14,6 @@ from torch import Tensor
 from . import backward, config, host
 from .network import columns, dot, hidden_layers, keep, last_layer, relu
 
-DEPTH = 32  # of a step through the input's columns
-
 
 @triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_rows"])
 def mlp_kernel(
@@ -73,15 +71,16 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
         return
     widest = config.widest(weights)
     form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
-    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
-    first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
+    depth = 16 if host.precision(x.dtype) == "tf32x3" else 32
+    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, depth)
+    first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * depth - width)).contiguous()
     bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
     unit = math.gcd(x.stride(0), 16 // x.element_size())
     with host.on(x):
         mlp_kernel[(triton.cdiv(rows, form.rows),)](
             x, first, bias, *network[1:], x if out is None else out, saved,
             rows, x.stride(0) // unit, saved.shape[1], host.layer_rows(saved),
-            WIDTH=width, UNIT=unit, STEPS=steps, DEPTH=DEPTH, OUT=1 if out is None else out.shape[1],
+            WIDTH=width, UNIT=unit, STEPS=steps, DEPTH=depth, OUT=1 if out is None else out.shape[1],
             OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,
             SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, x.dtype),
         )  # fmt: skip
