@@ -73,6 +73,5 @@ def network_form(kernel: str, width: int, precision: str, arch: int, version: tu
 def projection_form(outs: int, precision: str, arch: int) -> ProjectionForm:
     """Return the form of the projection to `outs` columns."""
     strict = precision == "tf32x3"
-    return ProjectionForm(
-        64, 64, 16 if strict else 32, 8 if strict and arch >= 120 else 4, 2
-    )  # 4 spill with Triton 3.9
+    warps = 8 if strict and arch >= 120 else 4  # 4 spill with Triton 3.9
+    return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
