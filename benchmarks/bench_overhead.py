@@ -24,13 +24,13 @@ def _query() -> tuple[Any, ...]:
 @torch.no_grad()
 def test_operator(race: Callable[..., Any]) -> None:
     feat, coord, cell, weights, biases = _query()
-    p = project(feat, weights[0], biases[0], True, 0, 0, 2, 2)
+    p = project(feat, weights[0], biases[0], True, (0, 0, 2, 2), None)
     decode = torch.ops.liif_fast.decode.default
 
     race(
         "operator",
         "one call of torch.ops.liif_fast.decode, one query",
-        lambda: decode(p, coord, cell, weights, biases, True, False)[0],
+        lambda: decode(p, coord, cell, weights, biases, True, (0, 0), None)[0],
         {},
         liif_decode(feat, coord, cell, weights, biases, backend="reference"),
         rounds=ROUNDS,

@@ -79,3 +79,8 @@ def exporting() -> bool:
     would be taken for inference there, and have no gradients.
     """
     return bool(torch.compiler._is_exporting_flag)
+
+
+def trains(*tensors: Tensor) -> bool:
+    """Say whether a backward pass is to come; an exported program is for inference and keeps nothing for one."""
+    return not exporting() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

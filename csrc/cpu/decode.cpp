@@ -92,7 +92,7 @@ auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& q
 
 template <typename T>
 std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                      const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
+                                      const Tensors& weights, const Tensors& biases, bool ensemble, const Ints& shape) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
@@ -102,9 +102,11 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, keep * corners, net.saved_width());
+    check_saved_width(shape[0], shape[1], net.saved_width());
+    Tensor saved = make_saved(p, shape[0], shape[1]);
     T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
+    forward(net, count, corners, shape[0] / corners, saved.mutable_data_ptr<T>(), 0,
+            gather_from(net, latents, queries, corners),
             [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
     return {out, saved};
 }
@@ -153,7 +155,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
 template <typename T>
 std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                       const Tensors& biases, bool ensemble, const Window& map, const Window& grid,
-                                      int64_t keep) {
+                                      const Ints& shape) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, map.top, map.left);
     const GridQueries queries(cell, map, grid, ensemble);
@@ -163,10 +165,11 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, keep * corners, net.saved_width());
+    check_saved_width(shape[0], shape[1], net.saved_width());
+    Tensor saved = make_saved(p, shape[0], shape[1]);
     T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
-            [&](int64_t q, const T* y) {
+    forward(net, count, corners, shape[0] / corners, saved.mutable_data_ptr<T>(), 0,
+            gather_from(net, latents, queries, corners), [&](int64_t q, const T* y) {
                 T* pixel = to + q / pixels * outs * pixels + q % pixels;
                 for (int64_t o = 0; o < outs; ++o) pixel[o * pixels] = y[o];
             });
@@ -176,12 +179,12 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
 }  // namespace
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                  const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, const Ints& saved) {
     check_decoder(p, cell, weights, biases);
     check_coord(coord, cell, p.size(0));
-    check_keep(keep, coord.size(0) * coord.size(1));
+    check_saved_shape(saved, coord.size(0) * coord.size(1), ensemble ? 4 : 1);
     return dispatch(p,
-                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, keep); });
+                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, saved); });
 }
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
@@ -195,16 +198,13 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
 }
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
-                                  int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
-                                  int64_t left, int64_t height, int64_t width, int64_t keep) {
-    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
-    const Window grid{grid_height, grid_width, top, left, height, width};
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved) {
     check_decoder(p, cell, weights, biases);
-    check_windows(map, grid);
-    check_keep(keep, p.size(0) * height * width);
-    return dispatch(
-        p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, keep); });
+    const auto [map, window] = read_grid(grid, p);
+    check_saved_shape(saved, p.size(0) * window.height * window.width, ensemble ? 4 : 1);
+    return dispatch(p, [&, map = map, window = window](auto t) {
+        return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, window, saved);
+    });
 }
 
 }  // namespace liif

@@ -270,7 +270,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t
     Tensor packed;
     const auto net = build_packed<T>(
         p, packed, [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
-    check_saved(saved, net.saved_width());
+    check_saved_width(saved.size(0), saved.size(1), net.saved_width());
     Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
     DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total,
                                     result[0].mutable_data_ptr<T>());
@@ -294,18 +294,15 @@ Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord
 }
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                        const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
-                        int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width,
-                        int64_t top, int64_t left, int64_t height, int64_t width) {
+                        const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid) {
     check_decoder(p, cell, weights, biases);
-    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
-    const Window grid{grid_height, grid_width, top, left, height, width};
-    check_windows(map, grid);
-    const int64_t total = p.size(0) * height * width;
-    check_gradient(grad, {p.size(0), weights.back().size(0), height, width}, saved, total * (ensemble ? 4 : 1));
-    const GridQueries queries(cell, map, grid, ensemble);
-    return dispatch(p, [&](auto t) {
-        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, p_top, p_left);
+    const auto [map, window] = read_grid(grid, p);
+    const int64_t total = p.size(0) * window.height * window.width, outs = weights.back().size(0);
+    check_gradient(grad, {p.size(0), outs, window.height, window.width}, saved, total * (ensemble ? 4 : 1));
+    const GridQueries queries(cell, map, window, ensemble);
+    return dispatch(p, [&, map = map](auto t) {
+        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, map.top,
+                                map.left);
     });
 }
 

@@ -1,4 +1,4 @@
-// liif_fast::mlp and mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
+// liif_fast::fused_mlp and fused_mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
 #include <algorithm>
 
 #include "checks.h"
@@ -28,16 +28,18 @@ struct Mlp {
 };
 
 template <typename T>
-std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& shape) {
     Tensor packed;
     const auto net = build_packed<T>(
         x, packed, [&](Arena<T>& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
     const Network<T>& rest = net.rest;
     const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
+    const int64_t keep = hidden > 0 ? shape[0] : 0;
     const int64_t levels = std::max<int64_t>(hidden, 1), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = hidden > 0 ? rest.saved_width() + rest.first_out() : 0;
     Tensor out = make(x, {total, outs});
-    Tensor saved = make_saved(x, hidden > 0 ? keep : 0, saved_width);
+    check_saved_width(shape[0], shape[1], saved_width);
+    Tensor saved = make_saved(x, shape[0], shape[1]);
     const T* from = x.const_data_ptr<T>();
     const int64_t x_stride = x.stride(0);
     T* to = out.mutable_data_ptr<T>();
@@ -89,7 +91,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
         return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
-    check_saved(saved, rest.hidden() > 0 ? rest.saved_width() + rest.first_out() : 0);
+    check_saved_width(kept, saved.size(1), rest.hidden() > 0 ? rest.saved_width() + rest.first_out() : 0);
     const Backward<T> backward(rest);
     const int64_t total = x.size(0), ins = net.first.in, outs = rest.out(), hidden = rest.hidden();
     const int64_t stride = rest.stride(), levels = std::max<int64_t>(hidden, 1);
@@ -187,14 +189,15 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                     const Ints& saved) {
     check_rows(x, weights, biases);
-    check_keep(keep, x.size(0));
-    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, keep); });
+    check_saved_shape(saved, x.size(0), 1);
+    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, saved); });
 }
 
-Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                     const Tensor& saved) {
+Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                           const Tensor& saved) {
     check_rows(x, weights, biases);
     check_gradient(grad, {x.size(0), weights.back().size(0)}, saved, x.size(0));
     STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");

@@ -61,11 +61,12 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
 
 }  // namespace
 
-Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
-               int64_t height, int64_t width) {
+Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, const Ints& window) {
     STD_TORCH_CHECK(feat.dim() == 4 && weight.dim() == 2 && weight.size(1) >= feat.size(1) * (unfold ? 9 : 1) &&
                         bias.dim() == 1 && bias.size(0) == weight.size(0),
                     "liif_fast: feat [B, C, H, W], weight [out, in] and bias [out] do not fit");
+    STD_TORCH_CHECK(window.size() == 4, "liif_fast: window must be four integers");
+    const int64_t top = window[0], left = window[1], height = window[2], width = window[3];
     STD_TORCH_CHECK(top >= 0 && left >= 0 && height >= 0 && width >= 0 && top + height <= feat.size(2) &&
                         left + width <= feat.size(3),
                     "liif_fast: the window lies outside of feat");

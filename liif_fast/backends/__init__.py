@@ -2,15 +2,15 @@
 
 A backend is a module of this package, with a NAME and the functions of `Backend`. Importing it must be light (no
 driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`MODULES`.
+`MODULES`. One that runs operators of `liif_fast.ops` on a GPU has their functions in `OPERATORS`, by name.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -86,9 +86,26 @@ _said: set[str] = set()
 
 
 def load() -> None:
-    """Import every backend module (light by contract); `liif_fast.functional` does so once."""
+    """Import every backend module (light by contract) and register operators; `liif_fast.functional` does so once."""
     for name in NAMES:
         _backends[name] = _import(name)
+    found = [operator for backend in _backends.values() for operator in getattr(backend, "OPERATORS", ())]
+    for operator in dict.fromkeys(found):
+        torch.library.impl(f"liif_fast::{operator}", "CUDA", runner(operator))
+
+
+def runner(operator: str) -> Callable[..., Any]:
+    """Return the kernel of an operator that runs it on the backend named by its last argument."""
+
+    def run(*args: Any) -> Any:
+        *rest, name = args
+        operators = getattr(_backends.get(name), "OPERATORS", {})
+        if operator not in operators:
+            device = rest[0].device
+            raise RuntimeError(f"liif_fast: {operator} has no kernel for {device} in the backend {name or 'cpu'!r}")
+        return operators[operator](*rest)
+
+    return run
 
 
 def ask(name: str, call: Call) -> tuple[bool, str]:
@@ -158,3 +175,15 @@ def factorises(latents: int, rows: int) -> bool:
         direct form, cost GATHERED_ROW * K*Q.
     """
     return exporting() or rows * GATHERED_ROW >= latents
+
+
+def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
+    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass.
+
+    All with recompute=False; by default so many as fit into `limit` bytes.
+    """
+    if not train or recompute:
+        return 0
+    if recompute is None and elements:
+        return torch.sym_min(count, limit // (elements * dtype.itemsize))
+    return count

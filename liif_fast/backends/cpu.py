@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import factorises
-from liif_fast.call import Call, Place, Switches, Window, exporting, hidden_from
+from liif_fast.backends import factorises, kept
+from liif_fast.call import Call, Place, Switches, Window, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -59,25 +59,6 @@ def can_run(call: Call) -> tuple[bool, str]:
     return True, f"fused C++ kernels ({ISA})"
 
 
-def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    return [t for pair in zip(weights, biases, strict=True) for t in pair]
-
-
-def _trains(*tensors: Tensor) -> bool:
-    if exporting():  # a program for inference: nothing is kept for a backward pass
-        return False
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _keep(train: bool, recompute: bool | None, count: int, elements: int, dtype: torch.dtype) -> int:
-    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass."""
-    if not train or recompute:
-        return 0
-    if recompute is None and elements:
-        return torch.sym_min(count, KEEP_BYTES // (elements * dtype.itemsize))
-    return count
-
-
 def decode(
     feat: Tensor,
     coord: Tensor,
@@ -88,13 +69,11 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    params = _params(weights, biases)
-    train = _trains(feat, *params)
     if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
-        return _decode.decode_direct(feat, coord, cell, params, switches, train)
-    activations = switches.corners * _decode.saved_width(weights)
-    keep = _keep(train, recompute, coord.shape[0] * coord.shape[1], activations, feat.dtype)
-    return _decode.decode(feat, coord, cell, params, switches, train, keep)
+        return _decode.decode_direct(feat, coord, cell, weights, biases, switches)
+    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
+    return _decode.decode(feat, coord, cell, weights, biases, switches, train, saved, None)
 
 
 def render(
@@ -109,25 +88,26 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    params = _params(weights, biases)
-    train = _trains(feat, *params)
-    activations = switches.corners * _decode.saved_width(weights)
-    keep = _keep(train, recompute, feat.shape[0] * region[2] * region[3], activations, feat.dtype)
-    return _decode.render(feat, size, region, cell, params, switches, train, keep, place)
+    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, train, saved, None, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
-    return _gather.gather_corners(feat, coord, cell, switches, _trains(feat))
+    return _gather.gather_corners(feat, coord, cell, switches, None)
 
 
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
-    params = _params(weights, biases)
-    shape = (*x.shape[:-1], weights[-1].shape[0])
-    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    train = _trains(x, *params)
-    keep = _keep(train, recompute, rows.shape[0], _mlp.saved_width(weights), x.dtype)
-    return _mlp.mlp(rows, params, train, keep).reshape(shape)
+    train = trains(x, *weights, *biases)
+    saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, x.dtype, train, recompute)
+    return _mlp.fused_mlp(x, weights, biases, train, saved, None)
+
+
+def _saved(
+    layers: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
+) -> tuple[int, int]:
+    """Return the shape of what is saved of `count` queries of `rows` rows: [rows, outputs of the layers, in all]."""
+    width = sum(weight.shape[0] for weight in layers)
+    return kept(count, rows * width, dtype, train, recompute, KEEP_BYTES) * rows, width

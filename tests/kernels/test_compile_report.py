@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compile_report
-from liif_fast.kernels import config
+from liif_fast.kernels import host
 
 ROOT = Path(__file__).parents[2]
 PINNED = [
@@ -33,7 +33,7 @@ SOME = [
     *((version, "90 80", "decode", "fp16") for version in OTHERS),
     *((version, "80", "render", "tf32x3") for version in PINNED),
 ]
-MORE = [(v, str(a), ALL, p) for v in PINNED for a in config.ARCHITECTURES for p in ("fp16", "bf16", "tf32", "tf32x3")]
+MORE = [(v, str(a), ALL, p) for v in PINNED for a in host.ARCHITECTURES for p in ("fp16", "bf16", "tf32", "tf32x3")]
 LAUNCHES = MORE if os.environ.get("LIIF_FAST_TEST_COMPILE") == "all" else SOME
 
 
@@ -94,7 +94,7 @@ def test_the_full_report_is_of_this_table(version):
             reported.add((int(entry["arch"][3:]), precision, form))
     expected = {
         (arch, each, form)
-        for (*numbers, arch, precision), forms in config.FORMS.items()
+        for (*numbers, arch, precision), forms in host.FORMS.items()
         if version.startswith("{}.{}.".format(*numbers))
         for each in (("fp16", "bf16") if precision == "half" else (precision,))
         for form in forms
@@ -121,20 +121,20 @@ def test_interpreter(version):
 def test_every_entry_of_the_table():
     """Each pinned version, architecture and precision has forms; others take a neighbour's."""
     versions = [tuple(map(int, version.split(".")[:2])) for version in PINNED]
-    assert set(config.FORMS) == {
+    assert set(host.FORMS) == {
         (*version, arch, precision)
         for version in versions
-        for arch in config.ARCHITECTURES
-        for precision in config.PRECISIONS
+        for arch in host.ARCHITECTURES
+        for precision in host.PRECISIONS
     }
-    assert all(len(forms) == len(config.KERNELS) for forms in config.FORMS.values())
-    assert config.entry(86, (3, 7)) == (3, 7, 89)
-    assert config.entry(75, (3, 5)) == (3, 6, 80)
-    assert config.entry(121, (3, 8)) == (3, 7, 120)
-    assert config.entry(103, (4, 0)) == (3, 9, 100)
+    assert all(len(forms) == len(host.KERNELS) for forms in host.FORMS.values())
+    assert host.entry(86, (3, 7)) == (3, 7, 89)
+    assert host.entry(75, (3, 5)) == (3, 6, 80)
+    assert host.entry(121, (3, 8)) == (3, 7, 120)
+    assert host.entry(103, (4, 0)) == (3, 9, 100)
     for version in versions:
-        for arch in config.ARCHITECTURES:
+        for arch in host.ARCHITECTURES:
             for width in (1, 16, 33, 65, 130, 256):
-                form = config.network_form("forward", width, "tf32x3", arch, version)
+                form = host.network_form("forward", width, "tf32x3", arch, version)
                 assert form.padded >= width
                 assert form.rows % 4 == 0
