@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 GROUP = 4  # warps
 STATEMENT = re.compile(r"^\s*(?:(\$\w+):|(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*([^;]*);)", re.MULTILINE)
-TABLE = re.compile(r"^\s*(\$\w+): \.branchtargets\s*([^;]*);", re.MULTILINE)
+TABLE = re.compile(r"^\s*([$\w]+):\s*\.branchtargets\s*([^;]*);", re.MULTILINE)
 BARRIERS = ("bar.sync", "barrier.sync", "barrier.cta.sync")
 WRITES = ("st.shared", "stmatrix", "cp.async.ca", "cp.async.cg")
 NONE, RUNNING, DONE = range(3)  # a warp's products: none since the last barrier; under way; waited for

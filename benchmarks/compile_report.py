@@ -132,7 +132,7 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         out, saved = decode.decode(p, coord, cell, weights, biases, True, (4, 128, hidden[0]))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
-                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True)
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True, True)
     elif name == "render":
         p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)

@@ -160,6 +160,16 @@ class Totals:
             self.affine += host.product(parts.t().to(first.dtype), first)
 
 
+def place_gradients(
+    activations: Tensor, grads: Tensor, grad: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], to: Tensor
+) -> None:
+    """Write a chunk's gradients of rel, of the cell and of the corners' weights to [rows, affine + 1]."""
+    (hidden, first), affine = weights[0].shape, to.shape[1] - 1
+    to[:, :affine] = host.product(grads[0, :, :hidden], weights[0][:, first - affine :])
+    out = host.product(activations[-1, :, : weights[-1].shape[1]], weights[-1].t()) + biases[-1]
+    to[:, affine] = (out.view(len(grad), -1, out.shape[1]) * grad.unsqueeze(1)).sum(-1).flatten()
+
+
 def backward(
     chunks: Iterable[Chunk],
     recompute: Callable[[Chunk, Tensor], None],
@@ -172,6 +182,7 @@ def backward(
     affine: int,
     shape: tuple[int, int] = (1, 1),
     origin: tuple[int, int] = (0, 0),
+    places: Tensor | None = None,
 ) -> Totals:
     """Return the gradients of the parameters, and hand those of the first layer's rows to `receive`.
 
@@ -181,6 +192,7 @@ def backward(
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
         affine: columns of the first layer that are added at the query; 0 for an MLP.
+        places: float32 [rows, affine + 1], gets the gradients of what multiplies those columns, and of the weight.
     """
     corners, plan = 4 if ensemble else 1, affine > 0
     layers, _, widest = saved.shape
@@ -220,5 +232,8 @@ def backward(
                 PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
         totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts if plan else None)
+        if places is not None:
+            rows_here = places[start * corners : stop * corners]
+            place_gradients(activations, grads, some, weights, biases, rows_here)
         receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
     return totals

@@ -40,6 +40,20 @@ struct Chunk {
     }
 };
 
+template <typename T>
+T dot(const T* a, const T* b, int64_t count) {
+    constexpr int64_t lanes = 16;  // sums that the compiler keeps in vectors
+    T part[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        for (int64_t j = 0; j < lanes; ++j) part[j] += a[i + j] * b[i + j];
+    }
+    for (; i < count; ++i) part[i % lanes] += a[i] * b[i];
+    T sum(0);
+    for (const T each : part) sum += each;
+    return sum;
+}
+
 // What one worker sums: the layers' gradients, the affine part's, and the projection gradient of its first latent
 // where the worker before it ends in the same one.
 template <typename T>
@@ -74,7 +88,7 @@ template <typename T, typename Queries>
 class DecodeBackward {
    public:
     DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const Queries& queries,
-                   const DecoderNet<T>& net, int corners, int64_t total, T* p_grad)
+                   const DecoderNet<T>& net, int corners, int64_t total, T* p_grad, T* place_grad)
         : grad_(grad),
           saved_(saved.const_data_ptr<T>()),
           latents_(latents),
@@ -85,7 +99,8 @@ class DecodeBackward {
           total_(total),
           kept_(saved.size(0) / corners),
           padded_(round_up(latents.channels(), kernel<T>().nr)),
-          p_grad_(p_grad) {
+          p_grad_(p_grad),
+          place_grad_(place_grad) {
         const int64_t threads = torch::stable::get_num_threads();
         workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
         Arena<T> sizes;
@@ -212,6 +227,7 @@ class DecodeBackward {
             backward_.run(b.h.data(), b.out, count, b.g, b.other, sum.layers);
             const T* g = net_.hidden() > 0 ? b.g : b.out;
             const int64_t g_stride = net_.hidden() > 0 ? net_.stride() : net_.out_padded();
+            if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
             Backward<T>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, sum.affine);
             // Rows of the same latent are summed among themselves first: thousands in one chain would round too often.
             for (int64_t r = 0, after = 0; r < count; r = after) {
@@ -225,6 +241,31 @@ class DecodeBackward {
                 }
                 kernel<T>().axpy(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, T(1), channels);
             }
+        }
+    }
+
+    // Of each row the gradients of rel and cell, as the network sees them, and of the corner's weight. Called behind
+    // the pass back, which no longer needs the tile's `out` if there is a hidden layer.
+    void find_places(const Chunk& chunk, int64_t first, int64_t count, const Tile& b, const T* g,
+                     int64_t g_stride) const {
+        const int64_t terms = net_.terms(), outs = net_.out();
+        if (net_.hidden() > 0) net_.forward_last(b.h.back(), count, b.out);
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t in_chunk = chunk.order[static_cast<size_t>(first + r)];
+            const Row& row = chunk.rows[static_cast<size_t>(in_chunk)];
+            T* to = place_grad_ + (chunk.first * corners_ + in_chunk) * (terms + 1);
+            for (int64_t j = 0; j < terms; ++j) {
+                to[j] = dot(g + r * g_stride, net_.affine_column(j), net_.first_out());
+            }
+            const T* out = b.out + r * net_.out_padded();
+            if (net_.hidden() == 0) {
+                net_.affine(b.h[0], latents_.row(row.latent), row.corner, row.query.cell);
+                out = b.h[0];
+            }
+            const T* y = grad_.query(chunk.first + in_chunk / corners_);
+            T sum(0);
+            for (int64_t o = 0; o < outs; ++o) sum += y[o * grad_.step_out()] * out[o];
+            to[terms] = sum;
         }
     }
 
@@ -254,7 +295,7 @@ class DecodeBackward {
     const Backward<T> backward_;
     const int corners_;
     const int64_t total_, kept_, padded_;
-    T* p_grad_;
+    T *p_grad_, *place_grad_;
     int64_t workers_;
     Tensor sum_memory_;
     std::vector<Sums<T>> sums_;
@@ -263,17 +304,18 @@ class DecodeBackward {
 template <typename T, typename Queries>
 Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t total, int terms,
             const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t p_top,
-            int64_t p_left) {
+            int64_t p_left, const Tensor* place_grad) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, p_top, p_left);
-    const int packs = pack_backward | (saved.size(0) < total * corners ? pack_forward : 0);
+    const bool forward = place_grad != nullptr || saved.size(0) < total * corners;
+    const int packs = pack_backward | (forward ? pack_forward : 0);
     Tensor packed;
     const auto net = build_packed<T>(
         p, packed, [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
     check_saved_width(saved.size(0), saved.size(1), net.saved_width());
     Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total,
-                                    result[0].mutable_data_ptr<T>());
+    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total, result[0].mutable_data_ptr<T>(),
+                                    place_grad == nullptr ? nullptr : place_grad->mutable_data_ptr<T>());
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
@@ -282,14 +324,21 @@ Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t
 }  // namespace
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble) {
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
+                        bool places) {
     check_decoder(p, cell, weights, biases);
     check_coord(coord, cell, p.size(0));
     const int64_t total = coord.size(0) * coord.size(1);
     check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved, total * (ensemble ? 4 : 1));
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
+    const int terms = cell ? 4 : 2;
+    const Tensor place_grad =
+        places ? make(p, {coord.size(0), coord.size(1), ensemble ? 4 : 1, terms + 1}) : make(p, {0});
     return dispatch(p, [&](auto t) {
-        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, 0, 0);
+        Tensors result = run<decltype(t)>(grad, p, queries, total, terms, weights, biases, saved, ensemble, 0, 0,
+                                          places ? &place_grad : nullptr);
+        result.push_back(place_grad);
+        return result;
     });
 }
 
@@ -302,7 +351,7 @@ Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional
     const GridQueries queries(cell, map, window, ensemble);
     return dispatch(p, [&, map = map](auto t) {
         return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, map.top,
-                                map.left);
+                                map.left, nullptr);
     });
 }
 

@@ -37,7 +37,7 @@ ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """CPU tensors in float32 or float64 with a float32 plan; no gradient for coord or cell."""
+    """CPU tensors in float32 or float64 with a float32 plan."""
     if call.device.type != "cpu":
         return False, f"runs on cpu tensors, got device {call.device}"
     if _missing:
@@ -48,8 +48,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32 or float64, got {call.dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -71,7 +69,7 @@ def decode(
     """Return the decoded queries, [B, Q, out]."""
     if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode_direct(feat, coord, cell, weights, biases, switches)
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
     return _decode.decode(feat, coord, cell, weights, biases, switches, train, saved, None)
 
@@ -88,7 +86,7 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, train, saved, None, place)
 

@@ -65,8 +65,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float16, bfloat16 or float32, got {call.dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
     if call.place is not None and call.requires_grad:
@@ -98,7 +96,7 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     saved = _saved(feat, weights, count, switches.corners, train, recompute)
     return _decode.decode(feat, coord, cell, weights, biases, switches, train, saved, NAME)
 
@@ -115,7 +113,7 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     saved = _saved(feat, weights, count, switches.corners, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, train, saved, NAME, place)
 

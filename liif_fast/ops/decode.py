@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, Switches, Window, autocast_dtype, trains
-from liif_fast.coord import latent_window
+from liif_fast.coord import latent_window, place_gradients, scaled
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
-from liif_fast.ops.mlp import mlp_backward
+from liif_fast.ops.mlp import mlp, mlp_backward
 from liif_fast.ops.project import project, project_backward
 
 
@@ -64,9 +64,11 @@ def _decode_backward_fake(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
-    return _grads_fake(p, cell, weights, biases)
+    shape = (*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else (0,)
+    return [*_grads_fake(p, cell, weights, biases), wide(p, *shape)]
 
 
 def _render_backward_fake(
@@ -108,11 +110,12 @@ render_window = define(
     _render_fake,
 )
 # Return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later layers'
-# weight, bias, weight, ...
+# weight, bias, weight, ...; that of decode at last those of rel, of the cell and of the weight at each corner,
+# [B, Q, K, 3 or 5], if `places` asks for them.
 _decode_backward = define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool ensemble, str? backend) -> Tensor[]",
+    " bool ensemble, bool places, str? backend) -> Tensor[]",
     _decode_backward_fake,
 )
 _render_backward = define(
@@ -179,11 +182,18 @@ class _Decoder(torch.autograd.Function):
         (unfold, ensemble, _), (top, left, *_), backend = ctx.switches, ctx.window, ctx.backend
         feat, *params = [t.to(ctx.dtype) for t in inputs]
         layers, wanted = len(params) // 2, ctx.needs_input_grad[8:]
-        weights, biases = params[:layers], params[layers:]
+        weights, biases, places = params[:layers], params[layers:], any(ctx.needs_input_grad[:2])
+        coord_grad = cell_grad = None
         if ctx.grid is None:
-            grads = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, backend)
+            *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, places, backend)
+            if places:
+                size = feat.shape[2], feat.shape[3], ensemble
+                coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         else:
             grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, backend)
+            if places:  # an image has one cell, and P's gradient is that of all its rows
+                to_cell = grads[0].sum((1, 2)) @ weights[0][:, -2:].to(grads[0].dtype)
+                cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
         first = [wanted[0], wanted[1], wanted[1 + layers]]
         feat_grad, latent_grad, bias_grad = project_backward(
@@ -191,7 +201,7 @@ class _Decoder(torch.autograd.Function):
         )
         first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]
-        return *(None,) * 8, *to_inputs(grads, inputs, wanted)
+        return coord_grad, cell_grad, *(None,) * 6, *to_inputs(grads, inputs, wanted)
 
 
 def _decoded(
@@ -277,10 +287,17 @@ class _DecodeDirect(torch.autograd.Function):
         rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
         weights, biases = params[:layers], params[layers:]
         x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), None)
-        feat_grad = None
+        feat_grad = coord_grad = cell_grad = None
+        x_grad = x_grad.view(x.shape)
         if ctx.needs_input_grad[0]:
-            feat_grad = gather_backward(x_grad.view(x.shape), coord, *feat.shape[1:], unfold, ensemble, None)
-        return feat_grad, None, None, None, *to_inputs([*rest[0::2], *rest[1::2]], params, ctx.needs_input_grad[4:])
+            feat_grad = gather_backward(x_grad, coord, *feat.shape[1:], unfold, ensemble, None)
+        if any(ctx.needs_input_grad[1:3]):
+            out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
+            grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
+            terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)
+            coord_grad, cell_grad = place_gradients(x_grad[..., -terms:], grad_weight, coord, *size)
+        layer_grads = to_inputs([*rest[0::2], *rest[1::2]], params, ctx.needs_input_grad[4:])
+        return feat_grad, coord_grad, cell_grad, None, *layer_grads
 
 
 def decode_direct(
@@ -292,6 +309,6 @@ def decode_direct(
     switches: Switches,
 ) -> Tensor:
     """As `decode` on the backend `cpu`, bit for bit, projecting only the latents that are read."""
-    if trains(feat, *weights, *biases):
+    if trains(feat, coord, cell, *weights, *biases):
         return _DecodeDirect.apply(feat, coord, cell, switches, *weights, *biases)
     return _decode_direct(feat, coord, cell, weights, biases, switches.feat_unfold, switches.local_ensemble)

@@ -39,6 +39,8 @@ def test_a_barrier_on_one_of_two_paths_is_not_enough():
     assert audit_ptx.unordered_writes(LOOP.replace(LAST, branch), 8)
     table = "$L_brx_0: .branchtargets\n\t$L_past,\n\t$L_wait;\n    brx.idx %r3, $L_brx_0;\n$L_wait:\n    bar.sync 0;\n"
     assert audit_ptx.unordered_writes(LOOP.replace(LAST, f"{table}$L_past:\n    @"), 8)
+    newer = table.replace("$L_brx_0: ", "JTI0_0:\n    ").replace("$L_brx_0", "JTI0_0")
+    assert audit_ptx.unordered_writes(LOOP.replace(LAST, f"{newer}$L_past:\n    @"), 8)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 COMMENT = re.compile(r"//[^\n]*")
 LABEL = re.compile(r"\$\w+:")
-TABLE = re.compile(r"(\$\w+):\s*\.branchtargets\s*(.*)", re.DOTALL)
+TABLE = re.compile(r"([$\w]+):\s*\.branchtargets\s*(.*)", re.DOTALL)
 STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*")
 PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
@@ -42,7 +42,8 @@ def parse(ptx: str) -> Program:
     head, body = ptx.split(".entry", 1)[1].split("{", 1)
     code, labels, tables = [], {}, {}
     lines = (line.strip() for line in body.split("\n"))
-    lines = (line for line in lines if not line.startswith("."))  # declarations, and .loc, which ends in no semicolon
+    # Declarations go, and .loc, which ends in no semicolon.
+    lines = (line for line in lines if not line.startswith(".") or line.startswith(".branchtargets"))
     joined = "\n".join(f"{line};" if LABEL.fullmatch(line) else line for line in lines)
     # Braces alone on a line, and around inline assembly, only open a scope.
     joined = re.sub(r"(?m)^\{\s*|(?<=;)\s*\}|^\s*\}\s*$", "", joined)
