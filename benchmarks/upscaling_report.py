@@ -34,7 +34,8 @@ VERIFY = ["verify", "edsr-small-liif"]
 # One output in a process of its own: seconds of the upscaling without the start of Python, and its peak memory.
 CHILD = """
 import json, resource, sys, time
-from liif_fast.upscaling import resolve_model, upscale_file
+from liif_fast.models.catalogue import resolve_model
+from liif_fast.upscaling import upscale_file
 source, target, scale = sys.argv[1:]
 model = resolve_model(None, "cpu")
 start = time.perf_counter()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from liif_fast.window import Window as Window
+
 
 class Switches(NamedTuple):
     """The three options of LIIF's decoder."""
@@ -25,7 +27,6 @@ class Switches(NamedTuple):
         return 4 if self.local_ensemble else 1
 
 
-Window = tuple[int, int, int, int]  # top, left, height, width
 Place = tuple[int, int, int, int]  # top, left in a map of height, width
 
 
@@ -52,6 +53,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if kind == "meta" or not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of what an operator makes of `tensor`: its own, float32 under autocast."""
+    return tensor.dtype if autocast_dtype(tensor) is None else torch.float32
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -73,8 +73,8 @@ def _backends() -> list[Row]:
     """Every backend's answer to a small decode on the device that `upscale` would take."""
     import torch
 
+    from liif_fast.devices import pick_device
     from liif_fast.functional import explain
-    from liif_fast.upscaling import pick_device
 
     device = pick_device("auto")
     feat, coord = torch.zeros(1, 64, 4, 4, device=device), torch.zeros(1, 1024, 2, device=device)
@@ -116,10 +116,10 @@ def _words(value: object) -> str:
 
 
 def _shipped_model() -> list[Row]:
+    from liif_fast.models.catalogue import shipped_model
     from liif_fast.models.checkpoint import load_model
-    from liif_fast.upscaling import default_model_path
 
-    path = default_model_path()
+    path = shipped_model()
     if not path.is_file():
         return [("model", f"missing: {path}")]
     try:

@@ -2,6 +2,7 @@
 // each latent's gradient is one sum in a fixed order; a chunk of queries at a time bounds the memory. Activations are
 // those that the forward pass saved (of the first queries), or are computed again, tile by tile.
 #include <algorithm>
+#include <type_traits>
 
 #include "checks.h"
 #include "operators.h"
@@ -59,7 +60,7 @@ T dot(const T* a, const T* b, int64_t count) {
 template <typename T>
 struct Sums {
     Gradients<T> layers;
-    T *affine, *edge;
+    Sum<T>*affine, *edge;
 };
 
 // The output's gradient, [B, Q, out] or, of a render, [B, out, h, w]; any strides.
@@ -67,7 +68,7 @@ template <typename T>
 class OutGradient {
    public:
     explicit OutGradient(const Tensor& grad)
-        : data_(grad.const_data_ptr<T>()), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
+        : data_(data<T>(grad)), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
         const bool grid = grad.dim() == 4;
         height_ = grad.size(grid ? 2 : 1);
         step_row_ = grad.stride(grid ? 2 : 1), step_column_ = grid ? grad.stride(3) : 0;
@@ -88,9 +89,9 @@ template <typename T, typename Queries>
 class DecodeBackward {
    public:
     DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const Queries& queries,
-                   const DecoderNet<T>& net, int corners, int64_t total, T* p_grad, T* place_grad)
+                   const DecoderNet<T>& net, int corners, int64_t total, Sum<T>* p_grad, Sum<T>* place_grad)
         : grad_(grad),
-          saved_(saved.const_data_ptr<T>()),
+          saved_(data<T>(saved)),
           latents_(latents),
           queries_(queries),
           net_(net),
@@ -103,10 +104,10 @@ class DecodeBackward {
           place_grad_(place_grad) {
         const int64_t threads = torch::stable::get_num_threads();
         workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
-        Arena<T> sizes;
+        Arena sizes;
         make_sums(sizes);
-        sum_memory_ = make_zeros(saved, {sizes.used()});
-        Arena<T> arena(sum_memory_.mutable_data_ptr<T>());
+        sum_memory_ = make_zeros<unsigned char>(saved, {sizes.used()});
+        Arena arena(mutable_data<unsigned char>(sum_memory_));
         sums_ = make_sums(arena);
     }
 
@@ -133,15 +134,15 @@ class DecodeBackward {
     // [terms, channels], then weight and bias of the layers after the first.
     Tensors layer_gradients(const Tensor& like) const {
         const int64_t channels = latents_.channels();
-        Tensors result{make(like, {net_.terms(), channels})};
+        Tensors result{make<Sum<T>>(like, {net_.terms(), channels})};
         reduce(result[0], net_.terms(), channels, padded_, [](const Sums<T>& s) { return s.affine; });
         for (int64_t l = 1; l <= net_.hidden(); ++l) {
             const Layer<T>& layer = net_.layer(l);
             const auto at = static_cast<size_t>(l);
-            result.push_back(make(like, {layer.out, layer.in}));
+            result.push_back(make<Sum<T>>(like, {layer.out, layer.in}));
             reduce(result.back(), layer.out, layer.in, backward_.padded_in(l),
                    [at](const Sums<T>& s) { return s.layers.weight[at]; });
-            result.push_back(make(like, {layer.out}));
+            result.push_back(make<Sum<T>>(like, {layer.out}));
             reduce(result.back(), 1, layer.out, layer.out_padded, [at](const Sums<T>& s) { return s.layers.bias[at]; });
         }
         return result;
@@ -150,27 +151,31 @@ class DecodeBackward {
    private:
     struct Tile {
         std::vector<T*> h;
-        T *g, *other, *out, *affine, *run;
+        typename Backward<T>::Tiles tiles;
+        T* narrow;
+        Sum<T>*first, *out, *affine, *run, *top;
     };
 
-    std::vector<Sums<T>> make_sums(Arena<T>& arena) const {
+    std::vector<Sums<T>> make_sums(Arena& arena) const {
         std::vector<Sums<T>> sums;
         for (int64_t w = 0; w < workers_; ++w) {
-            sums.push_back({backward_.gradients(arena), arena.take(net_.terms() * padded_), arena.take(padded_)});
+            sums.push_back(
+                {backward_.gradients(arena), arena.take<Sum<T>>(net_.terms() * padded_), arena.take<Sum<T>>(padded_)});
         }
         return sums;
     }
 
-    Tile make_tile(Arena<T>& arena) const {
+    Tile make_tile(Arena& arena) const {
         Tile b;
-        for (int64_t l = 0; l < std::max<int64_t>(net_.hidden(), 1); ++l) {
-            b.h.push_back(arena.take(kTileRows * net_.stride()));
-        }
-        b.g = arena.take(kTileRows * net_.stride());
-        b.other = arena.take(kTileRows * net_.stride());
-        b.out = arena.take(kTileRows * net_.out_padded());
-        b.affine = arena.take(kTileRows * 4);
-        b.run = arena.take(2 * padded_);
+        for (int64_t l = 0; l < net_.levels(); ++l) b.h.push_back(arena.take<T>(kTileRows * net_.stride()));
+        b.tiles = backward_.tiles(arena);
+        b.narrow = arena.take<T>(kTileRows * net_.out_padded());
+        b.first = arena.take<Sum<T>>(kTileRows * net_.stride());
+        b.out = arena.take<Sum<T>>(kTileRows * net_.out_padded());
+        b.affine = arena.take<Sum<T>>(kTileRows * 4);
+        b.run = arena.take<Sum<T>>(2 * padded_);
+        const bool widens = place_grad_ != nullptr && !std::is_same_v<T, Sum<T>>;
+        b.top = arena.take<Sum<T>>(widens ? kTileRows * net_.stride() : 0);
         return b;
     }
 
@@ -205,13 +210,13 @@ class DecodeBackward {
                                 static_cast<size_t>(net_.width(l)) * sizeof(T));
                 }
             }
-            const T weight = static_cast<T>(row.corner.weight);
-            const T* y = grad_.query(chunk.first + in_chunk / corners_);
+            const Sum<T> weight = row.corner.weight;
+            const Sum<T>* y = grad_.query(chunk.first + in_chunk / corners_);
             for (int64_t o = 0; o < padded; ++o) {
-                b.out[r * padded + o] = o < outs ? weight * y[o * grad_.step_out()] : T(0);
+                b.out[r * padded + o] = o < outs ? weight * y[o * grad_.step_out()] : Sum<T>(0);
             }
             const float affine[4] = {row.corner.rel_row, row.corner.rel_column, row.query.cell[0], row.query.cell[1]};
-            for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = static_cast<T>(affine[j]);
+            for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = affine[j];
         }
     }
 
@@ -219,52 +224,68 @@ class DecodeBackward {
         if (begin == end) return;
         const int64_t channels = latents_.channels();
         const int64_t edge_latent = starts_inside(chunk, begin) ? chunk.sorted(begin).latent : -1;
-        Tile b = in_scratch<T, TileTag>([this](Arena<T>& arena) { return make_tile(arena); });
+        Tile b = in_scratch<TileTag>([this](Arena& arena) { return make_tile(arena); });
         for (int64_t first = begin; first < end; first += kTileRows) {
             const int64_t count = std::min(kTileRows, end - first);
             fill(chunk, first, count, b);
             if (!chunk.saved) net_.forward_hidden(b.h.data(), count);
-            backward_.run(b.h.data(), b.out, count, b.g, b.other, sum.layers);
-            const T* g = net_.hidden() > 0 ? b.g : b.out;
-            const int64_t g_stride = net_.hidden() > 0 ? net_.stride() : net_.out_padded();
+            const Sum<T>* g = b.out;
+            int64_t g_stride = net_.out_padded();
+            if (net_.hidden() > 0) {
+                narrow_row(b.narrow, b.out, count * net_.out_padded());
+                backward_.run(b.h.data(), b.narrow, count, b.tiles, b.first, sum.layers);
+                g = b.first, g_stride = net_.stride();
+            }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
-            Backward<T>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, sum.affine);
+            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
             // Rows of the same latent are summed among themselves first: thousands in one chain would round too often.
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;
-                const T* row = g + r * g_stride;
+                const Sum<T>* row = g + r * g_stride;
                 if (after - r > 1) {
-                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(T));
-                    kernel<T>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
+                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(Sum<T>));
+                    kernel<Sum<T>>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
                     row = b.run;
                 }
-                kernel<T>().axpy(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, T(1), channels);
+                kernel<Sum<T>>().add(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, channels);
             }
+        }
+    }
+
+    // The activations of the last hidden layer, in the type of sums.
+    const Sum<T>* widened(const Tile& b, int64_t count) const {
+        if constexpr (std::is_same_v<T, Sum<T>>) {
+            return b.h.back();
+        } else {
+            for (int64_t r = 0; r < count; ++r) {
+                kernel<T>().widen(b.top + r * net_.stride(), b.h.back() + r * net_.stride(),
+                                  net_.width(net_.hidden() - 1));
+            }
+            return b.top;
         }
     }
 
     // Of each row the gradients of rel and cell, as the network sees them, and of the corner's weight. Called behind
     // the pass back, which no longer needs the tile's `out` if there is a hidden layer.
-    void find_places(const Chunk& chunk, int64_t first, int64_t count, const Tile& b, const T* g,
+    void find_places(const Chunk& chunk, int64_t first, int64_t count, const Tile& b, const Sum<T>* g,
                      int64_t g_stride) const {
-        const int64_t terms = net_.terms(), outs = net_.out();
-        if (net_.hidden() > 0) net_.forward_last(b.h.back(), count, b.out);
+        const int64_t terms = net_.terms(), outs = net_.out(), hidden = net_.hidden();
+        if (hidden > 0) net_.forward_last(widened(b, count), count, b.out);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t in_chunk = chunk.order[static_cast<size_t>(first + r)];
             const Row& row = chunk.rows[static_cast<size_t>(in_chunk)];
-            T* to = place_grad_ + (chunk.first * corners_ + in_chunk) * (terms + 1);
+            Sum<T>* to = place_grad_ + (chunk.first * corners_ + in_chunk) * (terms + 1);
             for (int64_t j = 0; j < terms; ++j) {
                 to[j] = dot(g + r * g_stride, net_.affine_column(j), net_.first_out());
             }
-            const T* out = b.out + r * net_.out_padded();
-            if (net_.hidden() == 0) {
-                net_.affine(b.h[0], latents_.row(row.latent), row.corner, row.query.cell);
-                out = b.h[0];
+            if (hidden == 0) net_.affine(b.h[0], latents_.row(row.latent), row.corner, row.query.cell);
+            const Sum<T>* y = grad_.query(chunk.first + in_chunk / corners_);
+            Sum<T> sum(0);
+            for (int64_t o = 0; o < outs; ++o) {
+                const Sum<T> out = hidden > 0 ? b.out[r * net_.out_padded() + o] : convert<Sum<T>>(b.h[0][o]);
+                sum += y[o * grad_.step_out()] * out;
             }
-            const T* y = grad_.query(chunk.first + in_chunk / corners_);
-            T sum(0);
-            for (int64_t o = 0; o < outs; ++o) sum += y[o * grad_.step_out()] * out[o];
             to[terms] = sum;
         }
     }
@@ -276,18 +297,18 @@ class DecodeBackward {
     void add_edge(const Chunk& chunk, int64_t begin, const Sums<T>& sum) {
         if (begin >= static_cast<int64_t>(chunk.rows.size()) || !starts_inside(chunk, begin)) return;
         const int64_t channels = latents_.channels();
-        kernel<T>().axpy(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, T(1), channels);
-        std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(T));
+        kernel<Sum<T>>().add(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, channels);
+        std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(Sum<T>));
     }
 
     template <typename Pick>
-    void reduce(const Tensor& to, int64_t height, int64_t width, int64_t row, const Pick& pick) const {
-        std::vector<const T*> parts;
+    void reduce(Tensor& to, int64_t height, int64_t width, int64_t row, const Pick& pick) const {
+        std::vector<const Sum<T>*> parts;
         for (const Sums<T>& sum : sums_) parts.push_back(pick(sum));
-        reduce_workers<T>(parts, height, width, row, to.mutable_data_ptr<T>());
+        reduce_workers<Sum<T>>(parts, height, width, row, mutable_data<Sum<T>>(to));
     }
 
-    const OutGradient<T> grad_;
+    const OutGradient<Sum<T>> grad_;
     const T* saved_;
     const Latents<T>& latents_;
     const Queries& queries_;
@@ -295,7 +316,7 @@ class DecodeBackward {
     const Backward<T> backward_;
     const int corners_;
     const int64_t total_, kept_, padded_;
-    T *p_grad_, *place_grad_;
+    Sum<T>*p_grad_, *place_grad_;
     int64_t workers_;
     Tensor sum_memory_;
     std::vector<Sums<T>> sums_;
@@ -304,18 +325,18 @@ class DecodeBackward {
 template <typename T, typename Queries>
 Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t total, int terms,
             const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t p_top,
-            int64_t p_left, const Tensor* place_grad) {
+            int64_t p_left, Tensor* place_grad) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, p_top, p_left);
     const bool forward = place_grad != nullptr || saved.size(0) < total * corners;
     const int packs = pack_backward | (forward ? pack_forward : 0);
     Tensor packed;
-    const auto net = build_packed<T>(
-        p, packed, [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
+    const auto net = build_packed(
+        p, packed, [&](Arena& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
     check_saved_width(saved.size(0), saved.size(1), net.saved_width());
-    Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total, result[0].mutable_data_ptr<T>(),
-                                    place_grad == nullptr ? nullptr : place_grad->mutable_data_ptr<T>());
+    Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
+    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total, mutable_data<Sum<T>>(result[0]),
+                                    place_grad == nullptr ? nullptr : mutable_data<Sum<T>>(*place_grad));
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
@@ -331,12 +352,13 @@ Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord
     const int64_t total = coord.size(0) * coord.size(1);
     check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved, total * (ensemble ? 4 : 1));
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
-    const int terms = cell ? 4 : 2;
-    const Tensor place_grad =
-        places ? make(p, {coord.size(0), coord.size(1), ensemble ? 4 : 1, terms + 1}) : make(p, {0});
+    const int terms = cell ? 4 : 2, corners = ensemble ? 4 : 1;
     return dispatch(p, [&](auto t) {
-        Tensors result = run<decltype(t)>(grad, p, queries, total, terms, weights, biases, saved, ensemble, 0, 0,
-                                          places ? &place_grad : nullptr);
+        using T = decltype(t);
+        Tensor place_grad =
+            places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), corners, terms + 1}) : make<Sum<T>>(p, {0});
+        Tensors result = run<T>(grad, p, queries, total, terms, weights, biases, saved, ensemble, 0, 0,
+                                places ? &place_grad : nullptr);
         result.push_back(place_grad);
         return result;
     });

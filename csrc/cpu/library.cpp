@@ -12,6 +12,10 @@ std::string cpu_isa() {
     return isa_name();
 }
 
+bool cpu_has_bfloat16() {
+    return has_bfloat16();
+}
+
 namespace {
 
 // An operator that other backends implement too: its last argument names one of them, or is none for these kernels.
@@ -54,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
+    m.impl("cpu_has_bfloat16", TORCH_BOX(&liif::cpu_has_bfloat16));
 }
 
 #if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` loads it too

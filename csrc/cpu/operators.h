@@ -48,4 +48,6 @@ Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, b
 
 std::string cpu_isa();
 
+bool cpu_has_bfloat16();
+
 }  // namespace liif

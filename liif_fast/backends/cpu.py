@@ -1,4 +1,4 @@
-"""The fused C++ kernels (csrc/cpu), forward and backward, float32 and float64."""
+"""The fused C++ kernels (csrc/cpu), forward and backward, in float32, float64 and, where the CPU has it, bfloat16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import factorises, kept
-from liif_fast.call import Call, Place, Switches, Window, hidden_from, trains
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -34,18 +34,30 @@ def _load() -> str:
 _missing = _load()
 # The instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
+BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
+
+
+def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of products; under autocast float32 where the processor has no products of bfloat16."""
+    if autocast is None:
+        return dtype
+    return autocast if autocast == torch.bfloat16 and BFLOAT16 else torch.float32
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """CPU tensors in float32 or float64 with a float32 plan."""
+    """CPU tensors in float32, float64 or, where the processor has it, bfloat16; a float32 plan."""
     if call.device.type != "cpu":
         return False, f"runs on cpu tensors, got device {call.device}"
     if _missing:
         return False, _missing
-    if call.autocast is not None:
-        return False, f"computes in float32 or float64, autocast asks for {call.autocast}"
-    if call.dtype not in (torch.float32, torch.float64):
-        return False, f"computes in float32 or float64, got {call.dtype}"
+    gathers = call.op == "gather_corners"
+    dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
+    if dtype == torch.bfloat16 and gathers:
+        return False, f"gathers in float32 or float64, got {dtype}"
+    if dtype == torch.bfloat16 and not BFLOAT16:
+        return False, "computes in bfloat16 where the processor has AVX512-BF16"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.place is not None and call.requires_grad:
@@ -54,7 +66,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    return True, f"fused C++ kernels ({ISA})"
+    return True, f"fused C++ kernels ({ISA}{', bfloat16' if dtype == torch.bfloat16 else ''})"
 
 
 def decode(
@@ -67,11 +79,12 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
-        return _decode.decode_direct(feat, coord, cell, weights, biases, switches)
     train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
-    saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
-    return _decode.decode(feat, coord, cell, weights, biases, switches, train, saved, None)
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
+        return _decode.decode_direct(feat, coord, cell, weights, biases, switches, dtype, train)
+    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
+    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, None)
 
 
 def render(
@@ -87,20 +100,23 @@ def render(
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
     train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
-    saved = _saved(weights[1:-1], count, switches.corners, feat.dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, train, saved, None, place)
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
+    feat = feat if autocast_dtype(feat) is None else feat.float()
     return _gather.gather_corners(feat, coord, cell, switches, None)
 
 
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
     train = trains(x, *weights, *biases)
-    saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, x.dtype, train, recompute)
-    return _mlp.fused_mlp(x, weights, biases, train, saved, None)
+    dtype = _computes_in(x.dtype, autocast_dtype(x))
+    saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, dtype, train, recompute)
+    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, None)
 
 
 def _saved(

@@ -97,8 +97,9 @@ def decode(
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
     train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
-    saved = _saved(feat, weights, count, switches.corners, train, recompute)
-    return _decode.decode(feat, coord, cell, weights, biases, switches, train, saved, NAME)
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
+    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, NAME)
 
 
 def render(
@@ -114,8 +115,9 @@ def render(
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
     train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
-    saved = _saved(feat, weights, count, switches.corners, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, train, saved, NAME, place)
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
@@ -127,16 +129,16 @@ def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: S
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
     train = trains(x, *weights, *biases)
-    saved = _saved(x, weights, math.prod(x.shape[:-1]), 1, train, recompute)
-    return _mlp.fused_mlp(x, weights, biases, train, saved, NAME)
+    dtype = autocast_dtype(x) or x.dtype
+    saved = _saved(weights, math.prod(x.shape[:-1]), 1, dtype, train, recompute)
+    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
 
 
 def _saved(
-    x: Tensor, weights: Sequence[Tensor], count: int, rows: int, train: bool, recompute: bool | None
+    weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
 ) -> tuple[int, int, int]:
     """Return the shape of what is saved of `count` queries of `rows` rows: [hidden layers, rows, the widest one]."""
     layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
-    dtype = autocast_dtype(x) or x.dtype
     return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
 
 

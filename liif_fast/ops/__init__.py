@@ -28,6 +28,7 @@ def define(name: str, schema: str, fake: Callable[..., Any] | None = None) -> An
 
 
 define("cpu_isa", "() -> str")
+define("cpu_has_bfloat16", "() -> bool")
 
 
 def wide(like: Tensor, *shape: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Place, Switches, Window, autocast_dtype, trains
+from liif_fast.call import Place, Switches, Window, result_dtype
 from liif_fast.coord import latent_window, place_gradients, scaled
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
@@ -94,7 +94,7 @@ def _direct_fake(
     unfold: bool,
     ensemble: bool,
 ) -> Tensor:
-    return feat.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0])
+    return wide(feat, coord.shape[0], coord.shape[1], weights[-1].shape[0])
 
 
 decode_queries = define(
@@ -213,17 +213,17 @@ def _decoded(
     switches: Switches,
     window: Window,
     grid: Sequence[int] | None,
+    dtype: torch.dtype,
     train: bool,
     saved: Sequence[int],
     backend: str | None,
 ) -> Tensor:
-    low, inputs = autocast_dtype(feat), [feat, *weights, *biases]
-    dtype = low or feat.dtype
+    inputs = [feat, *weights, *biases]
     if train:
         out = _Decoder.apply(coord, cell, switches, window, grid, saved, dtype, backend, *inputs)
     else:
         out, *_ = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
-    return out.to(feat.dtype if low is None else torch.float32)
+    return out.to(result_dtype(feat))
 
 
 def decode(
@@ -233,13 +233,14 @@ def decode(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
+    dtype: torch.dtype,
     train: bool,
     saved: Sequence[int],
     backend: str | None,
 ) -> Tensor:
-    """Decode queries, [B, Q, out]."""
+    """Decode queries, [B, Q, out], with products in `dtype`."""
     window = (0, 0, feat.shape[2], feat.shape[3])
-    return _decoded(feat, coord, cell, weights, biases, switches, window, None, train, saved, backend)
+    return _decoded(feat, coord, cell, weights, biases, switches, window, None, dtype, train, saved, backend)
 
 
 def render(
@@ -250,19 +251,20 @@ def render(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
+    dtype: torch.dtype,
     train: bool,
     saved: Sequence[int],
     backend: str | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Decode the window `region` of the grid `size`, [B, out, h, w]; `place` (not in training) says where feat lies.
+    """Decode the window `region` of the grid `size`, [B, out, h, w], with products in `dtype`.
 
-    Only the latents under the region are projected.
+    Only the latents under the region are projected. `place` (not in training) says where feat lies in a larger map.
     """
     top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
     row, column, height, width = latent_window(size, region, (shape[0], shape[1]))
     grid, window = [*shape, row, column, *size, *region], (row - top, column - left, height, width)
-    return _decoded(feat, None, cell, weights, biases, switches, window, grid, train, saved, backend)
+    return _decoded(feat, None, cell, weights, biases, switches, window, grid, dtype, train, saved, backend)
 
 
 class _DecodeDirect(torch.autograd.Function):
@@ -270,34 +272,35 @@ class _DecodeDirect(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, *params: Tensor
+        ctx: Any, coord: Tensor, cell: Tensor | None, switches: Switches, dtype: torch.dtype, *inputs: Tensor
     ) -> Tensor:
-        ctx.switches = switches
-        ctx.save_for_backward(coord, cell, feat, *params)
-        unfold, ensemble, _ = switches
-        layers = len(params) // 2
+        ctx.switches, ctx.dtype = switches, dtype
+        ctx.save_for_backward(coord, cell, *inputs)
+        feat, *params = [t.to(dtype) for t in inputs]
+        (unfold, ensemble, _), layers = switches, len(params) // 2
         return _decode_direct(feat, coord, cell, params[:layers], params[layers:], unfold, ensemble)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        coord, cell, feat, *params = ctx.saved_tensors
-        (unfold, ensemble, _), layers = ctx.switches, len(params) // 2
-        x, weight = gather(feat, coord, cell, unfold, ensemble, None)
+        coord, cell, *inputs = ctx.saved_tensors
+        feat, *params = [t.to(ctx.dtype) for t in inputs]
+        (unfold, ensemble, _), layers, wanted = ctx.switches, len(params) // 2, ctx.needs_input_grad[4:]
+        x, weight = gather(feat.to(grad.dtype), coord, cell, unfold, ensemble, None)
         rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
-        weights, biases = params[:layers], params[layers:]
+        weights, biases, x = params[:layers], params[layers:], x.to(ctx.dtype)
         x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), None)
+        x_grad = x_grad.view(x.shape).to(grad.dtype)
         feat_grad = coord_grad = cell_grad = None
-        x_grad = x_grad.view(x.shape)
-        if ctx.needs_input_grad[0]:
+        if wanted[0]:
             feat_grad = gather_backward(x_grad, coord, *feat.shape[1:], unfold, ensemble, None)
-        if any(ctx.needs_input_grad[1:3]):
+        if any(ctx.needs_input_grad[:2]):
             out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
             grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
             terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)
             coord_grad, cell_grad = place_gradients(x_grad[..., -terms:], grad_weight, coord, *size)
-        layer_grads = to_inputs([*rest[0::2], *rest[1::2]], params, ctx.needs_input_grad[4:])
-        return feat_grad, coord_grad, cell_grad, None, *layer_grads
+        grads = to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
+        return coord_grad, cell_grad, None, None, *grads
 
 
 def decode_direct(
@@ -307,8 +310,15 @@ def decode_direct(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
+    dtype: torch.dtype,
+    train: bool,
 ) -> Tensor:
     """As `decode` on the backend `cpu`, bit for bit, projecting only the latents that are read."""
-    if trains(feat, coord, cell, *weights, *biases):
-        return _DecodeDirect.apply(feat, coord, cell, switches, *weights, *biases)
-    return _decode_direct(feat, coord, cell, weights, biases, switches.feat_unfold, switches.local_ensemble)
+    inputs = [feat, *weights, *biases]
+    if train:
+        out = _DecodeDirect.apply(coord, cell, switches, dtype, *inputs)
+    else:
+        low, *params = [t.to(dtype) for t in inputs]
+        layers, (unfold, ensemble, _) = len(weights), switches
+        out = _decode_direct(low, coord, cell, params[:layers], params[layers:], unfold, ensemble)
+    return out.to(result_dtype(feat))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import autocast_dtype
+from liif_fast.call import result_dtype
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
@@ -68,13 +68,14 @@ def fused_mlp(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    dtype: torch.dtype,
     train: bool,
     saved: Sequence[int],
     backend: str | None,
 ) -> Tensor:
-    """Apply the MLP to the last dimension of x, [..., out]."""
-    low, shape = autocast_dtype(x), (*x.shape[:-1], weights[-1].shape[0])
-    dtype, rows = low or x.dtype, x.reshape(math.prod(shape[:-1]), x.shape[-1])
+    """Apply the MLP to the last dimension of x, [..., out], with products in `dtype`."""
+    shape = (*x.shape[:-1], weights[-1].shape[0])
+    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     if train:
@@ -82,4 +83,4 @@ def fused_mlp(
     else:
         params = [t.to(dtype) for t in (*weights, *biases)]
         out, _ = mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
-    return out.to(x.dtype if low is None else torch.float32).reshape(shape)
+    return out.to(result_dtype(x)).reshape(shape)

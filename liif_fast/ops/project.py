@@ -69,7 +69,7 @@ def _convolution_backward(
         below, right = height - top - grad.shape[1], width - left - grad.shape[2]
         grad = torch.nn.functional.pad(grad, (0, 0, left, right, top, below))
     feat_grad, kernel_grad, bias_grad = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2),
+        grad.permute(0, 3, 1, 2).to(feat.dtype),
         feat,
         kernel,
         [weight.shape[0]],
@@ -83,8 +83,8 @@ def _convolution_backward(
     )
     return (
         in_layout_of(feat, feat_grad) if wanted[0] else feat.new_empty(0),
-        kernel_grad.flatten(1) if wanted[1] else grad.new_empty(0),
-        bias_grad if wanted[2] else grad.new_empty(0),
+        kernel_grad.flatten(1).to(grad.dtype) if wanted[1] else grad.new_empty(0),
+        bias_grad.to(grad.dtype) if wanted[2] else grad.new_empty(0),
     )
 
 

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image, ImageCms
 import liif_fast
 from liif_fast import upscaling
 from liif_fast.cli import main
-from liif_fast.images import read_image, write_strips
+from liif_fast.images import Picture, read_image, write_strips
 
 from .support import without_notices
 
@@ -212,14 +213,15 @@ def test_outputs_that_the_file_system_does_not_tell_apart(
     """The first stays, the second is named and fails."""
     (mixed / "broken.png").unlink()
     (mixed / "PALETTE.gif").write_bytes((mixed / "palette.gif").read_bytes())
-    upscale_file = upscaling.upscale_file
+    upscale_picture = upscaling.upscale_picture
 
-    def fold(source: Path, target: Path, *args: object, **options: object) -> None:
-        upscale_file(source, target, *args, **options)  # type: ignore[arg-type]
-        if target.name == "PALETTE.png":
-            os.link(target, target.with_name("palette.png"))
+    def fold(picture: Picture, target: upscaling.Target, *args: Any) -> None:
+        upscale_picture(picture, target, *args)
+        path = Path(target.path)
+        if path.name == "PALETTE.png":
+            os.link(path, path.with_name("palette.png"))
 
-    monkeypatch.setattr(upscaling, "upscale_file", fold)
+    monkeypatch.setattr(upscaling, "upscale_picture", fold)
     out = tmp_path / "out"
     code, err = run(capsys, mixed, out, "--scale", 2, "--model", model)
     assert (code, err[-1]) == (1, "liif-fast: 5 written, 1 failed")

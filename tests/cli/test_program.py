@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import liif_fast
-from liif_fast import upscaling
 from liif_fast.cli import main
+from liif_fast.models import catalogue
 
 from .support import ROOT, assert_one_line, raising
 
@@ -179,7 +179,7 @@ def test_info_of_a_damaged_installation(
     (tmp_path / "_build_info.json").write_text(damaged, encoding="latin-1")
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(upscaling, "default_model_path", lambda: tmp_path / "model.safetensors")
+    monkeypatch.setattr(catalogue, "shipped_model", lambda: tmp_path / "model.safetensors")
     assert main(["info"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert "build_info.json cannot be read: " in rows["native"]

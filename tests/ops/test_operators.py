@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from liif_fast import functional
+from liif_fast.backends.cpu import BFLOAT16
 from liif_fast.ops import decode as decode_ops
 from liif_fast.ops import resize, sm90
 
@@ -69,6 +70,31 @@ def samples():
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
+    yield "cpu_has_bfloat16", ()
+    if BFLOAT16:
+        yield from low_samples()
+
+
+def low_samples():
+    """The same in bfloat16: outputs, and gradients but those of feat and x, are float32."""
+    low = torch.bfloat16
+    feat, coord, cell, weights, biases = Problem(
+        channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
+    ).arguments
+    p, grid = torch.randn(2, 5, 6, 9).to(low), (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
+    layers = (weights, biases)
+    yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
+    yield "project_backward", (torch.randn(2, 3, 4, 9), feat, weights[0], True, 1, 2, (True, True, True), None)
+    yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
+    yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
+    yield "decode_direct", (feat, coord, cell, *layers, True, True)
+    yield "decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, None)
+    kept = torch.randn(0, 8).to(low)
+    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
+    layers = make_layers((5, 6, 3, 2), dtype=low)
+    x = torch.randn(11, 5).to(low)
+    yield "fused_mlp", (x, *layers, (5, 9), None)
+    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
 
 
 SAMPLES = list(samples())
@@ -84,5 +110,5 @@ def test_every_operator_has_a_sample():
 def test_opcheck(name):
     for each, arguments in SAMPLES:
         if each == name:
-            checks = {"test_utils": "test_schema"} if name == "cpu_isa" else {}  # a string cannot be traced
+            checks = {} if arguments else {"test_utils": "test_schema"}  # without a tensor nothing can be traced
             torch.library.opcheck(getattr(ops, name).default, arguments, **checks)

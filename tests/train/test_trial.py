@@ -92,7 +92,7 @@ def test_a_model_that_leaves_no_choice(tmp_path, tiny, monkeypatch):
         def forward(self, inp, coord, cell):
             return self.layer(torch.cat((coord, cell), -1))
 
-    monkeypatch.setitem(models.registry._factories, "plain", Plain)
+    monkeypatch.setitem(models.registry._registry.factories, "plain", Plain)
     tiny["model"] = {"name": "plain"}
     going_on = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
     assert going_on.checkpoint()["liif_fast"]["backend"] is None

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from liif_fast.cli.upscale import _device
+from liif_fast.devices import pick_device
 from liif_fast.models import make
-from liif_fast.upscaling import Options, features, pick_device, strips, upscale
+from liif_fast.upscaling import Options, features, strips, upscale
 from liif_fast.upscaling.transfer import Transfers
 
 Log = list[tuple[str, ...]]
