@@ -6,6 +6,7 @@ its gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -168,12 +169,15 @@ def gradients(
     """
     widest = host.widest(weights)
     form = host.form("recompute", widest, saved)
-    network = host.network(weights, biases, form, affine)
+
+    @functools.cache  # not laid out where all activations were kept
+    def network() -> host.Network:
+        return host.network(weights, biases, form, affine)
 
     def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
         queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
         where = chunk.p, chunk.coord, chunk.cell
-        launch(*where, network, form, ensemble, shape, origin, queries, widest, None, activations)
+        launch(*where, network(), form, ensemble, shape, origin, queries, widest, None, activations)
 
     def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))

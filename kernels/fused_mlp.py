@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
+
 from . import backward, host
 from .host import dot
 from .network import columns, hidden_layers, keep, last_layer, relu
@@ -74,12 +76,17 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
     form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
     depth = 16 if host.precision(x.dtype) == "tf32x3" else 32
     network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, depth)
-    first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * depth - width)).contiguous()
-    bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
+
+    def pack() -> tuple[Tensor, Tensor]:
+        beyond = form.padded - weights[0].shape[0]
+        first = F.pad(weights[0].t(), (0, beyond, 0, steps * depth - width)).contiguous()
+        return first, F.pad(biases[0].float(), (0, beyond))
+
+    first = pack_once([weights[0], biases[0]], (_launch, form.padded, depth), pack)
     unit = math.gcd(x.stride(0), 16 // x.element_size())
     with host.on(x):
         mlp_kernel[(triton.cdiv(rows, form.rows),)](
-            x, first, bias, *network[1:], x if out is None else out, saved,
+            x, *first, *network[1:], x if out is None else out, saved,
             rows, x.stride(0) // unit, saved.shape[1], host.layer_rows(saved),
             WIDTH=width, UNIT=unit, STEPS=steps, DEPTH=depth, OUT=1 if out is None else out.shape[1],
             OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
+
 from . import versions
 from .forms import FORMS
 
@@ -225,6 +227,14 @@ def network(
     weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool = False
 ) -> Network:
     """Lay out an MLP's parameters; `affine` is the number of the first layer's last columns to add at the query."""
+
+    def pack() -> Network:
+        return _network(weights, biases, form, affine, transposed)
+
+    return pack_once([*weights, *biases], (_network, form.padded, affine, transposed), pack)
+
+
+def _network(weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool) -> Network:
     width, out = form.padded, padded_to(weights[-1].shape[0], transposed)
     hidden = [_padded(weight if transposed else weight.t(), width, width) for weight in weights[1:-1]]
     last = _padded(weights[-1], out, width) if transposed else _padded(weights[-1].t(), width, out)
