@@ -133,31 +133,38 @@ def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
 
 
 class Totals:
-    """The gradients of an MLP's parameters, summed over chunks in float32."""
+    """The gradients of an MLP's parameters, float32, summed over chunks.
+
+    Those of the first layer's last columns or, of an MLP, of its bias; then weight, bias, ... of the layers after it.
+    """
 
     def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
-        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=weights[0].device)
-        self.affine = zeros(affine, weights[0].shape[0])
-        self.weights = [zeros(weight.shape) for weight in weights[1:]]
-        self.biases = [zeros(weight.shape[0]) for weight in weights]
+        self.shapes, self.like, self.affine = [weight.shape for weight in weights], weights[0], affine
+        self.sums: list[Tensor] = []
 
-    def later(self) -> list[Tensor]:
-        """Return weight, bias, weight, ... of the layers after the first."""
-        return [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
+    def result(self) -> list[Tensor]:
+        """Return the sums: zeros where there was no chunk."""
+        if self.sums:
+            return self.sums
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.like.device)
+        (hidden, _), *later = self.shapes
+        first = zeros(self.affine, hidden) if self.affine else zeros(hidden)
+        return [first, *(zeros(shape) for outs, ins in later for shape in ((outs, ins), (outs,)))]
 
-    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, shares: Tensor, parts: Tensor | None) -> None:
+    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, shares: Tensor, parts: Tensor) -> None:
         """Add a chunk: activations and grads [layers, rows, widest], grad [queries, out], shares of it [rows, out]."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases[1:], strict=True)):
-            outs, ins = weight.shape
-            last = layer == len(self.weights) - 1
+        (hidden, _), *later = self.shapes
+        first = grads[0, :, :hidden]
+        if self.affine:  # the bias is in P, and so in its gradient
+            terms = [host.product(parts.t().to(first.dtype), first)]
+        else:
+            terms = [first.sum(0, dtype=torch.float32)]
+        for layer, (outs, ins) in enumerate(later):
+            last = layer == len(later) - 1
             dz = shares if last else grads[layer + 1, :, :outs]
-            weight += host.product(dz.t(), activations[layer, :, :ins])
-            bias += (grad if last else dz).sum(0, dtype=torch.float32)
-        first = grads[0, :, : self.biases[0].shape[0]]
-        if parts is None:
-            self.biases[0] += first.sum(0, dtype=torch.float32)
-        else:  # the bias is in P, and so in its gradient
-            self.affine += host.product(parts.t().to(first.dtype), first)
+            terms.append(host.product(dz.t(), activations[layer, :, :ins]))
+            terms.append((grad if last else dz).sum(0, dtype=torch.float32))
+        self.sums = [total.add_(term) for total, term in zip(self.sums, terms, strict=True)] if self.sums else terms
 
 
 def place_gradients(
@@ -183,8 +190,8 @@ def backward(
     shape: tuple[int, int] = (1, 1),
     origin: tuple[int, int] = (0, 0),
     places: Tensor | None = None,
-) -> Totals:
-    """Return the gradients of the parameters, and hand those of the first layer's rows to `receive`.
+) -> list[Tensor]:
+    """Return the gradients of the parameters (`Totals`), and hand those of the first layer's rows to `receive`.
 
     Args:
         recompute: computes the activations of a chunk into [layers, rows, widest].
@@ -231,9 +238,9 @@ def backward(
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
                 PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
-        totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts if plan else None)
+        totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
         if places is not None:
             rows_here = places[start * corners : stop * corners]
             place_gradients(activations, grads, some, weights, biases, rows_here)
         receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
-    return totals
+    return totals.result()

@@ -182,10 +182,9 @@ def gradients(
     def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
 
-    totals = backward.backward(
+    return backward.backward(
         chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin, places
     )
-    return [totals.affine, *totals.later()]
 
 
 def decode_backward(

@@ -125,5 +125,6 @@ def fused_mlp_backward(
         x_grad[chunk.where] = torch.mm(dz, weights[0])
         first_grad.add_(host.product(dz.t(), x[chunk.where]))
 
-    totals = backward.backward(chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0)
-    return [x_grad, first_grad, totals.biases[0], *totals.later()]
+    flat = grad.float().contiguous()
+    sums = backward.backward(chunks, recompute, receive, flat, weights, biases, saved, False, 0)
+    return [x_grad, first_grad, *sums]

@@ -119,15 +119,13 @@ def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]
 
 
 def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:
-    """In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each."""
+    """In flat maps whose rows and columns end in padding, a tap is a shift by a constant: one matrix product each."""
     border, (rows, wide) = side // 2, grad.shape[1:3]
     around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
-    around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+    around = around.permute(0, 2, 3, 1).flatten(0, 2)
+    ours = F.pad(grad, (0, 0, 0, 2 * border, 0, 2 * border)).flatten(0, 2)
     stride = wide + 2 * border
-    ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
-    latent_grad = torch.empty(grad.shape[3], feat.shape[1], side * side, dtype=torch.float32, device=feat.device)
-    for tap in range(side * side):
-        shift = tap // side * stride + tap % side
-        part = around[:, shift : shift + rows * stride]
-        latent_grad[:, :, tap] = host.product(ours.transpose(1, 2), part).sum(0)
-    return latent_grad.flatten(1)
+    ours = ours[: max(len(ours) - 2 * border * (stride + 1), 0)].t()  # without padding at the end
+    shifts = (row * stride + column for row in range(side) for column in range(side))
+    taps = [host.product(ours, around[shift : shift + ours.shape[1]]) for shift in shifts]
+    return torch.stack(taps, -1).flatten(1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from liif_fast.call import Place, Switches, Window, result_dtype
 from liif_fast.coord import latent_window, place_gradients, scaled
+from liif_fast.frozen import pack_once
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
 from liif_fast.ops.mlp import mlp, mlp_backward
@@ -155,7 +156,7 @@ def _forward(
 
 
 class _Decoder(torch.autograd.Function):
-    """`_forward` in `dtype`; inputs are feat, the weights and the biases, of which no copy in `dtype` is kept."""
+    """`_forward` in `dtype`; inputs are feat, of which no copy in `dtype` is kept, the weights and the biases."""
 
     @staticmethod
     def forward(
@@ -170,9 +171,10 @@ class _Decoder(torch.autograd.Function):
         backend: str | None,
         *inputs: Tensor,
     ) -> Tensor:
-        out, kept, p = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        low = [t.to(dtype) for t in inputs]
+        out, kept, p = _forward(low, coord, cell, switches, window, grid, saved, backend)
         ctx.switches, ctx.window, ctx.grid, ctx.dtype, ctx.backend = switches, window, grid, dtype, backend
-        ctx.save_for_backward(coord, cell, p, kept, *inputs)
+        ctx.save_for_backward(coord, cell, p, kept, *inputs, *low[1:])
         return out
 
     @staticmethod
@@ -180,8 +182,9 @@ class _Decoder(torch.autograd.Function):
         refuse_second_order()
         coord, cell, p, kept, *inputs = ctx.saved_tensors
         (unfold, ensemble, _), (top, left, *_), backend = ctx.switches, ctx.window, ctx.backend
-        feat, *params = [t.to(ctx.dtype) for t in inputs]
-        layers, wanted = len(params) // 2, ctx.needs_input_grad[8:]
+        wanted = ctx.needs_input_grad[8:]
+        inputs, params = inputs[: len(wanted)], inputs[len(wanted) :]
+        feat, layers = inputs[0].to(ctx.dtype), len(params) // 2
         weights, biases, places = params[:layers], params[layers:], any(ctx.needs_input_grad[:2])
         coord_grad = cell_grad = None
         if ctx.grid is None:
@@ -222,7 +225,9 @@ def _decoded(
     if train:
         out = _Decoder.apply(coord, cell, switches, window, grid, saved, dtype, backend, *inputs)
     else:
-        out, *_ = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        params = [*weights, *biases]
+        low = pack_once(params, ("cast", dtype), lambda: [t.to(dtype) for t in params])
+        out, *_ = _forward([feat.to(dtype), *low], coord, cell, switches, window, grid, saved, backend)
     return out.to(result_dtype(feat))
 
 
