@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.call import tf32_allowed
 from liif_fast.frozen import pack_once
 
 from . import versions
@@ -113,14 +114,6 @@ def refusal(arch: int) -> str:
     """Return why this Triton must not be used on an architecture; empty if it may."""
     found = versions.faults(arch, TRITON, refused=True)
     return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
-
-
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may round their operands to TF32."""
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the two interfaces of PyTorch have been mixed
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -87,6 +87,14 @@ def exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
+def tf32_allowed() -> bool:
+    """Say whether float32 matrix products on a GPU may round their operands to TF32."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the two interfaces of PyTorch have been mixed
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def trains(*tensors: Tensor | None) -> bool:
     """Say whether a backward pass is to come; an exported program is for inference and keeps nothing for one."""
     return (

@@ -1,7 +1,7 @@
 """The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
 
 It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
-(docs/hopper.md). So it is not in AUTO; who asks for it by name gets it.
+(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; who asks for it by name gets it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO
 from liif_fast.backends.factorised import under
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, without_autocast
@@ -79,9 +78,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    if NAME in AUTO:
-        return True, "hand-written Hopper kernel"
-    return True, "hand-written Hopper kernel; only by name: it has never run on a GPU"
+    return True, "hand-written Hopper kernel"
 
 
 def _prepare(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO, kept, runner
+from liif_fast.backends import kept, runner
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -81,9 +81,7 @@ def can_run(call: Call) -> tuple[bool, str]:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
         return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
-    if NAME in AUTO:
-        return True, "fused Triton kernels"
-    return True, "fused Triton kernels; only by name: they have not been run on a GPU yet"
+    return True, "fused Triton kernels"
 
 
 def decode(

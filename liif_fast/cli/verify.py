@@ -65,7 +65,8 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
     """The report as text."""
     import torch
 
-    from liif_fast.info import cpu_name, package_version
+    from liif_fast.devices import cpu_name
+    from liif_fast.info import package_version
     from liif_fast.models.catalogue import title
 
     device = next(model.parameters()).device

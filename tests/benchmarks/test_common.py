@@ -72,14 +72,6 @@ def test_signals_arrive_after_openvino_is_gone(tmp_path):
     assert SignalStack.current() == before
 
 
-def test_what_is_compiled_is_the_reference():
-    """One of them; the others are checked in each benchmark, too, but compiling takes long."""
-    (feat, weights, biases), queries, expected = problem_and_image(SIZES[0])
-    calls = rivals.inference(common.Problem(feat, weights, biases), queries, graphs=False)
-    assert set(calls) == {common.EAGER, common.COMPILED, common.FACTORISED_COMPILED}
-    common.check(calls[common.FACTORISED_COMPILED](), expected)
-
-
 def test_training_rivals_have_the_reference_gradients():
     problem = common.make_problem((5, 6), batch=2, channels=3, hidden=(8,))
     problem.feat.requires_grad_()

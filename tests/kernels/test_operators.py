@@ -119,11 +119,11 @@ def test_what_is_refused(options, reason):
 
 
 def test_only_by_name():
-    """Until it has passed on a GPU; `explain` says so."""
+    """Until `liif-fast qualify` has passed it here; `explain` says so."""
     problem = Problem()
     can, reason = answer(problem)
     assert can
-    assert "not been run on a GPU" in reason
+    assert "off in auto until `liif-fast qualify` has passed it here" in reason
     assert functional.explain(*problem.arguments).chosen != "triton"
 
 
