@@ -89,7 +89,8 @@ def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int
     with host.on(source):
         segment_kernel[(target.shape[0], triton.cdiv(width, block))](
             source, order, offsets, target, *shape,
-            WIDTH=width, STRIDE=source.stride(0), TAPS=taps, ROWS=TILE, BLOCK=block, num_warps=4,
+            WIDTH=width, STRIDE=source.stride(0), TAPS=taps, ROWS=TILE, BLOCK=block,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -104,5 +105,6 @@ def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
     with host.on(source):
         atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
             source, latents, target, source.shape[0],
-            WIDTH=width, STRIDE=source.stride(0), ROWS=TILE, BLOCK=host.power_of_two(width), num_warps=4,
+            WIDTH=width, STRIDE=source.stride(0), ROWS=TILE, BLOCK=host.power_of_two(width),
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
