@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from liif_fast import backends
+from liif_fast.attention import CornerTransformer
 from liif_fast.backends import Explanation
 from liif_fast.backends.cuda import frozen_weights
 from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
+    check_attention,
     check_coord,
     check_feat,
     check_grid,
@@ -27,6 +29,7 @@ from liif_fast.coord import latent_window, plan_corners
 from liif_fast.ops import flops
 
 __all__ = [
+    "attend_corners",
     "corner_plan",
     "explain",
     "frozen_weights",
@@ -257,6 +260,51 @@ def fused_mlp(
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     call = _call("fused_mlp", x, rows, weights, biases, Switches(), None, None)
     return backends.choose(call, backend).fused_mlp(x, weights, biases, recompute)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    coord: Tensor,
+    transformer: CornerTransformer,
+    *,
+    wrap: bool = False,
+    dropout: float = 0.0,
+    backend: str = "auto",
+    recompute: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Let a transformer weigh the four corners of each query, and blend given values with the weights.
+
+    The tokens are the latents of the four corners, each with an embedding of its rel; the transformer's logits go
+    through a softmax over the corners.
+
+    Args:
+        feat: [B, D, H, W] floating point, the latents.
+        values: [B, V, H, W] of feat's dtype, what is blended.
+        coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; corners as of `corner_plan`.
+        transformer: its parameters, of feat's dtype.
+        wrap: treat the columns as a circle: corners beyond the first or last column are those at the other end.
+        dropout: probability, after each linear map of a block and after gelu; on the backends without kernels.
+        backend, recompute: as for `liif_decode`.
+
+    Returns:
+        out [B, Q, V], a convex combination of four values each, and the weights [B, Q, 4] of the corners 00, 01, 10,
+        11; dtype of feat.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `liif_decode`.
+
+    Source: ILN (arXiv 2203.06413), the weight prediction.
+    """
+    check_feat(feat)
+    check_queries(feat, coord, None, cell_decode=False)
+    check_attention(feat, values, transformer, dropout)
+    tensors = tuple(tensor for _, tensor in transformer.tensors())
+    call = _call(
+        "attend_corners", feat, coord.shape[1], (values, *tensors), (), Switches(False, True, False), coord, None
+    )
+    chosen: Any = backends.choose(call._replace(widths=()), backend)
+    return chosen.attend_corners(feat, values, coord, transformer, wrap, dropout, recompute)
 
 
 def explain(
