@@ -1,4 +1,4 @@
-"""The parameters of a transformer over the corners of a query, as functions and backends pass them around."""
+"""The plan and the parameters of a transformer over the corners of a query, as functions and backends pass them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Corners(NamedTuple):
+    """Where the corners of queries are, made once for many maps of one size (`functional.plan_attention`)."""
+
+    at: Tensor  # [B or 1, Q, 4] int64, row * W + column
+    rel: Tensor  # [B or 1, Q, 4, 2], the distance from the latent's centre in units of half a latent
+    shape: tuple[int, int]  # (H, W) of the maps
 
 
 class Block(NamedTuple):

@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from liif_fast.attention import CornerTransformer
+from liif_fast.attention import Corners, CornerTransformer
 from liif_fast.call import Switches, autocast_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -100,6 +100,17 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                 fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
                     raise TypeError(f"{each}[{layer}] must have the dtype of {name}, {dtype}, got {tensor.dtype}")
+
+
+def check_corners(feat: Tensor, corners: Corners) -> None:
+    """Check that a plan is one for maps of feat's number, size and device."""
+    batch, shape = corners.at.shape[0], tuple(feat.shape[2:])
+    if corners.shape != shape:
+        raise ValueError(f"coord must be planned for maps of feat's size, {shape}, got a plan for {corners.shape}")
+    if batch not in (1, feat.shape[0]):
+        raise ValueError(f"coord must be planned for 1 or B = {feat.shape[0]} maps, got a plan for {batch}")
+    if corners.at.device != feat.device:
+        raise ValueError(f"coord must be on the device of feat, {feat.device}, got {corners.at.device}")
 
 
 def check_attention(feat: Tensor, values: Tensor, transformer: CornerTransformer, dropout: float) -> None:

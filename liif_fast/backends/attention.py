@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.attention import EPSILON, Block, CornerTransformer
+from liif_fast.attention import EPSILON, Block, Corners, CornerTransformer
 from liif_fast.call import autocast_dtype, without_autocast
 from liif_fast.coord import plan_corners
 
@@ -30,33 +30,32 @@ CHUNK_QUERIES = 1 << 12
 KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
 
 
-def plan(coord: Tensor, height: int, width: int, wrap: bool) -> tuple[Tensor, Tensor]:
-    """Return the flat index int64 [B, Q, 4] and rel [B, Q, 4, 2] of every corner.
+def plan(coord: Tensor, height: int, width: int, wrap: bool) -> Corners:
+    """Return the corners of every query, coord [B, Q, 2].
 
     With `wrap` the columns are a circle: the plan is that of a map with one more column at either side, whose latents
     are those of the other end.
     """
     if not wrap:
         index, rel, _ = plan_corners(coord, height, width, True)
-        return index[..., 0] * width + index[..., 1], rel
+        return Corners(index[..., 0] * width + index[..., 1], rel, (height, width))
     wider = torch.stack((coord[..., 0], coord[..., 1] * (width / (width + 2))), -1)
     index, rel, _ = plan_corners(wider, height, width + 2, True)
-    return index[..., 0] * width + (index[..., 1] - 1) % width, rel
+    return Corners(index[..., 0] * width + (index[..., 1] - 1) % width, rel, (height, width))
 
 
 def run(
     form: Callable[..., tuple[Tensor, Tensor]],
     feat: Tensor,
     values: Tensor,
-    coord: Tensor,
+    corners: Corners,
     net: CornerTransformer,
-    wrap: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding."""
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
-        parts = form(feat.to(dtype), values.to(dtype), coord, net.to(dtype), wrap, dropout)
+        parts = form(feat.to(dtype), values.to(dtype), corners, net.to(dtype), dropout)
     out, weight = (part if autocast_dtype(feat) is not None else part.to(feat.dtype) for part in parts)
     return out, weight
 
@@ -96,6 +95,11 @@ def _rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def _expanded(corners: Corners, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return index [B, Q, 4] and rel [B, Q, 4, 2], also of a plan that all images share."""
+    return corners.at.expand(len(feat), -1, -1), corners.rel.expand(len(feat), -1, -1, -1)
+
+
 def _flat(index: Tensor, latents: int) -> Tensor:
     """Return the rows of `_rows` that the corners [B, Q, 4] read, one after the other."""
     image = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
@@ -103,10 +107,10 @@ def _flat(index: Tensor, latents: int) -> Tensor:
 
 
 def plain(
-    feat: Tensor, values: Tensor, coord: Tensor, net: CornerTransformer, wrap: bool, dropout: float
+    feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """Return out [B, Q, V] and the weights [B, Q, 4] as the formula reads."""
-    index, rel = plan(coord, feat.shape[2], feat.shape[3], wrap)
+    index, rel = _expanded(corners, feat)
     at = _flat(index, feat.shape[2] * feat.shape[3])
     z = _rows(feat)[at].unflatten(0, index.shape)
     x = z + F.linear(rel.to(z.dtype), net.position_weight, net.position_bias)
@@ -169,14 +173,13 @@ def _chunk(
 def factorised(
     feat: Tensor,
     values: Tensor,
-    coord: Tensor,
+    corners: Corners,
     net: CornerTransformer,
-    wrap: bool,
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `plain` does, chunk by chunk; in training chunks are computed again where they would take much."""
-    index, rel = plan(coord, feat.shape[2], feat.shape[3], wrap)
+    index, rel = _expanded(corners, feat)
     at, rel = _flat(index, feat.shape[2] * feat.shape[3]), rel.flatten(0, 2).to(feat.dtype)
     first, rows = _first(feat, net), _rows(values)
     step = 4 * (max(len(at) // 4, 1) if torch.compiler.is_compiling() else CHUNK_QUERIES)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.attention import Block, CornerTransformer
+from liif_fast.attention import Block, Corners, CornerTransformer
 from liif_fast.checks import check_queries
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.liif import LIIF
@@ -203,11 +203,11 @@ class ILN(FeatureModel):
     def corners(self) -> int:
         return 4
 
-    def attend(self, coord: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend(self, coord: Tensor | Corners, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Blend values at any coordinates with the weights that the network gives the four corners.
 
         Args:
-            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
+            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1], or a plan (`functional.plan_attention`).
             values: `[B, V, H, W]` of the input's size, such as its intensities; None blends the input itself.
 
         Returns:

@@ -170,6 +170,18 @@ def test_wrapping_makes_the_seam_like_any_other_place() -> None:
         model.wrap = True
 
 
+def test_a_plan_made_once_serves_any_number_of_maps() -> None:
+    model, coord = small(wrap=True), torch.rand(1, 60, 2) * 2 - 1
+    plan = functional.plan_attention(coord, (4, 6), wrap=True)
+    for batch in (1, 3):
+        inp = torch.rand(batch, 1, 4, 6)
+        model.gen_feat(inp)
+        assert torch.equal(model.attend(plan)[0], model.attend(coord.expand(batch, -1, 2))[0])
+    model.gen_feat(torch.rand(1, 1, 6, 4))
+    with pytest.raises(ValueError, match=r"planned for maps of feat's size, \(6, 4\), got a plan for \(4, 6\)"):
+        model.attend(plan)
+
+
 def test_further_values_are_blended_by_the_same_weights() -> None:
     model, inp = small(), torch.rand(1, 1, 4, 8)
     model.gen_feat(inp)
