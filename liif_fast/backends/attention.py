@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from liif_fast.attention import EPSILON, Block, Corners, CornerTransformer
 from liif_fast.call import autocast_dtype, without_autocast
 from liif_fast.coord import plan_corners
+from liif_fast.ops import attend as _attend
+from liif_fast.ops import mlp as _mlp
 
 CHUNK_QUERIES = 1 << 12
 KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
@@ -122,32 +124,32 @@ def plain(
 class _First(NamedTuple):
     """The first LayerNorm and the linear map behind it, split by latent."""
 
-    table: Tensor  # rows [B * H * W, T]: A, n1, n0 and, with blocks, z'
-    products: Tensor  # [L + D, 2]: R, and P with blocks
+    table: Tensor  # rows [B * H * W, T]: A, n1, n0, and with blocks z'
+    products: Tensor  # [L, 2]: R; with blocks [L + D, 2]: and P
     squares: Tensor  # [2, 2]: S
-    bias: Tensor  # [L], L b
+    bias: Tensor  # [L], L b; without blocks also the head's
     width: int  # D
     linear: int  # L
 
 
-def _first(feat: Tensor, net: CornerTransformer) -> _First:
+def _first(feat: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> _First:
     if net.blocks:
         norm_weight, norm_bias, linear = net.blocks[0][:3]
         bias = linear @ norm_bias
     else:
         norm_weight, norm_bias, linear = net.norm_weight, net.norm_bias, net.head_weight
         bias = linear @ norm_bias + net.head_bias
-    z = _rows(feat) + net.position_bias
+    z = _rows(feat).contiguous() + net.position_bias
     centred = z - z.mean(-1, keepdim=True)
     place = net.position_weight - net.position_weight.mean(0)  # C P
     scaled = linear * norm_weight
-    parts = [F.linear(centred, torch.cat((scaled, 2 * place.T))), centred.square().sum(-1, keepdim=True)]
+    parts = [product(centred, torch.cat((scaled, 2 * place.T))), centred.square().sum(-1, keepdim=True)]
     products = [scaled @ place]
     if net.blocks:
         parts.append(z)
         products.append(net.position_weight)
-    table, rel_products = torch.cat(parts, -1), torch.cat(products)
-    return _First(table, rel_products, place.T @ place, bias, z.shape[-1], len(linear))
+    table = torch.cat(parts, -1)
+    return _First(table, torch.cat(products), place.T @ place, bias, z.shape[-1], len(linear))
 
 
 def _chunk(
@@ -194,4 +196,27 @@ def factorised(
 
     parts = [run(*each) for each in zip(at.split(step), rel.split(step), strict=True)]
     out, weight = (torch.cat(part).unflatten(0, index.shape[:2]) for part in zip(*parts, strict=True))
+    return out, weight
+
+
+def fused(feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer, train: bool) -> tuple[Tensor, Tensor]:
+    """Return what `plain` does, in one pass of the C++ kernel over the table."""
+    index, rel = _expanded(corners, feat)
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:  # whose bits do not depend on the number of rows or threads
+        return _mlp.mlp(x, [weight, weight.new_zeros(len(weight))], train, 0)
+
+    first = _first(feat, net, product)
+    parts = _attend.attend(
+        first.table,
+        _flat(index, feat.shape[2] * feat.shape[3]).view(-1, 4),
+        rel.reshape(-1, 4, 2).contiguous(),
+        _rows(values).contiguous(),
+        first.products,
+        first.squares.contiguous(),
+        first.bias,
+        net,
+        train,
+    )
+    out, weight = (part.unflatten(0, index.shape[:2]) for part in parts)
     return out, weight

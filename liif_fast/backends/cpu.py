@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import factorises
+from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.backends import attention, factorises
 from liif_fast.call import Call, Place, Switches, Window, exporting, hidden_from
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
@@ -50,6 +51,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.coord_requires_grad:
         return False, "has no gradient for coord and cell"
+    if call.op == "attend_corners" and call.dtype != torch.float32:
+        return False, f"attends in float32, got {call.dtype}"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -131,3 +134,16 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     train = _trains(x, *params)
     keep = _keep(train, recompute, rows.shape[0], _mlp.saved_width(weights), x.dtype)
     return _mlp.mlp(rows, params, train, keep).reshape(shape)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    train = _trains(feat, values, *(tensor for _, tensor in transformer.tensors()))
+    return attention.fused(feat, values, corners, transformer, train)

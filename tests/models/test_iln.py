@@ -13,13 +13,16 @@ from safetensors import safe_open
 import liif_fast
 from liif_fast import functional, models
 from liif_fast.attention import CornerTransformer
+from liif_fast.backends import cpu
 from liif_fast.coord import make_coord
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"name": "edsr-lidar", "args": {"n_resblocks": 1, "n_feats": 8}}
 SENSOR = {"max_r": 50.0, "min_r": 3.0, "norm_r": 60.0, "max_v": 0.05, "min_v": -0.43, "max_h": 3.14, "min_h": -3.14}
 SENSOR |= {"channels": 8, "points_per_ring": 16}
-BACKENDS = ("reference", "torch")
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built"))
+BACKENDS = ("reference", "torch", CPU)
+NAMES = ("reference", "torch", "cpu") if cpu.ISA else ("reference", "torch")
 
 
 def small(d: int = 1, h: int = 2, **args) -> models.ILN:
@@ -154,12 +157,117 @@ def test_gradients_of_both_forms_agree_and_recomputing_changes_nothing() -> None
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+@pytest.mark.parametrize(
+    ("d", "h", "width", "queries"), [(0, 1, 64, 40), (1, 8, 64, 100), (2, 1, 24, 37), (3, 2, 8, 1)]
+)
+def test_the_kernels_gradients(d: int, h: int, width: int, queries: int) -> None:
+    """Each of float32, at most 3 times as far from float64 as those of the plain form, and 2e-6 of the largest."""
+    torch.manual_seed(d)
+    encoder = {"name": "edsr-lidar", "args": {"n_resblocks": 0, "n_feats": width}}
+    model = models.make({"name": "iln", "args": {"d": d, "h": h, "dropout": 0.0, "encoder_spec": encoder}})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    feat, values = torch.randn(2, width, 4, 9), torch.randn(2, 2, 4, 9)
+    plan = functional.plan_attention(torch.rand(2, queries, 2) * 2.4 - 1.2, (4, 9))
+    weigh, weigh_weight = torch.randn(2, queries, 2), torch.randn(2, queries, 4)
+
+    def gradients(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (feat.clone(), values.clone())]
+        net = model.to(dtype).attention.transformer_of()
+        own = plan._replace(rel=plan.rel.to(dtype))
+        out, weight = functional.attend_corners(*leaves, own, net, backend=backend)
+        loss = (out * weigh.to(dtype)).sum() + (weight * weigh_weight.to(dtype)).sum()
+        found = torch.autograd.grad(loss, [*leaves, *model.attention.parameters()])
+        return [each.double() for each in found]
+
+    exact, plain = gradients("reference", torch.float64), gradients("reference", torch.float32)
+    scale = max(each.abs().max().item() for each in exact)
+    for true, one, other in zip(exact, gradients("cpu", torch.float32), plain, strict=True):
+        error, usual = ((each - true).abs().max().item() for each in (one, other))
+        assert error <= 3 * usual + 2e-6 * max(true.abs().max().item(), 0.1 * scale)
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_the_kernels_bits_depend_on_no_thread_batch_or_neighbour() -> None:
+    model, threads = small(2, 4), torch.get_num_threads()
+    feat, values, coord = torch.randn(2, 8, 4, 9), torch.rand(2, 1, 4, 9), torch.rand(2, 2500, 2) * 2 - 1
+    net = model.attention.transformer_of()
+
+    def both(feat: torch.Tensor, values: torch.Tensor, coord: torch.Tensor) -> list[torch.Tensor]:
+        feat = feat.clone().requires_grad_()
+        out, weight = functional.attend_corners(feat, values, coord, net, backend="cpu")
+        return [out, weight, *torch.autograd.grad(out.square().sum(), [feat, *model.attention.parameters()])]
+
+    try:
+        torch.set_num_threads(1)
+        first = both(feat, values, coord)
+        torch.set_num_threads(3)
+        other, again = both(feat, values, coord), both(feat, values, coord)
+        assert torch.equal(other[0], first[0]) and torch.equal(other[1], first[1])
+        assert all(torch.equal(one, two) for one, two in zip(other, again, strict=True))  # the gradients, too
+    finally:
+        torch.set_num_threads(threads)
+    with torch.no_grad():
+        for queries in (slice(0, 1), slice(7, 40)):
+            part, _ = functional.attend_corners(feat[1:], values[1:], coord[1:, queries], net, backend="cpu")
+            assert torch.equal(part, first[0][1:, queries])
+        odd = feat.to(memory_format=torch.channels_last)
+        assert torch.equal(functional.attend_corners(odd, values, coord, net, backend="cpu")[0], first[0])
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_the_operators_checks_and_registration() -> None:
+    from liif_fast.backends import attention
+    from liif_fast.ops import attend
+
+    model = small(2, 4)
+    net, feat, values = model.attention.transformer_of(), torch.randn(1, 8, 4, 5), torch.rand(1, 1, 4, 5)
+    plan, first = functional.plan_attention(torch.rand(1, 9, 2), (4, 5)), attention._first(feat, net)
+    tables = [first.table.detach(), plan.at[0], plan.rel[0], attention._rows(values)]
+    tables += [each.detach().contiguous() for each in (first.products, first.squares, first.bias)]
+    rest = [[each.detach() for each in attend.parameters_of(net)], 8, 4]
+    out, weight = torch.ops.liif_fast.attend(*tables, *rest)
+    grads = (torch.ones_like(out), torch.zeros_like(weight), weight)
+    for operator, arguments in (("attend", ()), ("attend_backward", grads)):
+        found = getattr(torch.ops.liif_fast, operator).default
+        torch.library.opcheck(found, (*arguments, *tables, *rest), test_utils=("test_schema", "test_faketensor"))
+    for place, wrong in (
+        (0, tables[0][:, 1:]),
+        (1, tables[1] + 30),
+        (1, tables[1] - 30),
+        (2, tables[2][1:]),
+        (6, tables[6][1:]),
+    ):
+        arguments = [*tables[:place], wrong, *tables[place + 1 :]]
+        with pytest.raises(RuntimeError, match="liif_fast: "):
+            torch.ops.liif_fast.attend(*arguments, *rest)
+    for wrong in ([rest[0][1:], 8, 4], [rest[0], 7, 4], [rest[0], 8, 3], [[], 8, 4], [rest[0], 8, 0]):
+        with pytest.raises(RuntimeError, match="liif_fast: "):
+            torch.ops.liif_fast.attend(*tables, *wrong)
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_the_kernels_operations_are_counted_as_those_of_the_factorised_form() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, coord = small(2, 4), torch.rand(1, 50, 2)
+    model.gen_feat(torch.rand(1, 1, 4, 6))
+    counts = []
+    for model.backend in ("torch", "cpu"):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.query(coord)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
 def test_wrapping_makes_the_seam_like_any_other_place() -> None:
     model, inp = small(wrap=True), torch.rand(1, 1, 4, 8)
     row = torch.rand(50, 1) * 2 - 1
     column = torch.rand(50, 1) * 0.25 - 1  # inside the first column
     turned = column + 6 / 8  # three columns on
-    for backend in BACKENDS:
+    for backend in NAMES:
         model.backend = backend
         with torch.no_grad():
             at_seam = model(inp, torch.cat((row, column), 1)[None])
@@ -244,7 +352,7 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
 def test_dropout_is_for_training_alone() -> None:
     model, inp, coord = small(dropout=0.5), torch.rand(1, 1, 4, 6), torch.rand(1, 50, 2) * 2 - 1
     assert torch.equal(model(inp, coord), model(inp, coord))
-    for model.backend in BACKENDS:
+    for model.backend in ("reference", "torch"):
         model.train()
         assert not torch.equal(model(inp, coord), model(inp, coord))
         torch.manual_seed(0)
@@ -337,7 +445,8 @@ def test_bad_calls_name_the_argument() -> None:
         ({"transformer": net._replace(head_weight=net.head_weight.T)}, ValueError, "transformer.head_weight must have"),
         ({"transformer": net._replace(heads=3)}, ValueError, "transformer.heads must divide D = 8"),
         ({"coord": coord.half()}, TypeError, "coord must be float32"),
-        ({"backend": "cpu"}, RuntimeError, "backend 'cpu' cannot run this attend_corners"),
+        ({"backend": "triton"}, RuntimeError, "backend 'triton' cannot run this attend_corners: has no attend_corners"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\)"),
     ):
         arguments = {"feat": feat, "values": values, "coord": coord, "transformer": net, **change}
         with pytest.raises(error, match=message):
@@ -346,7 +455,7 @@ def test_bad_calls_name_the_argument() -> None:
         model.query(coord)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_half_precision_and_autocast_hide_no_rounding_in_the_weights(backend: str) -> None:
     model, inp, coord = small(), torch.rand(1, 1, 4, 6), torch.rand(1, 50, 2) * 2 - 1
     model.backend = backend
@@ -360,9 +469,10 @@ def test_half_precision_and_autocast_hide_no_rounding_in_the_weights(backend: st
     torch.testing.assert_close(half.query(coord).float(), exact, rtol=0, atol=0.03)
 
 
-def test_it_compiles_without_graph_breaks() -> None:
+@pytest.mark.parametrize("backend", ["torch", CPU])
+def test_it_compiles_without_graph_breaks(backend: str) -> None:
     model, inp, coord = small(), torch.rand(1, 1, 4, 6), torch.rand(1, 50, 2) * 2 - 1
-    model.backend = "torch"
+    model.backend = backend
     compiled = torch.compile(model.query, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         model.gen_feat(inp)
