@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     print("In the package:")
     _, line = _describe(catalogue.shipped_model())
     print(f"  {catalogue.SHIPPED:<22}{line}")
+    _, line = _describe(catalogue.shipped_model(catalogue.SHIPPED_LIDAR))
+    print(f"  {catalogue.SHIPPED_LIDAR:<22}{line}")
     print("\nPublished:")
     for each in catalogue.FAMILIES:
         shapes = each.tensors()
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(path: Path) -> tuple[bool, str]:
     """Whether a file can be used, and what it holds or why it cannot."""
+    from liif_fast.models.iln import ENCODER
     from liif_fast.upscaling import load_upscaler
 
     try:
@@ -68,5 +71,5 @@ def _describe(path: Path) -> tuple[bool, str]:
     except (OSError, ValueError) as error:
         return False, f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
     count = sum(parameter.numel() for parameter in model.parameters())
-    encoder = model.spec["args"]["encoder_spec"]["name"]
+    encoder = (model.spec["args"].get("encoder_spec") or ENCODER)["name"]
     return True, f"{count:>10,} parameters, {type(model).__name__} on {encoder}"
