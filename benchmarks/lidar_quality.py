@@ -2,8 +2,8 @@
 
     python benchmarks/lidar_quality.py [MODEL] [--out FILE.json] [--table FILE.md ...]
 
-Of each scan every k-th line is kept, and the scores are those of the lines taken away, up to 80 m; a direction without a
-return counts as 100 m. Prints a Markdown table; --out keeps all figures, --table rewrites the table in documents,
+Of each scan every k-th line is kept, and the scores are those of the lines taken away, up to 80 m; a direction without
+a return counts as 100 m. Prints a Markdown table; --out keeps all figures, --table rewrites the table in documents,
 between the lines that mark it. The scans are Ouster's (tests/lidar/scans).
 """
 
