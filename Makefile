@@ -39,9 +39,11 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 test: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
 
-# A part of `make test`: the compiled Triton kernels, executed on the CPU.
+# For changes of kernels/: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
+# a part of it, of one version.
+PTX := tests/ptx $(foreach name,compile_report launch,tests/kernels/test_$(name).py)
 ptx: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ptx $(ARGS)
+	OMP_NUM_THREADS=1 LIIF_FAST_TEST_TRITONS=all $(BIN)/python -m pytest -n $(JOBS) --max-worker-restart 0 $(PTX) $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from liif_fast.kernels import backward, config, decode, fused_mlp, gather_corners, host, project, render, scatter
+from liif_fast.kernels import backward, decode, fused_mlp, gather_corners, host, project, render, scatter
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
 MODULES = (backward, decode, fused_mlp, gather_corners, project, render, scatter)
@@ -109,27 +109,28 @@ def run_case(case: str, dtype: torch.dtype) -> None:
     weights = [torch.zeros(outs, ins, dtype=dtype) for ins, outs in itertools.pairwise(widths)]
     biases = [torch.zeros(outs, dtype=dtype) for outs in widths[1:]]
     if name == "project":
-        p = project.project(feat, weights[0], biases[0], True, 0, 0, 6, 6)
-        project.project_backward(p, feat, weights[0], True, 0, 0)
+        p = project.project(feat, weights[0], biases[0], True, (0, 0, 6, 6))
+        project.project_backward(p.float(), feat, weights[0], True, 0, 0, (True, True, True))
     elif name == "gather_corners":
         x, _ = gather_corners.gather_corners(feat, coord, cell, True, True)
         gather_corners.gather_corners_backward(x, coord, 64, 6, 6, True, True)
     elif name == "fused_mlp":
         x = torch.zeros(64, 580, dtype=dtype)
-        fused_mlp.fused_mlp(x, weights, biases, 0)
-        out, saved = fused_mlp.fused_mlp(x, weights, biases, 32)
+        fused_mlp.fused_mlp(x, weights, biases, (4, 0, hidden[0]))
+        out, saved = fused_mlp.fused_mlp(x, weights, biases, (4, 32, hidden[0]))
         fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
     elif name == "decode":
         p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
-        decode.decode(p, coord, cell, weights, biases, True, 0)
-        out, saved = decode.decode(p, coord, cell, weights, biases, True, 32)
+        decode.decode(p, coord, cell, weights, biases, True, (4, 0, hidden[0]))
+        out, saved = decode.decode(p, coord, cell, weights, biases, True, (4, 128, hidden[0]))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
                 decode.decode_backward(out, p, coord, cell, weights, biases, saved, True)
     elif name == "render":
         p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
-        for keep in (0, 32):
-            render.render(p, cell[:, 0], weights, biases, True, 6, 6, 0, 0, 24, 24, 0, 0, 24, 24, keep)
+        grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
+        for rows in (0, 128):
+            render.render(p, cell[:, 0], weights, biases, True, grid, (4, rows, hidden[0]))
 
 
 @contextlib.contextmanager
@@ -256,7 +257,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
 
 
 def kind(launch: Launch) -> str | None:
-    """Which of config.KERNELS a launch takes its form from, if from any."""
+    """Which of host.KERNELS a launch takes its form from, if from any."""
     if launch.name == "chain_kernel":
         return "backward"
     if "SAVE" not in launch.arguments:
@@ -292,10 +293,10 @@ def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
         if not precisions:
             continue
         row = (*host.TRITON, arch, name)
-        present, forms = config.FORMS.get(row, ()), []
-        for index, kernel in enumerate(config.KERNELS):
+        present, forms = host.FORMS.get(row, ()), []
+        for index, kernel in enumerate(host.KERNELS):
             for form in dict.fromkeys((*present[index : index + 1], *candidates)):
-                config.FORMS[row] = (form,) * len(config.KERNELS)
+                host.FORMS[row] = (form,) * len(host.KERNELS)
                 entries = clean(kernel, precisions, arch)
                 if entries is not None:
                     break
@@ -303,7 +304,7 @@ def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
                 raise SystemExit(f"no candidate is clean: {kernel}, {name}, sm_{arch}")
             forms.append(form)
             yield from entries
-        config.FORMS[row] = tuple(forms)
+        host.FORMS[row] = tuple(forms)
         write_table()
 
 
@@ -311,13 +312,13 @@ def write_table() -> None:
     """Write kernels/forms.py anew."""
     path = Path(__file__).parents[1] / "kernels/forms.py"
     head, _ = path.read_text().split("FORMS: ")
-    order = sorted(config.FORMS, key=lambda key: (*key[:3], config.PRECISIONS.index(key[3])))
+    order = sorted(host.FORMS, key=lambda key: (*key[:3], host.PRECISIONS.index(key[3])))
     lines = []
     for *numbers, precision in order:
-        forms = ", ".join(str(form).replace(" ", "") for form in config.FORMS[(*numbers, precision)])
+        forms = ", ".join(str(form).replace(" ", "") for form in host.FORMS[(*numbers, precision)])
         lines.append(f'    ({", ".join(map(str, numbers))}, "{precision}"): ({forms}),')
     head += "FORMS: dict[tuple[int, int, int, str], tuple[tuple[int, int, int, int], ...]] = {\n"
-    head += f"    # Triton, architecture, precision: {', '.join(config.KERNELS)}\n"
+    head += f"    # Triton, architecture, precision: {', '.join(host.KERNELS)}\n"
     path.write_text(head + "\n".join(lines) + "\n}\n")
 
 
@@ -345,7 +346,7 @@ def line(entry: dict[str, Any], wrong: list[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument("--arch", type=int, nargs="+", default=list(config.ARCHITECTURES), help="default: all")
+    parser.add_argument("--arch", type=int, nargs="+", default=list(host.ARCHITECTURES), help="default: all")
     parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--write", action="store_true", help="look for clean forms and write them into the table")

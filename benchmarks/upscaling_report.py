@@ -1,4 +1,6 @@
-"""The figures and pictures of docs/upscaling.md and the README's lead: python -m benchmarks.upscaling_report [--check].
+"""The figures and pictures of docs/upscaling.md, the proof in docs/backends.md.
+
+    python -m benchmarks.upscaling_report [--check]
 
 Figures of speed and memory come from processes of their own, one an output. With --check everything is made smaller and
 goes into --out instead of the documents: a test that it works.
@@ -21,7 +23,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import liif_fast
 from liif_fast.cli import main as command
-from liif_fast.info import cpu_name
+from liif_fast.devices import cpu_name
 from liif_fast.models.catalogue import shipped_model
 from liif_fast.upscaling import upscale
 
@@ -34,7 +36,8 @@ VERIFY = ["verify", "edsr-small-liif"]
 # One output in a process of its own: seconds of the upscaling without the start of Python, and its peak memory.
 CHILD = """
 import json, resource, sys, time
-from liif_fast.upscaling import resolve_model, upscale_file
+from liif_fast.models.catalogue import resolve_model
+from liif_fast.upscaling import upscale_file
 source, target, scale = sys.argv[1:]
 model = resolve_model(None, "cpu")
 start = time.perf_counter()
@@ -68,7 +71,7 @@ def main() -> None:
         (args.out / "figures.md").write_text(f"{text}\n\n{lead}\n")
     else:
         fill(ROOT / "docs" / "upscaling.md", "figures", text)
-        fill(ROOT / "README.md", "verify", lead)
+        fill(ROOT / "docs" / "backends.md", "verify", lead)
 
 
 def fill(path: Path, name: str, text: str) -> None:
@@ -139,7 +142,7 @@ def tile_sizes(photo: Image.Image, model: torch.nn.Module) -> str:
 
 
 def verify(options: list[str]) -> str:
-    """What `liif-fast verify` prints, as the README shows it."""
+    """What `liif-fast verify` prints, as docs/backends.md shows it."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = command([*VERIFY, *options])

@@ -29,16 +29,19 @@ if MSVC:
         "kernel_portable": ["/fp:contract"],
         "kernel_avx2": ["/arch:AVX2"],
         "kernel_avx512": ["/arch:AVX512"],
+        "kernel_avx512bf16": ["/arch:AVX512"],
     }
 else:
+    AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
     FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
     KERNEL_FLAGS = {
         "kernel_portable": ["-ffp-contract=fast"],
         "kernel_avx2": ["-mavx2", "-mfma"],
-        "kernel_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+        "kernel_avx512": AVX512,
+        "kernel_avx512bf16": [*AVX512, "-mavx512bf16"],
     }
-if not X86:  # elsewhere these two files are empty but for saying so
-    del KERNEL_FLAGS["kernel_avx2"], KERNEL_FLAGS["kernel_avx512"]
+if not X86:  # elsewhere the others are empty but for saying so
+    KERNEL_FLAGS = {"kernel_portable": KERNEL_FLAGS["kernel_portable"]}
 HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a"]
 if WERROR:

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import liif_fast
 from liif_fast.images import read_rgb, write_image
-from liif_fast.upscaling import default_model_path, upscale
+from liif_fast.models.catalogue import shipped_model
+from liif_fast.upscaling import upscale
 
 PHOTO = Path(liif_fast.__file__).parent / "assets" / "chelsea.png"
 SIZES: list[tuple[str, dict]] = [
@@ -39,9 +40,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     photo = Image.fromarray(read_rgb(args.image))
-    model = liif_fast.load_model(default_model_path())
+    model = liif_fast.load_model(shipped_model())
     print(
-        f"{args.image.name}, {photo.width}x{photo.height}; model {default_model_path().name}; "
+        f"{args.image.name}, {photo.width}x{photo.height}; model {shipped_model().name}; "
         f"{torch.get_num_threads()} threads"
     )
     upscale(photo.crop((0, 0, 16, 16)), model, scale=2)  # warm up

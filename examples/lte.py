@@ -44,7 +44,6 @@ class LTE(FeatureModel):
 
     def __init__(self, encoder_spec: Mapping[str, Any], imnet_spec: Mapping[str, Any], hidden_dim: int = 256) -> None:
         super().__init__()
-        self.backend = "auto"
         self.encoder = models.make(encoder_spec)
         self.coef = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.freq = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
@@ -64,7 +63,7 @@ class LTE(FeatureModel):
 
     def _maps(self) -> Tensor:
         """Amplitudes and frequencies [B, 2 * hidden_dim, H, W], kept while an image is rendered in strips."""
-        feat = self._encoded()
+        feat = self.features()
         if self.kept is not None and self.kept[0] is feat:
             return self.kept[1]
         maps = torch.cat((self.coef(feat), self.freq(feat)), 1)

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
-from .network import backward_layers, blended, columns, dot, keep, layer_of, masked
+from .host import dot
+from .network import backward_layers, blended, columns, keep, layer_of, masked
 from .plan import corners
 
 CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
@@ -134,10 +135,9 @@ class Totals:
         self.weights = [zeros(weight.shape) for weight in weights[1:]]
         self.biases = [zeros(weight.shape[0]) for weight in weights]
 
-    def interleaved(self, *first: Tensor) -> list[Tensor]:
-        """Return bias, weight, bias, ..., behind the gradient of the first weight if it is given."""
-        rest = [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
-        return [*first, self.biases[0], *rest]
+    def later(self) -> list[Tensor]:
+        """Return weight, bias, weight, ... of the layers after the first."""
+        return [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
 
     def add(self, activations: Tensor, grads: Tensor, grad: Tensor, blend: Tensor, parts: Tensor | None) -> None:
         """Add a chunk: activations and grads [layers, rows, widest], grad and blend (at the last layer) by query."""
@@ -148,8 +148,9 @@ class Totals:
             weight += host.product(dz.t().to(blend.dtype), (blend if last else activations[layer])[:, :ins])
             bias += dz.sum(0, dtype=torch.float32)
         first = grads[0, :, : self.biases[0].shape[0]]
-        self.biases[0] += first.sum(0, dtype=torch.float32)
-        if parts is not None:
+        if parts is None:
+            self.biases[0] += first.sum(0, dtype=torch.float32)
+        else:  # the bias is in P, and so in its gradient
             self.affine += host.product(parts.t().to(first.dtype), first)
 
 

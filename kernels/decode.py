@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import backward, config, host, scatter
+from . import backward, host, scatter
 from .network import first_layer, hidden_layers, last_layer
 from .plan import corners
 
@@ -80,7 +80,7 @@ def launch(
     coord: Tensor,
     cell: Tensor | None,
     network: host.Network,
-    form: config.Form,
+    form: host.Form,
     ensemble: bool,
     shape: tuple[int, int],
     origin: tuple[int, int],
@@ -119,17 +119,32 @@ def decode(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     ensemble: bool,
-    keep: int,
+    shape: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Return the output [B, Q, out], float32, and the activations of the first `keep` queries."""
+    """Return the output [B, Q, out], float32, and the first queries' activations.
+
+    shape: of those, [hidden layers, rows, the widest layer].
+    """
     batch, queries, _ = coord.shape
-    widest = config.widest(weights)
+    widest = host.widest(weights)
     out = torch.empty((batch, queries, weights[-1].shape[0]), dtype=torch.float32, device=p.device)
-    saved = p.new_empty(len(weights) - 1, keep * (4 if ensemble else 1), widest)
-    form = host.form("save" if keep else "forward", widest, p)
+    saved = p.new_empty(*shape)
+    form = host.form("save" if saved.numel() else "forward", widest, p)
     network = host.network(weights, biases, form, 2 if cell is None else 4)
-    shape = p.shape[1], p.shape[2]
-    launch(p, coord, cell, network, form, ensemble, shape, (0, 0), range(batch * queries), widest, out, saved)
+    launch(
+        p,
+        coord,
+        cell,
+        network,
+        form,
+        ensemble,
+        (p.shape[1], p.shape[2]),
+        (0, 0),
+        range(batch * queries),
+        widest,
+        out,
+        saved,
+    )
     return out, saved
 
 
@@ -147,10 +162,10 @@ def gradients(
     """Add P's gradient to each chunk's p_grad, and return those of the parameters.
 
     Returns:
-        The gradients of the first layer's last `affine` columns [affine, hidden] and of its bias, then weight, bias,
-        ... of the layers after it.
+        The gradients of the first layer's last `affine` columns [affine, hidden], then weight, bias, ... of the layers
+        after it.
     """
-    widest = config.widest(weights)
+    widest = host.widest(weights)
     form = host.form("recompute", widest, saved)
     network = host.network(weights, biases, form, affine)
 
@@ -165,7 +180,7 @@ def gradients(
     totals = backward.backward(
         chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin
     )
-    return [totals.affine, *totals.interleaved()]
+    return [totals.affine, *totals.later()]
 
 
 def decode_backward(

@@ -1,6 +1,6 @@
 """Forms of the network kernels for hidden layers 256 wide: written by `benchmarks/compile_report.py --write`.
 
-By (Triton's major and minor version, architecture, precision), for each of config.KERNELS: rows, column block, warps,
+By (Triton's major and minor version, architecture, precision), for each of host.KERNELS: rows, column block, warps,
 stages. One of the script's candidates, as wide as may be, that neither spills nor lacks matrix instructions nor shared
 memory. benchmarks/results/triton-VERSION.json is what was compiled.
 """

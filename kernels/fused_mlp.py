@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import backward, config, host
-from .network import columns, dot, hidden_layers, keep, last_layer, relu
+from . import backward, host
+from .host import dot
+from .network import columns, hidden_layers, keep, last_layer, relu
 
 DEPTH = 32  # of a step through the input's columns
 
@@ -67,7 +68,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
     rows, width = x.shape
     if not rows:
         return
-    widest = config.widest(weights)
+    widest = host.widest(weights)
     form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
     network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
     first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
@@ -82,10 +83,15 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
         )  # fmt: skip
 
 
-def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: int) -> tuple[Tensor, Tensor]:
-    """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and what it saved."""
+def fused_mlp(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and the activations saved.
+
+    shape: of those, [hidden layers, rows, the widest layer].
+    """
     out = torch.empty((x.shape[0], weights[-1].shape[0]), dtype=torch.float32, device=x.device)
-    saved = x.new_empty(len(weights) - 1, keep, config.widest(weights))
+    saved = x.new_empty(*shape)
     _launch(x, weights, biases, out, saved)
     return out, saved
 
@@ -109,4 +115,4 @@ def fused_mlp_backward(
         first_grad.add_(host.product(dz.t(), x[chunk.where]))
 
     totals = backward.backward(chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0)
-    return [x_grad, *totals.interleaved(first_grad)]
+    return [x_grad, first_grad, totals.biases[0], *totals.later()]

@@ -103,4 +103,5 @@ def gather_corners_backward(
         image = torch.arange(batch, device=grad.device).view(-1, 1, 1)
         latents = ((image * height + index[..., 0]) * width + index[..., 1]).flatten()
         scatter.add_sorted(grad.flatten(0, 2), latents, target, (height, width), 9 if unfold else 1)
-    return target.view(batch, height, width, channels).permute(0, 3, 1, 2).to(grad.dtype)
+    maps = target.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return maps.to(grad.dtype, memory_format=torch.contiguous_format)

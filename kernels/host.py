@@ -1,7 +1,13 @@
-"""What the launchers share: numbers of an axis, parameters in the kernels' layout, products, launching."""
+"""What the kernels share: how they are cut into tiles, the precision of products, parameters in their layout.
+
+No autotuning: LIIF makes every size new, and a search would stall each call. A form depends on widths, dtype,
+architecture and version of Triton only, never on how many queries there are, so that a query's bits do not depend on
+the call it is part of. The table of forms, forms.py, is written by benchmarks/compile_report.py.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -9,14 +15,70 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from . import config
-from .config import Form
+from liif_fast.call import tf32_allowed
 
+from .forms import FORMS
+
+ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
+# Decode and render; the same keeping activations; fused_mlp; the same keeping them; making nothing but them; gradients.
+KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
+PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
+# Triton's interpreter multiplies bfloat16 as if it were integers.
+WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Form(NamedTuple):
+    """A tile of the network: rows (one a query and corner) and column blocks of the hidden layers."""
+
+    rows: int
+    block: int
+    blocks: int
+    warps: int
+    stages: int
+
+    @property
+    def padded(self) -> int:
+        """The hidden width that the kernel computes with."""
+        return self.block * self.blocks
+
+
+class ProjectionForm(NamedTuple):
+    """A tile of the projection: rows (latents), columns, and channels of a step."""
+
+    rows: int
+    block: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def widest(weights: Sequence[Tensor]) -> int:
+    """Return the width of the widest hidden layer."""
+    return max(weight.shape[0] for weight in weights[:-1])
+
+
+def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
+
+    One that has no entry takes the next lower one; sm_86 and sm_87 that of sm_89, which has as little shared memory.
+    """
+    arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
+    versions = sorted({key[:2] for key in FORMS})
+    return *max((v for v in versions if v <= version), default=versions[0]), arch
+
+
+def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:
+    """Return the form of a network kernel, one of KERNELS, for its widest hidden layer."""
+    if width <= (64 if precision == "half" else 32):
+        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+    rows, block, warps, stages = FORMS[(*entry(arch, version), precision)][KERNELS.index(kernel)]
+    return Form(rows, block, -(-width // block), warps, stages)
 
 
 def axis(n: int) -> tuple[int, float, float, float, float]:
@@ -32,16 +94,8 @@ def architecture(device: torch.device) -> int:
     return major * 10 + minor
 
 
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may round their operands to TF32."""
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the two interfaces of PyTorch have been mixed
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
 def precision(dtype: torch.dtype) -> str:
-    """Return how matrix products are to be made: an entry of config.PRECISIONS."""
+    """Return how matrix products are to be made: an entry of PRECISIONS."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if tf32_allowed() else "tf32x3"
@@ -53,14 +107,23 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if kind == "half" else kind
 
 
+@triton.jit
+def dot(a, b, c, PRECISION: tl.constexpr):
+    """a b + c, accumulated in float32."""
+    if WIDEN_BFLOAT16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
+
+
 def form(kernel: str, width: int, tensor: Tensor) -> Form:
     """Return the form of a network kernel for a hidden width, and the dtype and device of `tensor`."""
-    return config.network_form(kernel, width, precision(tensor.dtype), architecture(tensor.device), TRITON)
+    return network_form(kernel, width, precision(tensor.dtype), architecture(tensor.device), TRITON)
 
 
-def projection_form(outs: int, tensor: Tensor) -> config.ProjectionForm:
-    """Return the form of a projection to `outs` columns."""
-    return config.projection_form(outs, precision(tensor.dtype), architecture(tensor.device))
+def projection_form(tensor: Tensor) -> ProjectionForm:
+    """Return the form of a projection, for the dtype and device of `tensor`."""
+    spills = architecture(tensor.device) >= 120 and precision(tensor.dtype) == "tf32x3"  # in 4 warps, with Triton 3.9
+    return ProjectionForm(64, 64, 32, 8 if spills else 4, 2)
 
 
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:

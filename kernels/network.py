@@ -9,21 +9,10 @@ rows follow one another there. Kernels get the number of rows of a layer, not a 
 compiler knows how far a layer is aligned, and moves 16 bytes at a time.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# Triton's interpreter multiplies bfloat16 as if it were integers.
-WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@triton.jit
-def dot(a, b, c, PRECISION: tl.constexpr):
-    """a b + c, accumulated in float32."""
-    if WIDEN_BFLOAT16:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, c, input_precision=PRECISION)
+from .host import dot
 
 
 @triton.jit

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.ops.project import in_layout_of
+
 from . import host
-from .network import dot
+from .host import dot
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "top", "left", "source_height", "source_width"])
@@ -52,7 +54,7 @@ def _launch(source: Tensor, taps: Tensor, bias: Tensor, window: Sequence[int]) -
     """Return source [B, h, w, in] times taps [side * side, in, out], on a window of it, [B, height, width, out]."""
     (batch, source_height, source_width, channels), (top, left, height, width) = source.shape, window
     side, outs = {1: 1, 9: 3}[taps.shape[0]], taps.shape[2]
-    form = host.projection_form(outs, source)
+    form = host.projection_form(source)
     steps, padded = triton.cdiv(channels, form.depth), triton.cdiv(outs, form.block) * form.block
     weight = F.pad(taps, (0, padded - outs, 0, steps * form.depth - channels)).contiguous()
     out = source.new_empty(batch, height, width, outs)
@@ -75,33 +77,43 @@ def _taps(weight: Tensor, channels: int, unfold: bool) -> Tensor:
     return weight[:, : channels * count].unflatten(1, (channels, count)).permute(2, 1, 0)
 
 
-def project(feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, *window: int) -> Tensor:
+def project(feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int]) -> Tensor:
     """Return P [B, h, w, hidden] on the window (top, left, h, w) of feat [B, C, H, W]."""
     source = feat.permute(0, 2, 3, 1).contiguous()
     return _launch(source, _taps(weight, feat.shape[1], unfold), bias, window)
 
 
 def project_backward(
-    grad: Tensor, feat: Tensor, weight: Tensor, unfold: bool, top: int, left: int
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of feat [B, C, H, W] and of the weight's columns for the latent [hidden, C * taps].
+    grad: Tensor, feat: Tensor, weight: Tensor, unfold: bool, top: int, left: int, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of feat, of the weight's columns for the latent [hidden, C * taps] and of the bias.
 
-    grad [B, h, w, hidden] is that of P on the window at (top, left).
+    grad, float32 [B, h, w, hidden], is that of P on the window at (top, left). A gradient that is not wanted is empty.
     """
-    (_, channels, height, width), (rows, wide) = feat.shape, grad.shape[1:3]
-    taps = _taps(weight, channels, unfold)
-    nothing = torch.zeros(channels, dtype=torch.float32, device=feat.device)
-    feat_grad = _launch(grad, taps.flip(0).transpose(1, 2), nothing, (-top, -left, height, width)).permute(0, 3, 1, 2)
-    # In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each.
-    side = 3 if unfold else 1
-    border = side // 2
+    taps, low = _taps(weight, feat.shape[1], unfold), grad.to(feat.dtype)
+    return (
+        _feat_grad(low, feat, taps, (-top, -left)) if wanted[0] else feat.new_empty(0),
+        _latent_grad(low, feat, 3 if unfold else 1, top, left) if wanted[1] else grad.new_empty(0),
+        grad.sum((0, 1, 2)) if wanted[2] else grad.new_empty(0),
+    )
+
+
+def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]) -> Tensor:
+    no_bias = torch.zeros(feat.shape[1], dtype=torch.float32, device=feat.device)
+    maps = _launch(grad, taps.flip(0).transpose(1, 2), no_bias, (*origin, *feat.shape[2:]))
+    return in_layout_of(feat, maps.permute(0, 3, 1, 2))
+
+
+def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:
+    """In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each."""
+    border, (rows, wide) = side // 2, grad.shape[1:3]
     around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
     around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
     stride = wide + 2 * border
     ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
-    latent_grad = torch.empty(grad.shape[3], channels, side * side, dtype=torch.float32, device=feat.device)
+    latent_grad = torch.empty(grad.shape[3], feat.shape[1], side * side, dtype=torch.float32, device=feat.device)
     for tap in range(side * side):
         shift = tap // side * stride + tap % side
         part = around[:, shift : shift + rows * stride]
         latent_grad[:, :, tap] = host.product(ours.transpose(1, 2), part).sum(0)
-    return feat_grad, latent_grad.flatten(1)
+    return latent_grad.flatten(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from liif_fast.coord import centres_at
 
-from . import backward, config, host
+from . import backward, host
 from .decode import gradients
 from .network import first_layer, hidden_layers, last_layer
 from .plan import centre, corners
@@ -98,18 +98,22 @@ def render(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     ensemble: bool,
-    *numbers: int,
+    grid: Sequence[int],
+    saved_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Return the window `region` of the grid `size`, [B, out, h, w], float32, and the first `keep` pixels' activations.
+    """Return the window of the grid, [B, out, h, w], float32, and the first pixels' activations.
 
-    p [B, h, w, hidden] is the window at `origin` of the map `shape`; `numbers` are those of the operator.
+    Args:
+        p: [B, h, w, hidden], a window of the map.
+        grid: ten integers, as the operator's (liif_fast/ops/decode.py).
+        saved_shape: of the activations, [hidden layers, rows, the widest layer].
     """
-    *grid, keep = numbers
     shape, origin, size, (top, left, height, width) = _split(grid)
     batch = p.shape[0]
-    widest, corners = config.widest(weights), 4 if ensemble else 1
+    widest, corners = host.widest(weights), 4 if ensemble else 1
     out = torch.empty((batch, weights[-1].shape[0], height, width), dtype=torch.float32, device=p.device)
-    saved = p.new_empty(len(weights) - 1, keep * corners, widest)
+    saved = p.new_empty(*saved_shape)
+    keep = saved.shape[1] // corners
     form = host.form("save" if keep else "forward", widest, p)
     network = host.network(weights, biases, form, 2 if cell is None else 4)
     queries = form.rows // corners
@@ -137,7 +141,7 @@ def render_backward(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
-    *grid: int,
+    grid: Sequence[int],
 ) -> list[Tensor]:
     """As `decode_backward`: each chunk is a decode of its pixels' coordinates. grad [B, out, h, w]."""
     shape, origin, size, (top, left, height, width) = _split(grid)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from liif_fast.window import Window as Window
+
 
 class Switches(NamedTuple):
     """The three options of LIIF's decoder."""
@@ -25,7 +27,6 @@ class Switches(NamedTuple):
         return 4 if self.local_ensemble else 1
 
 
-Window = tuple[int, int, int, int]  # top, left, height, width
 Place = tuple[int, int, int, int]  # top, left in a map of height, width
 
 
@@ -54,6 +55,11 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of what an operator makes of `tensor`: its own, float32 under autocast."""
+    return tensor.dtype if autocast_dtype(tensor) is None else torch.float32
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves operations on `tensor` alone."""
     if autocast_dtype(tensor) is None:
@@ -79,3 +85,16 @@ def exporting() -> bool:
     would be taken for inference there, and have no gradients.
     """
     return bool(torch.compiler._is_exporting_flag)
+
+
+def tf32_allowed() -> bool:
+    """Say whether float32 matrix products on a GPU may round their operands to TF32."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the two interfaces of PyTorch have been mixed
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def trains(*tensors: Tensor) -> bool:
+    """Say whether a backward pass is to come; an exported program is for inference and keeps nothing for one."""
+    return not exporting() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -129,12 +129,6 @@ def cleanup() -> None:
         dist.destroy_process_group()
 
 
-def print_main(*values: object) -> None:
-    """As `print`, in the main process only."""
-    if is_main():
-        print(*values)
-
-
 def _timeout() -> datetime.timedelta:
     """How long a process waits for the others."""
     value = os.environ.get("LIIF_FAST_TIMEOUT", str(TIMEOUT))

@@ -71,11 +71,5 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             part.chmod(target.stat().st_mode & 0o7777)
         os.replace(part, target)
     except BaseException:
-        gone = False
-        while not gone:
-            try:
-                part.unlink(missing_ok=True)
-                gone = True
-            except (KeyboardInterrupt, SystemExit):  # a second signal, as of a terminal that closes: not now
-                pass
+        part.unlink(missing_ok=True)
         raise

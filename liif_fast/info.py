@@ -22,6 +22,8 @@ def describe() -> list[Row]:
     """The rows of `liif-fast info`: (name, value), each value one line."""
     import torch
 
+    from liif_fast.devices import cpu_name
+
     packages = ("numpy", "pillow", "safetensors", "pyyaml", "triton")
     return [
         ("liif_fast", f"{package_version()} in {Path(liif_fast.__file__).parent}"),
@@ -45,16 +47,6 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _gpus() -> list[Row]:
     import torch
 
@@ -73,8 +65,8 @@ def _backends() -> list[Row]:
     """Every backend's answer to a small decode on the device that `upscale` would take."""
     import torch
 
+    from liif_fast.devices import pick_device
     from liif_fast.functional import explain
-    from liif_fast.upscaling import pick_device
 
     device = pick_device("auto")
     feat, coord = torch.zeros(1, 64, 4, 4, device=device), torch.zeros(1, 1024, 2, device=device)
@@ -86,7 +78,17 @@ def _backends() -> list[Row]:
     for name, can, reason in answer.answers:
         verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
         rows.append((f"  {name}", f"{verdict}: {reason}" if reason else verdict))
-    return [("backends", f"for a decode on {device}, float32"), *rows]
+    return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index)]
+
+
+def _verdict(kind: str, index: int | None) -> list[Row]:
+    """What `liif-fast qualify` has found on a GPU."""
+    from liif_fast.backends import verdict
+
+    found = verdict.read(kind, index)
+    if found is not None:
+        return [("verdict", f"{found.summary()}, {found.made}, in {found.path}")]
+    return [("verdict", "none; `liif-fast qualify` examines the kernels of this GPU")] if kind == "cuda" else []
 
 
 def _native_build() -> list[Row]:
@@ -116,10 +118,10 @@ def _words(value: object) -> str:
 
 
 def _shipped_model() -> list[Row]:
+    from liif_fast.models.catalogue import shipped_model
     from liif_fast.models.checkpoint import load_model
-    from liif_fast.upscaling import default_model_path
 
-    path = default_model_path()
+    path = shipped_model()
     if not path.is_file():
         return [("model", f"missing: {path}")]
     try:

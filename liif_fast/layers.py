@@ -153,10 +153,82 @@ class MLP(nn.Module):
         return self.layers(x) if chain is None else functional.fused_mlp(x, *chain)
 
 
-class LIIFDecoder(nn.Module):
-    """LIIF's decoder: a continuous image from a feature map, with parameters `layers.{0,2,...}.{weight,bias}`.
+def chain_of(module: nn.Module) -> Chain | None:
+    """Return `linear_chain` of `module.layers`; None if the module is altered."""
+    return None if altered(module) else linear_chain(getattr(module, "layers", None))
 
-    `layers` may be changed, hooked or parametrized; it then runs as it is, on gathered latents, instead of fused.
+
+def fusable(network: nn.Module | None) -> Chain | None:
+    """Return weights and biases of an `MLP` or a Sequential whose call is nothing but that chain, else None."""
+    if isinstance(network, MLP):
+        return chain_of(network) if type(network).forward is MLP.forward else None
+    return linear_chain(network)
+
+
+class Decoding:
+    """What `LIIF` and `LIIFDecoder` share: the switches, and a network on the latents, fused where that can be."""
+
+    local_ensemble: bool
+    feat_unfold: bool
+    cell_decode: bool
+    backend: str = "auto"
+    recompute: bool | None = None
+
+    def _in_dim(self, channels: int) -> int:
+        return channels * (9 if self.feat_unfold else 1) + (4 if self.cell_decode else 2)
+
+    def _switches(self) -> dict[str, Any]:
+        return {
+            "feat_unfold": self.feat_unfold,
+            "local_ensemble": self.local_ensemble,
+            "cell_decode": self.cell_decode,
+        }
+
+    def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        """Decode queries; arguments and result as of `functional.liif_decode`."""
+        chain = fusable(network)
+        if chain is None:
+            return decode_by_module(network, feat, coord, cell, self.backend, self._switches())
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
+        return functional.liif_decode(feat, coord, cell, *chain, **options)
+
+    def _decode_grid(
+        self,
+        network: Any,
+        feat: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None,
+        cell: Tensor | Sequence[float] | None,
+        place: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Decode a window of a grid; arguments and result as of `functional.liif_render`."""
+        chain = fusable(network)
+        if chain is None:
+            if place is not None:
+                raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
+            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell)
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute, "place": place}
+        return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
+
+
+class LIIFDecoder(Decoding, nn.Module):
+    """LIIF's decoder: a continuous image from a feature map, for a network of one's own.
+
+    Parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF, such
+    as `load_model("edsr-baseline-liif.pth").state_dict()`, of which `imnet.*` are the decoder's. `layers` may be
+    changed, hooked or parametrized; it then runs as it is, on gathered latents, instead of fused.
+
+    It trains as any module does:
+
+        decoder = LIIFDecoder(in_channels=64)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-4)
+        for inp, coord, cell, target in batches:
+            optimizer.zero_grad()
+            (decoder(encoder(inp), coord, cell) - target).abs().mean().backward()
+            optimizer.step()
+
+    `torch.utils.checkpoint` is not needed, because `recompute` bounds what is kept for the backward pass. Under
+    autocast only the encoder is worth a `torch.compile`: the decoder is one operator, or already in large products.
 
     Args:
         in_channels: C, channels of the feature map.
@@ -166,6 +238,8 @@ class LIIFDecoder(nn.Module):
         feat_unfold: concatenate the 3x3 neighbourhood of each latent.
         cell_decode: give the network the size of the query's pixel.
         backend: "auto" or the name of a backend; see `liif_fast.explain`.
+        recompute: in training, compute hidden activations again in the backward pass instead of keeping them; None
+            keeps them when they are few.
 
     Raises:
         TypeError, ValueError: hidden_list is no list of positive integers.
@@ -182,21 +256,33 @@ class LIIFDecoder(nn.Module):
         feat_unfold: bool = True,
         cell_decode: bool = True,
         backend: str = "auto",
+        recompute: bool | None = None,
     ) -> None:
         super().__init__()
         self.local_ensemble = local_ensemble
         self.feat_unfold = feat_unfold
         self.cell_decode = cell_decode
         self.backend = backend
-        in_dim = in_channels * (9 if feat_unfold else 1) + (4 if cell_decode else 2)
-        self.layers = _perceptron(in_dim, out_channels, hidden_list)
+        self.recompute = recompute
+        self.layers = _perceptron(self._in_dim(in_channels), out_channels, hidden_list)
 
     def forward(self, feat: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Decode queries; arguments and result as `functional.liif_decode`."""
-        chain = linear_chain(self.layers)
-        if chain is None:
-            return decode_by_module(self.layers, feat, coord, cell, self.backend, self._switches())
-        return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
+        """Decode queries at any coordinates; differentiable with respect to feat and the parameters.
+
+        Args:
+            feat: [B, C, H, W] floating point, the feature map, in the dtype of the parameters (any under autocast).
+            coord: [B, Q, 2] float32, (row, column) of each query in [-1, 1], as `make_coord` makes them.
+            cell: [B, Q, 2] float32, the pixel's (row, column) size, (2/H_out, 2/W_out), as `make_cell` makes them;
+                None only without cell_decode.
+
+        Returns:
+            [B, Q, out_channels], not clamped; dtype of feat, float32 under autocast.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind, shape, dtype or device.
+            RuntimeError: the backend named cannot run this call.
+        """
+        return self._decode(self.layers, feat, coord, cell)
 
     def render(
         self,
@@ -205,20 +291,30 @@ class LIIFDecoder(nn.Module):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        """Decode a regular grid or a window of it; arguments and result as `functional.liif_render`."""
-        chain = linear_chain(self.layers)
-        if chain is None:
-            return render_by_query(lambda coord, cell: self.forward(feat, coord, cell), feat, size, region, cell)
-        return functional.liif_render(
-            feat, size, *chain, region=region, cell=cell, backend=self.backend, **self._switches()
-        )
+        """Decode a regular grid or a window of it: `forward` on make_coord and make_cell of `size`, without them.
 
-    def _switches(self) -> dict[str, Any]:
-        return {
-            "feat_unfold": self.feat_unfold,
-            "local_ensemble": self.local_ensemble,
-            "cell_decode": self.cell_decode,
-        }
+        Args:
+            feat: [B, C, H, W] floating point, the feature map, in the dtype of the parameters (any under autocast).
+            size: (H_out, W_out) of the whole grid, (row, column) order.
+            region: (top, left, height, width), the window to decode, in pixels of the grid; None is all of it.
+            cell: the pixel's (row, column) size, a pair of floats or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
+
+        Returns:
+            [B, out_channels, height, width], not clamped; dtype of feat, float32 under autocast.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `forward`.
+        """
+        return self._decode_grid(self.layers, feat, size, region, cell)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take `imnet.*` of a whole LIIF's tensors for ours, and leave the others out."""
+        if f"{prefix}imnet.layers.0.weight" in state_dict:
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                value, name = state_dict.pop(key), key.removeprefix(prefix)
+                if name.startswith("imnet."):
+                    state_dict[prefix + name.removeprefix("imnet.")] = value
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Say the options that the layers do not show."""

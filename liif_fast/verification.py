@@ -24,7 +24,8 @@ from torch import Tensor
 from liif_fast import backends
 from liif_fast.images import read_rgb
 from liif_fast.models.base import FeatureModel
-from liif_fast.upscaling import resolve_model, upscale_strips
+from liif_fast.models.catalogue import resolve_model
+from liif_fast.upscaling import upscale_strips
 
 TOLERANCE = 1e-5  # of the largest output, float32: what docs/backends.md promises
 PSNR_TOLERANCE = 0.005  # dB

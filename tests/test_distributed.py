@@ -20,7 +20,7 @@ def process(monkeypatch):
     return be
 
 
-def test_one_process(monkeypatch, capsys):
+def test_one_process(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set it for themselves
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
@@ -28,8 +28,6 @@ def test_one_process(monkeypatch, capsys):
     assert distributed.init(torch.device("cpu")) == torch.device("cpu")
     assert not torch.distributed.is_initialized()
     distributed.cleanup()
-    distributed.print_main("said")
-    assert capsys.readouterr().out == "said\n"
 
 
 @pytest.mark.parametrize(("items", "processes"), [(7, 3), (2, 4), (0, 2), (4, 1)])
@@ -42,11 +40,9 @@ def test_shares_are_all_items_once(process, items, processes):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_others_do_not_print(process, capsys):
+def test_one_process_is_the_main_one(process):
     process(1, 2)
-    distributed.print_main("said")
     assert not distributed.is_main()
-    assert capsys.readouterr().out == ""
 
 
 def test_devices_that_cannot_be_shared(process, monkeypatch):

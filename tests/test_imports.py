@@ -1,4 +1,4 @@
-"""Imports run downwards: the call, the operators, the backends, the public functions, the modules."""
+"""Imports run downwards: the ground, the operators, the modules, the models, the jobs, the command line."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,11 @@ import liif_fast
 
 ROOT = Path(liif_fast.__file__).parent
 # Each may import those before it, and itself.
-STOREYS = ("call", "coord", "ops", "backends", "checks", "functional", "layers", "models")
+STOREYS = (
+    *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
+    *("call", "coord", "ops", "backends", "checks", "functional", "layers", "models", "data"),
+    *("upscaling", "evaluation", "verification", "qualification", "info", "train", "cli"),
+)
 
 
 def imported(source: str) -> set[str]:

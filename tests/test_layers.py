@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import textwrap
 
 import numpy as np
 import pytest
@@ -66,6 +67,55 @@ def test_forward_and_render_are_the_functions(decoder, queries):
     assert full.shape == (2, 3, 7, 8)
     torch.testing.assert_close(decoder.render(feat, (7, 8), (1, 2, 3, 4)), full[:, :, 1:4, 2:6], rtol=0, atol=1e-6)
     assert not torch.allclose(decoder.render(feat, (7, 8), cell=(0.9, 0.9)), full)
+
+
+def test_recompute_reaches_the_function(decoder, queries, monkeypatch):
+    asked = []
+    for name in ("liif_decode", "liif_render"):
+        function = getattr(liif_fast.functional, name)
+        monkeypatch.setattr(
+            liif_fast.functional, name, lambda *args, f=function, **o: asked.append(o["recompute"]) or f(*args, **o)
+        )
+    decoder.recompute = True
+    kept = LIIFDecoder(4, 3, (8, 8), recompute=False)
+    for each in (decoder, kept, LIIFDecoder(4)):
+        each(*queries)
+        each.render(queries[0], (3, 4))
+    assert asked == [True, True, False, False, None, None]
+
+
+def test_the_network_of_a_whole_liif_is_loaded(queries):
+    """As `imnet.*` of the original's file; also where the decoder is a part of something, and no other prefix."""
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8, 8]}}
+    model = liif_fast.LIIF(encoder, imnet)
+    whole = model.state_dict()
+    decoder = LIIFDecoder(4, 3, (8, 8))
+    decoder.load_state_dict(whole)
+    assert "imnet.layers.0.weight" in whole
+    model.feat, coord, cell = queries
+    assert torch.equal(decoder(*queries), model.query_rgb(coord, cell))
+    outer = torch.nn.ModuleDict({"imnet": LIIFDecoder(4, 3, (8, 8)), "other": LIIFDecoder(4, 3, (8, 8))})
+    inner = {f"other.{key}": value for key, value in whole.items()}
+    outer.load_state_dict({**inner, **{f"imnet.{key}": value for key, value in decoder.state_dict().items()}})
+    assert torch.equal(outer["other"](*queries), decoder(*queries))
+    assert torch.equal(outer["imnet"](*queries), decoder(*queries))
+    with pytest.raises(RuntimeError, match="size mismatch for layers"):
+        LIIFDecoder(5, 3, (8, 8)).load_state_dict(whole)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        decoder.load_state_dict({**decoder.state_dict(), "encoder.weight": torch.zeros(1)})
+
+
+def test_the_example_of_the_docstring_trains():
+    text = LIIFDecoder.__doc__.partition("any module does:\n")[2]
+    example = textwrap.dedent(text.partition("\n\n    `torch")[0])
+    torch.manual_seed(0)
+    encoder = torch.nn.Conv2d(3, 64, 3, padding=1)
+    grid = [make((5, 6))[None] for make in (make_coord, make_cell)]
+    batches = [(torch.rand(1, 3, 3, 4), *grid, torch.rand(1, 30, 3))] * 2
+    before = encoder.weight.detach().clone()
+    exec(example, {"torch": torch, "LIIFDecoder": LIIFDecoder, "encoder": encoder, "batches": batches})
+    assert not torch.equal(encoder.weight, before)
 
 
 def test_switches_reach_the_function(queries):

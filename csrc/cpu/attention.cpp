@@ -135,14 +135,14 @@ struct Sums {
     std::vector<BlockGradients> blocks;
     AttentionGradients gradients{};
 
-    Sums(const Attention& net, int lanes, Arena<float>& arena) {
+    Sums(const Attention& net, int lanes, Arena& arena) {
         const auto vector = [&](int64_t size) {
-            parts.push_back({arena.take(size * kGroup), size, 0, 0});
+            parts.push_back({arena.take<float>(size * kGroup), size, 0, 0});
             return parts.back().memory;
         };
         const auto matrix = [&](int64_t outs, int64_t ins) {
             const int64_t stride = round_up(ins, 2 * lanes);
-            parts.push_back({arena.take(outs * stride), outs, ins, stride});
+            parts.push_back({arena.take<float>(outs * stride), outs, ins, stride});
             return parts.back().memory;
         };
         const int64_t d = net.width;
@@ -172,7 +172,7 @@ struct Sums {
 
 // The sum of part `index` over all shares, in their order, as a tensor of the given size.
 Tensor total(const std::vector<Sums>& shares, size_t index, const Tensor& like, const std::vector<int64_t>& size) {
-    Tensor result = make(like, size);
+    Tensor result = make<float>(like, size);
     float* to = result.mutable_data_ptr<float>();
     const Sums::Part& part = shares[0].parts[index];
     for (int64_t r = 0; r < part.rows; ++r) {
@@ -218,11 +218,11 @@ std::tuple<Tensor, Tensor> attend(const Tensor& table, const Tensor& at, const T
     const int64_t queries = queries_of.count, channels = queries_of.channels;
     const int64_t* corner = queries_of.corner;
     const float* from = queries_of.values;
-    Tensor out = make(table, {queries, channels}), weight = make(table, {queries, 4});
+    Tensor out = make<float>(table, {queries, channels}), weight = make<float>(table, {queries, 4});
     float *to = out.mutable_data_ptr<float>(), *to_weight = weight.mutable_data_ptr<float>();
     const int64_t scratch = kern.forward_scratch(net);
     for_each_task(ceil_div(queries, kTaskTiles * kGroup), [&](int64_t task) {
-        float* memory = in_scratch<float, TileTag>([&](Arena<float>& arena) { return arena.take(scratch); });
+        float* memory = in_scratch<TileTag>([&](Arena& arena) { return arena.take<float>(scratch); });
         const int64_t last = std::min(queries, (task + 1) * kTaskTiles * kGroup);
         for (int64_t first = task * kTaskTiles * kGroup; first < last; first += kGroup) {
             AttentionTile tile;
@@ -257,27 +257,28 @@ Tensors attend_backward(const Tensor& grad, const Tensor& weight_grad, const Ten
 
     // A fixed number of shares, so that the sums do not depend on the number of threads.
     const int64_t count = std::max<int64_t>(1, std::min(kShares, ceil_div(queries, kGroup)));
-    Arena<float> sizes;
+    Arena sizes;
     Sums(net, kern.lanes, sizes);
-    Tensor memory = make_zeros(table, {count, sizes.used()});
+    Tensor memory = make_zeros<unsigned char>(table, {count, sizes.used()});
     std::vector<Sums> shares;
     for (int64_t i = 0; i < count; ++i) {
-        Arena<float> arena(memory.mutable_data_ptr<float>() + i * sizes.used());
+        Arena arena(mutable_data<unsigned char>(memory) + i * sizes.used());
         shares.emplace_back(net, kern.lanes, arena);
         shares.back().gradients.blocks = shares.back().blocks.data();
     }
     const int64_t chunk = std::min(queries, kChunk), scratch = kern.backward_scratch(net);
-    Tensor table_grad = make_zeros(table, {queries_of.latents, row});
-    Tensor values_grad = make_zeros(table, {queries_of.latents, channels});
-    Tensor rows_memory = make(table, {4 * chunk + 1, row}), blended_memory = make(table, {4 * chunk, channels});
+    Tensor table_grad = make_zeros<float>(table, {queries_of.latents, row});
+    Tensor values_grad = make_zeros<float>(table, {queries_of.latents, channels});
+    Tensor rows_memory = make<float>(table, {4 * chunk + 1, row}),
+           blended_memory = make<float>(table, {4 * chunk, channels});
     float *row_grads = rows_memory.mutable_data_ptr<float>(), *blended = blended_memory.mutable_data_ptr<float>();
     for (int64_t base = 0; base < queries; base += chunk) {
         const int64_t end = std::min(queries, base + chunk), tiles = ceil_div(end - base, kGroup);
         for_each_task(count, [&](int64_t share) {
             float *scrap = nullptr, *work = nullptr;
-            in_scratch<float, BackwardTag>([&](Arena<float>& arena) {
-                work = arena.take(scratch);
-                scrap = arena.take(row);
+            in_scratch<BackwardTag>([&](Arena& arena) {
+                work = arena.take<float>(scratch);
+                scrap = arena.take<float>(row);
                 return 0;
             });
             for (int64_t tile_index = tiles * share / count; tile_index < tiles * (share + 1) / count; ++tile_index) {
@@ -315,7 +316,7 @@ Tensors attend_backward(const Tensor& grad, const Tensor& weight_grad, const Ten
     }
     Tensors result{table_grad, values_grad, total(shares, 0, table, {row - 3, 2})};
     const Tensor squares = total(shares, 1, table, {3});
-    Tensor square_grad = make(table, {2, 2});
+    Tensor square_grad = make<float>(table, {2, 2});
     const float* s = squares.const_data_ptr<float>();
     float* to = square_grad.mutable_data_ptr<float>();
     to[0] = s[0], to[1] = to[2] = s[1], to[3] = s[2];

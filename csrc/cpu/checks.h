@@ -2,6 +2,8 @@
 // the operators themselves, so that nothing outside of a tensor is ever read.
 #pragma once
 
+#include <array>
+
 #include "queries.h"
 
 namespace liif {
@@ -36,16 +38,23 @@ inline void check_coord(const Tensor& coord, const std::optional<Tensor>& cell, 
         "liif_fast: cell must be as coord");
 }
 
-inline void check_windows(const Window& map, const Window& grid) {
-    for (const Window* w : {&map, &grid}) {
-        STD_TORCH_CHECK(w->top >= 0 && w->left >= 0 && w->height >= 0 && w->width >= 0 &&
-                            w->top + w->height <= w->full_height && w->left + w->width <= w->full_width,
+// The two windows of a render's grid: what p holds of the map, and what is wanted of the output.
+inline std::array<Window, 2> read_grid(const std::vector<int64_t>& grid, const Tensor& p) {
+    STD_TORCH_CHECK(grid.size() == 10, "liif_fast: grid must be ten integers");
+    const std::array<Window, 2> windows{{{grid[0], grid[1], grid[2], grid[3], p.size(1), p.size(2)},
+                                         {grid[4], grid[5], grid[6], grid[7], grid[8], grid[9]}}};
+    for (const Window& w : windows) {
+        STD_TORCH_CHECK(w.top >= 0 && w.left >= 0 && w.height >= 0 && w.width >= 0 &&
+                            w.top + w.height <= w.full_height && w.left + w.width <= w.full_width,
                         "liif_fast: a window lies outside of its grid");
     }
+    return windows;
 }
 
-inline void check_keep(int64_t keep, int64_t count) {
-    STD_TORCH_CHECK(keep >= 0 && keep <= count, "liif_fast: keep must be from 0 to the number of queries");
+// The shape of what a pass over `count` queries (or rows, with one corner) saves.
+inline void check_saved_shape(const std::vector<int64_t>& saved, int64_t count, int corners) {
+    STD_TORCH_CHECK(saved.size() == 2 && saved[0] >= 0 && saved[0] % corners == 0 && saved[0] / corners <= count,
+                    "liif_fast: saved must be [rows, width], of at most as many rows as there are");
 }
 
 inline void check_rows(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
@@ -63,9 +72,8 @@ inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape
 }
 
 // Called where the network's shape is known.
-inline void check_saved(const Tensor& saved, int64_t width) {
-    STD_TORCH_CHECK(saved.size(0) == 0 || saved.size(1) == width,
-                    "liif_fast: saved must be what the forward pass returned");
+inline void check_saved_width(int64_t rows, int64_t given, int64_t width) {
+    STD_TORCH_CHECK(rows == 0 || given == width, "liif_fast: saved must be ", width, " wide");
 }
 
 }  // namespace liif

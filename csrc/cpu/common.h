@@ -32,27 +32,72 @@ inline int64_t round_up(int64_t a, int64_t b) {
     return ceil_div(a, b) * b;
 }
 
-// New tensors like another: uninitialised, zeros, uninitialised in float32.
-inline Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
-    return torch::stable::new_empty(like, size);
+// A number in another type; to Bf16 the nearest, ties to even, as PyTorch and the processor's instructions do.
+template <typename To, typename From>
+To convert(From x) {
+    return static_cast<To>(x);
 }
 
-inline Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
-    return torch::stable::new_zeros(like, size);
+template <>
+inline float convert<float, Bf16>(Bf16 x) {
+    const uint32_t bits = uint32_t{x.bits} << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof(y));
+    return y;
 }
 
-inline Tensor make_float(const Tensor& like, const std::vector<int64_t>& size) {
-    return torch::stable::new_empty(like, size, ScalarType::Float);
+template <>
+inline Bf16 convert<Bf16, Bf16>(Bf16 x) {
+    return x;
+}
+
+template <>
+inline Bf16 convert<Bf16, float>(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    return {static_cast<uint16_t>(nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+template <typename T>
+constexpr ScalarType scalar_type = sizeof(T) == 1   ? ScalarType::Byte
+                                   : sizeof(T) == 2 ? ScalarType::BFloat16
+                                   : sizeof(T) == 4 ? ScalarType::Float
+                                                    : ScalarType::Double;
+
+// The elements of a tensor, which must be of T.
+template <typename T>
+const T* data(const Tensor& t) {
+    STD_TORCH_CHECK(t.scalar_type() == scalar_type<T>, "liif_fast: the tensors' dtypes do not fit together");
+    return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(Tensor& t) {
+    STD_TORCH_CHECK(t.scalar_type() == scalar_type<T>, "liif_fast: the tensors' dtypes do not fit together");
+    return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// New tensors of T on the device of another: uninitialised, and zeros.
+template <typename T>
+Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_empty(like, size, scalar_type<T>);
+}
+
+template <typename T>
+Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_zeros(like, size, scalar_type<T>);
 }
 
 // The activations that a forward pass saves: tens of megabytes that live for one step. Fresh pages of 4 KiB would cost
 // a third of the forward pass, so ask for large ones where the system gives them on request.
-inline Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
-    Tensor saved = make(like, {rows, width});
+template <typename T>
+Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
+    Tensor saved = make<T>(like, {rows, width});
 #if defined(__linux__)
     constexpr uintptr_t page = 4096;
     const auto begin = (reinterpret_cast<uintptr_t>(saved.mutable_data_ptr()) + page - 1) / page * page;
-    const auto bytes = static_cast<size_t>(rows * width) * saved.element_size();
+    const auto bytes = static_cast<size_t>(rows * width) * sizeof(T);
     if (bytes >= (size_t{8} << 20)) madvise(reinterpret_cast<void*>(begin), bytes - page, MADV_HUGEPAGE);
 #endif
     return saved;
@@ -60,11 +105,19 @@ inline Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
 
 // Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda taking a value of the type.
 template <typename F>
-auto dispatch(const Tensor& t, F f) {
+auto dispatch_wide(const Tensor& t, F f) {
     const ScalarType type = t.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                    "liif_fast: the cpu kernels take float32 or float64");
+                    "liif_fast: this cpu kernel takes float32 or float64");
     return type == ScalarType::Float ? f(float()) : f(double());
+}
+
+// As dispatch_wide, or calls f<Bf16>.
+template <typename F>
+auto dispatch(const Tensor& t, F f) {
+    if (t.scalar_type() != ScalarType::BFloat16) return dispatch_wide(t, f);
+    STD_TORCH_CHECK(has_bfloat16(), "liif_fast: this processor has no bfloat16 instructions");
+    return f(Bf16());
 }
 
 // Runs f(task) for every task in [0, tasks) on PyTorch's threads, each taking the next one as it gets free. Only for
@@ -96,28 +149,28 @@ T* scratch(int64_t count) {
 }
 
 // A bump allocator over one block of memory whose size is found by a first, dry run of the same code.
-template <typename T>
 class Arena {
    public:
-    explicit Arena(T* memory = nullptr) : memory_(memory) {}
+    explicit Arena(unsigned char* memory = nullptr) : memory_(memory) {}
+    template <typename T>
     T* take(int64_t count) {
-        T* p = memory_ ? memory_ + used_ : nullptr;
-        used_ += round_up(count, 16);
-        return p;
+        unsigned char* p = memory_ ? memory_ + used_ : nullptr;
+        used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+        return reinterpret_cast<T*>(p);
     }
     int64_t used() const { return used_; }
 
    private:
-    T* memory_;
+    unsigned char* memory_;
     int64_t used_ = 0;
 };
 
 // What layout(arena) takes from an arena, in the thread's scratch memory.
-template <typename T, typename Tag, typename Layout>
+template <typename Tag, typename Layout>
 auto in_scratch(const Layout& layout) {
-    Arena<T> sizes;
+    Arena sizes;
     layout(sizes);
-    Arena<T> arena(scratch<T, Tag>(sizes.used()));
+    Arena arena(scratch<unsigned char, Tag>(sizes.used()));
     return layout(arena);
 }
 

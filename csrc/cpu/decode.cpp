@@ -20,49 +20,51 @@ template <typename T, typename Fill, typename Emit>
 void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t keep, T* saved, int64_t extra_scratch,
              const Fill& fill, const Emit& emit) {
     const int64_t tile = kTileRows / corners, hidden = net.hidden(), stride = net.stride();
-    const int64_t levels = std::max<int64_t>(hidden, 1);
+    const int64_t levels = net.levels();
     const int64_t buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = net.saved_width();
     for_each_task(ceil_div(queries, tile), [&](int64_t task) {
         const int64_t first = task * tile, count = std::min(tile, queries - first), rows = count * corners;
-        const auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
+        const auto b = in_scratch<TileTag>([&](Arena& arena) {
             struct {
                 std::vector<T*> h;
-                T *weight, *blend, *out, *extra;
+                T* extra;
+                Sum<T>*top, *weight, *blend, *out;
             } b;
             for (int64_t l = 0; l < levels; ++l) {
-                b.h.push_back(l < buffers ? arena.take(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
+                b.h.push_back(l < buffers ? arena.take<T>(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
             }
-            b.weight = arena.take(kTileRows);
-            b.blend = arena.take(tile * stride);
-            b.out = arena.take(tile * net.out_padded());
-            b.extra = arena.take(extra_scratch);
+            b.top = arena.take<Sum<T>>(std::is_same_v<T, Sum<T>> ? 0 : kTileRows * stride);
+            b.weight = arena.take<Sum<T>>(kTileRows);
+            b.blend = arena.take<Sum<T>>(tile * stride);
+            b.out = arena.take<Sum<T>>(tile * net.out_padded());
+            b.extra = arena.take<T>(extra_scratch);
             return b;
         });
 
         fill(first, count, b.h[0], b.weight, b.extra);
-        net.forward_hidden(b.h.data(), rows);
+        const Sum<T>* top = net.forward_top(b.h.data(), rows, b.top);
         for (int64_t r = 0; r < std::min(rows, (keep - first) * corners); ++r) {
             T* to = saved + (first * corners + r) * saved_width;
-            for (int64_t l = 1; l < hidden; to += net.width(l), ++l) {
+            for (int64_t l = 1; l < hidden - 1; to += net.width(l), ++l) {
                 std::memcpy(to, b.h[static_cast<size_t>(l)] + r * stride,
                             static_cast<size_t>(net.width(l)) * sizeof(T));
             }
+            if (hidden > 1) narrow_row(to, top + r * stride, net.width(hidden - 1));
         }
-        const T* top = b.h[static_cast<size_t>(levels - 1)];
         if (corners > 1) {
             const int64_t width = net.width(levels - 1);
             for (int64_t q = 0; q < count; ++q) {
-                kernel<T>().blend(b.blend + q * stride, top + q * corners * stride, stride, b.weight + q * corners,
-                                  corners, width);
+                kernel<Sum<T>>().blend(b.blend + q * stride, top + q * corners * stride, stride, b.weight + q * corners,
+                                       corners, width);
             }
             top = b.blend;
         }
         if (hidden > 0) {
-            const T* bias = net.layer(hidden).bias;
+            const Sum<T>* bias = net.layer(hidden).bias;
             for (int64_t q = 0; q < count; ++q) {
-                const T* weight = b.weight + q * corners;
-                T total = weight[0];  // 1 but for rounding to float32, which shows where T is double
+                const Sum<T>* weight = b.weight + q * corners;
+                Sum<T> total = weight[0];  // 1 but for rounding to float32, which shows where T is double
                 for (int t = 1; t < corners; ++t) total += weight[t];
                 for (int64_t o = 0; o < net.out_padded(); ++o) b.out[q * net.out_padded() + o] = total * bias[o];
             }
@@ -77,14 +79,14 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t kee
 // Layer 0 by gathering rows of P.
 template <typename T, typename Queries>
 auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& queries, int corners) {
-    return [&net, &p, &queries, corners](int64_t first, int64_t count, T* h0, T* weight, T*) {
+    return [&net, &p, &queries, corners](int64_t first, int64_t count, T* h0, Sum<T>* weight, T*) {
         Corner corner[4];
         for (int64_t q = 0; q < count; ++q) {
             const Query at = queries(first + q, corner);
             for (int t = 0; t < corners; ++t) {
                 const int64_t r = q * corners + t;
                 net.affine(h0 + r * net.stride(), p.row(at.batch, corner[t]), corner[t], at.cell);
-                weight[r] = static_cast<T>(corner[t].weight);
+                weight[r] = corner[t].weight;
             }
         }
     };
@@ -92,20 +94,22 @@ auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& q
 
 template <typename T>
 std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                      const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
+                                      const Tensors& weights, const Tensors& biases, bool ensemble, const Ints& shape) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
     const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
-    Tensor out = make(p, {coord.size(0), coord.size(1), outs});
+    Tensor out = make<Sum<T>>(p, {coord.size(0), coord.size(1), outs});
     Tensor packed;
-    const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
+    const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, keep * corners, net.saved_width());
-    T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
-            [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
+    check_saved_width(shape[0], shape[1], net.saved_width());
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
+    Sum<T>* to = mutable_data<Sum<T>>(out);
+    forward(
+        net, count, corners, shape[0] / corners, mutable_data<T>(saved), 0, gather_from(net, latents, queries, corners),
+        [&](int64_t q, const Sum<T>* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>)); });
     return {out, saved};
 }
 
@@ -116,17 +120,17 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
     const Features<T> source(feat);
     const CoordQueries queries(coord, cell, source.height, source.width, ensemble);
     const int64_t count = coord.size(0) * coord.size(1), outs = weights.back().size(0);
-    Tensor out = make(feat, {coord.size(0), coord.size(1), outs});
+    Tensor out = make<Sum<T>>(feat, {coord.size(0), coord.size(1), outs});
     Tensor packed;
-    const auto net = build_packed<T>(feat, packed, [&](Arena<T>& arena, bool dry) {
+    const auto net = build_packed(feat, packed, [&](Arena& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
     Tensor projection_memory;
-    const auto projection = build_packed<T>(feat, projection_memory, [&](Arena<T>& arena, bool dry) {
+    const auto projection = build_packed(feat, projection_memory, [&](Arena& arena, bool dry) {
         return Projection<T>(weights[0], biases[0], source.channels, unfold, arena, dry);
     });
-    T* to = out.mutable_data_ptr<T>();
-    const auto fill = [&](int64_t first, int64_t n, T* h0, T* weight, T* latent_rows) {
+    Sum<T>* to = mutable_data<Sum<T>>(out);
+    const auto fill = [&](int64_t first, int64_t n, T* h0, Sum<T>* weight, T* latent_rows) {
         std::vector<Corner> corner(static_cast<size_t>(n * corners));
         std::vector<Query> at(static_cast<size_t>(n));
         for (int64_t q = 0; q < n; ++q) {
@@ -134,7 +138,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
             const Query query = at[static_cast<size_t>(q)] = queries(first + q, c);
             for (int t = 0; t < corners; ++t) {
                 latent_row(source, unfold, query.batch, c[t].row, c[t].column,
-                           latent_rows + (q * corners + t) * projection.depth);
+                           latent_rows + (q * corners + t) * projection.depth, projection.depth);
             }
         }
         projection.apply(latent_rows, n * corners, h0, net.stride());
@@ -142,32 +146,34 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
             const Corner& c = corner[static_cast<size_t>(r)];
             T* row = h0 + r * net.stride();
             net.affine(row, row, c, at[static_cast<size_t>(r / corners)].cell);
-            weight[r] = static_cast<T>(c.weight);
+            weight[r] = c.weight;
         }
     };
-    forward(net, count, corners, 0, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
-            [&](int64_t q, const T* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(T)); });
+    forward(
+        net, count, corners, 0, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
+        [&](int64_t q, const Sum<T>* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>)); });
     return out;
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                       const Tensors& biases, bool ensemble, const Window& map, const Window& grid,
-                                      int64_t keep) {
+                                      const Ints& shape) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, map.top, map.left);
     const GridQueries queries(cell, map, grid, ensemble);
     const int64_t pixels = grid.height * grid.width, outs = weights.back().size(0), count = p.size(0) * pixels;
-    Tensor out = make(p, {p.size(0), outs, grid.height, grid.width});
+    Tensor out = make<Sum<T>>(p, {p.size(0), outs, grid.height, grid.width});
     Tensor packed;
-    const auto net = build_packed<T>(p, packed, [&](Arena<T>& arena, bool dry) {
+    const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
     });
-    Tensor saved = make_saved(p, keep * corners, net.saved_width());
-    T* to = out.mutable_data_ptr<T>();
-    forward(net, count, corners, keep, saved.mutable_data_ptr<T>(), 0, gather_from(net, latents, queries, corners),
-            [&](int64_t q, const T* y) {
-                T* pixel = to + q / pixels * outs * pixels + q % pixels;
+    check_saved_width(shape[0], shape[1], net.saved_width());
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
+    Sum<T>* to = mutable_data<Sum<T>>(out);
+    forward(net, count, corners, shape[0] / corners, mutable_data<T>(saved), 0,
+            gather_from(net, latents, queries, corners), [&](int64_t q, const Sum<T>* y) {
+                Sum<T>* pixel = to + q / pixels * outs * pixels + q % pixels;
                 for (int64_t o = 0; o < outs; ++o) pixel[o * pixels] = y[o];
             });
     return {out, saved};
@@ -176,12 +182,12 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
 }  // namespace
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                  const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep) {
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, const Ints& saved) {
     check_decoder(p, cell, weights, biases);
     check_coord(coord, cell, p.size(0));
-    check_keep(keep, coord.size(0) * coord.size(1));
+    check_saved_shape(saved, coord.size(0) * coord.size(1), ensemble ? 4 : 1);
     return dispatch(p,
-                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, keep); });
+                    [&](auto t) { return run_decode<decltype(t)>(p, coord, cell, weights, biases, ensemble, saved); });
 }
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
@@ -195,16 +201,13 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
 }
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
-                                  int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
-                                  int64_t left, int64_t height, int64_t width, int64_t keep) {
-    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
-    const Window grid{grid_height, grid_width, top, left, height, width};
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved) {
     check_decoder(p, cell, weights, biases);
-    check_windows(map, grid);
-    check_keep(keep, p.size(0) * height * width);
-    return dispatch(
-        p, [&](auto t) { return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, grid, keep); });
+    const auto [map, window] = read_grid(grid, p);
+    check_saved_shape(saved, p.size(0) * window.height * window.width, ensemble ? 4 : 1);
+    return dispatch(p, [&, map = map, window = window](auto t) {
+        return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, window, saved);
+    });
 }
 
 }  // namespace liif

@@ -45,7 +45,7 @@ struct Chunk {
 template <typename T>
 struct Sums {
     Gradients<T> layers;
-    T *affine, *edge;
+    Sum<T>*affine, *edge;
 };
 
 // The output's gradient, [B, Q, out] or, of a render, [B, out, h, w]; any strides.
@@ -53,7 +53,7 @@ template <typename T>
 class OutGradient {
    public:
     explicit OutGradient(const Tensor& grad)
-        : data_(grad.const_data_ptr<T>()), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
+        : data_(data<T>(grad)), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
         const bool grid = grad.dim() == 4;
         height_ = grad.size(grid ? 2 : 1);
         step_row_ = grad.stride(grid ? 2 : 1), step_column_ = grid ? grad.stride(3) : 0;
@@ -74,9 +74,9 @@ template <typename T, typename Queries>
 class DecodeBackward {
    public:
     DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const Queries& queries,
-                   const DecoderNet<T>& net, int corners, int64_t total, T* p_grad)
+                   const DecoderNet<T>& net, int corners, int64_t total, Sum<T>* p_grad)
         : grad_(grad),
-          saved_(saved.const_data_ptr<T>()),
+          saved_(data<T>(saved)),
           latents_(latents),
           queries_(queries),
           net_(net),
@@ -88,10 +88,10 @@ class DecodeBackward {
           p_grad_(p_grad) {
         const int64_t threads = torch::stable::get_num_threads();
         workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
-        Arena<T> sizes;
+        Arena sizes;
         make_sums(sizes);
-        sum_memory_ = make_zeros(saved, {sizes.used()});
-        Arena<T> arena(sum_memory_.mutable_data_ptr<T>());
+        sum_memory_ = make_zeros<unsigned char>(saved, {sizes.used()});
+        Arena arena(mutable_data<unsigned char>(sum_memory_));
         sums_ = make_sums(arena);
     }
 
@@ -118,15 +118,15 @@ class DecodeBackward {
     // [terms, channels], then weight and bias of the layers after the first.
     Tensors layer_gradients(const Tensor& like) const {
         const int64_t channels = latents_.channels();
-        Tensors result{make(like, {net_.terms(), channels})};
+        Tensors result{make<Sum<T>>(like, {net_.terms(), channels})};
         reduce(result[0], net_.terms(), channels, padded_, [](const Sums<T>& s) { return s.affine; });
         for (int64_t l = 1; l <= net_.hidden(); ++l) {
             const Layer<T>& layer = net_.layer(l);
             const auto at = static_cast<size_t>(l);
-            result.push_back(make(like, {layer.out, layer.in}));
+            result.push_back(make<Sum<T>>(like, {layer.out, layer.in}));
             reduce(result.back(), layer.out, layer.in, backward_.padded_in(l),
                    [at](const Sums<T>& s) { return s.layers.weight[at]; });
-            result.push_back(make(like, {layer.out}));
+            result.push_back(make<Sum<T>>(like, {layer.out}));
             reduce(result.back(), 1, layer.out, layer.out_padded, [at](const Sums<T>& s) { return s.layers.bias[at]; });
         }
         return result;
@@ -135,27 +135,29 @@ class DecodeBackward {
    private:
     struct Tile {
         std::vector<T*> h;
-        T *g, *other, *out, *affine, *run;
+        typename Backward<T>::Tiles tiles;
+        T* narrow;
+        Sum<T>*first, *out, *affine, *run;
     };
 
-    std::vector<Sums<T>> make_sums(Arena<T>& arena) const {
+    std::vector<Sums<T>> make_sums(Arena& arena) const {
         std::vector<Sums<T>> sums;
         for (int64_t w = 0; w < workers_; ++w) {
-            sums.push_back({backward_.gradients(arena), arena.take(net_.terms() * padded_), arena.take(padded_)});
+            sums.push_back(
+                {backward_.gradients(arena), arena.take<Sum<T>>(net_.terms() * padded_), arena.take<Sum<T>>(padded_)});
         }
         return sums;
     }
 
-    Tile make_tile(Arena<T>& arena) const {
+    Tile make_tile(Arena& arena) const {
         Tile b;
-        for (int64_t l = 0; l < std::max<int64_t>(net_.hidden(), 1); ++l) {
-            b.h.push_back(arena.take(kTileRows * net_.stride()));
-        }
-        b.g = arena.take(kTileRows * net_.stride());
-        b.other = arena.take(kTileRows * net_.stride());
-        b.out = arena.take(kTileRows * net_.out_padded());
-        b.affine = arena.take(kTileRows * 4);
-        b.run = arena.take(2 * padded_);
+        for (int64_t l = 0; l < net_.levels(); ++l) b.h.push_back(arena.take<T>(kTileRows * net_.stride()));
+        b.tiles = backward_.tiles(arena);
+        b.narrow = arena.take<T>(kTileRows * net_.out_padded());
+        b.first = arena.take<Sum<T>>(kTileRows * net_.stride());
+        b.out = arena.take<Sum<T>>(kTileRows * net_.out_padded());
+        b.affine = arena.take<Sum<T>>(kTileRows * 4);
+        b.run = arena.take<Sum<T>>(2 * padded_);
         return b;
     }
 
@@ -190,13 +192,13 @@ class DecodeBackward {
                                 static_cast<size_t>(net_.width(l)) * sizeof(T));
                 }
             }
-            const T weight = static_cast<T>(row.corner.weight);
-            const T* y = grad_.query(chunk.first + in_chunk / corners_);
+            const Sum<T> weight = row.corner.weight;
+            const Sum<T>* y = grad_.query(chunk.first + in_chunk / corners_);
             for (int64_t o = 0; o < padded; ++o) {
-                b.out[r * padded + o] = o < outs ? weight * y[o * grad_.step_out()] : T(0);
+                b.out[r * padded + o] = o < outs ? weight * y[o * grad_.step_out()] : Sum<T>(0);
             }
             const float affine[4] = {row.corner.rel_row, row.corner.rel_column, row.query.cell[0], row.query.cell[1]};
-            for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = static_cast<T>(affine[j]);
+            for (int j = 0; j < 4; ++j) b.affine[r * 4 + j] = affine[j];
         }
     }
 
@@ -204,26 +206,30 @@ class DecodeBackward {
         if (begin == end) return;
         const int64_t channels = latents_.channels();
         const int64_t edge_latent = starts_inside(chunk, begin) ? chunk.sorted(begin).latent : -1;
-        Tile b = in_scratch<T, TileTag>([this](Arena<T>& arena) { return make_tile(arena); });
+        Tile b = in_scratch<TileTag>([this](Arena& arena) { return make_tile(arena); });
         for (int64_t first = begin; first < end; first += kTileRows) {
             const int64_t count = std::min(kTileRows, end - first);
             fill(chunk, first, count, b);
             if (!chunk.saved) net_.forward_hidden(b.h.data(), count);
-            backward_.run(b.h.data(), b.out, count, b.g, b.other, sum.layers);
-            const T* g = net_.hidden() > 0 ? b.g : b.out;
-            const int64_t g_stride = net_.hidden() > 0 ? net_.stride() : net_.out_padded();
-            Backward<T>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, sum.affine);
+            const Sum<T>* g = b.out;
+            int64_t g_stride = net_.out_padded();
+            if (net_.hidden() > 0) {
+                narrow_row(b.narrow, b.out, count * net_.out_padded());
+                backward_.run(b.h.data(), b.narrow, count, b.tiles, b.first, sum.layers);
+                g = b.first, g_stride = net_.stride();
+            }
+            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
             // Rows of the same latent are summed among themselves first: thousands in one chain would round too often.
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;
-                const T* row = g + r * g_stride;
+                const Sum<T>* row = g + r * g_stride;
                 if (after - r > 1) {
-                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(T));
-                    kernel<T>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
+                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(Sum<T>));
+                    kernel<Sum<T>>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
                     row = b.run;
                 }
-                kernel<T>().axpy(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, T(1), channels);
+                kernel<Sum<T>>().add(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, channels);
             }
         }
     }
@@ -235,18 +241,18 @@ class DecodeBackward {
     void add_edge(const Chunk& chunk, int64_t begin, const Sums<T>& sum) {
         if (begin >= static_cast<int64_t>(chunk.rows.size()) || !starts_inside(chunk, begin)) return;
         const int64_t channels = latents_.channels();
-        kernel<T>().axpy(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, T(1), channels);
-        std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(T));
+        kernel<Sum<T>>().add(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, channels);
+        std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(Sum<T>));
     }
 
     template <typename Pick>
-    void reduce(const Tensor& to, int64_t height, int64_t width, int64_t row, const Pick& pick) const {
-        std::vector<const T*> parts;
+    void reduce(Tensor& to, int64_t height, int64_t width, int64_t row, const Pick& pick) const {
+        std::vector<const Sum<T>*> parts;
         for (const Sums<T>& sum : sums_) parts.push_back(pick(sum));
-        reduce_workers<T>(parts, height, width, row, to.mutable_data_ptr<T>());
+        reduce_workers<Sum<T>>(parts, height, width, row, mutable_data<Sum<T>>(to));
     }
 
-    const OutGradient<T> grad_;
+    const OutGradient<Sum<T>> grad_;
     const T* saved_;
     const Latents<T>& latents_;
     const Queries& queries_;
@@ -254,7 +260,7 @@ class DecodeBackward {
     const Backward<T> backward_;
     const int corners_;
     const int64_t total_, kept_, padded_;
-    T* p_grad_;
+    Sum<T>* p_grad_;
     int64_t workers_;
     Tensor sum_memory_;
     std::vector<Sums<T>> sums_;
@@ -268,12 +274,12 @@ Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t
     const Latents<T> latents(p, p_top, p_left);
     const int packs = pack_backward | (saved.size(0) < total * corners ? pack_forward : 0);
     Tensor packed;
-    const auto net = build_packed<T>(
-        p, packed, [&](Arena<T>& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
-    check_saved(saved, net.saved_width());
-    Tensors result{make_zeros(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
+    const auto net = build_packed(
+        p, packed, [&](Arena& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
+    check_saved_width(saved.size(0), saved.size(1), net.saved_width());
+    Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
     DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total,
-                                    result[0].mutable_data_ptr<T>());
+                                    mutable_data<Sum<T>>(result[0]));
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
@@ -294,18 +300,15 @@ Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord
 }
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                        const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
-                        int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width,
-                        int64_t top, int64_t left, int64_t height, int64_t width) {
+                        const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid) {
     check_decoder(p, cell, weights, biases);
-    const Window map{map_height, map_width, p_top, p_left, p.size(1), p.size(2)};
-    const Window grid{grid_height, grid_width, top, left, height, width};
-    check_windows(map, grid);
-    const int64_t total = p.size(0) * height * width;
-    check_gradient(grad, {p.size(0), weights.back().size(0), height, width}, saved, total * (ensemble ? 4 : 1));
-    const GridQueries queries(cell, map, grid, ensemble);
-    return dispatch(p, [&](auto t) {
-        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, p_top, p_left);
+    const auto [map, window] = read_grid(grid, p);
+    const int64_t total = p.size(0) * window.height * window.width, outs = weights.back().size(0);
+    check_gradient(grad, {p.size(0), outs, window.height, window.width}, saved, total * (ensemble ? 4 : 1));
+    const GridQueries queries(cell, map, window, ensemble);
+    return dispatch(p, [&, map = map](auto t) {
+        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, map.top,
+                                map.left);
     });
 }
 

@@ -1,4 +1,5 @@
 // Chooses the micro-kernel once per process.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,7 +12,7 @@
 namespace liif {
 namespace {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 #if defined(_MSC_VER) && defined(_M_X64)
 Isa detect() {
@@ -23,13 +24,16 @@ Isa detect() {
     const bool avx2 = (leaf1[2] & (1 << 12)) && (leaf7[1] & (1 << 5)) && (saved & 0x6) == 0x6;
     const int needed = (1 << 16) | (1 << 17) | (1 << 30) | (1 << 31);  // F, DQ, BW, VL
     const bool avx512 = avx2 && (leaf7[1] & needed) == needed && (saved & 0xe6) == 0xe6;
-    return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
+    int more[4];
+    __cpuidex(more, 7, 1);
+    const bool bf16 = avx512 && leaf7[0] >= 1 && (more[0] & (1 << 5)) != 0;
+    return bf16 ? Isa::avx512bf16 : avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
 }
 #elif defined(__x86_64__)
 Isa detect() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return Isa::avx512;
+        return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
     return Isa::portable;
 }
@@ -43,9 +47,16 @@ Isa choose() {
     const Isa best = detect();
     const char* wish = std::getenv("LIIF_FAST_CPU_ISA");
     if (wish == nullptr) return best;
-    if (std::strcmp(wish, "portable") == 0) return Isa::portable;
-    if (std::strcmp(wish, "avx2") == 0 && best == Isa::avx512) return Isa::avx2;
-    return best;  // never more than the processor has
+    const char* names[] = {"portable", "avx2", "avx512"};
+    for (int i = 0; i < 3; ++i) {
+        if (std::strcmp(wish, names[i]) == 0) return std::min(best, static_cast<Isa>(i));
+    }
+    return best;
+}
+
+Isa chosen_isa() {
+    static const Isa isa = choose();
+    return isa;
 }
 
 }  // namespace
@@ -53,7 +64,8 @@ Isa choose() {
 template <typename T>
 const Kernel<T>& kernel() {
     static const Kernel<T>& chosen = []() -> const Kernel<T>& {
-        switch (choose()) {
+        switch (chosen_isa()) {
+            case Isa::avx512bf16:
             case Isa::avx512:
                 return *kernel_avx512<T>();
             case Isa::avx2:
@@ -63,6 +75,15 @@ const Kernel<T>& kernel() {
         }
     }();
     return chosen;
+}
+
+template <>
+const Kernel<Bf16>& kernel<Bf16>() {
+    return *kernel_avx512bf16();
+}
+
+bool has_bfloat16() {
+    return chosen_isa() == Isa::avx512bf16;
 }
 
 template const Kernel<float>& kernel<float>();

@@ -21,11 +21,11 @@ std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const st
     const int64_t sb = feat.stride(0), sc = feat.stride(1), sh = feat.stride(2), sw = feat.stride(3);
     const int64_t images = coord.size(0), per_image = coord.size(1);
     const int64_t depth = channels * (unfold ? 9 : 1) + terms;
-    Tensor x = make(feat, {images, per_image, corners, depth});
-    Tensor weight = make_float(coord, {images, per_image, corners});
+    Tensor x = make<T>(feat, {images, per_image, corners, depth});
+    Tensor weight = make<float>(coord, {images, per_image, corners});
     const CoordQueries queries(coord, cell, height, width, ensemble);
-    const T* from = feat.const_data_ptr<T>();
-    T* to = x.mutable_data_ptr<T>();
+    const T* from = data<T>(feat);
+    T* to = mutable_data<T>(x);
     float* to_weight = weight.mutable_data_ptr<float>();
     torch::stable::parallel_for(0, images * per_image, 64, [&](int64_t begin, int64_t end) {
         Corner corner[4];
@@ -74,7 +74,7 @@ Tensor run_backward(const Tensor& grad, const Tensor& coord, int64_t channels, i
                     bool unfold, bool ensemble) {
     const int corners = ensemble ? 4 : 1;
     const int64_t images = coord.size(0), per_image = coord.size(1), depth = grad.size(3);
-    Tensor feat_grad = make_zeros(grad, {images, channels, height, width});
+    Tensor feat_grad = make_zeros<T>(grad, {images, channels, height, width});
     const CoordQueries queries(coord, std::nullopt, height, width, ensemble);
     struct Latent {
         int64_t row, column;
@@ -89,8 +89,8 @@ Tensor run_backward(const Tensor& grad, const Tensor& coord, int64_t channels, i
             }
         }
     });
-    const T* from = grad.const_data_ptr<T>();
-    T* to = feat_grad.mutable_data_ptr<T>();
+    const T* from = data<T>(grad);
+    T* to = mutable_data<T>(feat_grad);
     constexpr int64_t block = 8;
     const int64_t blocks = ceil_div(channels, block), taps = unfold ? 9 : 1, reach = unfold ? 1 : 0;
     for_each_task(images * blocks, [&](int64_t task) {
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coor
                                           bool unfold, bool ensemble) {
     STD_TORCH_CHECK(feat.dim() == 4, "liif_fast: feat must be [B, C, H, W]");
     check_coord(coord, cell, feat.size(0));
-    return dispatch(feat, [&](auto t) { return run<decltype(t)>(feat, coord, cell, unfold, ensemble); });
+    return dispatch_wide(feat, [&](auto t) { return run<decltype(t)>(feat, coord, cell, unfold, ensemble); });
 }
 
 Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
@@ -127,7 +127,7 @@ Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t 
                         grad.size(3) >= channels * (unfold ? 9 : 1),
                     "liif_fast: grad must be contiguous, as x of gather_corners");
     check_coord(coord, std::nullopt, grad.size(0));
-    return dispatch(grad, [&](auto t) {
+    return dispatch_wide(grad, [&](auto t) {
         return run_backward<decltype(t)>(grad, coord, channels, height, width, unfold, ensemble);
     });
 }

@@ -23,6 +23,9 @@ struct Vec<float> {
     static type load(const float* p) { return _mm256_loadu_ps(p); }
     static void store(float* p, type x) { _mm256_storeu_ps(p, x); }
     static type broadcast(float x) { return _mm256_set1_ps(x); }
+    using factor = type;
+    static factor columns(const float* b) { return load(b); }
+    static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm256_add_ps(a, b); }
     static type relu(type x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
@@ -39,6 +42,9 @@ struct Vec<double> {
     static type load(const double* p) { return _mm256_loadu_pd(p); }
     static void store(double* p, type x) { _mm256_storeu_pd(p, x); }
     static type broadcast(double x) { return _mm256_set1_pd(x); }
+    using factor = type;
+    static factor columns(const double* b) { return load(b); }
+    static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm256_add_pd(a, b); }
     static type relu(type x) { return _mm256_max_pd(_mm256_setzero_pd(), x); }

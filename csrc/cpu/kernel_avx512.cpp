@@ -24,6 +24,9 @@ struct Vec<float> {
     static type load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, type x) { _mm512_storeu_ps(p, x); }
     static type broadcast(float x) { return _mm512_set1_ps(x); }
+    using factor = type;
+    static factor columns(const float* b) { return load(b); }
+    static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm512_add_ps(a, b); }
     static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
@@ -40,6 +43,9 @@ struct Vec<double> {
     static type load(const double* p) { return _mm512_loadu_pd(p); }
     static void store(double* p, type x) { _mm512_storeu_pd(p, x); }
     static type broadcast(double x) { return _mm512_set1_pd(x); }
+    using factor = type;
+    static factor columns(const double* b) { return load(b); }
+    static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm512_add_pd(a, b); }
     static type relu(type x) { return _mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), x); }

@@ -1,5 +1,6 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
-// includes this file: lanes, rows (of the register tile), load, store, broadcast, fma, relu, pass_where.
+// includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, relu,
+// pass_where, and factor with columns (of B), row (of A) and fma.
 // Anonymous on purpose: the same template compiled with other instruction sets must never be merged by the linker.
 // For the same reason nothing from the standard library is used here.
 #pragma once
@@ -12,20 +13,20 @@ namespace {
 constexpr int kVectors = 2;  // vectors per row of the register tile
 
 // One register tile: R rows x (kVectors * lanes) columns. R is a constant, so the accumulators stay in registers.
-template <typename T, int R>
-void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
+template <typename T, typename C, int R>
+void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
     using V = Vec<T>;
     constexpr int L = V::lanes;
     constexpr int NR = kVectors * L;
     typename V::type acc[R][kVectors];
-    T* c = g.c + row * g.c_row + panel * NR;
+    C* c = g.c + row * g.c_row + panel * NR;
     const T* b = g.b + panel * g.b_panel;
 
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-            acc[r][v] = g.init == Init::bias ? V::load(g.bias + panel * NR + v * L) : V::broadcast(T(0));
+            acc[r][v] = g.init == Init::bias ? V::load(g.bias + panel * NR + v * L) : V::broadcast(0);
         }
     }
 
@@ -35,21 +36,21 @@ void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
     LIIF_UNROLL
     for (int i = 0; i < groups; ++i) a[i] = g.a + (row + 3 * i) * g.a_row;
     const int64_t a_row = g.a_row;
-    const int64_t a_k = g.a_k;
-    const int64_t b_k = g.b_k;
-    for (int64_t k = 0; k < g.depth; ++k) {
-        typename V::type w[kVectors];
+    const int64_t a_step = g.a_step;
+    const int64_t b_step = g.b_step;
+    for (int64_t s = 0; s < g.steps; ++s) {
+        typename V::factor w[kVectors];
         LIIF_UNROLL
-        for (int v = 0; v < kVectors; ++v) w[v] = V::load(b + v * L);
+        for (int v = 0; v < kVectors; ++v) w[v] = V::columns(b + v * L * kDepth<T>);
         LIIF_UNROLL
         for (int r = 0; r < R; ++r) {
-            const typename V::type x = V::broadcast(a[r / 3][(r % 3) * a_row]);
+            const typename V::factor x = V::row(a[r / 3] + (r % 3) * a_row);
             LIIF_UNROLL
             for (int v = 0; v < kVectors; ++v) acc[r][v] = V::fma(x, w[v], acc[r][v]);
         }
-        b += b_k;
+        b += b_step;
         LIIF_UNROLL
-        for (int i = 0; i < groups; ++i) a[i] += a_k;
+        for (int i = 0; i < groups; ++i) a[i] += a_step;
     }
 
     LIIF_UNROLL
@@ -68,25 +69,25 @@ void tile(const Gemm<T>& g, int64_t row, int64_t panel) {
 }
 
 // The last rows of a block, fewer than a whole register tile.
-template <typename T, int R>
-void tail(const Gemm<T>& g, int64_t row, int64_t panel, int64_t rows) {
+template <typename T, typename C, int R>
+void tail(const Gemm<T, C>& g, int64_t row, int64_t panel, int64_t rows) {
     if constexpr (R > 0) {
         if (rows == R) {
-            tile<T, R>(g, row, panel);
+            tile<T, C, R>(g, row, panel);
         } else {
-            tail<T, R - 1>(g, row, panel, rows);
+            tail<T, C, R - 1>(g, row, panel, rows);
         }
     }
 }
 
-template <typename T>
-void gemm(const Gemm<T>& g) {
+template <typename T, typename C>
+void gemm(const Gemm<T, C>& g) {
     constexpr int MR = Vec<T>::rows;
     constexpr int NR = kVectors * Vec<T>::lanes;
     const int64_t whole = g.rows - g.rows % MR;
     for (int64_t panel = 0; panel * NR < g.columns; ++panel) {  // a panel of B stays in the first-level cache
-        for (int64_t row = 0; row < whole; row += MR) tile<T, MR>(g, row, panel);
-        tail<T, MR - 1>(g, whole, panel, g.rows - whole);
+        for (int64_t row = 0; row < whole; row += MR) tile<T, C, MR>(g, row, panel);
+        tail<T, C, MR - 1>(g, whole, panel, g.rows - whole);
     }
 }
 
@@ -147,13 +148,15 @@ void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, T* sum, T*
 }
 
 template <typename T>
-void axpy(T* y, const T* x, T a, int64_t width) {
-    for (int64_t n = 0; n < width; ++n) y[n] += a * x[n];
+void add(T* y, const T* x, int64_t width) {
+    for (int64_t n = 0; n < width; ++n) y[n] += x[n];
 }
 
 template <typename T>
-const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes, gemm<T>, affine<T>, blend<T>,
-                         sum_rows<T>,  axpy<T>};
+const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes,
+                         gemm<T, T>,   gemm<T, T>,   affine<T>,
+                         sum_rows<T>,  blend<T>,     add<T>,
+                         nullptr,      nullptr,      nullptr};
 
 }  // namespace
 }  // namespace liif

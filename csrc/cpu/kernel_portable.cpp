@@ -64,6 +64,9 @@ struct Vec {
         return x;
     }
 #endif
+    using factor = type;
+    static factor columns(const T* b) { return load(b); }
+    static factor row(const T* a) { return broadcast(*a); }
 };
 
 #if defined(__GNUC__)

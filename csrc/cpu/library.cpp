@@ -12,6 +12,25 @@ std::string cpu_isa() {
     return isa_name();
 }
 
+bool cpu_has_bfloat16() {
+    return has_bfloat16();
+}
+
+namespace {
+
+// An operator that other backends implement too: its last argument names one of them, or is none for these kernels.
+template <auto function>
+struct Shared;
+
+template <typename Result, typename... Args, Result (*function)(Args...)>
+struct Shared<function> {
+    static Result call(Args... args, const std::optional<std::string>& backend) {
+        STD_TORCH_CHECK(!backend, "liif_fast: the backend '", *backend, "' does not run on cpu tensors");
+        return function(args...);
+    }
+};
+
+}  // namespace
 }  // namespace liif
 
 // Looked for in the file before it is loaded (liif_fast/extension.py). Exported, since a linker that drops what nothing
@@ -20,19 +39,19 @@ std::string cpu_isa() {
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 1;";
+const char liif_fast_interface[] = "liif_fast/_C interface 3;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
-    m.impl("project", TORCH_BOX(&liif::project));
-    m.impl("decode", TORCH_BOX(&liif::decode));
+    m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));
+    m.impl("decode", TORCH_BOX(&liif::Shared<&liif::decode>::call));
     m.impl("decode_direct", TORCH_BOX(&liif::decode_direct));
-    m.impl("render", TORCH_BOX(&liif::render));
-    m.impl("decode_backward", TORCH_BOX(&liif::decode_backward));
-    m.impl("render_backward", TORCH_BOX(&liif::render_backward));
-    m.impl("gather_corners", TORCH_BOX(&liif::gather_corners));
-    m.impl("gather_corners_backward", TORCH_BOX(&liif::gather_corners_backward));
-    m.impl("mlp", TORCH_BOX(&liif::mlp));
-    m.impl("mlp_backward", TORCH_BOX(&liif::mlp_backward));
+    m.impl("render", TORCH_BOX(&liif::Shared<&liif::render>::call));
+    m.impl("decode_backward", TORCH_BOX(&liif::Shared<&liif::decode_backward>::call));
+    m.impl("render_backward", TORCH_BOX(&liif::Shared<&liif::render_backward>::call));
+    m.impl("gather_corners", TORCH_BOX(&liif::Shared<&liif::gather_corners>::call));
+    m.impl("gather_corners_backward", TORCH_BOX(&liif::Shared<&liif::gather_corners_backward>::call));
+    m.impl("fused_mlp", TORCH_BOX(&liif::Shared<&liif::fused_mlp>::call));
+    m.impl("fused_mlp_backward", TORCH_BOX(&liif::Shared<&liif::fused_mlp_backward>::call));
     m.impl("attend", TORCH_BOX(&liif::attend));
     m.impl("attend_backward", TORCH_BOX(&liif::attend_backward));
     m.impl("bicubic_resize", TORCH_BOX(&liif::bicubic_resize));
@@ -41,6 +60,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
+    m.impl("cpu_has_bfloat16", TORCH_BOX(&liif::cpu_has_bfloat16));
 }
 
 #if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` loads it too

@@ -1,4 +1,4 @@
-// liif_fast::mlp and mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
+// liif_fast::fused_mlp and fused_mlp_backward: a chain of Linear and ReLU over rows, tile by tile through all layers.
 #include <algorithm>
 
 #include "checks.h"
@@ -16,64 +16,88 @@ struct Mlp {
     Layer<T> first;
     Network<T> rest;
 
-    Mlp(const Tensors& weights, const Tensors& biases, int packs, Arena<T>& arena, bool dry)
+    Mlp(const Tensors& weights, const Tensors& biases, int packs, Arena& arena, bool dry)
         : first(pack_layer<T>(weights[0], biases[0], packs, arena, dry)), rest(weights, biases, packs, arena, dry) {}
 
-    void forward_first(const T* x, int64_t x_stride, int64_t rows, T* h) const {
-        const auto& kern = kernel<T>();
-        kern.gemm({rows, first.out_padded, first.in, x, x_stride, 1, first.forward.data, first.in * kern.nr, kern.nr, h,
-                   rest.stride(), Init::bias, first.bias, rest.hidden() > 0 ? Epilogue::relu : Epilogue::none,
-                   nullptr});
+    template <typename C>
+    void forward_first(const T* x, int64_t x_stride, int64_t rows, C* h, int64_t h_stride) const {
+        multiply(rows, x, x_stride, first.forward, h, h_stride, Init::bias, first.bias,
+                 rest.hidden() > 0 ? Epilogue::relu : Epilogue::none, static_cast<const T*>(nullptr));
     }
 };
 
+// Elements of a row of saved activations: h[0] .. h[hidden - 1].
 template <typename T>
-std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+int64_t saved_width(const Network<T>& rest) {
+    return rest.hidden() > 0 ? rest.first_out() + rest.saved_width() : 0;
+}
+
+// Rows of x with zeros up to the stride.
+template <typename T>
+void copy_rows(T* to, int64_t stride, const T* x, int64_t x_stride, int64_t width, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(to + r * stride, x + r * x_stride, static_cast<size_t>(width) * sizeof(T));
+        std::fill(to + r * stride + width, to + (r + 1) * stride, T{});
+    }
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& shape) {
     Tensor packed;
-    const auto net = build_packed<T>(
-        x, packed, [&](Arena<T>& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
+    const auto net = build_packed(
+        x, packed, [&](Arena& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
     const Network<T>& rest = net.rest;
     const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
-    const int64_t levels = std::max<int64_t>(hidden, 1), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
-    const int64_t saved_width = hidden > 0 ? rest.saved_width() + rest.first_out() : 0;
-    Tensor out = make(x, {total, outs});
-    Tensor saved = make_saved(x, hidden > 0 ? keep : 0, saved_width);
-    const T* from = x.const_data_ptr<T>();
+    const int64_t keep = hidden > 0 ? shape[0] : 0;
+    const int64_t levels = rest.levels(), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
+    const int64_t ins = net.first.in, padded_in = round_up(ins, kDepth<T>);
+    Tensor out = make<Sum<T>>(x, {total, outs});
+    check_saved_width(shape[0], shape[1], saved_width(rest));
+    Tensor saved = make_saved<T>(x, shape[0], shape[1]);
+    const T* from = data<T>(x);
     const int64_t x_stride = x.stride(0);
-    T* to = out.mutable_data_ptr<T>();
-    T* to_saved = saved.mutable_data_ptr<T>();
+    Sum<T>* to = mutable_data<Sum<T>>(out);
+    T* to_saved = mutable_data<T>(saved);
     for_each_task(ceil_div(total, kTileRows), [&](int64_t task) {
         const int64_t first = task * kTileRows, rows = std::min(kTileRows, total - first);
-        const auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
+        const auto b = in_scratch<TileTag>([&](Arena& arena) {
             struct {
                 std::vector<T*> h;
-                T* out;
+                T* x;
+                Sum<T>*top, *out;
             } b;
             for (int64_t l = 0; l < levels; ++l) {
-                b.h.push_back(l < buffers ? arena.take(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
+                b.h.push_back(l < buffers ? arena.take<T>(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
             }
-            b.out = arena.take(kTileRows * rest.out_padded());
+            b.x = arena.take<T>(padded_in > ins ? kTileRows * padded_in : 0);
+            b.top = arena.take<Sum<T>>(std::is_same_v<T, Sum<T>> ? 0 : kTileRows * stride);
+            b.out = arena.take<Sum<T>>(kTileRows * rest.out_padded());
             return b;
         });
-        const std::vector<T*>& h = b.h;
-        T* y = b.out;
-        net.forward_first(from + first * x_stride, x_stride, rows, h[0]);
-        rest.forward_hidden(h.data(), rows);
-        int64_t y_stride = stride;
+        const T* in = from + first * x_stride;
+        int64_t in_stride = x_stride;
+        if (padded_in > ins) {
+            copy_rows(b.x, padded_in, in, x_stride, ins, rows);
+            in = b.x, in_stride = padded_in;
+        }
+        const Sum<T>* top = nullptr;
         if (hidden > 0) {
-            rest.forward_last(h.back(), rows, y);
-            y_stride = rest.out_padded();
+            net.forward_first(in, in_stride, rows, b.h[0], stride);
+            top = rest.forward_top(b.h.data(), rows, b.top);
+            rest.forward_last(top, rows, b.out);
         } else {
-            y = h[0];
+            net.forward_first(in, in_stride, rows, b.out, rest.out_padded());
         }
         for (int64_t r = 0; r < rows; ++r) {
-            std::memcpy(to + (first + r) * outs, y + r * y_stride, static_cast<size_t>(outs) * sizeof(T));
-            if (first + r >= keep) continue;
-            T* row = to_saved + (first + r) * saved_width;
-            for (int64_t l = 0; l < hidden; row += rest.width(l), ++l) {
-                std::memcpy(row, h[static_cast<size_t>(l)] + r * stride,
+            std::memcpy(to + (first + r) * outs, b.out + r * rest.out_padded(),
+                        static_cast<size_t>(outs) * sizeof(Sum<T>));
+            if (first + r >= keep || hidden == 0) continue;
+            T* row = to_saved + (first + r) * saved_width(rest);
+            for (int64_t l = 0; l < hidden - 1; row += rest.width(l), ++l) {
+                std::memcpy(row, b.h[static_cast<size_t>(l)] + r * stride,
                             static_cast<size_t>(rest.width(l)) * sizeof(T));
             }
+            narrow_row(row, top + r * stride, rest.width(hidden - 1));
         }
     });
     return {out, saved};
@@ -82,88 +106,89 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
 template <typename T>
 Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                      const Tensor& saved) {
-    const auto& kern = kernel<T>();
-    const int64_t kept = saved.size(0);
+    const int64_t kept = saved.size(0), nr = kernel<T>().nr;
     Tensor packed;
-    const auto net = build_packed<T>(x, packed, [&](Arena<T>& arena, bool dry) {
+    const auto net = build_packed(x, packed, [&](Arena& arena, bool dry) {
         return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
-    check_saved(saved, rest.hidden() > 0 ? rest.saved_width() + rest.first_out() : 0);
+    check_saved_width(kept, saved.size(1), saved_width(rest));
     const Backward<T> backward(rest);
     const int64_t total = x.size(0), ins = net.first.in, outs = rest.out(), hidden = rest.hidden();
-    const int64_t stride = rest.stride(), levels = std::max<int64_t>(hidden, 1);
-    const int64_t padded_in = round_up(ins, kern.nr);
+    const int64_t stride = rest.stride(), levels = rest.levels(), padded_in = round_up(ins, nr);
 
     const int64_t workers =
         std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(total, kTileRows)));
-    const auto sums_of = [&](Arena<T>& arena) {
+    const auto sums_of = [&](Arena& arena) {
         std::vector<Gradients<T>> sums;
         for (int64_t w = 0; w < workers; ++w) {
             Gradients<T> sum = backward.gradients(arena);
-            sum.weight[0] = arena.take(net.first.out * padded_in);
-            sum.bias[0] = arena.take(2 * net.first.out_padded);
+            sum.weight[0] = arena.take<Sum<T>>(net.first.out * padded_in);
+            sum.bias[0] = arena.take<Sum<T>>(2 * net.first.out_padded);
             sums.push_back(sum);
         }
         return sums;
     };
-    Arena<T> sizes;
+    Arena sizes;
     sums_of(sizes);
-    Tensor sum_memory = make_zeros(x, {sizes.used()});
-    Arena<T> sum_arena(sum_memory.mutable_data_ptr<T>());
+    Tensor sum_memory = make_zeros<unsigned char>(x, {sizes.used()});
+    Arena sum_arena(mutable_data<unsigned char>(sum_memory));
     const auto sums = sums_of(sum_arena);
 
-    Tensor x_grad = make(x, {total, ins});
-    T* to = x_grad.mutable_data_ptr<T>();
-    const T *from = x.const_data_ptr<T>(), *from_grad = grad.const_data_ptr<T>();
-    const T* activations = saved.const_data_ptr<T>();
-    const int64_t saved_width = rest.saved_width() + rest.first_out(), x_stride = x.stride(0);
+    Tensor x_grad = make<T>(x, {total, ins});
+    T* to = mutable_data<T>(x_grad);
+    const T *from = data<T>(x), *activations = data<T>(saved);
+    const Sum<T>* from_grad = data<Sum<T>>(grad);
+    const int64_t x_stride = x.stride(0);
     const int64_t share = round_up(ceil_div(total, workers), kTileRows);
     torch::stable::parallel_for(0, workers, 1, [&](int64_t worker_begin, int64_t worker_end) {
         for (int64_t w = worker_begin; w < worker_end; ++w) {
             const Gradients<T>& sum = sums[static_cast<size_t>(w)];
-            auto b = in_scratch<T, TileTag>([&](Arena<T>& arena) {
+            auto b = in_scratch<TileTag>([&](Arena& arena) {
                 struct {
                     std::vector<T*> h;
-                    T *g, *other, *out, *x;
+                    typename Backward<T>::Tiles tiles;
+                    T *first, *out, *x;
                 } b;
-                for (int64_t l = 0; l < levels; ++l) b.h.push_back(arena.take(kTileRows * stride));
-                b.g = arena.take(kTileRows * stride);
-                b.other = arena.take(kTileRows * stride);
-                b.out = arena.take(kTileRows * rest.out_padded());
-                b.x = arena.take(kTileRows * padded_in);
+                for (int64_t l = 0; l < levels; ++l) b.h.push_back(arena.take<T>(kTileRows * stride));
+                b.tiles = backward.tiles(arena, padded_in);
+                b.first = arena.take<T>(kTileRows * stride);
+                b.out = arena.take<T>(kTileRows * rest.out_padded());
+                b.x = arena.take<T>(kTileRows * padded_in);
                 return b;
             });
             const int64_t end = std::min(total, (w + 1) * share);
             for (int64_t first = w * share; first < end; first += kTileRows) {
                 const int64_t rows = std::min(kTileRows, end - first);
                 const bool have_saved = first + rows <= kept;
+                // Padded, because whole panels are read.
+                copy_rows(b.x, padded_in, from + first * x_stride, x_stride, ins, rows);
                 for (int64_t r = 0; r < rows; ++r) {
-                    const T* y = from_grad + (first + r) * outs;
-                    for (int64_t o = 0; o < rest.out_padded(); ++o)
-                        b.out[r * rest.out_padded() + o] = o < outs ? y[o] : T(0);
-                    // Padded, because whole panels are read.
-                    std::memcpy(b.x + r * padded_in, from + (first + r) * x_stride,
-                                static_cast<size_t>(ins) * sizeof(T));
-                    std::fill(b.x + r * padded_in + ins, b.x + (r + 1) * padded_in, T(0));
-                    const T* row = activations + (first + r) * saved_width;
+                    T* out = b.out + r * rest.out_padded();
+                    narrow_row(out, from_grad + (first + r) * outs, outs);
+                    std::fill(out + outs, out + rest.out_padded(), T{});
+                    const T* row = activations + (first + r) * saved_width(rest);
                     for (int64_t l = 0; have_saved && l < hidden; row += rest.width(l), ++l) {
                         std::memcpy(b.h[static_cast<size_t>(l)] + r * stride, row,
                                     static_cast<size_t>(rest.width(l)) * sizeof(T));
                     }
                 }
-                if (!have_saved && hidden > 0) {
-                    net.forward_first(b.x, padded_in, rows, b.h[0]);
-                    rest.forward_hidden(b.h.data(), rows);
+                const T* g = b.out;
+                int64_t g_stride = rest.out_padded();
+                if (hidden > 0) {
+                    if (!have_saved) {
+                        net.forward_first(b.x, padded_in, rows, b.h[0], stride);
+                        rest.forward_hidden(b.h.data(), rows);
+                    }
+                    backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum);
+                    g = b.first, g_stride = stride;
                 }
-                backward.run(b.h.data(), b.out, rows, b.g, b.other, sum);
-                const T* g = hidden > 0 ? b.g : b.out;
-                const int64_t g_stride = hidden > 0 ? stride : rest.out_padded();
-                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, sum.weight[0]);
-                kern.sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0], sum.bias[0] + net.first.out_padded);
-                kern.gemm({rows, padded_in, net.first.out, g, g_stride, 1, net.first.backward.data,
-                           net.first.out * kern.nr, kern.nr, b.x, padded_in, Init::zero, nullptr, Epilogue::none,
-                           nullptr});
+                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, b.tiles,
+                                        sum.weight[0]);
+                kernel<T>().sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0],
+                                     sum.bias[0] + net.first.out_padded);
+                multiply(rows, g, g_stride, net.first.backward, b.x, padded_in, Init::zero,
+                         static_cast<const Sum<T>*>(nullptr), Epilogue::none, static_cast<const T*>(nullptr));
                 for (int64_t r = 0; r < rows; ++r) {
                     std::memcpy(to + (first + r) * ins, b.x + r * padded_in, static_cast<size_t>(ins) * sizeof(T));
                 }
@@ -174,11 +199,11 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     Tensors result{x_grad};
     for (size_t l = 0; l < weights.size(); ++l) {
         const Layer<T>& layer = l == 0 ? net.first : rest.layer(static_cast<int64_t>(l));
-        std::vector<const T*> w_parts, b_parts;
+        std::vector<const Sum<T>*> w_parts, b_parts;
         for (const auto& sum : sums) w_parts.push_back(sum.weight[l]), b_parts.push_back(sum.bias[l]);
-        Tensor w = make(x, {layer.out, layer.in}), b = make(x, {layer.out});
-        reduce_workers<T>(w_parts, layer.out, layer.in, round_up(layer.in, kern.nr), w.mutable_data_ptr<T>());
-        reduce_workers<T>(b_parts, 1, layer.out, layer.out_padded, b.mutable_data_ptr<T>());
+        Tensor w = make<Sum<T>>(x, {layer.out, layer.in}), b = make<Sum<T>>(x, {layer.out});
+        reduce_workers<Sum<T>>(w_parts, layer.out, layer.in, round_up(layer.in, nr), mutable_data<Sum<T>>(w));
+        reduce_workers<Sum<T>>(b_parts, 1, layer.out, layer.out_padded, mutable_data<Sum<T>>(b));
         result.push_back(w);
         result.push_back(b);
     }
@@ -187,14 +212,15 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep) {
+std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                     const Ints& saved) {
     check_rows(x, weights, biases);
-    check_keep(keep, x.size(0));
-    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, keep); });
+    check_saved_shape(saved, x.size(0), 1);
+    return dispatch(x, [&](auto t) { return run<decltype(t)>(x, weights, biases, saved); });
 }
 
-Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                     const Tensor& saved) {
+Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                           const Tensor& saved) {
     check_rows(x, weights, biases);
     check_gradient(grad, {x.size(0), weights.back().size(0)}, saved, x.size(0));
     STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");

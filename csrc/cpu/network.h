@@ -3,6 +3,8 @@
 // operators differ in how they make it (gathered, or multiplied out).
 #pragma once
 
+#include <type_traits>
+
 #include "common.h"
 
 namespace liif {
@@ -10,35 +12,42 @@ namespace liif {
 constexpr int64_t kTileRows =
     96;  // a multiple of every kernel's rows; two tiles of 256 floats fit a second-level cache
 
-// A matrix packed for Gemm::b: panels of nr columns, each [k][nr], columns padded with zeros.
+// A matrix packed for Gemm::b: panels of nr columns, each [steps][nr][kDepth], padded with zeros.
 // Element (k, n) of the matrix is source[n * step_n + k * step_k].
 template <typename T>
 struct Packed {
     const T* data;
-    int64_t depth, columns;  // columns is padded
+    int64_t steps, columns;  // columns is padded
+
+    int64_t step() const { return kernel<T>().nr * kDepth<T>; }
+    int64_t panel() const { return steps * step(); }
 };
 
-template <typename T>
-Packed<T> pack(const T* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena<T>& arena,
+template <typename T, typename Source>
+Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
                bool dry) {
+    constexpr int64_t pair = kDepth<T>;
     const int64_t nr = kernel<T>().nr;
-    const int64_t padded = round_up(columns, nr);
-    T* out = arena.take(padded * depth);
+    const int64_t padded = round_up(columns, nr), padded_depth = round_up(depth, pair);
+    T* out = arena.take<T>(padded * padded_depth);
     if (!dry) {
         constexpr int64_t block = 16;  // of k: whole cache lines of the source where it is transposed
         for_each_task(padded / nr, [=](int64_t panel) {
-            for (int64_t k0 = 0; k0 < depth; k0 += block) {
-                const int64_t k1 = std::min(depth, k0 + block);
+            for (int64_t k0 = 0; k0 < padded_depth; k0 += block) {
+                const int64_t k1 = std::min(padded_depth, k0 + block);
                 for (int64_t j = 0; j < nr; ++j) {
                     const int64_t n = panel * nr + j;
-                    T* to = out + (panel * depth + k0) * nr + j;
-                    for (int64_t k = k0; k < k1; ++k, to += nr)
-                        *to = n < columns ? source[n * step_n + k * step_k] : T(0);
+                    T* to = out + (panel * padded_depth + k0) * nr + j * pair;
+                    for (int64_t k = k0; k < k1; to += (nr - 1) * pair) {
+                        for (int64_t i = 0; i < pair; ++i, ++k, ++to) {
+                            *to = n < columns && k < depth ? convert<T>(source[n * step_n + k * step_k]) : T{};
+                        }
+                    }
                 }
             }
         });
     }
-    return {out, depth, padded};
+    return {out, padded_depth / pair, padded};
 }
 
 // One linear layer of nn.Linear: weight [out, in] with any strides, bias [out].
@@ -46,16 +55,16 @@ template <typename T>
 struct Layer {
     int64_t in, out, out_padded;
     Packed<T> forward, backward;  // W^T for h W^T, W for the gradient's way back; each only where asked for
-    const T* bias;                // [out_padded]
+    const Sum<T>* bias;           // [out_padded]
 };
 
 template <typename T>
-const T* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena<T>& arena, bool dry) {
-    T* to = arena.take(padded);
+const Sum<T>* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena& arena, bool dry) {
+    Sum<T>* to = arena.take<Sum<T>>(padded);
     if (!dry) {
-        const T* from = bias.template const_data_ptr<T>();
+        const T* from = data<T>(bias);
         const int64_t step = bias.stride(0);
-        for (int64_t n = 0; n < padded; ++n) to[n] = n < out ? from[n * step] : T(0);
+        for (int64_t n = 0; n < padded; ++n) to[n] = n < out ? convert<Sum<T>>(from[n * step]) : Sum<T>(0);
     }
     return to;
 }
@@ -63,39 +72,67 @@ const T* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena<T>& ar
 enum Packs { pack_forward = 1, pack_backward = 2 };
 
 template <typename T>
-Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena<T>& arena, bool dry) {
+Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& arena, bool dry) {
     Layer<T> layer{};
     layer.out = weight.size(0);
     layer.in = weight.size(1);
     layer.out_padded = round_up(layer.out, kernel<T>().nr);
-    const T* w = weight.template const_data_ptr<T>();
+    const T* w = data<T>(weight);
     const int64_t row = weight.stride(0), column = weight.stride(1);
-    if (packs & pack_forward) layer.forward = pack(w, row, column, layer.out, layer.in, arena, dry);
-    if (packs & pack_backward) layer.backward = pack(w, column, row, layer.in, layer.out, arena, dry);
+    if (packs & pack_forward) layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry);
+    if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry);
     layer.bias = pack_bias<T>(bias, layer.out, layer.out_padded, arena, dry);
     return layer;
 }
 
 // Calls build(arena, dry) twice: to find the size, then to fill `memory`, which must live as long as the result.
-template <typename T, typename Build>
+template <typename Build>
 auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
-    Arena<T> sizes;
+    Arena sizes;
     build(sizes, true);
-    memory = make(like, {sizes.used()});
-    Arena<T> arena(memory.mutable_data_ptr<T>());
+    memory = make<unsigned char>(like, {sizes.used()});
+    Arena arena(mutable_data<unsigned char>(memory));
     return build(arena, false);
+}
+
+// c = epilogue(init + a W^T) over rows, with W packed: a product that the kernel has for C of T and of Sum<T>.
+template <typename T, typename C>
+void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c, int64_t c_row, Init init,
+              const Sum<T>* bias, Epilogue epilogue, const T* mask) {
+    const Gemm<T, C> product{rows,     w.columns, w.steps, a,    a_row, kDepth<T>, w.data, w.panel(),
+                             w.step(), c,         c_row,   init, bias,  epilogue,  mask};
+    if constexpr (std::is_same_v<T, C>) {
+        kernel<T>().gemm(product);
+    } else {
+        kernel<T>().gemm_sum(product);
+    }
+}
+
+// Copies a row where the types are the same, else rounds it.
+template <typename T>
+void narrow_row(T* to, const Sum<T>* from, int64_t width) {
+    if constexpr (std::is_same_v<T, Sum<T>>) {
+        std::memcpy(to, from, static_cast<size_t>(width) * sizeof(T));
+    } else {
+        kernel<T>().narrow(to, from, width);
+    }
 }
 
 template <typename T>
 class Network {
    public:
     // layers[0] is the caller's; here are the others, ReLU before each of them.
-    Network(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs, Arena<T>& arena, bool dry)
+    Network(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs, Arena& arena, bool dry)
         : first_out_(weights[0].size(0)) {
         int64_t widest = first_out_;
         for (size_t i = 1; i < weights.size(); ++i) {
-            layers_.push_back(pack_layer<T>(weights[i], biases[i], packs, arena, dry));
+            const bool last = i + 1 == weights.size();
+            layers_.push_back(pack_layer<T>(weights[i], biases[i], last ? packs & ~pack_forward : packs, arena, dry));
             widest = std::max(widest, layers_.back().out);
+            if (last && (packs & pack_forward)) {
+                const Tensor& w = weights[i];
+                last_ = pack<Sum<T>>(data<T>(w), w.stride(0), w.stride(1), w.size(0), w.size(1), arena, dry);
+            }
         }
         const int64_t nr = kernel<T>().nr;
         stride_ = round_up(widest, nr) + nr;  // not a power of two, so that a column's rows do not share cache sets
@@ -103,6 +140,7 @@ class Network {
     }
 
     int64_t hidden() const { return static_cast<int64_t>(layers_.size()); }  // ReLU layers; 0: one linear map in all
+    int64_t levels() const { return std::max<int64_t>(hidden(), 1); }        // of h
     int64_t first_out() const { return first_out_; }
     int64_t out() const { return layers_.empty() ? first_out_ : layers_.back().out; }
     int64_t out_padded() const { return out_padded_; }
@@ -119,78 +157,125 @@ class Network {
 
     // h[l] = relu(h[l - 1] W_l^T + b_l) for the hidden layers after the first.
     void forward_hidden(T* const* h, int64_t rows) const {
-        for (int64_t l = 1; l < hidden(); ++l) {
-            const Layer<T>& y = layer(l);
-            kernel<T>().gemm({rows, y.out_padded, y.in, h[l - 1], stride_, 1, y.forward.data, y.in * kernel<T>().nr,
-                              kernel<T>().nr, h[l], stride_, Init::bias, y.bias, Epilogue::relu, nullptr});
+        for (int64_t l = 1; l < hidden(); ++l) forward_level(l, h[l - 1], rows, h[l]);
+    }
+
+    // The same, but the last level as the sums it comes from, in `top` where they are of another type than T.
+    const Sum<T>* forward_top(T* const* h, int64_t rows, Sum<T>* top) const {
+        const int64_t last = levels() - 1;
+        if constexpr (std::is_same_v<T, Sum<T>>) {
+            forward_hidden(h, rows);
+            return h[last];
+        } else {
+            for (int64_t l = 1; l < last; ++l) forward_level(l, h[l - 1], rows, h[l]);
+            if (last > 0) {
+                forward_level(last, h[last - 1], rows, top);
+            } else {
+                for (int64_t r = 0; r < rows; ++r) kernel<T>().widen(top + r * stride_, h[0] + r * stride_, first_out_);
+            }
+            return top;
         }
     }
 
     // The last linear layer on rows of h: out [rows, out_padded], from the bias or, accumulating, from what out holds.
-    void forward_last(const T* h, int64_t rows, T* out, Init init = Init::bias) const {
-        const Layer<T>& y = layers_.back();
-        kernel<T>().gemm({rows, y.out_padded, y.in, h, stride_, 1, y.forward.data, y.in * kernel<T>().nr,
-                          kernel<T>().nr, out, out_padded_, init, y.bias, Epilogue::none, nullptr});
+    void forward_last(const Sum<T>* h, int64_t rows, Sum<T>* out, Init init = Init::bias) const {
+        multiply(rows, h, stride_, last_, out, out_padded_, init, layers_.back().bias, Epilogue::none,
+                 static_cast<const Sum<T>*>(nullptr));
     }
 
    private:
+    template <typename C>
+    void forward_level(int64_t l, const T* from, int64_t rows, C* to) const {
+        const Layer<T>& y = layer(l);
+        multiply(rows, from, stride_, y.forward, to, stride_, Init::bias, y.bias, Epilogue::relu,
+                 static_cast<const T*>(nullptr));
+    }
+
     int64_t first_out_, stride_, out_padded_;
     std::vector<Layer<T>> layers_;
+    Packed<Sum<T>> last_{};
 };
 
 // Weight gradients of one worker, summed in a fixed order: tiles in the order in which the worker visits them.
 template <typename T>
 struct Gradients {
     // Of layer l at [l], [0] being the caller's: [out][padded in], and [2][out_padded] for sums and their carries.
-    std::vector<T*> weight, bias;
+    std::vector<Sum<T>*> weight, bias;
 };
 
 template <typename T>
 class Backward {
    public:
+    // Tiles of one worker: the gradient at a layer and before it, and rows in pairs where T is multiplied so.
+    struct Tiles {
+        T *g, *other, *gradient_pairs, *input_pairs;
+    };
+
     explicit Backward(const Network<T>& net) : net_(net) {}
 
     // One worker's share of the gradients of layers 1 .. hidden, in an arena that starts as zeros.
-    Gradients<T> gradients(Arena<T>& arena) const {
+    Gradients<T> gradients(Arena& arena) const {
         Gradients<T> g{{nullptr}, {nullptr}};
         for (int64_t l = 1; l <= net_.hidden(); ++l) {
-            g.weight.push_back(arena.take(net_.layer(l).out * padded_in(l)));
-            g.bias.push_back(arena.take(2 * net_.layer(l).out_padded));
+            g.weight.push_back(arena.take<Sum<T>>(net_.layer(l).out * padded_in(l)));
+            g.bias.push_back(arena.take<Sum<T>>(2 * net_.layer(l).out_padded));
         }
         return g;
     }
 
+    // `widest`: what the caller multiplies, where it is wider than the network's rows.
+    Tiles tiles(Arena& arena, int64_t widest = 0) const {
+        const int64_t tile = kTileRows * net_.stride(), pairs = kDepth<T> > 1 ? kTileRows : 0;
+        widest = std::max(widest, net_.stride());
+        return {arena.take<T>(tile), arena.take<T>(tile), arena.take<T>(pairs * widest), arena.take<T>(pairs * widest)};
+    }
+
     int64_t padded_in(int64_t l) const { return round_up(net_.layer(l).in, kernel<T>().nr); }
 
-    // From the gradient at the output, [rows, out_padded], to the gradient at h[0] before its ReLU, in `g` with
-    // net.stride(); `other` is as large. h[0 .. hidden - 1] are the rows' activations.
-    void run(T* const* h, const T* out_gradient, int64_t rows, T*& g, T*& other, const Gradients<T>& sum) const {
-        const auto& kern = kernel<T>();
+    // From the gradient at the output, [rows, out_padded], to the gradient at h[0] before its ReLU, in `first` with
+    // net.stride(), in T or in Sum<T>. h[0 .. hidden - 1] are the rows' activations; there is a hidden layer.
+    template <typename C>
+    void run(T* const* h, const T* out_gradient, int64_t rows, Tiles tiles, C* first, const Gradients<T>& sum) const {
         const int64_t s = net_.stride();
         const T* from = out_gradient;
         int64_t from_stride = net_.out_padded();
         for (int64_t l = net_.hidden(); l >= 1; --l) {
             const Layer<T>& y = net_.layer(l);
-            accumulate(from, from_stride, y.out, h[l - 1], s, padded_in(l), rows, sum.weight[static_cast<size_t>(l)]);
-            T* bias = sum.bias[static_cast<size_t>(l)];
-            kern.sum_rows(from, from_stride, rows, y.out_padded, bias, bias + y.out_padded);
-            kern.gemm({rows, padded_in(l), y.out, from, from_stride, 1, y.backward.data, y.out * kern.nr, kern.nr,
-                       other, s, Init::zero, nullptr, Epilogue::mask, h[l - 1]});
-            std::swap(g, other);
-            from = g;
+            accumulate(from, from_stride, y.out, h[l - 1], s, padded_in(l), rows, tiles,
+                       sum.weight[static_cast<size_t>(l)]);
+            Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
+            kernel<T>().sum_rows(from, from_stride, rows, y.out_padded, bias, bias + y.out_padded);
+            if (l == 1) return back(from, from_stride, y, rows, first, h[0]);
+            back(from, from_stride, y, rows, tiles.other, h[l - 1]);
+            std::swap(tiles.g, tiles.other);
+            from = tiles.g;
             from_stride = s;
         }
     }
 
     // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]
     static void accumulate(const T* gradient, int64_t gradient_stride, int64_t outs, const T* input,
-                           int64_t input_stride, int64_t padded_ins, int64_t rows, T* sum) {
-        const auto& kern = kernel<T>();
-        kern.gemm({outs, padded_ins, rows, gradient, 1, gradient_stride, input, kern.nr, input_stride, sum, padded_ins,
-                   Init::accumulate, nullptr, Epilogue::none, nullptr});
+                           int64_t input_stride, int64_t padded_ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
+        constexpr int64_t pair = kDepth<T>;
+        const int64_t nr = kernel<T>().nr;
+        if constexpr (pair > 1) {
+            const int64_t padded_outs = round_up(outs, nr);
+            kernel<T>().pair_rows(tiles.gradient_pairs, gradient, gradient_stride, rows, padded_outs);
+            kernel<T>().pair_rows(tiles.input_pairs, input, input_stride, rows, padded_ins);
+            gradient = tiles.gradient_pairs, gradient_stride = pair * padded_outs;
+            input = tiles.input_pairs, input_stride = pair * padded_ins;
+        }
+        kernel<T>().gemm_sum({outs, padded_ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
+                              input_stride, sum, padded_ins, Init::accumulate, nullptr, Epilogue::none, nullptr});
     }
 
    private:
+    template <typename C>
+    void back(const T* from, int64_t from_stride, const Layer<T>& y, int64_t rows, C* to, const T* mask) const {
+        multiply(rows, from, from_stride, y.backward, to, net_.stride(), Init::zero,
+                 static_cast<const Sum<T>*>(nullptr), Epilogue::mask, mask);
+    }
+
     const Network<T>& net_;
 };
 

@@ -11,28 +11,24 @@
 namespace liif {
 
 using Tensors = std::vector<Tensor>;
+using Ints = std::vector<int64_t>;
 
-Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
-               int64_t height, int64_t width);
+Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, const Ints& window);
 
 std::tuple<Tensor, Tensor> decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                                  const Tensors& weights, const Tensors& biases, bool ensemble, int64_t keep);
+                                  const Tensors& weights, const Tensors& biases, bool ensemble, const Ints& saved);
 
 Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
                      const Tensors& biases, bool unfold, bool ensemble);
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, int64_t map_height, int64_t map_width,
-                                  int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width, int64_t top,
-                                  int64_t left, int64_t height, int64_t width, int64_t keep);
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
                         const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble);
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                        const Tensors& biases, const Tensor& saved, bool ensemble, int64_t map_height,
-                        int64_t map_width, int64_t p_top, int64_t p_left, int64_t grid_height, int64_t grid_width,
-                        int64_t top, int64_t left, int64_t height, int64_t width);
+                        const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid);
 
 std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
                                           bool unfold, bool ensemble);
@@ -40,10 +36,10 @@ std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coor
 Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
                                bool unfold, bool ensemble);
 
-std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, int64_t keep);
+std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& saved);
 
-Tensors mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                     const Tensor& saved);
+Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                           const Tensor& saved);
 
 std::tuple<Tensor, Tensor> attend(const Tensor& table, const Tensor& at, const Tensor& rel, const Tensor& values,
                                   const Tensor& products, const Tensor& square, const Tensor& bias,
@@ -60,5 +56,7 @@ Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor
 Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, bool bfloat);
 
 std::string cpu_isa();
+
+bool cpu_has_bfloat16();
 
 }  // namespace liif

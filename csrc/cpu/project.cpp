@@ -15,26 +15,26 @@ template <typename T>
 Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
            int64_t height, int64_t width) {
     const int64_t outs = weight.size(0), images = feat.size(0), reach = unfold ? 1 : 0;
-    Tensor p = make(feat, {images, height, width, outs});
+    Tensor p = make<T>(feat, {images, height, width, outs});
     if (images * height * width == 0) return p;
     const Features<T> whole(feat);
     Tensor packed;
-    const auto projection = build_packed<T>(feat, packed, [&](Arena<T>& arena, bool dry) {
+    const auto projection = build_packed(feat, packed, [&](Arena& arena, bool dry) {
         return Projection<T>(weight, bias, whole.channels, unfold, arena, dry);
     });
-    T* to = p.mutable_data_ptr<T>();
+    T* to = mutable_data<T>(p);
     const int64_t down = ceil_div(height, kBlockHeight), across = ceil_div(width, kBlockWidth);
     for_each_task(images * down * across, [&](int64_t task) {
         const int64_t b = task / (down * across);
         const int64_t i0 = top + task / across % down * kBlockHeight, i1 = std::min(top + height, i0 + kBlockHeight);
         const int64_t j0 = left + task % across * kBlockWidth, j1 = std::min(left + width, j0 + kBlockWidth);
-        const auto memory = in_scratch<T, TileTag>([&](Arena<T>& arena) {
+        const auto memory = in_scratch<TileTag>([&](Arena& arena) {
             struct {
                 T *copy, *rows, *product;
             } m;
-            m.copy = arena.take((kBlockHeight + 2) * (kBlockWidth + 2) * whole.channels);
-            m.rows = arena.take(kBlockWidth * projection.depth);
-            m.product = arena.take(kBlockWidth * projection.out_padded);
+            m.copy = arena.take<T>((kBlockHeight + 2) * (kBlockWidth + 2) * whole.channels);
+            m.rows = arena.take<T>(kBlockWidth * projection.depth);
+            m.product = arena.take<T>(kBlockWidth * projection.out_padded);
             return m;
         });
         const Features<T> block =
@@ -45,7 +45,7 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
         for (int64_t i = i0; i < i1; ++i) {
             const int64_t count = j1 - j0;
             for (int64_t r = 0; r < count; ++r) {
-                latent_row(block, unfold, b, i, j0 + r, memory.rows + r * projection.depth);
+                latent_row(block, unfold, b, i, j0 + r, memory.rows + r * projection.depth, projection.depth);
             }
             T* line = to + ((b * height + i - top) * width + j0 - left) * outs;
             const bool direct = projection.out_padded == outs;
@@ -61,11 +61,12 @@ Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool un
 
 }  // namespace
 
-Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
-               int64_t height, int64_t width) {
+Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, const Ints& window) {
     STD_TORCH_CHECK(feat.dim() == 4 && weight.dim() == 2 && weight.size(1) >= feat.size(1) * (unfold ? 9 : 1) &&
                         bias.dim() == 1 && bias.size(0) == weight.size(0),
                     "liif_fast: feat [B, C, H, W], weight [out, in] and bias [out] do not fit");
+    STD_TORCH_CHECK(window.size() == 4, "liif_fast: window must be four integers");
+    const int64_t top = window[0], left = window[1], height = window[2], width = window[3];
     STD_TORCH_CHECK(top >= 0 && left >= 0 && height >= 0 && width >= 0 && top + height <= feat.size(2) &&
                         left + width <= feat.size(3),
                     "liif_fast: the window lies outside of feat");

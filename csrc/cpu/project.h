@@ -17,7 +17,7 @@ struct Features {
     int64_t top = 0, left = 0;
 
     explicit Features(const Tensor& feat)
-        : data(feat.template const_data_ptr<T>()),
+        : data(liif::data<T>(feat)),
           step_b(feat.stride(0)),
           step_c(feat.stride(1)),
           step_h(feat.stride(2)),
@@ -50,14 +50,16 @@ struct Features {
     }
 };
 
-// One latent's row: its own channels, or the 3x3 neighbourhood's, neighbour by neighbour, zero outside the map.
+// One latent's row: its own channels, or the 3x3 neighbourhood's, neighbour by neighbour, zero outside the map; then
+// zeros up to `depth`.
 template <typename T>
-void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int64_t j, T* row) {
+void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int64_t j, T* row, int64_t depth) {
     const int64_t reach = unfold ? 1 : 0;
+    std::fill(row + (unfold ? 9 : 1) * feat.channels, row + depth, T{});
     for (int64_t y = i - reach; y <= i + reach; ++y) {
         for (int64_t x = j - reach; x <= j + reach; ++x, row += feat.channels) {
             if (y < 0 || y >= feat.height || x < 0 || x >= feat.width) {
-                std::fill(row, row + feat.channels, T(0));
+                std::fill(row, row + feat.channels, T{});
             } else if (feat.step_c == 1) {
                 std::memcpy(row, feat.at(b, y, x), static_cast<size_t>(feat.channels) * sizeof(T));
             } else {
@@ -71,32 +73,37 @@ void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int6
 // The first layer's weight on latents, its rows put in latent_row's order (the module's is channel by channel).
 template <typename T>
 struct Projection {
-    int64_t depth, out, out_padded;
+    int64_t depth, out, out_padded;  // depth is that of rows, padded with zeros to whole pairs
     Packed<T> weight;
-    const T* bias;
+    const Sum<T>* bias;
     bool unfold;
 
-    Projection(const Tensor& w, const Tensor& b, int64_t channels, bool unfold3, Arena<T>& arena, bool dry)
-        : depth(unfold3 ? 9 * channels : channels),
+    Projection(const Tensor& w, const Tensor& b, int64_t channels, bool unfold3, Arena& arena, bool dry)
+        : depth(round_up((unfold3 ? 9 : 1) * channels, kDepth<T>)),
           out(w.size(0)),
           out_padded(round_up(w.size(0), kernel<T>().nr)),
           unfold(unfold3) {
+        constexpr int64_t pair = kDepth<T>;
         const int64_t nr = kernel<T>().nr;
-        T* to = arena.take(out_padded * depth);
-        weight = {to, depth, out_padded};
+        T* to = arena.take<T>(out_padded * depth);
+        weight = {to, depth / pair, out_padded};
         bias = pack_bias<T>(b, out, out_padded, arena, dry);
         if (dry) return;
-        const T* from = w.template const_data_ptr<T>();
+        const T* from = data<T>(w);
         const int64_t row = w.stride(0), column = w.stride(1), rows = out, deep = depth;
         const int64_t taps = unfold ? 9 : 1;
         for_each_task(out_padded / nr, [=](int64_t panel) {
             for (int64_t j = 0; j < nr; ++j) {
                 const int64_t n = panel * nr + j;
-                for (int64_t c = 0; c < channels; ++c) {
-                    for (int64_t tap = 0; tap < taps; ++tap) {
-                        const T x = n < rows ? from[n * row + (c * taps + tap) * column] : T(0);
-                        to[(panel * deep + tap * channels + c) * nr + j] = x;
+                for (int64_t tap = 0; tap < taps; ++tap) {
+                    for (int64_t c = 0; c < channels; ++c) {
+                        const int64_t k = tap * channels + c;
+                        to[panel * deep * nr + (k / pair * nr + j) * pair + k % pair] =
+                            n < rows ? from[n * row + (c * taps + tap) * column] : T{};
                     }
+                }
+                for (int64_t k = taps * channels; k < deep; ++k) {
+                    to[panel * deep * nr + (k / pair * nr + j) * pair + k % pair] = T{};
                 }
             }
         });
@@ -104,9 +111,8 @@ struct Projection {
 
     // rows [count, depth] -> out [count, out_padded] with the given stride
     void apply(const T* rows, int64_t count, T* to, int64_t stride) const {
-        const auto& kern = kernel<T>();
-        kern.gemm({count, out_padded, depth, rows, depth, 1, weight.data, depth * kern.nr, kern.nr, to, stride,
-                   Init::bias, bias, Epilogue::none, nullptr});
+        multiply(count, rows, depth, weight, to, stride, Init::bias, bias, Epilogue::none,
+                 static_cast<const T*>(nullptr));
     }
 };
 

@@ -121,7 +121,7 @@ template <typename T>
 class Latents {
    public:
     Latents(const Tensor& p, int64_t top, int64_t left)
-        : data_(p.const_data_ptr<T>()),
+        : data_(data<T>(p)),
           top_(top),
           left_(left),
           height_(p.size(1)),
@@ -148,16 +148,18 @@ template <typename T>
 class DecoderNet : public Network<T> {
    public:
     DecoderNet(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, int packs,
-               Arena<T>& arena, bool dry)
+               Arena& arena, bool dry)
         : Network<T>(weights, biases, packs, arena, dry), terms_(terms), affine_row_(this->stride()) {
-        T* to = arena.take(terms * affine_row_);
+        Sum<T>* to = arena.take<Sum<T>>(terms * affine_row_);
         affine_ = to;
         if (dry) return;
         const Tensor& w = weights[0];
         const int64_t first = w.size(1) - terms, row = w.stride(0), column = w.stride(1);
-        const T* from = w.template const_data_ptr<T>();
+        const T* from = data<T>(w);
         for (int j = 0; j < terms; ++j) {
-            for (int64_t n = 0; n < w.size(0); ++n) to[j * affine_row_ + n] = from[n * row + (first + j) * column];
+            for (int64_t n = 0; n < w.size(0); ++n) {
+                to[j * affine_row_ + n] = convert<Sum<T>>(from[n * row + (first + j) * column]);
+            }
         }
     }
 
@@ -165,15 +167,15 @@ class DecoderNet : public Network<T> {
 
     // h = p + W1r rel + W1c cell, with ReLU if a layer follows.
     void affine(T* h, const T* p, const Corner& c, const float* cell) const {
-        const T a[4] = {static_cast<T>(c.rel_row), static_cast<T>(c.rel_column), static_cast<T>(cell[0]),
-                        static_cast<T>(cell[1])};
+        const Sum<T> a[4] = {c.rel_row, c.rel_column, cell[0], cell[1]};
         kernel<T>().affine(h, p, a, terms_, affine_, affine_row_, this->first_out(), this->hidden() > 0);
+        if (kDepth<T> > 1 && this->first_out() % kDepth<T> != 0) h[this->first_out()] = T{};  // multiplied by 0
     }
 
    private:
     int terms_;
     int64_t affine_row_;
-    const T* affine_;
+    const Sum<T>* affine_;
 };
 
 }  // namespace liif

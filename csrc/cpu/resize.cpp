@@ -110,7 +110,7 @@ Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor
                         image.stride(1),
                         image.stride(2)};
     const Axis rows(first_row, row_weight, from.height), columns(first_column, column_weight, from.width);
-    Tensor result = make(image, {rows.out, columns.out, from.channels});
+    Tensor result = make<uint8_t>(image, {rows.out, columns.out, from.channels});
     uint8_t* to = result.mutable_data_ptr<uint8_t>();
     const int64_t strip = std::max<int64_t>(1, kMiddle / std::max<int64_t>(1, from.height * from.channels));
     for (int64_t begin = 0; begin < columns.out; begin += strip) {

@@ -101,11 +101,7 @@ LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const f
             const Query query = find_query(problem, number);
             const int64_t at =
                 query.image * problem.out_steps[0] + query.index * problem.out_steps[1] + q * problem.out_steps[2];
-            if (problem.out_float) {
-                static_cast<float*>(problem.out)[at] = out;
-            } else {
-                static_cast<typename U::type*>(problem.out)[at] = U::round(out);
-            }
+            problem.out[at] = out;
         }
     }
 }

@@ -64,7 +64,7 @@ void check_float(const Tensor& t, const Tensor& p, const char* name) {
 // What decode and render have in common. A map that p does not hold whole is given by `place`: its height and width,
 // p's top and left.
 Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim,
-                      bool ensemble, bool wide, const int64_t (&place)[4]) {
+                      bool ensemble, const int64_t (&place)[4]) {
     STD_TORCH_CHECK(p.dim() == 4 && p.size(3) == kHidden && p.is_contiguous() &&
                         reinterpret_cast<uintptr_t>(p.const_data_ptr()) % 16 == 0,
                     "liif_fast: p must be [B, h, w, 256], contiguous, at a multiple of 16 bytes");
@@ -93,7 +93,6 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
         problem.cell_steps[2] = cell->stride(cell->dim() - 1);
     }
     problem.out_dim = static_cast<int>(out_dim);
-    problem.out_float = wide;
     problem.products = to_int((packed.numel() - kTableBytes) / kProductBytes);
     problem.packed = static_cast<const unsigned char*>(packed.const_data_ptr());
     return problem;
@@ -163,22 +162,22 @@ void launch_any(const Problem& problem, const Tensor& p, bool ensemble, int64_t 
                  : launch_as<Half>(problem, device, ensemble, cluster);
 }
 
-Tensor make_out(const Tensor& p, const std::vector<int64_t>& size, bool wide) {
+Tensor make_out(const Tensor& p, const std::vector<int64_t>& size) {
     is_bfloat(p);
-    return torch::stable::new_empty(p, size, wide ? ScalarType::Float : p.scalar_type());
+    return torch::stable::new_empty(p, size, ScalarType::Float);
 }
 
 Tensor decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell, const Tensor& packed,
-              int64_t out_dim, bool ensemble, bool wide, int64_t cluster) {
-    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {p.size(1), p.size(2), 0, 0});
+              int64_t out_dim, bool ensemble, int64_t cluster) {
+    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, {p.size(1), p.size(2), 0, 0});
     check_float(coord, p, "coord");
     STD_TORCH_CHECK(coord.dim() == 3 && coord.size(0) == p.size(0) && coord.size(2) == 2,
                     "liif_fast: coord must be [B, Q, 2]");
     STD_TORCH_CHECK(!cell || (cell->dim() == 3 && cell->size(1) == coord.size(1)), "liif_fast: cell must be as coord");
-    Tensor out = make_out(p, {coord.size(0), coord.size(1), out_dim}, wide);
+    Tensor out = make_out(p, {coord.size(0), coord.size(1), out_dim});
     problem.coord = static_cast<const float*>(coord.const_data_ptr());
     problem.queries = coord.size(1), problem.total = coord.size(0) * coord.size(1);
-    problem.out = out.mutable_data_ptr();
+    problem.out = out.mutable_data_ptr<float>();
     for (int i = 0; i < 3; ++i) {
         problem.coord_steps[i] = coord.stride(i);
         problem.out_steps[i] = out.stride(i);
@@ -188,19 +187,21 @@ Tensor decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>&
 }
 
 Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim, bool ensemble,
-              bool wide, int64_t cluster, int64_t map_height, int64_t map_width, int64_t p_top, int64_t p_left,
-              int64_t grid_height, int64_t grid_width, int64_t top, int64_t left, int64_t height, int64_t width) {
-    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, wide, {map_height, map_width, p_top, p_left});
+              int64_t cluster, const std::vector<int64_t>& grid) {
+    STD_TORCH_CHECK(grid.size() == 10, "liif_fast: grid must be ten integers");
+    const int64_t grid_height = grid[4], grid_width = grid[5], top = grid[6], left = grid[7];
+    const int64_t height = grid[8], width = grid[9];
+    Problem problem = start_problem(p, cell, packed, out_dim, ensemble, {grid[0], grid[1], grid[2], grid[3]});
     STD_TORCH_CHECK(!cell || cell->dim() == 2, "liif_fast: cell must be [B, 2]");
     STD_TORCH_CHECK(
         top >= 0 && left >= 0 && height >= 0 && width >= 0 && top <= grid_height - height && left <= grid_width - width,
         "liif_fast: the window lies outside of its grid");
-    Tensor out = make_out(p, {p.size(0), out_dim, height, width}, wide);
+    Tensor out = make_out(p, {p.size(0), out_dim, height, width});
     problem.grid_rows = make_centres(std::max(to_int(grid_height), 1));
     problem.grid_columns = make_centres(std::max(to_int(grid_width), 1));
     problem.grid_top = to_int(top), problem.grid_left = to_int(left), problem.grid_width = to_int(width);
     problem.queries = height * width, problem.total = p.size(0) * height * width;
-    problem.out = out.mutable_data_ptr();
+    problem.out = out.mutable_data_ptr<float>();
     problem.out_steps[0] = out_dim * height * width, problem.out_steps[1] = 1, problem.out_steps[2] = height * width;
     launch_any(problem, p, ensemble, cluster);
     return out;
@@ -293,7 +294,7 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
 
 // Looked for in the file before it is loaded (liif_fast/extension.py).
 __attribute__((visibility("default"))) extern const char liif_fast_interface_sm90[];
-const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 1;";
+const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 2;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CUDA, m) {
     m.impl("pack_sm90", TORCH_BOX(&liif::sm90::pack));

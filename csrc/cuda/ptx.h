@@ -154,8 +154,6 @@ struct Memory {
 
 // pack_relu: negative becomes 0; a NaN becomes the canonical NaN (PTX ISA, cvt), not 0.
 struct Half : Memory {
-    using type = __half;
-    LIIF_DEVICE static type round(float x) { return __float2half_rn(x); }
     LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
         uint32_t r;
         asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -174,8 +172,6 @@ struct Half : Memory {
 };
 
 struct Bfloat : Memory {
-    using type = __nv_bfloat16;
-    LIIF_DEVICE static type round(float x) { return __float2bfloat16_rn(x); }
     LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
         uint32_t r;
         asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));

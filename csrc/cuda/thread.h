@@ -30,9 +30,9 @@ struct Problem {
     const float* cell;                    // null: not decoded
     int64_t cell_steps[3];
     int64_t queries, total;  // of an image, of all
-    void* out;
+    float* out;
     int64_t out_steps[3];  // image, query, channel
-    int out_dim, out_float;
+    int out_dim;
     int products;
     const unsigned char* packed;
 };

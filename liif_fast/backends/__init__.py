@@ -2,29 +2,32 @@
 
 A backend is a module of this package, with a NAME and the functions of `Backend`. Importing it must be light (no
 driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`MODULES`.
+`MODULES`. One that runs operators of `liif_fast.ops` on a GPU has their functions in `OPERATORS`, by name.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches, Window, exporting
 
 logger = logging.getLogger("liif_fast")
 
 MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
 NAMES = tuple(MODULES)
-# Fastest first; torch runs everything. "cuda" and "triton" are to come first here, each once its tests and
-# benchmarks/gpu_check.py have passed on a GPU (and cuda is faster than triton there): this line is the one switch, and
-# the backends' own answers (`explain`) say that they are off.
+# `auto` takes these everywhere, fastest first; torch runs everything.
 AUTO = ("cpu", "torch")
+# These it takes on a machine where `liif-fast qualify` has passed them and found them faster, and nowhere else.
+QUALIFIED = ("cuda", "triton")
+NO_VERDICT = "the fused GPU kernels are off until `liif-fast qualify` has passed them here, which takes up to 5 minutes"
+OFF = "off in auto until `liif-fast qualify` has passed it here"
 # A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
 # but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
 # where this is 1 (backend cpu) to 3 (backend torch).
@@ -86,9 +89,26 @@ _said: set[str] = set()
 
 
 def load() -> None:
-    """Import every backend module (light by contract); `liif_fast.functional` does so once."""
+    """Import every backend module (light by contract) and register operators; `liif_fast.functional` does so once."""
     for name in NAMES:
         _backends[name] = _import(name)
+    found = [operator for backend in _backends.values() for operator in getattr(backend, "OPERATORS", ())]
+    for operator in dict.fromkeys(found):
+        torch.library.impl(f"liif_fast::{operator}", "CUDA", runner(operator))
+
+
+def runner(operator: str) -> Callable[..., Any]:
+    """Return the kernel of an operator that runs it on the backend named by its last argument."""
+
+    def run(*args: Any) -> Any:
+        *rest, name = args
+        operators = getattr(_backends.get(name), "OPERATORS", {})
+        if operator not in operators:
+            device = rest[0].device
+            raise RuntimeError(f"liif_fast: {operator} has no kernel for {device} in the backend {name or 'cpu'!r}")
+        return operators[operator](*rest)
+
+    return run
 
 
 def ask(name: str, call: Call) -> tuple[bool, str]:
@@ -103,10 +123,43 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
     return backend.can_run(call)
 
 
-def _say_once(message: str) -> None:
+def _say_once(message: str, level: int = logging.INFO) -> None:
     if message not in _said:
         _said.add(message)
-        logger.info(message)
+        logger.log(level, message)
+
+
+def order(call: Call, *others: Call) -> tuple[str, ...]:
+    """Return the backends that "auto" tries for a call: qualified and faster ones, the fastest first, then AUTO.
+
+    An exported program gets AUTO alone, because it runs on other machines, too.
+
+    Args:
+        others: what the same backend is to run as well; there it need only be right.
+    """
+    if exporting():
+        return AUTO
+    names = verdict.faster(call.device.type, call.device.index, *[_need(each) for each in (call, *others)])
+    if not torch.compiler.is_compiling():
+        _say_what_is_off(call, names)
+    return (*names, *AUTO)
+
+
+def _need(call: Call) -> verdict.Need:
+    return call.op, call.autocast or call.dtype, call.requires_grad
+
+
+def _say_what_is_off(call: Call, names: Sequence[str]) -> None:
+    """Say once that fused kernels wait for a verdict, or how the verdict on this kind of call was."""
+    kind, index = call.device.type, call.device.index
+    if verdict.read(kind, index) is None:
+        due = kind == "cuda" and NO_VERDICT not in _said and verdict.wanted()
+        if due and any(ask(name, call)[0] for name in QUALIFIED):
+            _say_once(NO_VERDICT, logging.WARNING)
+    elif logger.isEnabledFor(logging.INFO):
+        for name in QUALIFIED:
+            if name not in names and (of := verdict.standing(kind, index, name, _need(call))):
+                _say_once(f"backend {name} is not used for {call.op}: {verdict.says(of)}")
 
 
 def choose(call: Call, name: str) -> Backend:
@@ -118,7 +171,7 @@ def choose(call: Call, name: str) -> Backend:
     """
     if name not in ("auto", *NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {name!r}")
-    for candidate in AUTO if name == "auto" else (name,):
+    for candidate in order(call) if name == "auto" else (name,):
         can, reason = ask(candidate, call)
         if can:
             return cast(Backend, _backends[candidate])
@@ -142,10 +195,19 @@ class Explanation(NamedTuple):
 
 def explain(call: Call, name: str) -> Explanation:
     """Return every backend's answer to `call`, and which one `name` (perhaps "auto") chooses, "" if none."""
-    answers = tuple((each, *ask(each, call)) for each in NAMES)
+    answers = tuple((each, *_answer(each, call)) for each in NAMES)
     can_run = [each for each, can, _ in answers if can]
-    wanted = AUTO if name == "auto" else (name,)
+    wanted = order(call) if name == "auto" else (name,)
     return Explanation(next((each for each in wanted if each in can_run), ""), answers)
+
+
+def _answer(name: str, call: Call) -> tuple[bool, str]:
+    """Return the answer of a backend, and of one that it can also how `auto` has it."""
+    can, reason = ask(name, call)
+    if not can or name not in QUALIFIED or name in AUTO:
+        return can, reason
+    of = verdict.standing(call.device.type, call.device.index, name, _need(call))
+    return True, f"{reason}; {verdict.says(of) if of else OFF}"
 
 
 def factorises(latents: int, rows: int) -> bool:
@@ -160,3 +222,15 @@ def factorises(latents: int, rows: int) -> bool:
         direct form, cost GATHERED_ROW * K*Q.
     """
     return exporting() or rows * GATHERED_ROW >= latents
+
+
+def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
+    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass.
+
+    All with recompute=False; by default so many as fit into `limit` bytes.
+    """
+    if not train or recompute:
+        return 0
+    if recompute is None and elements:
+        return torch.sym_min(count, limit // (elements * dtype.itemsize))
+    return count

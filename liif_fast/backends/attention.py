@@ -204,7 +204,8 @@ def fused(feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer
     index, rel = _expanded(corners, feat)
 
     def product(x: Tensor, weight: Tensor) -> Tensor:  # whose bits do not depend on the number of rows or threads
-        return _mlp.mlp(x, [weight, weight.new_zeros(len(weight))], train, 0)
+        bias = weight.new_zeros(len(weight))
+        return _mlp.fused_mlp(x, [weight], [bias], x.dtype, train, (0, 0), None)
 
     first = _first(feat, net, product)
     parts = _attend.attend(

@@ -1,4 +1,4 @@
-"""The fused C++ kernels (csrc/cpu), forward and backward, float32 and float64."""
+"""The fused C++ kernels (csrc/cpu), forward and backward, in float32, float64 and, where the CPU has it, bfloat16."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.attention import Corners, CornerTransformer
-from liif_fast.backends import attention, factorises
-from liif_fast.call import Call, Place, Switches, Window, exporting, hidden_from
+from liif_fast.backends import attention, factorises, kept
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -35,18 +35,30 @@ def _load() -> str:
 _missing = _load()
 # The instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
+BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
+
+
+def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of products; under autocast float32 where the processor has no products of bfloat16."""
+    if autocast is None:
+        return dtype
+    return autocast if autocast == torch.bfloat16 and BFLOAT16 else torch.float32
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """CPU tensors in float32 or float64 with a float32 plan; no gradient for coord or cell."""
+    """CPU tensors in float32, float64 or, where the processor has it, bfloat16; a float32 plan without a gradient."""
     if call.device.type != "cpu":
         return False, f"runs on cpu tensors, got device {call.device}"
     if _missing:
         return False, _missing
-    if call.autocast is not None:
-        return False, f"computes in float32 or float64, autocast asks for {call.autocast}"
-    if call.dtype not in (torch.float32, torch.float64):
-        return False, f"computes in float32 or float64, got {call.dtype}"
+    gathers = call.op == "gather_corners"
+    dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
+    if dtype == torch.bfloat16 and gathers:
+        return False, f"gathers in float32 or float64, got {dtype}"
+    if dtype == torch.bfloat16 and not BFLOAT16:
+        return False, "computes in bfloat16 where the processor has AVX512-BF16"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.coord_requires_grad:
@@ -59,26 +71,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    return True, f"fused C++ kernels ({ISA})"
-
-
-def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    return [t for pair in zip(weights, biases, strict=True) for t in pair]
-
-
-def _trains(*tensors: Tensor) -> bool:
-    if exporting():  # a program for inference: nothing is kept for a backward pass
-        return False
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _keep(train: bool, recompute: bool | None, count: int, elements: int, dtype: torch.dtype) -> int:
-    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass."""
-    if not train or recompute:
-        return 0
-    if recompute is None and elements:
-        return torch.sym_min(count, KEEP_BYTES // (elements * dtype.itemsize))
-    return count
+    return True, f"fused C++ kernels ({ISA}{', bfloat16' if dtype == torch.bfloat16 else ''})"
 
 
 def decode(
@@ -91,13 +84,12 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    params = _params(weights, biases)
-    train = _trains(feat, *params)
+    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
-        return _decode.decode_direct(feat, coord, cell, params, switches, train)
-    activations = switches.corners * _decode.saved_width(weights)
-    keep = _keep(train, recompute, coord.shape[0] * coord.shape[1], activations, feat.dtype)
-    return _decode.decode(feat, coord, cell, params, switches, train, keep)
+        return _decode.decode_direct(feat, coord, cell, weights, biases, switches, dtype, train)
+    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
+    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, None)
 
 
 def render(
@@ -112,28 +104,24 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    params = _params(weights, biases)
-    train = _trains(feat, *params)
-    activations = switches.corners * _decode.saved_width(weights)
-    keep = _keep(train, recompute, feat.shape[0] * region[2] * region[3], activations, feat.dtype)
-    return _decode.render(feat, size, region, cell, params, switches, train, keep, place)
+    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
-    return _gather.gather_corners(feat, coord, cell, switches, _trains(feat))
+    feat = feat if autocast_dtype(feat) is None else feat.float()
+    return _gather.gather_corners(feat, coord, cell, switches, None)
 
 
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
-    params = _params(weights, biases)
-    shape = (*x.shape[:-1], weights[-1].shape[0])
-    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    train = _trains(x, *params)
-    keep = _keep(train, recompute, rows.shape[0], _mlp.saved_width(weights), x.dtype)
-    return _mlp.mlp(rows, params, train, keep).reshape(shape)
+    train = trains(x, *weights, *biases)
+    dtype = _computes_in(x.dtype, autocast_dtype(x))
+    saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, dtype, train, recompute)
+    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, None)
 
 
 def attend_corners(
@@ -145,5 +133,13 @@ def attend_corners(
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    train = _trains(feat, values, *(tensor for _, tensor in transformer.tensors()))
+    train = trains(feat, values, *(tensor for _, tensor in transformer.tensors()))
     return attention.fused(feat, values, corners, transformer, train)
+
+
+def _saved(
+    layers: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
+) -> tuple[int, int]:
+    """Return the shape of what is saved of `count` queries of `rows` rows: [rows, outputs of the layers, in all]."""
+    width = sum(weight.shape[0] for weight in layers)
+    return kept(count, rows * width, dtype, train, recompute, KEEP_BYTES) * rows, width

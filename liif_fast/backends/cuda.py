@@ -1,7 +1,7 @@
 """The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
 
 It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
-(docs/hopper.md). So it is not in AUTO; who asks for it by name gets it.
+(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; who asks for it by name gets it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from liif_fast.backends import AUTO
 from liif_fast.backends.factorised import under
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, without_autocast
 from liif_fast.extension import load
 from liif_fast.ops import sm90
+from liif_fast.ops.decode import decode_queries, render_window
 
 NAME = "cuda"
 PLACES = True
@@ -90,9 +90,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    if NAME in AUTO:
-        return True, "hand-written Hopper kernel"
-    return True, "hand-written Hopper kernel; only by name: it has never run on a GPU"
+    return True, "hand-written Hopper kernel"
 
 
 def _prepare(
@@ -131,9 +129,10 @@ def decode(
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
     p, packed = _prepare(feat, weights, biases, switches)
+    layers = [packed, weights[-1]]
     cell = cell if switches.cell_decode else None
-    wide = autocast_dtype(feat) is not None
-    return sm90.decode(p, coord, cell, packed, weights[-1].shape[0], switches.local_ensemble, wide, CLUSTER)
+    out, _ = decode_queries(p, coord, cell, layers, [], switches.local_ensemble, [0], NAME)
+    return out.to(feat.dtype if autocast_dtype(feat) is None else torch.float32)
 
 
 def render(
@@ -151,10 +150,41 @@ def render(
     if not torch.compiler.is_compiling():
         feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
     p, packed = _prepare(feat, weights, biases, switches)
+    layers = [packed, weights[-1]]
     top, left, *shape = place or (0, 0, feat.shape[2], feat.shape[3])
-    wide = autocast_dtype(feat) is not None
-    options = (weights[-1].shape[0], switches.local_ensemble, wide, CLUSTER)
-    return sm90.render(p, cell if switches.cell_decode else None, packed, *options, *shape, top, left, *size, *region)
+    cell = cell if switches.cell_decode else None
+    grid = [*shape, top, left, *size, *region]
+    out, _ = render_window(p, cell, layers, [], switches.local_ensemble, grid, [0], NAME)
+    return out.to(feat.dtype if autocast_dtype(feat) is None else torch.float32)
+
+
+def _decode_operator(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    saved: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    packed, last = weights
+    return sm90.decode(p, coord, cell, packed, last.shape[0], ensemble, CLUSTER), p.new_empty(saved)
+
+
+def _render_operator(
+    p: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    grid: Sequence[int],
+    saved: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    packed, last = weights
+    return sm90.render(p, cell, packed, last.shape[0], ensemble, CLUSTER, grid), p.new_empty(saved)
+
+
+OPERATORS = {"decode": _decode_operator, "render": _render_operator}
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:

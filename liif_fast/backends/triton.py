@@ -5,21 +5,24 @@ TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's inte
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, exporting, hidden_from
-from liif_fast.ops.triton.decode import decode as _decode
-from liif_fast.ops.triton.decode import render as _render
-from liif_fast.ops.triton.fused_mlp import fused_mlp as _fused_mlp
-from liif_fast.ops.triton.gather_corners import gather_corners as _gather_corners
+from liif_fast.backends import kept, runner
+from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.ops import decode as _decode
+from liif_fast.ops import gather as _gather
+from liif_fast.ops import mlp as _mlp
 
 NAME = "triton"
 PLACES = True
@@ -30,12 +33,14 @@ _missing = importlib.util.find_spec("triton") is None
 
 
 def _why_not_on(kind: str, index: int | None) -> str:
-    """Why the kernels do not run on a device; empty if they do."""
+    """Return why the kernels do not run on a device, "" if they do; on a CPU, make the operators run them."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        return "" if interpreted else "runs on cuda tensors (on cpu tensors only with TRITON_INTERPRET=1), got cpu"
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return "runs on cuda tensors (on cpu tensors only with TRITON_INTERPRET=1), got cpu"
+        run_on_cpu()
+        return ""
     if kind != "cuda":
         return f"runs on cuda tensors, got device {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
@@ -74,29 +79,7 @@ def can_run(call: Call) -> tuple[bool, str]:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
         return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
-    if NAME in AUTO:
-        return True, "fused Triton kernels"
-    return True, "fused Triton kernels; only by name: they have not been run on a GPU yet"
-
-
-def _params(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    return [t for pair in zip(weights, biases, strict=True) for t in pair]
-
-
-def _trains(tensors: Sequence[Tensor]) -> bool:
-    if exporting():  # a program for inference: nothing is kept for a backward pass
-        return False
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _keep(train: bool, recompute: bool | None, count: int, weights: Sequence[Tensor], rows: int, size: int) -> int:
-    """Return how many of `count` queries, of `rows` rows each, keep their activations for the backward pass."""
-    if not train or recompute:
-        return 0
-    if recompute is None:
-        widest = max(weight.shape[0] for weight in weights[:-1])
-        return torch.sym_min(count, KEEP_BYTES // (rows * (len(weights) - 1) * widest * size))
-    return count
+    return True, "fused Triton kernels"
 
 
 def decode(
@@ -109,12 +92,10 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    low, inputs = autocast_dtype(feat), [feat, *_params(weights, biases)]
-    dtype, train = low or feat.dtype, _trains(inputs)
-    count = coord.shape[0] * coord.shape[1]
-    keep = _keep(train, recompute, count, weights, switches.corners, dtype.itemsize)
-    out = _decode(coord, cell, switches, keep, dtype, inputs, train)
-    return out.to(feat.dtype if low is None else torch.float32)
+    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
+    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, NAME)
 
 
 def render(
@@ -129,28 +110,65 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    low, inputs = autocast_dtype(feat), [feat, *_params(weights, biases)]
-    dtype, train = low or feat.dtype, _trains(inputs)
-    count = feat.shape[0] * region[2] * region[3]
-    keep = _keep(train, recompute, count, weights, switches.corners, dtype.itemsize)
-    out = _render(size, region, cell, switches, keep, dtype, inputs, train, place)
-    return out.to(feat.dtype if low is None else torch.float32)
+    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
     """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
     feat = feat if autocast_dtype(feat) is None else feat.float()
-    return _gather_corners(feat, coord, cell, switches.feat_unfold, switches.local_ensemble, _trains([feat]))
+    return _gather.gather_corners(feat, coord, cell, switches, NAME)
 
 
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
-    low, shape = autocast_dtype(x), (*x.shape[:-1], weights[-1].shape[0])
-    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    inputs = [rows, *_params(weights, biases)]
-    dtype, train = low or x.dtype, _trains(inputs)
-    keep = _keep(train, recompute, rows.shape[0], weights, 1, dtype.itemsize)
-    out = _fused_mlp(keep, dtype, inputs, train)
-    return out.to(x.dtype if low is None else torch.float32).reshape(shape)
+    train = trains(x, *weights, *biases)
+    dtype = autocast_dtype(x) or x.dtype
+    saved = _saved(weights, math.prod(x.shape[:-1]), 1, dtype, train, recompute)
+    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
+
+
+def _saved(
+    weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
+) -> tuple[int, int, int]:
+    """Return the shape of what is saved of `count` queries of `rows` rows: [hidden layers, rows, the widest one]."""
+    layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
+    return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
+
+
+def _kernel(file: str, name: str) -> Callable[..., Any]:
+    """Return the function `name` of a file of kernels/, which the first call imports, and with it Triton."""
+
+    def run(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"liif_fast.kernels.{file}"), name)(*args)
+
+    return run
+
+
+FILES = ("project", "decode", "render", "gather_corners", "fused_mlp")
+OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
+
+
+_library = torch.library.Library("liif_fast", "IMPL")  # what it registers goes with it
+
+
+@functools.cache
+def run_on_cpu() -> None:
+    """Let this backend run operators on CPU tensors: for Triton's interpreter.
+
+    A key holds one kernel, so each of ours takes the place of the C++ kernel, if it is built, and calls it where no
+    backend is named.
+    """
+    for name in OPERATORS:
+        operator, ours = f"liif_fast::{name}", runner(name)
+        built = torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator, "CPU")
+        native = torch.library.get_kernel(operator, "CPU") if built else None
+
+        def run(keys: Any, *args: Any, native: Any = native, ours: Callable[..., Any] = ours) -> Any:
+            return ours(*args) if native is None or args[-1] is not None else native.call_boxed(keys, *args)
+
+        with warnings.catch_warnings():  # of a kernel that is replaced
+            warnings.simplefilter("ignore", UserWarning)
+            _library.impl(name, run, "CPU", with_keyset=True)

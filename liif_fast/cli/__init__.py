@@ -8,7 +8,10 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 # A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
 BROKEN_PIPE = 141
@@ -44,6 +47,18 @@ def say(text: str) -> None:
     if sys.stderr is not None:  # closed by `2>&-`; print would take stdout
         with suppress(OSError, ValueError):
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
+
+
+def add_plugin(parser: "ArgumentParser") -> None:
+    """Add the option that makes models of the user's own known."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=lambda text: text.removesuffix(".py"),
+        metavar="MODULE",
+        help="import this module of yours first, which registers a model or an encoder; may be repeated",
+    )
 
 
 def _give_up() -> None:

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     for suite, name in zip(args.suites, names, strict=False):
         if name not in known:
             raise ValueError(f"there is no suite {suite!r}; there are {', '.join(known)}")
-    options = [f"--{flag}" for flag in ("quick", "check", "long", "record") if getattr(args, flag)]
+    options = ["--table", "--benchmark-quiet"]
+    options += [f"--{flag}" for flag in ("quick", "check", "long", "record") if getattr(args, flag)]
     options += [f"--{name}={value}" for name in ("threads", "device") if (value := getattr(args, name)) is not None]
     options += ["-k", args.select] if args.select else []
     files = [str(known[name]) for name in names]

@@ -7,6 +7,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from liif_fast.cli import add_plugin
 from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
@@ -36,6 +37,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="MODEL",
         help=f"files or names (see liif-fast models), or {BICUBIC}: Pillow's bicubic enlargement",
     )
+    add_plugin(parser)
     parser.add_argument(
         "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
     )
@@ -57,7 +59,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(args: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     from liif_fast import distributed
-    from liif_fast.upscaling import pick_device
+    from liif_fast.devices import pick_device
 
     device = distributed.init(pick_device(args.device))
     try:
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, device: Any) -> None:
     import liif_fast
     from liif_fast import data, distributed, evaluation
-    from liif_fast.train.config import load_test_config
+    from liif_fast.config.plugins import import_plugins
+    from liif_fast.evaluation import load_test_config
 
     for path in filter(None, (args.markdown, args.json)):
         if not (folder := Path(path).resolve().parent).is_dir():
@@ -87,6 +90,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
+    import_plugins(args.plugin, place="--plugin")
     tests = []
     for name, path in _names(args.config, "test-").items():
         config = load_test_config(path)
@@ -136,7 +140,7 @@ def _names(paths: list[str], prefix: str = "") -> dict[str, str]:
 
 
 def _load(path: str, backend: str | None, device: Any) -> Any:
-    from liif_fast.upscaling import resolve_model
+    from liif_fast.models.catalogue import resolve_model
 
     model: Any = resolve_model(path, device)
     if backend is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 from liif_fast.files import is_litter
 from liif_fast.images import (
     FORMATS,
+    Format,
     ImageFileError,
     check_format,
     check_input,
@@ -30,6 +31,7 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
+    kind: Format | None = None  # of the target, if that has been checked
 
 
 class Jobs(NamedTuple):
@@ -41,7 +43,7 @@ class Jobs(NamedTuple):
     passed_over: Counter[str]  # of a folder, files that are not read, by kind
 
 
-def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extension: str | None, existing: str) -> Jobs:
+def find_jobs(source: str, target: str, *, recursive: bool, suffix: str, extension: str | None, existing: str) -> Jobs:
     """Pair every input with its output.
 
     Args:
@@ -70,11 +72,12 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         into_folder = goal.is_dir() or target.endswith(("/", os.sep))
         if not into_folder and (suffix or extension):
             raise ImageFileError(f"{goal}: --suffix and --format name the files in a folder; give a folder as OUT")
-        jobs = [Job(origin, goal / _name(origin, suffix, extension) if into_folder else goal)]
+        output = goal / _name(origin, suffix, extension) if into_folder else goal
         if into_folder and not goal.exists():
-            check_format(jobs[0].target)
+            check_format(output)
+            jobs = [Job(origin, output)]
         else:
-            check_output(jobs[0].target)
+            jobs = [Job(origin, output, check_output(output))]
     else:
         if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
             raise ImageFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
@@ -87,7 +90,7 @@ def plan_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
             deeper = "" if recursive else " (--recursive looks deeper)"
             raise ImageFileError(f"{origin}: no image files in it{deeper}{found}")
     if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
-        made = {identity(job.target) for job in jobs if not _same(*job)}
+        made = {identity(job.target) for job in jobs if not _same(job.source, job.target)}
         jobs = [job for job in jobs if identity(job.source) not in made]
     _check_pairs(jobs)
     there = [job for job in jobs if job.target.exists()]
@@ -168,7 +171,7 @@ def _check_pairs(jobs: list[Job]) -> None:
     sources = {identity(job.source) for job in jobs}
     seen: dict[tuple[object, ...], Path] = {}
     clashes = []
-    for source, target in jobs:
+    for source, target, _ in jobs:
         key = identity(target)
         if key in sources:
             one = "the input itself" if key == identity(source) else "an input, too"

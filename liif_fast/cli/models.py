@@ -4,6 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
+from liif_fast.cli import add_plugin
+
 _ABOUT = "List the model of the package, the published ones, and the files in the models folder."
 _EPILOG = """\
 A file in the models folder is used by its name: --model rdn-liif takes rdn-liif.pth or rdn-liif.safetensors there. The
@@ -16,14 +18,17 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser(
         "models", help="list models and check their files", description=_ABOUT, epilog=_EPILOG
     )
+    add_plugin(parser)
     parser.add_argument("--tensors", metavar="NAME", help="print the names and shapes that a published model must hold")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print; returns 1 if a file in the models folder cannot be used."""
+    from liif_fast.config.plugins import import_plugins
     from liif_fast.models import catalogue
 
+    import_plugins(args.plugin, place="--plugin")
     if args.tensors:
         known = catalogue.family(args.tensors)
         if known is None:
@@ -63,13 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(path: Path) -> tuple[bool, str]:
     """Whether a file can be used, and what it holds or why it cannot."""
-    from liif_fast.models.iln import ENCODER
-    from liif_fast.upscaling import load_upscaler
+    from liif_fast.models.catalogue import load_upscaler, title
 
     try:
         model = load_upscaler(path)
     except (OSError, ValueError) as error:
         return False, f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
     count = sum(parameter.numel() for parameter in model.parameters())
-    encoder = (model.spec["args"].get("encoder_spec") or ENCODER)["name"]
-    return True, f"{count:>10,} parameters, {type(model).__name__} on {encoder}"
+    return True, f"{count:>10,} parameters, {title(model)}"

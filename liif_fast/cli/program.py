@@ -20,6 +20,7 @@ from liif_fast.cli import (
     lidar,
     models,
     plot,
+    qualify,
     say,
     train,
     upscale,
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="on an error, show Python's traceback too (for bug reports)"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (upscale, lidar, verify, models, train, plot, eval, info, bench):
+    for command in (upscale, lidar, verify, models, train, plot, eval, qualify, info, bench):
         command.add(subparsers)
     return parser
 

@@ -8,11 +8,11 @@ import time
 from os.path import expanduser
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, identity, plan_jobs
+from liif_fast.cli import EXIT_CODES, add_plugin, say
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs, identity
 from liif_fast.cli.progress import Bar
 from liif_fast.files import new_folder
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, open_picture, read_image
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, check_output, open_picture, read_image
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -44,6 +44,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="MODEL",
         help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
     )
+    add_plugin(parser)
     folders = parser.add_argument_group("folders")
     folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
     folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow's error comes at twice that
-    jobs = plan_jobs(
+    jobs = find_jobs(
         args.input,
         args.output,
         recursive=args.recursive,
@@ -98,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     read = open_picture if args.region else read_image  # of a part only what is needed
     first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
 
-    from liif_fast import distributed, upscaling
+    from liif_fast import distributed
+    from liif_fast.config.plugins import import_plugins
+    from liif_fast.models.catalogue import resolve_model
 
     todo = distributed.share(jobs.todo)
     if not todo:
@@ -106,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
         for job in todo:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-    model = upscaling.resolve_model(args.model, _device(args.device))
+    import_plugins(args.plugin, place="--plugin")
+    model = resolve_model(args.model, _device(args.device))
     failed = 0
     written: dict[tuple[object, ...], Job] = {}
     for number, job in enumerate(todo, 1):
@@ -138,32 +142,14 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     from liif_fast import upscaling
 
     picture = picture or (open_picture if args.region else read_image)(job.source)
-    upscaling.check_target(job.target, picture, args.scale, args.size, args.region)
     with new_folder(job.target.parent), Bar(label) as bar:
-        size = _size_out(picture.size, args)
-        bar.share = model.encoder_share(math.prod(picture.size), math.prod(size))
-        upscaling.upscale_file(
-            job.source,
-            job.target,
-            model,
-            scale=args.scale,
-            size=args.size,
-            region=args.region,
-            backend=args.backend,
-            precision=args.precision,
-            tile=args.tile,
-            progress=bar.update,
-            picture=picture,
-        )
-    return size
-
-
-def _size_out(size: tuple[int, int], args: argparse.Namespace) -> tuple[int, int]:
-    from liif_fast.upscaling import MAX_FILE_PIXELS, output_size
-
-    if args.region:
-        return args.region[3], args.region[2]
-    return output_size(size, args.scale, args.size, MAX_FILE_PIXELS)
+        kind = job.kind or check_output(job.target)
+        target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
+        height, width = target.frame.region[2:]
+        bar.share = model.encoder_share(math.prod(picture.size), height * width)
+        options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
+        upscaling.upscale_picture(picture, target, model, options)
+    return width, height
 
 
 def _complain(job: Job, error: Exception) -> int:
@@ -192,7 +178,7 @@ def _summary(jobs: Jobs, done: int, failed: int) -> int:
 def _device(name: str) -> str:
     """Of several processes of one machine that torchrun has started, each takes its own GPU."""
     from liif_fast import distributed
-    from liif_fast.upscaling import pick_device
+    from liif_fast.devices import pick_device
 
     if distributed.world_size() > 1 and name in ("auto", "cuda") and pick_device(name).type == "cuda":
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

@@ -4,7 +4,7 @@ import argparse
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import say
+from liif_fast.cli import add_plugin, say
 
 if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
@@ -27,6 +27,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "image", type=expanduser, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
     )
+    add_plugin(parser)
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed rounds; medians (default: 5)")
     parser.add_argument(
@@ -40,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
     if args.turns < 1:
         raise ValueError(f"turns must be at least 1, got {args.turns}")
 
-    from liif_fast.models.catalogue import find_model, shipped_model
-    from liif_fast.upscaling import resolve_model
+    from liif_fast.config.plugins import import_plugins
+    from liif_fast.models.catalogue import find_model, resolve_model, shipped_model
     from liif_fast.verification import verify
 
     image = args.image or shipped_model().parent / "chelsea.png"
+    import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, args.device)
     try:
         report = verify(model, image, args.scale, args.turns)
@@ -63,14 +65,15 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
     """The report as text."""
     import torch
 
-    from liif_fast.info import cpu_name, package_version
+    from liif_fast.devices import cpu_name
+    from liif_fast.info import package_version
+    from liif_fast.models.catalogue import title
 
     device = next(model.parameters()).device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     count = sum(parameter.numel() for parameter in model.parameters())
-    encoder = model.spec["args"]["encoder_spec"]["name"]
     lines = [
-        f"model    {model_name}: {type(model).__name__} on {encoder}, {count:,} parameters",
+        f"model    {model_name}: {title(model)}, {count:,} parameters",
         f"image    {image_name}: {_size(report.size_out)} from {_size(report.size_in)}, x{scale:g}, "
         f"{report.plain('whole model').psnr:.2f} dB",
         f"machine  {where}, {torch.get_num_threads()} threads, torch {torch.__version__}",

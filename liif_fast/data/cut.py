@@ -1,4 +1,4 @@
-"""The second step of a wrapper: what a plan says, done on the CPU."""
+"""The second step of a wrapper: what a recipe says, done on the CPU."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,10 @@ import torch
 from liif_fast.data.pairs import Size
 from liif_fast.data.resize import resize
 from liif_fast.data.samples import Packed
+from liif_fast.window import Window, crop
 
-Window = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
-
-class Plan(NamedTuple):
+class Recipe(NamedTuple):
     """How a sample is made, in this order."""
 
     high: Window  # crop of the high-resolution image
@@ -37,42 +36,37 @@ class Plan(NamedTuple):
         return row * stride + (width - 1 - column if horizontal else column)
 
 
-def cut(plan: Plan, low: np.ndarray | None, high: np.ndarray) -> Packed:
-    """Make the sample of a plan, on the CPU.
+def cut(recipe: Recipe, low: np.ndarray | None, high: np.ndarray) -> Packed:
+    """Make the sample of a recipe, on the CPU.
 
     Args:
-        plan: of these images.
-        low: uint8 [h, w, 3]; None if the plan needs none.
+        recipe: of these images.
+        low: uint8 [h, w, 3]; None if the recipe needs none.
         high: uint8 [H, W, 3].
 
     Returns:
         The packed sample.
     """
-    high = np.ascontiguousarray(_window(high, plan.high))
-    if plan.low is not None:
+    high = np.ascontiguousarray(crop(high, recipe.high))
+    if recipe.low is not None:
         assert low is not None
-        low = _window(low, plan.low)
-    if plan.colour is not None:
-        high, low = recolour(high, plan.colour), None if low is None else recolour(low, plan.colour)
-    if plan.before is not None:
-        high = resize(high, plan.before)
+        low = crop(low, recipe.low)
+    if recipe.colour is not None:
+        high, low = recolour(high, recipe.colour), None if low is None else recolour(low, recipe.colour)
+    if recipe.before is not None:
+        high = resize(high, recipe.before)
     if low is None:
-        low = resize(high, plan.size)
-    place = plan.source(high.shape[1])  # in range: "clip" below spares a check
-    if plan.after is not None:
-        high, place = resize(_flip(high, plan.flips), plan.after), plan.pixel
-    low = np.array(_flip(low, plan.flips).transpose(2, 0, 1), order="C")
+        low = resize(high, recipe.size)
+    place = recipe.source(high.shape[1])  # in range: "clip" below spares a check
+    if recipe.after is not None:
+        high, place = resize(_flip(high, recipe.flips), recipe.after), recipe.pixel
+    low = np.array(_flip(low, recipe.flips).transpose(2, 0, 1), order="C")
     return {
         "inp": torch.from_numpy(low),
         "gt": torch.from_numpy(high.reshape(-1, 3).take(place, axis=0, mode="clip")),
-        "pixel": torch.from_numpy(plan.pixel),
-        "size": torch.tensor(plan.grid, dtype=torch.int32),
+        "pixel": torch.from_numpy(recipe.pixel),
+        "size": torch.tensor(recipe.grid, dtype=torch.int32),
     }
-
-
-def _window(image: np.ndarray, window: Window) -> np.ndarray:
-    top, left, height, width = window
-    return image[top : top + height, left : left + width]
 
 
 def _flip(image: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:

@@ -48,7 +48,7 @@ class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) in pixels, as the dataset yields it
 
 
-def headers(dataset: Images, index: int) -> list[Header] | None:
+def headers(dataset: Any, index: int) -> list[Header] | None:
     """Return the header of an image, or of the two of a pair; None if the dataset does not tell."""
     return dataset.headers(index) if hasattr(dataset, "headers") else None
 

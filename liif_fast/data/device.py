@@ -1,6 +1,6 @@
 """Batches made on a device, to the same bits as the CPU's workers make them.
 
-The plans of the samples are drawn on the host, some dozen microseconds each. Everything that touches a pixel (crop,
+The recipes of the samples are drawn on the host, some dozen microseconds each. Everything that touches a pixel (crop,
 colour, Pillow's bicubic, flips, the colours of the queries) happens on the device, for the whole batch at once: crops
 of different sizes are padded to the largest, and zeros in the matrices of the reduction hide the padding. Once the
 images are on the device, nothing waits for it. Tested on the CPU; it has not been run on a GPU yet.
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from liif_fast.data.cut import Plan, Window
+from liif_fast.data.cut import Recipe
 from liif_fast.data.datasets import image_id
 from liif_fast.data.resize import bicubic_resize, coefficients, resize_crops
 from liif_fast.data.samples import Batches, Packed, Sample, unpack
 from liif_fast.data.wrappers import _Wrapper
+from liif_fast.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class DeviceLoader:
         grouped: yield each batch as a list of groups (`liif_fast.data.samples.group`).
 
     Raises:
-        ValueError: if the wrapper draws no plans, or the device is not there or knows no float64; while iterating, if
+        ValueError: if the wrapper draws no recipes, or the device is not there or knows no float64; while iterating, if
             the samples of a batch differ in size.
     """
 
@@ -87,7 +88,7 @@ class DeviceLoader:
         Returns:
             The batch that `collate` makes of the wrapper's packed samples.
         """
-        return cut_batch(*self._plans(indices), self.device)
+        return cut_batch(*self._recipes(indices), self.device)
 
     def groups(self, indices: Sequence[int]) -> list[Packed]:
         """Make the packed groups of one batch on the device.
@@ -98,14 +99,14 @@ class DeviceLoader:
         Returns:
             The groups that `samples.group` makes of the wrapper's packed samples.
         """
-        plans, items = self._plans(indices)
+        recipes, items = self._recipes(indices)
         members: dict[Any, list[int]] = {}
-        for place, plan in enumerate(plans):
-            grid = plan.grid if np.array_equal(plan.pixel, np.arange(plan.grid[0] * plan.grid[1])) else None
-            members.setdefault((_input_size(plan), len(plan.pixel), grid), []).append(place)
+        for place, recipe in enumerate(recipes):
+            grid = recipe.grid if np.array_equal(recipe.pixel, np.arange(recipe.grid[0] * recipe.grid[1])) else None
+            members.setdefault((_input_size(recipe), len(recipe.pixel), grid), []).append(place)
         groups = []
         for (_, _, grid), places in members.items():
-            packed = cut_batch([plans[i] for i in places], [items[i] for i in places], self.device)
+            packed = cut_batch([recipes[i] for i in places], [items[i] for i in places], self.device)
             if grid is not None:
                 packed = {"inp": packed["inp"], "gt": packed["gt"].unflatten(1, grid)}
             groups.append({**packed, "place": _to(np.array(places), self.device)})
@@ -114,13 +115,13 @@ class DeviceLoader:
     def _arrived(self, packed: Packed) -> Sample:
         return unpack({key: value.to(self.target) for key, value in packed.items()})
 
-    def _plans(self, indices: Sequence[int]) -> tuple[list[Plan], list[Item]]:
+    def _recipes(self, indices: Sequence[int]) -> tuple[list[Recipe], list[Item]]:
         items = [self._item(index) for index in indices]
-        plans = []
+        recipes = []
         for index, item in zip(indices, items, strict=True):
             shapes = [(image.shape[0], image.shape[1]) for image in item if image is not None]
-            plans.append(self.wrapper.plan(index, shapes, self.wrapper.rng(index)))
-        return plans, items
+            recipes.append(self.wrapper.recipe(index, shapes, self.wrapper.rng(index)))
+        return recipes, items
 
     def _item(self, index: int) -> Item:
         """The images of a sample, on the device if they are kept there, else on the host."""
@@ -140,11 +141,11 @@ class DeviceLoader:
         return self.kept[key]
 
 
-def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device) -> Packed:
-    """Make the samples of some plans on a device; `liif_fast.data.cut` for a batch.
+def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.device) -> Packed:
+    """Make the samples of some recipes on a device; `liif_fast.data.cut` for a batch.
 
     Args:
-        plans: one for each sample.
+        recipes: one for each sample.
         items: their images, uint8 [h, w, 3], on any device.
         device: where to make them.
 
@@ -155,36 +156,39 @@ def cut_batch(plans: Sequence[Plan], items: Sequence[Item], device: torch.device
         ValueError: if the samples differ in size.
     """
     for what, sizes in (
-        ("input", {_input_size(plan) for plan in plans}),
-        ("number of queries", {len(plan.pixel) for plan in plans}),
+        ("input", {_input_size(recipe) for recipe in recipes}),
+        ("number of queries", {len(recipe.pixel) for recipe in recipes}),
     ):
         if len(sizes) > 1:
             raise ValueError(f"{what}: samples of a batch differ ({sorted(sizes)}): set inp_size and sample_q")
-    matrices = [plan.colour for plan in plans if plan.colour is not None]  # of all or of none
+    matrices = [recipe.colour for recipe in recipes if recipe.colour is not None]  # of all or of none
     colours = _to(np.stack(matrices), device) if matrices else None
-    high = _crops([plan.high for plan in plans], [item[1] for item in items], colours, device)
-    if plans[0].low is not None:
-        low = _crops([plan.low for plan in plans], [item[0] for item in items], colours, device)
+    high = _crops([recipe.high for recipe in recipes], [item[1] for item in items], colours, device)
+    if recipes[0].low is not None:
+        low = _crops([recipe.low for recipe in recipes], [item[0] for item in items], colours, device)
     else:
-        low = resize_crops(high, *(_matrices(plans, axis, high.shape[2 + axis], device) for axis in (0, 1)))
-    if plans[0].before is None:
-        place = np.stack([plan.source(high.shape[3]) for plan in plans])
+        low = resize_crops(high, *(_matrices(recipes, axis, high.shape[2 + axis], device) for axis in (0, 1)))
+    if recipes[0].before is None:
+        place = np.stack([recipe.source(high.shape[3]) for recipe in recipes])
         gt = high.flatten(2).gather(2, _to(place, device).long()[:, None].expand(-1, 3, -1)).mT
     else:  # whole images of all sizes: one by one
         gt = torch.stack(
-            [_resized(image, plan)[:, _to(plan.pixel, device)].T for image, plan in zip(high, plans, strict=True)]
+            [
+                _resized(image, recipe)[:, _to(recipe.pixel, device)].T
+                for image, recipe in zip(high, recipes, strict=True)
+            ]
         )
     return {
-        "inp": _flip(low, plans, device),
+        "inp": _flip(low, recipes, device),
         "gt": gt.contiguous(),
-        "pixel": _to(np.stack([plan.pixel for plan in plans]), device),
-        "size": _to(np.array([plan.grid for plan in plans], np.int32), device),
+        "pixel": _to(np.stack([recipe.pixel for recipe in recipes]), device),
+        "size": _to(np.array([recipe.grid for recipe in recipes], np.int32), device),
     }
 
 
-def _input_size(plan: Plan) -> tuple[int, int]:
-    height, width = plan.size
-    return (width, height) if plan.flips[2] else (height, width)
+def _input_size(recipe: Recipe) -> tuple[int, int]:
+    height, width = recipe.size
+    return (width, height) if recipe.flips[2] else (height, width)
 
 
 def _crops(
@@ -202,31 +206,31 @@ def _crops(
     return crops.permute(0, 3, 1, 2)
 
 
-def _matrices(plans: Sequence[Plan], axis: int, padded: int, device: torch.device) -> Tensor:
+def _matrices(recipes: Sequence[Recipe], axis: int, padded: int, device: torch.device) -> Tensor:
     """The matrices [B, 1, out, padded] of the reduction along an axis."""
-    matrices = [coefficients(plan.high[2 + axis], plan.size[axis], padded) for plan in plans]
+    matrices = [coefficients(recipe.high[2 + axis], recipe.size[axis], padded) for recipe in recipes]
     return _to(np.stack(matrices), device)[:, None]
 
 
-def _resized(image: Tensor, plan: Plan) -> Tensor:
+def _resized(image: Tensor, recipe: Recipe) -> Tensor:
     """A target of the kind that is resized, from a padded crop: uint8 [3, H * W]."""
-    assert plan.before is not None
-    image = bicubic_resize(image[:, : plan.high[2], : plan.high[3]], plan.before, height_first=False)
-    vertical, horizontal, transposed = plan.flips
+    assert recipe.before is not None
+    image = bicubic_resize(image[:, : recipe.high[2], : recipe.high[3]], recipe.before, height_first=False)
+    vertical, horizontal, transposed = recipe.flips
     image = image.flip([axis for axis, flipped in ((1, vertical), (2, horizontal)) if flipped])
     image = image.mT if transposed else image
-    return (image if plan.after is None else bicubic_resize(image, plan.after, height_first=False)).flatten(1)
+    return (image if recipe.after is None else bicubic_resize(image, recipe.after, height_first=False)).flatten(1)
 
 
-def _flip(images: Tensor, plans: Sequence[Plan], device: torch.device) -> Tensor:
-    """Flip and transpose each of the images [B, 3, H, W] as its plan says."""
-    flips = _to(np.array([plan.flips for plan in plans]), device)
+def _flip(images: Tensor, recipes: Sequence[Recipe], device: torch.device) -> Tensor:
+    """Flip and transpose each of the images [B, 3, H, W] as its recipe says."""
+    flips = _to(np.array([recipe.flips for recipe in recipes]), device)
     vertical, horizontal, transposed = flips.view(-1, 3, 1, 1, 1).unbind(1)
     images = torch.where(vertical, images.flip(2), images)
     images = torch.where(horizontal, images.flip(3), images)
     if images.shape[2] == images.shape[3]:
         return torch.where(transposed, images.mT, images)
-    return images.mT.contiguous() if plans[0].flips[2] else images  # all alike, or they would differ in size
+    return images.mT.contiguous() if recipes[0].flips[2] else images  # all alike, or they would differ in size
 
 
 def _tensor(image: np.ndarray) -> Tensor:

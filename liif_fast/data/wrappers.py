@@ -1,9 +1,9 @@
 """Wrappers that cut training samples out of whole images.
 
-A wrapper makes a sample in two steps. `plan` draws everything that is random about it: windows, sizes, flips and the
-pixels that are queries, all integers, no pixel touched. `liif_fast.data.cut` follows the plan on the CPU, in uint8:
+A wrapper makes a sample in two steps. `recipe` draws everything that is random about it: windows, sizes, flips and the
+pixels that are queries, all integers, no pixel touched. `liif_fast.data.cut` follows the recipe on the CPU, in uint8:
 crop, colour, Pillow's resizing (`liif_fast.data.resize`), flips, and the colours of the queries.
-`liif_fast.data.device` follows the same plans on any device, to the same bits. What comes out is packed
+`liif_fast.data.device` follows the same recipes on any device, to the same bits. What comes out is packed
 (`liif_fast.data.samples`); an item of a wrapper is the float sample that is made of it.
 
 A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers, so a resumed
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from liif_fast.data.cut import Plan, Window, cut
+from liif_fast.data.cut import Recipe, cut
 from liif_fast.data.datasets import Images, _positive, headers, image_id
 from liif_fast.data.pairs import Size, pair_scale
 from liif_fast.data.registry import register
 from liif_fast.data.samples import Packed, Sample, unpack
+from liif_fast.window import Window
 
 SampleQ = int | Literal["all"] | None
 
@@ -53,7 +54,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             seen.add(key)
 
     def _check_size(self, index: int, shapes: list[Size]) -> None:
-        """Raise what `plan` might, whatever it draws; arguments and errors as there."""
+        """Raise what `recipe` might, whatever it draws; arguments and errors as there."""
 
     def _named(self, index: int, *without: str) -> list[str]:
         """The files of an image or a pair for messages; `without` files what to call them."""
@@ -86,7 +87,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             raise IndexError(index)
         low, high = self.images(index)
         shapes = [image.shape[:2] for image in (low, high) if image is not None]
-        return cut(self.plan(index, shapes, self.rng(index)), low, high)
+        return cut(self.recipe(index, shapes, self.rng(index)), low, high)
 
     def images(self, index: int) -> tuple[np.ndarray | None, np.ndarray]:
         """Return the low-resolution image of a pair, or None, and the high-resolution one, uint8 [H, W, 3]."""
@@ -104,7 +105,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             return np.random.default_rng(int(torch.randint(2**62, ())))
         return np.random.default_rng([self.seed, self.epoch, index])
 
-    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+    def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
         """Draw how sample `index` is made.
 
         Args:
@@ -113,7 +114,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             rng: where every draw comes from.
 
         Returns:
-            The plan.
+            The recipe.
 
         Raises:
             ValueError: if the images do not fit the wrapper's arguments.
@@ -137,17 +138,18 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         self._check_crop(index, shape, side)
         return int(rng.integers(shape[0] - side + 1)), int(rng.integers(shape[1] - side + 1)), side, side
 
-    def _check_queries(self, grid: Size) -> None:
+    def _check_queries(self, index: int, grid: Size) -> None:
         if self.sample_q is not None and self.sample_q > grid[0] * grid[1]:
+            name = self._named(index, f"image {index}")[-1]  # of a pair: queries are of the high-resolution image
             raise ValueError(
-                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q}"
+                f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q} for {name}"
             )
 
-    def _pixels(self, grid: Size, rng: Generator) -> np.ndarray:
+    def _pixels(self, index: int, grid: Size, rng: Generator) -> np.ndarray:
         count = grid[0] * grid[1]
         if self.sample_q is None:
             return np.arange(count, dtype=np.int32)
-        self._check_queries(grid)
+        self._check_queries(index, grid)
         return rng.choice(count, self.sample_q, replace=False).astype(np.int32)
 
 
@@ -221,10 +223,11 @@ class SRImplicitDownsampled(_Wrapper):
     def _check_size(self, index: int, shapes: list[Size]) -> None:
         if self.inp_size is None:
             self._reduced(index, shapes[0], self.scale_max)
+            self._check_queries(index, shapes[0])
         else:
             self._check_crop(index, shapes[0], round(self.inp_size * self.scale_max))
             least = round(self.inp_size * self.scale_min)
-            self._check_queries((least, least))
+            self._check_queries(index, (least, least))
 
     def _reduced(self, index: int, shape: Size, scale: float) -> Size:
         size = (math.floor(shape[0] / scale + 1e-9), math.floor(shape[1] / scale + 1e-9))
@@ -233,7 +236,7 @@ class SRImplicitDownsampled(_Wrapper):
             raise ValueError(f"{name} is {shape[0]} x {shape[1]}, too small for a reduction by {scale:.3g}")
         return size
 
-    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+    def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
         scale = rng.uniform(self.scale_min, self.scale_max)
         if self.inp_size is None:
             size = self._reduced(index, shapes[0], scale)
@@ -244,7 +247,7 @@ class SRImplicitDownsampled(_Wrapper):
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)
         grid = (window[3], window[2]) if flips[2] else (window[2], window[3])
-        return Plan(window, None, colour, None, size, flips, None, grid, self._pixels(grid, rng))
+        return Recipe(window, None, colour, None, size, flips, None, grid, self._pixels(index, grid, rng))
 
 
 @register("sr-implicit-paired")
@@ -292,7 +295,7 @@ class SRImplicitPaired(_Wrapper):
         if self.inp_size is not None:
             self._check_crop(index, usable, self.inp_size)
             usable = (self.inp_size, self.inp_size)
-        self._check_queries((usable[0] * scale, usable[1] * scale))
+        self._check_queries(index, (usable[0] * scale, usable[1] * scale))
 
     def _fit(self, index: int, shapes: list[Size]) -> tuple[int, Size]:
         """The scale of a pair, and the (height, width) of its low-resolution image that the other one covers."""
@@ -301,7 +304,7 @@ class SRImplicitPaired(_Wrapper):
         scale = pair_scale(low, high, self.scale, names)
         return scale, (min(low[0], high[0] // scale), min(low[1], high[1] // scale))
 
-    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
+    def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
         scale, usable = self._fit(index, shapes)
         crop = (0, 0, *usable) if self.inp_size is None else self._crop(index, usable, self.inp_size, rng)
         top, left, height, width = (side * scale for side in crop)
@@ -309,7 +312,7 @@ class SRImplicitPaired(_Wrapper):
         flips = self._flips(rng)
         grid = (width, height) if flips[2] else (height, width)
         window = (top, left, height, width)
-        return Plan(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(grid, rng))
+        return Recipe(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(index, grid, rng))
 
 
 @register("sr-implicit-uniform-varied")
@@ -349,13 +352,24 @@ class SRImplicitUniformVaried(_Wrapper):
         _positive("gt_resize", gt_resize)
         self.size_min, self.size_max = size_min, size_min if size_max is None else size_max
         self.gt_resize = gt_resize
+        self._check_sizes()
 
-    def plan(self, index: int, shapes: list[Size], rng: Generator) -> Plan:
-        low, high = shapes
+    def _check_size(self, index: int, shapes: list[Size]) -> None:
+        before, after = self._targets(index, shapes[1])
+        self._check_queries(index, after or before)
+
+    def _targets(self, index: int, high: Size) -> tuple[Size, Size | None]:
+        """The (height, width) to which the high-resolution image is resized, and that of `gt_resize`."""
         place = index / max(len(self.dataset) - 1, 1)
         before = shorter_side(high, round(self.size_min + (self.size_max - self.size_min) * place))
+        return before, None if self.gt_resize is None else shorter_side(before, self.gt_resize)
+
+    def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
+        low, high = shapes
+        before, after = self._targets(index, high)
         flips = (False, bool(self.augment and rng.random() < 0.5), False)
-        after = None if self.gt_resize is None else shorter_side(before, self.gt_resize)
         colour = colour_matrix(rng) if self.colour else None
         grid = after or before
-        return Plan((0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(grid, rng))
+        return Recipe(
+            (0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(index, grid, rng)
+        )

@@ -4,7 +4,7 @@ Nothing here imports torch, so that a bad path is reported before anything heavy
 """
 
 from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
-from liif_fast.images.formats import FORMATS, Format, check_format, check_output, fits, mode_of
+from liif_fast.images.formats import FORMATS, Format, check_content, check_format, check_output, fits, mode_of
 from liif_fast.images.picture import Part, Picture
 from liif_fast.images.pillow import SUPPORTED_MODES, normalise
 from liif_fast.images.reading import check_input, open_picture, read_image, read_rgb
@@ -20,6 +20,7 @@ __all__ = [
     "ImageFileError",
     "Part",
     "Picture",
+    "check_content",
     "check_format",
     "check_input",
     "check_output",

@@ -66,8 +66,8 @@ def mode_of(channels: int, depth: int) -> str:
     return ("I;16", "LA;16", "RGB;16", "RGBA;16")[channels - 1]
 
 
-def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:
-    """Check that the format which `path` names can hold an image; the arguments and the errors as of `check_output`."""
+def check_format(path: str | os.PathLike[str]) -> Format:
+    """Return the format that the ending of `path` names; errors as of `check_output`."""
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         known = ", ".join(FORMATS)
@@ -76,13 +76,27 @@ def check_format(path: str | os.PathLike[str], mode: str | None = None, size: tu
         raise ImageFileError(f"{path}: unknown output format {Path(path).suffix!r}, expected one of {known}")
     if kind is AVIF and not features.check("avif"):
         raise ImageFileError(f"{path}: this Pillow writes no AVIF; pip install --upgrade pillow")
-    if mode is not None and mode not in kind.modes:
+    return kind
+
+
+def check_content(path: str | os.PathLike[str], kind: Format, mode: str, size: tuple[int, int]) -> None:
+    """Check that a format can hold an image.
+
+    Args:
+        path: of the file, for messages.
+        kind: the format.
+        mode: of the image, as in `Format.modes`.
+        size: (width, height) of the image in pixels.
+
+    Raises:
+        ImageFileError: it cannot.
+    """
+    if mode not in kind.modes:
         raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
-    if size is not None and max(size) > kind.max_side:
+    if max(size) > kind.max_side:
         raise ImageFileError(
             f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"
         )
-    return kind
 
 
 def fits(ending: str, mode: str) -> bool:
@@ -90,26 +104,22 @@ def fits(ending: str, mode: str) -> bool:
     return ending.lower() in FORMATS and mode in FORMATS[ending.lower()].modes
 
 
-def check_output(path: str | os.PathLike[str], mode: str | None = None, size: tuple[int, int] | None = None) -> Format:
+def check_output(path: str | os.PathLike[str]) -> Format:
     """Check before any work that an image can be written to `path`.
 
     Args:
         path: where the image is to go; the extension names the format.
-        mode: of the image, as in `Format.modes`, if already known.
-        size: (width, height) of the image in pixels, if already known.
 
     Returns:
         The format.
 
     Raises:
-        ImageFileError: unknown extension, no such folder, no permission, or the format cannot hold the image.
+        ImageFileError: unknown extension, no such folder, or no permission.
     """
     path = Path(path)
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
-    kind = check_format(path, mode, size)
-    if path.is_symlink() and not path.exists() and Path(os.path.realpath(path)).is_symlink():
-        raise ImageFileError(f"{path}: is a link that leads back to itself")
+    kind = check_format(path)
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path}: is not a regular file")
     if path.exists() and not os.access(path, os.W_OK):

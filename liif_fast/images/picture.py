@@ -1,15 +1,19 @@
 """A picture in a file: its shape and metadata now, its pixels or a part of them when they are asked for."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
 from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.window import Window, crop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +23,11 @@ logger = logging.getLogger("liif_fast.images")
 
 DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
 PALETTE, ONE_BIT = "a palette", "1 bit a pixel"
-Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 
 # orientation (TIFF 6, section 8) -> rows and columns are swapped; then rows are turned over, columns are
 _TURNS = {
     1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
 }  # fmt: skip
-_BAND_BYTES = 1 << 26
 
 
 class Picture:
@@ -36,7 +38,7 @@ class Picture:
         format: Pillow's name of its format.
         shape: (height, width, channels) in the file; 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         dtype: uint8 or uint16.
-        decode: returns the pixels [height, width, channels] of a window of the file.
+        decode: yields the rows of a window of the file, from top to bottom, as arrays [rows, width, channels].
         info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of PNG and AVIF also
             `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
         notices: what does not reach the pixels; logged when these are first read.
@@ -52,8 +54,8 @@ class Picture:
         path: str | os.PathLike[str],
         format: str,
         shape: tuple[int, int, int],
-        dtype: "np.dtype",
-        decode: "Callable[[Window], NDArray]",
+        dtype: np.dtype,
+        decode: Callable[[Window], Iterable[NDArray]],
         info: Mapping[Any, Any],
         notices: list[str],
         orientation: int = 1,
@@ -78,7 +80,7 @@ class Picture:
         return self.shape[1], self.shape[0]
 
     @cached_property
-    def pixels(self) -> "NDArray":
+    def pixels(self) -> NDArray:
         """All pixels, [height, width, channels].
 
         Raises:
@@ -86,7 +88,7 @@ class Picture:
         """
         return self._read((0, 0, *self.shape[:2]))
 
-    def window(self, window: Window) -> "NDArray":
+    def window(self, window: Window) -> NDArray:
         """Read only these pixels: (top, left, height, width); errors as of `pixels`.
 
         A tiled TIFF is read at these places alone; other files in one pass down to the window's last row.
@@ -98,22 +100,38 @@ class Picture:
             self._whole = ""
         return self._read(window)
 
-    def _read(self, window: Window) -> "NDArray":
+    def blocks(self, window: Window | None = None) -> Iterator[NDArray]:
+        """Yield the rows of a window as they lie in the file, not upright; of None all of them, in one pass.
+
+        Raises:
+            ImageFileError: the file is damaged.
+        """
         while self.notices:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
+        height, width = self.shape[1::-1] if self._turn[0] else self.shape[:2]
+        try:
+            yield from self._decode(window or (0, 0, height, width))
+        except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
+            raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
+
+    def _read(self, window: Window) -> NDArray:
+        import numpy as np
+
         (top, left, height, width), (swap, flip_rows, flip_columns) = window, self._turn
         top = self.shape[0] - top - height if flip_rows else top
         left = self.shape[1] - left - width if flip_columns else left
-        try:
-            pixels = self._decode((left, top, width, height) if swap else (top, left, height, width))
-        except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-            raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
+        if swap:
+            top, left, height, width = left, top, width, height
+        pixels, row = np.empty((height, width, self.shape[2]), self.dtype), 0
+        for block in self.blocks((top, left, height, width)):
+            pixels[row : row + len(block)] = block
+            row += len(block)
         pixels = pixels.swapaxes(0, 1) if swap else pixels
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 class Part:
-    """A window of a picture that stands for the whole: it has its shape, and is indexed by its rows and columns.
+    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be.
 
     Args:
         picture: the picture.
@@ -124,26 +142,23 @@ class Part:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window
         self.pixels = picture.window(window)
 
-    def __getitem__(self, index: tuple[slice, slice]) -> "NDArray":
+    @overload
+    def __getitem__(self, index: tuple[slice, slice]) -> NDArray: ...
+
+    @overload
+    def __getitem__(self, index: tuple[EllipsisType, slice]) -> Part: ...
+
+    def __getitem__(self, index: Any) -> NDArray | Part:
+        """Return rows and columns of the window, or the same window of some channels."""
+        if index[0] is ...:
+            part = copy.copy(self)
+            part.pixels = self.pixels[index]
+            part.shape = (*self.shape[:2], part.pixels.shape[2])
+            return part
         (top, left, _, _), (rows, columns) = self.window, index
         return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
-    def first_channel(self) -> "Part":
-        """Return the same window of the first channel alone."""
-        part = copy.copy(self)
-        part.shape, part.pixels = (*self.shape[:2], 1), self.pixels[..., :1]
-        return part
 
-    def bands(self) -> "Iterator[NDArray]":
-        """Yield the window, then the whole picture in bands of rows; all but tiled TIFFs are read once a band."""
-        yield self.pixels
-        height, width, channels = self.picture.shape
-        rows = max(1, _BAND_BYTES // (width * channels * self.dtype.itemsize))
-        for top in range(0, height, rows):
-            yield self.picture.window((top, 0, min(rows, height - top), width))
-
-
-def crop(pixels: "NDArray", window: Window) -> "NDArray":
-    """Return a window (top, left, height, width) of an array [H, W, ...]."""
-    top, left, height, width = window
-    return pixels[top : top + height, left : left + width]
+def in_memory(pixels: NDArray | Part) -> NDArray:
+    """Return an array, or those pixels of a part that it has."""
+    return pixels.pixels if isinstance(pixels, Part) else pixels

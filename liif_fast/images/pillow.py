@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from liif_fast.images.colour import COLOUR, read_cicp, read_colour
 from liif_fast.images.errors import ImageFileError
 from liif_fast.images.exif import upright
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, crop
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.window import crop
 
 # What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
@@ -46,8 +47,9 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
     image = normalise(image)
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
+    said = image.info | info
     return Picture(
-        path, kind, pixels.shape, pixels.dtype, lambda window: crop(pixels, window), image.info | info, notices
+        path, kind, pixels.shape, pixels.dtype, lambda window: [crop(pixels, window)], said, notices, whole=kind
     )
 
 

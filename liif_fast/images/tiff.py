@@ -5,12 +5,14 @@ import logging
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import ExifTags, Image
 
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window, crop
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
+from liif_fast.window import Window, crop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,8 +30,9 @@ _FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
 _BOUND = (0x927C, 0xEA1D)
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
 
-_WHITE_IS_ZERO, _GRAY, _RGB, _PALETTE = 0, 1, 2, 3  # of the photometric interpretations
-_COLOURS = {_WHITE_IS_ZERO: 1, _GRAY: 1, _RGB: 3, _PALETTE: 3, 5: 4, 6: 3}  # samples, with CMYK and YCbCr
+_WHITE_IS_ZERO, _GRAY, _RGB, _PALETTE, _SEPARATED = 0, 1, 2, 3, 5  # of the photometric interpretations
+_COLOURS = {_WHITE_IS_ZERO: 1, _GRAY: 1, _RGB: 3, _PALETTE: 3, _SEPARATED: 4, 6: 3}  # samples, with YCbCr
+_INK_SET, _CMYK = 332, 1
 _STRANGE = {4: "a mask", 8: "in CIELAB", 9: "in CIELAB", 10: "in CIELAB", 32844: "in LogL", 32845: "in LogLuv"}
 _CFA = (32803, 34892)  # the sensor's mosaic, and what was made of it
 _UNSIGNED = (1, 4)  # of the sample formats; 4 is undefined
@@ -80,7 +83,8 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     stored = 1 if page.photometric == _PALETTE else colours
     said = np.ravel(tags.valueof(_EXTRA_SAMPLES, default=())).tolist()
     extra = [*said, *[0] * page.samplesperpixel][: page.samplesperpixel - stored]
-    alpha = [place for place, meaning in enumerate(extra) if meaning in (_ASSOCIATED, _ALPHA)][:1]
+    # An associated one comes first, because the colours have been multiplied with it.
+    alpha = [place for kind in (_ASSOCIATED, _ALPHA) for place, meaning in enumerate(extra) if meaning == kind][:1]
     bands = [*range(colours), *(colours + place for place in alpha)]
     notices = [f"only the first of {frames} frames is used"] if frames > 1 else []
     if left := len(extra) - len(alpha):
@@ -112,6 +116,10 @@ def _colours(page: Any) -> int:
         raise ValueError(f"a TIFF of {bits}-bit {kind}; supported are whole numbers of 8 or 16 bits from 0 (black) up")
     if photometric not in _COLOURS:
         raise ValueError(f"a TIFF {_STRANGE.get(photometric, f'of photometric {photometric}')}; save it as gray or RGB")
+    if photometric == _SEPARATED and page.tags.valueof(_INK_SET, default=_CMYK) != _CMYK:
+        raise ValueError("a TIFF of inks other than CMYK; save it as RGB")
+    if photometric == _PALETTE and page.colormap is None:
+        raise ValueError("a palette without colours")
     if not isinstance(bits, int) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
         raise ValueError(f"a TIFF of {bits} bits a sample; supported are 8 or 16; save it so")
     if page.imagedepth > 1:
@@ -126,11 +134,11 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
     import numpy as np
     import tifffile
 
-    def decode(window: Window) -> "NDArray":
-        return crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
+    def decode(window: Window) -> "Iterator[NDArray]":
+        yield crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
 
-    dtype = np.dtype(f"uint{tiff.bits}")
-    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation)
+    dtype, whole = np.dtype(f"uint{tiff.bits}"), "a TIFF in planes"
+    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole)
 
 
 class _NoLargerThanItself(io.FileIO):
@@ -152,9 +160,16 @@ def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes
     tags.endian, tags.bigtiff = order, big
     with suppress(Exception), _NoLargerThanItself(path) as file:  # damaged: Pillow raises nearly anything
         tags.load_from_fp(file, at)
-        kept.update(_of_the_picture(tags, _OF_THE_PICTURE))
+        kept.update(_as_bytes(_of_the_picture(tags, _OF_THE_PICTURE)))
         return kept.tobytes() if kept else None
     return None
+
+
+def _as_bytes(value: Any) -> Any:
+    """Turn text beyond ASCII back into its bytes, in folders as well, because Pillow would write question marks."""
+    if isinstance(value, dict):
+        return {tag: _as_bytes(each) for tag, each in value.items()}
+    return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
@@ -174,7 +189,7 @@ def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bo
         said = _of_the_picture(found, (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
     for tag, value in said.items():
         if isinstance(value, str):
-            data = value.encode("utf-8") + b"\0"
+            data = value.encode("latin-1") + b"\0"  # as Pillow has decoded the bytes of the file, whatever they mean
             tags.append((tag, 2, len(data), data, True))
         elif isinstance(value, bytes):
             tags.append((tag, 1, len(value), value, True))

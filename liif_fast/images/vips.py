@@ -9,18 +9,21 @@ pixels (it blackens what is transparent in a GIF, and interpolates no chroma of 
   do not exist in a child that is forked later: it would wait for them for ever.
 """
 
+import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import ImageCms
 
 from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.exif import upright
-from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture, Window
+from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +60,8 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")
     if tiff:
         info, notices, turn, bands = {**tiff.info}, [*tiff.notices], tiff.orientation, tiff.bands
+        if image.bands == 1 and info[DRAWN] == PALETTE:  # of grays
+            bands = [0]
     else:
         info, notices = _metadata(path, kind, image)
         turn, bands = _field(image, "orientation") or 1, [*range(image.bands)]
@@ -66,9 +71,8 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
     convert: list[Callable[[NDArray], NDArray]] = []
     ink, through = image.interpretation == "cmyk", False
     if ink:
-        profile, info["icc_profile"] = info["icc_profile"], None
-        with suppress(library().Error):  # the profile is damaged, or not of CMYK
-            through = bool(profile and _rgb(image))
+        through = _describes_cmyk(info["icc_profile"])
+        info["icc_profile"] = None
         notices.append(f"CMYK, converted to RGB {'through its' if through else 'without a'} colour profile")
         bands = [0, 1, 2, *(band - 1 for band in bands[4:])]
         convert += [] if through else [_without_ink]
@@ -80,12 +84,12 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         bits = _field(image, "bits-per-sample")
         convert.append(lambda pixels: pixels | pixels >> bits)
 
-    def decode(window: Window) -> "NDArray":
+    def decode(window: Window) -> "Iterator[NDArray]":
         image = _load(path, kind)  # a sequential image can be read once
-        return _fetch(_rgb(image) if through else image, window, len(bands), convert)
+        return _fetch(_rgb(image) if through else image, window, convert)
 
     shape, dtype = (image.height, image.width, len(bands)), _dtype(image)
-    whole = "an AVIF" if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
+    whole = kind if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
     return Picture(path, kind, shape, dtype, decode, info, notices, turn, whole)
 
 
@@ -131,6 +135,13 @@ def _rgb(image: Any) -> Any:
     return rgb if image.bands == 4 else rgb.bandjoin(image.extract_band(4, n=image.bands - 4))
 
 
+def _describes_cmyk(profile: bytes | None) -> bool:
+    """Tell whether this is a whole profile of CMYK; for any other libvips would take one of its own without a word."""
+    with suppress(OSError, ImportError):  # it is damaged, there is none, or this Pillow reads none
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")).profile.xcolor_space.strip() == "CMYK"
+    return False
+
+
 def _without_ink(pixels: "NDArray") -> "NDArray":
     """Convert CMYK of any depth to RGB as Pillow does, white paper less ink and black; further channels stay."""
     top = int(np.iinfo(pixels.dtype).max)
@@ -139,15 +150,13 @@ def _without_ink(pixels: "NDArray") -> "NDArray":
     return np.concatenate([rgb, pixels[..., 4:]], -1)
 
 
-def _fetch(image: Any, window: Window, channels: int, convert: "list[Callable[[NDArray], NDArray]]") -> "NDArray":
+def _fetch(image: Any, window: Window, convert: "list[Callable[[NDArray], NDArray]]") -> "Iterator[NDArray]":
     top, left, height, width = window
-    region = library().Region.new(image)
-    out = np.empty((height, width, channels), _dtype(image))
-    step = max(1, min(height, _FETCHED // (image.width * image.bands * out.itemsize)))
-    for row in range(0, height, step):
-        rows = min(step, height - row)
-        pixels = np.frombuffer(region.fetch(left, top + row, width, rows), out.dtype).reshape(rows, width, image.bands)
+    region, dtype = library().Region.new(image), _dtype(image)
+    step = max(1, _FETCHED // (image.width * image.bands * dtype.itemsize))
+    for row in range(top, top + height, step):
+        rows = min(step, top + height - row)
+        pixels = np.frombuffer(region.fetch(left, row, width, rows), dtype).reshape(rows, width, image.bands)
         for change in convert:
             pixels = change(pixels)
-        out[row : row + rows] = pixels
-    return out
+        yield pixels

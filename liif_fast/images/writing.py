@@ -15,7 +15,7 @@ from liif_fast.files import atomic_file
 from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
-from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_output, mode_of
+from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
 from liif_fast.images.tiff import extra_tags
 
 if TYPE_CHECKING:
@@ -41,14 +41,15 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
         path: where to write; the extension names the format. An existing file is replaced.
 
     Raises:
-        ImageFileError: see `check_output`; or the disk is full or not writable.
+        ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
     """
     import numpy as np
 
-    check_output(path, image.mode, image.size)
+    kind = check_output(path)
+    check_content(path, kind, image.mode, image.size)
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    write_strips(path, [pixels], pixels.shape, 16 if image.mode == "I;16" else 8, image.info)
+    write_strips(path, [pixels], pixels.shape, 16 if image.mode == "I;16" else 8, image.info, kind)
 
 
 def write_strips(
@@ -57,6 +58,7 @@ def write_strips(
     shape: tuple[int, ...],
     depth: int,
     info: Mapping[Any, Any],
+    kind: Format | None = None,
 ) -> None:
     """Write an image whose rows come in strips, atomically; PNG, TIFF, PPM and PGM never hold more than a strip.
 
@@ -69,13 +71,16 @@ def write_strips(
         depth: 8 or 16.
         info: as of a PIL image; `icc_profile`, `exif` and `dpi` are kept where the format stores them, with the size in
             the EXIF data set right and its thumbnail left out; what `read_colour` gave is kept in PNG.
+        kind: the format, if `check_output` and `check_content` have been asked about the path and the image.
 
     Raises:
-        ImageFileError: see `check_output`; or the disk is full or not writable.
+        ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
         ValueError: the strips are of another shape or dtype, or have fewer or more rows than the image.
     """
     height, width, channels = shape
-    kind = check_output(path, mode_of(channels, depth), (width, height))
+    if kind is None:
+        kind = check_output(path)
+        check_content(path, kind, mode_of(channels, depth), (width, height))
     metadata = _kept(path, kind, info, shape)
     source = _Source(strips, (height, width, channels), depth)
     try:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.coord import make_cell, make_coord
-from liif_fast.layers import render_by_query
+from liif_fast.layers import chain_of, render_by_query
 from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.mlp import chain_of
 
 SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # LIIF has them, MetaSR has none
@@ -151,7 +150,8 @@ def _check_attributes(module: nn.Module) -> None:
     missing = [name for name in (*SHARED, *(SWITCHES if switches else ())) if not hasattr(module, name)]
     if missing:
         raise TypeError(
-            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}"
+            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}; for "
+            "a network of your own use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
     if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
         raise TypeError(

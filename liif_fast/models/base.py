@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liif_fast.encode import encode
 from liif_fast.layers import render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
+from liif_fast.models.tiles import encode
 
 PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time: bounds what `predict` needs beside the output
 
@@ -28,6 +28,7 @@ class FeatureModel(nn.Module):
 
     Attributes:
         data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5 everywhere unless a file says otherwise.
+        backend: which backend decodes, if the model leaves that to one; "auto" at first.
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
         inp: the last image, if `reads_input`.
         inp_place: (top, left, H, W) of `inp` in the whole image, if it is a part of one.
@@ -36,6 +37,7 @@ class FeatureModel(nn.Module):
     encoder: Any
     spec: dict[str, Any]
     data_norm: DataNorm = DATA_NORM
+    backend = "auto"
     feat: Tensor | None = None
     inp: Tensor | None = None
     inp_place: Sequence[int] | None = None
@@ -173,7 +175,7 @@ class FeatureModel(nn.Module):
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
         """Decode the features kept by `gen_feat` on a regular grid; arguments and result as `render`."""
-        feat = self._encoded()
+        feat = self.features()
         return render_by_query(self.query_rgb, feat, size, region, cell)
 
     def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
@@ -221,7 +223,12 @@ class FeatureModel(nn.Module):
         self._drop_graph()
         return pred
 
-    def _encoded(self) -> Tensor:
+    def features(self) -> Tensor:
+        """Return the features that are kept.
+
+        Raises:
+            RuntimeError: there are none yet.
+        """
         if self.feat is None:
             raise RuntimeError("no features to query: call gen_feat(inp) first")
         return self.feat

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from liif_fast.models.checkpoint import ModelFileError
+from liif_fast.devices import pick_device
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.checkpoint import ModelFileError, load_model
 from liif_fast.models.registry import make
 
 FOLDER_VARIABLE = "LIIF_FAST_MODELS"
@@ -147,6 +149,12 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     )
 
 
+def title(model: FeatureModel) -> str:
+    """Name a model's class, and its encoder if its spec has one."""
+    encoder = model.spec["args"].get("encoder_spec")
+    return type(model).__name__ + (f" on {encoder['name']}" if encoder else "")
+
+
 def check_family(path: Path, model: nn.Module) -> None:
     """Raise ModelFileError if a file that is called as a published model holds another one."""
     known = family(path.stem)
@@ -161,3 +169,56 @@ def check_family(path: Path, model: nn.Module) -> None:
             f"{path}: is not {known.title}: {len(wrong)} tensors differ, the first is {key!r}, which must be {needs} "
             f"and is {has}"
         )
+
+
+def resolve_model(
+    model: FeatureModel | str | os.PathLike[str] | None, device: str | torch.device = "auto"
+) -> FeatureModel:
+    """Return the model that `upscale` uses; arguments and errors as there."""
+    if isinstance(model, nn.Module):
+        if not isinstance(model, FeatureModel):
+            raise TypeError(f"model must be a LIIF or MetaSR of liif_fast, got {type(model).__name__}")
+        here = next(model.parameters()).device
+        if device != "auto":
+            asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
+            if asked != here:
+                raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
+        _check_channels(model)
+        return model
+    if not isinstance(model, str | os.PathLike | None):
+        raise TypeError(f"model must be a model, the path or name of one, or None, got {type(model).__name__}")
+    path = shipped_model() if model is None else find_model(model)
+    return load_upscaler(path, pick_device(device))
+
+
+def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureModel:
+    """Load a model from a file, if `upscale` can use it.
+
+    Args:
+        path: the file; in the models folder it must hold the published model that it is called as.
+        device: where the model goes.
+
+    Raises:
+        ModelFileError: it is no model file, or holds no model from images to images of the same channels.
+        OSError: it cannot be read.
+    """
+    model = load_model(path, device)
+    check_family(path, model)
+    if not isinstance(model, FeatureModel):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}, expected a LIIF or MetaSR model")
+    try:
+        _check_channels(model)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return model
+
+
+def _check_channels(model: FeatureModel) -> None:
+    """Raise ValueError if a model is known to make other channels than it takes; else that shows when it is run."""
+    if model.channels_out not in (None, model.channels_in):
+        raise ValueError(other_channels(model.channels_out, model.channels_in))
+
+
+def other_channels(got: int | None, wanted: int) -> str:
+    """Say that a model makes other channels than it takes."""
+    return f"the model gives {got} channels, expected {wanted}{' (RGB)' if wanted == 3 else ''}"

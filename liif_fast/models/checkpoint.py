@@ -8,6 +8,7 @@ every name and shape agrees.
 """
 
 import copy
+import io
 import json
 import os
 import re
@@ -32,6 +33,7 @@ TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is m
 VERSION = 1.0
 # Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
 UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1, "wrap": False, "heads": 8}
+_REGISTER = "register the class of each part that is yours and build the model by its name, see docs/models.md"
 MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
 Spec = dict[str, Any]
@@ -59,25 +61,38 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
         ModelFileError: the content is not a model that can be built; the message says why.
         OSError: the file cannot be read, or is no regular file.
     """
-    if isinstance(source, Mapping):
-        label, content, limit = "checkpoint", source, None
-    else:
-        path = Path(source)
-        label, limit = str(path), _regular_size(path)
-        with _as_model_file_error(label):
-            read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_pth
-            content = read(path)
-    with _as_model_file_error(label):
-        spec, sd = _split(content)
-        if limit is not None and sum(t.numel() * t.element_size() for t in sd.values()) > limit:
-            raise ModelFileError("its tensors claim more bytes than the file has")
+    label, content = ("checkpoint", source) if isinstance(source, Mapping) else (str(source), read_checkpoint(source))
+    with naming(label):
+        spec, sd = _checked(content)
         data_norm = check_data_norm(content.get("data_norm", DATA_NORM))
-        _check_state(spec, sd)
         with torch.random.fork_rng(devices=[]):
             model: Any = make(spec)
         model.load_state_dict(sd)
         model.data_norm = data_norm
     return model.eval().to(device)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read a model file, running no code that it carries.
+
+    Args:
+        path: a `.safetensors`, or a `.pth` of the original or of a training.
+
+    Returns:
+        `{'model': {'name', 'args', 'sd'}, ...}`; the model can be built, and its weights fit it.
+
+    Raises:
+        ModelFileError: the content is no such model; the message names the file and says why.
+        OSError: the file cannot be read, or is no regular file.
+    """
+    path = Path(path)
+    limit = _regular_size(path)
+    with naming(str(path)):
+        content = (_read_safetensors if path.suffix.lower() == ".safetensors" else _read_pth)(path)
+        _, sd = _checked(content)
+        if sum(tensor.numel() * tensor.element_size() for tensor in sd.values()) > limit:
+            raise ModelFileError("its tensors claim more bytes than the file has")
+    return content
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -92,21 +107,23 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: ends in `.safetensors`, or in `.pth` or `.pt` for the original's format.
 
     Raises:
-        ValueError: the model has no spec, or the path's ending is another one.
+        ValueError: the model has no spec or cannot be built again from it, or the path's ending is another one.
         TypeError: the spec holds something else than plain values.
     """
     path = Path(path)
     spec = getattr(model, "spec", None)
     if spec is None:
         raise ValueError(
-            "model must have the attribute 'spec' ({'name', 'args'}), as models of liif_fast.models.make do"
+            f"model must have the attribute 'spec' ({{'name', 'args'}}), by which load_model builds it again, and a "
+            f"{type(model).__name__} has none: {_REGISTER}"
         )
     _check_plain(spec, TypeError)
     data_norm = check_data_norm(getattr(model, "data_norm", DATA_NORM))
-    sd = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in model.state_dict().items()
-    }
+    try:
+        _, sd = _checked({"model": {**spec, "sd": model.state_dict()}})
+    except Exception as error:  # whatever a constructor of the user's raises
+        raise ValueError(f"model cannot be built again from its spec ({error}): {_REGISTER}") from error
+    sd = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in sd.items()}
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         from safetensors.torch import save
@@ -122,10 +139,21 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         content: dict[str, Any] = {"model": {**copy.deepcopy(spec), "sd": sd}}
         if data_norm != DATA_NORM:  # the original's reader ignores it
             content["data_norm"] = data_norm
-        with atomic_file(path) as file:
-            torch.save(content, file)
+        write_checkpoint(content, path)
     else:
         raise ValueError(f"path must end in .safetensors, .pth or .pt, got {str(path)!r}")
+
+
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint as torch.save does; the old file stays until the new one is whole.
+
+    Raises:
+        OSError: it cannot be written, for want of space, say.
+    """
+    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
+    torch.save(content, buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def _regular_size(path: Path) -> int:
@@ -139,8 +167,15 @@ def _regular_size(path: Path) -> int:
 
 
 @contextmanager
-def _as_model_file_error(label: str) -> Iterator[None]:
-    """Whatever a bad file makes a reader or a constructor raise, in one line that names the file."""
+def naming(label: str) -> Iterator[None]:
+    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file.
+
+    Args:
+        label: the file.
+
+    Raises:
+        ModelFileError: in the place of any error but an OSError.
+    """
     try:
         yield
     except OSError:
@@ -198,8 +233,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _split(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
-    """The checked spec and state_dict of a checkpoint."""
+def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
+    """Return the spec and the state_dict of a checkpoint, whose model can be built and has those tensors."""
     model = content.get("model", content)
     if not isinstance(model, Mapping):
         raise ModelFileError(f"'model' must be a dict with 'name', 'args' and 'sd', got {type(model).__name__}")
@@ -217,9 +252,11 @@ def _split(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
     for key, value in model["sd"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ModelFileError(f"'sd' must map names to tensors, got {type(value).__name__} under {key!r:.80}")
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or not value.is_floating_point():
-            raise ModelFileError(f"{key!r} must be a dense tensor of floats, got {value.dtype}, {value.layout}")
-    return spec, dict(model["sd"])
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise ModelFileError(f"{key!r} must be a dense tensor with content, got {value.dtype}, {value.layout}")
+    sd = dict(model["sd"])
+    _check_state(spec, sd)
+    return spec, sd
 
 
 def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
@@ -239,7 +276,7 @@ def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
 
 
 def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
-    """Compare the names and shapes of a spec's model with the tensors at hand, allocating nothing."""
+    """Compare the names, shapes and kinds of a spec's model with the tensors at hand, allocating nothing."""
     with torch.device("meta"), _at_most(sd):
         expected = make(spec).state_dict()
     wrong = [f"{key!r} is missing" for key in expected if key not in sd]
@@ -248,6 +285,13 @@ def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
         f"{key!r} has shape {list(sd[key].shape)}, the model needs {list(value.shape)}"
         for key, value in expected.items()
         if key in sd and sd[key].shape != value.shape
+    ]
+    wrong += [
+        f"{key!r} is {sd[key].dtype}, the model needs {value.dtype}"
+        for key, value in expected.items()
+        if key in sd
+        and sd[key].dtype != value.dtype
+        and not (sd[key].is_floating_point() and value.is_floating_point())
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
@@ -265,7 +309,7 @@ def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
         if threading.get_ident() == thread:
             left -= 1
             if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} of the file")
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
 
     handle = register_module_parameter_registration_hook(count)
     try:

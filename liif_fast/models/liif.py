@@ -1,29 +1,28 @@
 """LIIF (Chen et al., arXiv 2012.09161): an encoder and a decoder that is queried at continuous coordinates."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liif_fast import functional
 from liif_fast.checks import check_queries
-from liif_fast.layers import decode_by_module, render_by_query
+from liif_fast.layers import Decoding, fusable, render_by_query
 from liif_fast.models.base import FeatureModel
-from liif_fast.models.mlp import fusable
 from liif_fast.models.registry import make, register
 
 
 @register("liif")
-class LIIF(FeatureModel):
+class LIIF(Decoding, FeatureModel):
     """LIIF with the constructor, methods and parameter names of the original, decoding through our kernels.
 
     Args:
         encoder_spec: spec of the encoder, a module with `out_dim`.
         imnet_spec: spec of the decoding network without its in_dim, e.g. `{'name': 'mlp', 'args': {'out_dim': 3,
-            'hidden_list': [256] * 4}}`. Any registered module `[N, in_dim] -> [N, out]` works; an `mlp` runs fused.
+            'hidden_list': [256] * 4}}`. Any registered module `[N, in_dim] -> [N, out]` works; an `mlp` runs fused, and
+            so does an nn.Sequential of Linear and ReLU in turn.
             None: a query reads its nearest feature, and 0 outside of [-1, 1].
         local_ensemble: blend the predictions of four corners by area (paper section 3, eq. 4).
         feat_unfold: concatenate each feature's 3x3 neighbourhood (eq. 3).
@@ -33,6 +32,7 @@ class LIIF(FeatureModel):
 
     Attributes:
         backend: which backend decodes, "auto" at first.
+        recompute: as `LIIFDecoder`'s, None at first.
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
 
     Raises:
@@ -55,11 +55,10 @@ class LIIF(FeatureModel):
         self.feat_unfold = feat_unfold
         self.cell_decode = cell_decode
         self.residual = residual
-        self.backend = "auto"
         self.encoder = make(encoder_spec)
         self.imnet: nn.Module | None = None
         if imnet_spec is not None:
-            self.imnet = make(imnet_spec, args={"in_dim": self._in_dim()})
+            self.imnet = make(imnet_spec, args={"in_dim": self._in_dim(self.encoder.out_dim)})
         args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec}
         args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}
         if residual is not None:  # the original's constructor does not know it
@@ -86,8 +85,8 @@ class LIIF(FeatureModel):
         return 4 if self.local_ensemble else 1
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        feat = self._encoded()
-        pred = self._query(feat, coord, cell)
+        feat = self.features()
+        pred = self._decode(self.imnet, feat, coord, cell)
         return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
 
     def render_rgb(
@@ -98,48 +97,18 @@ class LIIF(FeatureModel):
         place: Sequence[int] | None = None,
     ) -> Tensor:
         """As `FeatureModel.render_rgb`; `place`, where the decoder runs fused, as for `functional.liif_render`."""
-        feat = self._encoded()
-        chain = fusable(self.imnet)
-        if chain is not None:
-            pred = functional.liif_render(
-                feat, size, *chain, region=region, cell=cell, backend=self.backend, place=place, **self._switches()
-            )
-        elif place is not None:
-            raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
-        else:
-            pred = self._by_query(lambda coord, cell: self._query(feat, coord, cell), size, region, cell)
+        feat = self.features()
+        pred = self._decode_grid(self.imnet, feat, size, region, cell, place)
         if self.residual is None:
             return pred
-        return self._add(pred, self._by_query(lambda coord, cell: self._interpolate(coord), size, region), channel=1)
+        base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None)
+        return self._add(pred, base, channel=1)
 
-    def _in_dim(self) -> int:
-        channels = self.encoder.out_dim * (9 if self.feat_unfold else 1)
-        return channels + 2 + (2 if self.cell_decode else 0)
-
-    def _switches(self) -> dict[str, Any]:
-        return {
-            "feat_unfold": self.feat_unfold,
-            "local_ensemble": self.local_ensemble,
-            "cell_decode": self.cell_decode,
-        }
-
-    def _by_query(
-        self,
-        query: Callable[[Tensor, Tensor], Tensor],
-        size: Sequence[int],
-        region: Sequence[int] | None,
-        cell: Tensor | Sequence[float] | None = None,
-    ) -> Tensor:
-        return render_by_query(query, self._encoded(), size, region, cell)
-
-    def _query(self, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
-        if self.imnet is None:
-            check_queries(feat, coord, None, cell_decode=False)
-            return nearest_feature(feat, coord)
-        chain = fusable(self.imnet)
-        if chain is not None:
-            return functional.liif_decode(feat, coord, cell, *chain, backend=self.backend, **self._switches())
-        return decode_by_module(self.imnet, feat, coord, cell, self.backend, self._switches())
+    def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        if network is not None:
+            return super()._decode(network, feat, coord, cell)
+        check_queries(feat, coord, None, cell_decode=False)
+        return nearest_feature(feat, coord)
 
     def _interpolate(self, coord: Tensor) -> Tensor:
         if self.inp is None:

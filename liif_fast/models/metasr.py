@@ -33,7 +33,6 @@ class MetaSR(FeatureModel):
 
     def __init__(self, encoder_spec: Mapping[str, Any]) -> None:
         super().__init__()
-        self.backend = "auto"
         self.encoder = make(encoder_spec)
         args = {"in_dim": 3, "out_dim": self.encoder.out_dim * 9 * self.channels_in, "hidden_list": [256]}
         self.imnet = make({"name": "mlp", "args": args})
@@ -44,7 +43,7 @@ class MetaSR(FeatureModel):
         return self.channels_in
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        return query(self._encoded(), coord, cell, self.imnet, self.backend)
+        return query(self.features(), coord, cell, self.imnet, self.backend)
 
 
 def query(feat: Tensor, coord: Tensor, cell: Tensor | None, imnet: nn.Module, backend: str) -> Tensor:

@@ -1,23 +1,47 @@
-"""The native operators: schemas, shapes (fakes) and gradients; csrc/ implements them.
+"""The operators: one schema, one fake and one gradient each, whatever implements them.
 
-Each is defined here with its schema string, so that it exists for tracing without the extension, and gets its
-gradient from an autograd.Function outside the operator.
+An operator that several backends implement says with its last argument, `backend`, which of them to run. Under the key
+CPU lie the C++ kernels (csrc/cpu), which None means. Under CUDA lies one kernel, which calls the backend that the
+argument names (`liif_fast.backends`). An operator is defined here, so that it can be traced without the extension; its
+gradient is an autograd.Function outside of it.
 """
 
-import torch
+from __future__ import annotations
 
-_define = torch.library.define
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
 FLAGS = (torch.Tag.pt2_compliant_tag,)
 schemas: dict[str, str] = {}  # of every operator, by name
 
 
-def define(name: str, schema: str) -> None:
-    """Define the operator liif_fast::`name` once."""
+def define(name: str, schema: str, fake: Callable[..., Any] | None = None) -> Any:
+    """Define the operator liif_fast::`name` and return its overload; without a fake it cannot be traced."""
     schemas[name] = schema
-    _define(f"liif_fast::{name}", schema, tags=FLAGS)
+    torch.library.define(f"liif_fast::{name}", schema, tags=FLAGS)
+    if fake is not None:
+        torch.library.register_fake(f"liif_fast::{name}", fake)
+    return getattr(torch.ops.liif_fast, name).default
 
 
 define("cpu_isa", "() -> str")
+define("cpu_has_bfloat16", "() -> bool")
+
+
+def wide(like: Tensor, *shape: int) -> Tensor:
+    """Return an empty tensor like another, but at least float32: outputs and gradients of parameters are."""
+    return like.new_empty(shape, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def to_inputs(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Cast each wanted gradient to its input's dtype; the others become None."""
+    return [
+        grad.to(like.dtype) if grad is not None and want else None
+        for grad, like, want in zip(grads, inputs, wanted, strict=True)
+    ]
 
 
 def refuse_second_order() -> None:

@@ -14,39 +14,12 @@ from torch import Tensor
 from liif_fast.attention import CornerTransformer
 from liif_fast.ops import define, refuse_second_order
 
-define(
-    "attend",
-    "(Tensor table, Tensor at, Tensor rel, Tensor values, Tensor products, Tensor square, Tensor bias,"
-    " Tensor[] parameters, SymInt width, SymInt heads) -> (Tensor, Tensor)",
-)
-define(
-    "attend_backward",
-    "(Tensor grad, Tensor weight_grad, Tensor weight, Tensor table, Tensor at, Tensor rel, Tensor values,"
-    " Tensor products, Tensor square, Tensor bias, Tensor[] parameters, SymInt width, SymInt heads) -> Tensor[]",
-)
-_attend = torch.ops.liif_fast.attend.default
-attend_backward = torch.ops.liif_fast.attend_backward.default
+
+def _fake(table: Tensor, at: Tensor, rel: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return table.new_empty(at.shape[0], values.shape[1]), table.new_empty(at.shape[0], 4)
 
 
-@torch.library.register_fake("liif_fast::attend")
-def _(
-    table: Tensor,
-    at: Tensor,
-    rel: Tensor,
-    values: Tensor,
-    products: Tensor,
-    square: Tensor,
-    bias: Tensor,
-    parameters: Sequence[Tensor],
-    width: int,
-    heads: int,
-) -> tuple[Tensor, Tensor]:
-    queries = at.shape[0]
-    return table.new_empty(queries, values.shape[1]), table.new_empty(queries, 4)
-
-
-@torch.library.register_fake("liif_fast::attend_backward")
-def _(
+def _backward_fake(
     grad: Tensor,
     weight_grad: Tensor,
     weight: Tensor,
@@ -58,10 +31,23 @@ def _(
     square: Tensor,
     bias: Tensor,
     parameters: Sequence[Tensor],
-    width: int,
-    heads: int,
+    *_: int,
 ) -> list[Tensor]:
     return [torch.empty_like(each) for each in (table, values, products, square, bias, *parameters)]
+
+
+_attend = define(
+    "attend",
+    "(Tensor table, Tensor at, Tensor rel, Tensor values, Tensor products, Tensor square, Tensor bias,"
+    " Tensor[] parameters, SymInt width, SymInt heads) -> (Tensor, Tensor)",
+    _fake,
+)
+attend_backward = define(
+    "attend_backward",
+    "(Tensor grad, Tensor weight_grad, Tensor weight, Tensor table, Tensor at, Tensor rel, Tensor values,"
+    " Tensor products, Tensor square, Tensor bias, Tensor[] parameters, SymInt width, SymInt heads) -> Tensor[]",
+    _backward_fake,
+)
 
 
 class _Attend(torch.autograd.Function):

@@ -29,9 +29,17 @@ def _rows(queries: int, ensemble: bool) -> int:
     return queries * (4 if ensemble else 1)
 
 
+def _shapes(weights: Sequence[Shape]) -> Sequence[Shape]:
+    """Return the shapes of an MLP's weights behind P, also where the backend `cuda` has packed them."""
+    if len(weights[0]) > 1:
+        return weights
+    products = (weights[0][0] - TABLE_BYTES) // PRODUCT_BYTES
+    return [*[(HIDDEN, HIDDEN)] * (products + 1), weights[1]]
+
+
 def _tail(queries: int, cell: Shape | None, weights: Sequence[Shape], ensemble: bool) -> tuple[int, int]:
     """Return the operations behind P: of the hidden layers, and of the blend and the last layer, which follows it."""
-    rows = _rows(queries, ensemble)
+    rows, weights = _rows(queries, ensemble), _shapes(weights)
     affine = 2 * (2 if cell is None else 4) * weights[0][0]
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
     return rows * (affine + _layers(weights[1:-1])), blend + (queries * _layers(weights[1:][-1:]))
@@ -41,8 +49,8 @@ def _decode(p: Shape, coord: Shape, cell: Shape | None, weights: Any, biases: An
     return sum(_tail(prod(coord[:2]), cell, weights, ensemble))
 
 
-def _render(p: Shape, cell: Shape | None, weights: Any, biases: Any, ensemble: bool, *grid: int) -> int:
-    return sum(_tail(p[0] * grid[8] * grid[9], cell, weights, ensemble))
+def _render(p: Shape, cell: Shape | None, weights: Any, biases: Any, ensemble: bool, grid: Shape, *_: Any) -> int:
+    return sum(_tail(p[0] * prod(grid[8:]), cell, weights, ensemble))
 
 
 def _decode_direct(
@@ -62,48 +70,56 @@ def _tail_backward(queries: int, cell: Shape | None, weights: Sequence[Shape], s
 
 
 def _decode_backward(
-    grad: Shape, p: Shape, coord: Shape, cell: Shape | None, weights: Any, biases: Any, saved: Shape, ensemble: bool
+    grad: Shape,
+    p: Shape,
+    coord: Shape,
+    cell: Shape | None,
+    weights: Any,
+    biases: Any,
+    saved: Shape,
+    ensemble: bool,
+    *_: Any,
 ) -> int:
     return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble)
 
 
 def _render_backward(
-    grad: Shape, p: Shape, cell: Shape | None, weights: Any, biases: Any, saved: Shape, ensemble: bool, *grid: int
+    grad: Shape,
+    p: Shape,
+    cell: Shape | None,
+    weights: Any,
+    biases: Any,
+    saved: Shape,
+    ensemble: bool,
+    grid: Shape,
+    *_: Any,
 ) -> int:
-    return _tail_backward(p[0] * grid[8] * grid[9], cell, weights, saved, ensemble)
+    return _tail_backward(p[0] * prod(grid[8:]), cell, weights, saved, ensemble)
 
 
-def _project(feat: Shape, weight: Shape, bias: Shape, unfold: bool, top: int, left: int, *window: int) -> int:
-    return 2 * feat[0] * prod(window) * feat[1] * (9 if unfold else 1) * weight[0]
+def _project(feat: Shape, weight: Shape, bias: Shape, unfold: bool, window: Shape, backend: str | None) -> int:
+    return 2 * feat[0] * prod(window[2:]) * feat[1] * (9 if unfold else 1) * weight[0]
 
 
-def _project_backward(grad: Shape, feat: Shape, weight: Shape, unfold: bool, top: int, left: int) -> int:
-    return 4 * prod(grad) * feat[1] * (9 if unfold else 1)
+def _project_backward(
+    grad: Shape,
+    feat: Shape,
+    weight: Shape,
+    unfold: bool,
+    top: int,
+    left: int,
+    wanted: Sequence[bool],
+    backend: str | None,
+) -> int:
+    return 2 * sum(wanted[:2]) * prod(grad) * feat[1] * (9 if unfold else 1)
 
 
-def _mlp(x: Shape, weights: Any, biases: Any, keep: int) -> int:
+def _fused_mlp(x: Shape, weights: Any, biases: Any, saved: Shape, backend: str | None) -> int:
     return x[0] * _layers(weights)
 
 
-def _mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape) -> int:
+def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape, backend: str | None) -> int:
     return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
-
-
-def _sm90_weights(packed: Shape, out_dim: int) -> list[Shape]:
-    hidden = (packed[0] - TABLE_BYTES) // PRODUCT_BYTES
-    return [*[(HIDDEN, HIDDEN)] * (hidden + 1), (out_dim, HIDDEN)]
-
-
-def _decode_sm90(
-    p: Shape, coord: Shape, cell: Shape | None, packed: Shape, out_dim: int, ensemble: bool, *_: Any
-) -> int:
-    return sum(_tail(prod(coord[:2]), cell, _sm90_weights(packed, out_dim), ensemble))
-
-
-def _render_sm90(
-    p: Shape, cell: Shape | None, packed: Shape, out_dim: int, ensemble: bool, wide: bool, cluster: int, *grid: int
-) -> int:
-    return sum(_tail(p[0] * grid[8] * grid[9], cell, _sm90_weights(packed, out_dim), ensemble))
 
 
 def _attend(
@@ -141,18 +157,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "decode_backward": _decode_backward,
     "render_backward": _render_backward,
     "project": _project,
-    "mlp": _mlp,
-    "mlp_backward": _mlp_backward,
-    "triton_decode": _decode,
-    "triton_render": _render,
-    "triton_decode_backward": _decode_backward,
-    "triton_render_backward": _render_backward,
-    "triton_project": _project,
-    "triton_project_backward": _project_backward,
-    "triton_fused_mlp": _mlp,
-    "triton_fused_mlp_backward": _mlp_backward,
-    "decode_sm90": _decode_sm90,
-    "render_sm90": _render_sm90,
+    "project_backward": _project_backward,
+    "fused_mlp": _fused_mlp,
+    "fused_mlp_backward": _fused_mlp_backward,
     "attend": _attend,
     "attend_backward": _attend_backward,
     "convolve": _convolve,

@@ -1,59 +1,86 @@
-"""`mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go.
+"""`fused_mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go.
 
-The hidden activations of the first `keep` rows are saved for the backward pass, those of the others computed again.
+The hidden activations of the first rows are saved for the backward pass, in a tensor whose shape `saved` [..., rows,
+width] the backend chooses; those of the other rows are computed again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from liif_fast.ops import define, refuse_second_order
-
-define("mlp", "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt keep) -> (Tensor, Tensor)")
-define("mlp_backward", "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved) -> Tensor[]")
-_mlp = torch.ops.liif_fast.mlp.default
-mlp_backward = torch.ops.liif_fast.mlp_backward.default
+from liif_fast.call import result_dtype
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
-def saved_width(weights: Sequence[Tensor]) -> int:
-    """Return the activations that a row saves for the backward pass."""
-    return sum(weight.shape[0] for weight in weights[:-1])
+def _fake(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Sequence[int], backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return wide(x, x.shape[0], weights[-1].shape[0]), x.new_empty(saved)
 
 
-@torch.library.register_fake("liif_fast::mlp")
-def _(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: int) -> tuple[Tensor, Tensor]:
-    width = saved_width(weights)
-    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(keep if width else 0, width)
+def _backward_fake(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor, backend: str | None
+) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair)]
 
 
-@torch.library.register_fake("liif_fast::mlp_backward")
-def _(grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor) -> list[Tensor]:
-    layers = [t.new_empty(t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    return [x.new_empty(x.shape), *layers]
+_mlp = define(
+    "fused_mlp",
+    "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] saved, str? backend) -> (Tensor, Tensor)",
+    _fake,
+)
+mlp_backward = define(
+    "fused_mlp_backward",
+    "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved, str? backend) -> Tensor[]",
+    _backward_fake,
+)
 
 
 class _Mlp(torch.autograd.Function):
+    """The MLP in `dtype`; inputs are x, the weights and the biases, of which no copy in `dtype` is kept."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: int, *params: Tensor) -> Tensor:
-        out, saved = _mlp(x, list(params[0::2]), list(params[1::2]), keep)
-        ctx.save_for_backward(x, saved, *params)
+    def forward(ctx: Any, saved: Sequence[int], dtype: torch.dtype, backend: str | None, *inputs: Tensor) -> Tensor:
+        x, *params = [t.to(dtype) for t in inputs]
+        layers = len(params) // 2
+        out, kept = _mlp(x, params[:layers], params[layers:], saved, backend)
+        ctx.dtype, ctx.backend = dtype, backend
+        ctx.save_for_backward(kept, *inputs)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        x, saved, *params = ctx.saved_tensors
-        x_grad, *grads = mlp_backward(grad.contiguous(), x, params[0::2], params[1::2], saved)
-        wanted = ctx.needs_input_grad
-        return x_grad, None, *(g if want else None for g, want in zip(grads, wanted[2:], strict=True))
+        kept, *inputs = ctx.saved_tensors
+        x, *params = [t.to(ctx.dtype) for t in inputs]
+        layers = len(params) // 2
+        x_grad, *rest = mlp_backward(grad.contiguous(), x, params[:layers], params[layers:], kept, ctx.backend)
+        grads = [x_grad, *rest[0::2], *rest[1::2]]
+        return None, None, None, *to_inputs(grads, inputs, ctx.needs_input_grad[3:])
 
 
-def mlp(x: Tensor, params: Sequence[Tensor], train: bool, keep: int) -> Tensor:
-    """Apply the MLP to rows x [N, in] (a row's elements contiguous), [N, out]."""
+def fused_mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dtype: torch.dtype,
+    train: bool,
+    saved: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    """Apply the MLP to the last dimension of x, [..., out], with products in `dtype`."""
+    shape = (*x.shape[:-1], weights[-1].shape[0])
+    rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
     if train:
-        return _Mlp.apply(x, keep, *params)
-    return _mlp(x, list(params[0::2]), list(params[1::2]), 0)[0]
+        out = _Mlp.apply(saved, dtype, backend, rows, *weights, *biases)
+    else:
+        params = [t.to(dtype) for t in (*weights, *biases)]
+        out, _ = _mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
+    return out.to(result_dtype(x)).reshape(shape)

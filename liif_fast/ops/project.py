@@ -1,35 +1,67 @@
-"""`project`: the first layer's share of the latents, P = unfold(feat) W1z^T + b1, once per latent."""
+"""`project`: the first layer's share of the latents, P = unfold(feat) W1z^T + b1, once per latent.
+
+The window (top, left, height, width) of P is that of feat.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from liif_fast.ops import define
+from liif_fast.ops import define, wide
 
-define(
+
+def _fake(
+    feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int], backend: str | None
+) -> Tensor:
+    return feat.new_empty(feat.shape[0], window[2], window[3], weight.shape[0])
+
+
+def _backward_fake(
+    grad: Tensor,
+    feat: Tensor,
+    weight: Tensor,
+    unfold: bool,
+    top: int,
+    left: int,
+    wanted: Sequence[bool],
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    latent = feat.shape[1] * (9 if unfold else 1)
+    return (
+        torch.empty_like(feat) if wanted[0] else feat.new_empty(0),
+        wide(feat, weight.shape[0], latent) if wanted[1] else wide(feat, 0),
+        wide(feat, weight.shape[0]) if wanted[2] else wide(feat, 0),
+    )
+
+
+project = define(
     "project",
-    "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt top, SymInt left, SymInt height, SymInt width)"
-    " -> Tensor",
+    "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
+    _fake,
 )
-project = torch.ops.liif_fast.project.default
+# Return the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, empty
+# where they are not wanted. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
+project_backward = define(
+    "project_backward",
+    "(Tensor grad, Tensor feat, Tensor weight, bool unfold, SymInt top, SymInt left, bool[3] wanted, str? backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
 
 
-@torch.library.register_fake("liif_fast::project")
-def _(feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, top: int, left: int, height: int, width: int) -> Tensor:
-    return feat.new_empty(feat.shape[0], height, width, weight.shape[0])
-
-
-def project_backward(
-    grad: Tensor, feat: Tensor, weight: Tensor, unfold: bool, top: int, left: int, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of feat, of the weight's latent columns [h, C(*9)] and of the bias, where wanted.
-
-    Args:
-        grad: [B, h, w, hidden], of the window (top, left, h, w) of P.
-        feat: [B, C, H, W].
-        weight: [hidden, in_dim].
-    """
+def _convolution_backward(
+    grad: Tensor,
+    feat: Tensor,
+    weight: Tensor,
+    unfold: bool,
+    top: int,
+    left: int,
+    wanted: Sequence[bool],
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     height, width = feat.shape[2:]
     side = 3 if unfold else 1
     kernel = weight[:, : feat.shape[1] * side * side].reshape(weight.shape[0], feat.shape[1], side, side)
@@ -37,7 +69,7 @@ def project_backward(
         below, right = height - top - grad.shape[1], width - left - grad.shape[2]
         grad = torch.nn.functional.pad(grad, (0, 0, left, right, top, below))
     feat_grad, kernel_grad, bias_grad = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2),
+        grad.permute(0, 3, 1, 2).to(feat.dtype),
         feat,
         kernel,
         [weight.shape[0]],
@@ -49,4 +81,17 @@ def project_backward(
         1,
         wanted,
     )
-    return feat_grad, None if kernel_grad is None else kernel_grad.flatten(1), bias_grad
+    return (
+        in_layout_of(feat, feat_grad) if wanted[0] else feat.new_empty(0),
+        kernel_grad.flatten(1).to(grad.dtype) if wanted[1] else grad.new_empty(0),
+        bias_grad.to(grad.dtype) if wanted[2] else grad.new_empty(0),
+    )
+
+
+def in_layout_of(feat: Tensor, grad: Tensor) -> Tensor:
+    """Return feat's gradient with the strides that the fake says it has."""
+    like = torch.empty_like(feat)
+    return grad if grad.stride() == like.stride() else like.copy_(grad)
+
+
+torch.library.impl("liif_fast::project_backward", "CompositeExplicitAutograd", _convolution_backward)

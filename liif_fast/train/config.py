@@ -1,13 +1,11 @@
-"""The YAML configuration of a training or of a test, checked as a whole before anything starts.
+"""The YAML configuration of a training, checked as a whole before anything starts.
 
 The keys of the original's files work unchanged; those of ours are listed in docs/training.md.
 """
 
-import importlib
 import inspect
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +13,16 @@ from typing import Any
 import torch
 
 from liif_fast import backends
-from liif_fast.data import registry
-from liif_fast.metrics import parse_eval_type
+from liif_fast.config.checks import as_number, mapping, number, one_of
+from liif_fast.config.reading import load
+from liif_fast.data.registry import check_split
+from liif_fast.evaluation.config import check_shared
 from liif_fast.models import make
-from liif_fast.models.norm import check_data_norm
-from liif_fast.train.checks import mapping, number, one_of
-from liif_fast.train.reading import Document
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AMP = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
-_WRAPPER_GIVEN = ("dataset", "seed")  # what the trainer adds to a wrapper's arguments
-_FILES = {"root_path": "folder", "root_path_1": "folder", "root_path_2": "folder", "split_file": "file"}
 # Where a key that is absent does not mean what null means.
 _DEFAULTS: dict[str, Any] = {"seed": 0, "val_seed": 0, "grad_accum": 1, "channels_last": True, "save_minutes": 10}
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """A checked configuration of a test; `raw` is the YAML as read, the rest its parts with defaults filled in."""
-
-    raw: dict[str, Any]
-    test_dataset: dict[str, Any]
-    data_norm: dict[str, dict[str, list[float]]]
-    eval_type: str | None
-    eval_bsize: int | None
-    plugins: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -106,51 +89,8 @@ class Config:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check the configuration of a training.
-
-    Args:
-        path: YAML file.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        FileNotFoundError: if the file, or a file or folder that it names, is missing.
-        ValueError: if a key is unknown or missing or a value wrong, naming its place and line.
-    """
-    document = Document(path)
-    try:
-        return check_config(document.content, [document.path.parent])
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{document.where(str(error))}: {error}") from error
-
-
-def load_test_config(path: str | Path) -> EvalConfig:
-    """Read and check the configuration of a test, such as those of the original's `configs/test`.
-
-    Args:
-        path: YAML file with `test_dataset`.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        FileNotFoundError: if the file, or a file or folder that it names, is missing.
-        ValueError: if a key is unknown or missing or a value wrong, naming its place and line.
-    """
-    document = Document(path)
-    try:
-        raw, folders = document.content, [document.path.parent]
-        keys = [field for field in EvalConfig.__dataclass_fields__ if field != "raw"]
-        mapping(_known(raw), "config", keys, ("test_dataset",))
-        _import_plugins(raw.get("plugins"), folders)
-        _split(raw["test_dataset"], "test_dataset", folders)
-        _evaluation(raw)
-        known = {key: raw.get(key) for key in keys}
-        known["data_norm"] = _data_norm(raw)
-        return EvalConfig(raw=raw, **known)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{document.where(str(error))}: {error}") from error
+    """Read and check the configuration of a training; arguments and errors as of `liif_fast.config.reading.load`."""
+    return load(path, check_config)
 
 
 def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
@@ -169,11 +109,10 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
     """
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
     folders = folders or []
-    mapping(_known(raw), "config", keys, ("train_dataset", "model", "optimizer", "epoch_max"))
-    _import_plugins(raw.get("plugins"), folders)
-    _split(raw["train_dataset"], "train_dataset", folders)
+    shared = check_shared(raw, keys, ("train_dataset", "model", "optimizer", "epoch_max"), folders)
+    check_split(raw["train_dataset"], "train_dataset", folders)
     if raw.get("val_dataset") is not None:
-        _split(raw["val_dataset"], "val_dataset", folders)
+        check_split(raw["val_dataset"], "val_dataset", folders)
     _model(raw["model"])
     _optimizer(raw["optimizer"])
     _schedule(raw)
@@ -189,65 +128,14 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
     one_of(raw, "data_device", ("cpu", "cuda"))
     for key in ("compile", "channels_last", "deterministic", "tensorboard"):
         one_of(raw, key, (True, False))
-    _evaluation(raw)
     if raw.get("resume") is not None:
         raw["resume"] = os.path.expanduser(str(raw["resume"]))
         if not Path(raw["resume"]).is_file():
             raise FileNotFoundError(f"resume: no file {raw['resume']}")
-    known = {key: raw.get(key, _DEFAULTS.get(key)) for key in keys}
+    known = {key: raw.get(key, _DEFAULTS.get(key)) for key in keys} | shared
     for key in ("seed", "grad_accum", "channels_last"):  # null is no value of these
         known[key] = _DEFAULTS[key] if known[key] is None else known[key]
-    known["data_norm"] = _data_norm(raw)
     return Config(raw=raw, **known)
-
-
-def _known(raw: Any) -> Any:
-    """A configuration without the keys that are the user's own, such as those that hold YAML anchors."""
-    return {key: raw[key] for key in raw if not str(key).startswith("x-")} if isinstance(raw, dict) else raw
-
-
-def _import_plugins(modules: Any, folders: list[Path]) -> None:
-    """Import the user's modules, which register what the configuration names."""
-    if modules is None:
-        return
-    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
-        raise ValueError(f"plugins: expected a list of modules, got {modules!r:.80}")
-    for folder in (Path.cwd(), *folders):  # for good: workers import from there, too
-        if str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
-    for i, module in enumerate(modules):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module of the user's may raise anything
-            raise ValueError(f"plugins[{i}]: cannot import {module}: {type(error).__name__}: {error}") from error
-
-
-def _split(split: Any, place: str, folders: list[Path]) -> None:
-    mapping(split, place, ("dataset", "wrapper", "batch_size"), ("dataset", "wrapper", "batch_size"))
-    _dataset(split["dataset"], f"{place}.dataset", folders)
-    registry.check(split["wrapper"], f"{place}.wrapper", _WRAPPER_GIVEN)
-    number(split, "batch_size", place, least=1, whole=True)
-
-
-def _dataset(spec: Any, place: str, folders: list[Path]) -> None:
-    registry.check(spec, place)
-    args = spec.get("args") or {}
-    for key, kind in _FILES.items():
-        if args.get(key) is not None:
-            args[key] = _found(args[key], kind, f"{place}.args.{key}", folders)
-    for i, part in enumerate(args.get("parts") or []):
-        _dataset(part, f"{place}.args.parts[{i}]", folders)
-
-
-def _found(name: str, kind: str, place: str, folders: list[Path]) -> str:
-    """Where a file or folder is: as it is written, below the current folder, or else in one of `folders`."""
-    exists = Path.is_file if kind == "file" else Path.is_dir
-    path = Path(name).expanduser()
-    tried = dict.fromkeys([path, *(folder / path for folder in folders)])  # in order; all the same if path is absolute
-    for each in tried:
-        if exists(each):
-            return str(each)
-    raise FileNotFoundError(f"{place}: no {kind} {' nor '.join(map(str, tried))}")
 
 
 def _model(spec: Any) -> None:
@@ -266,7 +154,7 @@ def _optimizer(spec: Any) -> None:
     optimizer, args = OPTIMIZERS[spec["name"]], spec["args"]
     mapping(args, "optimizer.args", list(inspect.signature(optimizer).parameters)[1:], ("lr",))  # [0]: the parameters
     for key, value in args.items():
-        args[key] = registry.number(value) if isinstance(value, str) else value
+        args[key] = as_number(value) if isinstance(value, str) else value
     number(args, "lr", "optimizer.args", above=0)
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
@@ -290,16 +178,3 @@ def _schedule(raw: dict[str, Any]) -> None:
         mapping(cosine, "cosine", ("min_lr", "warmup"))
         number(cosine, "min_lr", "cosine", least=0)
         number(cosine, "warmup", "cosine", least=0)
-
-
-def _evaluation(raw: dict[str, Any]) -> None:
-    number(raw, "eval_bsize", least=1, whole=True)
-    if raw.get("eval_type") is not None:
-        parse_eval_type(raw["eval_type"])
-
-
-def _data_norm(raw: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    try:
-        return check_data_norm(raw.get("data_norm") or {})
-    except ValueError as error:
-        raise ValueError(f"data_norm: {error}") from None

@@ -4,7 +4,6 @@ The random numbers of a step are drawn from the seed and the number of the step,
 generator to keep: a checkpoint says which step of which epoch comes next.
 """
 
-import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.files import atomic_file
-from liif_fast.models.checkpoint import _as_model_file_error, _check_state, _read_pth, _split
+from liif_fast.models.checkpoint import naming, read_checkpoint
 from liif_fast.train.config import Config
 from liif_fast.train.stepper import Stepper
 
@@ -43,12 +41,11 @@ def read(path: Path) -> dict[str, Any]:
         ModelFileError: if it is no such checkpoint, naming the file.
         OSError: if it cannot be read.
     """
-    with _as_model_file_error(str(path)):
-        checkpoint = dict(_read_pth(path))
+    checkpoint = dict(read_checkpoint(path))
+    with naming(str(path)):
         missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
         if missing:
             raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
-        _check_state(*_split(checkpoint))
         optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
         if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
             raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")
@@ -125,15 +122,3 @@ def restore(
         losses: Tensor = extra["losses"]
         progress.step, progress.losses, progress.seconds = extra["step"], losses.tolist(), extra["seconds"]
     return progress, remarks
-
-
-def save(state: Any, path: Path) -> None:
-    """Write a checkpoint; the old one stays until the new one is whole, and where the disk is full.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
-    torch.save(state, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())

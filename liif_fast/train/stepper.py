@@ -57,10 +57,8 @@ class Stepper:
             self._call.broadcast_buffers = False  # the argument's name depends on PyTorch's version
         args = config.optimizer["args"]
         if not args.get("foreach") and args.get("fused") is None:
-            args = {
-                **args,
-                "fused": True,
-            }  # one kernel for all parameters; it looks at a scaler's findings on the device
+            # One kernel for all parameters; it looks at a scaler's findings on the device.
+            args = {**args, "fused": True}
         # Frozen parameters too: the original's optimizer states count them.
         self.optimizer = OPTIMIZERS[config.optimizer["name"]](model.parameters(), **args)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == torch.float16)

@@ -19,9 +19,11 @@ import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
-from liif_fast import distributed, models
-from liif_fast.data import make_loader, registry
-from liif_fast.models.checkpoint import _as_model_file_error
+from liif_fast import data, distributed, models
+from liif_fast.data import make_loader
+from liif_fast.data.datasets import headers
+from liif_fast.devices import pick_device
+from liif_fast.models.checkpoint import naming, write_checkpoint
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
 from liif_fast.train.order import Order, mix
@@ -30,7 +32,6 @@ from liif_fast.train.stepper import Stepper
 from liif_fast.train.stopping import Stop, end
 from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
-from liif_fast.upscaling import pick_device
 
 _ADVICE = "--resume goes on from the last checkpoint, with any number of processes"
 LOOK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait; a CPU has nothing to wait for
@@ -122,7 +123,7 @@ class Run:
         self._read_data()
         self.progress, remarks = state.Progress(), list[str]()
         if checkpoint is not None:
-            with _as_model_file_error(str(source)):
+            with naming(str(source)):
                 self.progress, remarks = state.restore(checkpoint, self.stepper, config, self._ordered_by())
         remarks += self._try((checkpoint or {}).get("liif_fast", {}).get("backend"))
         main = distributed.is_main()
@@ -285,10 +286,9 @@ class Run:
         )
 
     def _sample_name(self, index: int) -> str:
-        """A sample's number, and its file if the dataset has files."""
-        dataset = getattr(self.train_set, "dataset", None)
-        paths = getattr(getattr(dataset, "high", dataset), "paths", None)
-        return f"{index} ({paths[index % len(paths)]})" if paths else str(index)
+        """A sample's number, and its image, of a pair the larger one, if the dataset tells."""
+        found = headers(getattr(self.train_set, "dataset", None), index)
+        return f"{index} ({found[-1].name})" if found else str(index)
 
     def _finish_epoch(self) -> None:
         """Validate if it is time, record, and save; what has been trained is saved before."""
@@ -334,7 +334,7 @@ class Run:
         if distributed.is_main():
             content = self.checkpoint()
             for name in names:
-                state.save(content, self.folder / f"{name}.pth")
+                write_checkpoint(content, self.folder / f"{name}.pth")
 
     def checkpoint(self) -> Any:
         """The present state in the original's format, and what resuming needs beside it (`state.compose`)."""
@@ -366,10 +366,10 @@ def _spec(spec: Any) -> dict[str, Any]:
 
 
 def _make_split(place: str, split: dict[str, Any], seed: int) -> tuple[Any, int]:
-    dataset = registry.make(split["dataset"])
+    dataset = data.make(split["dataset"])
     if not len(dataset):
         raise ValueError(f"{place}.dataset: it has no image")
-    return registry.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
+    return data.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 
 @contextlib.contextmanager

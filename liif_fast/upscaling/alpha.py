@@ -1,5 +1,7 @@
 """Transparency and gray: no hidden colour bleeds into the edges, opaque stays opaque, gray stays gray."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.images import Part
-from liif_fast.upscaling.plan import Region
+from liif_fast.images.picture import in_memory
+from liif_fast.window import Window
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
@@ -15,26 +18,30 @@ def is_gray(pixels: NDArray | Part) -> bool:
 
     Args:
         pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. Of a part the
-            whole picture counts, so that a region is what it is in the whole.
+            whole picture counts, so that a region is what it is in the whole; with alpha some of it is visible.
     """
-    if isinstance(pixels, Part):
-        return all(map(is_gray, pixels.bands()))
-    hides = pixels.shape[2] == 4 and pixels[..., 3].any()
-    colours = (row[row[:, 3] > 0] if hides else row for row in pixels)
-    return all((row[:, :3] == row[:, :1]).all() for row in colours)
+    blocks = chain([pixels.pixels], pixels.picture.blocks()) if isinstance(pixels, Part) else [pixels]
+    hides = pixels.shape[2] == 4 and bool(in_memory(pixels)[..., 3].any())
+    return all(_row_is_gray(row, hides) for block in blocks for row in block)
 
 
-def fill_hidden(pixels: NDArray, top: float) -> NDArray:
+def _row_is_gray(row: NDArray, hides: bool) -> bool:
+    red, green, blue, *alpha = row.T
+    gray = (red == green) & (green == blue)
+    return bool((gray | (alpha[0] == 0) if hides else gray).all())
+
+
+def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
     """The colour of an image with alpha, with that of visible pixels where nothing is visible.
 
     Args:
-        pixels: [H, W, C + 1], alpha last, not 0 everywhere.
+        pixels: [H, W, C + 1], alpha last, not 0 everywhere; of a part every pixel is visible.
         top: the value that stands for 1.
 
     Returns:
         float32 [H, W, C] in [0, 1], or `pixels` without alpha where every pixel is visible.
     """
-    if pixels[..., -1].min() > 0:
+    if isinstance(pixels, Part) or pixels[..., -1].min() > 0:
         return pixels[..., :-1]
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))[None] / top
     return _bleed(planes[:, :-1], planes[:, -1:])[0].permute(1, 2, 0).numpy()
@@ -58,7 +65,9 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0, colour, filled)
 
 
-def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[int, int], region: Region) -> Tensor:
+def within_neighbours(
+    values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Window
+) -> Tensor:
     """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
 
     The range is that of the 3x3 nearest pixels. Where the nearest pixel and the bicubic interpolation both say 0, or
@@ -66,17 +75,17 @@ def within_neighbours(values: Tensor, plane: NDArray, top: float, size: tuple[in
 
     Args:
         values: `[h, w]`, the window `region` of an image of `size`.
-        plane: [H, W], what it was rendered from.
+        plane: [H, W, 1], what it was rendered from.
         top: the value of the plane that stands for 1.
         size: (height, width) of the output.
         region: (top, left, height, width).
     """
-    (height, width), (first, left, h, w) = plane.shape, region
+    (height, width), (first, left, h, w) = plane.shape[:2], region
     rows, row_taps, row_weights = _positions(first, h, height, size[0])
     cols, col_taps, col_weights = _positions(left, w, width, size[1])
     y0, x0 = int(row_taps.min()), int(col_taps.min())
     y1, x1 = int(row_taps.max()) + 1, int(col_taps.max()) + 1
-    near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1], dtype=np.float32)) / top
+    near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1][..., 0], dtype=np.float32)) / top
     rows, row_taps, cols, col_taps = rows - y0, row_taps - y0, cols - x0, col_taps - x0
     high = F.max_pool2d(near[None, None], 3, 1, 1)[0, 0][rows][:, cols]
     low = -F.max_pool2d(-near[None, None], 3, 1, 1)[0, 0][rows][:, cols]

@@ -4,17 +4,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from liif_fast.encode import TILE
 from liif_fast.images import (
+    Format,
     Part,
     Picture,
-    check_format,
+    check_content,
     check_output,
     mode_of,
     normalise,
@@ -24,11 +24,13 @@ from liif_fast.images import (
 from liif_fast.images.exif import resized
 from liif_fast.images.picture import DRAWN
 from liif_fast.models.base import FeatureModel
-from liif_fast.upscaling.devices import resolve_model
+from liif_fast.models.catalogue import resolve_model
+from liif_fast.models.tiles import TILE
 from liif_fast.upscaling.features import input_window
-from liif_fast.upscaling.options import Options, Progress, check_options
-from liif_fast.upscaling.plan import MAX_FILE_PIXELS, MAX_PIXELS, Region, check_region, output_size
+from liif_fast.upscaling.options import Options, Progress
+from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, frame
 from liif_fast.upscaling.strips import check_image, render_strips
+from liif_fast.window import Window
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,7 @@ def upscale(
     *,
     scale: float | None = None,
     size: tuple[int | None, int | None] | None = None,
-    region: Region | None = None,
+    region: Window | None = None,
     device: "str | torch.device" = "auto",
     backend: str | None = None,
     precision: str = "float32",
@@ -90,9 +92,9 @@ def upscale(
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
     pixels, restore = _unpack(image)
-    rendered = _plan(
-        pixels, model, scale, size, region, device, Options(backend, precision, tile, progress), MAX_PIXELS
-    )
+    options = Options(backend, precision, tile, progress)
+    wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
+    rendered = _strips(pixels, resolve_model(model, device), wanted, options)
     out = np.empty(rendered.shape, rendered.dtype)
     top = 0
     for rows in rendered:
@@ -122,7 +124,7 @@ def upscale_strips(
     *,
     scale: float | None = None,
     size: tuple[int | None, int | None] | None = None,
-    region: Region | None = None,
+    region: Window | None = None,
     device: "str | torch.device" = "auto",
     backend: str | None = None,
     precision: str = "float32",
@@ -141,8 +143,10 @@ def upscale_strips(
     Raises:
         ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
     """
+    pixels, _ = _unpack(image)
     options = Options(backend, precision, tile, progress)
-    return _plan(_unpack(image)[0], model, scale, size, region, device, options, MAX_FILE_PIXELS)
+    wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
+    return _strips(pixels, resolve_model(model, device), wanted, options)
 
 
 def upscale_file(
@@ -152,13 +156,12 @@ def upscale_file(
     *,
     scale: float | None = None,
     size: tuple[int | None, int | None] | None = None,
-    region: Region | None = None,
+    region: Window | None = None,
     device: "str | torch.device" = "auto",
     backend: str | None = None,
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
-    picture: Picture | None = None,
 ) -> None:
     """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
 
@@ -168,76 +171,82 @@ def upscale_file(
         target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
             made; for the other formats the output is first collected in memory.
         model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`.
-        picture: what `read_image` or `open_picture` gave for the source, if it has been opened already.
 
     Raises:
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
         ValueError, TypeError, RuntimeError: as `upscale`.
     """
-    check_output(target)
-    picture = picture or open_picture(source)
-    _notice_drawn(source, picture.info)
-    check_target(target, picture, scale, size, region)
+    kind = check_output(target)
+    picture = open_picture(source)
+    checked = check_target(target, kind, picture, scale, size, region)
     options = Options(backend, precision, tile, progress)
-    net = resolve_model(model, device)
-    pixels: NDArray | Part = picture.pixels if region is None else _needed(picture, net, scale, size, region)
-    rendered = _plan(pixels, net, scale, size, region, device, options, MAX_FILE_PIXELS)
-    write_strips(target, rendered, rendered.shape, picture.depth, picture.info)
+    upscale_picture(picture, checked, resolve_model(model, device), options)
 
 
-def _needed(
-    picture: Picture,
-    model: FeatureModel,
-    scale: float | None,
-    size: tuple[int | None, int | None] | None,
-    region: Region,
-) -> NDArray | Part:
-    """The pixels that a region of the output depends on; with alpha all, since hidden colours come from afar."""
-    if picture.shape[2] in (2, 4):
-        return picture.pixels
-    width, height = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
-    whole = picture.shape[:2]
-    window = input_window(model, (height, width), check_region(region, (width, height)), whole)
-    return picture.pixels if window[2:] == whole else Part(picture, window)
+class Target(NamedTuple):
+    """A file to write that has been checked, and what goes into it."""
+
+    path: str | os.PathLike[str]
+    kind: Format
+    frame: Frame
 
 
 def check_target(
-    target: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    kind: Format,
     picture: Picture,
     scale: float | None,
     size: tuple[int | None, int | None] | None,
-    region: Region | None,
-) -> None:
-    """Raise what `upscale_file` would of an image's size and of the format of its output; needs no folder yet."""
-    kind = check_format(target)
+    region: Window | None,
+) -> Target:
+    """Check that the output of a picture fits into a file.
+
+    Args:
+        path: the file, which `check_output` has been asked about.
+        kind: its answer.
+        picture: the input.
+        scale, size, region: as for `upscale`.
+
+    Raises:
+        ImageFileError: the format cannot hold the output.
+        ValueError, TypeError: as `upscale`.
+    """
+    wanted = frame(picture.size, scale, size, region, MAX_FILE_PIXELS)
+    height, width = wanted.region[2:]
+    check_content(path, kind, mode_of(picture.shape[2], picture.depth), (width, height))
     # Without streaming the output is in memory; a region is all that is held.
-    whole = output_size(picture.size, scale, size, MAX_FILE_PIXELS)
-    _, _, height, width = check_region(region, whole)
-    check_format(target, mode_of(picture.shape[2], picture.depth), (width, height))
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
             "write a .png or .tif file"
         )
+    return Target(path, kind, wanted)
 
 
-def _plan(
-    pixels: NDArray | Part,
-    model: Model,
-    scale: float | None,
-    size: tuple[int | None, int | None] | None,
-    region: Region | None,
-    device: "str | torch.device",
-    options: Options,
-    limit: int,
-) -> Strips:
-    check_options(options)
-    width, height = output_size((pixels.shape[1], pixels.shape[0]), scale, size, limit)
-    region = check_region(region, (width, height))
-    net = resolve_model(model, device)
-    check_image(pixels, net)
-    made = render_strips(pixels, net, (height, width), region, options)
-    return Strips((region[2], region[3], pixels.shape[2]), pixels.dtype, made)
+def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
+    """Upscale a picture that is open into a file that has been checked; otherwise as `upscale_file`."""
+    _notice_drawn(picture.path, picture.info)
+    rendered = _strips(_needed(picture, model, target.frame), model, target.frame, options)
+    write_strips(target.path, rendered, rendered.shape, picture.depth, picture.info, target.kind)
+
+
+def _needed(picture: Picture, model: FeatureModel, wanted: Frame) -> NDArray | Part:
+    """Return the pixels that the output depends on: all where some are hidden, since their colours come from afar."""
+    whole = picture.shape[:2]
+    window = input_window(model, *wanted, whole)
+    if window[2:] == whole:
+        return picture.pixels
+    part = Part(picture, window)
+    if picture.shape[2] in (1, 3) or part.pixels[..., -1].all():
+        return part
+    logger.warning("%s: is decoded as a whole, since the region has transparent pixels", picture.path)
+    return picture.pixels
+
+
+def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options: Options) -> Strips:
+    check_image(pixels, model)
+    made = render_strips(pixels, model, wanted, options)
+    return Strips((*wanted.region[2:], pixels.shape[2]), pixels.dtype, made)
 
 
 def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:

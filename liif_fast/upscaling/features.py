@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from liif_fast.encode import Span, encode_window
+from liif_fast.call import Place
+from liif_fast.devices import free_cached, out_of_memory
 from liif_fast.functional import latents_read
 from liif_fast.images import Part
 from liif_fast.models.base import FeatureModel
-from liif_fast.upscaling.devices import free_cached, other_channels, out_of_memory
+from liif_fast.models.catalogue import other_channels
+from liif_fast.models.tiles import Span, encode_window
 from liif_fast.upscaling.options import MIN_TILE, Options
-from liif_fast.upscaling.plan import Region
 from liif_fast.upscaling.transfer import Transfers
+from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
@@ -55,7 +57,7 @@ class Features:
         plane: NDArray | Part,
         top: float,
         size: tuple[int, int],
-        region: Region,
+        region: Window,
         options: Options,
         transfers: Transfers,
         report: Callable[[], None],
@@ -84,7 +86,7 @@ class Features:
             if (height, width) != self.shape:
                 self.view.inp_place = (y, x, *self.shape)
 
-    def render(self, region: Region) -> Tensor:
+    def render(self, region: Window) -> Tensor:
         """A window of the output, `[C, h, w]` float32, nominally in [0, 1] but not clamped.
 
         Args:
@@ -102,7 +104,7 @@ class Features:
             raise RuntimeError("the model's output has NaN or infinite values")
         return out
 
-    def _provide(self, region: Region) -> tuple[int, int, int, int] | None:
+    def _provide(self, region: Window) -> Place | None:
         """Hold the rows of features that a window of the output reads; their place in the map."""
         if self.whole_map:
             if self.held != self.rows:
@@ -167,7 +169,7 @@ class Features:
         self.encoded += pixels
         self.report()
 
-    def _decode(self, region: Region, place: tuple[int, int, int, int] | None) -> Tensor:
+    def _decode(self, region: Window, place: Place | None) -> Tensor:
         # On a CPU the fused kernels compute in float32, faster than plain PyTorch does in half precision.
         with self._precision(None if self.device.type == "cpu" else self.dtype):
             if place is None:
@@ -201,8 +203,10 @@ def _in_parts(model: FeatureModel) -> bool:
     return model.renders_parts and model.receptive_radius is not None and model.enlargement == 1
 
 
-def input_window(model: FeatureModel, size: tuple[int, int], region: Region, shape: tuple[int, int]) -> Region:
+def input_window(model: FeatureModel, size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
     """Give the window of the input that a region of the output depends on; the whole where the model needs that.
+
+    Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
 
     Args:
         model: as for `Features`.
@@ -213,6 +217,7 @@ def input_window(model: FeatureModel, size: tuple[int, int], region: Region, sha
     radius = model.receptive_radius
     if radius is None or not _in_parts(model):
         return 0, 0, *shape
+    radius = max(radius, 2)
     first, left, height, width = latents_read(size, region, shape)
     top, bottom = max(0, first - radius), min(shape[0], first + height + radius)
     start, end = max(0, left - radius), min(shape[1], left + width + radius)

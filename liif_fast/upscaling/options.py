@@ -1,13 +1,13 @@
 """How to compute, none of which changes what is computed beyond rounding."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 
 from liif_fast import backends
-from liif_fast.encode import TILE
+from liif_fast.models.tiles import TILE
 
 Progress = Callable[[str, int, int], None]
 
@@ -15,8 +15,13 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_TILE = 32  # pixels; halving stops there, since the overlap is by then most of a tile
 
 
-class Options(NamedTuple):
-    """Arguments of `upscale`; see there."""
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `upscale`; see there.
+
+    Raises:
+        ValueError, TypeError: one of them cannot be used.
+    """
 
     backend: str | None = None
     precision: str = "float32"
@@ -25,17 +30,16 @@ class Options(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the encoder and, but for the CPU, of the decoder; None is the model's own."""
+        """Autocast dtype of the encoder (off the CPU also of the decoder); None keeps the model's."""
         return PRECISIONS[self.precision]
 
-
-def check_options(options: Options) -> None:
-    """Raise ValueError, or TypeError for a tile that is no whole number, unless every option can be used."""
-    if options.backend not in (None, "auto", *backends.NAMES):
-        raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {options.backend!r}")
-    if options.precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {options.precision!r}")
-    if not isinstance(options.tile, Integral):
-        raise TypeError(f"tile must be a whole number of pixels, got {options.tile!r:.80}")
-    if options.tile < MIN_TILE:
-        raise ValueError(f"tile must be at least {MIN_TILE} pixels, got {options.tile}")
+    def __post_init__(self) -> None:
+        """Check them."""
+        if self.backend not in (None, "auto", *backends.NAMES):
+            raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {self.backend!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not isinstance(self.tile, Integral):
+            raise TypeError(f"tile must be a whole number of pixels, got {self.tile!r:.80}")
+        if self.tile < MIN_TILE:
+            raise ValueError(f"tile must be at least {MIN_TILE} pixels, got {self.tile}")

@@ -9,15 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from liif_fast.devices import free_cached, out_of_memory
 from liif_fast.functional import frozen_weights
 from liif_fast.images import Part
+from liif_fast.images.picture import in_memory
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
-from liif_fast.upscaling.devices import free_cached, out_of_memory
 from liif_fast.upscaling.features import Features, encoder_for
-from liif_fast.upscaling.options import Options, check_options
-from liif_fast.upscaling.plan import Region, check_region
+from liif_fast.upscaling.options import Options
+from liif_fast.upscaling.sizes import Frame
 from liif_fast.upscaling.transfer import Transfers
+from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
@@ -25,32 +27,25 @@ STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for every core
 GPU_STRIP_QUERIES = 2**21
 
 
-_DEFAULTS = Options()
-
-
 def render_strips(
     pixels: NDArray | Part,
     model: FeatureModel,
-    size: tuple[int, int],
-    region: Region | None = None,
-    options: Options = _DEFAULTS,
+    frame: Frame,
+    options: Options,
 ) -> Iterator[NDArray]:
-    """Render an image to `size` strip by strip, from top to bottom.
+    """Render an image strip by strip, from top to bottom.
 
     Args:
-        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. Of an image without alpha the
-            part that `features.input_window` names is enough.
+        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
+            `features.input_window` names is enough where all of it is visible.
         model: the work is done on its device.
-        size: (height, width) of the whole output, pixels.
-        region: as in `upscale`.
+        frame: the output.
         options: how to compute.
 
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
     """
-    check_options(options)
-    region = check_region(region, (size[1], size[0]))
-    canvas = _Canvas(pixels, model, size, region, options)
+    canvas = _Canvas(pixels, model, frame, options)
     yield from _to_host(canvas.strips(), canvas.transfers, pixels.dtype)
 
 
@@ -79,33 +74,31 @@ def _takes_pictures(model: FeatureModel) -> bool:
 class _Canvas:
     """The planes of one image and what makes strips of them."""
 
-    def __init__(
-        self, pixels: NDArray | Part, model: FeatureModel, size: tuple[int, int], region: Region, options: Options
-    ) -> None:
+    def __init__(self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> None:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        self.size, self.region, self.dtype = size, region, pixels.dtype
+        (self.size, self.region), self.dtype = frame, pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
         if picture and self.colours == 3 and is_gray(pixels):  # of the whole image, so that every region of it agrees
-            pixels = pixels.first_channel() if isinstance(pixels, Part) else pixels[..., ::3]  # R, and alpha if any
+            pixels = pixels[..., ::3]  # R, and alpha if any
         self.gray = picture and pixels.shape[2] < 3
-        self.alpha: NDArray | None = None
+        self.alpha: NDArray | Part | None = None
         planes: list[tuple[NDArray | Part, float]] = [(pixels, self.top)]
         if picture and pixels.shape[2] in (2, 4):
-            assert isinstance(pixels, np.ndarray)
-            self.alpha = pixels[..., -1]
+            self.alpha = pixels[..., -1:]
             planes = [(pixels[..., :-1], self.top)]
-            if self.alpha.min() < self.alpha.max():
+            seen = in_memory(self.alpha)
+            if seen.min() < seen.max():
                 colour = fill_hidden(pixels, self.top)
-                planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (pixels[..., -1:], self.top)]
+                planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (self.alpha, self.top)]
         self.device = next(model.parameters()).device
         self.transfers = Transfers(self.device)
         self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [
-                Features(model, encoder, plane, top, size, region, options, self.transfers, self._report)
+                Features(model, encoder, plane, top, *frame, options, self.transfers, self._report)
                 for plane, top in planes
             ]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
@@ -141,7 +134,7 @@ class _Canvas:
             self.progress("render", done, height)
 
     @torch.inference_mode()
-    def _strip(self, region: Region) -> Tensor:
+    def _strip(self, region: Window) -> Tensor:
         """A window `[h, w, C]`, float32, clamped to [0, 1]."""
         with self.frozen:
             channels = self.planes[0].render(region)
@@ -154,7 +147,8 @@ class _Canvas:
             kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
             channels = torch.cat([channels, kept[None]])
         elif self.alpha is not None:  # the same everywhere
-            channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), self.alpha.flat[0] / self.top)])
+            opacity = in_memory(self.alpha).flat[0] / self.top
+            channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), opacity)])
         return channels.permute(1, 2, 0).clamp(0, 1)
 
     def _report(self) -> None:

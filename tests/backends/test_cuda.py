@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from liif_fast import backends, explain, functional
-from liif_fast.backends import cuda
+from liif_fast.backends import cuda, triton
 from liif_fast.call import Call, Switches
 from liif_fast.ops import sm90
 
@@ -42,7 +42,7 @@ def hopper(monkeypatch):
 
 def test_it_is_asked_for_by_name_only(hopper):
     can, reason = cuda.can_run(CALL)
-    assert can and "only by name: it has never run on a GPU" in reason
+    assert can and "Hopper kernel" in reason
     assert "cuda" not in backends.AUTO
     assert explain(*Problem(hidden=(256, 256)).arguments).chosen != "cuda"
 
@@ -119,6 +119,18 @@ def test_the_extension_registers_every_operator():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{name}", "CUDA")
 
 
+def test_one_kernel_under_the_key_cuda_calls_the_backend_named():
+    """A key holds one kernel: two backends that registered theirs would silently replace each other."""
+    for name in {*cuda.OPERATORS, *triton.OPERATORS}:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{name}", "CUDA")
+    p, run = torch.empty(1, 2, 2, 8, device="meta"), backends.runner("decode_backward")
+    for name in (None, "cuda", "torch", "none such"):
+        with pytest.raises(
+            RuntimeError, match=f"decode_backward has no kernel for meta in the backend '{name or 'cpu'}'"
+        ):
+            run(p, name)
+
+
 @pytest.mark.parametrize("switches", [Switches(*each) for each in itertools.product((True, False), repeat=3)])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_calls_reach_the_operators(switches, autocast, monkeypatch):
@@ -126,27 +138,29 @@ def test_calls_reach_the_operators(switches, autocast, monkeypatch):
     dtype = torch.float32 if autocast else torch.float16
     problem = Problem(channels=8, shape=(13, 17), queries=9, hidden=(256, 256, 256), switches=switches).to(dtype)
     seen = []
-    for name, fake in (("decode", torch.ops.liif_fast.decode_sm90), ("render", torch.ops.liif_fast.render_sm90)):
+    ways = [("decode", "decode_queries", cuda.decode_queries), ("render", "render_window", cuda.render_window)]
+    for name, way, operator in ways:
 
-        def run(p, *rest, fake=fake):
-            seen.append((p, *rest))
-            return fake(*[t.to("meta") if isinstance(t, torch.Tensor) else t for t in (p, *rest)])
+        def run(*args, name=name, operator=operator):
+            cuda.OPERATORS[name](*args[:-1])  # as under the key CUDA
+            return operator(*torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), args))
 
-        monkeypatch.setattr(sm90, name, run)
+        monkeypatch.setattr(cuda, way, run)
+        monkeypatch.setattr(sm90, name, lambda *args: seen.append(args))
     feat, coord, cell, weights, biases = problem.arguments
     half = torch.bfloat16 if autocast else torch.float16
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = cuda.decode(feat, coord, cell, weights, biases, switches, None)
         assert (out.shape, out.dtype) == ((2, 9, 3), dtype)
-        p, _, given, packed, out_dim, ensemble, wide, cluster = seen.pop()
+        p, _, given, packed, out_dim, ensemble, cluster = seen.pop()
         assert (p.shape, p.dtype, p.is_contiguous()) == ((2, 13, 17, 256), half, True)
-        expected = (switches.cell_decode, 3, switches.local_ensemble, autocast, cuda.CLUSTER)
-        assert (given is not None, out_dim, ensemble, wide, cluster) == expected
+        expected = (switches.cell_decode, 3, switches.local_ensemble, cuda.CLUSTER)
+        assert (given is not None, out_dim, ensemble, cluster) == expected
         assert packed.numel() == 2 * sm90.PRODUCT_BYTES + sm90.TABLE_BYTES
         region = (60, 3, 20, 100)
         out = cuda.render(feat, (130, 170), region, cell[:, 0], weights, biases, switches, None)
     assert (out.shape, out.dtype) == ((2, 3, 20, 100), dtype)
-    p, _, _, _, _, _, _, height, width, top, _, *rest = seen.pop()
+    p, *_, (height, width, top, _, *rest) = seen.pop()
     assert (height, width, *rest) == (13, 17, 130, 170, *region)
     assert top > 0 and top + p.shape[1] < 13 and p.shape[1:3] < (13, 17)  # only the latents under the region
 

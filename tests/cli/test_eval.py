@@ -13,8 +13,8 @@ from PIL import Image
 import liif_fast
 from liif_fast import data, evaluation
 from liif_fast.cli import main
+from liif_fast.evaluation import load_test_config
 from liif_fast.models import make
-from liif_fast.train.config import load_test_config
 
 HALF = {part: {"sub": [0.5], "div": [0.5]} for part in ("inp", "gt")}
 

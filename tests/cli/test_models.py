@@ -8,7 +8,7 @@ import torch
 import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue, make
-from liif_fast.upscaling import resolve_model
+from liif_fast.models.catalogue import resolve_model
 
 
 def listing(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

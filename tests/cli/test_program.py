@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import liif_fast
-from liif_fast import upscaling
 from liif_fast.cli import main
+from liif_fast.models import catalogue
 
 from .support import ROOT, assert_one_line, raising
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
     """A real process, stopped between the first and the last byte of the output."""
     script = (
@@ -77,7 +77,7 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
     assert (done.returncode, done.stderr) == (130, "liif-fast: interrupted\n")
 
 
-@pytest.mark.parametrize("command", [["models"], ["models", "--tensors", "rdn-liif"], ["--version"], ["--help"]])
+@pytest.mark.parametrize("command", [["models"], ["--help"]])
 def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
     """As `liif-fast models | head -1` does."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # argparse ignores errors
@@ -179,7 +179,7 @@ def test_info_of_a_damaged_installation(
     (tmp_path / "_build_info.json").write_text(damaged, encoding="latin-1")
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(upscaling, "default_model_path", lambda: tmp_path / "model.safetensors")
+    monkeypatch.setattr(catalogue, "shipped_model", lambda: tmp_path / "model.safetensors")
     assert main(["info"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert "build_info.json cannot be read: " in rows["native"]

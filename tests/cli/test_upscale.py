@@ -9,7 +9,9 @@ import pickle
 import re
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -33,6 +35,28 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
     captured = capsys.readouterr()
     assert captured.out == ""
     return code, without_result(captured.err)
+
+
+@pytest.mark.parametrize("region", [[], ["--region=9x8+3+2"]])
+@pytest.mark.parametrize("folder", [False, True])
+def test_each_thing_is_checked_once(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str, folder: bool, region: list[str]
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and "/liif_fast/" in frame.f_code.co_filename:
+            calls[frame.f_code.co_name] += 1
+
+    images = [photo.parent, tmp_path / "out"] if folder else [photo, tmp_path / "out.png"]
+    sys.setprofile(count)
+    try:
+        code = main(["upscale", *map(str, images), "--scale=2", "--model", model, *region])
+    finally:
+        sys.setprofile(None)
+    assert code == 0
+    checks = ("check_output", "check_format", "check_content", "output_size", "_check_region", "resolve_model")
+    assert {name: calls[name] for name in (*checks, "check_target")} == dict.fromkeys((*checks, "check_target"), 1)
 
 
 @pytest.mark.parametrize(

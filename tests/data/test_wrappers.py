@@ -284,6 +284,22 @@ def test_an_image_too_small_for_the_largest_crop_is_named_at_the_start(tmp_path)
         wrap("sr-implicit-downsampled", dataset, inp_size=8, scale_max=2, sample_q=65)
 
 
+def test_an_image_of_too_few_pixels_is_named_at_the_start(tmp_path):
+    folder(tmp_path / "hr", (16, 20), (16, 12))
+    folder(tmp_path / "lr", (8, 10), (8, 6))
+    paths = {f"root_path_{i}": str(tmp_path / name) for i, name in ((1, "lr"), (2, "hr"))}
+    pairs = make({"name": "paired-image-folders", "args": paths})
+    for name, dataset, args, grid, count, file in (
+        ("downsampled", pairs.high, {"scale_max": 2}, "16 x 12", 192, 1),
+        ("paired", pairs, {}, "16 x 12", 192, 1),
+        ("uniform-varied", pairs, {"size_min": 12}, "12 x 15", 180, 0),
+    ):
+        wrap(f"sr-implicit-{name}", dataset, sample_q=count, **args)
+        named = rf"at most the {grid} pixels there are, got {count + 1} for \S*hr.{file}\.png"
+        with pytest.raises(ValueError, match=named):
+            wrap(f"sr-implicit-{name}", dataset, sample_q=count + 1, **args)
+
+
 def test_a_pair_that_does_not_fit_is_named_at_the_start(tmp_path):
     folder(tmp_path / "lr", (8, 10), (10, 8), (9, 9))
     folder(tmp_path / "hr", (16, 20), (19, 16), (20, 20))

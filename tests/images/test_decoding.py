@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from liif_fast.images import ImageFileError, open_picture, read_image, read_rgb, vips
 
@@ -187,6 +187,16 @@ def test_associated_alpha_becomes_alpha(tmp_path: Path, bits: int, colours: int)
     assert np.abs(pixels[..., :-1] - straight)[seen].max() <= 1
 
 
+def test_of_two_alphas_the_associated_one_counts(tmp_path: Path) -> None:
+    values = samples(8, 5).astype(np.uint8)
+    kinds = ["unassalpha", "assocalpha"]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=kinds, metadata=None)
+    tifffile.imwrite(
+        tmp_path / "b.tif", values[..., [0, 1, 2, 4]], photometric="rgb", extrasamples=kinds[1:], metadata=None
+    )
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, read_image(tmp_path / "b.tif").pixels)
+
+
 def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     path, values = tmp_path / "a.tif", samples(8, 1)[..., 0]
     kinds = {
@@ -273,6 +283,38 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
     read = read_image(tmp_path / "b.tif")
     assert not np.array_equal(read.pixels, np.asarray(cmyk.convert("RGB")))
     assert "icc_profile" not in read.info
+
+
+@pytest.mark.parametrize("profile", ["damaged", "of RGB"])
+@pytest.mark.parametrize("extension", ["jpg", "tif"])
+def test_cmyk_with_a_profile_that_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, profile: str
+) -> None:
+    """As without one; libvips would take a profile of its own."""
+    cmyk, data = Image.fromarray(samples(8, 4).astype(np.uint8), "CMYK"), b"\0" * 200
+    if profile == "of RGB":
+        data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cmyk.save(tmp_path / f"a.{extension}", icc_profile=data)
+    with Image.open(tmp_path / f"a.{extension}") as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / f"a.{extension}").pixels, expected)
+    assert "CMYK, converted to RGB without a colour profile" in caplog.text
+
+
+def test_other_inks_than_cmyk_are_refused(tmp_path: Path) -> None:
+    """Four of them would be taken for RGB and alpha."""
+    inks = [(332, 3, 1, 2, True)]
+    tifffile.imwrite(tmp_path / "a.tif", samples(8, 4).astype(np.uint8), photometric="separated", extratags=inks)
+    with pytest.raises(ImageFileError, match="inks other than CMYK"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_palette_of_grays_is_read(tmp_path: Path) -> None:
+    """libvips gives one channel of it."""
+    values, grays = samples(8, 1)[..., 0], np.random.default_rng(0).permutation(256)
+    colours = np.stack([grays * 257] * 3).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(np.uint8), photometric="palette", colormap=colours)
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), np.repeat(grays[values][..., None], 3, 2))
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif", "avif", "bmp", "ppm", "tga", "jp2"])
@@ -394,15 +436,29 @@ def test_a_window_is_that_part_of_the_whole(tmp_path: Path, extension: str, orie
         assert np.array_equal(part, whole[top : top + height, left : left + width])
 
 
-@pytest.mark.parametrize(("name", "what"), [("p.jpg", "a progressive JPEG"), ("i.png", "an interlaced PNG")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("p.jpg", "a progressive JPEG"),
+        ("i.png", "an interlaced PNG"),
+        ("a.bmp", "BMP"),
+        ("a.webp", "WEBP"),
+        ("planes.tif", "a TIFF in planes"),
+    ],
+)
 def test_what_cannot_be_read_in_parts_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, what: str
 ) -> None:
     values = samples(8, 3).astype(np.uint8)
     if name == "p.jpg":
         Image.fromarray(values).save(tmp_path / name, progressive=True)
-    else:
+    elif name == "i.png":
         (tmp_path / name).write_bytes(make_png(values, 8, 2, True))
+    elif name == "planes.tif":
+        planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+        tifffile.imwrite(tmp_path / name, planes, photometric="rgb", planarconfig="separate", tile=(16, 16))
+    else:
+        Image.fromarray(values).save(tmp_path / name)
     whole = read_image(tmp_path / name).pixels
     assert caplog.text == ""
     assert np.array_equal(open_picture(tmp_path / name).window((3, 4, 5, 6)), whole[3:8, 4:10])

@@ -298,6 +298,19 @@ def test_exposure_and_place_are_read_out_of_a_tiff(tmp_path: Path) -> None:
     assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N", 2: (51.0, 30.0, 7.5)}
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png"])
+def test_text_beyond_ascii_keeps_its_bytes(tmp_path: Path, name: str) -> None:
+    """From a JPEG, by way of a TIFF, into any file; Pillow would make question marks, or code the codes again."""
+    text = "\u00a9 J\u00f6rg".encode()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Copyright] = text
+    picture().save(tmp_path / "a.jpg", exif=exif.tobytes())
+    for source, target in (("a.jpg", "b.tif"), ("b.tif", name)):
+        read = read_image(tmp_path / source)
+        write_strips(tmp_path / target, [read.pixels], read.pixels.shape, 8, read.info)
+        assert text in (tmp_path / target).read_bytes()
+
+
 def test_exif_of_a_deep_tiff(tmp_path: Path) -> None:
     """Which Pillow does not read."""
     pixels, exif = gradient("LA;16"), full_exif()

@@ -18,6 +18,7 @@ from liif_fast import images
 from liif_fast.files import atomic_file
 from liif_fast.images import (
     ImageFileError,
+    check_content,
     check_output,
     mode_of,
     read_image,
@@ -31,27 +32,30 @@ from .support import as_pil, gradient, picture
 
 
 def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
-    check_output(tmp_path / "a.PNG", "RGBA", (100_000, 1))
+    check_content("a.PNG", check_output(tmp_path / "a.PNG"), "RGBA", (100_000, 1))
+    for name, message in (
+        ("a.xyz", "unknown output format '.xyz'"),
+        ("a", "a: has no extension to name the output's format; add one of .png"),
+        ("no/a.png", "does not exist"),
+    ):
+        with pytest.raises(ImageFileError, match=message):
+            check_output(tmp_path / name)
     cases = [
-        ("a.xyz", None, None, "unknown output format '.xyz'"),
-        ("a", None, None, "a: has no extension to name the output's format; add one of .png"),
-        ("no/a.png", None, None, "does not exist"),
-        ("a.jpg", "RGBA", None, "JPEG cannot hold an alpha channel"),
-        ("a.jpg", "I;16", None, "JPEG cannot hold 16 bits"),
-        ("a.webp", "I;16", None, "WEBP cannot hold 16 bits"),
+        ("a.jpg", "RGBA", (1, 1), "JPEG cannot hold an alpha channel"),
+        ("a.jpg", "I;16", (1, 1), "JPEG cannot hold 16 bits"),
+        ("a.webp", "I;16", (1, 1), "WEBP cannot hold 16 bits"),
         ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels a side"),
         ("a.webp", "RGB", (10, 16384), "at most 16383 pixels a side"),
     ]
     for name, mode, size, message in cases:
         with pytest.raises(ImageFileError, match=message):
-            check_output(tmp_path / name, mode, size)
+            check_content(name, check_output(tmp_path / name), mode, size)
     with pytest.raises(ImageFileError, match="is a folder"):
         check_output(tmp_path)
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "loop").symlink_to("loop")
-    for name, message in (("loop.png", "leads back to itself"), ("loop/a.png", "does not exist")):
-        with pytest.raises(ImageFileError, match=message):
-            check_output(tmp_path / name)
+    with pytest.raises(ImageFileError, match="does not exist"):
+        check_output(tmp_path / "loop/a.png")
     with pytest.raises(ImageFileError, match="Too many levels of symbolic links"):
         as_pil(tmp_path / "loop.png")
     if hasattr(os, "mkfifo"):
@@ -254,21 +258,6 @@ def test_atomic_file_keeps_permissions_and_follows_links(tmp_path: Path) -> None
         pass
     (tmp_path / "plain").touch()
     assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_second_signal_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes while the half-written file is being taken away."""
-    unlink, calls = Path.unlink, iter((KeyboardInterrupt, SystemExit(129)))
-
-    def interrupted(self: Path, missing_ok: bool = False) -> None:
-        for call in calls:
-            raise call
-        unlink(self, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", interrupted)
-    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.png"):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_signal_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Driver:
 driver.set_active(Driver())
 host.architecture = lambda device: 90
 backend._why_not_on = lambda kind, index: ""
+backend.run_on_cpu()
 launch, binaries = JITFunction.run, {}
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from liif_fast import load_model, models, save_model
-from liif_fast.models import ModelFileError
+from liif_fast.models import ModelFileError, catalogue
 
 ENCODER = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
 IMNET = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
@@ -170,11 +170,73 @@ def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
         load_model(path)
 
 
+@models.register("test-counts")
+class Counts(torch.nn.Module):
+    """An encoder of a user's, with what is no weight."""
+
+    out_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        self.register_buffer("index", torch.arange(3))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_integers_and_switches_come_back(tmp_path, ending):
+    """Such as BatchNorm's count of batches; they keep their dtype, and a float never becomes one."""
+    model = models.make({"name": "test-counts"})
+    model(torch.rand(1, 3, 5, 6))
+    model.mask[1] = True
+    save_model(model, tmp_path / f"model.{ending}")
+    again = load_model(tmp_path / f"model.{ending}").state_dict()
+    assert again["net.1.num_batches_tracked"] == 1
+    assert all(
+        value.dtype == again[key].dtype and torch.equal(value, again[key]) for key, value in model.state_dict().items()
+    )
+    model.index = model.index.float()
+    with pytest.raises(ValueError, match=r"'index' is torch\.float32, the model needs torch\.int64"):
+        save_model(model, tmp_path / f"model.{ending}")
+    with pytest.raises(ModelFileError, match=r"'index' is torch\.float32"):
+        load_model({"name": "test-counts", "args": {}, "sd": model.state_dict()})
+    model.to("meta")
+    with pytest.raises(ValueError, match="must be a dense tensor with content"):
+        save_model(model, tmp_path / "meta.pth")
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path, tiny, ending):
+    resource = pytest.importorskip("resource", reason="no limits of files on Windows")
+    path = tmp_path / f"model.{ending}"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_model(tiny, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(each, each.read_bytes()) for each in tmp_path.iterdir()] == [(path, b"old")]
+
+
 def test_what_cannot_be_saved(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"path must end in \.safetensors, \.pth or \.pt"):
         save_model(tiny, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="attribute 'spec'"):
         save_model(torch.nn.Linear(1, 1), tmp_path / "model.pth")
+    own = torch.nn.Conv2d(3, 4, 3, padding=1)
+    edsr, tiny.encoder = tiny.encoder, own
+    with pytest.raises(ValueError, match=r"built again from its spec \(tensors do not fit .*: register the"):
+        save_model(tiny, tmp_path / "model.pth")
+    tiny.encoder = edsr
+    own.spec = {"name": "test-unregistered", "args": {}}
+    with pytest.raises(ValueError, match=r"unknown name 'test-unregistered'.*: register the class"):
+        save_model(own, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())
     tiny.spec["args"]["local_ensemble"] = object()
     with pytest.raises(TypeError, match="plain values only, got object"):
         save_model(tiny, tmp_path / "model.pth")
@@ -257,12 +319,12 @@ ARGS = ("model", "args")
         (("model", "args"), None, "no 'args' in the model"),
         (("model", "sd"), None, "no 'sd' in the model"),
         (("model", "sd"), [1], "'sd' must be a dict of tensors"),
-        (("model", "name"), "LIIF", "unknown model name 'LIIF'; known names: edsr"),
-        (("model", "args"), [1], "args of 'liif' must be a mapping"),
-        ((*ARGS, "depth"), 3, "no argument 'depth'; known arguments: encoder_spec"),
-        ((*ARGS, "encoder_spec"), None, "needs argument 'encoder_spec'"),
+        (("model", "name"), "LIIF", r"spec\.name: unknown name 'LIIF' \(known: edsr"),
+        (("model", "args"), [1], r"spec\.args: expected a mapping"),
+        ((*ARGS, "depth"), 3, r"unknown key 'depth' \(liif takes encoder_spec"),
+        ((*ARGS, "encoder_spec"), None, r"'encoder_spec' is missing \(liif needs it"),
         ((*ARGS, "encoder_spec"), {"name": "liif", "args": {"encoder_spec": ENCODER}}, "model.pth|checkpoint"),
-        ((*ARGS, "encoder_spec", "args", "n_feats"), "4", "n_feats of model 'edsr-baseline' must be int, got '4'"),
+        ((*ARGS, "encoder_spec", "args", "n_feats"), "4", r"args\.n_feats: expected int, got '4'"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 5, "has shape"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**6, "has shape"),
         ((*ARGS, "encoder_spec", "args", "n_feats"), 10**12, "checkpoint: "),
@@ -272,11 +334,11 @@ ARGS = ("model", "args")
         (
             (*ARGS, "imnet_spec", "args", "hidden_list"),
             "abc",
-            "hidden_list must hold integers, got ",
+            r"hidden_list: expected list of int, got 'abc'",
         ),
-        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], "hidden_list must hold integers"),
+        ((*ARGS, "imnet_spec", "args", "hidden_list"), [16.0, 16], r"hidden_list: expected list of int, got \[16"),
         ((*ARGS, "imnet_spec", "args", "hidden_list"), [16, 16, 16], "'imnet.layers.6.weight' is missing"),
-        ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, "no argument 'in_dim'"),
+        ((*ARGS, "imnet_spec"), {"name": "edsr", "args": {}}, r"unknown key 'in_dim' \(edsr takes"),
         ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),
         ((*ARGS, "extra"), torch.zeros(1), "spec must hold plain values only, got Tensor"),
         ((*SD, "encoder.head.0.weight"), None, "'encoder.head.0.weight' is missing"),
@@ -287,9 +349,13 @@ ARGS = ("model", "args")
             r"'imnet.layers.0.bias' has shape \[3\], the model needs \[16\]",
         ),
         ((*SD, "imnet.layers.0.bias"), [0.0] * 16, "must map names to tensors, got list"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, dtype=torch.int64), "dense tensor of floats"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor of floats"),
-        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor of floats"),
+        (
+            (*SD, "imnet.layers.0.bias"),
+            torch.zeros(16, dtype=torch.int64),
+            "is torch.int64, the model needs torch.float32",
+        ),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16).to_sparse(), "dense tensor with content"),
+        ((*SD, "imnet.layers.0.bias"), torch.zeros(16, device="meta"), "dense tensor with content"),
         (("data_norm",), [0.5], "data_norm must be a mapping"),
         (("data_norm",), {"inp": {"sub": ["0"]}}, "must be one number or three"),
         (("data_norm",), {"inp": {"sub": [0.5, 0.5]}}, "must be one number or three"),
@@ -397,7 +463,7 @@ def test_dropped_metadata_is_noticed(tmp_path, tiny_spec, change, traced):
 
 
 def test_the_shipped_model_is_not_misread():
-    assert TRACE in load_file(models.catalogue.shipped_model())
+    assert TRACE in load_file(catalogue.shipped_model())
 
 
 def test_save_to_a_buffer_of_the_original(tiny):

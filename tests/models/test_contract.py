@@ -168,7 +168,7 @@ class Own(FeatureModel):
 
     def query_rgb(self, coord, cell=None):
         near = nn.functional.grid_sample(self.inp, coord.flip(-1)[:, None], mode="nearest", align_corners=False)
-        return near[:, :, 0].mT + self._encoded().mean((2, 3))[:, None]
+        return near[:, :, 0].mT + self.features().mean((2, 3))[:, None]
 
 
 def test_a_model_of_ones_own_says_that_it_reads_the_input():

@@ -165,12 +165,12 @@ def test_edsr_is_its_formula():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "edsr-baselin"}, "known names: edsr"),
-        ({"name": 3}, "unknown model name 3"),
-        ({"name": "rdn", "args": {"n_feats": 3}}, "no argument 'n_feats'; known arguments: G0, RDNkSize"),
+        ({"name": "edsr-baselin"}, r"unknown name 'edsr-baselin' \(known: edsr"),
+        ({"name": 3}, "unknown name 3"),
+        ({"name": "rdn", "args": {"n_feats": 3}}, r"unknown key 'n_feats' \(rdn takes G0, RDNkSize"),
         ({"name": "rdn", "args": {"RDNconfig": "C"}}, "RDNconfig must be one of A, B, got 'C'"),
         ({"name": "edsr", "args": {"scale": 6}}, "scale must be 3 or a power of two, got 6"),
-        ({"name": "liif"}, "needs argument 'encoder_spec'"),
+        ({"name": "liif"}, r"'encoder_spec' is missing \(liif needs it"),
     ],
 )
 def test_bad_specs(spec, message):
@@ -185,6 +185,11 @@ def test_bad_specs(spec, message):
 def test_specs_of_the_wrong_type(spec):
     with pytest.raises(TypeError):
         models.make(spec)
+
+
+def test_a_module_is_no_spec():
+    with pytest.raises(TypeError, match="got Conv2d; register a class of your own"):
+        models.LIIF(torch.nn.Conv2d(3, 4, 1))
 
 
 def test_args_override_and_extend():

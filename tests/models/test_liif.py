@@ -104,6 +104,10 @@ def test_own_network_gets_what_an_mlp_gets(tiny_spec):
     handle.remove()
     model.imnet.__class__ = Shifted
     torch.testing.assert_close(model(inp, coord, cell), fused + 1, rtol=0, atol=1e-6)
+    assert (model.renders_parts, model.channels_out) == (False, None)
+    model.imnet = model.imnet.layers  # a Sequential is the same chain
+    assert torch.equal(model(inp, coord, cell), fused)
+    assert (model.renders_parts, model.channels_out) == (True, 3)
 
 
 def test_no_network_reads_the_nearest_feature(tiny_spec):

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from liif_fast import functional, make_cell, make_coord
+from liif_fast.backends import cpu
 
 from . import oracle
 from .support import ALL_SWITCHES, BACKENDS, Problem, same_bits
 
-# The C++ kernels compute in float32 and float64 only; under autocast `auto` takes another backend.
-LOW = [*(name for name in BACKENDS if name != "cpu"), "auto"]
+LOW = [*BACKENDS, "auto"]
+HAS_BFLOAT16 = pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
 
 
 def at_scale_3(switches):
@@ -64,7 +65,86 @@ def test_plan_under_autocast(backend):
     assert same_bits(plan[1], torch.from_numpy(oracle.plan(problem.coord.numpy(), (9, 11))[1]))
 
 
-def test_cpu_kernels_refuse_autocast():
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the backend cpu is not under test")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_instructions(dtype, monkeypatch):
+    """A processor without products of bfloat16 computes in float32 under autocast, and refuses such tensors."""
+    monkeypatch.setattr(cpu, "BFLOAT16", False)
     problem = Problem()
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
-        functional.liif_decode(*problem.arguments, backend="cpu")
+    exact = functional.liif_decode(*problem.arguments, backend="cpu")
+    with torch.autocast("cpu", dtype):
+        assert same_bits(functional.liif_decode(*problem.arguments, backend="cpu"), exact)
+        assert functional.explain(*problem.arguments).chosen == "cpu"
+    low = problem.to(torch.bfloat16)
+    assert functional.explain(*low.arguments).chosen == "torch"
+    with pytest.raises(RuntimeError, match="AVX512-BF16"):
+        functional.liif_decode(*low.arguments, backend="cpu")
+
+
+@HAS_BFLOAT16
+@pytest.mark.parametrize("hidden", [(), (33,), (32, 24), (64, 65, 7, 64)])
+@pytest.mark.parametrize("shape", [(9, 11), (61, 70)])  # the second: few queries on a large map, the direct form
+@pytest.mark.parametrize("recompute", [True, False])
+def test_bfloat16_tensors(hidden, shape, recompute):
+    """Over some networks, output and gradients err at most two and three times as much as plain PyTorch in bfloat16."""
+
+    def run(seed, backend, dtype):
+        options = {"channels": 5, "shape": shape, "queries": 37, "hidden": hidden, "dtype": torch.bfloat16}
+        problem = Problem(seed, **options).to(dtype).requires_grad()
+        grad = torch.randn(2, 37, 3, generator=torch.Generator().manual_seed(seed)).bfloat16().to(dtype)
+        out = functional.liif_decode(*problem.arguments, backend=backend, recompute=recompute)
+        results = [out, *torch.autograd.grad(out, problem.leaves, grad)]
+        assert all(each.dtype == dtype for each in results)
+        assert dtype != torch.bfloat16 or functional.explain(*problem.arguments).chosen == "cpu"
+        return [each.double() for each in results]
+
+    ours, plain, floor = [], [], []
+    for seed in range(5):
+        exact = run(seed, "reference", torch.float64)
+        for errors, backend in ((ours, "cpu"), (plain, "reference")):
+            results = run(seed, backend, torch.bfloat16)
+            errors.append([(r - e).square().sum() for r, e in zip(results, exact, strict=True)])
+        floor.append([(2**-9 * e).square().sum() for e in exact])  # one rounding to bfloat16
+    sums = (torch.tensor(each).sum(0).sqrt() for each in (ours, plain, floor))
+    for i, (our, low, rounding) in enumerate(zip(*sums, strict=True)):
+        assert our <= (3 if i else 2) * low + rounding
+
+
+@HAS_BFLOAT16
+def test_whole_numbers_are_exact():
+    """Sums of small whole numbers are exact in bfloat16 products summed in float32."""
+    generator = torch.Generator().manual_seed(0)
+
+    def whole(*shape):
+        return torch.randint(-2, 3, shape, generator=generator).bfloat16()
+
+    x = whole(101, 37)
+    weights, biases = [whole(35, 37), whole(5, 35)], [whole(35), whole(5)]
+    x[:, 5:] = 0  # so that hidden values stay below 256
+    with torch.autocast("cpu", torch.bfloat16):
+        out = functional.fused_mlp(x.float(), weights, biases, backend="cpu")
+    exact = functional.fused_mlp(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert torch.equal(out.double(), exact)
+
+
+@HAS_BFLOAT16
+def test_same_bits_in_any_window_and_batch():
+    problem = Problem(batch=3, channels=8, shape=(13, 17), hidden=(64, 64))
+    feat, _, _, weights, biases = problem.arguments
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = functional.liif_render(feat, (40, 53), weights, biases, backend="cpu")
+        part = functional.liif_render(feat[1:2], (40, 53), weights, biases, region=(7, 9, 12, 31), backend="cpu")
+        grid = make_coord((40, 53)).expand(3, -1, -1), make_cell((40, 53)).expand(3, -1, -1)
+        decoded = functional.liif_decode(feat, *grid, weights, biases, backend="cpu")
+    assert same_bits(part, whole[1:2, :, 7:19, 9:40])
+    assert same_bits(decoded.transpose(1, 2).reshape(whole.shape), whole)
+
+
+@HAS_BFLOAT16
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays(value):
+    problem = Problem(dtype=torch.bfloat16)
+    problem.feat[1, 2, 5, 6] = value
+    ours = functional.liif_decode(*problem.arguments, backend="cpu")
+    plain = functional.liif_decode(*problem.arguments, backend="reference")
+    assert torch.equal(ours.isfinite(), plain.isfinite()) and not ours.isfinite().all()

@@ -213,7 +213,7 @@ def test_projection_beyond_2_31_elements(backend):
     p[0, -3:, -3:] = torch.randn(3, 3, hidden, generator=torch.Generator().manual_seed(0))
     weights, biases = make_layers((2, hidden, 3))
     coord = 1 + torch.rand(1, 7, 2, generator=torch.Generator().manual_seed(1)) * -2e-4
-    out, _ = torch.ops.liif_fast.decode(p, coord, None, weights, biases, True, 0)
+    out, _ = torch.ops.liif_fast.decode(p, coord, None, weights, biases, True, [0, weights[1].shape[0]], None)
     index, rel, weight = map(torch.from_numpy, oracle.plan(coord.numpy(), (height, width)))
     assert (index >= torch.tensor([height - 3, width - 3])).all()
     assert ((index[..., 0] * width + index[..., 1]) * hidden > 2**31).all()

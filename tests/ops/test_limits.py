@@ -100,30 +100,44 @@ def test_exported_program_keeps_no_activations() -> None:
     feat, coord, cell, *_ = problem()
     program = torch.export.export(decoder, (feat, coord, cell))
     calls = [node for node in program.graph.nodes if node.target == OPS.decode.default]
-    assert [call.args[-1] for call in calls] == [0]
+    assert [call.args[-2] for call in calls] == [[0, 8]]
 
 
 def bad_calls() -> list[Any]:
     feat, coord, cell, weights, biases = problem()
     p = torch.randn(1, 4, 4, 8)
     out, saved = torch.zeros(1, 9, 3), torch.zeros(0, 6)
-    window = (4, 4, 0, 0, 8, 8, 0, 0, 8, 8)
+    window = [4, 4, 0, 0, 8, 8, 0, 0, 8, 8]
     return [
-        ("no layers", lambda: OPS.decode(p, coord, cell, [], [], True, 0)),
-        ("channels of p", lambda: OPS.decode(p[..., :2].contiguous(), coord, cell, weights, biases, True, 0)),
-        ("chain of widths", lambda: OPS.decode(p, coord, cell, [weights[0], weights[2]], biases[:2], True, 0)),
-        ("too many kept", lambda: OPS.decode(p, coord, cell, weights, biases, True, 10)),
-        ("images of coord", lambda: OPS.decode(p, coord.repeat(2, 1, 1), None, weights, biases, True, 0)),
-        ("queries of grad", lambda: OPS.decode_backward(out[:, :2], p, coord, cell, weights, biases, saved, True)),
+        ("no layers", lambda: OPS.decode(p, coord, cell, [], [], True, [0, 6], None)),
+        (
+            "channels of p",
+            lambda: OPS.decode(p[..., :2].contiguous(), coord, cell, weights, biases, True, [0, 6], None),
+        ),
+        (
+            "chain of widths",
+            lambda: OPS.decode(p, coord, cell, [weights[0], weights[2]], biases[:2], True, [0, 6], None),
+        ),
+        ("too many kept", lambda: OPS.decode(p, coord, cell, weights, biases, True, [40, 6], None)),
+        ("images of coord", lambda: OPS.decode(p, coord.repeat(2, 1, 1), None, weights, biases, True, [0, 6], None)),
+        (
+            "queries of grad",
+            lambda: OPS.decode_backward(out[:, :2], p, coord, cell, weights, biases, saved, True, None),
+        ),
         (
             "width of saved",
-            lambda: OPS.decode_backward(out, p, coord, cell, weights, biases, saved.new_zeros(36, 1), True),
+            lambda: OPS.decode_backward(out, p, coord, cell, weights, biases, saved.new_zeros(36, 1), True, None),
         ),
-        ("region", lambda: OPS.render(p, None, weights, biases, True, *window[:8], 9, 8, 0)),
-        ("window of p", lambda: OPS.render(p[:, :2].contiguous(), None, weights, biases, True, *window, 0)),
-        ("columns of x", lambda: OPS.mlp(torch.zeros(5, 7), weights, biases, 0)),
-        ("window of feat", lambda: OPS.project(feat, weights[0], biases[0], True, 1, 0, 4, 4)),
-        ("images to gather", lambda: OPS.gather_corners(feat, coord.repeat(2, 1, 1), None, True, True)),
+        ("region", lambda: OPS.render(p, None, weights, biases, True, [*window[:8], 9, 8], [0, 6], None)),
+        ("window of p", lambda: OPS.render(p[:, :2].contiguous(), None, weights, biases, True, window, [0, 6], None)),
+        ("columns of x", lambda: OPS.fused_mlp(torch.zeros(5, 7), weights, biases, [0, 14], None)),
+        ("window of feat", lambda: OPS.project(feat, weights[0], biases[0], True, [1, 0, 4, 4], None)),
+        ("images to gather", lambda: OPS.gather_corners(feat, coord.repeat(2, 1, 1), None, True, True, None)),
+        ("a row that is no whole query", lambda: OPS.decode(p, coord, cell, weights, biases, True, [6, 6], None)),
+        ("width to save", lambda: OPS.decode(p, coord, cell, weights, biases, True, [4, 7], None)),
+        ("numbers of a grid", lambda: OPS.render(p, None, weights, biases, True, window[:9], [0, 6], None)),
+        ("numbers of a window", lambda: OPS.project(feat, weights[0], biases[0], True, [0, 0, 4], None)),
+        ("another backend", lambda: OPS.project(feat, weights[0], biases[0], True, [0, 0, 4, 4], "cuda")),
     ]
 
 

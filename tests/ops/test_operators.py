@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from liif_fast import functional
+from liif_fast.backends.cpu import BFLOAT16
 from liif_fast.ops import attend, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
@@ -15,43 +16,49 @@ assert functional and attend and decode_ops and resize and sm90  # importing the
 
 def samples():
     """Operator name -> tuples of arguments."""
-    for ensemble in (True, False):
-        for cell_decode in (True, False):
-            problem = Problem(channels=3, shape=(5, 6), queries=7, hidden=(9, 8))
-            problem.switches = problem.switches._replace(local_ensemble=ensemble, cell_decode=cell_decode)
-            feat, coord, cell, weights, biases = problem.arguments
-            terms, cell, rows = 2, None, 2 * 7 * (4 if ensemble else 1)
-            if cell_decode:
-                terms, cell = 4, problem.cell
-            weights[0] = weights[0][:, : 27 + terms].contiguous()
-            p = torch.randn(2, 5, 6, 9)
-            yield "corner_plan", (coord, 5, 6, ensemble)
-            yield "corner_plan", (coord.clone().requires_grad_(), 5, 6, ensemble)
-            yield "centres", (torch.arange(7), 7, torch.float32)
-            yield "project", (feat, weights[0], biases[0], True, 1, 2, 3, 4)
-            yield "project", (feat, weights[0], biases[0], False, 0, 0, 5, 6)
-            for keep in (0, 5, 14):
-                yield "decode", (p, coord, cell, weights, biases, ensemble, keep)
-                window = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
-                yield "render", (p, None if cell is None else cell[:, 0], weights, biases, ensemble, *window, keep)
-            yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
-            grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
-            for kept in (saved, saved[: rows // 2], saved[:0]):
-                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble)
-            grad, cells = torch.randn(2, 3, 4, 5), None if cell is None else cell[:, 0]
-            saved = torch.randn(2 * 20 * rows // 14, 8)
-            for kept in (saved, saved[:0]):
-                yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, *window)
-            yield "gather_corners", (feat, coord, cell, True, ensemble)
-            yield "gather_corners_backward", (torch.randn(2, 7, rows // 14, 27 + terms), coord, 3, 5, 6, True, ensemble)
+    for ensemble, cell_decode in ((True, True), (False, False)):
+        problem = Problem(channels=3, shape=(5, 6), queries=7, hidden=(9, 8))
+        problem.switches = problem.switches._replace(local_ensemble=ensemble, cell_decode=cell_decode)
+        feat, coord, cell, weights, biases = problem.arguments
+        terms, cell, rows = 2, None, 2 * 7 * (4 if ensemble else 1)
+        if cell_decode:
+            terms, cell = 4, problem.cell
+        weights[0] = weights[0][:, : 27 + terms].contiguous()
+        p = torch.randn(2, 5, 6, 9)
+        yield "corner_plan", (coord, 5, 6, ensemble)
+        yield "corner_plan", (coord.clone().requires_grad_(), 5, 6, ensemble)
+        yield "centres", (torch.arange(7), 7, torch.float32)
+        yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
+        yield "project", (feat, weights[0], biases[0], False, (0, 0, 5, 6), None)
+        for wanted in ((True, True, True), (False, True, False), (True, False, False)):
+            grad = torch.randn(2, 3, 4, 9)
+            yield "project_backward", (grad, feat, weights[0], True, 1, 2, wanted, None)
+        for keep in (0, 5, 14):
+            kept = (keep * rows // 14, 8)
+            yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
+            grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
+            cells = None if cell is None else cell[:, 0]
+            yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
+        yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
+        grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
+        for kept in (saved, saved[: rows // 2], saved[:0]):
+            yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, None)
+        grad = torch.randn(2, 3, 4, 5)
+        saved = torch.randn(2 * 20 * rows // 14, 8)
+        for kept in (saved, saved[:0]):
+            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, None)
+        yield "gather_corners", (feat, coord, cell, True, ensemble, None)
+        grad = torch.randn(2, 7, rows // 14, 27 + terms)
+        yield "gather_corners_backward", (grad, coord, 3, 5, 6, True, ensemble, None)
     weights, biases = make_layers((4, 6, 5, 2))
     for keep in (0, 5, 11):
-        yield "mlp", (torch.randn(11, 4), weights, biases, keep)
+        yield "fused_mlp", (torch.randn(11, 4), weights, biases, (keep, 11), None)
     for keep in (0, 5, 11):
-        yield "mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, torch.randn(keep, 11))
+        saved = torch.randn(keep, 11)
+        yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
     weights, biases = make_layers((4, 5))  # one layer: nothing hidden to save
-    yield "mlp", (torch.randn(11, 4), weights, biases, 4)
-    yield "mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0))
+    yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
+    yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))
@@ -62,6 +69,31 @@ def samples():
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield from attend_samples()
     yield "cpu_isa", ()
+    yield "cpu_has_bfloat16", ()
+    if BFLOAT16:
+        yield from low_samples()
+
+
+def low_samples():
+    """The same in bfloat16: outputs, and gradients but those of feat and x, are float32."""
+    low = torch.bfloat16
+    feat, coord, cell, weights, biases = Problem(
+        channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
+    ).arguments
+    p, grid = torch.randn(2, 5, 6, 9).to(low), (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
+    layers = (weights, biases)
+    yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
+    yield "project_backward", (torch.randn(2, 3, 4, 9), feat, weights[0], True, 1, 2, (True, True, True), None)
+    yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
+    yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
+    yield "decode_direct", (feat, coord, cell, *layers, True, True)
+    yield "decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, None)
+    kept = torch.randn(0, 8).to(low)
+    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
+    layers = make_layers((5, 6, 3, 2), dtype=low)
+    x = torch.randn(11, 5).to(low)
+    yield "fused_mlp", (x, *layers, (5, 9), None)
+    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
 
 
 def attend_samples():
@@ -86,14 +118,13 @@ SAMPLES = list(samples())
 
 def test_every_operator_has_a_sample():
     defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("liif_fast::")}
-    triton = {name for name in defined if name.startswith("triton_")}  # tests/kernels/test_operators.py has theirs
     hopper = {"decode_sm90", "render_sm90"}  # without a CPU implementation; tests/backends/test_cuda.py has their fakes
-    assert defined - triton - hopper == {name for name, _ in SAMPLES}
+    assert defined - hopper == {name for name, _ in SAMPLES}
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLES}))
 def test_opcheck(name):
     for each, arguments in SAMPLES:
         if each == name:
-            checks = {"test_utils": "test_schema"} if name == "cpu_isa" else {}  # a string cannot be traced
+            checks = {} if arguments else {"test_utils": "test_schema"}  # without a tensor nothing can be traced
             torch.library.opcheck(getattr(ops, name).default, arguments, **checks)

@@ -93,6 +93,7 @@ def install(tf32: bool = False) -> None:
     """Put executors in the place of the kernels, as on a GPU of the architecture."""
     host.architecture, host.tf32_allowed = lambda device: ARCHITECTURE, lambda: tf32
     backend._why_not_on = lambda kind, index: ""
+    backend.run_on_cpu()
     for module in compile_report.MODULES:
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel") and not isinstance(value, Executor):

@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from liif_fast import data, models
-from liif_fast.train import load_config, load_test_config
+from liif_fast.evaluation import load_test_config
+from liif_fast.train import load_config
 from liif_fast.train.config import check_config
 
 
@@ -43,7 +45,7 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("train_dataset.wrapper.args.seed", 2, "train_dataset.wrapper.args: unknown key 'seed'"),
         ("val_dataset.batch_size", 0, "val_dataset.batch_size: must be at least 1"),
         ("val_dataset.batch_size", None, "val_dataset: 'batch_size' is missing"),
-        ("model.name", "liff", "model: unknown model name 'liff'"),
+        ("model.name", "liff", r"model: spec\.name: unknown name 'liff'"),
         ("model.args.encoder_spec.args.n_feat", 4, "model: .*n_feat"),
         ("optimizer.name", "lion", "optimizer.name: expected one of adam, sgd"),
         ("optimizer.args.lr", "fast", "optimizer.args.lr: expected a number, got 'fast'"),
@@ -72,7 +74,11 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("train_dataset.dataset.args.repeat", None, r"args\.repeat: expected int, got None"),
         ("train_dataset.wrapper.args.augment", "yes", r"wrapper\.args\.augment: expected bool, got 'yes'"),
         ("train_dataset.wrapper.args.sample_q", 2.5, r"wrapper\.args\.sample_q: expected int or all or null, got 2.5"),
-        ("model.args.imnet_spec.args.hidden_list", 256, "hidden_list must be a list of positive integers, got 256"),
+        (
+            "model.args.imnet_spec.args.hidden_list",
+            256,
+            r"model: spec\.args\.hidden_list: expected list of int, got 256",
+        ),
         ("optimizer.args.betas", [0.9], r"optimizer\.args: "),
         ("optimizer.args.betas", [0.9, 2], r"optimizer\.args: Invalid beta"),
         ("optimizer.args.weight_decay", "much", r"optimizer\.args: "),
@@ -252,7 +258,8 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
     sizes = {"edsr-baseline-liif-div2k": 1_567_323, "rdn-liif-div2k": 22_320_835}
     for name, size in sizes.items():
         config = found[name]
-        assert sum(p.numel() for p in models.make(config.model).parameters()) == size
+        with torch.device("meta"):
+            assert sum(p.numel() for p in models.make(config.model).parameters()) == size
         assert config.rate(199) == 1e-4
         assert (config.epoch_max, config.train_dataset["batch_size"], config.rate(200)) == (1000, 16, 5e-5)
         wrapper = {"inp_size": 48, "scale_max": 4, "augment": True, "sample_q": 2304}
@@ -396,5 +403,5 @@ def test_plugins(tmp_path, tiny, write, monkeypatch):
         load_config(write(tiny))
     put(tiny, "train_dataset.dataset.args", {"count": 4})
     put(tiny, "model.args", {"widths": 8})
-    with pytest.raises(ValueError, match=r"model: .*has no argument 'widths'"):
+    with pytest.raises(ValueError, match=r"model: spec\.args: unknown key 'widths'"):
         load_config(write(tiny))

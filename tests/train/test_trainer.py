@@ -196,7 +196,8 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path, tiny, look_every):
     folder.mkdir()
     for i in range(4):
         Image.fromarray(np.full((40, 40, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
-    tiny["train_dataset"]["dataset"] = {"name": "image-folder", "args": {"root_path": str(folder), "repeat": 3}}
+    part = {"name": "image-folder", "args": {"root_path": str(folder), "repeat": 3}}
+    tiny["train_dataset"]["dataset"] = {"name": "mixed", "args": {"parts": [part]}}
     tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"  # in groups of another order
     training = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
     training.look_every = look_every

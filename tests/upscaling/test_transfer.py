@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from liif_fast.cli.upscale import _device
+from liif_fast.devices import pick_device
 from liif_fast.models import make
-from liif_fast.upscaling import Options, features, pick_device, strips, upscale
+from liif_fast.upscaling import Options, features, strips, upscale
 from liif_fast.upscaling.transfer import Transfers
 
 Log = list[tuple[str, ...]]
@@ -80,29 +81,6 @@ def on_a_gpu(device: torch.device) -> Transfers:
     transfers = Transfers(torch.device("cuda"))
     transfers.device = torch.device("cpu")
     return transfers
-
-
-def test_to_the_device(log: Log) -> None:
-    """Queued work waits for the copy, and the memory is not used anew before that work is done."""
-    host = torch.rand(2, 3)
-    assert torch.equal(on_a_gpu(host.device).to_device(host), host)
-    assert log == [("begin", "there"), ("end", "there"), ("work", "waits for", "there"), ("memory kept for", "work")]
-
-
-def test_to_the_host(log: Log) -> None:
-    """The copy waits for the work so far, and the host for the copy alone, when it asks for the values."""
-    tensor = torch.rand(2, 3)
-    wait = on_a_gpu(tensor.device).to_host(tensor)
-    assert log == [
-        ("back", "waits for", "work"),
-        ("begin", "back"),
-        ("pinned memory",),
-        ("copy",),
-        ("end", "back"),
-        ("memory kept for", "back"),
-    ]
-    assert torch.equal(wait(), tensor)
-    assert log[-1] == ("host waits for", "back 1")
 
 
 def test_on_a_cpu_nothing_is_copied_or_queued(log: Log) -> None:

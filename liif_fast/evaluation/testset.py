@@ -20,11 +20,11 @@ from liif_fast.coord import make_coord
 from liif_fast.data.datasets import image_name
 from liif_fast.data.resize import bicubic_resize
 from liif_fast.data.samples import unpack
-from liif_fast.encode import TILE
 from liif_fast.images import write_image
 from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.norm import DataNorm, Norm
+from liif_fast.models.tiles import TILE
 
 CLIPPED_ABOVE = 4  # the largest scale of training, beyond which cell_clip keeps the cell from shrinking
 

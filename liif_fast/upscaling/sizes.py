@@ -1,16 +1,34 @@
-"""Which size the output has, and which part of it is wanted."""
+"""The size of the output, and the part of it that is wanted."""
 
 import math
 import operator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from liif_fast.checks import check_integers
 from liif_fast.images.errors import WHY_NOT_SMALLER
+from liif_fast.window import Window
 
 MAX_PIXELS = 2**30  # of an output that is held in memory
 MAX_FILE_PIXELS = 2**36  # of an output that is written strip by strip: beyond, it is a slip of the keyboard
 
-Region = tuple[int, int, int, int]  # top, left, height, width, pixels of the output
+
+class Frame(NamedTuple):
+    """An output, and the window of it that is made."""
+
+    size: tuple[int, int]  # (height, width) of the whole
+    region: Window
+
+
+def frame(
+    size_in: tuple[int, int],
+    scale: float | None,
+    size: tuple[int | None, int | None] | None,
+    region: Window | None,
+    limit: int,
+) -> Frame:
+    """Check which output is wanted; arguments and errors as of `output_size` and `upscale`."""
+    width, height = output_size(size_in, scale, size, limit)
+    return Frame((height, width), _check_region(region, (width, height)))
 
 
 def output_size(
@@ -19,7 +37,7 @@ def output_size(
     size: tuple[int | None, int | None] | None = None,
     limit: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """The output's (width, height) in pixels.
+    """Return the output's (width, height) in pixels.
 
     Args:
         size_in: (width, height) of the input.
@@ -86,8 +104,8 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
     return sides[0], sides[1]
 
 
-def check_region(region: Region | None, size: tuple[int, int]) -> Region:
-    """The window (top, left, height, width) to render, the whole image for None.
+def _check_region(region: Window | None, size: tuple[int, int]) -> Window:
+    """Return the window to make, the whole image for None.
 
     Args:
         region: as in `upscale`.

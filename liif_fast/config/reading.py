@@ -1,10 +1,13 @@
 """YAML files as the original's users write them, and the line on which each value stands."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -80,3 +83,21 @@ class Document:
         while named and named not in self._lines:
             named = re.sub(r"(\[\d+\]|\.?[^.\[]*)$", "", named)
         return f"{self.path}, line {self._lines[named]}" if named else str(self.path)
+
+
+def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
+    """Read a configuration and check it.
+
+    Args:
+        path: YAML file.
+        check: takes the file's content and the folders in which to look for files that it names, and makes the result.
+
+    Raises:
+        FileNotFoundError: the file, or a file or folder that it names, is missing.
+        ValueError: a key is unknown or missing or a value wrong; the message names the file, line and place.
+    """
+    document = Document(path)
+    try:
+        return check(document.content, [document.path.parent])
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{document.where(str(error))}: {error}") from error

@@ -1,10 +1,12 @@
-"""What is checked of a configuration's values; every message begins with the value's place."""
+"""Checks of a configuration's values; every message begins with the value's place."""
 
 import math
 from collections.abc import Collection
 from typing import Any
 
-from liif_fast.data import registry
+
+class WrongTypeError(ValueError, TypeError):
+    """A value of another type than expected."""
 
 
 def mapping(value: Any, place: str, known: Collection[str], needed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -18,6 +20,15 @@ def mapping(value: Any, place: str, known: Collection[str], needed: tuple[str, .
         if value.get(key) is None:
             raise ValueError(f"{place}: '{key}' is missing")
     return value
+
+
+def as_number(text: str) -> int | float | str:
+    """Return the number that a string says, an int if it is whole; the string itself if it says none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
 
 
 def number(
@@ -36,7 +47,7 @@ def number(
         return
     name = f"{place}.{key}" if place else key
     if isinstance(value, str):
-        value = values[key] = registry.number(value)
+        value = values[key] = as_number(value)
     kind = int if whole else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{name}: expected a {'whole ' if whole else ''}number, got {value!r:.80}")

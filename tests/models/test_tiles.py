@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from liif_fast.encode import encode, encode_window
 from liif_fast.models import make, rdn
+from liif_fast.models.tiles import encode, encode_window
 
 ENCODERS = [
     ("edsr-baseline", {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}),

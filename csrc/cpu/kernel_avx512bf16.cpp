@@ -1,0 +1,155 @@
+// The micro-kernel for AVX512-BF16: 12 x 32 sums in float of products of bfloat16 pairs, in 24 of 32 registers.
+// vdpbf16ps takes denormal numbers for zero and rounds each sum to nearest; it has no mode.
+#include "kernel.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+#include <immintrin.h>
+
+#include "unroll.h"
+
+namespace liif {
+namespace {
+
+// Zero-masked with all lanes on, as in kernel_avx512.cpp.
+__m512i spread(__m256i bits) {
+    return _mm512_maskz_cvtepu16_epi32(0xffff, bits);
+}
+__m512i to_upper_half(__m512i x) {
+    return _mm512_maskz_slli_epi32(0xffff, x, 16);
+}
+
+template <typename T>
+struct Vec;
+
+template <>
+struct Vec<Bf16> {
+    using type = __m512;
+    static constexpr int lanes = 16, rows = 12;
+    static constexpr const char* name = "avx512bf16";
+    static type load(const float* p) { return _mm512_loadu_ps(p); }
+    static type load(const Bf16* p) {
+        return _mm512_castsi512_ps(to_upper_half(spread(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+    }
+    static void store(float* p, type x) { _mm512_storeu_ps(p, x); }
+    static void store(Bf16* p, type x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+    }
+    static type broadcast(float x) { return _mm512_set1_ps(x); }
+    static type add(type a, type b) { return _mm512_add_ps(a, b); }
+    static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
+    static type pass_where(type x, type mask) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
+    }
+
+    using factor = __m512i;  // pairs
+    static factor columns(const Bf16* b) { return _mm512_loadu_si512(b); }
+    static factor row(const Bf16* a) {
+        int pair;
+        __builtin_memcpy(&pair, a, sizeof(pair));
+        return _mm512_set1_epi32(pair);
+    }
+    static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+};
+
+}  // namespace
+}  // namespace liif
+
+#include "kernel_impl.h"
+
+namespace liif {
+namespace {
+
+using V = Vec<Bf16>;
+
+// Whole vectors of memory without reading or writing behind its end.
+template <typename F>
+void in_vectors(int64_t width, const F& f) {
+    int64_t n = 0;
+    for (; n + V::lanes <= width; n += V::lanes) f(n, __mmask16(0xffff));
+    if (n < width) f(n, __mmask16((1u << (width - n)) - 1));
+}
+
+V::type load_masked(const Bf16* p, __mmask16 mask) {
+    return _mm512_castsi512_ps(to_upper_half(spread(_mm256_maskz_loadu_epi16(mask, p))));
+}
+
+void store_masked(Bf16* p, __mmask16 mask, V::type x) {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, int64_t u_row, int64_t width,
+            bool relu) {
+    in_vectors(width, [=](int64_t n, __mmask16 mask) {
+        V::type x = load_masked(p + n, mask);
+        for (int j = 0; j < terms; ++j) {
+            x = _mm512_fmadd_ps(_mm512_set1_ps(a[j]), _mm512_maskz_loadu_ps(mask, u + j * u_row + n), x);
+        }
+        store_masked(h + n, mask, relu ? V::relu(x) : x);
+    });
+}
+
+void sum_rows(const Bf16* x, int64_t x_row, int64_t rows, int64_t width, float* sum, float* carry) {
+    for (int64_t n = 0; n < width; n += V::lanes) {
+        V::type total = V::broadcast(0);
+        for (int64_t r = 0; r < rows; ++r) total = V::add(total, V::load(x + r * x_row + n));
+        const V::type y = _mm512_sub_ps(total, V::load(carry + n)), old = V::load(sum + n);  // Kahan's sum
+        const V::type t = V::add(old, y);
+        V::store(carry + n, _mm512_sub_ps(_mm512_sub_ps(t, old), y));
+        V::store(sum + n, t);
+    }
+}
+
+void widen(float* to, const Bf16* from, int64_t width) {
+    in_vectors(width,
+               [=](int64_t n, __mmask16 mask) { _mm512_mask_storeu_ps(to + n, mask, load_masked(from + n, mask)); });
+}
+
+void narrow(Bf16* to, const float* from, int64_t width) {
+    in_vectors(width,
+               [=](int64_t n, __mmask16 mask) { store_masked(to + n, mask, _mm512_maskz_loadu_ps(mask, from + n)); });
+}
+
+void pair_rows(Bf16* to, const Bf16* x, int64_t x_row, int64_t rows, int64_t width) {
+    const auto row = [x](int64_t at, __mmask16 mask) { return spread(_mm256_maskz_loadu_epi16(mask, x + at)); };
+    for (int64_t r = 0; r < rows; r += 2) {
+        in_vectors(width, [=](int64_t n, __mmask16 mask) {
+            const __m512i low = row(r * x_row + n, mask);
+            const __m512i high = row((r + 1) * x_row + n, r + 1 < rows ? mask : __mmask16(0));
+            _mm512_mask_storeu_epi32(to + (r / 2 * width + n) * 2, mask, _mm512_or_si512(low, to_upper_half(high)));
+        });
+    }
+}
+
+const Kernel<Bf16> bfloat16_table = {V::name,
+                                     V::rows,
+                                     kVectors * V::lanes,
+                                     gemm<Bf16, Bf16>,
+                                     gemm<Bf16, float>,
+                                     affine,
+                                     sum_rows,
+                                     nullptr,
+                                     nullptr,
+                                     widen,
+                                     narrow,
+                                     pair_rows};
+
+}  // namespace
+
+const Kernel<Bf16>* kernel_avx512bf16() {
+    return &bfloat16_table;
+}
+
+}  // namespace liif
+
+#else
+
+namespace liif {
+
+const Kernel<Bf16>* kernel_avx512bf16() {
+    return nullptr;
+}
+
+}  // namespace liif
+
+#endif

@@ -1,0 +1,33 @@
+"""Modules of the user's, which register models, datasets and wrappers by name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def import_plugins(modules: Any, folders: Sequence[Path] = (), place: str = "plugins") -> None:
+    """Import modules, found from the current folder and from other folders as well.
+
+    Args:
+        modules: a list of their names, as an import statement writes them; None is none.
+        folders: where else they may be.
+        place: what messages call the list.
+
+    Raises:
+        ValueError: modules is no such list, or one cannot be imported; the message begins with its place.
+    """
+    if modules is None:
+        return
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise ValueError(f"{place}: expected a list of modules, got {modules!r:.80}")
+    if modules:
+        for folder in (Path.cwd(), *folders):  # for good: workers import from there as well
+            if str(folder.resolve()) not in sys.path:
+                sys.path.append(str(folder.resolve()))
+    for i, module in enumerate(modules):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module of the user's may raise anything
+            raise ValueError(f"{place}[{i}]: cannot import {module}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,130 @@
+"""Classes and functions by name, as configurations and model files name them: `{'name': str, 'args': {...}}`."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from liif_fast.config.checks import WrongTypeError, as_number
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry:
+    """Names for what a specification may ask for.
+
+    Args:
+        text_numbers: take a number that is written as a string, such as "1e-4", for that number.
+
+    Attributes:
+        factories: what is registered, by name.
+    """
+
+    def __init__(self, *, text_numbers: bool = False) -> None:
+        self.text_numbers = text_numbers
+        self.factories: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
+        """Make a class or function known under a name.
+
+        Args:
+            name: what a specification's 'name' says.
+            replace: allow a name that is taken already.
+
+        Returns:
+            A decorator that returns what it decorates.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def decorate(factory: F) -> F:
+            if name in self.factories and not replace:
+                raise ValueError(f"the name {name!r} is taken already; pass replace=True to replace it")
+            self.factories[name] = factory
+            return factory
+
+        return decorate
+
+    def check(self, spec: Any, place: str, given: Sequence[str] = ()) -> None:
+        """Check a specification without making anything of it; with `text_numbers`, strings in it become numbers.
+
+        Args:
+            spec: `{'name': str, 'args': {...}}`; args may be absent.
+            place: where it stands, for messages.
+            given: arguments that the caller adds to args (a wrapper's `dataset`).
+
+        Raises:
+            ValueError: the name is unknown, or an argument unknown or missing.
+            WrongTypeError: spec or args is no mapping, or an argument of another type than annotated.
+        """
+        if not isinstance(spec, Mapping) or "name" not in spec:
+            raise WrongTypeError(f"{place}: expected a mapping with a name and args, got {spec!r:.80}")
+        for key in spec:
+            if key not in ("name", "args"):
+                raise ValueError(f"{place}: unknown key '{key}' (expected name, args)")
+        name, args = spec["name"], spec.get("args") or {}
+        if not isinstance(name, str) or name not in self.factories:
+            known = ", ".join(sorted(self.factories))
+            raise ValueError(
+                f"{place}.name: unknown name {name!r} (known: {known}); a name of your own is known once its module "
+                "has been imported (--plugin, or plugins in a configuration)"
+            )
+        if not isinstance(args, dict):
+            raise WrongTypeError(f"{place}.args: expected a mapping, got {args!r:.80}")
+        parameters = [p for p in inspect.signature(self.factories[name]).parameters.values() if p.name not in given]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for key in args:
+            if not free and key not in [p.name for p in named]:
+                known = ", ".join(p.name for p in named)
+                raise ValueError(f"{place}.args: unknown key '{key}' ({name} takes {known})")
+        for p in named:
+            if p.name in args:
+                if self.text_numbers and isinstance(args[p.name], str) and not _fits(args[p.name], p.annotation):
+                    args[p.name] = as_number(args[p.name])
+                if not _fits(args[p.name], p.annotation):
+                    words = _words(p.annotation)
+                    raise WrongTypeError(f"{place}.args.{p.name}: expected {words}, got {args[p.name]!r:.80}")
+            elif p.default is p.empty:
+                raise ValueError(f"{place}.args: '{p.name}' is missing ({name} needs it)")
+
+    def make(self, spec: Any, **given: Any) -> Any:
+        """Make what a specification names.
+
+        Args:
+            spec: `{'name': str, 'args': {...}}`; args may be absent.
+            given: further arguments, such as a wrapper's `dataset`.
+
+        Raises:
+            ValueError: the name is unknown, or an argument unknown or missing.
+            WrongTypeError: spec or args is no mapping, or an argument of another type than annotated.
+        """
+        self.check(spec, "spec", tuple(given))
+        return self.factories[spec["name"]](**(spec.get("args") or {}), **given)
+
+
+def _words(kind: Any) -> str:
+    """Name an annotated type as the reader of a message knows it."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Sequence, list):
+        return " of ".join(["list", *map(_words, inner)])
+    return {NoneType: "null", Any: "anything"}.get(kind) or origin.__name__.lower()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Say whether value is of an annotated type, as far as YAML has it."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (Sequence, list):
+        return isinstance(value, list | tuple) and all(_fits(item, one) for item in value for one in inner)
+    if origin in (int, float):
+        return isinstance(value, (int, float) if origin is float else int) and not isinstance(value, bool)
+    return isinstance(value, origin) if origin in (bool, str, dict, Mapping, NoneType) else True

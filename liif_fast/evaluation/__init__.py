@@ -1,0 +1,28 @@
+"""Evaluation on test sets: their configuration, and the scores of a model."""
+
+from liif_fast.evaluation.config import EvalConfig, load_test_config
+from liif_fast.evaluation.testset import (
+    PUBLISHED,
+    PUBLISHED_SCALES,
+    at_eval_type,
+    bicubic,
+    evaluate,
+    markdown,
+    of_model,
+    summarise,
+    to_json,
+)
+
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_SCALES",
+    "EvalConfig",
+    "at_eval_type",
+    "bicubic",
+    "evaluate",
+    "load_test_config",
+    "markdown",
+    "of_model",
+    "summarise",
+    "to_json",
+]

@@ -1,0 +1,84 @@
+"""From a network of one's own to a picture, as the README has it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from liif_fast.cli import main
+
+from .support import ROOT, assert_one_line
+
+README = ROOT / "README.md"
+OWN = """
+from torch import nn
+from liif_fast import LIIF, models, save_model
+from liif_fast.models.base import FeatureModel
+
+@models.register("test-own-{number}")
+class Own(FeatureModel):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 3, 1)
+
+    def query_rgb(self, coord, cell=None):
+        grid = coord.flip(-1)[:, None]
+        return nn.functional.grid_sample(self.features(), grid, align_corners=False)[:, :, 0].mT
+"""
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder with the package importable, as an installed one is."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(not README.is_file(), reason="the README is in the source tree only")
+def test_the_lines_of_the_readme(tmp_path: Path, photo: Path) -> None:
+    text = README.read_text(encoding="utf-8").split("<!-- begin:own-network -->")[1].split("<!-- end:own-network")[0]
+    source, commands = re.fullmatch(r"\s*```python\n(.*)```\n(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    (tmp_path / "my_net.py").write_text(source)
+    Image.open(photo).convert("RGB").save(tmp_path / "in.jpg")
+    first, second = (line.split() for line in commands.split("\n    ")[1:])
+    assert (first.pop(0), second.pop(0)) == ("python", "liif-fast")
+    done = run(tmp_path, *first)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(tmp_path, "-m", "liif_fast", *(word for word in second if word not in ("--plugin", "my_net")))
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "unknown name 'my-encoder'")
+    assert "--plugin" in done.stderr
+    done = run(tmp_path, "-m", "liif_fast", *second)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as out:
+        assert out.size == (56, 40)
+
+
+def test_plugins_of_all_commands(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a family of one's own, which has neither an encoder_spec nor a choice of backends."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    save = ""
+    for number in range(3):
+        Path(f"own_{number}.py").write_text(OWN.format(number=number))
+        save += (
+            f"from own_{number} import *\nsave_model(models.make(dict(name='test-own-{number}')), 'own-{number}.pth')\n"
+        )
+    assert run(tmp_path, "-c", save).returncode == 0
+    assert main(["upscale", str(photo), "out.png", "--scale=2", "--model=own-0.pth", "--plugin=own_0.py"]) == 0
+    capsys.readouterr()
+    Image.new("RGB", (80, 80), "red").save("red.png")
+    assert main(["verify", "own-1.pth", "red.png", "--turns=1", "--plugin=own_1"]) == 0
+    assert "own-1.pth: Own, 12 parameters" in capsys.readouterr().out
+    monkeypatch.setenv("LIIF_FAST_MODELS", str(tmp_path))
+    assert main(["models", "--plugin", "own_2"]) == 0
+    assert "12 parameters, Own\n" in capsys.readouterr().out
+    assert main(["models", "--plugin", "own_3"]) == 1
+    assert_one_line(capsys.readouterr().err, "--plugin[0]: cannot import own_3: ModuleNotFoundError")
