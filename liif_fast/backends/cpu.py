@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import factorises, kept
+from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.backends import attention, factorises, kept
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import decode as _decode
@@ -60,6 +62,12 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
+    if call.op == "attend_corners" and call.coord_requires_grad:
+        return False, "has no gradient for coord"
+    if call.op == "attend_corners" and call.dtype != torch.float32:
+        return False, f"attends in float32, got {call.dtype}"
+    if call.op == "attend_corners" and sys.platform == "win32":
+        return False, "attends where GCC or Clang has built it"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -117,6 +125,19 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     dtype = _computes_in(x.dtype, autocast_dtype(x))
     saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, dtype, train, recompute)
     return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, None)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    train = trains(feat, values, *(tensor for _, tensor in transformer.tensors()))
+    return attention.fused(feat, values, corners, transformer, train)
 
 
 def _saved(

@@ -8,7 +8,7 @@ again, as recomputation in PyTorch does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from liif_fast.ops.sm90 import HIDDEN, PRODUCT_BYTES, TABLE_BYTES
 Shape = Sequence[int]
 
 
-def _layers(weights: Sequence[Shape]) -> int:
+def _layers(weights: Iterable[Shape]) -> int:
     """Return the operations of one row in all layers."""
     return sum(2 * prod(weight) for weight in weights)
 
@@ -126,6 +126,26 @@ def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved:
     return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
 
 
+def _attend(
+    table: Shape,
+    at: Shape,
+    rel: Shape,
+    values: Shape,
+    products: Shape,
+    square: Shape,
+    bias: Shape,
+    parameters: Any,
+    *_: int,
+) -> int:
+    rows = prod(at)
+    return rows * (2 * prod(products) + 2 * prod(square) + _layers(each for each in parameters if len(each) == 2))
+
+
+def _attend_backward(grad: Shape, weight_grad: Shape, weight: Shape, *forward: Any) -> int:
+    again, rel = _attend(*forward), 2 * prod(forward[1]) * (prod(forward[4]) + prod(forward[5]))
+    return 3 * again - rel  # rel has no gradient
+
+
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
     return 2 * feat[0] * prod(feat[2:]) * prod(kernel)
 
@@ -144,6 +164,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "project_backward": _project_backward,
     "fused_mlp": _fused_mlp,
     "fused_mlp_backward": _fused_mlp_backward,
+    "attend": _attend,
+    "attend_backward": _attend_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }
