@@ -54,9 +54,10 @@ def message_of(types: Any, header: Any, points: np.ndarray, channels: dict[str, 
     for name, values in columns.items():
         table[name] = values
     field = types["sensor_msgs/msg/PointField"]
+    offsets = np.cumsum([0, *(layout[name].itemsize for name in columns)]).tolist()
     fields = [
-        field(name=name, offset=layout.fields[name][1], datatype=1 + KINDS.index(layout[name].str[1:]), count=1)
-        for name in columns
+        field(name=name, offset=offset, datatype=1 + KINDS.index(layout[name].str[1:]), count=1)
+        for name, offset in zip(columns, offsets, strict=False)
     ]
     return types[CLOUD](
         header=header,
@@ -140,7 +141,7 @@ def _topic(source: Path, reader: Any, topic: str | None) -> str:
     clouds = sorted({each.topic for each in reader.connections if each.msgtype == CLOUD})
     if topic is None and len(clouds) == 1:
         return clouds[0]
-    if topic not in clouds:
+    if topic is None or topic not in clouds:
         listed = ", ".join(clouds) or "none"
         raise ScanFileError(f"{source}: --topic must be one of its topics of PointCloud2 ({listed}), got {topic}")
     return topic
