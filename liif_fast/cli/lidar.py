@@ -102,14 +102,13 @@ def run(args: argparse.Namespace) -> int:
         edge=args.edge,
         replace=args.replace,
     )
-    failed = 0
-    print(f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}")
+    failed, table = 0, _Table()
     for source, target in jobs:
         try:
             if is_bag(source):
-                _densify_bag(source, target, work, args)
+                _densify_bag(source, target, work, args, table)
             else:
-                print(_densify(source, target, work, args), flush=True)
+                _densify(source, target, work, args, table)
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or (len(jobs) == 1 and not isinstance(error, RuntimeError)):
                 raise
@@ -204,8 +203,22 @@ def load(name: str | None, device: str) -> Any:
     return model
 
 
-def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace) -> str:
-    """Make one scan dense and return its line of the table."""
+class _Table:
+    """A line for each scan on stdout, under a head that comes with the first."""
+
+    head = f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}"
+
+    def row(self, name: str, dense: Any, seconds: float) -> None:
+        if self.head:
+            print(self.head)
+            self.head = ""
+        name = name if len(name) <= 23 else f"{name[:10]}~{name[-12:]}"
+        counts = f"{dense.source.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
+        print(f"{name:<24}{counts}{seconds:>8.3f}{1 / seconds:>7.1f}", flush=True)
+
+
+def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
+    """Make one scan dense, with its line of the table."""
     from liif_fast.lidar.densify import picture
     from liif_fast.lidar.scan import IMAGE_FORMATS, read_scan, write_image, write_points
 
@@ -236,23 +249,17 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace) ->
     stages = {"read": read, **dense.seconds, "write": after - before}
     if args.bench:
         say(f"{source.name}: " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items()))
-    took = sum(value for name, value in stages.items() if name != "plan")  # made once
-    name = source.name if len(source.name) <= 23 else f"{source.name[:10]}~{source.name[-12:]}"
-    counts = f"{part.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
-    return f"{name:<24}{counts}{took:>8.3f}{1 / took:>7.1f}"
+    table.row(source.name, dense, sum(value for name, value in stages.items() if name != "plan"))  # that is made once
 
 
-def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace) -> None:
+def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
     """Make a bag's clouds dense, with a line of the table for each."""
     from liif_fast.lidar.bags import densify_bag
 
     def one(scan: Any) -> tuple[Any, Any]:
         begun = time.perf_counter()
         dense = work(scan)
-        took = time.perf_counter() - begun
-        part = dense.source
-        counts = f"{part.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
-        print(f"{'cloud':<24}{counts}{took:>8.3f}{1 / took:>7.1f}", flush=True)
+        table.row("cloud", dense, time.perf_counter() - begun)
         return dense.points, dense.channels
 
     target.parent.mkdir(parents=True, exist_ok=True)

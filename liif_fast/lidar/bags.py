@@ -53,10 +53,11 @@ def message_of(types: Any, header: Any, points: np.ndarray, channels: dict[str, 
     table = np.empty(len(points), layout)
     for name, values in columns.items():
         table[name] = values
-    field, offsets = types["sensor_msgs/msg/PointField"], dict(layout.fields or {})
+    field = types["sensor_msgs/msg/PointField"]
+    offsets = np.cumsum([0, *(layout[name].itemsize for name in columns)]).tolist()
     fields = [
-        field(name=name, offset=offsets[name][1], datatype=1 + KINDS.index(layout[name].str[1:]), count=1)
-        for name in columns
+        field(name=name, offset=offset, datatype=1 + KINDS.index(layout[name].str[1:]), count=1)
+        for name, offset in zip(columns, offsets, strict=False)
     ]
     return types[CLOUD](
         header=header,
@@ -105,7 +106,9 @@ def densify_bag(
     old = source.suffix.lower() == ".bag"
     if old != (target.suffix.lower() == ".bag"):
         raise ScanFileError(f"{target}: a bag of the kind of {source.name} is written; choose such a name")
-    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    room = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    part = room / target.name  # of a bag that is a folder, files inside have its name
+    room.mkdir()
     try:
         # Bags of ROS 2 before Iron do not carry their messages' definitions.
         with AnyReader([source], default_typestore=get_typestore(Stores.LATEST)) as reader:
@@ -131,9 +134,7 @@ def densify_bag(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ScanFileError(f"{source}: {reason}") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def _topic(source: Path, reader: Any, topic: str | None) -> str:
@@ -156,9 +157,7 @@ def _replace(part: Path, target: Path, inner: bool) -> None:
         (file,) = part.glob("*.mcap")
         os.replace(file, target)
     elif part.is_dir() and target.is_dir():
-        old = part.with_suffix(".old")
-        os.replace(target, old)
+        os.replace(target, part.with_name("old"))  # goes with the room
         os.replace(part, target)
-        shutil.rmtree(old)
     else:
         os.replace(part, target)
