@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import re
+import sys
 import time
 from os.path import expanduser
 from typing import Any
@@ -111,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
             job.target.parent.mkdir(parents=True, exist_ok=True)
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, _device(args.device))
+    if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
+        _offer()
     failed = 0
     written: dict[tuple[object, ...], Job] = {}
     for number, job in enumerate(todo, 1):
@@ -135,6 +138,17 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
+
+
+def _offer() -> None:
+    """Mention the authors' weights to who has none of them."""
+    from liif_fast.models.catalogue import fetchable, find_model
+
+    for name in fetchable():
+        try:
+            find_model(name)
+        except FileNotFoundError:
+            say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
 def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
