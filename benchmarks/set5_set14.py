@@ -23,6 +23,7 @@ from benchmarks import records
 from benchmarks.report import fill
 from liif_fast import data, evaluation
 from liif_fast.data.resize import resize
+from liif_fast.evaluation.testset import Predict
 from liif_fast.models.catalogue import resolve_model
 
 RECORD = records.RESULTS / "set5-set14.json"
@@ -64,7 +65,7 @@ def measure(folder: Path) -> records.Record:
     return {**records.environment(), "results": results}
 
 
-def predictor(name: str) -> evaluation.Predict:
+def predictor(name: str) -> Predict:
     """Return the enlargement by the model of that name, or by bicubic interpolation."""
     if name == BICUBIC:
         return evaluation.bicubic
