@@ -45,8 +45,8 @@ ROWS = {  # in decibels as published, or the model that is measured
 }
 MODELS = [row for row in ROWS.values() if isinstance(row, str)]
 SHOWN_SCALE, PIXEL = 4, 3  # of the picture: the reduction, and the side of a pixel
-PARTS = {"coffee": (250, 110), "chelsea": (80, 70), "rocket": (280, 150)}  # left and top of what is shown
-SIDE = 96  # of a part
+PARTS = {"grace_hopper": (212, 20), "coffee": (316, 228), "rocket": (536, 100)}  # left and top of what is shown
+SIDE, MARGIN = 96, 48  # of a part; and around it, enlarged with it and not shown
 
 
 def measure(folder: Path) -> records.Record:
@@ -117,15 +117,16 @@ def draw() -> Image.Image:
     photos = data.make({"name": "natural-images", "args": {"split": "held-out", "names": list(PARTS)}})
     predicts = [predictor(model) for model in MODELS]
     for row, (photo, (left, top)) in enumerate(zip(photos, PARTS.values(), strict=True)):
-        height, width = (side // SHOWN_SCALE * SHOWN_SCALE for side in photo.shape[:2])
-        high = np.ascontiguousarray(photo[:height, :width])
-        low = resize(high, (height // SHOWN_SCALE, width // SHOWN_SCALE))
-        inp = torch.from_numpy(low).permute(2, 0, 1)[None].float() / 255
+        y, x = max(top - MARGIN, 0), max(left - MARGIN, 0)
+        around = photo[y : top + SIDE + MARGIN, x : left + SIDE + MARGIN]
+        height, width = (side // SHOWN_SCALE * SHOWN_SCALE for side in around.shape[:2])
+        high = np.ascontiguousarray(around[:height, :width])
+        inp = torch.from_numpy(resize(high, (height // SHOWN_SCALE, width // SHOWN_SCALE))).permute(2, 0, 1)[None] / 255
         images = [predict(inp, (height, width)).clamp(0, 1)[0].permute(1, 2, 0) for predict in predicts]
         for column, image in enumerate([*((image * 255).round().byte().numpy() for image in images), high]):
-            part = Image.fromarray(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]))
+            shown = np.ascontiguousarray(image[top - y : top - y + SIDE, left - x : left - x + SIDE])
             # Nearest: what is shown are the pixels themselves, no second interpolation.
-            part = part.resize((cell, cell), Image.Resampling.NEAREST)
+            part = Image.fromarray(shown).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(part, (column * (cell + gap), bar + row * (cell + gap)))
     return sheet
 
