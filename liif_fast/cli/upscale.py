@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 import time
 from os.path import expanduser
 from typing import Any
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         return _summary(jobs, 0, 0)
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, _device(args.device))
+    if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
+        _offer()
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
@@ -114,6 +117,17 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
+
+
+def _offer() -> None:
+    """Mention the authors' weights to who has none of them."""
+    from liif_fast.models.catalogue import fetchable, find_model
+
+    for name in fetchable():
+        try:
+            find_model(name)
+        except FileNotFoundError:
+            say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
 def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
