@@ -66,7 +66,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--precision",
         choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="of the encoder and, on a GPU, the decoder; float32 where the result is not finite (default: float32)",
+        help="of the encoder and the decoder; float32 where the result is not finite (default: float32)",
     )
     compute.add_argument(
         "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"

@@ -78,7 +78,7 @@ def upscale(
             it has in the whole.
         device: "auto" (where a given model is; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
         backend: which backend decodes; None leaves the choice to the model ("auto" unless set otherwise).
-        precision: "float32", or "bf16" or "fp16" for the encoder and, on a GPU, the decoder; where the result is not
+        precision: "float32", or "bf16" or "fp16" for the encoder and the decoder; where the result is not
             finite, float32 is used from there on, with a notice.
         tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
         progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).

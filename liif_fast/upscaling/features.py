@@ -155,7 +155,7 @@ class Features:
         return feat
 
     def _encode_once(self, rows: Span) -> Tensor:
-        with self._precision(self.dtype):
+        with self._precision():
             feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile, self._encoded)
         height, width = rows[1] - rows[0], self.cols[1] - self.cols[0]
         if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
@@ -170,8 +170,7 @@ class Features:
         self.report()
 
     def _decode(self, region: Window, place: Place | None) -> Tensor:
-        # On a CPU the fused kernels compute in float32, faster than plain PyTorch does in half precision.
-        with self._precision(None if self.device.type == "cpu" else self.dtype):
+        with self._precision():
             if place is None:
                 pred = self.view.render_rgb(self.size, region)
             else:
@@ -180,8 +179,8 @@ class Features:
             raise RuntimeError(other_channels(pred.shape[1], self.channels))
         return self.norm.image(pred.float())[0]
 
-    def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def _to_float32(self) -> None:
         logger.warning("the result in %s has NaN or infinite values: going on in float32", self.dtype)

@@ -30,7 +30,7 @@ class Options:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Autocast dtype of the encoder (off the CPU also of the decoder); None keeps the model's."""
+        """Autocast dtype; None keeps the model's."""
         return PRECISIONS[self.precision]
 
     def __post_init__(self) -> None:
