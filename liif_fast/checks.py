@@ -1,4 +1,4 @@
-"""Checks of arguments: every message names the argument, what was expected and what came."""
+"""Check arguments; every message names the argument, the expected value and the value given."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_coord(name: str, coord: Tensor) -> None:
 
 
 def check_queries(feat: Tensor, coord: Tensor, cell: Tensor | None, cell_decode: bool) -> Tensor | None:
-    """Check coord and cell against feat, and return the cell to use: None where it is not decoded."""
+    """Check coord and cell against feat, and return the cell to use, or None if it is not decoded."""
     check_coord("coord", coord)
     shape, device = coord.shape, feat.device
     if shape[0] != feat.shape[0]:
@@ -94,7 +94,7 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                 f"got {weight.device} and {bias.device}"
             )
         if weight.dtype != dtype or bias.dtype != dtype:
-            mixed = autocast_dtype(x) is not None  # then every dtype will do that autocast would cast
+            mixed = autocast_dtype(x) is not None  # then any dtype fits that autocast would cast
             for each, tensor in (("weights", weight), ("biases", bias)):
                 fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
@@ -102,14 +102,14 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
 
 
 def check_integers(name: str, values: Sequence[int], form: str) -> tuple[int, ...]:
-    """Return the integers of an argument whose form the message tells; symbols of a compiler stay what they are."""
+    """Return an argument's integers, keeping a compiler's symbols; error messages state the expected `form`."""
     try:
         values = tuple(values)
     except TypeError:
         raise TypeError(f"{name} must be {form}, got {values!r:.80}") from None
     try:
         return tuple([value if isinstance(value, int | torch.SymInt) else operator.index(value) for value in values])
-    except TypeError:  # NumPy's integers have an index, no float has
+    except TypeError:  # NumPy's integers have an index, floats do not
         raise TypeError(f"{name} must hold integers, got {values!r:.80}") from None
 
 

@@ -1,7 +1,7 @@
-"""The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
+"""Run the hand-written Hopper kernel (csrc/cuda): decode and render, forward, in half precision, hidden layers of 256.
 
-It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
-(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; who asks for it by name gets it.
+It has never run on a GPU. It is compiled, its machine code is audited, and a model executes its data movement
+(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from liif_fast.ops.decode import decode_queries, render_window
 NAME = "cuda"
 PLACES = True
 DTYPES = (torch.float16, torch.bfloat16)
-# Blocks of a cluster, 1 or 2: with 2 a pair of blocks copies each weight from L2 once for both. The same bits; which is
-# faster is not measured yet.
+# Blocks per cluster, 1 or 2: with 2, a pair of blocks copies each weight from L2 once for both. Both give the same
+# bits; their speed has not been measured yet.
 CLUSTER = 1
 
-_MOST = 16  # packings kept in a context, the oldest dropped first
+_MOST = 16  # packings kept in a context; the oldest is dropped first
 
 _entered: ContextVar[tuple[frozen_weights, ...]] = ContextVar("frozen_weights", default=())  # the innermost is last
 
-# Fused optimizers write without raising a version counter, so steps are counted, whoever takes them.
+# Fused optimizers write without raising a version counter, so the steps of all optimizers are counted.
 _counter = itertools.count(1)
 _steps = 0
 _watching = False
@@ -44,7 +44,7 @@ _lock = threading.Lock()
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels and asks no driver; return why there is none, "" if there is."""
+    """Load the extension, which registers the kernels without a driver; return the reason if that fails, else ""."""
     global CLUSTER
     wish = os.environ.get("LIIF_FAST_CUDA_CLUSTER") or "1"
     if wish not in ("1", "2"):
@@ -61,12 +61,12 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo.
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
+    """Accept sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
     if call.device.type != "cuda":
         return False, f"runs on cuda tensors, got device {call.device}"
     if _missing:
@@ -98,8 +98,8 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
 
-    The weights are packed in every call, in one launch, except in `frozen_weights`: PyTorch's version counters do not
-    count what is written through .data, and a captured graph must pack what the weights are when it is replayed.
+    Every call packs the weights, in one launch, except within `frozen_weights`. PyTorch's version counters miss writes
+    through .data, and a captured graph must pack the weights of the moment when it is replayed.
     """
     dtype = autocast_dtype(feat) or feat.dtype
     terms, bfloat = 4 if switches.cell_decode else 2, dtype == torch.bfloat16
@@ -146,7 +146,7 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
+    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     if not torch.compiler.is_compiling():
         feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
     p, packed = _prepare(feat, weights, biases, switches)
@@ -197,25 +197,25 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     raise NotImplementedError
 
 
-# ---- Weights packed once, while the caller promises that they stay.
+# ---- Weights packed once, while the caller promises not to change them.
 
 
 class frozen_weights:
-    """Context in which weights stay as they are: a backend that packs them does so once, not in every call.
+    """Promise within this context that weights do not change, so that a backend packs them once, not in every call.
 
-    Backend `cuda` packs weights for its kernel; the others do not and are not affected. Weights that change all the
-    same are noticed, and packed again, where PyTorch shows it: a step of any `torch.optim.Optimizer`, in-place
-    operations on the weights themselves, `load_state_dict`, another tensor in the place.
+    Backend `cuda` packs weights for its kernel; the other backends do not, so they are not affected. Some changes of
+    weights are noticed, and the weights packed again: a step of any `torch.optim.Optimizer`, in-place operations on the
+    weights themselves, `load_state_dict`, another tensor in the same place.
 
-    Not noticed, and what the caller promises not to do inside: in-place writes through `.data`, NumPy or another
-    library's view, which have counters of their own or none; a replayed CUDA graph that captured a step; fused updates
-    by an optimizer that is no `torch.optim.Optimizer`; `resize_` of the storage.
+    The caller must avoid the changes that are not noticed: in-place writes through `.data`, NumPy or another library's
+    view, because these do not raise the weights' version counter; a replayed CUDA graph that captured a step; fused
+    updates by an optimizer of another base class than `torch.optim.Optimizer`; `resize_` of the storage.
 
-    Entered again, the same object still holds what it has packed; several threads may enter one object. It applies to
-    the thread that enters it. Entered in a generator, it applies to the caller as well between two values, as every
-    context variable does. Nothing is kept for inference tensors, which have no version counter, for subclasses of
-    Tensor, for tensors made anew for each call (such as `weight.data`), nor for a call that is compiled or captured in
-    a CUDA graph, which packs when it is replayed.
+    An object that is entered again still holds its packed weights. Several threads may enter one object, and it applies
+    to each thread that enters it. In a generator it also applies to the caller between two values, like every context
+    variable. Weights are packed in every call if they are inference tensors, which have no version counter, subclasses
+    of Tensor, or tensors made anew for each call (such as `weight.data`). A call that is compiled or captured in a CUDA
+    graph also packs, each time it is replayed.
 
     Example:
         frozen = frozen_weights()
@@ -244,7 +244,7 @@ class frozen_weights:
         key = (how, _steps, _stream(params[0]), *map(_identity, params))
         with self._lock:
             if key not in self._kept:
-                # Held, no other tensor can take their ids; the aliases keep their memory, and so the addresses.
+                # While these are held, no other tensor can take their ids; the aliases keep the memory and its address.
                 self._kept[key] = pack(), [*params, *(param.detach() for param in params)]
                 if len(self._kept) > _MOST:
                     del self._kept[next(iter(self._kept))]
@@ -252,12 +252,12 @@ class frozen_weights:
 
 
 def _pack_once(params: Sequence[Tensor], how: Hashable, pack: Callable[[], Tensor]) -> Tensor:
-    """Return what `pack` makes of the weights, in a context of `frozen_weights` what it made before.
+    """Return the result of `pack`, which within `frozen_weights` may be an earlier one.
 
     Args:
-        params: what is packed.
-        how: everything else that the packing depends on.
-        pack: called without arguments.
+        params: the weights to pack.
+        how: all other settings that the packing depends on.
+        pack: function without arguments that packs the weights.
     """
     if torch.compiler.is_compiling():
         return pack()
@@ -274,7 +274,8 @@ def _identity(param: Tensor) -> Hashable:
 
 
 def _stream(param: Tensor) -> int:
-    # What one stream packs another must not read without waiting, nor the allocator reuse while the other reads it.
+    # The key includes the stream: another stream must not read a packing without waiting, and the allocator must not
+    # reuse the memory meanwhile.
     return torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
 
 
@@ -288,4 +289,4 @@ def _watch_optimizers() -> None:
 
 def _count_step(*_: object) -> None:
     global _steps
-    _steps = next(_counter)  # never a number for the second time, even if two threads step at once
+    _steps = next(_counter)  # a new number each time, even if two threads step at once
