@@ -6,6 +6,7 @@ its gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -158,6 +159,7 @@ def gradients(
     affine: int,
     shape: tuple[int, int],
     origin: tuple[int, int],
+    places: Tensor | None = None,
 ) -> list[Tensor]:
     """Add P's gradient to each chunk's p_grad, and return those of the parameters.
 
@@ -167,20 +169,22 @@ def gradients(
     """
     widest = host.widest(weights)
     form = host.form("recompute", widest, saved)
-    network = host.network(weights, biases, form, affine)
+
+    @functools.cache  # not laid out where all activations were kept
+    def network() -> host.Network:
+        return host.network(weights, biases, form, affine)
 
     def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
         queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
         where = chunk.p, chunk.coord, chunk.cell
-        launch(*where, network, form, ensemble, shape, origin, queries, widest, None, activations)
+        launch(*where, network(), form, ensemble, shape, origin, queries, widest, None, activations)
 
     def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
 
-    totals = backward.backward(
-        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin
+    return backward.backward(
+        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin, places
     )
-    return [totals.affine, *totals.later()]
 
 
 def decode_backward(
@@ -192,8 +196,13 @@ def decode_backward(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+    places: bool,
 ) -> list[Tensor]:
-    """Return the gradients of P and what `gradients` returns, all float32; grad [B, Q, out]."""
+    """Return the gradients of P, what `gradients` returns, and those at the corners, all float32; grad [B, Q, out].
+
+    Those at the corners, [B, Q, K, 3 or 5], are of rel, of the cell if there is one, and of the weight; empty, if not
+    asked for.
+    """
     total, corner_count = coord.shape[0] * coord.shape[1], 4 if ensemble else 1
     p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
     size = backward.chunk_rows(saved, p.dtype) // 4
@@ -204,4 +213,7 @@ def decode_backward(
     )
     flat, affine = grad.float().flatten(0, 1).contiguous(), 2 if cell is None else 4
     shape = p.shape[1], p.shape[2]
-    return [p_grad, *gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0))]
+    at = p_grad.new_empty(*coord.shape[:2], corner_count, affine + 1) if places else None
+    rows = None if at is None else at.view(-1, affine + 1)
+    grads = gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0), rows)
+    return [p_grad, *grads, p_grad.new_empty(0) if at is None else at]

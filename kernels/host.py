@@ -7,6 +7,8 @@ the call it is part of. The table of forms, forms.py, is written by benchmarks/c
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,13 +21,18 @@ import triton.language as tl
 from torch import Tensor
 
 from liif_fast.call import tf32_allowed
+from liif_fast.frozen import pack_once
 
+from . import versions
 from .forms import FORMS
+
+logger = logging.getLogger("liif_fast")
 
 ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
 # Decode and render; the same keeping activations; fused_mlp; the same keeping them; making nothing but them; gradients.
 KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
 PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
+FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
@@ -69,14 +76,15 @@ def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     One that has no entry takes the next lower one; sm_86 and sm_87 that of sm_89, which has as little shared memory.
     """
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
-    versions = sorted({key[:2] for key in FORMS})
-    return *max((v for v in versions if v <= version), default=versions[0]), arch
+    known = sorted({key[:2] for key in FORMS})
+    return *max((v for v in known if v <= version), default=known[0]), arch
 
 
 def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:
     """Return the form of a network kernel, one of KERNELS, for its widest hidden layer."""
     if width <= (64 if precision == "half" else 32):
-        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+        block = 16 if precision == "tf32x3" else max(16, 1 << (width - 1).bit_length())
+        return Form(64, block, -(-width // block), 4, 2)
     rows, block, warps, stages = FORMS[(*entry(arch, version), precision)][KERNELS.index(kernel)]
     return Form(rows, block, -(-width // block), warps, stages)
 
@@ -88,10 +96,24 @@ def axis(n: int) -> tuple[int, float, float, float, float]:
 
 def architecture(device: torch.device) -> int:
     """Return the compute capability times ten; the interpreter takes the forms of 80."""
-    if device.type != "cuda" or torch.version.hip:
+    if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
+    warn(major * 10 + minor)
     return major * 10 + minor
+
+
+@functools.cache
+def warn(arch: int) -> None:
+    """Say, once in a process, what is known to be wrong with this Triton on an architecture."""
+    for text in versions.faults(arch, TRITON, refused=False):
+        logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
+
+
+def refusal(arch: int) -> str:
+    """Return why this Triton must not be used on an architecture; empty if it may."""
+    found = versions.faults(arch, TRITON, refused=True)
+    return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -122,8 +144,9 @@ def form(kernel: str, width: int, tensor: Tensor) -> Form:
 
 def projection_form(tensor: Tensor) -> ProjectionForm:
     """Return the form of a projection, for the dtype and device of `tensor`."""
-    spills = architecture(tensor.device) >= 120 and precision(tensor.dtype) == "tf32x3"  # in 4 warps, with Triton 3.9
-    return ProjectionForm(64, 64, 32, 8 if spills else 4, 2)
+    strict = precision(tensor.dtype) == "tf32x3"
+    warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # 4 spill with Triton 3.9
+    return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
 
 
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
@@ -154,9 +177,15 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def padded_to(size: int) -> int:
-    """Return the last layer's width in the kernel: a power of two that a matrix product takes."""
-    return max(16, power_of_two(size))
+def padded_to(outs: int, transposed: bool) -> int:
+    """Return the last layer's width in a kernel: a power of two that a matrix product takes.
+
+    Transposed it is the depth of a product, and ptxas for sm_90 serialises all products of a kernel that has one of
+    depth 16: few outputs go back by multiply-adds, others in a depth of 32.
+    """
+    if transposed:
+        return power_of_two(outs) if outs <= FEW.value else max(32, power_of_two(outs))
+    return max(16, power_of_two(outs))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -191,7 +220,15 @@ def network(
     weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool = False
 ) -> Network:
     """Lay out an MLP's parameters; `affine` is the number of the first layer's last columns to add at the query."""
-    width, out = form.padded, padded_to(weights[-1].shape[0])
+
+    def pack() -> Network:
+        return _network(weights, biases, form, affine, transposed)
+
+    return pack_once([*weights, *biases], (_network, form.padded, affine, transposed), pack)
+
+
+def _network(weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool) -> Network:
+    width, out = form.padded, padded_to(weights[-1].shape[0], transposed)
     hidden = [_padded(weight if transposed else weight.t(), width, width) for weight in weights[1:-1]]
     last = _padded(weights[-1], out, width) if transposed else _padded(weights[-1].t(), width, out)
     columns = weights[0][:, weights[0].shape[1] - affine :].t().float()

@@ -1,4 +1,4 @@
-"""Parts of the fused network, forward and backward: gathered first layer, hidden layers, blend, last layer.
+"""Parts of the fused network, forward and backward: gathered first layer, hidden layers, last layer, blend.
 
 A tile is [ROWS, padded width] activations held as a tuple of BLOCKS column blocks, [ROWS, BLOCK] each: a column block
 of one layer is a slice of K of the next, and registers are never sliced. All layers run through one rolled loop over
@@ -123,39 +123,35 @@ def hidden_layers(
 
 
 @triton.jit
-def blended(block, weight, ROWS: tl.constexpr, BLOCK: tl.constexpr, CORNERS: tl.constexpr):
-    """The sum over a query's corners of weight * block, float32 [ROWS // CORNERS, BLOCK]."""
-    scaled = block.to(tl.float32) * weight[:, None]
-    if CORNERS > 1:
-        scaled = tl.sum(tl.reshape(scaled, (ROWS // CORNERS, CORNERS, BLOCK)), 1)
-    return scaled
-
-
-@triton.jit
 def last_layer(
     h, weight, last, last_bias,
     ROWS: tl.constexpr, CORNERS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     OUT_PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(sum_t weight_t h_t) W + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED]."""
+    """sum_t weight_t (h_t W) + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED].
+
+    The corners are summed behind the product: a few outputs cross lanes, not all of h, and h is not rounded once more.
+    """
     out = tl.arange(0, OUT_PADDED)
-    y = tl.zeros((ROWS // CORNERS, OUT_PADDED), tl.float32)
+    y = tl.zeros((ROWS, OUT_PADDED), tl.float32)
     for k in tl.static_range(BLOCKS):
-        w = tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :])
-        y = dot(blended(h[k], weight, ROWS, BLOCK, CORNERS).to(w.dtype), w, y, PRECISION)
+        y = dot(h[k], tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :]), y, PRECISION)
+    y *= weight[:, None]
+    if CORNERS > 1:
+        y = tl.sum(tl.reshape(y, (ROWS // CORNERS, CORNERS, OUT_PADDED)), 1)
     return y + tl.load(last_bias + out)[None, :]
 
 
 @triton.jit
 def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
-    """The gradient g of an activation behind its ReLU, 0 where the saved activation is; and that activation.
+    """The gradient g of an activation behind its ReLU, 0 where the saved activation is.
 
     A NaN lets the gradient pass, as PyTorch's does. `saved` points at the tile's first row of the layer.
     """
     row = tl.arange(0, ROWS)
     mask = (row < count)[:, None] & (column < WIDEST)[None, :]
     h = tl.load(saved + (row[:, None] * WIDEST + column[None, :]), mask=mask, other=0.0)
-    return tl.where(h.to(tl.float32) <= 0.0, 0.0, g).to(h.dtype), h
+    return tl.where(h.to(tl.float32) <= 0.0, 0.0, g).to(h.dtype)
 
 
 @triton.jit
@@ -174,6 +170,6 @@ def backward_layers(
         layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
         g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
-        value, _ = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        value = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
         keep(layer_of(grads, layer, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz, new = committed(dz, new, block, value, 0, BLOCKS)

@@ -95,6 +95,10 @@ def tf32_allowed() -> bool:
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def trains(*tensors: Tensor) -> bool:
+def trains(*tensors: Tensor | None) -> bool:
     """Say whether a backward pass will follow; an exported program is for inference and keeps nothing for one."""
-    return not exporting() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return (
+        not exporting()
+        and torch.is_grad_enabled()
+        and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )

@@ -159,18 +159,49 @@ def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(output[0], output[1])
 
 
+def scaled(grad: Tensor, height: int, width: int) -> Tensor:
+    """Take the gradient of rel or of the cell that the network sees, [..., 2], to that of coord or cell."""
+    return torch.stack((grad[..., 0] * height, grad[..., 1] * width), -1)
+
+
+def _coord_gradient(
+    rel: Tensor, weight: Tensor, grad_rel: Tensor, grad_weight: Tensor, height: int, width: int, local_ensemble: bool
+) -> Tensor:
+    if local_ensemble:  # weight_t = area_{3-t} / total
+        product = rel[..., 0] * rel[..., 1]
+        total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
+        # In differences of gradients, which may lie close together far from zero.
+        apart = grad_weight.flip(-1).unsqueeze(-1) - grad_weight.unsqueeze(-2)
+        grad_area = (apart * weight.unsqueeze(-2)).sum(-1) / total
+        grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
+    return scaled(grad_rel.sum(-2), height, width)
+
+
+def place_gradients(
+    places: Tensor, grad_weight: Tensor, coord: Tensor, height: int, width: int, local_ensemble: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Take gradients at the corners to those of coord and cell.
+
+    Args:
+        places: [B, Q, K, 2 or 4], of rel and, with 4, of the cell, both as the network sees them.
+        grad_weight: [B, Q, K], of the corners' weights.
+        coord: [B, Q, 2].
+
+    Returns:
+        [B, Q, 2] each, in the dtype of coord; None without cells.
+    """
+    _, rel, weight = plan_corners(coord.detach(), height, width, local_ensemble)
+    places, grad_weight = places.to(coord.dtype), grad_weight.to(coord.dtype)
+    grad_coord = _coord_gradient(rel, weight, places[..., :2], grad_weight, height, width, local_ensemble)
+    return grad_coord, scaled(places[..., 2:].sum(-2), height, width) if places.shape[-1] == 4 else None
+
+
 def _corner_plan_backward(
     ctx: Any, grad_rel: Tensor, grad_weight: Tensor, _: Tensor
 ) -> tuple[Tensor, None, None, None]:
     rel, weight = ctx.saved_tensors
-    if ctx.local_ensemble:  # weight_t = area_{3-t} / total
-        product = rel[..., 0] * rel[..., 1]
-        total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
-        grad_area = (grad_weight.flip(-1) - (grad_weight * weight).sum(-1, keepdim=True)) / total
-        grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
-    grad_coord = grad_rel.sum(-2)
-    grad_coord = torch.stack((grad_coord[..., 0] * ctx.height, grad_coord[..., 1] * ctx.width), -1)
-    return grad_coord, None, None, None
+    size = ctx.height, ctx.width, ctx.local_ensemble
+    return _coord_gradient(rel, weight, grad_rel, grad_weight, *size), None, None, None
 
 
 torch.library.register_autograd("liif_fast::corner_plan", _corner_plan_backward, setup_context=_corner_plan_context)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from liif_fast import backends
 from liif_fast.backends import Explanation
-from liif_fast.backends.cuda import frozen_weights
 from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
     check_coord,
@@ -24,6 +23,7 @@ from liif_fast.checks import (
     grid_cell,
 )
 from liif_fast.coord import latent_window, plan_corners
+from liif_fast.frozen import frozen_weights
 from liif_fast.ops import flops
 
 __all__ = [

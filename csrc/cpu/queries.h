@@ -164,6 +164,7 @@ class DecoderNet : public Network<T> {
     }
 
     int terms() const { return terms_; }
+    const Sum<T>* affine_column(int64_t j) const { return affine_ + j * affine_row_; }  // of the first layer's weight
 
     // h = p + W1r rel + W1c cell, with ReLU if a layer follows.
     void affine(T* h, const T* p, const Corner& c, const float* cell) const {

@@ -45,7 +45,7 @@ def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtyp
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """Accept CPU tensors in float32, float64 or, if the processor has it, bfloat16; a float32 plan without gradient."""
+    """Accept CPU tensors in float32, float64 or, if the processor has it, bfloat16; a float32 plan."""
     if call.device.type != "cpu":
         return False, f"runs on cpu tensors, got device {call.device}"
     if _missing:
@@ -60,8 +60,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -81,7 +79,7 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode_direct(feat, coord, cell, weights, biases, switches, dtype, train)
@@ -101,7 +99,7 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)

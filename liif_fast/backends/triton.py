@@ -43,9 +43,13 @@ def _why_not_on(kind: str, index: int | None) -> str:
         return ""
     if kind != "cuda":
         return f"runs on cuda tensors, got device {kind}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
-        return f"needs compute capability 8.0, got {torch.cuda.get_device_capability(index)}"
-    return ""
+    if torch.version.hip is not None:
+        return "runs on NVIDIA GPUs: Triton does not compile the kernels for AMD"
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"needs compute capability 8.0, got {major}.{minor}"
+    host = importlib.import_module("liif_fast.kernels.host")  # imports Triton
+    return str(host.refusal(major * 10 + minor))
 
 
 # Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo and, with it, Triton.
@@ -61,8 +65,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float16, bfloat16 or float32, got {call.dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
     if call.place is not None and call.requires_grad:
@@ -92,7 +94,7 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = autocast_dtype(feat) or feat.dtype
     saved = _saved(weights, count, switches.corners, dtype, train, recompute)
     return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, NAME)
@@ -110,7 +112,7 @@ def render(
     place: Place | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = autocast_dtype(feat) or feat.dtype
     saved = _saved(weights, count, switches.corners, dtype, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place)

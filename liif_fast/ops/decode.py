@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, Switches, Window, result_dtype
-from liif_fast.coord import latent_window
+from liif_fast.coord import latent_window, place_gradients, scaled
+from liif_fast.frozen import pack_once
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
-from liif_fast.ops.mlp import mlp_backward
+from liif_fast.ops.mlp import mlp, mlp_backward
 from liif_fast.ops.project import project, project_backward
 
 
@@ -65,9 +66,11 @@ def _decode_backward_fake(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
-    return _grads_fake(p, cell, weights, biases)
+    shape = (*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else (0,)
+    return [*_grads_fake(p, cell, weights, biases), wide(p, *shape)]
 
 
 def _render_backward_fake(
@@ -109,11 +112,12 @@ render_window = define(
     _render_fake,
 )
 # Both return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later
-# layers' weight, bias, weight, ...
+# layers' weight, bias, weight, ... With `places`, decode_backward also returns the gradients of rel, cell and weight at
+# each corner, [B, Q, K, 3 or 5].
 _decode_backward = define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool ensemble, str? backend) -> Tensor[]",
+    " bool ensemble, bool places, str? backend) -> Tensor[]",
     _decode_backward_fake,
 )
 _render_backward = define(
@@ -153,7 +157,7 @@ def _forward(
 
 
 class _Decoder(torch.autograd.Function):
-    """Run `_forward` in `dtype` on feat, the weights and the biases, without keeping copies in `dtype`."""
+    """Run `_forward` in `dtype` on feat, the weights and the biases, without keeping a copy of feat in `dtype`."""
 
     @staticmethod
     def forward(
@@ -168,9 +172,10 @@ class _Decoder(torch.autograd.Function):
         backend: str | None,
         *inputs: Tensor,
     ) -> Tensor:
-        out, kept, p = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        low = [t.to(dtype) for t in inputs]
+        out, kept, p = _forward(low, coord, cell, switches, window, grid, saved, backend)
         ctx.switches, ctx.window, ctx.grid, ctx.dtype, ctx.backend = switches, window, grid, dtype, backend
-        ctx.save_for_backward(coord, cell, p, kept, *inputs)
+        ctx.save_for_backward(coord, cell, p, kept, *inputs, *low[1:])
         return out
 
     @staticmethod
@@ -178,13 +183,21 @@ class _Decoder(torch.autograd.Function):
         refuse_second_order()
         coord, cell, p, kept, *inputs = ctx.saved_tensors
         (unfold, ensemble, _), (top, left, *_), backend = ctx.switches, ctx.window, ctx.backend
-        feat, *params = [t.to(ctx.dtype) for t in inputs]
-        layers, wanted = len(params) // 2, ctx.needs_input_grad[8:]
-        weights, biases = params[:layers], params[layers:]
+        wanted = ctx.needs_input_grad[8:]
+        inputs, params = inputs[: len(wanted)], inputs[len(wanted) :]
+        feat, layers = inputs[0].to(ctx.dtype), len(params) // 2
+        weights, biases, places = params[:layers], params[layers:], any(ctx.needs_input_grad[:2])
+        coord_grad = cell_grad = None
         if ctx.grid is None:
-            grads = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, backend)
+            *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, places, backend)
+            if places:
+                size = feat.shape[2], feat.shape[3], ensemble
+                coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         else:
             grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, backend)
+            if places:  # an image has one cell, and P's gradient is that of all its rows
+                to_cell = grads[0].sum((1, 2)) @ weights[0][:, -2:].to(grads[0].dtype)
+                cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
         first = [wanted[0], wanted[1], wanted[1 + layers]]
         feat_grad, latent_grad, bias_grad = project_backward(
@@ -192,7 +205,7 @@ class _Decoder(torch.autograd.Function):
         )
         first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]
-        return *(None,) * 8, *to_inputs(grads, inputs, wanted)
+        return coord_grad, cell_grad, *(None,) * 6, *to_inputs(grads, inputs, wanted)
 
 
 def _decoded(
@@ -213,7 +226,9 @@ def _decoded(
     if train:
         out = _Decoder.apply(coord, cell, switches, window, grid, saved, dtype, backend, *inputs)
     else:
-        out, *_ = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        params = [*weights, *biases]
+        low = pack_once(params, ("cast", dtype), lambda: [t.to(dtype) for t in params])
+        out, *_ = _forward([feat.to(dtype), *low], coord, cell, switches, window, grid, saved, backend)
     return out.to(result_dtype(feat))
 
 
@@ -281,11 +296,17 @@ class _DecodeDirect(torch.autograd.Function):
         rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
         weights, biases, x = params[:layers], params[layers:], x.to(ctx.dtype)
         x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), None)
-        feat_grad = None
+        x_grad = x_grad.view(x.shape).to(grad.dtype)
+        feat_grad = coord_grad = cell_grad = None
         if wanted[0]:
-            x_grad = x_grad.view(x.shape).to(grad.dtype)
             feat_grad = gather_backward(x_grad, coord, *feat.shape[1:], unfold, ensemble, None)
-        return *(None,) * 4, *to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
+        if any(ctx.needs_input_grad[:2]):
+            out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
+            grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
+            terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)
+            coord_grad, cell_grad = place_gradients(x_grad[..., -terms:], grad_weight, coord, *size)
+        grads = to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
+        return coord_grad, cell_grad, None, None, *grads
 
 
 def decode_direct(

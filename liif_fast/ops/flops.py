@@ -60,13 +60,16 @@ def _decode_direct(
     return 2 * _rows(queries, ensemble) * latent * weights[0][0] + sum(_tail(queries, cell, weights, ensemble))
 
 
-def _tail_backward(queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool) -> int:
+def _tail_backward(
+    queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool, places: bool = False
+) -> int:
     hidden, end = _tail(queries, cell, weights, ensemble)
     rows = _rows(queries, ensemble)
     affine = 2 * (2 if cell is None else 4) * weights[0][0] * rows
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
     again = (hidden + end) * max(rows - saved[-2], 0) // max(rows, 1)
-    return 2 * (hidden + end) - affine - blend + again  # rel, cell and the weights of the blend have no gradient
+    unasked = 0 if places else affine + blend  # the gradients of rel, cell and the weights of the blend
+    return 2 * (hidden + end) - unasked + again
 
 
 def _decode_backward(
@@ -78,9 +81,10 @@ def _decode_backward(
     biases: Any,
     saved: Shape,
     ensemble: bool,
+    places: bool,
     *_: Any,
 ) -> int:
-    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble)
+    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble, places)
 
 
 def _render_backward(

@@ -29,7 +29,7 @@ def _backward_fake(
     return [x.new_empty(x.shape), *(wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair)]
 
 
-_mlp = define(
+mlp = define(
     "fused_mlp",
     "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
@@ -48,7 +48,7 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, saved: Sequence[int], dtype: torch.dtype, backend: str | None, *inputs: Tensor) -> Tensor:
         x, *params = [t.to(dtype) for t in inputs]
         layers = len(params) // 2
-        out, kept = _mlp(x, params[:layers], params[layers:], saved, backend)
+        out, kept = mlp(x, params[:layers], params[layers:], saved, backend)
         ctx.dtype, ctx.backend = dtype, backend
         ctx.save_for_backward(kept, *inputs)
         return out
@@ -82,5 +82,5 @@ def fused_mlp(
         out = _Mlp.apply(saved, dtype, backend, rows, *weights, *biases)
     else:
         params = [t.to(dtype) for t in (*weights, *biases)]
-        out, _ = _mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
+        out, _ = mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
     return out.to(result_dtype(x)).reshape(shape)
