@@ -160,7 +160,7 @@ def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def scaled(grad: Tensor, height: int, width: int) -> Tensor:
-    """Take the gradient of rel or of the cell that the network sees, [..., 2], to that of coord or cell."""
+    """Return the gradient of coord or cell from that of rel or of the network's cell, [..., 2]."""
     return torch.stack((grad[..., 0] * height, grad[..., 1] * width), -1)
 
 
@@ -170,7 +170,7 @@ def _coord_gradient(
     if local_ensemble:  # weight_t = area_{3-t} / total
         product = rel[..., 0] * rel[..., 1]
         total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
-        # In differences of gradients, which may lie close together far from zero.
+        # From differences of gradients, because they may lie close together far from zero.
         apart = grad_weight.flip(-1).unsqueeze(-1) - grad_weight.unsqueeze(-2)
         grad_area = (apart * weight.unsqueeze(-2)).sum(-1) / total
         grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
@@ -180,11 +180,11 @@ def _coord_gradient(
 def place_gradients(
     places: Tensor, grad_weight: Tensor, coord: Tensor, height: int, width: int, local_ensemble: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Take gradients at the corners to those of coord and cell.
+    """Return the gradients of coord and cell from those at the corners.
 
     Args:
-        places: [B, Q, K, 2 or 4], of rel and, with 4, of the cell, both as the network sees them.
-        grad_weight: [B, Q, K], of the corners' weights.
+        places: [B, Q, K, 2 or 4], the gradient of rel and, with 4, of the cell, both as the network reads them.
+        grad_weight: [B, Q, K], the gradient of the corners' weights.
         coord: [B, Q, 2].
 
     Returns:
