@@ -73,7 +73,7 @@ def widest(weights: Sequence[Tensor]) -> int:
 def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
 
-    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's, because their shared memory is as small.
+    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's, as small in shared memory.
     """
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
     known = sorted({key[:2] for key in FORMS})

@@ -30,14 +30,10 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
 
 
 def linear_chain(layers: Any) -> Chain | None:
-    """Return the weights and biases of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
+    """Return (weights, biases) of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
 
-    Args:
-        layers: any object. It is examined at every call, because a user may change the layers or add hooks.
-
-    Returns:
-        (weights, biases), or None if the modules themselves must run: `layers` is not such a Sequential, or has another
-        layer, a Linear without bias, a parametrization or a hook.
+    Return None if the modules themselves must run, for another layer, a Linear without bias, a parametrization or a
+    hook. Ask at every call, because a user may change the layers or add hooks.
     """
     if type(layers) is not nn.Sequential or len(layers) % 2 == 0 or altered(layers):
         return None
@@ -70,15 +66,9 @@ def altered(module: nn.Module) -> bool:
 def decode_by_module(
     network: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None, backend: str, switches: dict[str, Any]
 ) -> Tensor:
-    """Decode queries through a network of any kind, in chunks if gradients are off.
+    """Decode queries through a network [N, in_dim] to [N, out], in chunks if gradients are off.
 
-    Args:
-        network: [N, in_dim] to [N, out].
-        feat, coord, cell, backend: as for `functional.liif_decode`.
-        switches: the three options of `functional.liif_decode`.
-
-    Returns:
-        [B, Q, out] in the network's dtype; under autocast at least float32.
+    Returns [B, Q, out] in the network's dtype; under autocast at least float32.
     """
 
     def decode(coord: Tensor, cell: Tensor | None) -> Tensor:
@@ -101,20 +91,10 @@ def render_by_query(
     region: Sequence[int] | None,
     cell: Tensor | Sequence[float] | None,
 ) -> Tensor:
-    """Render a window of a grid, strip by strip, from a function of coordinates.
+    """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
 
-    Args:
-        query: (coord `[B, Q, 2]`, cell `[B, Q, 2]`) to `[B, Q, out]`.
-        feat: `[B, C, H, W]`, the queried map, for the batch size and the device.
-        size: (H_out, W_out) of the whole grid.
-        region: (top, left, height, width) of the window, or None for the whole grid.
-        cell: (row, column), a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
-
-    Returns:
-        `[B, out, height, width]`.
-
-    Raises:
-        ValueError, TypeError: size, region or cell cannot be used.
+    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device.
+    The other arguments are those of `functional.liif_render`.
     """
     height, width, (top, left, h, w) = check_grid(size, region)
     cells = grid_cell(feat, height, width, cell)[:, None]

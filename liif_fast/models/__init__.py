@@ -6,19 +6,3 @@ from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
 from liif_fast.models.liif import LIIF
 from liif_fast.models.metasr import MetaSR
 from liif_fast.models.registry import make, names, register
-
-__all__ = [
-    "LIIF",
-    "MetaSR",
-    "ModelFileError",
-    "accelerate",
-    "edsr",
-    "load_model",
-    "make",
-    "mlp",
-    "names",
-    "rcan",
-    "rdn",
-    "register",
-    "save_model",
-]

@@ -17,11 +17,7 @@ MIN_TILE = 32  # pixels; halving stops there, since the overlap is by then most 
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments of `upscale`; see there.
-
-    Raises:
-        ValueError, TypeError: one of them cannot be used.
-    """
+    """Arguments of `upscale`; see there."""
 
     backend: str | None = None
     precision: str = "float32"
