@@ -68,7 +68,7 @@ inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = grad.size(static_cast<int64_t>(i)) == shape[i];
     STD_TORCH_CHECK(fits, "liif_fast: grad must have the output's shape");
     STD_TORCH_CHECK(saved.dim() == 2 && saved.is_contiguous() && saved.size(0) <= rows,
-                    "liif_fast: saved must be what the forward pass returned");
+                    "liif_fast: saved must be the tensor that the forward pass returned");
 }
 
 // To be called once the network's shape is known.

@@ -72,7 +72,7 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
                         packed.get_device() == p.get_device() && packed.numel() > kTableBytes &&
                         (packed.numel() - kTableBytes) % kProductBytes == 0 &&
                         reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0,
-                    "liif_fast: packed must be what pack_sm90 returned, on the device of p");
+                    "liif_fast: packed must be the result of pack_sm90, on the device of p");
     STD_TORCH_CHECK(out_dim >= 1 && out_dim <= kMaxOut, "liif_fast: out_dim must be 1 to 4");
     STD_TORCH_CHECK(
         place[2] >= 0 && place[3] >= 0 && place[2] <= place[0] - p.size(1) && place[3] <= place[1] - p.size(2),

@@ -57,7 +57,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"runs on cuda tensors, got device {call.device}"
     if _missing:
         return False, _missing
-    if torch.version.hip is not None:  # MI200 says 9.0, too
+    if torch.version.hip is not None:  # MI200 also reports 9.0
         return False, "runs on NVIDIA GPUs, got an AMD one"
     if _capability(call.device.index) != (9, 0):
         return False, f"needs compute capability 9.0, got {_capability(call.device.index)}"
