@@ -55,7 +55,7 @@ def can_run(call: Call) -> tuple[bool, str]:
     if dtype == torch.bfloat16 and gathers:
         return False, f"gathers in float32 or float64, got {dtype}"
     if dtype == torch.bfloat16 and not BFLOAT16:
-        return False, "computes in bfloat16 where the processor has AVX512-BF16"
+        return False, "computes in bfloat16 only on a processor with AVX512-BF16"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:

@@ -116,7 +116,7 @@ def path_of(key: Key) -> Path:
     """
     chosen = place()
     if chosen is None:
-        raise ValueError(f"{VARIABLE}=off: no verdict is kept; unset it, or let it name a file or a folder")
+        raise ValueError(f"{VARIABLE}=off: no verdict is kept; unset it, or set it to a file or a folder")
     if chosen.suffix == ".json":
         return chosen
     return chosen / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
