@@ -70,7 +70,9 @@ def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
 def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None) -> None:
     """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
     if not weights or len(weights) != len(biases):
-        raise ValueError(f"weights and biases must have the same length, at least 1, got {len(weights)} and {len(biases)}")
+        raise ValueError(
+            f"weights and biases must have the same length, at least 1, got {len(weights)} and {len(biases)}"
+        )
     name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
     width = x.shape[-1]
     if switches is not None:
