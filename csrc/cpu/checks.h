@@ -10,7 +10,7 @@ namespace liif {
 
 inline void check_layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t in) {
     STD_TORCH_CHECK(!weights.empty() && weights.size() == biases.size(),
-                    "liif_fast: weights and biases must be as many, at least one each");
+                    "liif_fast: weights and biases must have the same length, at least 1");
     for (size_t i = 0; i < weights.size(); ++i) {
         const Tensor &w = weights[i], &b = biases[i];
         STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == in && b.dim() == 1 && b.size(0) == w.size(0),
