@@ -1,8 +1,8 @@
-"""The gradient of the fused network: one kernel for the chain through the layers, matrix products for the weights.
+"""Compute the gradient of the fused network: one kernel for the chain through the layers, matrix products for weights.
 
-Rows are taken in chunks. For each: activations (saved, or computed again), then `chain_kernel`, which goes from the
-output's gradient down to that before the first ReLU and writes every layer's; then one matrix product a layer for its
-weight. docs/triton.md derives the formulas.
+Rows are processed in chunks. Each chunk first gets its activations, saved or computed again. Then `chain_kernel` goes
+from the output's gradient down to the one before the first ReLU, and writes the gradient of every layer. Finally one
+matrix product per layer gives its weight's gradient. docs/triton.md derives the formulas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .host import FEW, dot
 from .network import backward_layers, columns, keep, layer_of, masked
 from .plan import corners
 
-CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
+CHUNK_BYTES = 512 << 20  # size of the activations and their gradients of one chunk of rows
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
          "saved_rows", "grads_rows"]  # fmt: skip
@@ -40,7 +40,7 @@ def chain_kernel(
     PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries first..limit of [B * queries]; all but coord and cell are counted from first.
+    """Compute queries first..limit of [B * queries]; all arguments except coord and cell are counted from first.
 
     grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], shares (grad times the
     corner's weight) [rows, OUT_PADDED], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
@@ -109,7 +109,7 @@ def chain_kernel(
 
 
 class Chunk(NamedTuple):
-    """A run of queries (of rows, for an MLP) and what they read."""
+    """Hold a run of queries (for an MLP, of rows) and their inputs."""
 
     where: slice  # in the flat order of all queries
     first: int  # number of the first in coord, where images follow one another
@@ -120,22 +120,23 @@ class Chunk(NamedTuple):
 
 
 def steps(bounds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of at most `size` from the first bound to the last, none across a bound."""
+    """Yield (start, stop) of runs of at most `size` from the first bound to the last; runs do not cross a bound."""
     for begin, end in itertools.pairwise(bounds):
         for start in range(begin, end, size):
             yield start, min(start + size, end)
 
 
 def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
-    """Return how many rows a chunk has: a power of two, so that views of chunks stay aligned."""
+    """Return the number of rows of a chunk, a power of two, so that views of chunks stay aligned."""
     layers, _, widest = saved.shape
     return 1 << (CHUNK_BYTES // (2 * layers * widest * dtype.itemsize)).bit_length() - 1
 
 
 class Totals:
-    """The gradients of an MLP's parameters, float32, summed over chunks.
+    """Sum the gradients of an MLP's parameters over chunks, in float32.
 
-    Those of the first layer's last columns or, of an MLP, of its bias; then weight, bias, ... of the layers after it.
+    The first is that of the first layer's last columns, or for an MLP of its bias. Then follow weight, bias, ... of the
+    later layers.
     """
 
     def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
@@ -143,7 +144,7 @@ class Totals:
         self.sums: list[Tensor] = []
 
     def result(self) -> list[Tensor]:
-        """Return the sums: zeros where there was no chunk."""
+        """Return the sums, which are zeros without a chunk."""
         if self.sums:
             return self.sums
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.like.device)
@@ -155,7 +156,7 @@ class Totals:
         """Add a chunk: activations and grads [layers, rows, widest], grad [queries, out], shares of it [rows, out]."""
         (hidden, _), *later = self.shapes
         first = grads[0, :, :hidden]
-        if self.affine:  # the bias is in P, and so in its gradient
+        if self.affine:  # P includes the bias, so P's gradient includes its gradient
             terms = [host.product(parts.t().to(first.dtype), first)]
         else:
             terms = [first.sum(0, dtype=torch.float32)]
@@ -198,8 +199,9 @@ def backward(
         receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
-        affine: columns of the first layer that are added at the query; 0 for an MLP.
-        places: float32 [rows, affine + 1], gets the gradients of what multiplies those columns, and of the weight.
+        affine: number of the first layer's columns that are added at the query; 0 for an MLP.
+        places: float32 [rows, affine + 1], receives the gradients of the values that multiply those columns, and of the
+            weight.
     """
     corners, plan = 4 if ensemble else 1, affine > 0
     layers, _, widest = saved.shape

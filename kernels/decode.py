@@ -1,7 +1,7 @@
-"""decode: from P to the output at given coordinates, in one pass.
+"""Decode from P to the output at given coordinates, in one pass.
 
-The forward of `liif_fast.functional.liif_decode` behind the projection (kernels/project.py); kernels/backward.py has
-its gradient.
+This is the forward pass of `liif_fast.functional.liif_decode` after the projection (kernels/project.py).
+kernels/backward.py has its gradient.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def decode_kernel(
     ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries first..limit of [B * queries]; those before keep_limit save their activations (counted from first)."""
+    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, counted from first."""
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
     start = first + tl.program_id(0).to(tl.int64) * QUERIES
@@ -90,7 +90,7 @@ def launch(
     out: Tensor | None,
     saved: Tensor,
 ) -> None:
-    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim]; save as many as `saved` has room for.
+    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim], saving as many as fit into `saved`.
 
     Args:
         p: [B, h, w, hidden], the window of the map `shape` at `origin`.
@@ -124,7 +124,7 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """Return the output [B, Q, out], float32, and the first queries' activations.
 
-    shape: of those, [hidden layers, rows, the widest layer].
+    shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     batch, queries, _ = coord.shape
     widest = host.widest(weights)
@@ -170,7 +170,7 @@ def gradients(
     widest = host.widest(weights)
     form = host.form("recompute", widest, saved)
 
-    @functools.cache  # not laid out where all activations were kept
+    @functools.cache  # laid out only if some activations were not kept
     def network() -> host.Network:
         return host.network(weights, biases, form, affine)
 
@@ -200,8 +200,8 @@ def decode_backward(
 ) -> list[Tensor]:
     """Return the gradients of P, what `gradients` returns, and those at the corners, all float32; grad [B, Q, out].
 
-    Those at the corners, [B, Q, K, 3 or 5], are of rel, of the cell if there is one, and of the weight; empty, if not
-    asked for.
+    The gradients at the corners, [B, Q, K, 3 or 5], are those of rel, of the cell if there is one, and of the weight.
+    They are empty if not requested.
     """
     total, corner_count = coord.shape[0] * coord.shape[1], 4 if ensemble else 1
     p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)

@@ -1,8 +1,8 @@
 """Forms of the network kernels for hidden layers 256 wide: written by `benchmarks/compile_report.py --write`.
 
-By (Triton's major and minor version, architecture, precision), for each of host.KERNELS: rows, column block, warps,
-stages. One of the script's candidates, as wide as may be, that neither spills nor lacks matrix instructions nor shared
-memory. benchmarks/results/triton-VERSION.json is what was compiled.
+Keys are (Triton's major and minor version, architecture, precision); values give rows, column block, warps and stages
+for each of host.KERNELS. Each form is the widest of the script's candidates that does not spill, uses matrix
+instructions and fits into shared memory. benchmarks/results/triton-VERSION.json records the compiled kernels.
 """
 
 # fmt: off

@@ -1,4 +1,4 @@
-"""fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one go."""
+"""Apply fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mlp_kernel(
     SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, WIDTH], rows `stride` times UNIT apart; first [STEPS * DEPTH, padded].
+    """Apply the MLP to x [rows, WIDTH], rows `stride` times UNIT apart; first [STEPS * DEPTH, padded].
 
     UNIT elements, up to 16 bytes, are read at a time. Rows below keep_limit save activations.
     """
@@ -68,7 +68,7 @@ def mlp_kernel(
 
 
 def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor) -> None:
-    """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as `saved` has."""
+    """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as fit into `saved`."""
     rows, width = x.shape
     if not rows:
         return
@@ -99,7 +99,7 @@ def fused_mlp(
 ) -> tuple[Tensor, Tensor]:
     """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and the activations saved.
 
-    shape: of those, [hidden layers, rows, the widest layer].
+    shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     out = torch.empty((x.shape[0], weights[-1].shape[0]), dtype=torch.float32, device=x.device)
     saved = x.new_empty(*shape)

@@ -1,8 +1,8 @@
-"""What the kernels share: how they are cut into tiles, the precision of products, parameters in their layout.
+"""Share the host's part of the kernels: the forms of tiles, the precision of products, the layout of parameters.
 
-No autotuning: LIIF makes every size new, and a search would stall each call. A form depends on widths, dtype,
-architecture and version of Triton only, never on how many queries there are, so that a query's bits do not depend on
-the call it is part of. The table of forms, forms.py, is written by benchmarks/compile_report.py.
+There is no autotuning, because with LIIF every size is new and a search would stall each call. A form depends only on
+widths, dtype, architecture and version of Triton, never on the number of queries, so that a query's bits do not depend
+on its call. benchmarks/compile_report.py writes the table of forms, forms.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .forms import FORMS
 logger = logging.getLogger("liif_fast")
 
 ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
-# Decode and render; the same keeping activations; fused_mlp; the same keeping them; making nothing but them; gradients.
+# Decode and render; the same, keeping activations; fused_mlp; the same, keeping them; computing only them; gradients.
 KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
 PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
 FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
@@ -41,7 +41,7 @@ WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 class Form(NamedTuple):
-    """A tile of the network: rows (one a query and corner) and column blocks of the hidden layers."""
+    """Describe a tile of the network: rows, one per (query, corner), and column blocks of the hidden layers."""
 
     rows: int
     block: int
@@ -51,12 +51,12 @@ class Form(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """The hidden width that the kernel computes with."""
+        """Return the hidden width that the kernel computes with."""
         return self.block * self.blocks
 
 
 class ProjectionForm(NamedTuple):
-    """A tile of the projection: rows (latents), columns, and channels of a step."""
+    """Describe a tile of the projection: rows (latents), columns, and channels of a step."""
 
     rows: int
     block: int
@@ -73,7 +73,7 @@ def widest(weights: Sequence[Tensor]) -> int:
 def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
 
-    One that has no entry takes the next lower one; sm_86 and sm_87 that of sm_89, which has as little shared memory.
+    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's, as small in shared memory.
     """
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
     known = sorted({key[:2] for key in FORMS})
@@ -105,19 +105,19 @@ def architecture(device: torch.device) -> int:
 
 @functools.cache
 def warn(arch: int) -> None:
-    """Say, once in a process, what is known to be wrong with this Triton on an architecture."""
+    """Warn once per process of the known faults of this Triton on an architecture."""
     for text in versions.faults(arch, TRITON, refused=False):
         logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
 
 
 def refusal(arch: int) -> str:
-    """Return why this Triton must not be used on an architecture; empty if it may."""
+    """Return the reason why this Triton must not be used on an architecture, else ""."""
     found = versions.faults(arch, TRITON, refused=True)
     return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return how matrix products are to be made: an entry of PRECISIONS."""
+    """Return the precision of matrix products, an entry of PRECISIONS."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if tf32_allowed() else "tf32x3"
@@ -131,7 +131,7 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 @triton.jit
 def dot(a, b, c, PRECISION: tl.constexpr):
-    """a b + c, accumulated in float32."""
+    """Return a b + c, accumulated in float32."""
     if WIDEN_BFLOAT16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision=PRECISION)
@@ -150,7 +150,7 @@ def projection_form(tensor: Tensor) -> ProjectionForm:
 
 
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the keyword arguments of a launch that a form and a dtype fix; no multiply-add may be contracted."""
+    """Return the launch's keyword arguments for a form and a dtype; multiply-adds must not be contracted."""
     return {
         "ROWS": form.rows,
         "BLOCK": form.block,
@@ -163,12 +163,12 @@ def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def layer_rows(saved: Tensor) -> int:
-    """Return how many rows lie between two layers of [layers, rows, widest], which may be a slice of the rows."""
+    """Return the distance in rows between two layers of [layers, rows, widest], which may be a slice of the rows."""
     return saved.stride(0) // saved.shape[2]
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which the tensor's device is the current one: Triton launches there."""
+    """Return a context in which the tensor's device is the current one, because Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
@@ -180,8 +180,8 @@ def power_of_two(size: int) -> int:
 def padded_to(outs: int, transposed: bool) -> int:
     """Return the last layer's width in a kernel: a power of two that a matrix product takes.
 
-    Transposed it is the depth of a product, and ptxas for sm_90 serialises all products of a kernel that has one of
-    depth 16: few outputs go back by multiply-adds, others in a depth of 32.
+    Transposed, it is the depth of a product. On sm_90 ptxas serialises all products of a kernel that has one of depth
+    16. So the gradient of few outputs goes back by multiply-adds, that of others in a depth of 32.
     """
     if transposed:
         return power_of_two(outs) if outs <= FEW.value else max(32, power_of_two(outs))
@@ -199,7 +199,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Network(NamedTuple):
-    """An MLP's parameters as the kernels read them, zero padded: a weight is [in, out] or, transposed, [out, in]."""
+    """Hold an MLP's zero-padded parameters in the kernels' layout: a weight is [in, out] or, transposed, [out, in]."""
 
     affine: Tensor | None  # float32 [4, padded], the columns of the first layer for rel and cell
     weights: Tensor  # [layers, padded, padded] of the hidden layers after the first
@@ -219,7 +219,7 @@ def _padded(tensor: Tensor, *shape: int) -> Tensor:
 def network(
     weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool = False
 ) -> Network:
-    """Lay out an MLP's parameters; `affine` is the number of the first layer's last columns to add at the query."""
+    """Lay out an MLP's parameters; the first layer's last `affine` columns are added at the query."""
 
     def pack() -> Network:
         return _network(weights, biases, form, affine, transposed)

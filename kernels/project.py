@@ -1,8 +1,8 @@
-"""project: the first layer's share of the latents, P = W1z z + b1, on a window of the map.
+"""Project the latents' share of the first layer, P = W1z z + b1, on a window of the map.
 
-A matrix product over the nine (or one) taps of the 3x3 neighbourhood, gathered on the way in. Not PyTorch's
-convolution, which rounds to TF32 unless told otherwise and may take Winograd's way, which spreads a NaN over a tile.
-The gradient of the map is the same kernel with the taps turned round.
+It is a matrix product over the nine (or one) taps of the 3x3 neighbourhood, which it gathers while loading. PyTorch's
+convolution is not used, because it rounds to TF32 unless told otherwise and may use Winograd's algorithm, which spreads
+a NaN over a tile. The gradient of the map uses the same kernel with the taps reversed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def project_kernel(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [rows = B * height * width, WIDTH], pixel (0, 0) at (top, left) of the source.
+    """Write out [rows = B * height * width, WIDTH], with pixel (0, 0) at (top, left) of the source.
 
     source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
@@ -79,7 +79,7 @@ def _launch(source: Tensor, packed: tuple[Tensor, Tensor], outs: int, window: Se
 
 
 def _taps(weight: Tensor, channels: int, unfold: bool) -> Tensor:
-    """The first layer's columns for the latent, as [taps, C, hidden]."""
+    """Return the first layer's columns for the latent, as [taps, C, hidden]."""
     count = 9 if unfold else 1
     return weight[:, : channels * count].unflatten(1, (channels, count)).permute(2, 1, 0)
 
@@ -119,7 +119,7 @@ def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]
 
 
 def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:
-    """In flat maps whose rows and columns end in padding, a tap is a shift by a constant: one matrix product each."""
+    """Return the latent columns' gradient; in padded flat maps a tap is a constant shift, so one product each."""
     border, (rows, wide) = side // 2, grad.shape[1:3]
     around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
     around = around.permute(0, 2, 3, 1).flatten(0, 2)

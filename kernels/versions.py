@@ -1,6 +1,6 @@
-"""Known faults of Triton itself, by version and architecture: what is refused, and what is warned of.
+"""List known faults of Triton itself, by version and architecture, which are refused or cause a warning.
 
-As Triton's issues report them; docs/triton.md says what is known of these kernels. Nothing here imports Triton.
+Triton's issues report them; docs/triton.md says how they concern these kernels. This module does not import Triton.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """On compute capabilities (times ten) first..last, in versions before the one that is without it."""
+    """Describe a fault on compute capabilities (times ten) first..last, in versions before the one that mends it."""
 
     first: int
     last: int
     before: tuple[int, int]
-    refused: bool  # or only warned of: kernels like ours are hit, ours as compiled are not known to be
+    refused: bool  # else a warning: it hits kernels like ours, but is not known to hit ours as compiled
     text: str
 
 
@@ -27,7 +27,7 @@ FAULTS = (
 
 
 def faults(arch: int, version: tuple[int, int], refused: bool) -> list[str]:
-    """Return what is known to be wrong with a version of Triton on an architecture, refused or only warned of."""
+    """Return the known faults of a version of Triton on an architecture, either refused ones or warned ones."""
     return [
         fault.text
         for fault in FAULTS

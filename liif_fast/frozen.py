@@ -1,4 +1,4 @@
-"""Weights packed once, while the caller promises that they stay."""
+"""Pack weights once, while the caller promises not to change them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Packed = TypeVar("Packed")
 
-_MOST = 16  # packings kept in a context, the oldest dropped first
+_MOST = 16  # packings kept in a context; the oldest is dropped first
 
 _entered: ContextVar[tuple[frozen_weights, ...]] = ContextVar("frozen_weights", default=())  # the innermost is last
 
-# Fused optimizers write without raising a version counter, so steps are counted, whoever takes them.
+# Fused optimizers write without raising a version counter, so the steps of all optimizers are counted.
 _counter = itertools.count(1)
 _steps = 0
 _watching = False
@@ -27,21 +27,21 @@ _lock = threading.Lock()
 
 
 class frozen_weights:
-    """Context in which weights stay as they are: a backend that packs them does so once, not in every call.
+    """Promise within this context that weights do not change, so that a backend packs them once, not in every call.
 
-    Backends `cuda` and `triton` lay weights out for their kernels; the others do not and are not affected. Weights that
-    change all the same are noticed, and packed again, where PyTorch shows it: a step of any `torch.optim.Optimizer`,
-    in-place operations on the weights themselves, `load_state_dict`, another tensor in the place.
+    Backends `cuda` and `triton` lay weights out for their kernels; the other backends do not, so they are not affected.
+    Some changes of weights are noticed, and the weights packed again: a step of any `torch.optim.Optimizer`, in-place
+    operations on the weights themselves, `load_state_dict`, another tensor in the same place.
 
-    Not noticed, and what the caller promises not to do inside: in-place writes through `.data`, NumPy or another
-    library's view, which have counters of their own or none; a replayed CUDA graph that captured a step; fused updates
-    by an optimizer that is no `torch.optim.Optimizer`; `resize_` of the storage.
+    The caller must avoid the changes that are not noticed: in-place writes through `.data`, NumPy or another library's
+    view, because these do not raise the weights' version counter; a replayed CUDA graph that captured a step; fused
+    updates by an optimizer of another base class than `torch.optim.Optimizer`; `resize_` of the storage.
 
-    Entered again, the same object still holds what it has packed; several threads may enter one object. It applies to
-    the thread that enters it. Entered in a generator, it applies to the caller as well between two values, as every
-    context variable does. Nothing is kept for inference tensors, which have no version counter, for subclasses of
-    Tensor, for tensors made anew for each call (such as `weight.data`), nor for a call that is compiled or captured in
-    a CUDA graph, which packs when it is replayed.
+    An object that is entered again still holds its packed weights. Several threads may enter one object, and it applies
+    to each thread that enters it. In a generator it also applies to the caller between two values, like every context
+    variable. Weights are packed in every call if they are inference tensors, which have no version counter, subclasses
+    of Tensor, or tensors made anew for each call (such as `weight.data`). A call that is compiled or captured in a CUDA
+    graph also packs, each time it is replayed.
 
     Example:
         frozen = frozen_weights()
@@ -70,7 +70,7 @@ class frozen_weights:
         key = (how, _steps, _stream(params[0]), *map(_identity, params))
         with self._lock:
             if key not in self._kept:
-                # Held, no other tensor can take their ids; the aliases keep their memory, and so the addresses.
+                # While these are held, no other tensor can take their ids; the aliases keep the memory and its address.
                 self._kept[key] = pack(), [*params, *(param.detach() for param in params)]
                 if len(self._kept) > _MOST:
                     del self._kept[next(iter(self._kept))]
@@ -79,12 +79,12 @@ class frozen_weights:
 
 
 def pack_once(params: Sequence[Tensor], how: Hashable, pack: Callable[[], Packed]) -> Packed:
-    """Return what `pack` makes of the weights, in a context of `frozen_weights` what it made before.
+    """Return the result of `pack`, which within `frozen_weights` may be an earlier one.
 
     Args:
-        params: what is packed.
-        how: everything else that the packing depends on.
-        pack: called without arguments.
+        params: the weights to pack.
+        how: all other settings that the packing depends on.
+        pack: function without arguments that packs the weights.
     """
     if torch.compiler.is_compiling():
         return pack()
@@ -101,7 +101,8 @@ def _identity(param: Tensor) -> Hashable:
 
 
 def _stream(param: Tensor) -> int:
-    # What one stream packs another must not read without waiting, nor the allocator reuse while the other reads it.
+    # The key includes the stream, because another stream must not read a packing without waiting, and the allocator
+    # must not reuse the memory meanwhile.
     return torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
 
 
@@ -115,4 +116,4 @@ def _watch_optimizers() -> None:
 
 def _count_step(*_: object) -> None:
     global _steps
-    _steps = next(_counter)  # never a number for the second time, even if two threads step at once
+    _steps = next(_counter)  # a new number each time, even if two threads step at once

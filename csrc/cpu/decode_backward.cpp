@@ -1,6 +1,6 @@
-// liif_fast::decode_backward. Rows, one per (query, corner), are visited in the order of the latent they read, so that
-// each latent's gradient is one sum in a fixed order; a chunk of queries at a time bounds the memory. Activations are
-// those that the forward pass saved (of the first queries), or are computed again, tile by tile.
+// liif_fast::decode_backward. Rows, one per (query, corner), are visited in the order of the latent that they read, so
+// that each latent's gradient is one sum in a fixed order. Queries go in chunks, which bounds the memory. The forward
+// pass saved the activations of the first queries; the others are computed again, tile by tile.
 #include <algorithm>
 #include <type_traits>
 
@@ -15,7 +15,7 @@ struct TileTag {};
 
 constexpr int64_t kChunkQueries = 65536;
 
-struct Row {  // what the plan says of one row of a chunk
+struct Row {  // the plan of one row of a chunk
     int64_t latent;
     Corner corner;
     Query query;
@@ -55,8 +55,8 @@ T dot(const T* a, const T* b, int64_t count) {
     return sum;
 }
 
-// What one worker sums: the layers' gradients, the affine part's, and the projection gradient of its first latent
-// where the worker before it ends in the same one.
+// The sums of one worker: the gradients of the layers and of the affine part, and the projection gradient of its first
+// latent if the worker before it ends in the same one.
 template <typename T>
 struct Sums {
     Gradients<T> layers;
@@ -117,7 +117,7 @@ class DecodeBackward {
             chunk.saved = chunk.first < kept_;
             chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
             plan(chunk);
-            // Contiguous shares of the sorted rows: which worker sums what depends only on the number of threads.
+            // Contiguous shares of the sorted rows, so that a worker's sums depend only on the number of threads.
             const auto rows = static_cast<int64_t>(chunk.rows.size());
             const int64_t share = ceil_div(rows, workers_);
             torch::stable::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
@@ -238,7 +238,7 @@ class DecodeBackward {
             }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
             Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
-            // Rows of the same latent are summed among themselves first: thousands in one chain would round too often.
+            // Rows of the same latent are first summed together, because one chain of thousands would round too often.
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;

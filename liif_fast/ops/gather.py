@@ -1,4 +1,4 @@
-"""`gather_corners`: lookup, unfolding, rel, cell and weights in one pass."""
+"""Define `gather_corners`: lookup, unfolding, rel, cell and weights in one pass."""
 
 from __future__ import annotations
 

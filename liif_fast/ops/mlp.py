@@ -1,7 +1,7 @@
-"""`fused_mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go.
+"""Define `fused_mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one pass.
 
-The hidden activations of the first rows are saved for the backward pass, in a tensor whose shape `saved` [..., rows,
-width] the backend chooses; those of the other rows are computed again.
+The hidden activations of the first rows are saved for the backward pass, in a tensor of the shape `saved`,
+[..., rows, width], which the backend chooses. Those of the other rows are computed again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ mlp_backward = define(
 
 
 class _Mlp(torch.autograd.Function):
-    """The MLP in `dtype`; inputs are x, the weights and the biases, of which no copy in `dtype` is kept."""
+    """Run the MLP in `dtype` on x, the weights and the biases, without keeping copies in `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, saved: Sequence[int], dtype: torch.dtype, backend: str | None, *inputs: Tensor) -> Tensor:
