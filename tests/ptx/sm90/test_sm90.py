@@ -15,32 +15,15 @@ from liif_fast.backends import cuda
 from liif_fast.coord import plan_corners
 from liif_fast.ops import sm90
 
-from ...cuda.test_model import SHAPE, expected, integers, network, operator_pack, sample
+from ...cuda.test_model import SHAPE
 from ...ops.support import Problem
 from ..cases import rms
 from . import launch
-from .support import LONG, require
+from .support import LONG, decoded, require
 
 require()
 
 KERNELS = list(itertools.product((torch.float16, torch.bfloat16), (True, False), (1, 2)))
-
-
-def decoded(dtype, ensemble, cluster, seed, *, hidden=2, queries=0, grid=1, change=None):
-    """Output and reference, where all but the ensemble's blend is integers, exact in both dtypes."""
-    rng = np.random.default_rng(7)
-    weights, biases = network(rng, 4, 3, hidden)
-    if ensemble:
-        weights[0][:, -4:-2] = 0
-    coord, cell = sample(rng, queries or (40 if ensemble else 100), ensemble)
-    p = integers(rng, (2, *SHAPE, 256), -2, 2)
-    if change:
-        change(p)
-    packed = torch.from_numpy(operator_pack(weights, biases, 4, dtype == torch.bfloat16))
-    launch.Executor.seed, launch.Executor.grid = seed, grid
-    inputs = (torch.from_numpy(each) for each in (p, coord, cell))
-    out = launch.decode(next(inputs).to(dtype), *inputs, packed, 3, ensemble, cluster)
-    return out.numpy(), expected(p, coord, cell, weights, biases, 4, ensemble), coord
 
 
 def test_every_kernel_is_there():

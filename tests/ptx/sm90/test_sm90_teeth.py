@@ -9,8 +9,7 @@ import torch
 from ..memory import Fault
 from . import cluster, launch
 from .faults import PAIRS, PLAIN
-from .support import require
-from .test_sm90 import decoded
+from .support import decoded, require
 
 require()
 
