@@ -219,7 +219,6 @@ class _Table:
 
 def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
     """Make one scan dense, with its line of the table."""
-    from liif_fast.files import new_folder
     from liif_fast.lidar.densify import picture
     from liif_fast.lidar.scan import IMAGE_FORMATS, read_scan, write_image, write_points
 
@@ -239,13 +238,13 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, ta
         counts = f"{part.invalid} not finite, {part.outside} outside of the beams, {part.hidden} behind another"
         say(f"{source.name}: {part.filled:.0%} of the pixels filled; {lost} points not in the image: {counts}")
     before = time.perf_counter()
-    with new_folder(target.parent):
-        if target.suffix.lower() in IMAGE_FORMATS:
-            write_image(target, dense.ranges, dense.sensor)
-        else:
-            write_points(target, dense.points, dense.channels)
-        if args.png:
-            picture(dense, target.with_name(f"{target.name}.png"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix.lower() in IMAGE_FORMATS:
+        write_image(target, dense.ranges, dense.sensor)
+    else:
+        write_points(target, dense.points, dense.channels)
+    if args.png:
+        picture(dense, target.with_name(f"{target.name}.png"))
     after = time.perf_counter()
     stages = {"read": read, **dense.seconds, "write": after - before}
     if args.bench:
@@ -255,7 +254,6 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, ta
 
 def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
     """Make a bag's clouds dense, with a line of the table for each."""
-    from liif_fast.files import new_folder
     from liif_fast.lidar.bags import densify_bag
 
     def one(scan: Any) -> tuple[Any, Any]:
@@ -264,8 +262,8 @@ def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace
         table.row("cloud", dense, time.perf_counter() - begun)
         return dense.points, dense.channels
 
-    with new_folder(target.parent):
-        count = densify_bag(source, target, args.topic, one)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    count = densify_bag(source, target, args.topic, one)
     say(f"sensor: {work.found}; {count} clouds written to {target}")
 
 

@@ -122,9 +122,9 @@ def densify_bag(
                 count = 0
                 for connection, timestamp, raw in reader.messages():
                     if connection.topic == chosen:
-                        message = reader.deserialize(raw, connection.msgtype)
+                        message: Any = reader.deserialize(raw, connection.msgtype)
                         dense = message_of(types.types, message.header, *work(cloud(message)))
-                        raw, count = serialize(dense, connection.msgtype), count + 1
+                        raw, count = bytes(serialize(dense, connection.msgtype)), count + 1
                     writer.write(out[connection.id], timestamp, raw)
         _replace(part, target, plain and not old)
         return count

@@ -42,7 +42,8 @@ def samples():
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
-            yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, None)
+            for places in (True, False):
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, places, None)
         grad = torch.randn(2, 3, 4, 5)
         saved = torch.randn(2 * 20 * rows // 14, 8)
         for kept in (saved, saved[:0]):
