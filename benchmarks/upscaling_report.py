@@ -119,7 +119,7 @@ def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
 
 
 def precision(photo: Image.Image, model: torch.nn.Module) -> str:
-    """How far lower precisions are from float32, on this machine's CPU (where only the encoder uses them)."""
+    """How far lower precisions are from float32, on this machine's CPU."""
     exact = np.asarray(upscale(photo, model, scale=2), int)
     lines = [
         "| precision | pixels that differ after rounding to 8 bits | largest difference, levels |",

@@ -1,4 +1,4 @@
-"""Checks of arguments: every message names the argument, what was expected and what came."""
+"""Check arguments; every message names the argument, the expected value and the value given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from liif_fast.attention import Corners, CornerTransformer
 from liif_fast.call import Switches, autocast_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -39,7 +40,7 @@ def check_coord(name: str, coord: Tensor) -> None:
 
 
 def check_queries(feat: Tensor, coord: Tensor, cell: Tensor | None, cell_decode: bool) -> Tensor | None:
-    """Check coord and cell against feat, and return the cell to use: None where it is not decoded."""
+    """Check coord and cell against feat, and return the cell to use, or None if it is not decoded."""
     check_coord("coord", coord)
     shape, device = coord.shape, feat.device
     if shape[0] != feat.shape[0]:
@@ -70,7 +71,9 @@ def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
 def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None) -> None:
     """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
     if not weights or len(weights) != len(biases):
-        raise ValueError(f"weights and biases must be as many, at least one each, got {len(weights)} and {len(biases)}")
+        raise ValueError(
+            f"weights and biases must have the same length, at least 1, got {len(weights)} and {len(biases)}"
+        )
     name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
     width = x.shape[-1]
     if switches is not None:
@@ -94,22 +97,57 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                 f"got {weight.device} and {bias.device}"
             )
         if weight.dtype != dtype or bias.dtype != dtype:
-            mixed = autocast_dtype(x) is not None  # then every dtype will do that autocast would cast
+            mixed = autocast_dtype(x) is not None  # then any dtype fits that autocast would cast
             for each, tensor in (("weights", weight), ("biases", bias)):
                 fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
                     raise TypeError(f"{each}[{layer}] must have the dtype of {name}, {dtype}, got {tensor.dtype}")
 
 
+def check_corners(feat: Tensor, corners: Corners) -> None:
+    """Check that a plan is one for maps of feat's number, size and device."""
+    batch, shape = corners.at.shape[0], tuple(feat.shape[2:])
+    if corners.shape != shape:
+        raise ValueError(f"coord must be planned for maps of feat's size, {shape}, got a plan for {corners.shape}")
+    if batch not in (1, feat.shape[0]):
+        raise ValueError(f"coord must be planned for 1 or B = {feat.shape[0]} maps, got a plan for {batch}")
+    if corners.at.device != feat.device:
+        raise ValueError(f"coord must be on the device of feat, {feat.device}, got {corners.at.device}")
+
+
+def check_attention(feat: Tensor, values: Tensor, transformer: CornerTransformer, dropout: float) -> None:
+    """Check the values that are blended and the transformer's parameters against feat."""
+    check_tensor("values", values)
+    batch, width, *size = feat.shape
+    if values.ndim != 4 or values.shape[1] < 1 or [values.shape[0], *values.shape[2:]] != [batch, *size]:
+        raise ValueError(f"values must have shape [{batch}, V, {size[0]}, {size[1]}], got {list(values.shape)}")
+    if transformer.position_weight.shape[:1] != (width,):
+        shape = list(transformer.position_weight.shape)
+        raise ValueError(f"transformer.position_weight must have shape [{width}, 2] (D of feat), got {shape}")
+    if transformer.heads < 1 or width % transformer.heads:
+        raise ValueError(f"transformer.heads must divide D = {width}, got {transformer.heads}")
+    shapes = transformer.shapes()
+    for name, tensor in (("values", values), *((f"transformer.{key}", value) for key, value in transformer.tensors())):
+        expected = shapes.get(name.removeprefix("transformer."))
+        if expected is not None and tensor.shape != expected:
+            raise ValueError(f"{name} must have shape {list(expected)}, got {list(tensor.shape)}")
+        if tensor.device != feat.device:
+            raise ValueError(f"{name} must be on the device of feat, {feat.device}, got {tensor.device}")
+        if tensor.dtype != feat.dtype and autocast_dtype(feat) is None:
+            raise TypeError(f"{name} must have the dtype of feat, {feat.dtype}, got {tensor.dtype}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+
 def check_integers(name: str, values: Sequence[int], form: str) -> tuple[int, ...]:
-    """Return the integers of an argument whose form the message tells; symbols of a compiler stay what they are."""
+    """Return an argument's integers, keeping a compiler's symbols; error messages state the expected `form`."""
     try:
         values = tuple(values)
     except TypeError:
         raise TypeError(f"{name} must be {form}, got {values!r:.80}") from None
     try:
         return tuple([value if isinstance(value, int | torch.SymInt) else operator.index(value) for value in values])
-    except TypeError:  # NumPy's integers have an index, no float has
+    except TypeError:  # NumPy's integers have an index, floats do not
         raise TypeError(f"{name} must hold integers, got {values!r:.80}") from None
 
 

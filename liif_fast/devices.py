@@ -7,11 +7,7 @@ import torch
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device of that name; for "auto" a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: no such device, here or at all.
-    """
+    """Return the device of that name; for "auto" a GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

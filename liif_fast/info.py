@@ -9,13 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import liif_fast
+from liif_fast.images.errors import reason
 
 Row = tuple[str, str]
-
-
-def package_version() -> str:
-    """The version of liif_fast."""
-    return liif_fast.__version__
 
 
 def describe() -> list[Row]:
@@ -26,7 +22,7 @@ def describe() -> list[Row]:
 
     packages = ("numpy", "pillow", "safetensors", "pyyaml", "triton")
     return [
-        ("liif_fast", f"{package_version()} in {Path(liif_fast.__file__).parent}"),
+        ("liif_fast", f"{liif_fast.__version__} in {Path(liif_fast.__file__).parent}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"),
         ("packages", ", ".join(f"{name} {_installed(name)}" for name in packages)),
@@ -75,9 +71,9 @@ def _backends() -> list[Row]:
     biases = [torch.zeros(out, device=device) for out in widths[1:]]
     answer = explain(feat, coord, coord, weights, biases)
     rows = []
-    for name, can, reason in answer.answers:
+    for name, can, why in answer.answers:
         verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
-        rows.append((f"  {name}", f"{verdict}: {reason}" if reason else verdict))
+        rows.append((f"  {name}", f"{verdict}: {why}" if why else verdict))
     return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index)]
 
 
@@ -103,12 +99,8 @@ def _native_build() -> list[Row]:
             built = "built" if how.pop("built", False) else "not built"
             rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
     except Exception as error:  # whatever damaged JSON leads to; the other rows are needed all the more
-        return [("native build", f"{path.name} cannot be read: {_reason(error)}")]
+        return [("native build", f"{path.name} cannot be read: {reason(error)}")]
     return rows
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _words(value: object) -> str:
@@ -127,5 +119,5 @@ def _shipped_model() -> list[Row]:
     try:
         count = sum(parameter.numel() for parameter in load_model(path).parameters())
     except (OSError, ValueError) as error:
-        return [("model", f"cannot be used: {_reason(error)}")]
+        return [("model", f"cannot be used: {reason(error)}")]
     return [("model", f"{path.name}, {count:,} parameters, {path.stat().st_size / 2**20:.1f} MiB")]

@@ -1,5 +1,6 @@
 // The micro-kernel for AVX2 and FMA: 6 x 16 floats or 6 x 8 doubles in 12 of 16 registers.
 // max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does.
+#include "attention.h"
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -52,10 +53,39 @@ struct Vec<double> {
     }
 };
 
+#if defined(__GNUC__)
+void transpose_block(const float* const* rows, float* out, int64_t out_row) {
+    __m256 r[8], t[8];
+    LIIF_UNROLL
+    for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(rows[i]);
+    LIIF_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    LIIF_UNROLL
+    for (int i = 0; i < 8; i += 4) {  // then r[i + k] holds column 4 l + k of rows i to i + 3 in its half l
+        for (int k = 0; k < 2; ++k) {
+            const __m256d a = _mm256_castps_pd(t[i + k]), b = _mm256_castps_pd(t[i + 2 + k]);
+            r[i + 2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            r[i + 2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    }
+    LIIF_UNROLL
+    for (int k = 0; k < 4; ++k) {
+        _mm256_storeu_ps(out + k * out_row, _mm256_permute2f128_ps(r[k], r[4 + k], 0x20));
+        _mm256_storeu_ps(out + (4 + k) * out_row, _mm256_permute2f128_ps(r[k], r[4 + k], 0x31));
+    }
+}
+#endif
+
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
+#if defined(__GNUC__)
+#include "attention_backward_impl.h"
+#endif
 
 namespace liif {
 template <>
@@ -65,6 +95,13 @@ const Kernel<float>* kernel_avx2<float>() {
 template <>
 const Kernel<double>* kernel_avx2<double>() {
     return &table<double>;
+}
+const AttentionKernel* attention_avx2() {
+#if defined(__GNUC__)
+    return &attention_table;
+#else
+    return nullptr;
+#endif
 }
 }  // namespace liif
 
@@ -77,6 +114,9 @@ const Kernel<float>* kernel_avx2<float>() {
 }
 template <>
 const Kernel<double>* kernel_avx2<double>() {
+    return nullptr;
+}
+const AttentionKernel* attention_avx2() {
     return nullptr;
 }
 }  // namespace liif

@@ -1,6 +1,7 @@
 // The micro-kernel for AVX-512: 12 x 32 floats or 12 x 16 doubles in 24 of 32 registers.
-// max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does; the zero-masked form of it is the
-// plain one (all lanes on) without GCC 12's false warning about an undefined operand.
+// max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does. The zero-masked form with all lanes
+// on does the same as the plain one, without GCC 12's false warning about an undefined operand.
+#include "attention.h"
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -53,10 +54,45 @@ struct Vec<double> {
     }
 };
 
+#if defined(__GNUC__)
+void transpose_block(const float* const* rows, float* out, int64_t out_row) {
+    __m512 r[16], t[16];
+    LIIF_UNROLL
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(rows[i]);
+    LIIF_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_maskz_unpacklo_ps(0xffff, r[i], r[i + 1]);
+        t[i + 1] = _mm512_maskz_unpackhi_ps(0xffff, r[i], r[i + 1]);
+    }
+    LIIF_UNROLL
+    for (int i = 0; i < 16; i += 4) {  // then r[i + k] holds column 4 l + k of rows i to i + 3 in its quarter l
+        for (int k = 0; k < 2; ++k) {
+            const __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + 2 + k]);
+            r[i + 2 * k] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b));
+            r[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b));
+        }
+    }
+    LIIF_UNROLL
+    for (int k = 0; k < 4; ++k) {
+        const __m512 even = _mm512_maskz_shuffle_f32x4(0xffff, r[k], r[4 + k], 0x88),
+                     odd = _mm512_maskz_shuffle_f32x4(0xffff, r[k], r[4 + k], 0xdd);
+        const __m512 even2 = _mm512_maskz_shuffle_f32x4(0xffff, r[8 + k], r[12 + k], 0x88);
+        const __m512 odd2 = _mm512_maskz_shuffle_f32x4(0xffff, r[8 + k], r[12 + k], 0xdd);
+        _mm512_storeu_ps(out + k * out_row, _mm512_maskz_shuffle_f32x4(0xffff, even, even2, 0x88));
+        _mm512_storeu_ps(out + (4 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, odd, odd2, 0x88));
+        _mm512_storeu_ps(out + (8 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, even, even2, 0xdd));
+        _mm512_storeu_ps(out + (12 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, odd, odd2, 0xdd));
+    }
+}
+#endif
+
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
+#if defined(__GNUC__)
+#include "attention_backward_impl.h"
+#endif
 
 namespace liif {
 template <>
@@ -66,6 +102,13 @@ const Kernel<float>* kernel_avx512<float>() {
 template <>
 const Kernel<double>* kernel_avx512<double>() {
     return &table<double>;
+}
+const AttentionKernel* attention_avx512() {
+#if defined(__GNUC__)
+    return &attention_table;
+#else
+    return nullptr;
+#endif
 }
 }  // namespace liif
 
@@ -78,6 +121,9 @@ const Kernel<float>* kernel_avx512<float>() {
 }
 template <>
 const Kernel<double>* kernel_avx512<double>() {
+    return nullptr;
+}
+const AttentionKernel* attention_avx512() {
     return nullptr;
 }
 }  // namespace liif

@@ -1,5 +1,6 @@
-// The micro-kernel for everything else, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code;
-// other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
+// The micro-kernel for other processors, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code.
+// Other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
+#include "attention.h"
 #include "kernel.h"
 #include "unroll.h"
 
@@ -68,10 +69,22 @@ struct Vec {
     static factor row(const T* a) { return broadcast(*a); }
 };
 
+#if defined(__GNUC__)
+void transpose_block(const float* const* rows, float* out, int64_t out_row) {
+    constexpr int lanes = Vec<float>::lanes;
+    for (int i = 0; i < lanes; ++i) {
+        for (int j = 0; j < lanes; ++j) out[i * out_row + j] = rows[j][i];
+    }
+}
+#endif
+
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
+#if defined(__GNUC__)
+#include "attention_backward_impl.h"
+#endif
 
 namespace liif {
 template <>
@@ -81,5 +94,12 @@ const Kernel<float>* kernel_portable<float>() {
 template <>
 const Kernel<double>* kernel_portable<double>() {
     return &table<double>;
+}
+const AttentionKernel* attention_portable() {
+#if defined(__GNUC__)
+    return &attention_table;
+#else
+    return nullptr;
+#endif
 }
 }  // namespace liif

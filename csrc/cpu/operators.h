@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& 
                                   const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble);
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, bool places);
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                         const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid);
@@ -40,6 +40,15 @@ std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, co
 
 Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                            const Tensor& saved);
+
+std::tuple<Tensor, Tensor> attend(const Tensor& table, const Tensor& at, const Tensor& rel, const Tensor& values,
+                                  const Tensor& products, const Tensor& square, const Tensor& bias,
+                                  const Tensors& parameters, int64_t width, int64_t heads);
+
+Tensors attend_backward(const Tensor& grad, const Tensor& weight_grad, const Tensor& weight, const Tensor& table,
+                        const Tensor& at, const Tensor& rel, const Tensor& values, const Tensor& products,
+                        const Tensor& square, const Tensor& bias, const Tensors& parameters, int64_t width,
+                        int64_t heads);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);

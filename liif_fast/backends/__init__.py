@@ -1,8 +1,8 @@
-"""The backends and the choice between them.
+"""Choose between the backends.
 
-A backend is a module of this package, with a NAME and the functions of `Backend`. Importing it must be light (no
-driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`MODULES`. One that runs operators of `liif_fast.ops` on a GPU has their functions in `OPERATORS`, by name.
+A backend is a module of this package, with a NAME and the functions of `Backend`. Its import must be light (no driver,
+no compiler, no Triton); heavy work waits until `can_run` or the call itself. To add one, add its name to `MODULES`. A
+backend that runs operators of `liif_fast.ops` on a GPU lists their functions in `OPERATORS`, by name.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ logger = logging.getLogger("liif_fast")
 
 MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
 NAMES = tuple(MODULES)
-# `auto` takes these everywhere, fastest first; torch runs everything.
+# `auto` takes these on every machine, fastest first; torch runs every call.
 AUTO = ("cpu", "torch")
-# These it takes on a machine where `liif-fast qualify` has passed them and found them faster, and nowhere else.
+# `auto` takes these only on a machine where `liif-fast qualify` has passed them and found them faster.
 QUALIFIED = ("cuda", "triton")
 NO_VERDICT = "the fused GPU kernels are off until `liif-fast qualify` has passed them here, which takes up to 5 minutes"
 OFF = "off in auto until `liif-fast qualify` has passed it here"
-# A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
-# but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
-# where this is 1 (backend cpu) to 3 (backend torch).
+# A gathered and unfolded row costs this many times a convolved latent. The multiply-adds are the same (9*C*hidden), but
+# its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
+# a ratio of 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
 
 
 class RefusedError(RuntimeError):
-    """The backend named cannot run a call."""
+    """Report that the named backend cannot run a call."""
 
 
 class Backend(Protocol):
-    """The functions of a backend module; every argument has been validated."""
+    """Declare the functions of a backend module; every argument has been validated."""
 
     NAME: str
 
@@ -66,7 +66,7 @@ class Backend(Protocol):
         biases: Sequence[Tensor],
         switches: Switches,
         recompute: bool | None,
-    ) -> Tensor: ...  # with PLACES = True in the module also place: Place | None = None, at the end
+    ) -> Tensor: ...  # a module with PLACES = True also takes place: Place | None = None, at the end
 
     def gather_corners(
         self, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches
@@ -84,12 +84,12 @@ def _import(name: str) -> Backend | str:
         return f"cannot be imported: {error}"
 
 
-_backends: dict[str, Backend | str] = {}  # a module, or why there is none
+_backends: dict[str, Backend | str] = {}  # a module, or the reason why it cannot be imported
 _said: set[str] = set()
 
 
 def load() -> None:
-    """Import every backend module (light by contract) and register operators; `liif_fast.functional` does so once."""
+    """Import every backend module (light by contract) and register its operators; `liif_fast.functional` does so."""
     for name in NAMES:
         _backends[name] = _import(name)
     found = [operator for backend in _backends.values() for operator in getattr(backend, "OPERATORS", ())]
@@ -116,6 +116,8 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
     backend = _backends[name]
     if isinstance(backend, str):
         return False, backend
+    if not hasattr(backend, call.op):
+        return False, f"has no {call.op}"
     if call.place is not None and not getattr(backend, "PLACES", False):
         return False, "renders whole feature maps only, not a part of one"
     return backend.can_run(call)
@@ -130,10 +132,10 @@ def _say_once(message: str, level: int = logging.INFO) -> None:
 def order(call: Call, *others: Call) -> tuple[str, ...]:
     """Return the backends that "auto" tries for a call: qualified and faster ones, the fastest first, then AUTO.
 
-    An exported program gets AUTO alone, because it runs on other machines, too.
+    An exported program gets AUTO alone, because it may run on other machines.
 
     Args:
-        others: what the same backend is to run as well; there it need only be right.
+        others: further calls for the same backend, which it must run correctly but not faster.
     """
     if exporting():
         return AUTO
@@ -148,7 +150,7 @@ def _need(call: Call) -> verdict.Need:
 
 
 def _say_what_is_off(call: Call, names: Sequence[str]) -> None:
-    """Say once that fused kernels wait for a verdict, or how the verdict on this kind of call was."""
+    """Log once that fused kernels wait for a verdict, or the verdict on this kind of call."""
     kind, index = call.device.type, call.device.index
     if verdict.read(kind, index) is None:
         due = kind == "cuda" and NO_VERDICT not in _said and verdict.wanted()
@@ -161,11 +163,11 @@ def _say_what_is_off(call: Call, names: Sequence[str]) -> None:
 
 
 def choose(call: Call, name: str) -> Backend:
-    """Return the backend to run `call`: the one named, or with "auto" the fastest that can.
+    """Return the backend to run `call`: the named one, or with "auto" the fastest that can.
 
     Raises:
         ValueError: no backend has that name.
-        RefusedError: the backend named cannot run this call; the message has its reason.
+        RefusedError: the named backend cannot run this call; the message gives the reason.
     """
     if name not in ("auto", *NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {name!r}")
@@ -179,7 +181,7 @@ def choose(call: Call, name: str) -> Backend:
 
 
 class Explanation(NamedTuple):
-    """Every backend's answer to a call; prints as a table."""
+    """Hold every backend's answer to a call; it prints as a table."""
 
     chosen: str
     answers: tuple[tuple[str, bool, str], ...]  # name, can run, reason
@@ -192,7 +194,7 @@ class Explanation(NamedTuple):
 
 
 def explain(call: Call, name: str) -> Explanation:
-    """Return every backend's answer to `call`, and which one `name` (perhaps "auto") chooses, "" if none."""
+    """Return every backend's answer to `call`, and the one that `name` (or "auto") chooses, or "" if it finds none."""
     answers = tuple((each, *_answer(each, call)) for each in NAMES)
     can_run = [each for each, can, _ in answers if can]
     wanted = order(call) if name == "auto" else (name,)
@@ -200,7 +202,7 @@ def explain(call: Call, name: str) -> Explanation:
 
 
 def _answer(name: str, call: Call) -> tuple[bool, str]:
-    """Return the answer of a backend, and of one that it can also how `auto` has it."""
+    """Return a backend's answer; if it can run the call and needs a verdict, the reason includes the verdict."""
     can, reason = ask(name, call)
     if not can or name not in QUALIFIED or name in AUTO:
         return can, reason
@@ -209,23 +211,23 @@ def _answer(name: str, call: Call) -> tuple[bool, str]:
 
 
 def factorises(latents: int, rows: int) -> bool:
-    """Say whether the first layer is to be convolved over the whole map (else it is applied to gathered rows).
+    """Say whether to convolve the first layer over the whole map instead of applying it to gathered rows.
 
     Args:
         latents: H*W, the positions of one map.
         rows: K*Q, the (query, corner) pairs that read it.
 
     Returns:
-        True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
-        direct form, cost GATHERED_ROW * K*Q.
+        True for the factorised form, cost H*W (always in an exported program, because it must serve every size); False
+        for the direct form, cost GATHERED_ROW * K*Q.
     """
     return exporting() or rows * GATHERED_ROW >= latents
 
 
 def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
-    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass.
+    """Return how many of `count` queries (or rows), with `elements` activations each, keep them for the backward pass.
 
-    All with recompute=False; by default so many as fit into `limit` bytes.
+    With recompute=False all keep them; by default as many as fit into `limit` bytes.
     """
     if not train or recompute:
         return 0

@@ -1,7 +1,7 @@
-"""The verdict of `liif-fast qualify` on the kernels of this machine: that command writes it, `auto` reads it.
+"""Keep the verdict on this machine's kernels: `liif-fast qualify` writes it, `auto` reads it.
 
 A verdict holds for one key: the sources, PyTorch, CUDA, Triton, the driver and the device. A process reads it once and
-keeps what it has read, so that no call changes its bits between two steps, two graphs or two replays.
+keeps it, so that no call changes its bits between two steps, two graphs or two replays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("liif_fast")
 
 VARIABLE = "LIIF_FAST_VERDICT"
 FORMAT = 1
-# Variables that change what is compiled, or which kernel runs.
+# Variables that change the compiled code or select another kernel.
 CODE_VARIABLES = (
     "DISABLE_LLVM_OPT",
     "DISABLE_PTXAS_OPT",
@@ -50,15 +50,15 @@ Need = tuple[str, torch.dtype, bool]  # operator, dtype of the products, whether
 
 
 class Verdict(NamedTuple):
-    """What `liif-fast qualify` has found; prints as a table.
+    """Hold the findings of `liif-fast qualify`; it prints as a table.
 
     Attributes:
-        path: the file it is kept in.
-        key: what it holds for.
-        made: when, ISO 8601.
-        results: for each backend and unit ("decode, float16, training"): `correct`, `why` not, and of a right one the
-            median `ratio` of the time of `than` to its own, and whether `auto` takes it (`taken`). A unit without
-            `correct` was not decided.
+        path: the verdict's file.
+        key: the sources, versions and device for which it holds.
+        made: date and time, ISO 8601.
+        results: for each backend and unit ("decode, float16, training"): `correct`, or `why` not. A correct unit also
+            has the median `ratio` of the time of `than` to its own, and whether `auto` takes it (`taken`). A unit
+            without `correct` was not decided.
     """
 
     path: Path
@@ -73,19 +73,19 @@ class Verdict(NamedTuple):
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
     def summary(self) -> str:
-        """Count what passed and what `auto` takes, in one line."""
+        """Return one line with the numbers of kinds that passed and that `auto` takes."""
         units = [of for found in self.results.values() for of in found.values()]
         passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
         return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
 
 
 def unit(op: str, precision: str, training: bool) -> str:
-    """Name a kind of call, as the results do."""
+    """Return the name of a kind of call, a key of the results."""
     return f"{op}, {precision}{', training' if training else ''}"
 
 
 def says(of: dict[str, Any]) -> str:
-    """Say how a unit stands."""
+    """Return the verdict on a unit in words."""
     if "correct" not in of:
         return f"not decided: {of.get('why', 'not examined')}"
     if not of["correct"]:
@@ -95,7 +95,7 @@ def says(of: dict[str, Any]) -> str:
 
 
 def place() -> Path | None:
-    """Return the folder of the verdicts, or the one file that LIIF_FAST_VERDICT names; None if it says "off"."""
+    """Return the folder of the verdicts, or the one file that LIIF_FAST_VERDICT names; None if it is "off"."""
     chosen = os.environ.get(VARIABLE)
     if chosen == "off":
         return None
@@ -112,21 +112,21 @@ def path_of(key: Key) -> Path:
     """Return the file of the verdict for a key.
 
     Raises:
-        ValueError: LIIF_FAST_VERDICT says that there is none.
+        ValueError: LIIF_FAST_VERDICT is "off".
     """
     chosen = place()
     if chosen is None:
-        raise ValueError(f"{VARIABLE}=off: no verdict is kept; unset it, or let it name a file or a folder")
+        raise ValueError(f"{VARIABLE}=off: no verdict is kept; unset it, or set it to a file or a folder")
     if chosen.suffix == ".json":
         return chosen
     return chosen / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
 def key(kind: str, index: int | None) -> Key:
-    """Return what a verdict for a device of this machine depends on; starts no process.
+    """Return the key of a verdict for a device of this machine, without starting a process.
 
     Raises:
-        RuntimeError, OSError: the device or the sources cannot be asked.
+        RuntimeError, OSError: the device or the sources cannot be read.
     """
     found = importlib.util.find_spec("triton")
     version = (
@@ -144,7 +144,7 @@ def key(kind: str, index: int | None) -> Key:
 
 
 def _digest(kind: str) -> str:
-    """Hash the kernels, the Python code that launches them, and the extension as it was built."""
+    """Hash the kernels, the Python code that launches them, and the built extension."""
     from liif_fast import kernels
 
     root = Path(liif_fast.__file__).parent
@@ -158,7 +158,7 @@ def _digest(kind: str) -> str:
 
 
 def _setting(value: str) -> str:
-    """Return a variable's value; of a program also size and date, since another one may come in its place."""
+    """Return a variable's value; for a program also its size and date, because it may be replaced."""
     file = Path(value)
     return f"{value} {file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else value
 
@@ -175,13 +175,13 @@ def _gpu(index: int | None) -> dict[str, Any]:
 
 
 def _driver() -> str:
-    """Return the driver's build as NVML has it, or at least the version of CUDA that it offers."""
+    """Return the driver's build from NVML, or else the version of CUDA that it offers."""
     try:
         nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(96)
         if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0:
             return text.value.decode()
-    except (OSError, AttributeError):  # not there, or of another time
+    except (OSError, AttributeError):  # missing, or of another version
         pass
     return f"CUDA {getattr(torch._C, '_cuda_getDriverVersion', lambda: 0)()}"
 
@@ -192,7 +192,7 @@ def _cpu() -> dict[str, Any]:
 
 @functools.cache
 def read(kind: str, index: int | None) -> Verdict | None:
-    """Return the verdict for a device, None if there is none; the first answer stays for the life of the process."""
+    """Return the verdict for a device, or None without one; the first answer stays for the life of the process."""
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         return None
     try:
@@ -206,27 +206,27 @@ def read(kind: str, index: int | None) -> Verdict | None:
 
 
 def load(path: Path, wanted: Key) -> Verdict | None:
-    """Read a file of a verdict; None if it is not there, is of another key, or others could have written it."""
+    """Read a verdict's file; return None if it is missing, has another key, or others could have written it."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if hasattr(os, "getuid") and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022):
-                logger.warning("%s: not taken, since it belongs to another user or others may write it", path)
+                logger.warning("%s: not used, because it belongs to another user or others may write it", path)
                 return None
             content = json.load(file)
         if content["format"] != FORMAT or content["key"] != wanted:
             return None
         return Verdict(path, wanted, content["made"], content["results"])
-    except OSError as error:  # mostly there is none
+    except OSError as error:  # usually the file does not exist
         logger.info("%s: no verdict: %s", path, error.strerror)
         return None
     except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: is no verdict that can be read (%r); `liif-fast qualify` writes it anew", path, error)
+        logger.warning("%s: cannot be read as a verdict (%r); run `liif-fast qualify` again", path, error)
         return None
 
 
 def write(verdict: Verdict) -> None:
-    """Put a verdict in the place of its file, as a whole, readable by all and writable by its owner."""
+    """Replace a verdict's file as a whole, readable by all and writable by its owner."""
     content = {"format": FORMAT, "made": verdict.made, "key": verdict.key, "results": verdict.results}
     verdict.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(verdict.path) as file:
@@ -235,12 +235,12 @@ def write(verdict: Verdict) -> None:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Name the precision of products in a dtype, as units do: float32 is either strict or TF32."""
+    """Return the name of the precision of products in a dtype; float32 is either strict or TF32."""
     return "tf32" if dtype == torch.float32 and tf32_allowed() else str(dtype).removeprefix("torch.")
 
 
 def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str, Any]:
-    """Return what the verdict has on a kind of call on a backend; {} if it has nothing."""
+    """Return the verdict's entry for a kind of call on a backend, or {} without one."""
     found = read(kind, index)
     op, dtype, training = need
     return {} if found is None else found.results.get(backend, {}).get(unit(op, precision(dtype), training), {})
@@ -257,5 +257,5 @@ def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[st
     return tuple(sorted(names, key=lambda name: -ratios[name]["ratio"]))
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo.
 faster._dynamo_marked_constant = True  # type: ignore[attr-defined]

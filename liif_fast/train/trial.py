@@ -49,16 +49,8 @@ def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> 
     "auto" is decided here, once, so that a training that is resumed elsewhere does not change it unseen.
 
     Args:
-        stepper: whose models and `backend` are set.
-        batch: of a sample or more; nothing is learnt from it.
         asked: the configuration's backend, "auto" for the fastest; None keeps the recorded one where it can run.
         recorded: the checkpoint's; None if it has none.
-
-    Returns:
-        Remarks on what does not go on as it was.
-
-    Raises:
-        ValueError: if the model cannot compute the batch, the backend asked for refuses, or there is none to choose.
     """
     names: list[Any] = [asked]
     if not _undecided(stepper.model):

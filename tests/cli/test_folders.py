@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ import torch
 from PIL import Image, ImageCms
 
 import liif_fast
-from liif_fast import upscaling
 from liif_fast.cli import main
-from liif_fast.images import Picture, read_image, write_strips
+from liif_fast.images import read_image, write_strips
 
 from .support import without_notices
 
@@ -205,30 +203,6 @@ def test_capitals_that_the_file_system_does_not_tell_apart(
     os.link(photo, photo.with_name("other.png"))  # a hard link and no more: the input stays
     assert run(capsys, photo, photo.with_name("other.png"), "--scale", 2, "--model", model) == (0, [])
     assert photo.read_bytes() == before
-
-
-def test_outputs_that_the_file_system_does_not_tell_apart(
-    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    """The first stays, the second is named and fails."""
-    (mixed / "broken.png").unlink()
-    (mixed / "PALETTE.gif").write_bytes((mixed / "palette.gif").read_bytes())
-    upscale_picture = upscaling.upscale_picture
-
-    def fold(picture: Picture, target: upscaling.Target, *args: Any) -> None:
-        upscale_picture(picture, target, *args)
-        path = Path(target.path)
-        if path.name == "PALETTE.png":
-            os.link(path, path.with_name("palette.png"))
-
-    monkeypatch.setattr(upscaling, "upscale_picture", fold)
-    out = tmp_path / "out"
-    code, err = run(capsys, mixed, out, "--scale", 2, "--model", model)
-    assert (code, err[-1]) == (1, "liif-fast: 5 written, 1 failed")
-    assert err[0] == (
-        f"liif-fast: error: {mixed / 'palette.gif'}: {out / 'palette.png'} is {out / 'PALETTE.png'}, "
-        f"made of {mixed / 'PALETTE.gif'}; rename one"
-    )
 
 
 @pytest.mark.parametrize(("gone", "broken"), [("pipe", False), ("terminal", True)])

@@ -17,7 +17,7 @@ import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
 
-from .support import ROOT, assert_one_line, raising
+from .support import ROOT, assert_one_line
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -117,17 +117,6 @@ def test_a_reader_that_leaves_does_not_cost_the_caller_his_streams(
             stream.close()
     assert not sys.stderr.closed
     assert capsys.readouterr().err == ""
-
-
-def test_a_broken_pipe_that_is_not_ours_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To a worker process that has died, for one."""
-    from liif_fast.cli import info
-
-    monkeypatch.setattr(info, "run", raising(BrokenPipeError(32, "Broken pipe")))
-    assert main(["info"]) == 1
-    assert_one_line(capsys.readouterr().err, "Broken pipe")
 
 
 def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ SOME = [
     (MAIN, "90", "decode gather_corners", "fp16"),
     (MAIN, "80", "decode", "fp16"),
     (MAIN, "90", "fused_mlp project", "fp16"),
+    (MAIN, "90", "decode-64-8", "fp16"),
     (MAIN, "89 100 120", "render", "bf16"),
     *((version, "90 80", "decode", "fp16") for version in TRIED[1:]),
     *((version, "80", "render", "tf32x3") for version in TRIED),
@@ -73,6 +74,9 @@ def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, p
         assert entry["spill_bytes"] == 0
         if entry["matrix"]:
             assert entry["matrix_instructions"] > 0
+            assert entry["narrow_accesses"] <= 4
+            assert not entry["warnings"]
+            assert entry["shuffles"] <= 16  # the corners of 3 outputs, not of 256 hidden values, are summed over lanes
             if entry["arch"] == "sm_90" and precision != "tf32x3":
                 assert entry["instructions"]["HGMMA"] > 0
 
@@ -100,7 +104,8 @@ def test_the_full_report_is_of_this_table(version):
     assert reported == expected
 
 
-@pytest.mark.parametrize("version", TRIED[1:])
+@pytest.mark.skipif(TRIED == [MAIN], reason="make ptx runs it")
+@pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
     """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_operator.py", "-k"]

@@ -5,13 +5,13 @@ import torch
 
 from liif_fast import functional
 from liif_fast.backends.cpu import BFLOAT16
+from liif_fast.ops import attend, resize, sm90
 from liif_fast.ops import decode as decode_ops
-from liif_fast.ops import resize, sm90
 
 from .support import Problem, make_layers
 
 ops = torch.ops.liif_fast
-assert functional and decode_ops and resize and sm90  # importing them defines the operators
+assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
 
 
 def samples():
@@ -42,7 +42,8 @@ def samples():
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
-            yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, None)
+            for places in (True, False):
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, places, None)
         grad = torch.randn(2, 3, 4, 5)
         saved = torch.randn(2 * 20 * rows // 14, 8)
         for kept in (saved, saved[:0]):
@@ -67,6 +68,7 @@ def samples():
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
+    yield from attend_samples()
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
@@ -93,6 +95,23 @@ def low_samples():
     x = torch.randn(11, 5).to(low)
     yield "fused_mlp", (x, *layers, (5, 9), None)
     yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
+
+
+def attend_samples():
+    """No block, one, and two; the table's rows are the wider for a block."""
+    for depth, width in ((0, 6), (1, 6), (2, 4)):
+        linear = 3 * width if depth else 1
+        table = torch.randn(20, linear + (width if depth else 0) + 3)
+        corners = (torch.randint(0, 20, (9, 4)), torch.randn(9, 4, 2), torch.randn(20, 2))
+        vector, square = torch.randn(width), torch.randn(width, width)
+        block = [square, vector, vector, vector, square, vector, square, vector]
+        later = [vector, vector, torch.randn(3 * width, width), *block]
+        head = [vector, vector, torch.randn(1, width), torch.randn(1)]
+        parameters = [*block, *(later if depth > 1 else ()), *head] if depth else []
+        factors = (torch.randn(table.shape[1] - 3, 2), torch.randn(2, 2), torch.randn(linear))
+        arguments = (table, *corners, *factors, parameters, width, 2)
+        yield "attend", arguments
+        yield "attend_backward", (torch.randn(9, 2), torch.randn(9, 4), torch.rand(9, 4), *arguments)
 
 
 SAMPLES = list(samples())
