@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it. Nothing is imported before it is asked for, so that importing the
 # package touches no driver, builds nothing and imports no Triton.
 _HOMES = {
+    "ILN": "liif_fast.models.iln",
     "LIIF": "liif_fast.models.liif",
     "LIIFDecoder": "liif_fast.layers",
     "MetaSR": "liif_fast.models.metasr",
@@ -26,7 +27,7 @@ _HOMES = {
     "upscale_file": "liif_fast.upscaling",
     "upscale_strips": "liif_fast.upscaling",
 }
-_ROOMS = ("backends", "coord", "data", "functional", "kernels", "layers", "metrics", "models", "ops", "train")
+_ROOMS = ("backends", "coord", "data", "functional", "kernels", "layers", "lidar", "metrics", "models", "ops", "train")
 
 __all__ = [*_HOMES, "functional", "layers", "models"]
 

@@ -33,7 +33,7 @@ Place = tuple[int, int, int, int]  # top, left in a map of height, width
 class Call(NamedTuple):
     """Describe a call to a backend, which then says whether it can run it."""
 
-    op: str  # "decode", "render", "gather_corners" or "fused_mlp"
+    op: str  # "decode", "render", "gather_corners", "attend_corners" or "fused_mlp"
     device: torch.device
     dtype: torch.dtype  # of feat (of x for fused_mlp)
     shape: tuple[int, ...]  # of feat [B, C, H, W] (of x for fused_mlp)

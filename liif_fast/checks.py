@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from liif_fast.attention import Corners, CornerTransformer
 from liif_fast.call import Switches, autocast_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -99,6 +100,41 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                 fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
                     raise TypeError(f"{each}[{layer}] must have the dtype of {name}, {dtype}, got {tensor.dtype}")
+
+
+def check_corners(feat: Tensor, corners: Corners) -> None:
+    """Check that a plan is one for maps of feat's number, size and device."""
+    batch, shape = corners.at.shape[0], tuple(feat.shape[2:])
+    if corners.shape != shape:
+        raise ValueError(f"coord must be planned for maps of feat's size, {shape}, got a plan for {corners.shape}")
+    if batch not in (1, feat.shape[0]):
+        raise ValueError(f"coord must be planned for 1 or B = {feat.shape[0]} maps, got a plan for {batch}")
+    if corners.at.device != feat.device:
+        raise ValueError(f"coord must be on the device of feat, {feat.device}, got {corners.at.device}")
+
+
+def check_attention(feat: Tensor, values: Tensor, transformer: CornerTransformer, dropout: float) -> None:
+    """Check the values that are blended and the transformer's parameters against feat."""
+    check_tensor("values", values)
+    batch, width, *size = feat.shape
+    if values.ndim != 4 or values.shape[1] < 1 or [values.shape[0], *values.shape[2:]] != [batch, *size]:
+        raise ValueError(f"values must have shape [{batch}, V, {size[0]}, {size[1]}], got {list(values.shape)}")
+    if transformer.position_weight.shape[:1] != (width,):
+        shape = list(transformer.position_weight.shape)
+        raise ValueError(f"transformer.position_weight must have shape [{width}, 2] (D of feat), got {shape}")
+    if transformer.heads < 1 or width % transformer.heads:
+        raise ValueError(f"transformer.heads must divide D = {width}, got {transformer.heads}")
+    shapes = transformer.shapes()
+    for name, tensor in (("values", values), *((f"transformer.{key}", value) for key, value in transformer.tensors())):
+        expected = shapes.get(name.removeprefix("transformer."))
+        if expected is not None and tensor.shape != expected:
+            raise ValueError(f"{name} must have shape {list(expected)}, got {list(tensor.shape)}")
+        if tensor.device != feat.device:
+            raise ValueError(f"{name} must be on the device of feat, {feat.device}, got {tensor.device}")
+        if tensor.dtype != feat.dtype and autocast_dtype(feat) is None:
+            raise TypeError(f"{name} must have the dtype of feat, {feat.dtype}, got {tensor.dtype}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
 
 def check_integers(name: str, values: Sequence[int], form: str) -> tuple[int, ...]:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.backends import Explanation
+from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.backends import Explanation, attention
 from liif_fast.backends.cuda import frozen_weights
 from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
+    check_attention,
     check_coord,
+    check_corners,
     check_feat,
     check_grid,
     check_integers,
@@ -27,6 +30,7 @@ from liif_fast.coord import latent_window, plan_corners
 from liif_fast.ops import flops
 
 __all__ = [
+    "attend_corners",
     "corner_plan",
     "explain",
     "frozen_weights",
@@ -35,6 +39,7 @@ __all__ = [
     "latents_read",
     "liif_decode",
     "liif_render",
+    "plan_attention",
 ]
 
 backends.load()
@@ -257,6 +262,74 @@ def fused_mlp(
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     call = _call("fused_mlp", x, rows, weights, biases, Switches(), None, None)
     return backends.choose(call, backend).fused_mlp(x, weights, biases, recompute)
+
+
+def plan_attention(coord: Tensor, shape: Sequence[int], *, wrap: bool = False) -> Corners:
+    """Plan the corners of `attend_corners` once, for a stream of maps of one size.
+
+    Args:
+        coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; B = 1 serves any number of maps.
+        shape: (H, W) of the maps.
+        wrap: treat the columns as a circle: corners beyond the first or last column are those at the other end.
+
+    Returns:
+        The corners, in the order 00, 01, 10, 11.
+
+    Raises:
+        TypeError, ValueError: coord or shape cannot be used.
+    """
+    check_coord("coord", coord)
+    return attention.plan(coord, *check_shape("shape", shape, "(H, W)"), wrap)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    coord: Tensor | Corners,
+    transformer: CornerTransformer,
+    *,
+    wrap: bool = False,
+    dropout: float = 0.0,
+    backend: str = "auto",
+    recompute: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Let a transformer weigh the four corners of each query, and blend given values with the weights.
+
+    The tokens are the latents of the four corners, each with an embedding of its rel; the transformer's logits go
+    through a softmax over the corners.
+
+    Args:
+        feat: [B, D, H, W] floating point, the latents.
+        values: [B, V, H, W] of feat's dtype, what is blended.
+        coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; corners as of `corner_plan`. Or the result of
+            `plan_attention`.
+        transformer: its parameters, of feat's dtype.
+        wrap: as for `plan_attention`, which has it already if that made coord.
+        dropout: probability, after each linear map of a block and after gelu; on the backends without kernels.
+        backend, recompute: as for `liif_decode`.
+
+    Returns:
+        out [B, Q, V], a convex combination of four values each, and the weights [B, Q, 4] of the corners 00, 01, 10,
+        11; dtype of feat.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `liif_decode`.
+
+    Source: ILN (arXiv 2203.06413), the weight prediction.
+    """
+    check_feat(feat)
+    if isinstance(coord, Corners):
+        check_corners(feat, coord)
+        corners = coord
+    else:
+        check_queries(feat, coord, None, cell_decode=False)
+        corners = plan_attention(coord, feat.shape[2:], wrap=wrap)
+    check_attention(feat, values, transformer, dropout)
+    tensors = tuple(tensor for _, tensor in transformer.tensors())
+    queries, rel = corners.at.shape[1], corners.rel
+    call = _call("attend_corners", feat, queries, (values, *tensors), (), Switches(False, True, False), rel, None)
+    chosen: Any = backends.choose(call._replace(widths=()), backend)
+    return chosen.attend_corners(feat, values, corners, transformer, dropout, recompute)
 
 
 def explain(

@@ -113,6 +113,8 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
     backend = _backends[name]
     if isinstance(backend, str):
         return False, backend
+    if not hasattr(backend, call.op):
+        return False, f"has no {call.op}"
     if call.place is not None and not getattr(backend, "PLACES", False):
         return False, "renders whole feature maps only, not a part of one"
     return backend.can_run(call)

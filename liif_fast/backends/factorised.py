@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.backends import factorises
+from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.backends import attention, factorises
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres_at, latent_window, plan_corners
@@ -469,3 +471,16 @@ def _mlp(x: Tensor, *params: Tensor) -> Tensor:
     for layer in range(0, len(params), 2):
         x = F.linear(F.relu(x) if layer else x, params[layer], params[layer + 1])
     return x
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    form = partial(attention.factorised, recompute=recompute)
+    return attention.run(form, feat, values, corners, transformer, dropout)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.backends import attention
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres, plan_corners
 
@@ -101,3 +103,15 @@ def render(
         cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
         strips.append(decode(feat, coord, cells, weights, biases, switches, recompute, place))
     return torch.cat(strips, 1).transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    return attention.run(attention.plain, feat, values, corners, transformer, dropout)

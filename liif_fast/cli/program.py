@@ -17,6 +17,7 @@ from liif_fast.cli import (
     deserted,
     eval,
     info,
+    lidar,
     models,
     plot,
     say,
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="on an error, show Python's traceback too (for bug reports)"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (upscale, verify, models, train, plot, eval, info, bench):
+    for command in (upscale, lidar, verify, models, train, plot, eval, info, bench):
         command.add(subparsers)
     return parser
 

@@ -17,6 +17,7 @@ from liif_fast.models.registry import make
 FOLDER_VARIABLE = "LIIF_FAST_MODELS"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 SHIPPED = "edsr-small-liif"
+SHIPPED_LIDAR = "iln-small-streets"
 
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
@@ -89,9 +90,9 @@ FAMILIES = (
 )
 
 
-def shipped_model() -> Path:
-    """The checkpoint that comes with the package."""
-    return Path(str(files("liif_fast"))) / "assets" / f"{SHIPPED}.safetensors"
+def shipped_model(name: str = SHIPPED) -> Path:
+    """The checkpoint of that name that comes with the package."""
+    return Path(str(files("liif_fast"))) / "assets" / f"{name}.safetensors"
 
 
 def models_folder() -> Path:
@@ -111,8 +112,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     """The file that a path, the name of a file in the models folder, or the name of a model stands for.
 
     Args:
-        name: a path of a file; else `edsr-small-liif`, the model of the package; else a name in `models_folder()`, with
-            or without its ending, in capitals or not.
+        name: a path of a file; else `edsr-small-liif` or `iln-small-streets`, the models of the package; else a name in
+            `models_folder()`, with or without its ending, in capitals or not.
 
     Raises:
         FileNotFoundError: nothing has that name; the message says where it was looked for.
@@ -120,8 +121,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.parent != Path("."):
         return path
-    if str(name).lower() == SHIPPED:
-        return shipped_model()
+    if str(name).lower() in (SHIPPED, SHIPPED_LIDAR):
+        return shipped_model(str(name).lower())
     folder = models_folder()
     files = sorted(each for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
     there = {each.name.lower(): each for each in files} | {each.name: each for each in files}
@@ -136,6 +137,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{name}: not in {folder}; {'offered at ' if known.offered else ''}{known.source}")
     names = {
         SHIPPED,
+        SHIPPED_LIDAR,
         *(each.name for each in FAMILIES),
         *(each.name for each in files if each.suffix.lower() in SUFFIXES),
     }

@@ -32,7 +32,7 @@ from liif_fast.models.registry import make
 TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is misread without its metadata
 VERSION = 1.0
 # Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
-UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1}
+UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1, "wrap": False, "heads": 8}
 _REGISTER = "register the class of each part that is yours and build the model by its name, see docs/models.md"
 MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
 
@@ -47,8 +47,9 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
     """Build a model from a file or from a checkpoint in memory, running no code that it carries.
 
     Args:
-        source: path of a `.safetensors` or of a `.pth` of the original, or what such a `.pth` holds: the whole
-            `{'model': {...}, ...}` or the spec with its `sd`.
+        source: path of a `.safetensors` or of a `.pth` of LIIF's or ILN's authors, or what such a `.pth` holds: the
+            whole `{'model': {...}, ...}` or the spec with its `sd`. ILN's say `state_dict`, and `lidar_in` beside the
+            model.
         device: where the model goes.
 
     Returns:
@@ -98,8 +99,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model to a file that `load_model` reads; the old file stays until the new one is whole.
 
     A `.safetensors` whose metadata cannot be dropped without another image coming out (a residual, no local ensemble, a
-    res_scale other than 1, a data_norm other than 0.5) also holds the tensor `liif_fast.metadata_version`, because of
-    which a strict reader of the tensors alone refuses it.
+    res_scale other than 1, a data_norm other than 0.5, ILN with wrap or with other than 8 heads) also holds the tensor
+    `liif_fast.metadata_version`, because of which a strict reader of the tensors alone refuses it.
 
     Args:
         model: has `spec`, as every model of `make` has; its `data_norm`, if any, goes along.
@@ -237,10 +238,14 @@ def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
     model = content.get("model", content)
     if not isinstance(model, Mapping):
         raise ModelFileError(f"'model' must be a dict with 'name', 'args' and 'sd', got {type(model).__name__}")
+    if "sd" not in model and "state_dict" in model:  # as ILN's authors call it
+        model = {**model, "sd": model["state_dict"]}
     missing = [key for key in ("name", "args", "sd") if key not in model]
     if missing:
         raise ModelFileError(f"no {', '.join(map(repr, missing))} in the model; expected 'name', 'args' and 'sd'")
     spec = {"name": model["name"], "args": model["args"]}
+    if "lidar_in" in content and isinstance(spec["args"], Mapping):  # beside the model in the files of ILN's authors
+        spec["args"] = {**spec["args"], "lidar_in": content["lidar_in"]}
     _check_plain(spec, ModelFileError)
     if not isinstance(model["sd"], Mapping):
         raise ModelFileError(f"'sd' must be a dict of tensors, got {type(model['sd']).__name__}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 TILE = 512  # pixels a side without the overlap; 64 float32 channels of a tile with EDSR's are 86 MB
@@ -33,7 +34,8 @@ def encode_window(
     """Encode a window of an image, tile by tile if it is larger than a tile.
 
     Neighbouring tiles overlap by the encoder's receptive radius, so each feature sees the pixels that it would see in
-    the whole image, with the same zero padding at the image's border and nowhere else. An encoder whose
+    the whole image, with the same padding at the image's border and nowhere else; for an encoder with `wraps_columns`
+    (range images) the neighbours of the first column are the last ones. An encoder whose
     `receptive_radius` is None or absent (RCAN pools over the whole image) is run on the whole image.
 
     Args:
@@ -50,6 +52,7 @@ def encode_window(
         `[B, D, s*h, s*w]`, equal to that part of the whole image's features up to the rounding of float sums.
     """
     radius = getattr(encoder, "receptive_radius", None)
+    circle = getattr(encoder, "wraps_columns", False)
     height, width = shape
     if radius is None:
         rows_of, cols_of = [rows], [cols]
@@ -60,8 +63,8 @@ def encode_window(
     for y0, y1 in rows_of:
         for x0, x1 in cols_of:
             top, bottom = max(0, y0 - radius), min(height, y1 + radius)
-            left, right = max(0, x0 - radius), min(width, x1 + radius)
-            feat = encoder(read((top, bottom), (left, right)))
+            pieces, left = _columns(x0 - radius, x1 + radius, width, circle)
+            feat = encoder(torch.cat([read((top, bottom), piece) for piece in pieces], 3))
             if report is not None:
                 report((y1 - y0) * (x1 - x0))
             s = feat.shape[2] // (bottom - top)
@@ -73,6 +76,18 @@ def encode_window(
             out[:, :, s * (y0 - rows[0]) : s * (y1 - rows[0]), s * (x0 - cols[0]) : s * (x1 - cols[0])] = inner
     assert out is not None
     return out
+
+
+def _columns(left: int, right: int, width: int, circle: bool) -> tuple[list[Span], int]:
+    """Return the pieces of columns that a tile reads, from left to right, and the number of the first column.
+
+    Beyond the border there is nothing, or on a circle the other end; a tile that goes all around is the whole circle.
+    """
+    if not circle or right - left >= width:
+        left, right = max(0, left), min(width, right)
+        return [(0, width) if circle else (left, right)], 0 if circle else left
+    cut = [(left, min(right, 0)), (max(left, 0), min(right, width)), (max(left, width), right)]
+    return [(first % width, first % width + last - first) for first, last in cut if first < last], left
 
 
 def _spans(span: Span, tile: int) -> list[Span]:

@@ -67,3 +67,23 @@ def test_the_overlap_is_needed_and_bounded() -> None:
     assert max(sides[:4]) == 20 + radius
     encoder.receptive_radius = radius - 1
     assert worst() > 1e-9
+
+
+@pytest.mark.parametrize("shape", [(37, 61), (16, 150), (1, 40), (5, 5), (40, 17), (3, 1)])
+@pytest.mark.parametrize("tile", [4, 16])
+def test_tiles_of_a_circle_read_across_the_seam(shape: tuple[int, int], tile: int) -> None:
+    torch.manual_seed(0)
+    encoder = make({"name": "edsr-lidar", "args": {"n_resblocks": 2, "n_feats": 4}}).double()
+    inp = torch.randn(2, 1, *shape, dtype=torch.float64)
+    widths: list[int] = []
+    encoder.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[3]))
+    with torch.no_grad():
+        whole = encoder(inp)
+        torch.testing.assert_close(encode(encoder, inp, tile=tile), whole, rtol=1e-12, atol=1e-12)
+        assert max(widths[1:]) <= max(min(tile + 2 * encoder.receptive_radius, shape[1]), 1)
+        height, width = shape
+        window = ((height // 3, height), (width // 2, width))
+        part = encode_window(
+            encoder, lambda rows, cols: inp[:, :, slice(*rows), slice(*cols)], shape, *window, tile=tile
+        )
+        torch.testing.assert_close(part, whole[:, :, slice(*window[0]), slice(*window[1])], rtol=1e-12, atol=1e-12)

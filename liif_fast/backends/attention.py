@@ -1,0 +1,197 @@
+"""`attend_corners` in plain PyTorch: the plain form, and the form whose first block is factorised.
+
+The first LayerNorm and the linear map L behind it (the first block's qkv; without blocks the head) split by latent.
+With C the centring, g and b of the norm, z' = z + bp and P = Wp, per latent
+
+    A = L diag(g) C z'      n0 = |C z'|^2      n1 = 2 (C P)' C z'
+
+and per corner, with R = L diag(g) C P and S = (C P)' C P,
+
+    L norm(z' + P rel) = (A + R rel) / sqrt((n0 + n1 . rel + rel' S rel) / D + epsilon) + L b
+
+so that a query gathers A, n0, n1 (and z' where the blocks need it) and no product of D x 3D is left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from liif_fast.attention import EPSILON, Block, Corners, CornerTransformer
+from liif_fast.call import autocast_dtype, without_autocast
+from liif_fast.coord import plan_corners
+
+CHUNK_QUERIES = 1 << 12
+KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
+
+
+def plan(coord: Tensor, height: int, width: int, wrap: bool) -> Corners:
+    """Return the corners of every query, coord [B, Q, 2].
+
+    With `wrap` the columns are a circle: the plan is that of a map with one more column at either side, whose latents
+    are those of the other end.
+    """
+    if not wrap:
+        index, rel, _ = plan_corners(coord, height, width, True)
+        return Corners(index[..., 0] * width + index[..., 1], rel, (height, width))
+    wider = torch.stack((coord[..., 0], coord[..., 1] * (width / (width + 2))), -1)
+    index, rel, _ = plan_corners(wider, height, width + 2, True)
+    return Corners(index[..., 0] * width + (index[..., 1] - 1) % width, rel, (height, width))
+
+
+def run(
+    form: Callable[..., tuple[Tensor, Tensor]],
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    net: CornerTransformer,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding."""
+    dtype = torch.promote_types(feat.dtype, torch.float32)
+    with without_autocast(feat):
+        parts = form(feat.to(dtype), values.to(dtype), corners, net.to(dtype), dropout)
+    out, weight = (part if autocast_dtype(feat) is not None else part.to(feat.dtype) for part in parts)
+    return out, weight
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, EPSILON)
+
+
+def _attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attend from each of the 4 tokens [..., 4, 3 D] to all of them; [..., 4, D]."""
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, -1))
+    # Products of 4 x D/h matrices are quicker element by element than one by one.
+    logits = (q.unsqueeze(-3) * k.unsqueeze(-4)).sum(-1) * q.shape[-1] ** -0.5
+    return (logits.softmax(-2).unsqueeze(-1) * v.unsqueeze(-4)).sum(-3).flatten(-2)
+
+
+def _finish(block: Block, x: Tensor, qkv: Tensor, heads: int, dropout: float) -> Tensor:
+    """Return the block's output for its input x [..., 4, D] and the products qkv [..., 4, 3 D] of its norm."""
+    mixed = _attention(qkv, heads)
+    if block.out_weight is not None:
+        mixed = F.dropout(F.linear(mixed, block.out_weight, block.out_bias), dropout)
+    x = x + mixed
+    hidden = F.gelu(F.linear(_norm(x, block.mlp_norm_weight, block.mlp_norm_bias), block.up_weight, block.up_bias))
+    return x + F.dropout(F.linear(F.dropout(hidden, dropout), block.down_weight, block.down_bias), dropout)
+
+
+def _logits(net: CornerTransformer, x: Tensor, first: int, dropout: float) -> Tensor:
+    """Return the logits [..., 4] from the input of block `first`."""
+    for block in net.blocks[first:]:
+        qkv = F.linear(_norm(x, block.norm_weight, block.norm_bias), block.qkv)
+        x = _finish(block, x, qkv, net.heads, dropout)
+    return F.linear(_norm(x, net.norm_weight, net.norm_bias), net.head_weight, net.head_bias)[..., 0]
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Return [B, C, H, W] as rows [B * H * W, C]."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _expanded(corners: Corners, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return index [B, Q, 4] and rel [B, Q, 4, 2], also of a plan that all images share."""
+    return corners.at.expand(len(feat), -1, -1), corners.rel.expand(len(feat), -1, -1, -1)
+
+
+def _flat(index: Tensor, latents: int) -> Tensor:
+    """Return the rows of `_rows` that the corners [B, Q, 4] read, one after the other."""
+    image = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
+    return (index + image * latents).flatten()
+
+
+def plain(
+    feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Return out [B, Q, V] and the weights [B, Q, 4] as the formula reads."""
+    index, rel = _expanded(corners, feat)
+    at = _flat(index, feat.shape[2] * feat.shape[3])
+    z = _rows(feat)[at].unflatten(0, index.shape)
+    x = z + F.linear(rel.to(z.dtype), net.position_weight, net.position_bias)
+    weight = _logits(net, x, 0, dropout).softmax(-1)
+    corner_values = _rows(values)[at].unflatten(0, index.shape)
+    return (weight.unsqueeze(-1) * corner_values).sum(-2), weight
+
+
+class _First(NamedTuple):
+    """The first LayerNorm and the linear map behind it, split by latent."""
+
+    table: Tensor  # rows [B * H * W, T]: A, n1, n0 and, with blocks, z'
+    products: Tensor  # [L + D, 2]: R, and P with blocks
+    squares: Tensor  # [2, 2]: S
+    bias: Tensor  # [L], L b
+    width: int  # D
+    linear: int  # L
+
+
+def _first(feat: Tensor, net: CornerTransformer) -> _First:
+    if net.blocks:
+        norm_weight, norm_bias, linear = net.blocks[0][:3]
+        bias = linear @ norm_bias
+    else:
+        norm_weight, norm_bias, linear = net.norm_weight, net.norm_bias, net.head_weight
+        bias = linear @ norm_bias + net.head_bias
+    z = _rows(feat) + net.position_bias
+    centred = z - z.mean(-1, keepdim=True)
+    place = net.position_weight - net.position_weight.mean(0)  # C P
+    scaled = linear * norm_weight
+    parts = [F.linear(centred, torch.cat((scaled, 2 * place.T))), centred.square().sum(-1, keepdim=True)]
+    products = [scaled @ place]
+    if net.blocks:
+        parts.append(z)
+        products.append(net.position_weight)
+    table, rel_products = torch.cat(parts, -1), torch.cat(products)
+    return _First(table, rel_products, place.T @ place, bias, z.shape[-1], len(linear))
+
+
+def _chunk(
+    first: _First, values: Tensor, net: CornerTransformer, at: Tensor, rel: Tensor, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Return out [N, V] and the weights [N, 4] of the queries whose corners are the rows `at` [4 N]; rel [4 N, 2]."""
+    row = first.table.index_select(0, at)
+    end = first.linear
+    n1, n0 = row[:, end : end + 2], row[:, end + 2]
+    variance = (n0 + (rel * (n1 + rel @ first.squares)).sum(-1)) / first.width
+    scale = (variance.clamp(min=0) + EPSILON).rsqrt().unsqueeze(-1)
+    normed = (row[:, :end] + rel @ first.products[:end].T) * scale + first.bias
+    if net.blocks:
+        x = (row[:, end + 3 :] + rel @ first.products[end:].T).view(-1, 4, first.width)
+        x = _finish(net.blocks[0], x, normed.view(-1, 4, end), net.heads, dropout)
+        logits = _logits(net, x, 1, dropout)
+    else:
+        logits = normed.view(-1, 4)
+    weight = logits.softmax(-1)
+    return (weight.unsqueeze(-1) * values.index_select(0, at).view(-1, 4, values.shape[-1])).sum(-2), weight
+
+
+def factorised(
+    feat: Tensor,
+    values: Tensor,
+    corners: Corners,
+    net: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return what `plain` does, chunk by chunk; in training chunks are computed again where they would take much."""
+    index, rel = _expanded(corners, feat)
+    at, rel = _flat(index, feat.shape[2] * feat.shape[3]), rel.flatten(0, 2).to(feat.dtype)
+    first, rows = _first(feat, net), _rows(values)
+    step = 4 * (max(len(at) // 4, 1) if torch.compiler.is_compiling() else CHUNK_QUERIES)
+    if torch.is_grad_enabled() and recompute is None:
+        kept = len(at) * first.width * (10 * len(net.blocks) + 4) * feat.dtype.itemsize
+        recompute = not torch.compiler.is_compiling() and kept > KEEP_BYTES
+
+    def run(at: Tensor, rel: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and recompute:
+            return checkpoint(_chunk, first, rows, net, at, rel, dropout, use_reentrant=False)
+        return _chunk(first, rows, net, at, rel, dropout)
+
+    parts = [run(*each) for each in zip(at.split(step), rel.split(step), strict=True)]
+    out, weight = (torch.cat(part).unflatten(0, index.shape[:2]) for part in zip(*parts, strict=True))
+    return out, weight

@@ -1,0 +1,257 @@
+"""`liif-fast lidar`: scans in, denser scans out."""
+
+import argparse
+import re
+import time
+from os.path import expanduser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liif_fast.cli import EXIT_CODES, say
+
+if TYPE_CHECKING:
+    from liif_fast.lidar.sensor import Sensor
+
+_ABOUT = "Make LiDAR scans denser: one file, or all in a folder."
+_EPILOG = """\
+Reads and writes KITTI's .bin, .pcd, .ply, and range images as .npy, .npz (range_m, altitude_deg) and .rimg. The
+measured points stay as they are; new ones are added between the lines. A new point at an edge between near and far
+that no measured one decides is left out and counted. In a folder a file that fails is named and the others go on; the
+exit code is then 1.
+"""
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "lidar", help="make LiDAR scans denser", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
+    )
+    parser.add_argument("input", type=expanduser, metavar="IN", help="a scan, or a folder of them")
+    parser.add_argument(
+        "output", type=expanduser, metavar="OUT", help="the file to write, its extension names the format; or a folder"
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--lines",
+        type=_lines,
+        metavar="N|xK",
+        help="N lines evenly from the first beam to the last; or K - 1 new ones between each two, as x4",
+    )
+    target.add_argument("--beams", type=expanduser, metavar="SENSOR", help="the beams of this sensor; as for --sensor")
+    parser.add_argument("--columns", type=_positive, metavar="M", help="of a turn (default: the input's)")
+    parser.add_argument(
+        "--sensor",
+        type=expanduser,
+        default="auto",
+        metavar="SENSOR",
+        help="of the input: a name as vlp-16 or os1-64, a .yaml, an Ouster's .json, an .npz scan; or auto (default),"
+        " from the file, its rings, its order or its elevations",
+    )
+    parser.add_argument(
+        "--input-columns", type=_positive, metavar="M", help="of the input's turn (default: the sensor's, or as found)"
+    )
+    parser.add_argument(
+        "--model",
+        type=expanduser,
+        metavar="MODEL",
+        help="an ILN's file, or a name; see models (default: the package's own)",
+    )
+    parser.add_argument(
+        "--edge",
+        type=_share,
+        default=0.6,
+        metavar="W",
+        help="where the four points around differ by more than 1 m + 5 %%,"
+        " one must weigh this much (default: 0.6); 0 keeps all",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="write what the model makes alone, without measured points"
+    )
+    parser.add_argument("--point-floats", type=_positive, metavar="N", help="floats a point of a .bin (default: 4)")
+    parser.add_argument(
+        "--format", choices=("bin", "pcd", "ply", "npy", "npz", "rimg"), help="of the outputs in a folder"
+    )
+    parser.add_argument("--png", action="store_true", help="a picture of both range images beside each output")
+    parser.add_argument("--bench", action="store_true", help="print the time of each stage")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the scans denser; returns the exit code."""
+    jobs = plan(args.input, args.output, args.format)
+    from liif_fast.lidar.sensor import Sensor
+
+    sensor = None if args.sensor.lower() == "auto" else Sensor.load(args.sensor)
+    if sensor is not None and args.input_columns:
+        sensor = sensor.with_columns(args.input_columns)
+    beams = Sensor.load(args.beams) if args.beams else None
+    if len(jobs) == 1:  # what is wrong with a file shows before torch is loaded
+        from liif_fast.lidar.scan import read_scan
+
+        read_scan(jobs[0][0], args.point_floats)
+    from liif_fast.lidar.densify import Densifier
+
+    work = Densifier(
+        load(args.model, args.device),
+        lambda own: asked(own, args.lines, beams, args.columns),
+        sensor,
+        edge=args.edge,
+        replace=args.replace,
+    )
+    failed, header = 0, False
+    for source, target in jobs:
+        try:
+            line = _densify(source, target, work, args)
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            if args.traceback or (len(jobs) == 1 and not isinstance(error, RuntimeError)):
+                raise
+            text = " ".join(str(error).split()) or type(error).__name__
+            say(f"error: {text if str(source) in text else f'{source}: {text}'}")
+            failed += 1
+            continue
+        if not header:
+            print(f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}")
+            header = True
+        print(line, flush=True)
+    if len(jobs) > 1 or failed:
+        say(f"{len(jobs) - failed} written" + (f", {failed} failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
+    """Pair every input with its output.
+
+    Args:
+        source: a scan, or a folder: every scan in it, by extension; hidden files are skipped.
+        target: for a file, a file or a folder; for a folder, a folder.
+        form: extension of outputs in a folder, without the dot; None keeps the input's.
+
+    Returns:
+        The pairs, in the order of names.
+
+    Raises:
+        ValueError: nothing to do, an output that is an input, two inputs with one output, or a name without a format.
+    """
+    from liif_fast.files import is_litter
+    from liif_fast.lidar.scan import FORMATS, ScanFileError, is_scan
+
+    if not source or not target:
+        raise ScanFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
+    origin, goal = Path(source), Path(target)
+
+    def named(path: Path) -> Path:
+        stem = path.name[: -len(".pcd.bin")] if path.name.lower().endswith(".pcd.bin") else path.stem
+        return goal / f"{stem}.{form}" if form else goal / f"{stem}{path.suffix}"
+
+    if origin.is_dir():
+        if goal.is_file() or (not goal.exists() and is_scan(target)):
+            raise ScanFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
+        files = sorted(each for each in origin.iterdir() if is_scan(each.name) and not is_litter(each.name))
+        jobs = [(each, named(each)) for each in files if each.is_file()]
+        if not jobs:
+            raise ScanFileError(f"{origin}: no scans in it; known are {', '.join(FORMATS)}")
+    else:
+        into_folder = goal.is_dir() or target.endswith("/")
+        if form and not into_folder:
+            raise ScanFileError(f"{goal}: --format names the files in a folder; give a folder as OUT")
+        jobs = [(origin, named(origin) if into_folder else goal)]
+    taken: dict[Path, Path] = {}
+    inputs = {each.resolve() for each, _ in jobs}
+    for each, out in jobs:
+        if not is_scan(out.name):
+            raise ScanFileError(f"{out}: its extension names no format; known are {', '.join(FORMATS)}")
+        if out.resolve() in inputs:
+            raise ScanFileError(f"{out}: is an input; choose another name or folder")
+        if out in taken:
+            raise ScanFileError(f"{out}: would be made of both {taken[out]} and {each}; rename one of them")
+        taken[out] = each
+    return jobs
+
+
+def asked(own: "Sensor", lines: tuple[str, int] | None, beams: "Sensor | None", columns: int | None) -> "Sensor":
+    """Return the sensor that the options ask for, given the input's."""
+    if beams is not None:
+        from dataclasses import replace
+
+        wanted = replace(own, beams=beams.beams, name=beams.name)
+    else:
+        assert lines is not None
+        wanted = own.between(lines[1]) if lines[0] == "x" else own.with_lines(lines[1])
+    return wanted.with_columns(columns or own.columns)
+
+
+def load(name: str | None, device: str) -> Any:
+    """Load the model on its device; ModelFileError if it is not one for LiDAR."""
+    from liif_fast.models.catalogue import SHIPPED_LIDAR, find_model
+    from liif_fast.models.checkpoint import ModelFileError, load_model
+    from liif_fast.models.iln import ILN, LidarLIIF
+    from liif_fast.upscaling import pick_device
+
+    path = find_model(name or SHIPPED_LIDAR)
+    model = load_model(path, pick_device(device))
+    if not isinstance(model, ILN | LidarLIIF):
+        raise ModelFileError(f"{path}: is not a model for LiDAR (iln, liif_lidar); upscale takes it, lidar does not")
+    return model
+
+
+def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace) -> str:
+    """Make one scan dense and return its line of the table."""
+    from liif_fast.files import new_folder
+    from liif_fast.lidar.densify import picture
+    from liif_fast.lidar.scan import IMAGE_FORMATS, read_scan, write_image, write_points
+
+    begun, first = time.perf_counter(), work.upsampler is None
+    scan = read_scan(source, args.point_floats)
+    read = time.perf_counter() - begun
+    try:
+        dense = work(scan)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if first:
+        say(f"sensor: {work.found}; to {dense.sensor.lines} lines, {dense.sensor.columns} columns")
+        for remark in work.upsampler.remarks:
+            say(remark)
+    part = dense.source
+    if lost := part.invalid + part.outside + part.hidden:
+        counts = f"{part.invalid} not finite, {part.outside} outside of the beams, {part.hidden} behind another"
+        say(f"{source.name}: {part.filled:.0%} of the pixels filled; {lost} points not in the image: {counts}")
+    before = time.perf_counter()
+    with new_folder(target.parent):
+        if target.suffix.lower() in IMAGE_FORMATS:
+            write_image(target, dense.ranges, dense.sensor)
+        else:
+            write_points(target, dense.points, dense.channels)
+        if args.png:
+            picture(dense, target.with_name(f"{target.name}.png"))
+    after = time.perf_counter()
+    stages = {"read": read, **dense.seconds, "write": after - before}
+    if args.bench:
+        say(f"{source.name}: " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items()))
+    took = sum(value for name, value in stages.items() if name != "plan")  # made once
+    name = source.name if len(source.name) <= 23 else f"{source.name[:10]}~{source.name[-12:]}"
+    counts = f"{part.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
+    return f"{name:<24}{counts}{took:>8.3f}{1 / took:>7.1f}"
+
+
+def _lines(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(x?)(\d{1,5})", text, re.ASCII)
+    if not match or not 1 <= int(match[2]) <= 4096:
+        raise argparse.ArgumentTypeError(f"expected a number of lines up to 4096, or a factor as x4, got {text!r}")
+    return match[1], int(match[2])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value

@@ -1,0 +1,275 @@
+"""ILN, the Implicit LiDAR Network (Kwon et al., arXiv 2203.06413), and the LIIF of range images beside it."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from liif_fast import functional
+from liif_fast.attention import Block, Corners, CornerTransformer
+from liif_fast.checks import check_queries
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.liif import LIIF
+from liif_fast.models.registry import make, register
+
+ENCODER = {"name": "edsr-lidar", "args": {}}
+
+
+LIDAR_IN = ("max_r", "min_r", "norm_r", "max_v", "min_v", "max_h", "min_h", "channels", "points_per_ring")
+
+
+def check_lidar_in(lidar_in: Any) -> None:
+    """Check the description of a sensor that an ILN's file holds.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is no finite number or out of its range.
+    """
+    if not isinstance(lidar_in, Mapping) or set(lidar_in) != set(LIDAR_IN):
+        got = ", ".join(map(str, lidar_in)) if isinstance(lidar_in, Mapping) else type(lidar_in).__name__
+        raise ValueError(f"lidar_in must hold {', '.join(LIDAR_IN)}, got {got:.200}")
+    for key, value in lidar_in.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"lidar_in[{key!r}] must be a finite number, got {value!r:.80}")
+    if not 0 <= lidar_in["min_r"] < lidar_in["max_r"] <= lidar_in["norm_r"]:
+        raise ValueError(f"lidar_in must have 0 <= min_r < max_r <= norm_r, got {dict(lidar_in)}")
+
+
+class RangeConv(nn.Module):
+    """A 3x3 convolution of a range image: the outermost rows are replicated, the columns are a circle."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 1, 1), mode="replicate")
+        return self.conv(F.pad(x, (1, 1, 0, 0), mode="circular"))
+
+
+class _Block(nn.Module):
+    def __init__(self, n_feats: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(RangeConv(n_feats, n_feats), nn.ReLU(inplace=True), RangeConv(n_feats, n_feats))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+@register("edsr-lidar")
+class EDSRLiDAR(nn.Module):
+    """EDSR for range images: one channel, no mean shift, no upsampling, columns as a circle.
+
+    Args:
+        n_resblocks: number of residual blocks.
+        n_feats: channels of every hidden feature map.
+
+    Attributes:
+        wraps_columns: tiles of it need true neighbours across the seam (`liif_fast.encode`).
+    """
+
+    channels_in, enlargement, wraps_columns = 1, 1, True
+
+    def __init__(self, n_resblocks: int = 16, n_feats: int = 64) -> None:
+        super().__init__()
+        self.head = nn.Sequential(RangeConv(1, n_feats))
+        self.body = nn.Sequential(*(_Block(n_feats) for _ in range(n_resblocks)), RangeConv(n_feats, n_feats))
+        self.out_dim, self.receptive_radius = n_feats, 2 * n_resblocks + 2
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Return the features `[B, n_feats, H, W]` of range images `[B, 1, H, W]`, normalised as in training."""
+        x = self.head(inp)
+        return self.body(x) + x
+
+
+class _Held(nn.Module):
+    """A norm and what follows it, under the names of the authors' checkpoints; `CornerAttention` computes."""
+
+    def __init__(self, width: int, **parts: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = nn.ModuleDict(parts)
+
+
+class CornerAttention(nn.Module):
+    """The parameters of the transformer over a query's corners, named as in the authors' checkpoints.
+
+    Args:
+        width: channels of a latent.
+        depth: number of blocks.
+        heads: of every block; a divisor of width.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        if depth < 0 or heads < 1 or width % heads:
+            raise ValueError(f"d must be at least 0 and h a divisor of {width}, got d = {depth} and h = {heads}")
+        self.heads = heads
+        self.pos_embedding = nn.Linear(2, width)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList()})
+        for _ in range(depth):
+            attention: dict[str, nn.Module] = {"to_qkv": nn.Linear(width, 3 * width, bias=False)}
+            if heads > 1:
+                attention["to_out"] = nn.ModuleList([nn.Linear(width, width)])
+            mlp = nn.ModuleDict({"0": nn.Linear(width, width), "3": nn.Linear(width, width)})
+            self.transformer["layers"].append(  # type: ignore[operator]
+                nn.ModuleList([_Held(width, **attention), _Held(width, net=mlp)])
+            )
+        self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+
+    def transformer_of(self) -> CornerTransformer:
+        """Return the parameters as functions take them."""
+        blocks = []
+        layers: Any = self.transformer["layers"]
+        for attention, mlp in layers:
+            up, down = mlp.fn["net"]["0"], mlp.fn["net"]["3"]
+            out = attention.fn["to_out"][0] if "to_out" in attention.fn else None
+            blocks.append(
+                Block(
+                    attention.norm.weight,
+                    attention.norm.bias,
+                    attention.fn["to_qkv"].weight,
+                    None if out is None else out.weight,
+                    None if out is None else out.bias,
+                    mlp.norm.weight,
+                    mlp.norm.bias,
+                    up.weight,
+                    up.bias,
+                    down.weight,
+                    down.bias,
+                )
+            )
+        norm, head = cast(Any, self.mlp_head)
+        position = self.pos_embedding
+        return CornerTransformer(
+            position.weight, position.bias, tuple(blocks), norm.weight, norm.bias, head.weight, head.bias, self.heads
+        )
+
+
+@register("iln")
+class ILN(FeatureModel):
+    """The Implicit LiDAR Network: attention over a query's four corners weighs the four ranges that are there.
+
+    Args:
+        d: number of transformer blocks, from 0.
+        h: heads of each; a divisor of the encoder's channels.
+        lidar_in: the sensor that the model was trained for, as the authors' files hold it: `max_r`, `min_r` and
+            `norm_r` in metres, `max_v`, `min_v`, `max_h` and `min_h` in radians, `channels`, `points_per_ring`.
+        encoder_spec: spec of the encoder; None is the authors', EDSR-baseline for range images.
+        wrap: treat the columns as a circle in the decoder, too. The authors' decoder clamps them: behind the sensor a
+            seam of one column has two equal corners instead of two neighbours.
+        dropout: probability in training, after every linear map of a block and after gelu.
+
+    Attributes:
+        backend: which backend attends, "auto" at first.
+        feat, inp: features of the last range image, and the image; None before `gen_feat`.
+
+    Raises:
+        ValueError: h does not divide the encoder's channels, d is negative, or lidar_in or dropout is out of range.
+    """
+
+    def __init__(
+        self,
+        d: int = 1,
+        h: int = 8,
+        lidar_in: dict[str, Any] | None = None,
+        encoder_spec: Mapping[str, Any] | None = None,
+        wrap: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if lidar_in is not None:
+            check_lidar_in(lidar_in)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.lidar_in, self.wrap, self.dropout, self.backend = lidar_in, wrap, dropout, "auto"
+        self.encoder = make(encoder_spec or ENCODER)
+        self.attention = CornerAttention(self.encoder.out_dim, d, h)
+        args: dict[str, Any] = {"d": d, "h": h, "lidar_in": lidar_in, "encoder_spec": encoder_spec}
+        self.spec = {"name": "iln", "args": copy.deepcopy({**args, "wrap": wrap, "dropout": dropout})}
+
+    @property
+    def channels_out(self) -> int:
+        return 1
+
+    @property
+    def reads_input(self) -> bool:
+        return True
+
+    @property
+    def corners(self) -> int:
+        return 4
+
+    def attend(self, coord: Tensor | Corners, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Blend values at any coordinates with the weights that the network gives the four corners.
+
+        Args:
+            coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1], or a plan (`functional.plan_attention`).
+            values: `[B, V, H, W]` of the input's size, such as its intensities; None blends the input itself.
+
+        Returns:
+            The blended values `[B, Q, V]`, and the weights `[B, Q, 4]` of the corners 00, 01, 10, 11.
+
+        Raises:
+            ValueError, TypeError: a shape or dtype is wrong.
+            RuntimeError: there are no features yet.
+        """
+        feat = self._encoded()
+        if values is None:
+            assert self.inp is not None
+            values = self.inp
+        return functional.attend_corners(
+            feat,
+            values,
+            coord,
+            self.attention.transformer_of(),
+            wrap=self.wrap,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+
+    def query(self, coord: Tensor) -> Tensor:
+        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as of `attend`."""
+        return self.attend(coord)[0]
+
+    def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Return `query(coord)`; a cell is not read."""
+        check_queries(self._encoded(), coord, None, cell_decode=False)
+        return self.query(coord)
+
+
+@register("liif_lidar")
+class LidarLIIF(LIIF):
+    """LIIF of range images, as ILN's authors compare with: no unfolding, no cell, the encoder of ILN.
+
+    Args:
+        local_ensemble, feat_unfold, cell_decode: as for LIIF. Unfolding pads with zeros, also across the seam.
+        lidar_in: as for ILN.
+        encoder_spec: as for ILN.
+        hidden_list: widths of the decoding network.
+    """
+
+    def __init__(
+        self,
+        local_ensemble: bool = True,
+        feat_unfold: bool = False,
+        cell_decode: bool = False,
+        lidar_in: dict[str, Any] | None = None,
+        encoder_spec: Mapping[str, Any] | None = None,
+        hidden_list: tuple[int, ...] = (256, 256, 256, 256),
+    ) -> None:
+        imnet = {"name": "mlp", "args": {"out_dim": 1, "hidden_list": list(hidden_list)}}
+        if lidar_in is not None:
+            check_lidar_in(lidar_in)
+        super().__init__(encoder_spec or ENCODER, imnet, local_ensemble, feat_unfold, cell_decode)
+        self.lidar_in = lidar_in
+        args: dict[str, Any] = {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold}
+        args |= {"cell_decode": cell_decode, "lidar_in": lidar_in, "encoder_spec": encoder_spec}
+        self.spec = {"name": "liif_lidar", "args": copy.deepcopy({**args, "hidden_list": list(hidden_list)})}
+
+    def query(self, coord: Tensor) -> Tensor:
+        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as of `query_rgb`."""
+        return self.query_rgb(coord, torch.zeros_like(coord) if self.cell_decode else None)

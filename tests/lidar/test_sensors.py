@@ -1,0 +1,176 @@
+"""Sensors, projection, scores: against numbers that can be made by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from liif_fast.lidar import Sensor, project, scores, unproject
+from liif_fast.lidar.detection import detect
+
+UNEVEN = Sensor((-10.0, -4.0, -1.0, 0.0, 2.5), 36, name="uneven")
+
+
+def test_named_sensors_have_their_beams() -> None:
+    vlp = Sensor.named("VLP-16")
+    assert vlp.lines == 16 and vlp.beams[0] == -15 and vlp.beams[-1] == 15
+    assert Sensor.named("os1-32").beams == Sensor.named("os1-128").beams[::4]
+    assert Sensor.named("hdl-64e").lines == 64 and Sensor.named("vlp-32c").lines == 32
+    for name in ("os3-128", "os1-0", "os1-77", "", "vlp"):
+        with pytest.raises(ValueError, match="no sensor is called"):
+            Sensor.named(name)
+
+
+def test_a_row_is_a_place_in_beam_index_whatever_the_spacing() -> None:
+    for sensor in (UNEVEN, Sensor(UNEVEN.beams[::-1], 36)):
+        np.testing.assert_allclose(sensor.row_of(sensor.elevations), np.arange(5), atol=1e-12)
+        rows = np.array([-0.5, 0.25, 1.5, 3.9, 4.5])
+        np.testing.assert_allclose(sensor.row_of(sensor.elevation_of(rows)), rows, atol=1e-12)
+    assert UNEVEN.row_of(np.radians(-7.0)) == pytest.approx(0.5)
+    assert Sensor((3.0,), 4).row_of(Sensor((3.0,), 4).elevations) == 0
+
+
+def test_an_even_table_gives_the_queries_of_ilns_authors() -> None:
+    """row = (v - (min_v - res/2)) / ((max_v + res/2) - (min_v - res/2)) * 2 - 1, columns from -pi on."""
+    sensor = Sensor(tuple(np.linspace(-25, 3, 16)), 64)
+    v = np.linspace(*np.radians([-25, 3]), 37)
+    res = math.radians(28) / 15
+    low, high = math.radians(-25) - res / 2, math.radians(3) + res / 2
+    expected = (v - low) / (high - low) * 2 - 1
+    np.testing.assert_allclose((2 * sensor.row_of(v) + 1) / 16 - 1, expected, atol=1e-12)
+
+
+def test_derived_sensors() -> None:
+    assert UNEVEN.between(2).beams == pytest.approx((-10, -7, -4, -2.5, -1, -0.5, 0, 1.25, 2.5))
+    assert UNEVEN.with_lines(3).beams == pytest.approx((-10, -3.75, 2.5))
+    assert UNEVEN.every(2).beams == (-10, -1, 2.5)
+    limits = UNEVEN.lidar_in(100.0)
+    assert limits["channels"] == 5 and limits["max_v"] == math.radians(2.5) and limits["norm_r"] == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beams": ()}, "beams must be 1 to"),
+        ({"beams": (1.0, 1.0)}, "must ascend or descend"),
+        ({"beams": (1.0, 3.0, 2.0)}, "must ascend or descend"),
+        ({"beams": (float("nan"), 1.0)}, "must be finite"),
+        ({"beams": (0.0, 95.0)}, "within -90 and 90"),
+        ({"columns": 0}, "columns must be a whole number"),
+        ({"columns": 10.5}, "columns must be a whole number"),
+        ({"min_range": 9.0, "max_range": 3.0}, "ranges must have"),
+    ],
+)
+def test_sensors_that_cannot_be(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sensor(**{"beams": (0.0, 1.0), "columns": 8, **change})
+
+
+def test_files_of_sensors(tmp_path: Path) -> None:
+    authors = tmp_path / "carla.yaml"
+    authors.write_text("lidar:\n  {min_v: -15, max_v: 15, channels: 16, points_per_ring: 1024, min_r: 2, max_r: 80}\n")
+    assert Sensor.load(authors).beams == tuple(np.linspace(-15, 15, 16)) and Sensor.load(authors).max_range == 80
+    table = tmp_path / "own.yaml"
+    table.write_text("beams: [3, -1, 0]\ncolumns: 90\n")
+    assert Sensor.load(table).beams == (-1, 0, 3) and Sensor.load(table).columns == 90
+    ouster = tmp_path / "meta.json"
+    ouster.write_text(json.dumps({"beam_altitude_angles": [5.0, 0.0, -5.0], "lidar_mode": "512x20"}))
+    assert Sensor.load(ouster).beams == (5, 0, -5) and Sensor.load(ouster).columns == 512
+    new = {"beam_intrinsics": {"beam_altitude_angles": [5.0, 0.0]}, "lidar_data_format": {"columns_per_frame": 2048}}
+    ouster.write_text(json.dumps(new))
+    assert Sensor.load(ouster).columns == 2048
+    for name, text, message in (
+        ("a.yaml", "channels: 3", "no min_v, max_v"),
+        ("b.yaml", "[1, 2", "not readable as YAML"),
+        ("c.yaml", "beams: [a, b]", "could not convert"),
+        ("d.json", "{}", "no beam_altitude_angles"),
+        ("e.json", "{", "Expecting"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: .*{message}") as caught:
+            Sensor.load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sensor", [UNEVEN, Sensor(UNEVEN.beams[::-1], 36), Sensor((1.0,), 1)])
+def test_points_come_back_to_their_pixels(sensor: Sensor) -> None:
+    rng = np.random.default_rng(0)
+    ranges = rng.uniform(1, 50, (sensor.lines, sensor.columns)).astype(np.float32)
+    ranges[rng.random(ranges.shape) < 0.3] = 0
+    points, pixel = unproject(ranges, sensor)
+    back = project(points, sensor, {"pixel": pixel})
+    np.testing.assert_allclose(back.ranges, ranges, rtol=1e-6)
+    assert np.array_equal(back.channels["pixel"].ravel()[pixel], pixel)
+    assert (back.invalid, back.outside, back.hidden) == (0, 0, 0)
+
+
+def test_the_nearest_point_wins_and_losses_are_counted() -> None:
+    far, near = np.array([0.0, 20.0, 0.0]), np.array([0.0, 5.0, 0.0])
+    odd = [[np.nan, 0, 0], [np.inf, 1, 1], [0, 0, 0], [0, 1, 5.0], [0, 1, -5.0]]
+    result = project(np.array([far, near, far * 2, *odd]), UNEVEN)
+    row, column = np.argwhere(result.ranges)[0]
+    assert (row, column) == (3, 18) and result.ranges[row, column] == 5 and result.point[row, column] == 1
+    assert (result.points, result.invalid, result.outside, result.hidden) == (8, 3, 2, 2)
+    for bad in (np.zeros((3, 2)), np.zeros(3)):
+        with pytest.raises(ValueError, match=r"points must have shape \[N, 3\]"):
+            project(bad, UNEVEN)
+    with pytest.raises(ValueError, match="rings must be from -1 to 4"):
+        project(np.ones((2, 3)), UNEVEN, rings=np.array([0, 5]))
+    assert project(np.zeros((0, 3)), UNEVEN).filled == 0
+
+
+def test_scores_by_hand() -> None:
+    sensor = Sensor((0.0, 1.0), 4)
+    truth = np.array([[10.0, 0, 90.0, 20.0], [5, 5, 5, 5]])
+    made = np.array([[10.1, 50.0, 0, 0], [5, 5, 6, 5.3]])
+    result = scores(made, truth, sensor)
+    errors = np.array([0.1, 50, 0, 80, 0, 0, 1, 0.3])
+    assert result.mae == pytest.approx(errors.mean())
+    assert result.mae_returns == pytest.approx(errors[[0, 3, 4, 5, 6, 7]].mean())
+    assert result.within == pytest.approx(3 / 6)
+    assert result.precision == pytest.approx(2 / 6) and result.recall == pytest.approx(2 / 6)
+    assert result.iou == pytest.approx(2 / 10) and result.f1 == pytest.approx(4 / 12)
+    assert math.isnan(scores(made, truth).iou) and math.isnan(scores(made * 0, truth * 0).mae_returns)
+    with pytest.raises(ValueError, match="must have one shape"):
+        scores(made, truth[:1])
+
+
+def scan(sensor: Sensor, seed: int = 0, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a random scan, beam after beam, and the row of each."""
+    rng = np.random.default_rng(seed)
+    points, pixel = unproject(rng.uniform(5, 40, (sensor.lines, sensor.columns)), sensor)
+    row = pixel // sensor.columns
+    tilt = rng.normal(0, noise, len(points))
+    points[:, 2] += tilt * np.linalg.norm(points, axis=1)
+    kept = rng.random(len(points)) > 0.1
+    return points[kept], row[kept]
+
+
+def test_beams_are_found_from_rings_order_and_elevations() -> None:
+    uneven = Sensor(tuple(np.cumsum(np.linspace(0.3, 2, 24)) - 20), 900)
+    points, row = scan(uneven, noise=0.001)
+    shuffled = np.random.default_rng(1).permutation(len(points))
+    labels = np.random.default_rng(2).permutation(24)  # numbers that say nothing about the order
+    by_ring = detect(points[shuffled], labels[row][shuffled])
+    by_order = detect(points)
+    exact, exact_row = scan(uneven)
+    by_elevation = detect(exact[shuffled[shuffled < len(exact)]])
+    for found, rows, word in (
+        (by_ring, row[shuffled], "ring"),
+        (by_order, row, "order"),
+        (by_elevation, exact_row[shuffled[shuffled < len(exact)]], "elevations"),
+    ):
+        assert word in found.how and found.sensor.lines == 24 and found.sensor.columns == 900
+        np.testing.assert_allclose(found.sensor.beams, uneven.beams, atol=0.02)
+        assert np.array_equal(found.rings, rows)
+
+
+def test_what_has_no_beams_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="no beams can be told apart"):
+        detect(rng.standard_normal((5000, 3)))
+    for few in (np.zeros((0, 3)), np.full((100, 3), np.nan), np.zeros((100, 3))):
+        with pytest.raises(ValueError, match="too few"):
+            detect(few)
