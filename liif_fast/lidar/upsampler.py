@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from liif_fast import functional
-from liif_fast.encode import encode
+from liif_fast.models.tiles import encode
 from liif_fast.lidar.sensor import Sensor
 from liif_fast.models.iln import ILN, LidarLIIF
 

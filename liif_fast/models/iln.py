@@ -68,7 +68,7 @@ class EDSRLiDAR(nn.Module):
         n_feats: channels of every hidden feature map.
 
     Attributes:
-        wraps_columns: tiles of it need true neighbours across the seam (`liif_fast.encode`).
+        wraps_columns: tiles of it need true neighbours across the seam (`liif_fast.models.tiles`).
     """
 
     channels_in, enlargement, wraps_columns = 1, 1, True
@@ -217,7 +217,7 @@ class ILN(FeatureModel):
             ValueError, TypeError: a shape or dtype is wrong.
             RuntimeError: there are no features yet.
         """
-        feat = self._encoded()
+        feat = self.features()
         if values is None:
             assert self.inp is not None
             values = self.inp
@@ -237,7 +237,7 @@ class ILN(FeatureModel):
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return `query(coord)`; a cell is not read."""
-        check_queries(self._encoded(), coord, None, cell_decode=False)
+        check_queries(self.features(), coord, None, cell_decode=False)
         return self.query(coord)
 
 

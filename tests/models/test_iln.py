@@ -316,7 +316,7 @@ def test_lidar_liif_is_liif_of_one_channel(tmp_path: Path) -> None:
     [
         ({"h": 3}, "h a divisor of 64"),
         ({"d": -1}, "d must be at least 0"),
-        ({"h": 2.5}, "h of model 'iln' must be int"),
+        ({"h": 2.5}, "args.h: expected int, got 2.5"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"lidar_in": {"max_r": 1}}, "lidar_in must hold"),
     ],
