@@ -27,6 +27,8 @@ struct Vec<float> {
     static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm256_add_ps(a, b); }
+    static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
+    static type inverse_root(type x) { return _mm256_div_ps(broadcast(1), _mm256_sqrt_ps(x)); }
     static type relu(type x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
@@ -46,6 +48,8 @@ struct Vec<double> {
     static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm256_add_pd(a, b); }
+    static type mul(type a, type b) { return _mm256_mul_pd(a, b); }
+    static type inverse_root(type x) { return _mm256_div_pd(broadcast(1), _mm256_sqrt_pd(x)); }
     static type relu(type x) { return _mm256_max_pd(_mm256_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_pd(x, _mm256_cmp_pd(mask, _mm256_setzero_pd(), _CMP_NLE_UQ));

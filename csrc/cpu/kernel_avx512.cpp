@@ -28,6 +28,8 @@ struct Vec<float> {
     static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm512_add_ps(a, b); }
+    static type mul(type a, type b) { return _mm512_mul_ps(a, b); }
+    static type inverse_root(type x) { return _mm512_div_ps(broadcast(1), _mm512_maskz_sqrt_ps(0xffff, x)); }
     static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
@@ -47,6 +49,8 @@ struct Vec<double> {
     static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm512_add_pd(a, b); }
+    static type mul(type a, type b) { return _mm512_mul_pd(a, b); }
+    static type inverse_root(type x) { return _mm512_div_pd(broadcast(1), _mm512_maskz_sqrt_pd(0xff, x)); }
     static type relu(type x) { return _mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(mask, _mm512_setzero_pd(), _CMP_NLE_UQ), x);

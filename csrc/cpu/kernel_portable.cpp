@@ -1,5 +1,7 @@
 // The micro-kernel for everything else, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code;
 // other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
+#include <math.h>
+
 #include "kernel.h"
 #include "unroll.h"
 
@@ -27,6 +29,11 @@ struct Vec {
     static type broadcast(T v) { return v - type{}; }
     static type fma(type a, type b, type c) { return a * b + c; }
     static type add(type a, type b) { return a + b; }
+    static type mul(type a, type b) { return a * b; }
+    static type inverse_root(type x) {
+        for (int i = 0; i < lanes; ++i) x[i] = T(1) / static_cast<T>(sqrt(static_cast<double>(x[i])));
+        return x;
+    }
     static type relu(type x) { return x < type{} ? type{} : x; }  // a NaN passes
     static type pass_where(type x, type mask) { return mask <= type{} ? type{} : x; }
 #else
@@ -53,6 +60,14 @@ struct Vec {
     static type add(type a, const type& b) {
         for (int i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
         return a;
+    }
+    static type mul(type a, const type& b) {
+        for (int i = 0; i < lanes; ++i) a.lane[i] *= b.lane[i];
+        return a;
+    }
+    static type inverse_root(type x) {
+        for (int i = 0; i < lanes; ++i) x.lane[i] = T(1) / static_cast<T>(sqrt(static_cast<double>(x.lane[i])));
+        return x;
     }
     static type relu(type x) {
         for (int i = 0; i < lanes; ++i) x.lane[i] = x.lane[i] < T(0) ? T(0) : x.lane[i];

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import factorises, kept
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
+from liif_fast.backends import attention, factorises, kept
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
+from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
@@ -51,7 +54,12 @@ def can_run(call: Call) -> tuple[bool, str]:
     if _missing:
         return False, _missing
     gathers = call.op == "gather_corners"
-    dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
+    if call.dropout:
+        return False, "has no dropout"
+    if call.op == "attend_corners":
+        dtype = torch.promote_types(call.dtype, torch.float32)
+    else:
+        dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
     if dtype == torch.bfloat16 and gathers:
         return False, f"gathers in float32 or float64, got {dtype}"
     if dtype == torch.bfloat16 and not BFLOAT16:
@@ -119,6 +127,25 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     dtype = _computes_in(x.dtype, autocast_dtype(x))
     saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, dtype, train, recompute)
     return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, None)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    queries: Corners | Coordinates,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
+    return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply rows by a weight [out, in]; unlike PyTorch's product with the same bits for any number of threads."""
+    bias = weight.new_zeros(len(weight))
+    return _mlp.fused_mlp(x, [weight], [bias], x.dtype, trains(x, weight), (0, 0), None)
 
 
 def _saved(

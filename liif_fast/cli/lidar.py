@@ -183,10 +183,10 @@ def asked(own: "Sensor", lines: tuple[str, int] | None, beams: "Sensor | None", 
 
 def load(name: str | None, device: str) -> Any:
     """Load the model on its device; ModelFileError if it is not one for LiDAR."""
+    from liif_fast.devices import pick_device
     from liif_fast.models.catalogue import SHIPPED_LIDAR, find_model
     from liif_fast.models.checkpoint import ModelFileError, load_model
     from liif_fast.models.iln import ILN, LidarLIIF
-    from liif_fast.upscaling import pick_device
 
     path = find_model(name or SHIPPED_LIDAR)
     model = load_model(path, pick_device(device))

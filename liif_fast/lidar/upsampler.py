@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from liif_fast import functional
-from liif_fast.models.tiles import encode
 from liif_fast.lidar.sensor import Sensor
 from liif_fast.models.iln import ILN, LidarLIIF
+from liif_fast.models.tiles import encode
 
 DEFAULT_NORM = {"min_r": 0.3, "max_r": 80.0, "norm_r": 100.0}  # of a model whose file names no sensor
 JUMP = (1.0, 0.05)  # metres and share of the range: corners that differ by more are at an edge

@@ -122,6 +122,32 @@ def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved:
     return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
 
 
+def _attend(
+    table: Shape, by_rel: Shape, layers: Sequence[Shape], queries: Sequence[Shape], shape: Shape, *_: Any
+) -> int:
+    return sum(_attend_parts(layers, 4 * shape[0] * queries[0][1]))
+
+
+def _attend_backward(
+    grad: Shape,
+    grad_weight: Shape,
+    table: Shape,
+    by_rel: Shape,
+    layers: Sequence[Shape],
+    queries: Sequence[Shape],
+    shape: Shape,
+    *_: Any,
+) -> int:
+    moved, products = _attend_parts(layers, 4 * shape[0] * queries[0][1])
+    return 2 * moved + 3 * products  # rel has no gradient; activations are computed again
+
+
+def _attend_parts(layers: Sequence[Shape], rows: int) -> tuple[int, int]:
+    """Return the operations of what is added for rel, and of the layers, whose last column is a bias."""
+    columns = 4 * layers[0][0] + 3 if layers else 4
+    return 4 * rows * columns, rows * sum(2 * out * (ins - 1) for out, ins in layers)
+
+
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
     return 2 * feat[0] * prod(feat[2:]) * prod(kernel)
 
@@ -140,6 +166,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "project_backward": _project_backward,
     "fused_mlp": _fused_mlp,
     "fused_mlp_backward": _fused_mlp_backward,
+    "attend_corners": _attend,
+    "attend_corners_backward": _attend_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }

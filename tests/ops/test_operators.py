@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from liif_fast import functional
+from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
 from liif_fast.ops import decode as decode_ops
 from liif_fast.ops import resize, sm90
 
-from .support import Problem, make_layers
+from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
 assert functional and decode_ops and resize and sm90  # importing them defines the operators
@@ -67,11 +68,25 @@ def samples():
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
+    for depth, heads in ((0, 1), (1, 2), (2, 4)):
+        yield from attend_samples(depth, heads)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
+
+
+def attend_samples(depth, heads):
+    """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
+    transformer = make_transformer(4, depth, heads, hidden=5)
+    first, layers = attention.split(torch.randn(2, 4, 3, 5), transformer), attention.folded(transformer)
+    table, by_rel = torch.cat((first.table, torch.randn(30, 2)), 1), torch.nn.functional.pad(first.by_rel, (0, 2))
+    coord = torch.rand(2, 7, 2) * 2 - 1
+    for queries, wrap in (([coord], False), ([coord], True), (list(attention.plan(coord[:1], 3, 5, True)[:2]), False)):
+        rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
+        yield "attend_corners", rest
+        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
 
 
 def low_samples():
