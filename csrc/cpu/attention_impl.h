@@ -71,15 +71,22 @@ inline double cumulative(double x) {
     return 0.5 * erfc(-x * 0.70710678118654752440);
 }
 
-// By squares of a few cache lines, whose writes stay in the first-level cache.
 template <typename T>
 void transpose(T* to, int64_t to_row, const T* const* from, int64_t columns, int64_t rows) {
-    constexpr int64_t side = 16;
+    constexpr int64_t side = 16;  // in squares of a few cache lines, whose writes stay in the first-level cache
     for (int64_t c0 = 0; c0 < columns; c0 += side) {
         const int64_t c1 = c0 + side < columns ? c0 + side : columns;
         for (int64_t r0 = 0; r0 < rows; r0 += side) {
             const int64_t r1 = r0 + side < rows ? r0 + side : rows;
-            for (int64_t r = r0; r < r1; ++r) {
+            int64_t r = r0;
+            if constexpr (Vec<T>::transposes) {
+                for (; c1 - c0 == side && r + 4 <= r1; r += 4) {
+                    for (int64_t c = c0; c < c1; c += Vec<T>::lanes) {
+                        Vec<T>::transpose4(to + r * to_row + c, to_row, from + c, r);
+                    }
+                }
+            }
+            for (; r < r1; ++r) {
                 for (int64_t c = c0; c < c1; ++c) to[r * to_row + c] = from[c][r];
             }
         }

@@ -1,6 +1,6 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
 // includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
-// inverse_root, pass_where, and factor with columns (of B), row (of A) and fma.
+// inverse_root, pass_where, transpose4 if it `transposes`, and factor with columns (of B), row (of A) and fma.
 // Anonymous on purpose: the same template compiled with other instruction sets must never be merged by the linker.
 // For the same reason nothing from the standard library is used here.
 #pragma once

@@ -11,6 +11,7 @@ namespace {
 template <typename T>
 struct Vec {
     static constexpr int lanes = 16 / sizeof(T);
+    static constexpr bool transposes = false;
 #if defined(__aarch64__)
     static constexpr int rows = 8;
 #else

@@ -123,14 +123,20 @@ def plain(
 
 
 class Split(NamedTuple):
-    """The first LayerNorm and the linear map behind it, split by latent; columns are A, n1, n0 and, with blocks, z'."""
+    """The first LayerNorm and the linear map behind it, split by latent.
+
+    Columns are A, n1, n0, with blocks z', and the values to blend.
+    """
 
     table: Tensor  # [B * H * W, T], per latent
     by_rel: Tensor  # [3, T]: what rel's row and column are multiplied by, and what is added after the norm, L b
     linear: int  # columns of A
+    values: int  # columns of the values
 
 
-def split(feat: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Split:
+def split(
+    feat: Tensor, values: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear
+) -> Split:
     """Do once per latent what the first block needs of it; `product` multiplies rows by a weight [out, in]."""
     if net.blocks:
         norm_weight, norm_bias, linear = net.blocks[0][:3]
@@ -143,14 +149,12 @@ def split(feat: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tenso
     place = net.position_weight - net.position_weight.mean(0)  # C P
     scaled, share = linear * norm_weight, 1 / z.shape[-1]
     products = product(centred, torch.cat((scaled, 2 * share * place.T)))
-    parts = [products, share * centred.square().sum(-1, keepdim=True)]
-    moved = [(scaled @ place).T, share * place.T @ place, place.new_zeros(2, 1)]
-    if net.blocks:
-        parts.append(z)
-        moved.append(net.position_weight.T)
-    by_rel = torch.cat(moved, 1)
-    added = F.pad(bias, (0, by_rel.shape[1] - len(bias))).unsqueeze(0)
-    return Split(torch.cat(parts, -1), torch.cat((by_rel, added)), len(linear))
+    n0 = share * centred.square().sum(-1, keepdim=True)
+    latent, moved = ((z,), (net.position_weight.T,)) if net.blocks else ((), ())
+    table = torch.cat((products, n0, *latent, _rows(values)), 1)
+    by_rel = torch.cat(((scaled @ place).T, share * place.T @ place, place.new_zeros(2, 1), *moved), 1)
+    rows = F.pad(by_rel, (0, table.shape[1] - by_rel.shape[1])), F.pad(bias, (0, table.shape[1] - len(bias)))
+    return Split(table, torch.cat((rows[0], rows[1].unsqueeze(0))), len(linear), values.shape[1])
 
 
 def folded(net: CornerTransformer) -> list[Tensor]:
@@ -178,23 +182,21 @@ def folded(net: CornerTransformer) -> list[Tensor]:
     return layers
 
 
-def _chunk(
-    first: Split, values: Tensor, net: CornerTransformer, at: Tensor, rel: Tensor, dropout: float
-) -> tuple[Tensor, Tensor]:
+def _chunk(first: Split, net: CornerTransformer, at: Tensor, rel: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
     """Return out [N, V] and the weights [N, 4] of the queries whose corners are the rows `at` [4 N]; rel [4 N, 2]."""
-    row, end = first.table.index_select(0, at), first.linear
-    row = torch.addmm(row, rel, first.by_rel[:2])
+    end, last = first.linear, first.table.shape[1] - first.values
+    row = torch.addmm(first.table.index_select(0, at), rel, first.by_rel[:2])
     variance = row[:, end + 2] + (rel * row[:, end : end + 2]).sum(-1)
     scale = (variance.clamp(min=0) + EPSILON).rsqrt().unsqueeze(-1)
     normed = row[:, :end] * scale + first.by_rel[2, :end]
     if net.blocks:
-        x = row[:, end + 3 :].unflatten(0, (-1, 4))
+        x = row[:, end + 3 : last].unflatten(0, (-1, 4))
         x = _finish(net.blocks[0], x, normed.view(-1, 4, end), net.heads, dropout)
         logits = _logits(net, x, 1, dropout)
     else:
         logits = normed.view(-1, 4)
     weight = logits.softmax(-1)
-    return (weight.unsqueeze(-1) * values.index_select(0, at).view(-1, 4, values.shape[-1])).sum(-2), weight
+    return (weight.unsqueeze(-1) * row[:, last:].unflatten(0, (-1, 4))).sum(-2), weight
 
 
 def factorised(
@@ -208,7 +210,7 @@ def factorised(
     """Return what `plain` does, chunk by chunk; in training chunks are computed again where they would take much."""
     index, rel = _planned(queries, feat)
     at, rel = _flat(index, feat.shape[2] * feat.shape[3]), rel.flatten(0, 2).to(feat.dtype)
-    first, rows = split(feat, net), _rows(values)
+    first = split(feat, values, net)
     step = 4 * (max(len(at) // 4, 1) if torch.compiler.is_compiling() else CHUNK_QUERIES)
     if torch.is_grad_enabled() and recompute is None:
         kept = len(at) * feat.shape[1] * (10 * len(net.blocks) + 4) * feat.dtype.itemsize
@@ -216,8 +218,8 @@ def factorised(
 
     def run(at: Tensor, rel: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and recompute:
-            return checkpoint(_chunk, first, rows, net, at, rel, dropout, use_reentrant=False)
-        return _chunk(first, rows, net, at, rel, dropout)
+            return checkpoint(_chunk, first, net, at, rel, dropout, use_reentrant=False)
+        return _chunk(first, net, at, rel, dropout)
 
     parts = [run(*each) for each in zip(at.split(step), rel.split(step), strict=True)]
     out, weight = (torch.cat(part).unflatten(0, index.shape[:2]) for part in zip(*parts, strict=True))
@@ -234,11 +236,9 @@ def fused(
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
-    first = split(feat, net, product)
-    columns = values.shape[1]
-    table = torch.cat((first.table, _rows(values)), 1)
-    by_rel = F.pad(first.by_rel, (0, columns))
-    shape = (len(feat), *feat.shape[2:])
+    first, shape = split(feat, values, net, product), (len(feat), *feat.shape[2:])
     if isinstance(queries, Corners):
-        return operator(table, by_rel, folded(net), [t.contiguous() for t in queries[:2]], shape, False, net.heads)
-    return operator(table, by_rel, folded(net), [queries.coord], shape, queries.wrap, net.heads)
+        plan, wrap = [tensor.contiguous() for tensor in queries[:2]], False
+    else:
+        plan, wrap = [queries.coord], queries.wrap
+    return operator(first.table, first.by_rel, folded(net), plan, shape, wrap, net.heads)

@@ -125,7 +125,7 @@ def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved:
 def _attend(
     table: Shape, by_rel: Shape, layers: Sequence[Shape], queries: Sequence[Shape], shape: Shape, *_: Any
 ) -> int:
-    return sum(_attend_parts(layers, 4 * shape[0] * queries[0][1]))
+    return sum(_attend_parts(by_rel, layers, 4 * shape[0] * queries[0][1]))
 
 
 def _attend_backward(
@@ -138,14 +138,13 @@ def _attend_backward(
     shape: Shape,
     *_: Any,
 ) -> int:
-    moved, products = _attend_parts(layers, 4 * shape[0] * queries[0][1])
+    moved, products = _attend_parts(by_rel, layers, 4 * shape[0] * queries[0][1])
     return 2 * moved + 3 * products  # rel has no gradient; activations are computed again
 
 
-def _attend_parts(layers: Sequence[Shape], rows: int) -> tuple[int, int]:
+def _attend_parts(by_rel: Shape, layers: Sequence[Shape], rows: int) -> tuple[int, int]:
     """Return the operations of what is added for rel, and of the layers, whose last column is a bias."""
-    columns = 4 * layers[0][0] + 3 if layers else 4
-    return 4 * rows * columns, rows * sum(2 * out * (ins - 1) for out, ins in layers)
+    return 4 * rows * by_rel[1], rows * sum(2 * out * (ins - 1) for out, ins in layers)
 
 
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:

@@ -227,9 +227,9 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
     seen: list[int] = []
     original = attention._chunk
 
-    def spy(first, values, net, at, rel, dropout):
+    def spy(first, net, at, rel, dropout):
         seen.append(len(at))
-        return original(first, values, net, at, rel, dropout)
+        return original(first, net, at, rel, dropout)
 
     monkeypatch.setattr(attention, "_chunk", spy)
     model = small()

@@ -80,8 +80,8 @@ def samples():
 def attend_samples(depth, heads):
     """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
     transformer = make_transformer(4, depth, heads, hidden=5)
-    first, layers = attention.split(torch.randn(2, 4, 3, 5), transformer), attention.folded(transformer)
-    table, by_rel = torch.cat((first.table, torch.randn(30, 2)), 1), torch.nn.functional.pad(first.by_rel, (0, 2))
+    first = attention.split(torch.randn(2, 4, 3, 5), torch.randn(2, 2, 3, 5), transformer)
+    table, by_rel, layers = first.table, first.by_rel, attention.folded(transformer)
     coord = torch.rand(2, 7, 2) * 2 - 1
     for queries, wrap in (([coord], False), ([coord], True), (list(attention.plan(coord[:1], 3, 5, True)[:2]), False)):
         rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
