@@ -39,9 +39,11 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 test: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
 
-# A part of `make test`: the compiled Triton kernels, executed on the CPU.
+# For changes of kernels/: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
+# a part of it, of one version.
+PTX := tests/ptx $(foreach name,compile_report launch,tests/kernels/test_$(name).py)
 ptx: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ptx $(ARGS)
+	OMP_NUM_THREADS=1 LIIF_FAST_TEST_TRITONS=all $(BIN)/python -m pytest -n $(JOBS) --max-worker-restart 0 $(PTX) $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -59,7 +61,7 @@ bench: build
 
 # A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload. Left out are
 # tests of memory, which the instruments take themselves, and of what the compiler of PyTorch does.
-SANITIZED := $(foreach name,plan random gradients hostile same_bits,tests/ops/test_$(name).py)
+SANITIZED := $(foreach name,plan random gradients hostile same_bits attend,tests/ops/test_$(name).py)
 sanitize: build
 	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \

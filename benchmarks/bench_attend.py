@@ -1,130 +1,124 @@
-"""ILN's decoder, `attend_corners`, against the form in which its authors compute it; and whole scans a second.
+"""ILN's decoder, the transformer over corners, for a frame of 64 x 1024 from one of 16 x 1024; and with the encoder."""
 
-The plain form looks each of the four corners up by grid_sample, and puts the tokens [B, Q, 4, D] of 100,000 queries at
-a time through transformer blocks made of Linear, LayerNorm and products of small matrices, one a query and head.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
-import pytest
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import eager
-from benchmarks.common import EAGER
-from liif_fast import functional, make_coord, models
-from liif_fast.attention import CornerTransformer
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, Raced, backends
+from liif_fast.functional import attend_corners, plan_attention
+from liif_fast.lidar import Sensor
+from liif_fast.models import make
 
-CHUNK = 100_000
 BACKEND_TORCH = "backend torch"
+CHUNK = 100_000  # queries that the authors' code decodes at a time
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weight, bias)
+def plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
+    """ILN as its authors compute it: every token through the whole first block, attention as batched products."""
+    return torch.cat([_plain(feat, values, part, net) for part in coord.split(CHUNK, 1)], 1)
 
 
-def plain(feat: Tensor, values: Tensor, coord: Tensor, net: CornerTransformer) -> Tensor:
-    """Return the values [B, Q, V] blended at queries [B, Q, 2]."""
-    centres = eager.centres_of((feat.shape[2], feat.shape[3]), feat.device)
-    latents, width = torch.cat((feat, values), 1), feat.shape[1]
-    found, rels, _ = zip(*eager.corners(latents, centres, coord), strict=True)
-    token = torch.stack(found, 2)
-    x = token[..., :width] + F.linear(torch.stack(rels, 2), net.position_weight, net.position_bias)
+def _plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
+    plan = plan_attention(coord, feat.shape[2:])
+    flat = plan.at.flatten(1)[:, None]
+    tokens = feat.flatten(2).gather(2, flat.expand(-1, feat.shape[1], -1)).transpose(1, 2).unflatten(1, (-1, 4))
+    ranges = values.flatten(2).gather(2, flat.expand(-1, values.shape[1], -1)).transpose(1, 2).unflatten(1, (-1, 4))
+    x = tokens + F.linear(plan.rel, net.position_weight, net.position_bias)
+    width = x.shape[-1]
     for block in net.blocks:
-        qkv = F.linear(_norm(x, block.norm_weight, block.norm_bias), block.qkv).chunk(3, -1)
-        q, k, v = (part.unflatten(-1, (net.heads, -1)).transpose(2, 3) for part in qkv)
-        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        mixed = (attention @ v).transpose(2, 3).flatten(3)
-        if block.out_weight is not None:
-            mixed = F.linear(mixed, block.out_weight, block.out_bias)
-        x = x + mixed
-        hidden = F.linear(_norm(x, block.mlp_norm_weight, block.mlp_norm_bias), block.up_weight, block.up_bias)
-        x = x + F.linear(F.gelu(hidden), block.down_weight, block.down_bias)
-    logits = F.linear(_norm(x, net.norm_weight, net.norm_bias), net.head_weight, net.head_bias)
-    return (logits.softmax(2) * token[..., width:]).sum(2)
+        normed = F.layer_norm(x, (width,), block.norm_weight, block.norm_bias)
+        q, k, v = (
+            each.unflatten(-1, (net.heads, -1)).transpose(-2, -3) for each in F.linear(normed, block.qkv).chunk(3, -1)
+        )
+        weight = (q @ k.transpose(-1, -2) * (width // net.heads) ** -0.5).softmax(-1)
+        x = x + F.linear((weight @ v).transpose(-2, -3).flatten(-2), block.out_weight, block.out_bias)
+        normed = F.layer_norm(x, (width,), block.mlp_norm_weight, block.mlp_norm_bias)
+        hidden = F.gelu(F.linear(normed, block.up_weight, block.up_bias))
+        x = x + F.linear(hidden, block.down_weight, block.down_bias)
+    normed = F.layer_norm(x, (width,), net.norm_weight, net.norm_bias)
+    weight = F.linear(normed, net.head_weight, net.head_bias).softmax(-2)
+    return (weight * ranges).sum(-2)
 
 
-def plain_chunks(feat: Tensor, values: Tensor, coord: Tensor, net: CornerTransformer) -> Tensor:
-    """As `plain`, so many queries at a time as the authors take."""
-    return torch.cat([plain(feat, values, part, net) for part in coord.split(CHUNK, 1)], 1)
-
-
-def _model(depth: int, device: torch.device, small: bool) -> models.ILN:
+def problem(bench: Bench, lines: int, columns: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Return the model, its features, the ranges and the coordinates of a frame of four times the lines."""
     torch.manual_seed(0)
-    encoder = {"name": "edsr-lidar", "args": {"n_resblocks": 1, "n_feats": 16}} if small else None
-    model: Any = models.make({"name": "iln", "args": {"d": depth, "h": 8, "encoder_spec": encoder}})
-    return model.to(device).eval()
+    encoder = {"name": "edsr-lidar", "args": {}}
+    model: Any = make({"name": "iln", "args": {"d": 1, "h": 8, "encoder_spec": encoder}}).eval().to(bench.device)
+    low = Sensor(tuple(np.linspace(-15, 15, lines).tolist()), columns)
+    row = low.row_of(low.with_lines(4 * lines).elevations)
+    places = [(2 * row + 1) / lines - 1, (2 * np.arange(columns) + 1) / columns - 1]
+    coord = torch.tensor(np.stack(np.meshgrid(*places, indexing="ij"), -1).reshape(1, -1, 2), dtype=torch.float32)
+    feat = torch.randn(1, 64, lines, columns, device=bench.device)
+    return model, feat, torch.rand(1, 1, lines, columns, device=bench.device), coord.to(bench.device)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@rows(EAGER, BACKEND_TORCH)
 @torch.no_grad()
-def test_attend(
-    depth: int, half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]
-) -> None:
-    """A scan of 16 lines to one of 64."""
-    columns = pick(1024, 256, 16)
-    model = _model(depth, device, pick(False, False, True))
-    net, width = model.attention.transformer_of(), model.encoder.out_dim
-    feat, values = torch.randn(1, width, 16, columns, device=device), torch.rand(1, 1, 16, columns, device=device)
-    coord = make_coord((64, columns), device=device).unsqueeze(0)
-    race(
-        f"attend-d{depth}",
-        f"attend_corners, d = {depth}, 16x{columns} to 64x{columns}",
-        lambda: functional.attend_corners(feat, values, coord, net)[0],
-        {
-            EAGER: lambda: plain_chunks(feat, values, coord, net),
-            BACKEND_TORCH: lambda: functional.attend_corners(feat, values, coord, net, backend="torch")[0],
-        },
-        functional.attend_corners(feat, values, coord, net, backend="reference")[0],
-        rounds=9,
-        half=half,
-    )
-
-
-def test_attend_backward(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    columns, count = pick(1024, 256, 16), pick(16_384, 4096, 60)
-    model = _model(1, device, pick(False, False, True))
-    net, width = model.attention.transformer_of(), model.encoder.out_dim
-    feat = torch.randn(2, width, 16, columns, device=device, requires_grad=True)
-    values = torch.rand(2, 1, 16, columns, device=device, requires_grad=True)
-    coord = torch.rand(2, count, 2, device=device) * 2 - 1
-    grad = torch.randn(2, count, 1, device=device)
-    shifts = ("norm_bias", "head_bias")  # move all logits alike: no gradient
-    leaves = (feat, values, *(tensor for name, tensor in net.tensors() if name not in shifts))
-
-    def step(form: Callable[..., Tensor]) -> list[Tensor]:
-        out = form(feat, values, coord, net)
-        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
-
-    def ours(backend: str) -> Callable[[], list[Tensor]]:
-        return lambda: step(lambda *call: functional.attend_corners(*call, backend=backend)[0])
-
-    race(
-        "attend-backward",
-        f"attend_corners, forward + backward, d = 1, 2 scans 16x{columns}, Q = {count:,}",
-        ours("auto"),
-        {EAGER: lambda: step(plain), BACKEND_TORCH: ours("torch")},
-        ours("reference")(),
-        rounds=9,
-        half=half,
-    )
-
-
-@torch.no_grad()
-def test_scan(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    """Encoder included: the rate at which a stream of scans can be had."""
-    columns = pick(1024, 256, 16)
-    model = _model(1, device, pick(False, False, True))
-    inp, coord = torch.rand(1, 1, 16, columns, device=device), make_coord((64, columns), device=device).unsqueeze(0)
+def test_attend(bench: Bench) -> Raced:
+    lines, columns = bench.pick(16, None, 2), bench.pick(1024, None, 16)
+    model, feat, values, coord = problem(bench, lines, columns)
     net = model.attention.transformer_of()
-    race(
-        "scan",
-        f"ILN, d = 1, a scan 16x{columns} to 64x{columns}",
-        lambda: model(inp, coord),
-        {EAGER: lambda: plain_chunks(model.encoder(inp), inp, coord, net)},
-        functional.attend_corners(model.encoder(inp), inp, coord, net, backend="reference")[0],
-        rounds=9,
-        half=half,
+    plan = plan_attention(coord, (lines, columns))
+    return bench.race(
+        "attend",
+        f"ILN's decoder, d = 1, {lines}x{columns} to {4 * lines}x{columns}",
+        backends(lambda backend: attend_corners(feat, values, plan, net, backend=backend)[0], BACKEND_TORCH)
+        | {EAGER: lambda: plain(feat, values, coord, net)},
+        rounds=5,
+        seconds=6.0,
+    )
+
+
+@rows(EAGER, BACKEND_TORCH)
+def test_attend_backward(bench: Bench) -> Raced:
+    lines, columns, count = bench.pick(16, None, 2), bench.pick(1024, None, 16), bench.pick(16_384, None, 60)
+    model, feat, values, coord = problem(bench, lines, columns)
+    coord = coord[:, torch.randperm(coord.shape[1])[:count]]
+    feat.requires_grad_()
+    net = model.attention.transformer_of()
+    grad = torch.randn(1, coord.shape[1], 1, device=bench.device)
+    # A shift of all logits changes nothing: the gradients of the last two biases are rounding alone.
+    wanted = [
+        each
+        for name, each in model.attention.named_parameters()
+        if not name.startswith("mlp_head.") or "weight" in name
+    ]
+
+    def step(run: Any) -> list[Tensor]:
+        out = run()
+        return [out.detach(), *torch.autograd.grad(out, (feat, *wanted), grad)]
+
+    return bench.race(
+        "attend-backward",
+        f"ILN's decoder, d = 1, forward + backward, Q = {coord.shape[1]:,}",
+        backends(
+            lambda backend: step(lambda: attend_corners(feat, values, coord, net, backend=backend)[0]), BACKEND_TORCH
+        )
+        | {EAGER: lambda: step(lambda: plain(feat, values, coord, net))},
+        rounds=5,
+        seconds=6.0,
+    )
+
+
+@rows(EAGER, BACKEND_TORCH)
+@torch.no_grad()
+def test_frame(bench: Bench) -> Raced:
+    lines, columns = bench.pick(16, None, 2), bench.pick(1024, None, 16)
+    model, _, values, coord = problem(bench, lines, columns)
+    net = model.attention.transformer_of()
+    plan = plan_attention(coord, (lines, columns))
+    return bench.race(
+        "frame",
+        f"ILN, d = 1, a frame of {4 * lines}x{columns} from {lines}x{columns}, encoder included",
+        backends(
+            lambda backend: attend_corners(model.encoder(values), values, plan, net, backend=backend)[0], BACKEND_TORCH
+        )
+        | {EAGER: lambda: plain(model.encoder(values), values, coord, net)},
+        rounds=5,
+        seconds=6.0,
     )

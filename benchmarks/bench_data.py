@@ -1,14 +1,13 @@
 """Training samples, one batch at a time: the original's way, the lean way of our CPU workers, and batches on a device.
 
-A worker of ours ends with packed samples, which are unpacked on the model's device; here that is timed on its own, too.
-What a training step takes of samples, the model's appetite, is measured beside them. All images are of one colour, so
-that every way must come to the same values wherever it crops; what is timed does not depend on the values. They are
-more than fits into a cache, as a data set is.
+The reference is the original's way. A worker of ours ends with packed samples, which are unpacked on the model's
+device; here that is timed on its own, too. What a training step takes of samples, the model's appetite, is measured
+beside them. All images are of one colour, so that every way must come to the same values wherever it crops; what is
+timed does not depend on the values. They are more than fits into a cache, as a data set is.
 """
 
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import limits
-from benchmarks.common import OURS
+from benchmarks.bench import Bench, rows
+from benchmarks.common import OURS, REFERENCE, Raced
 from liif_fast import models
 from liif_fast.data import make
 from liif_fast.data.device import DeviceLoader
 from liif_fast.data.samples import collate, unpack
 
-ORIGINAL = "the original's way"
 ON_DEVICE = "on the device"
 UNPACKED = "liif_fast, unpacked"  # on the device that is measured, by the process that trains
 COLOUR = (51, 102, 204)  # x / 255 * 255, cut to 8 bits, is x for these
 
 
-def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.device) -> None:
-    batch, inp_size, sample_q = pick(16, 16, 2), pick(48, 48, 6), pick(2304, 2304, 20)
-    height, width = pick((1356, 2040), (1356, 2040), (30, 40))  # of DIV2K
-    images = [np.tile(np.array(COLOUR, np.uint8), (height, width, 1)) for _ in range(pick(12, 12, 2))]
+@rows(UNPACKED, ON_DEVICE)
+def test_data(bench: Bench) -> Raced:
+    batch, inp_size, sample_q = bench.pick(16, 16, 2), bench.pick(48, 48, 6), bench.pick(2304, 2304, 20)
+    height, width = bench.pick((1356, 2040), (1356, 2040), (30, 40))  # of DIV2K
+    images = [np.tile(np.array(COLOUR, np.uint8), (height, width, 1)) for _ in range(bench.pick(12, 12, 2))]
     args = {"inp_size": inp_size, "scale_min": 1, "scale_max": 4, "augment": True, "sample_q": sample_q}
     wrapper = make({"name": "sr-implicit-downsampled", "args": args}, dataset=images * batch, seed=0)
     floats = [torch.from_numpy(image).permute(2, 0, 1).float().div(255).contiguous() for image in images]
-    loader = DeviceLoader(wrapper, [], device, keep=1 << 31)
+    loader = DeviceLoader(wrapper, [], bench.device, keep=1 << 31)
     turn = 0
 
     def indices() -> list[int]:
@@ -52,7 +52,7 @@ def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.
         return [each.float().div_(255) for each in _values(worker())]
 
     def unpacked() -> list[Tensor]:
-        return [each.cpu() for each in _values(unpack(_on(device, worker())))]
+        return [each.cpu() for each in _values(unpack(_on(bench.device, worker())))]
 
     def on_device() -> list[Tensor]:
         return [each.cpu() for each in _values(unpack(loader.packed(indices())))]
@@ -61,21 +61,18 @@ def test_data(race: Callable[..., Any], pick: Callable[..., Any], device: torch.
         samples = [_original(floats[i % len(floats)], inp_size, 1, 4, sample_q) for i in indices()]
         return _values({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
 
-    colour = torch.tensor(COLOUR) / 255
-    inp = colour.view(3, 1, 1).expand(batch, 3, inp_size, inp_size)
-    expected = _values({"inp": inp, "gt": colour.expand(batch, sample_q, 3)})
-    result = race(
+    raced = bench.race(
         "data",
         f"a batch of {batch} training samples, x1 to x4 to {inp_size}x{inp_size}, {sample_q:,} queries each",
-        lean,
-        {ORIGINAL: original, UNPACKED: unpacked, ON_DEVICE: on_device},
-        expected,
+        {OURS: lean, REFERENCE: original, UNPACKED: unpacked, ON_DEVICE: on_device},
         rounds=21,
     )
-    rates = {name: batch / figure["median"] for name, figure in result["figures"].items()}
-    rates["a training step of EDSR-baseline-LIIF takes"] = batch / _step_seconds(wrapper, batch, device, pick)
-    figures = ", ".join(f"{'a worker' if name == OURS else name} {rate:,.0f}" for name, rate in rates.items())
-    result["notes"] = [f"samples/s: {figures}"]
+    rates = {name: batch / figure["median"] for name, figure in raced.result["figures"].items()}
+    rates["a training step of EDSR-baseline-LIIF takes"] = batch / _step_seconds(wrapper, batch, bench)
+    names = {OURS: "a worker", REFERENCE: "the original's way"}
+    figures = ", ".join(f"{names.get(each, each)} {rate:,.0f}" for each, rate in rates.items())
+    raced.result["notes"] = [f"samples/s: {figures}"]
+    return raced
 
 
 def _values(batch: dict[str, Tensor]) -> list[Tensor]:
@@ -109,18 +106,19 @@ def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, 
     return {"inp": low.contiguous(), "coord": coord, "cell": cell, "gt": rgb}
 
 
-def _step_seconds(wrapper: Any, batch: int, device: torch.device, pick: Callable[..., Any]) -> float:
+def _step_seconds(wrapper: Any, batch: int, bench: Bench) -> float:
     """Seconds of one step in float32, the better of two after one to warm up."""
+    device = bench.device
     encoder = {
         "name": "edsr-baseline",
-        "args": {"no_upsampling": True} | pick({}, {}, {"n_resblocks": 1, "n_feats": 4}),
+        "args": {"no_upsampling": True} | bench.pick({}, {}, {"n_resblocks": 1, "n_feats": 4}),
     }
-    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": pick([256] * 4, [256] * 4, [8])}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": bench.pick([256] * 4, [256] * 4, [8])}}
     model = models.make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     samples = unpack(_on(device, collate([wrapper.packed(index) for index in range(batch)])))
     times = []
-    for _ in range(pick(3, 2, 1)):
+    for _ in range(bench.pick(3, 2, 1)):
         limits.synchronize(device)
         start = time.perf_counter()
         loss = nn.functional.l1_loss(model(samples["inp"], samples["coord"], samples["cell"]), samples["gt"])

@@ -1,157 +1,102 @@
-"""Time and memory against queries, latents, batch and threads, with the exponent of each."""
+"""Time and memory against queries, latents, batch and threads, with the exponent of each: a race at each size."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import common, eager, growth, rivals
-from benchmarks.common import EAGER, FACTORISED, make_problem, make_queries
+from benchmarks import common, eager, rivals
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, FACTORISED, REFERENCE, Raced, backends, make_problem, make_queries
 from liif_fast.functional import liif_decode
 
 NARROW = {"channels": 8, "hidden": (32,) * 4}  # so that a million queries do not take long
-EAGER_KEEPS = 1 << 16  # queries in training, beyond which the plain formula, which keeps everything, does not take part
-CHECKED = 4096  # queries that are compared with the reference; one does not depend on another
+FEW = 1 << 16  # queries beyond which what keeps everything does not take part
+MOST = torch.get_num_threads()
+CHECKED = 4096  # queries of a decoding that are compared; one does not depend on another
+LEFT_OUT = "left out: it keeps everything of every query"
 
-Point = tuple[common.Call, dict[str, common.Call], common.Result]
-
-
-@pytest.fixture
-def grow(
-    pick: Callable[..., Any], report: Callable[[dict[str, Any]], None]
-) -> Callable[[str, str, str, Sequence[int], Callable[[int], Point]], None]:
-    """grow(name, title, axis, sizes, point): race at each size, and report the series."""
-
-    def run(name: str, title: str, axis: str, sizes: Sequence[int], point: Callable[[int], Point]) -> None:
-        results = []
-        for size in sizes:
-            ours, others, expected = point(size)
-            seconds, rounds = pick(1.5, 0.5, 0.0), pick(7, 3, 1)
-            results.append(common.race(None, name, title, ours, others, expected, rounds=rounds, seconds=seconds))
-        series: dict[str, Any] = {}
-        for variant in dict.fromkeys(each for result in results for each in result["figures"]):
-            figures = [result["figures"].get(variant, {}) for result in results]
-            series[variant] = {
-                key: [f.get(key) for f in figures] for key in ("q20", "median", "q80", "memory", "error")
-            }
-            series[variant]["exponent"] = growth.exponent(sizes, series[variant]["median"])
-            series[variant]["memory_exponent"] = growth.exponent(sizes, series[variant]["memory"])
-        missing = {each: why for result in results for each, why in result["missing"].items()}
-        rounds = min(result["rounds"] for result in results)
-        report(
-            {
-                "name": f"growth-{name}",
-                "title": title,
-                "unit": "s",
-                "rounds": rounds,
-                "axis": axis,
-                "sizes": list(sizes),
-                "series": series,
-                "figures": {},
-                "missing": missing,
-            }
-        )
-
-    return run
+Calls = dict[str, common.Call]
 
 
-def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Point:
+def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:
     """Return what races in decoding; all give the first queries only, which are compared."""
-
-    def first(decode: Callable[..., torch.Tensor], **options: Any) -> common.Call:
-        @torch.no_grad()
-        def run() -> torch.Tensor:
-            return decode(problem.feat, *queries, problem.weights, problem.biases, **options)[:, :CHECKED]
-
-        return run
+    feat, weights, biases = problem
+    places = queries if queries[0].shape[1] <= FEW else [each[:, :CHECKED] for each in queries]
 
     @torch.no_grad()
-    def plain() -> torch.Tensor:
-        return eager.decode_chunks(problem.feat, queries, problem.weights, problem.biases)[:, :CHECKED]
+    def run(backend: str) -> torch.Tensor:
+        given = places if backend == "reference" else queries
+        return liif_decode(feat, *given, weights, biases, backend=backend)[:, :CHECKED]
 
-    few = [each[:, :CHECKED] for each in queries]
-    with torch.no_grad():
-        expected = liif_decode(problem.feat, *few, problem.weights, problem.biases, backend="reference")
-    return first(liif_decode), {EAGER: plain, FACTORISED: first(liif_decode, backend="torch")}, expected
+    return backends(run) | {EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases)[:, :CHECKED]}
 
 
-def training(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Point:
+def training(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:
     """Return what races in training."""
     problem.feat.requires_grad_()
     grad = torch.randn(*queries[0].shape[:2], 3, device=problem.feat.device)
-    others = rivals.training(problem, queries, grad, compiled=False)
-    if queries[0].numel() > 2 * EAGER_KEEPS:
-        del others[EAGER]
-    return rivals.step(liif_decode, problem, queries, grad), others, rivals.expected_gradients(problem, queries, grad)
+    return rivals.training(problem, queries, grad, compiled=False)
 
 
-def powers(low: int, high: int, step: int) -> list[int]:
-    """Return low, low * step, ... up to high."""
-    return [low, *powers(low * step, high, step)] if low <= high else []
+def inputs(bench: Bench, batch: int, count: int, side: int, **network: Any) -> tuple[Any, Any]:
+    """Return a problem and queries of it."""
+    problem = make_problem((side, side), batch=batch, device=bench.device, **network)
+    return problem, make_queries(batch, count, side, bench.device)
 
 
-def test_queries(device: torch.device, grow: Callable[..., None], pick: Callable[..., Any]) -> None:
-    problem = make_problem((64, 64), device=device, **NARROW)
-    sizes = powers(*pick((1 << 10, 1 << 20, 4), (1 << 12, 1 << 16, 4), (16, 64, 2)))
-    grow(
-        "queries",
-        "decode against queries, 64x64, C = 8, hidden 32 x 4",
-        "queries",
-        sizes,
-        lambda count: decoding(problem, make_queries(1, count, 64, device)),
-    )
+def grow(bench: Bench, axis: str, size: int, title: str, calls: Calls, name: str = "", **options: Any) -> Raced:
+    """Race at one size of a series."""
+    raced = bench.race(f"growth-{name or axis}", title, calls, rounds=7, seconds=1.5, **options)
+    raced.result.update(axis=axis, size=size)
+    return raced
 
 
-def test_training_queries(device: torch.device, grow: Callable[..., None], pick: Callable[..., Any]) -> None:
-    sizes = powers(*pick((1 << 10, 1 << 20, 4), None, (16, 64, 2)))
-    grow(
-        "training",
-        "forward + backward against queries, 64x64, C = 8, hidden 32 x 4",
-        "queries",
-        sizes,
-        lambda count: training(make_problem((64, 64), device=device, **NARROW), make_queries(1, count, 64, device)),
-    )
+def powers(low: int, high: int, step: int) -> list[tuple[int]]:
+    """Return low, low * step, ... up to high, each a case."""
+    return [(low,), *powers(low * step, high, step)] if low <= high else []
 
 
-def test_latents(device: torch.device, grow: Callable[..., None], pick: Callable[..., Any]) -> None:
-    def point(latents: int) -> Point:
-        side = round(latents**0.5)
-        queries = make_queries(1, pick(4096, 4096, 50), side, device)
-        return decoding(
-            make_problem((side, side), hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device), queries
-        )
-
-    sides = pick((32, 64, 128, 256, 512), None, (4, 8, 16))
-    grow("latents", "decode of 4,096 queries against latents (H x W)", "latents", [side**2 for side in sides], point)
+@rows(EAGER, FACTORISED, cases=powers(1 << 10, 1 << 20, 4), ids="{}")
+def test_growth_queries(bench: Bench, queries: int) -> Raced:
+    few = queries <= 1 << 16
+    count = bench.pick(queries, queries if few else None, queries >> 6 if few else None)
+    left_out = {REFERENCE: LEFT_OUT} if count > FEW else {}
+    title = "decode against queries, 64x64, C = 8, hidden 32 x 4"
+    calls = decoding(*inputs(bench, 1, count, 64, **NARROW))
+    return grow(bench, "queries", count, title, calls, left_out=left_out)
 
 
-def test_batch(device: torch.device, grow: Callable[..., None], pick: Callable[..., Any]) -> None:
-    count = pick(2304, None, 20)
-    grow(
-        "batch",
-        f"forward + backward against batch, Q = {count:,}, 48x48, C = 8, hidden 32 x 4",
-        "batch",
-        pick((1, 2, 4, 8, 16), None, (1, 2, 3)),
-        lambda batch: training(
-            make_problem((48, 48), batch=batch, device=device, **NARROW), make_queries(batch, count, 48, device)
-        ),
-    )
+@rows(EAGER, FACTORISED, cases=powers(1 << 10, 1 << 20, 4), ids="{}")
+def test_growth_training(bench: Bench, queries: int) -> Raced:
+    count = bench.pick(queries, None, queries >> 6 if queries <= 1 << 12 else None)
+    left_out = dict.fromkeys((REFERENCE, EAGER), LEFT_OUT) if count > FEW else {}
+    title = "forward + backward against queries, 64x64, C = 8, hidden 32 x 4"
+    calls = training(*inputs(bench, 1, count, 64, **NARROW))
+    return grow(bench, "queries", count, title, calls, name="training", left_out=left_out)
 
 
-def test_threads(device: torch.device, grow: Callable[..., None], pick: Callable[..., Any]) -> None:
-    if device.type != "cpu":
+@rows(EAGER, FACTORISED, cases=powers(32, 512, 2), ids="{0}x{0}")
+def test_growth_latents(bench: Bench, side: int) -> Raced:
+    side = bench.pick(side, None, side >> 3 if side <= 64 else None)
+    calls = decoding(*inputs(bench, 1, bench.pick(4096, None, 50), side, hidden=bench.hidden))
+    return grow(bench, "latents", side * side, "decode of 4,096 queries against latents (H x W)", calls)
+
+
+@rows(EAGER, FACTORISED, cases=powers(1, 16, 2), ids="{}")
+def test_growth_batch(bench: Bench, batch: int) -> Raced:
+    count = bench.pick(2304, None, 20 if batch <= 2 else None)
+    title = f"forward + backward against batch, Q = {count:,}, 48x48, C = 8, hidden 32 x 4"
+    return grow(bench, "batch", batch, title, training(*inputs(bench, batch, count, 48, **NARROW)))
+
+
+@rows(EAGER, FACTORISED, cases=[*powers(1, MOST - 1, 2), (MOST,)], ids="{}")
+def test_growth_threads(bench: Bench, threads: int) -> Raced:
+    if bench.device.type != "cpu":
         pytest.skip("threads are the CPU's")
-    most = torch.get_num_threads()
-    problem = make_problem((48, 48), hidden=pick((256,) * 4, (256,) * 4, (16, 16)))
-    queries = make_queries(1, pick(8192, None, 50), 48)
-
-    def point(threads: int) -> Point:
-        torch.set_num_threads(threads)
-        return decoding(problem, queries)
-
+    calls = decoding(*inputs(bench, 1, bench.pick(8192, None, 50), 48, hidden=bench.hidden))
+    torch.set_num_threads(threads)
     try:
-        counts = [*powers(1, most - 1, 2), most]
-        grow("threads", "decode of 8,192 queries of 48x48 against threads", "threads", counts, point)
+        return grow(bench, "threads", threads, "decode of 8,192 queries of 48x48 against threads", calls)
     finally:
-        torch.set_num_threads(most)
+        torch.set_num_threads(MOST)

@@ -1,13 +1,14 @@
 """Host time of a call that has next to nothing to compute: one query, a network of width 16."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED, make_problem
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, backends, make_problem
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
@@ -20,31 +21,33 @@ def _query() -> tuple[Any, ...]:
     return feat, torch.rand(1, 1, 2), torch.full((1, 1, 2), 0.5), weights, biases
 
 
-@pytest.mark.skipif(isa() == NOT_BUILT, reason=NOT_BUILT)
+@rows()
 @torch.no_grad()
-def test_operator(race: Callable[..., Any]) -> None:
+def test_operator(bench: Bench) -> Raced:
+    if isa() == NOT_BUILT:
+        pytest.skip(NOT_BUILT)
     feat, coord, cell, weights, biases = _query()
     p = project(feat, weights[0], biases[0], True, (0, 0, 2, 2), None)
     decode = torch.ops.liif_fast.decode.default
 
-    race(
+    return bench.race(
         "operator",
         "one call of torch.ops.liif_fast.decode, one query",
-        lambda: decode(p, coord, cell, weights, biases, True, (0, 0), None)[0],
-        {},
-        liif_decode(feat, coord, cell, weights, biases, backend="reference"),
+        {
+            OURS: lambda: decode(p, coord, cell, weights, biases, True, (0, 0), None)[0],
+            REFERENCE: lambda: liif_decode(feat, coord, cell, weights, biases, backend="reference"),
+        },
         rounds=ROUNDS,
     )
 
 
+@rows(EAGER, FACTORISED)
 @torch.no_grad()
-def test_function(race: Callable[..., Any]) -> None:
+def test_function(bench: Bench) -> Raced:
     query = _query()
-    race(
+    return bench.race(
         "function",
         "one call of liif_decode, one query",
-        lambda: liif_decode(*query),
-        {EAGER: lambda: eager.decode(*query), FACTORISED: lambda: liif_decode(*query, backend="torch")},
-        liif_decode(*query, backend="reference"),
+        backends(partial(liif_decode, *query)) | {EAGER: lambda: eager.decode(*query)},
         rounds=ROUNDS,
     )

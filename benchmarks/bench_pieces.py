@@ -1,25 +1,28 @@
 """The two pieces for networks of one's own: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import eager
-from benchmarks.common import COMPILED, EAGER, make_problem, make_queries
+from benchmarks.bench import Bench, rows
+from benchmarks.common import COMPILED, EAGER, Raced, backends, make_problem, make_queries
 from benchmarks.limits import Work
 from liif_fast.functional import fused_mlp, gather_corners
 
 BACKEND_TORCH = "backend torch"
 
 
+@rows(EAGER, BACKEND_TORCH, half=True)
 @torch.no_grad()
-def test_gather(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    side, count = pick(48, None, 7), pick(16_384, None, 60)
-    feat, _, _ = make_problem((side, side), device=device)
-    coord, cell = make_queries(1, count, side, device)
-    centres = eager.centres_of((side, side), device)
+def test_gather(bench: Bench) -> Raced:
+    side, count = bench.pick(48, None, 7), bench.pick(16_384, None, 60)
+    feat, _, _ = make_problem((side, side), device=bench.device)
+    coord, cell = make_queries(1, count, side, bench.device)
+    centres = eager.centres_of((side, side), bench.device)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
         latents = F.unfold(feat, 3, padding=1).view(1, -1, side, side)
@@ -28,82 +31,71 @@ def test_gather(half: bool, device: torch.device, race: Callable[..., Any], pick
         return torch.cat((torch.stack(found, 2), torch.stack(rels, 2), cells), -1), torch.cat(eager.shares(areas), -1)
 
     x, weight = gather_corners(feat, coord, cell, backend="reference")
-    race(
+    return bench.race(
         "gather",
         f"gather_corners, Q = {count:,}, {side}x{side}",
-        lambda: gather_corners(feat, coord, cell)[0],
-        {EAGER: lambda: plain()[0], BACKEND_TORCH: lambda: gather_corners(feat, coord, cell, backend="torch")[0]},
-        x,
+        backends(lambda backend: gather_corners(feat, coord, cell, backend=backend)[0], BACKEND_TORCH)
+        | {EAGER: lambda: plain()[0]},
         rounds=15,
         seconds=4.0,
         work=Work(0, x.nbytes + weight.nbytes + feat.nbytes + coord.nbytes + cell.nbytes),
-        half=half,
     )
 
 
+@rows(EAGER, COMPILED, BACKEND_TORCH, half=True)
 @torch.no_grad()
-def test_mlp(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    rows = pick(65_536, None, 200)
-    _, weights, biases = make_problem((1, 1), hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
-    x = torch.randn(rows, weights[0].shape[1], device=device)
+def test_mlp(bench: Bench) -> Raced:
+    count = bench.pick(65_536, None, 200)
+    _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
+    x = torch.randn(count, weights[0].shape[1], device=bench.device)
     compiled = torch.compile(eager.mlp, dynamic=False)
-    race(
+    return bench.race(
         "mlp",
-        f"fused_mlp, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
-        lambda: fused_mlp(x, weights, biases),
-        {
-            EAGER: lambda: eager.mlp(x, weights, biases),
-            COMPILED: lambda: compiled(x, weights, biases),
-            BACKEND_TORCH: lambda: fused_mlp(x, weights, biases, backend="torch"),
-        },
-        fused_mlp(x, weights, biases, backend="reference"),
+        f"fused_mlp, {count:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
+        backends(partial(fused_mlp, x, weights, biases), BACKEND_TORCH)
+        | {EAGER: lambda: eager.mlp(x, weights, biases), COMPILED: lambda: compiled(x, weights, biases)},
         rounds=9,
-        work=Work(2 * rows * sum(w.numel() for w in weights), x.nbytes + rows * 3 * 4),
-        half=half,
+        work=Work(2 * count * sum(w.numel() for w in weights), x.nbytes + count * 3 * 4),
     )
 
 
-def test_gather_backward(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    side, count = pick(48, None, 7), pick(4096, None, 60)
-    problem = make_problem((side, side), device=device)
+@rows(BACKEND_TORCH, half=True)
+def test_gather_backward(bench: Bench) -> Raced:
+    side, count = bench.pick(48, None, 7), bench.pick(4096, None, 60)
+    problem = make_problem((side, side), device=bench.device)
     feat = problem.feat.requires_grad_()
-    coord, cell = make_queries(1, count, side, device)
+    coord, cell = make_queries(1, count, side, bench.device)
     grad = torch.randn_like(gather_corners(feat, coord, cell)[0])
 
     def step(**options: Any) -> list[torch.Tensor]:
         x, _ = gather_corners(feat, coord, cell, **options)
         return [x.detach(), *torch.autograd.grad(x, feat, grad)]
 
-    race(
+    return bench.race(
         "gather-backward",
         f"gather_corners, forward + backward, Q = {count:,}, {side}x{side}",
-        step,
-        {BACKEND_TORCH: lambda: step(backend="torch")},
-        step(backend="reference"),
+        backends(step, BACKEND_TORCH),
         rounds=15,
         seconds=3.0,
-        half=half,
     )
 
 
-def test_mlp_backward(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    rows = pick(16_384, None, 200)
-    _, weights, biases = make_problem((1, 1), hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
-    x = torch.randn(rows, weights[0].shape[1], device=device, requires_grad=True)
-    grad = torch.randn(rows, 3, device=device)
+@rows(EAGER, BACKEND_TORCH, half=True)
+def test_mlp_backward(bench: Bench) -> Raced:
+    count = bench.pick(16_384, None, 200)
+    _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
+    x = torch.randn(count, weights[0].shape[1], device=bench.device, requires_grad=True)
+    grad = torch.randn(count, 3, device=bench.device)
 
     def step(mlp: Callable[..., torch.Tensor], **options: Any) -> list[torch.Tensor]:
         out = mlp(x, weights, biases, **options)
         return [out.detach(), *torch.autograd.grad(out, (x, *weights, *biases), grad.to(out.dtype))]
 
-    race(
+    return bench.race(
         "mlp-backward",
-        f"fused_mlp, forward + backward, {rows:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
-        lambda: step(fused_mlp),
-        {EAGER: lambda: step(eager.mlp), BACKEND_TORCH: lambda: step(fused_mlp, backend="torch")},
-        step(fused_mlp, backend="reference"),
+        f"fused_mlp, forward + backward, {count:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
+        backends(partial(step, fused_mlp), BACKEND_TORCH) | {EAGER: lambda: step(eager.mlp)},
         rounds=9,
         seconds=5.0,
-        work=Work(6 * rows * sum(w.numel() for w in weights), 2 * x.nbytes),
-        half=half,
+        work=Work(6 * count * sum(w.numel() for w in weights), 2 * x.nbytes),
     )

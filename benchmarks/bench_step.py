@@ -6,20 +6,21 @@ and under the same autocast.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.common import EAGER, EAGER_FLOAT32, GRADIENT_TOLERANCE, TOLERANCE, Call, make_queries
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, GRADIENT_TOLERANCE, OURS, REFERENCE, TOLERANCE, Call, Raced, make_queries
 from benchmarks.gpu_sections import FUSED
 from liif_fast import models
 from liif_fast.layers import linear_chain
 from liif_fast.train.config import Config
 from liif_fast.train.stepper import Stepper
 
+CHOSEN = {f"liif_fast, {backend}": backend for backend in FUSED}
 HALF = {"sub": [0.5], "div": [0.5]}
 # bfloat16 rounds operands to 8 bits, by up to 4e-3; of some twenty layers the errors add up in the first's gradient.
 BFLOAT_TOLERANCES = (2e-2, 2e-1)
@@ -36,22 +37,23 @@ def make_config(blocks: int, feats: int, hidden: tuple[int, ...], half: bool) ->
     return Config(**values | {"channels_last": True, "grad_accum": 1})
 
 
-def test_step(half: bool, device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    side, samples, count = pick(48, 48, 9), pick(16, 4, 2), pick(2304, 2304, 60)
-    size = pick((16, 64, (256,) * 4), (16, 64, (256,) * 4), (1, 8, (16, 16)))
-    config = make_config(*size, half)
+@rows(EAGER, *CHOSEN, half=True)
+def test_step(bench: Bench) -> Raced:
+    half = bench.heat.half
+    side, samples, count = bench.pick(48, 48, 9), bench.pick(16, 4, 2), bench.pick(2304, 2304, 60)
+    size = (*bench.pick((16, 64), (16, 64), (1, 8)), bench.hidden)
     torch.manual_seed(0)
-    model = models.make(config.model).to(device)
-    coord, cell = make_queries(samples, count, side, device)
-    inp, gt = (torch.rand(samples, *shape, device=device) for shape in ((3, side, side), (count, 3)))
+    model = models.make(make_config(*size, half).model).to(bench.device)
+    coord, cell = make_queries(samples, count, side, bench.device)
+    inp, gt = (torch.rand(samples, *shape, device=bench.device) for shape in ((3, side, side), (count, 3)))
     plain = copy.deepcopy(model)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0)
     batch = [{"inp": inp, "coord": coord, "cell": cell, "gt": gt}]
 
-    def ours(backend: str) -> Call:
+    def ours(backend: str, half: bool = half) -> Call:
         trained: Any = copy.deepcopy(model).to(memory_format=torch.channels_last)
         trained.backend = backend
-        stepper = Stepper(trained, config)
+        stepper = Stepper(trained, make_config(*size, half))
         stepper.set_rate(0.0)
         return lambda: [stepper.step([batch], [True]).loss, *(p.grad for p in stepper.parameters if p.grad is not None)]
 
@@ -64,19 +66,19 @@ def test_step(half: bool, device: torch.device, race: Callable[..., Any], pick: 
         return [loss.detach(), *(p.grad for p in plain.parameters() if p.requires_grad)]
 
     def theirs_half() -> list[Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(bench.device.type, torch.bfloat16):
             return theirs()
 
-    rivals: dict[str, Call] = {EAGER: theirs}
-    if half:
-        rivals = {EAGER: theirs_half, EAGER_FLOAT32: theirs, **{f"liif_fast, {name}": ours(name) for name in FUSED}}
-    race(
+    return bench.race(
         "train-step-half" if half else "train-step",
         f"training step, EDSR-baseline-LIIF, B = {samples}, Q = {count:,}, {side}x{side}"
         + (", bfloat16, compiled encoder" if half else ""),
-        ours("auto"),
-        rivals,
-        theirs(),
+        {
+            OURS: ours("auto"),
+            REFERENCE: ours("reference", half=False),
+            EAGER: theirs_half if half else theirs,
+            **({name: ours(backend) for name, backend in CHOSEN.items()} if half else {}),
+        },
         rounds=5,
         tolerances=BFLOAT_TOLERANCES if half else (TOLERANCE, GRADIENT_TOLERANCE),
     )

@@ -1,14 +1,15 @@
 """What each optimisation brings, one at a time, each on top of those before it."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import ExitStack, closing
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import eager, rivals
-from benchmarks.common import EAGER, FACTORISED, OURS, make_problem, make_queries
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.worker import Worker
 from liif_fast.functional import liif_decode, liif_render
 
@@ -30,27 +31,12 @@ DECODING = (
 TRAINING = (EAGER, FACTORISED, RECOMPUTED, KEPT)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """start(...): a Worker that ends with the test."""
-    workers: list[Worker] = []
-
-    def run(*options: Any) -> Worker:
-        workers.append(Worker(*options))
-        return workers[-1]
-
-    yield run
-    for worker in workers:
-        worker.close()
-
-
+@rows(*DECODING[:-1])
 @torch.no_grad()
-def test_decode(
-    device: torch.device, race: Callable[..., Any], pick: Callable[..., Any], start: Callable[..., Worker]
-) -> None:
-    if device.type != "cpu":
+def test_decode_steps(bench: Bench) -> Raced:
+    if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
-    side, scale, hidden = pick(48, None, 7), 4, pick((256,) * 4, None, (16, 16))
+    side, scale, hidden = bench.pick(48, None, 7), 4, bench.hidden
     feat, weights, biases = make_problem((side, side), hidden=hidden)
     size = (side * scale, side * scale)
     queries = eager.grid(size, feat)
@@ -59,52 +45,43 @@ def test_decode(
         decode = partial(eager.decode_projected, corner_sum=corner_sum)
         return eager.decode_projected_chunks(feat, queries, weights, biases, chunk=chunk, decode=decode)
 
-    def fused(isa: str) -> Callable[[], torch.Tensor]:
-        worker: list[Worker] = []
-
-        def run() -> torch.Tensor:
-            if not worker:
-                worker.append(start(isa, side, scale, hidden))
-            return worker[0]()
-
-        return run
+    @cache
+    def worker(isa: str) -> Worker:
+        return workers.enter_context(closing(Worker(isa, side, scale, hidden)))
 
     steps = [
         lambda: eager.decode_chunks(feat, queries, weights, biases),
         lambda: projected(eager.CHUNK, False),
         lambda: projected(eager.CHUNK, True),
         lambda: projected(rivals.PROJECTED_CHUNK["cpu"], True),
-        *(fused(isa) for isa in WORKERS),
+        *(lambda isa=isa: worker(isa)() for isa in WORKERS),
     ]
-    race(
-        "steps-decode",
-        f"steps: render x{scale} from {side}x{side}",
-        lambda: liif_render(feat, size, weights, biases).flatten(2).transpose(1, 2),
-        dict(zip(DECODING[:-1], steps, strict=True)),
-        liif_render(feat, size, weights, biases, backend="reference").flatten(2).transpose(1, 2),
-        rounds=7,
-        seconds=15.0,
-        keepers=list(WORKERS.values()),
-    )
+
+    def render(**options: Any) -> torch.Tensor:
+        return liif_render(feat, size, weights, biases, **options).flatten(2).transpose(1, 2)
+
+    calls = {OURS: render, REFERENCE: lambda: render(backend="reference"), **dict(zip(DECODING, steps, strict=False))}
+    title, keepers = f"steps: render x{scale} from {side}x{side}", list(WORKERS.values())
+    with ExitStack() as workers:
+        return bench.race("steps-decode", title, calls, rounds=7, seconds=15.0, keepers=keepers)
 
 
-def test_train(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    if device.type != "cpu":
+@rows(*TRAINING)
+def test_training_steps(bench: Bench) -> Raced:
+    if bench.device.type != "cpu":
         pytest.skip("the steps of the CPU kernels")
-    side, count, hidden = pick(48, None, 7), pick(4096, None, 60), pick((256,) * 4, None, (16, 16))
+    side, count, hidden = bench.pick(48, None, 7), bench.pick(4096, None, 60), bench.hidden
     problem = make_problem((side, side), batch=2, hidden=hidden)
     problem.feat.requires_grad_()
     queries, grad = make_queries(2, count, side), torch.randn(2, count, 3)
-    race(
+    return bench.race(
         "steps-train",
         f"steps: forward + backward, B = 2, Q = {count:,}, {side}x{side}",
-        rivals.step(liif_decode, problem, queries, grad),
         {
             **rivals.training(problem, queries, grad, compiled=False),
             KEPT: rivals.step(liif_decode, problem, queries, grad, recompute=False),
             RECOMPUTED: rivals.step(liif_decode, problem, queries, grad, recompute=True),
         },
-        rivals.expected_gradients(problem, queries, grad),
         rounds=7,
         seconds=10.0,
     )

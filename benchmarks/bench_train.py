@@ -1,57 +1,41 @@
 """The decoder's forward and backward pass: gradients of the latents and of every parameter."""
 
-from collections.abc import Callable
-from typing import Any
-
-import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.common import COMPILED, EAGER, FACTORISED_COMPILED, make_problem, make_queries
+from benchmarks.bench import SECONDS, Bench, rows
+from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, REFERENCE, Raced, make_problem, make_queries
 from benchmarks.limits import training_work
-from liif_fast.functional import liif_decode
 
 # The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
 TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
 
 
-@pytest.mark.parametrize(
-    ("batch", "queries", "rounds"),
-    [(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
-    ids=lambda value: f"{value}",
+@rows(
+    EAGER,
+    FACTORISED,
+    *COMPILED_FORMS,
+    cases=[(2, 1024, 21), (2, 2304, 21), (2, 16_384, 9), (1, 131_072, 5), (1, 1_048_576, 3)],
+    ids="{}x{}",
+    half=True,
 )
-def test_train(
-    batch: int,
-    queries: int,
-    rounds: int,
-    half: bool,
-    device: torch.device,
-    race: Callable[..., Any],
-    pick: Callable[..., Any],
-    long: Callable[[bool], None],
-) -> None:
-    long(queries > 100_000 and device.type == "cpu")
-    side = pick(48, 48, 7)
-    count = pick(queries, queries if queries == 2304 else None, 60)
-    problem = make_problem((side, side), batch=batch, hidden=pick((256,) * 4, (256,) * 4, (16, 16)), device=device)
+def test_train(bench: Bench, batch: int, queries: int, rounds: int) -> Raced:
+    bench.long(queries > 100_000 and bench.device.type == "cpu")
+    side = bench.pick(48, 48, 7)
+    count = bench.pick(queries, queries if queries == 2304 else None, 60)
+    problem = make_problem((side, side), batch=batch, hidden=bench.hidden, device=bench.device)
     problem.feat.requires_grad_()
-    places = make_queries(batch, count, side, device)
-    grad = torch.randn(batch, count, 3, device=device)
-    others = rivals.training(problem, places, grad, compiled=queries == 2304)
+    places = make_queries(batch, count, side, bench.device)
+    grad = torch.randn(batch, count, 3, device=bench.device)
     left_out = {}
-    if device.type == "cpu" and count * batch > TOO_LARGE:
-        left_out = dict.fromkeys((EAGER, COMPILED, FACTORISED_COMPILED), "left out: it keeps some 20 KB a query")
-        others = {each: call for each, call in others.items() if each not in left_out}
-
-    race(
+    if bench.device.type == "cpu" and count * batch > TOO_LARGE:
+        left_out = {EAGER: "left out: it keeps some 20 KB a query", REFERENCE: "left out: it takes minutes"}
+    return bench.race(
         f"train-{queries}",
         f"forward + backward, B = {batch}, Q = {count:,}, {side}x{side}",
-        rivals.step(liif_decode, problem, places, grad),
-        others,
-        rivals.expected_gradients(problem, places, grad),
+        rivals.training(problem, places, grad, compiled=queries == 2304),
         rounds=rounds,
-        seconds=20.0 if queries == 16_384 else None,
+        seconds=20.0 if queries == 16_384 else SECONDS[0],
         work=training_work(batch * count, batch * side * side, problem.weights),
-        half=half,
         left_out=left_out,
     )

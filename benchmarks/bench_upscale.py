@@ -1,8 +1,5 @@
 """Upscaling a picture with the shipped model, encoder included, as `liif_fast.upscale` does it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,7 +7,8 @@ from PIL import Image
 
 import liif_fast
 from benchmarks import eager
-from benchmarks.common import EAGER, FACTORISED
+from benchmarks.bench import Bench, rows
+from benchmarks.common import EAGER, FACTORISED, Raced, backends
 from benchmarks.records import ROOT
 from liif_fast.layers import linear_chain
 from liif_fast.models.catalogue import shipped_model
@@ -18,18 +16,19 @@ from liif_fast.models.catalogue import shipped_model
 PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
 
 
+@rows(EAGER, FACTORISED)
 @torch.no_grad()
-def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[..., Any]) -> None:
-    side, scale = pick(160, 64, 12), 2
+def test_upscale(bench: Bench) -> Raced:
+    side, scale = bench.pick(160, 64, 12), 2
     photo = Image.open(PHOTO).convert("RGB").crop((120, 60, 120 + side, 60 + side))
     image = np.asarray(photo, dtype=np.float32) / 255
-    model = liif_fast.load_model(shipped_model(), device=device)
+    model = liif_fast.load_model(shipped_model(), device=bench.device)
     weights, biases = linear_chain(model.imnet.layers)
     norm = model.norm()
 
     def plain() -> torch.Tensor:
         """What the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
-        inp = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0)
+        inp = torch.from_numpy(image).to(bench.device).permute(2, 0, 1).unsqueeze(0)
         inp = norm.inp(inp)
         out = eager.render(model.encoder(inp), (side * scale,) * 2, weights, biases)
         if model.reads_input:  # what the shipped model has beyond the original's: a residual
@@ -38,15 +37,13 @@ def test_upscale(device: torch.device, race: Callable[..., Any], pick: Callable[
             out = out + base.squeeze(2).transpose(1, 2)
         return norm.values(out[0]).clamp(0, 1).cpu()
 
-    def upscale(backend: str) -> torch.Tensor:
-        out = liif_fast.upscale(image, model, scale=scale, device=device, backend=backend)
+    def run(backend: str) -> torch.Tensor:
+        out = liif_fast.upscale(image, model, scale=scale, device=bench.device, backend=backend)
         return torch.from_numpy(out).flatten(0, 1)
 
-    race(
+    return bench.race(
         f"upscale-x{scale}",
         f"upscale x{scale} of a {side}x{side} picture, encoder included",
-        lambda: upscale("auto"),
-        {EAGER: plain, FACTORISED: lambda: upscale("torch")},
-        upscale("reference"),
+        backends(run) | {EAGER: plain},
         rounds=9,
     )

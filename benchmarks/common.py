@@ -1,7 +1,8 @@
 """What the suites share: the problem, the check, and the race between variants."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ EAGER = "plain, eager"  # benchmarks/eager.py
 COMPILED = "plain, torch.compile"
 FACTORISED = "factorised, eager"  # backend "torch"
 FACTORISED_COMPILED = "factorised, torch.compile"
-REFERENCE = "reference"  # the backend of that name, plain and eager too, for what is checked rather than for speed
-EAGER_FLOAT32 = "plain, eager float32"  # beside variants under autocast
+COMPILED_FORMS = (COMPILED, FACTORISED_COMPILED)
+REFERENCE = "reference"  # the backend of that name, in float32: all others are checked against it
+ALWAYS = (OURS, REFERENCE)  # take part in every race
 
 INF = float("inf")
 TOLERANCE = 1e-5  # float32 against the plain form, relative to the largest output: promise 2 of docs/backends.md
@@ -28,11 +30,27 @@ GRADIENT_TOLERANCE = 5e-3
 # Under autocast both sides round operands to 11 bits (float16). Measured on random networks it is 0.3 % of the largest
 # output; the gradients' norms differ more, since more ReLUs change sides.
 HALF_TOLERANCE, HALF_GRADIENT_TOLERANCE = 1e-2, 5e-2
-LAP_SECONDS = 0.05  # a call shorter than this is repeated until a lap takes that long
+LAP_SECONDS = 0.05
 LEAST_ROUNDS = 3
 
 Result = Tensor | Sequence[Tensor]
 Call = Callable[[], Result]
+
+
+class Raced(NamedTuple):
+    """A race that is over."""
+
+    result: dict[str, Any]  # as in the records; `missing` says why a variant has no figure
+    laps: dict[str, list[float]]  # seconds of each round, by variant
+
+
+class Entrant(NamedTuple):
+    """A call that has been checked and takes part in a race."""
+
+    call: Callable[[], object]
+    repeats: int  # calls a lap
+    seconds: float  # that a lap takes, about
+    figures: dict[str, Any]  # what is known before the first lap
 
 
 class Problem(NamedTuple):
@@ -41,6 +59,12 @@ class Problem(NamedTuple):
     feat: Tensor  # [B, C, H, W]
     weights: list[Tensor]
     biases: list[Tensor]
+
+
+def backends(run: Callable[..., Result], of_torch: str = FACTORISED) -> dict[str, Call]:
+    """Return ours, the reference and the backend `torch` (under that name) as calls of run(backend=...)."""
+    chosen = {OURS: "auto", REFERENCE: "reference", of_torch: "torch"}
+    return {name: partial(run, backend=backend) for name, backend in chosen.items()}
 
 
 def make_problem(
@@ -94,122 +118,115 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def race(
-    benchmark: Any,
     name: str,
     title: str,
-    ours: Call,
-    rivals: dict[str, Call],
-    expected: Result,
+    calls: dict[str, Call],
     *,
     rounds: int,
     seconds: float = INF,
+    selected: Collection[str] | None = None,
     work: Work | None = None,
     yardsticks: Sequence[Yardstick] = (),
     tolerances: tuple[float, float] = (TOLERANCE, GRADIENT_TOLERANCE),
-    keepers: Sequence[str] = (),
-    left_out: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Check every variant, then time them in turn, and return the figures.
+    keepers: Collection[str] = (),
+    left_out: Mapping[str, str] | None = None,
+    lap: float = LAP_SECONDS,
+) -> Raced:
+    """Check every variant, then time them in turn, and return the figures and the laps.
 
     Args:
-        benchmark: pytest-benchmark's fixture, which serves one race; its own statistics are those of our laps. None for
-            none.
         name: key of the result in the records.
         title: what is measured, for a reader.
-        ours: our call.
-        rivals: calls that compute the same. One that fails or is wrong gets no figure but the reason.
-        expected: what the backend `reference` computes.
+        calls: variants that compute the same, liif_fast and reference among them. A rival that fails or is wrong gets
+            no figure but the reason.
         rounds: how often each is timed, at most.
         seconds: rounds end when this is used up, but never before the third.
+        selected: the variants that take part beside liif_fast and reference; None for all.
         work: what the call cannot avoid; each variant's share of the machine's limit is taken from it.
         yardsticks: calls that take part for the machine's rates: "sgemm", "matrix", "copy".
         tolerances: of the output and of the gradients.
         keepers: rivals that keep memory between calls, so that their peak cannot be told here.
-        left_out: rivals that do not take part, and why.
+        left_out: variants that do not take part, and why.
+        lap: seconds that a lap takes at least; a shorter call is repeated.
 
     Raises:
         AssertionError: our result is wrong.
     """
-    calls, errors, missing = {OURS: ours, **rivals}, {}, dict(left_out or {})
-    repeats: dict[str, int] = {}
-    peaks: dict[str, int | None] = {}
-    round_seconds = 0.0
+    missing = dict(left_out or {})
+    expected = calls[REFERENCE]()
     device = (expected if isinstance(expected, Tensor) else expected[0]).device
-    for each in list(calls):
+    entrants: dict[str, Entrant] = {}
+    for each, call in calls.items():
+        if each in missing or not (selected is None or each in selected or each in ALWAYS):
+            continue
         try:
-            calls[each]()  # compiles, if it is one that does
-            got, peaks[each], took = memory.peak(calls[each], device)
-            errors[each] = check(got, expected, *tolerances)
-            del got
-            if took < LAP_SECONDS:  # the first call after giving memory back is a slow one
-                took = _seconds(calls[each], 3, device)
-            repeats[each] = _repeats(took)
-            round_seconds += took * repeats[each]
+            entrants[each] = _enter(call, expected, tolerances, device, lap)
         except Exception as reason:
-            if each == OURS:
+            if each in ALWAYS:
                 raise
             missing[each] = f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason) else ''}"
-            del calls[each]
-    amounts = {each.name: each.amount for each in yardsticks}
+    rivals = [each for each in entrants if each != OURS]
     for each in yardsticks:
-        calls[each.name] = each.call
         took = min(_seconds(each.call, 1, device) for _ in range(2))
-        repeats[each.name] = _repeats(took)
-        round_seconds += took * repeats[each.name]
+        entrants[each.name] = _entrant(each.call, took, lap, {})
+    round_seconds = sum(each.seconds for each in entrants.values())
     rounds = max(min(rounds, LEAST_ROUNDS), int(min(rounds, seconds / round_seconds)))
+    laps = _take_turns(entrants, rounds, device)
 
-    times: dict[str, list[float]] = {each: [] for each in calls}
-    others = [each for each in calls if each != OURS]
-
-    def lap(each: str) -> None:
-        times[each].append(_seconds(calls[each], repeats[each], device))
-
-    def others_first() -> None:
-        first = len(times[OURS]) % len(others) if others else 0
-        for each in others[first:] + others[:first]:
-            lap(each)
-
-    if benchmark is None:
-        for _ in range(rounds):
-            others_first()
-            lap(OURS)
-    else:
-        benchmark.pedantic(lap, args=(OURS,), setup=others_first, rounds=rounds)
-
-    own = times[OURS]
-    rates = {each: [amount / took for took in times[each]] for each, amount in amounts.items()}
+    rates = {each.name: [each.amount / took for took in laps[each.name]] for each in yardsticks}
     figures: dict[str, Any] = {}
-    for each in calls:
-        figures[each] = quantiles(times[each])
-        if each in errors:
-            figures[each] |= {"checked": True, **errors[each]}
-            if peaks[each] is not None and each not in keepers:
-                figures[each]["memory"] = peaks[each]
-            if work and {"matrix", "copy"} <= rates.keys():
-                figures[each]["share"] = quantiles(_shares(work, times[each], rates["matrix"], rates["copy"]))
+    for each, entrant in entrants.items():
+        figures[each] = {**quantiles(laps[each]), **entrant.figures}
+        if each in keepers:
+            figures[each].pop("memory", None)
         if each in rivals:
-            figures[each]["ratio"] = quantiles([their / our for their, our in zip(times[each], own, strict=True)])
-    result = {"name": name, "title": title, "unit": "s", "rounds": len(own), "figures": figures, "missing": missing}
+            figures[each]["ratio"] = quantiles([their / our for their, our in zip(laps[each], laps[OURS], strict=True)])
+        if entrant.figures and work and {"matrix", "copy"} <= rates.keys():
+            figures[each]["share"] = quantiles(_shares(work, laps[each], rates["matrix"], rates["copy"]))
+    result = {"name": name, "title": title, "unit": "s", "rounds": rounds, "figures": figures, "missing": missing}
     if work:
         result["work"] = work._asdict()
     result |= {f"{each}_rate": quantiles(found) for each, found in rates.items()}
     if work and work.flop and "sgemm" in rates:
         result["share_of_sgemm"] = quantiles(
-            [work.flop / t / rate for t, rate in zip(own, rates["sgemm"], strict=True)]
+            [work.flop / t / rate for t, rate in zip(laps[OURS], rates["sgemm"], strict=True)]
         )
-    if benchmark is not None:
-        benchmark.extra_info.update(result, repeats=repeats[OURS])
-    return result
+    return Raced(result, laps)
+
+
+def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device: torch.device, lap: float) -> Entrant:
+    """Check a call, and measure its memory and about how long it takes."""
+    call()  # compiles, if it is one that does
+    got, peak, took = memory.peak(call, device)
+    figures: dict[str, Any] = {"checked": True, **check(got, expected, *tolerances)}
+    del got
+    if peak is not None:
+        figures["memory"] = peak
+    if took < lap:  # the first call after giving memory back is a slow one
+        took = _seconds(call, 3, device)
+    return _entrant(call, took, lap, figures)
+
+
+def _entrant(call: Callable[[], object], seconds: float, lap: float, figures: dict[str, Any]) -> Entrant:
+    repeats = max(1, round(lap / max(seconds, 1e-9)))
+    return Entrant(call, repeats, seconds * repeats, figures)
+
+
+def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return each one's laps; our lap ends a round, another of the others begins each."""
+    laps: dict[str, list[float]] = {each: [] for each in entrants}
+    others = [each for each in entrants if each != OURS]
+    for turn in range(rounds):
+        first = turn % len(others) if others else 0
+        for each in (*others[first:], *others[:first], OURS):
+            laps[each].append(_seconds(entrants[each].call, entrants[each].repeats, device))
+    return laps
 
 
 def _shares(work: Work, times: list[float], matrix: list[float], copy: list[float]) -> list[float]:
     """Return by how much each lap falls short of the limit: the time that the machine needs at least, over the time."""
     rounds = zip(times, matrix, copy, strict=True)
     return [max(work.flop / flops, work.nbytes / bandwidth) / took for took, flops, bandwidth in rounds]
-
-
-def _repeats(seconds: float) -> int:
-    return max(1, round(LAP_SECONDS / max(seconds, 1e-9)))
 
 
 def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:

@@ -6,8 +6,9 @@
 The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
 instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
 because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, or needs more shared memory than the architecture has. `--write` looks for forms that do not, and
-writes them into the table, kernels/forms.py, for the version of Triton that runs.
+matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads.
+`--write` looks for forms that do not, and writes them into the table, kernels/forms.py, for the version of Triton that
+runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import audit_ptx
 from liif_fast.kernels import backward, decode, fused_mlp, gather_corners, host, project, render, scatter
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
@@ -47,10 +50,10 @@ CANDIDATES = {
     "half": [(64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 4, 2)],
     "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
              (32, 64, 8, 1), (32, 32, 8, 2), (16, 64, 8, 2), (16, 64, 4, 2), (16, 32, 4, 2)],
-    "tf32x3": [(64, 32, 8, 2), (16, 64, 8, 2), (16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 64, 8, 1),
-               (16, 32, 4, 3), (16, 32, 8, 3), (16, 32, 4, 1), (16, 16, 4, 2), (32, 32, 8, 2), (32, 16, 8, 2),
-               (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1), (16, 128, 8, 2)],
+    "tf32x3": [(16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 32, 4, 1), (16, 32, 4, 3), (16, 32, 8, 3),
+               (64, 32, 8, 2), (16, 16, 4, 2), (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1)],
 }  # fmt: skip
+FEW = 4  # accesses of two bytes that a kernel may have in its text: to a few numbers a row
 # The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
 FASTEST = {90: "HGMMA", 100: "UTCMMA"}
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
@@ -101,11 +104,15 @@ def recording(arch: int, tf32: bool) -> Iterator[list[Any]]:
 
 
 def run_case(case: str, dtype: torch.dtype) -> None:
-    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 or as the case names."""
-    name, _, width = case.partition("-")
-    hidden = [int(width or 256)] * 4
+    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 with 3 outputs or as named.
+
+    A name is operator-width-outputs.
+    """
+    given = case.split("-")
+    name, width, outs = given + ["256", "3"][len(given) - 1 :]
+    hidden = [int(width)] * 4
     feat, coord, cell = torch.zeros(1, 64, 6, 6, dtype=dtype), torch.zeros(1, 64, 2), torch.zeros(1, 64, 2)
-    widths = [580, *hidden, 3]
+    widths = [580, *hidden, int(outs)]
     weights = [torch.zeros(outs, ins, dtype=dtype) for ins, outs in itertools.pairwise(widths)]
     biases = [torch.zeros(outs, dtype=dtype) for outs in widths[1:]]
     if name == "project":
@@ -125,7 +132,7 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         out, saved = decode.decode(p, coord, cell, weights, biases, True, (4, 128, hidden[0]))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
-                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True)
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True, True)
     elif name == "render":
         p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
@@ -163,6 +170,7 @@ def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
 
 def compiled(launch: Launch, arch: int) -> Any:
     """Compile as the launch would have: pointers are aligned but where the kernel waives that, sizes are any."""
+    assert launch.options["enable_fp_fusion"] is False, f"{launch.name} may be contracted, or Triton 3.9 warns"
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -182,8 +190,10 @@ def compiled(launch: Launch, arch: int) -> Any:
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
-    """Compile, and read off the binary."""
-    kernel = compiled(launch, arch)
+    """Compile, and read off the binary and what ptxas said of it."""
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+    with contextlib.redirect_stdout(StringIO()) as log:
+        kernel = compiled(launch, arch)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -202,6 +212,10 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "spill_bytes": stack + local,
         "matrix_instructions": sum(found.values()),
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
+        "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
+        "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
+        "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
     }
 
@@ -251,6 +265,11 @@ def faults(entry: dict[str, Any]) -> list[str]:
     if entry["matrix"] and arch in FASTEST and " tf32x3 " not in entry["config"]:
         if not entry["instructions"].get(FASTEST[arch]):
             wrong.append(f"multiplies matrices without {FASTEST[arch]}")
+    if entry.get("narrow_accesses", 0) > FEW and entry["matrix"]:
+        wrong.append(f"accesses global memory two bytes at a time in {entry['narrow_accesses']} places")
+    if " blocks=1 " not in entry["config"]:  # small networks take one form, with no other to choose
+        wrong += [f"ptxas serialises its products: {each}" for each in entry.get("warnings", ())]
+    wrong += [f"overwrites shared memory unordered: {each}" for each in entry.get("unordered_writes", ())]
     if entry["plan_fma"]:
         wrong.append(f"has {entry['plan_fma']} fused multiply-adds in the plan")
     return wrong
@@ -283,19 +302,19 @@ def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]]
     return entries
 
 
-def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
+def search(arches: list[int], wanted: list[str], anew: bool = False) -> Iterator[dict[str, Any]]:
     """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
 
-    A form that is there already and still clean stays. Yields the entries of what was chosen.
+    A candidate that is there already and still clean stays, if not `anew`. Yields the entries of what was chosen.
     """
     for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
         precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
         if not precisions:
             continue
         row = (*host.TRITON, arch, name)
-        present, forms = host.FORMS.get(row, ()), []
+        present, forms = () if anew else host.FORMS.get(row, ()), []
         for index, kernel in enumerate(host.KERNELS):
-            for form in dict.fromkeys((*present[index : index + 1], *candidates)):
+            for form in dict.fromkeys((*(set(present[index : index + 1]) & set(candidates)), *candidates)):
                 host.FORMS[row] = (form,) * len(host.KERNELS)
                 entries = clean(kernel, precisions, arch)
                 if entries is not None:

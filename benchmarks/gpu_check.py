@@ -145,7 +145,9 @@ def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], li
             check=False,
         )
         runs = json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
-    found = {run["extra_info"].get("name", run["name"]): run["extra_info"] for run in runs}
+    found: dict[str, Any] = {}
+    for row in (run["extra_info"] for run in runs):
+        found.setdefault(row["name"], row)["figures"].update(row["figures"])
     failed = done.returncode != 0 or not found
     return found, (done.stdout + done.stderr).splitlines()[-15:] if failed else []
 

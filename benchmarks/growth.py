@@ -1,8 +1,38 @@
-"""How cost grows: the exponent of a power law."""
+"""How cost grows: points measured at several sizes as one series, and the exponent of a power law."""
 
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
+
+QUANTITIES = ("q20", "median", "q80", "memory", "error")
+
+
+def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results, those that are points of one series (a name, a `size` each) as one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault(result["name"], []).append(result)
+    return [_series(points) if "size" in points[0] else points[0] for points in found.values()]
+
+
+def _series(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    sizes = [point["size"] for point in points]
+    series: dict[str, Any] = {}
+    for variant in dict.fromkeys(each for point in points for each in point["figures"]):
+        figures = [point["figures"].get(variant, {}) for point in points]
+        found: dict[str, Any] = {key: [figure.get(key) for figure in figures] for key in QUANTITIES}
+        found["exponent"] = exponent(sizes, found["median"])
+        found["memory_exponent"] = exponent(sizes, found["memory"])
+        series[variant] = found
+    return {
+        **{key: points[0][key] for key in ("name", "title", "unit", "axis")},
+        "rounds": min(point["rounds"] for point in points),
+        "sizes": sizes,
+        "series": series,
+        "figures": {},
+        "missing": {each: why for point in points for each, why in point["missing"].items()},
+    }
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float | None]) -> float | None:

@@ -30,7 +30,7 @@ ACCEPTED = ROOT / "benchmarks" / "instructions.json"
 ALLOWED = 0.05
 ISA = "avx2"
 # The operators of csrc/cpu/operators.h that the driver calls.
-OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "mlp")
+OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp")
 SWITCH = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }

@@ -26,14 +26,6 @@ def pictures(record: Record, folder: str) -> str:
     return "\n\n".join(f"![{CAPTIONS[name]}]({folder}/benchmark-{name}.png)" for name in plot.parts(record))
 
 
-def readme(record: Record | None) -> str:
-    """Return the README's section."""
-    if record is None:
-        return table.markdown(record)
-    speed = f"![{CAPTIONS['speed']}](docs/images/benchmark-speed.png)"
-    return f"{table.markdown(record)}\n\n{speed}" if "speed" in plot.parts(record) else table.markdown(record)
-
-
 def steps(record: Record | None) -> str:
     """Return what each optimisation brings: each step against the one before it, and against the plain formula."""
     results = {result["name"]: result for result in record["results"]} if record else {}
@@ -113,8 +105,9 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
     """Return what stands between the markers of every document."""
     shown = pictures(record, "images") if record else ""
     return {
-        README: {"benchmarks": readme(record)},
+        README: {"benchmarks": table.short(record)},
         PERFORMANCE: {
+            "benchmarks": table.markdown(record),
             "pictures": shown or ABSENT,
             "limits": limits(record),
             "steps": steps(record),

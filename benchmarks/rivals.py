@@ -12,8 +12,7 @@
     factorised, OpenVINO
 
 On a GPU (code that has not been run on one yet) the runtimes are left out, the compiled factorised form takes 65,536
-queries at a time, and every benchmark has a twin under autocast to float16, in which "plain, eager float32" takes part,
-too.
+queries at a time, and every problem has a twin under autocast to float16, in which the reference stays in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import eager, runtimes
-from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, Call, Problem
+from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, OURS, REFERENCE, Call, Problem
 from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
@@ -56,12 +55,13 @@ def inference(
 
 
 def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, compiled: bool = True) -> dict[str, Call]:
-    """Return the rivals that compute the output and the gradients of the latents and of every parameter."""
-    decoders: dict[str, Callable[..., Tensor]] = {EAGER: eager.decode, FACTORISED: _factorised}
+    """Return what gives the output and the gradients of latents and parameters; ours and the reference are among it."""
+    decoders: dict[str, Callable[..., Tensor]] = {OURS: liif_decode, EAGER: eager.decode, FACTORISED: _factorised}
     if compiled:
         decoders[COMPILED] = torch.compile(eager.decode, dynamic=False)
         decoders[FACTORISED_COMPILED] = torch.compile(_factorised, dynamic=False)
-    return {name: step(decode, problem, queries, grad) for name, decode in decoders.items()}
+    calls = {name: step(decode, problem, queries, grad) for name, decode in decoders.items()}
+    return calls | {REFERENCE: lambda: expected_gradients(problem, queries, grad)}
 
 
 def step(

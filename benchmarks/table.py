@@ -1,4 +1,4 @@
-"""Records as tables: `full` for a terminal, `markdown` for the README."""
+"""Records as tables: `full` for a terminal, `markdown` for docs/performance.md, `short` for the README."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ COLUMNS = (
     "factorised, ONNX Runtime",
     "factorised, OpenVINO",
 )
-# What a record needs to be shown, and the rows of the README. Times of CPUs are noisy: only ratios of one run are worth
-# publishing.
+# What a record needs to be shown, the rows of the table in docs, and those of the README. Times of CPUs are noisy: only
+# ratios of one run are worth publishing.
 NEEDED = ("render-x4-48", "train-2304", "train-16384", "memory-188", "memory-375", "operator", "function")
 ROWS = (
     "render-x2-48",
@@ -38,6 +38,9 @@ ROWS = (
     "memory-375",
     "memory-training",  # with --long
 )
+
+SHORT_ROWS = ("render-x4-48", "upscale-x2", "train-2304", "train-step", "memory-375", "memory-training")
+SHORT_COLUMNS = (OURS, EAGER, FACTORISED, "factorised, OpenVINO")
 
 WIDE = 1.25  # q80 over q20 of a ratio that one figure does not describe
 
@@ -120,7 +123,7 @@ def _rates(result: Record) -> list[tuple[str, str, Record]]:
 
 
 def newest(records: Sequence[Record]) -> Record | None:
-    """Return the newest record that has what the README needs."""
+    """Return the newest record that has what the documents need."""
     complete = [r for r in records if set(NEEDED) <= {result["name"] for result in r["results"]}]
     return complete[-1] if complete else None
 
@@ -140,11 +143,11 @@ def _ratio(ratio: Record) -> str:
     return f"{ratio['median']:.1f}x"
 
 
-def comparison(record: Record) -> list[str]:
+def comparison(record: Record, wanted: Sequence[str] = ROWS, variants: Sequence[str] = COLUMNS) -> list[str]:
     """Return the lines of a table: a row for each benchmark, a column for each variant that the record has."""
     results = {result["name"]: result for result in record["results"]}
-    rows = [results[name] for name in ROWS if name in results]
-    columns = [each for each in COLUMNS if any(each in row["figures"] for row in rows)]
+    rows = [results[name] for name in wanted if name in results]
+    columns = [each for each in variants if any(each in row["figures"] for row in rows)]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         lines.append(f"| {row['title']} | " + " | ".join(_cell(row, column) for column in columns) + " |")
@@ -162,7 +165,7 @@ def origin(record: Record) -> str:
 
 
 def markdown(record: Record | None) -> str:
-    """Return the README's section for a record."""
+    """Return the whole comparison of a record."""
     if record is None:
         return "Not yet measured."
     results = {result["name"]: result for result in record["results"]}
@@ -183,6 +186,14 @@ def markdown(record: Record | None) -> str:
             f"{_limit(render)} {_projection(memory)}",
         ]
     )
+
+
+def short(record: Record | None) -> str:
+    """Return a few rows of it, for the README."""
+    if record is None:
+        return "Not yet measured."
+    lines = [*comparison(record, SHORT_ROWS, SHORT_COLUMNS), "", f"In multiples of ours; {origin(record)}."]
+    return "\n".join(lines)
 
 
 def _projection(memory: Record) -> str:

@@ -1,4 +1,6 @@
-"""The figures and pictures of docs/upscaling.md and the README's lead: python -m benchmarks.upscaling_report [--check].
+"""The figures and pictures of docs/upscaling.md, the proof in docs/backends.md.
+
+    python -m benchmarks.upscaling_report [--check]
 
 Figures of speed and memory come from processes of their own, one an output. With --check everything is made smaller and
 goes into --out instead of the documents: a test that it works.
@@ -21,7 +23,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import liif_fast
 from liif_fast.cli import main as command
-from liif_fast.info import cpu_name
+from liif_fast.devices import cpu_name
 from liif_fast.models.catalogue import shipped_model
 from liif_fast.upscaling import upscale
 
@@ -69,7 +71,7 @@ def main() -> None:
         (args.out / "figures.md").write_text(f"{text}\n\n{lead}\n")
     else:
         fill(ROOT / "docs" / "upscaling.md", "figures", text)
-        fill(ROOT / "README.md", "verify", lead)
+        fill(ROOT / "docs" / "backends.md", "verify", lead)
 
 
 def fill(path: Path, name: str, text: str) -> None:
@@ -117,7 +119,7 @@ def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
 
 
 def precision(photo: Image.Image, model: torch.nn.Module) -> str:
-    """How far lower precisions are from float32, on this machine's CPU (where only the encoder uses them)."""
+    """How far lower precisions are from float32, on this machine's CPU."""
     exact = np.asarray(upscale(photo, model, scale=2), int)
     lines = [
         "| precision | pixels that differ after rounding to 8 bits | largest difference, levels |",
@@ -140,7 +142,7 @@ def tile_sizes(photo: Image.Image, model: torch.nn.Module) -> str:
 
 
 def verify(options: list[str]) -> str:
-    """What `liif-fast verify` prints, as the README shows it."""
+    """What `liif-fast verify` prints, as docs/backends.md shows it."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = command([*VERIFY, *options])

@@ -1,6 +1,6 @@
-"""Compile csrc/ for setup.py: the flags of each file, and the ninja file by which only what changed is compiled.
+"""Compile csrc/ for setup.py, with flags for each file, through ninja, so that only changed files compile again.
 
-LIIF_FAST_WERROR=1, LIIF_FAST_SANITIZE=1 and MAX_JOBS are read here.
+It reads LIIF_FAST_WERROR=1, LIIF_FAST_SANITIZE=1 and MAX_JOBS.
 """
 
 import os
@@ -22,7 +22,7 @@ WERROR, SANITIZE = (os.environ.get(f"LIIF_FAST_{name}") == "1" for name in ("WER
 MACROS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 if ABI3:
     MACROS.append("-DPy_LIMITED_API=0x030a0000")
-# The plan's float32 operations are a contract, so the compiler may fuse none of them; the micro-kernels fuse theirs.
+# The compiler may not fuse the plan's float32 operations, because they are a contract; the micro-kernels fuse theirs.
 if MSVC:
     FLAGS = ["/O2", "/std:c++17", "/fp:precise", "/EHsc", "/W3"]
     KERNEL_FLAGS = {
@@ -40,7 +40,7 @@ else:
         "kernel_avx512": AVX512,
         "kernel_avx512bf16": [*AVX512, "-mavx512bf16"],
     }
-if not X86:  # elsewhere the others are empty but for saying so
+if not X86:  # elsewhere the other files only report that they are empty
     KERNEL_FLAGS = {"kernel_portable": KERNEL_FLAGS["kernel_portable"]}
 HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a"]
@@ -59,14 +59,14 @@ def own_flags(source: str) -> list[str]:
 
 
 def run_ninja(library: Path, sources: list[str], compiler: list[str], linker: list[str], libraries: list[str]) -> None:
-    """Build the library from the sources by ninja, with all it needs in the library's folder.
+    """Build the library from the sources by ninja, keeping all intermediate files in the library's folder.
 
-    ninja compiles again what was changed: a source, a header that it includes, or the command.
+    ninja compiles a source again if it, a header that it includes, or the command has changed.
 
     Raises:
         CompileError: a command failed; the message is its first error.
     """
-    from ninja import BIN_DIR, Writer, escape  # BIN_DIR is "" where pip isolates the build: there it is on the path
+    from ninja import BIN_DIR, Writer, escape  # BIN_DIR is "" in an isolated build: ninja is on the path
 
     folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)

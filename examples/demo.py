@@ -2,8 +2,8 @@
 
     python examples/demo.py [--out FOLDER] [--image FILE]
 
-Writes a PNG for each size and `compare.png`; prints time, queries (output pixels) per second, and the ratio to the
-plain formula (the `reference` backend), measured in turns in this run on a window of the x3.7 image.
+Writes a PNG for each size and `compare.png`. Prints the time, the queries (output pixels) per second, and the ratio to
+the plain formula (the `reference` backend). The two take turns in this run, on a window of the x3.7 image.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SIZES: list[tuple[str, dict]] = [
     ("x6", {"scale": 6}),
     ("1000 wide", {"size": (1000, None)}),
 ]
-WINDOW = (170, 240, 64, 256)  # top, left, height, width of what the backends are compared on
+WINDOW = (170, 240, 64, 256)  # top, left, height, width of the pixels on which the backends are compared
 EYE = (62, 36, 132, 88)  # left, top, right, bottom in the bundled photograph, shown by compare.png
 TURNS = 5
 
@@ -34,7 +34,7 @@ TURNS = 5
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where the pictures go (default: out)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the pictures (default: out)")
     parser.add_argument("--image", type=Path, default=PHOTO, help="another image than the bundled one")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 class Clock:
-    """A progress callback that keeps when each stage began and ended."""
+    """Record when each stage of a progress callback began and ended."""
 
     def __init__(self) -> None:
         self.times: dict[str, tuple[float, float]] = {}
@@ -79,7 +79,7 @@ class Clock:
         self.times[stage] = first, now
 
     def seconds(self, stage: str) -> float:
-        """From the stage's first call to its last."""
+        """Return the time from the stage's first call to its last."""
         first, last = self.times[stage]
         return last - first
 
@@ -113,14 +113,14 @@ def compare_backends(model: torch.nn.Module, photo: Image.Image, size: tuple[int
 
 
 def middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box of EYE's size, or as much of it as fits, in the middle of an image."""
+    """Return a box of EYE's size, or as much of it as fits, in the middle of an image."""
     width, height = min(EYE[2] - EYE[0], size[0]), min(EYE[3] - EYE[1], size[1])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return left, top, left + width, top + height
 
 
 def side_by_side(photo: Image.Image, results: dict[str, Image.Image], box: tuple[int, int, int, int]) -> Image.Image:
-    """A row for each result: the same crop of PIL's bicubic and of ours, every row drawn at the size of the largest."""
+    """Draw a row for each result: the same crop of PIL's bicubic and of ours, at the size of the largest."""
     bar, gap = 30, 8
     largest = max(result.width for result in results.values()) / photo.width
     width, height = round((box[2] - box[0]) * largest), round((box[3] - box[1]) * largest)
@@ -135,7 +135,7 @@ def side_by_side(photo: Image.Image, results: dict[str, Image.Image], box: tuple
             (width + gap, f"liif_fast {name}", result.convert("RGB")),
         ):
             crop = image.crop(tuple(round(side * s) for side in box))
-            # Nearest: what is shown are the pixels themselves, no second interpolation.
+            # Nearest, because a second interpolation would hide the pixels.
             sheet.paste(crop.resize((width, height), Image.Resampling.NEAREST), (x, y + bar))
             draw.text((x + 4, y + 3), label, fill="black", font=font)
     return sheet

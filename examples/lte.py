@@ -1,17 +1,17 @@
-"""LTE, a relative of LIIF, from the public pieces: how to bring a decoder of one's own.
+"""Build LTE, a relative of LIIF, from the public functions, as an example of your own decoder.
 
 LTE (Lee and Jin, "Local texture estimator for implicit representation function", CVPR 2022, arXiv 2111.08918) reads
-the same four latents as LIIF and blends with the same weights. What differs is the network's input: two convolutions
-make amplitudes and frequencies of each latent, and the network is given
+the same four latents as LIIF and blends with the same weights. Only the network's input differs. Two convolutions
+compute amplitudes and frequencies of each latent, and the network's input is
 
     amplitude * [cos, sin](pi * (frequency . rel + phase(cell)))
 
-`gather_corners` does the corner plan and the gathering, `fused_mlp` the network; what is left is the line above. (Who
-gathers by other means has the plan alone from `corner_plan`.) The names and shapes of the parameters are those of LTE's
-own code, so that its checkpoints load.
+`gather_corners` plans the corners and gathers, `fused_mlp` runs the network; only the line above remains to be written.
+(`corner_plan` returns the plan alone.) Names and shapes of the parameters are those of LTE's own code, so its
+checkpoints load.
 
-Importing this module makes the name `lte` known to `liif_fast.models.make`, to model files, and to configurations with
-`plugins: [lte]`; run it for a check:
+Importing this module registers the name `lte` for `liif_fast.models.make`, for model files, and for configurations
+with `plugins: [lte]`. Run it as a check:
 
     python examples/lte.py
 """
@@ -31,16 +31,17 @@ from liif_fast.models.base import FeatureModel
 
 @models.register("lte")
 class LTE(FeatureModel):
-    """LTE; with `gen_feat`, `query_rgb`, `render` and `forward` as LIIF has them.
+    """Decode by LTE, with the methods of LIIF: `gen_feat`, `query_rgb`, `render` and `forward`.
 
     Args:
         encoder_spec: spec of the encoder, as for `LIIF`.
         imnet_spec: spec of the network without its in_dim, `{'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list':
             [256] * 3}}` in the paper.
-        hidden_dim: amplitudes of a latent, even; half as many frequencies, each of a row and a column part.
+        hidden_dim: amplitudes per latent, an even number; a latent has half as many frequencies, each with a row and a
+            column part.
     """
 
-    reads_input = True  # for the interpolation that is added
+    reads_input = True  # for the interpolation added to the output
 
     def __init__(self, encoder_spec: Mapping[str, Any], imnet_spec: Mapping[str, Any], hidden_dim: int = 256) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class LTE(FeatureModel):
         return (weight.unsqueeze(-1) * pred).sum(2) + self._interpolate(coord)
 
     def _maps(self) -> Tensor:
-        """Amplitudes and frequencies [B, 2 * hidden_dim, H, W], kept while an image is rendered in strips."""
+        """Return amplitudes and frequencies [B, 2 * hidden_dim, H, W], kept while an image is rendered in strips."""
         feat = self.features()
         if self.kept is not None and self.kept[0] is feat:
             return self.kept[1]

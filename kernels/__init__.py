@@ -1,1 +1,1 @@
-"""Triton sources, one operator a file; imported as ``liif_fast.kernels``, never as ``kernels``."""
+"""Hold the Triton sources, one operator per file; import them as ``liif_fast.kernels``, never as ``kernels``."""

@@ -1,8 +1,8 @@
-"""The gradient of the fused network: one kernel for the chain through the layers, matrix products for the weights.
+"""Compute the gradient of the fused network: one kernel for the chain through the layers, matrix products for weights.
 
-Rows are taken in chunks. For each: activations (saved, or computed again), then `chain_kernel`, which goes from the
-output's gradient down to that before the first ReLU and writes every layer's; then one matrix product a layer for its
-weight. docs/triton.md derives the formulas.
+Rows are processed in chunks. Each chunk first gets its activations, saved or computed again. Then `chain_kernel` goes
+from the output's gradient down to the one before the first ReLU, and writes the gradient of every layer. Finally one
+matrix product per layer gives its weight's gradient. docs/triton.md derives the formulas.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import host
-from .host import dot
-from .network import backward_layers, blended, columns, keep, layer_of, masked
+from .host import FEW, dot
+from .network import backward_layers, columns, keep, layer_of, masked
 from .plan import corners
 
-CHUNK_BYTES = 512 << 20  # activations and their gradients of one chunk of rows
+CHUNK_BYTES = 512 << 20  # size of the activations and their gradients of one chunk of rows
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
          "saved_rows", "grads_rows"]  # fmt: skip
@@ -30,7 +30,7 @@ SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_h
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["coord", "cell", "grad"])
 def chain_kernel(
-    grad, coord, cell, weights, last, saved, grads, blend, parts, latents,
+    grad, coord, cell, weights, last, saved, grads, shares, parts, latents,
     first, limit, queries,
     coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
     height, row_step, row_origin, row_minus, row_plus,
@@ -40,15 +40,16 @@ def chain_kernel(
     PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries first..limit of [B * queries]; all but coord and cell are counted from first.
+    """Compute queries first..limit of [B * queries]; all arguments except coord and cell are counted from first.
 
-    grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], blend (the input of
-    the last layer) [queries, WIDEST], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
-    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no parts.
+    grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], shares (grad times the
+    corner's weight) [rows, OUT_PADDED], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
+    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no shares and parts.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
     PARTS: tl.constexpr = 4 if CELL else 2
+    PADDED: tl.constexpr = BLOCK * BLOCKS
     start = tl.program_id(0).to(tl.int64) * QUERIES
     tile_row = tl.arange(0, ROWS)
     counted = start + tile_row // CORNERS
@@ -81,21 +82,26 @@ def chain_kernel(
     mask = valid[:, None] & (out < OUT)[None, :]
     g = tl.load(grad + counted[:, None] * OUT + out[None, :], mask=mask, other=0.0) * weight[:, None]
     g = g.to(saved.dtype.element_ty)
-    queries_here = tl.minimum(limit - first - start, QUERIES).to(tl.int32)
-    count = queries_here * CORNERS
+    if PLAN:
+        tl.store(shares + row[:, None] * OUT_PADDED + out[None, :], g, mask=valid[:, None])
+    few = ()
+    if OUT <= FEW:
+        for o in tl.static_range(OUT):
+            few = few + (tl.load(grad + counted * OUT + o, mask=valid, other=0.0) * weight,)
+    count = tl.minimum(limit - first - start, QUERIES).to(tl.int32) * CORNERS
     saved += start * (CORNERS * WIDEST)
     grads += start * (CORNERS * WIDEST)
-    blend += start * WIDEST
     dz = ()
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
-        w = tl.load(last + out[:, None] * (BLOCK * BLOCKS) + column[None, :])
-        dh = dot(g, w, tl.zeros((ROWS, BLOCK), tl.float32), PRECISION)
-        value, h = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        dh = tl.zeros((ROWS, BLOCK), tl.float32)
+        if OUT <= FEW:
+            for o in tl.static_range(OUT):
+                dh = tl.fma(few[o][:, None], tl.load(last + o * PADDED + column).to(tl.float32)[None, :], dh)
+        else:
+            dh = dot(g, tl.load(last + out[:, None] * PADDED + column[None, :]), dh, PRECISION)
+        value = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
         keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
-        if PLAN:
-            total = blended(h, weight, ROWS, BLOCK, CORNERS).to(h.dtype)
-            keep(blend, queries_here, column, total, QUERIES, WIDEST)
         dz = dz + (value,)
     backward_layers(
         dz, weights, saved, saved_rows, grads, grads_rows, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
@@ -103,7 +109,7 @@ def chain_kernel(
 
 
 class Chunk(NamedTuple):
-    """A run of queries (of rows, for an MLP) and what they read."""
+    """Hold a run of queries (for an MLP, of rows) and their inputs."""
 
     where: slice  # in the flat order of all queries
     first: int  # number of the first in coord, where images follow one another
@@ -114,44 +120,62 @@ class Chunk(NamedTuple):
 
 
 def steps(bounds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of at most `size` from the first bound to the last, none across a bound."""
+    """Yield (start, stop) of runs of at most `size` from the first bound to the last; runs do not cross a bound."""
     for begin, end in itertools.pairwise(bounds):
         for start in range(begin, end, size):
             yield start, min(start + size, end)
 
 
 def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
-    """Return how many rows a chunk has: a power of two, so that views of chunks stay aligned."""
+    """Return the number of rows of a chunk, a power of two, so that views of chunks stay aligned."""
     layers, _, widest = saved.shape
     return 1 << (CHUNK_BYTES // (2 * layers * widest * dtype.itemsize)).bit_length() - 1
 
 
 class Totals:
-    """The gradients of an MLP's parameters, summed over chunks in float32."""
+    """Sum the gradients of an MLP's parameters over chunks, in float32.
+
+    The first is that of the first layer's last columns, or for an MLP of its bias. Then follow weight, bias, ... of the
+    later layers.
+    """
 
     def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
-        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=weights[0].device)
-        self.affine = zeros(affine, weights[0].shape[0])
-        self.weights = [zeros(weight.shape) for weight in weights[1:]]
-        self.biases = [zeros(weight.shape[0]) for weight in weights]
+        self.shapes, self.like, self.affine = [weight.shape for weight in weights], weights[0], affine
+        self.sums: list[Tensor] = []
 
-    def later(self) -> list[Tensor]:
-        """Return weight, bias, weight, ... of the layers after the first."""
-        return [t for pair in zip(self.weights, self.biases[1:], strict=True) for t in pair]
+    def result(self) -> list[Tensor]:
+        """Return the sums, which are zeros without a chunk."""
+        if self.sums:
+            return self.sums
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.like.device)
+        (hidden, _), *later = self.shapes
+        first = zeros(self.affine, hidden) if self.affine else zeros(hidden)
+        return [first, *(zeros(shape) for outs, ins in later for shape in ((outs, ins), (outs,)))]
 
-    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, blend: Tensor, parts: Tensor | None) -> None:
-        """Add a chunk: activations and grads [layers, rows, widest], grad and blend (at the last layer) by query."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases[1:], strict=True)):
-            outs, ins = weight.shape
-            last = layer == len(self.weights) - 1
-            dz = grad if last else grads[layer + 1, :, :outs]
-            weight += host.product(dz.t().to(blend.dtype), (blend if last else activations[layer])[:, :ins])
-            bias += dz.sum(0, dtype=torch.float32)
-        first = grads[0, :, : self.biases[0].shape[0]]
-        if parts is None:
-            self.biases[0] += first.sum(0, dtype=torch.float32)
-        else:  # the bias is in P, and so in its gradient
-            self.affine += host.product(parts.t().to(first.dtype), first)
+    def add(self, activations: Tensor, grads: Tensor, grad: Tensor, shares: Tensor, parts: Tensor) -> None:
+        """Add a chunk: activations and grads [layers, rows, widest], grad [queries, out], shares of it [rows, out]."""
+        (hidden, _), *later = self.shapes
+        first = grads[0, :, :hidden]
+        if self.affine:  # P includes the bias, so P's gradient includes its gradient
+            terms = [host.product(parts.t().to(first.dtype), first)]
+        else:
+            terms = [first.sum(0, dtype=torch.float32)]
+        for layer, (outs, ins) in enumerate(later):
+            last = layer == len(later) - 1
+            dz = shares if last else grads[layer + 1, :, :outs]
+            terms.append(host.product(dz.t(), activations[layer, :, :ins]))
+            terms.append((grad if last else dz).sum(0, dtype=torch.float32))
+        self.sums = [total.add_(term) for total, term in zip(self.sums, terms, strict=True)] if self.sums else terms
+
+
+def place_gradients(
+    activations: Tensor, grads: Tensor, grad: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], to: Tensor
+) -> None:
+    """Write a chunk's gradients of rel, of the cell and of the corners' weights to [rows, affine + 1]."""
+    (hidden, first), affine = weights[0].shape, to.shape[1] - 1
+    to[:, :affine] = host.product(grads[0, :, :hidden], weights[0][:, first - affine :])
+    out = host.product(activations[-1, :, : weights[-1].shape[1]], weights[-1].t()) + biases[-1]
+    to[:, affine] = (out.view(len(grad), -1, out.shape[1]) * grad.unsqueeze(1)).sum(-1).flatten()
 
 
 def backward(
@@ -166,15 +190,18 @@ def backward(
     affine: int,
     shape: tuple[int, int] = (1, 1),
     origin: tuple[int, int] = (0, 0),
-) -> Totals:
-    """Return the gradients of the parameters, and hand those of the first layer's rows to `receive`.
+    places: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the gradients of the parameters (`Totals`), and hand those of the first layer's rows to `receive`.
 
     Args:
         recompute: computes the activations of a chunk into [layers, rows, widest].
         receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
-        affine: columns of the first layer that are added at the query; 0 for an MLP.
+        affine: number of the first layer's columns that are added at the query; 0 for an MLP.
+        places: float32 [rows, affine + 1], receives the gradients of the values that multiply those columns, and of the
+            weight.
     """
     corners, plan = 4 if ensemble else 1, affine > 0
     layers, _, widest = saved.shape
@@ -197,7 +224,7 @@ def backward(
             activations = memory("activations", rows)
             recompute(chunk, activations)
         grads = memory("grads", rows)
-        blend = saved.new_empty(stop - start, widest) if plan else activations[-1]
+        shares = saved.new_empty(rows, network.last.shape[0]) if plan else some.to(saved.dtype)
         parts = grad.new_empty(rows, affine) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         coord = chunk.coord if chunk.coord is not None else grad
@@ -206,13 +233,16 @@ def backward(
         p_shape = (1, 1) if chunk.p is None else chunk.p.shape[1:3]
         with host.on(saved):
             chain_kernel[(triton.cdiv(rows, form.rows),)](
-                some, coord, cell, network.weights, network.last, activations, grads, blend, parts, latents,
+                some, coord, cell, network.weights, network.last, activations, grads, shares, parts, latents,
                 chunk.first, chunk.first + stop - start, coord.shape[1], *strides,
                 *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
                 PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
-        totals.add(activations, grads, some, blend, parts if plan else None)
+        totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
+        if places is not None:
+            rows_here = places[start * corners : stop * corners]
+            place_gradients(activations, grads, some, weights, biases, rows_here)
         receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
-    return totals
+    return totals.result()

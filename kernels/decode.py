@@ -1,11 +1,12 @@
-"""decode: from P to the output at given coordinates, in one pass.
+"""Decode from P to the output at given coordinates, in one pass.
 
-The forward of `liif_fast.functional.liif_decode` behind the projection (kernels/project.py); kernels/backward.py has
-its gradient.
+This is the forward pass of `liif_fast.functional.liif_decode` after the projection (kernels/project.py).
+kernels/backward.py has its gradient.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -35,7 +36,7 @@ def decode_kernel(
     ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries first..limit of [B * queries]; those before keep_limit save their activations (counted from first)."""
+    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, counted from first."""
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
     start = first + tl.program_id(0).to(tl.int64) * QUERIES
@@ -89,7 +90,7 @@ def launch(
     out: Tensor | None,
     saved: Tensor,
 ) -> None:
-    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim]; save as many as `saved` has room for.
+    """Decode the queries numbered `queries` of [B * Q] into out [B, Q, out_dim], saving as many as fit into `saved`.
 
     Args:
         p: [B, h, w, hidden], the window of the map `shape` at `origin`.
@@ -123,7 +124,7 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """Return the output [B, Q, out], float32, and the first queries' activations.
 
-    shape: of those, [hidden layers, rows, the widest layer].
+    shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     batch, queries, _ = coord.shape
     widest = host.widest(weights)
@@ -158,6 +159,7 @@ def gradients(
     affine: int,
     shape: tuple[int, int],
     origin: tuple[int, int],
+    places: Tensor | None = None,
 ) -> list[Tensor]:
     """Add P's gradient to each chunk's p_grad, and return those of the parameters.
 
@@ -167,20 +169,22 @@ def gradients(
     """
     widest = host.widest(weights)
     form = host.form("recompute", widest, saved)
-    network = host.network(weights, biases, form, affine)
+
+    @functools.cache  # laid out only if some activations were not kept
+    def network() -> host.Network:
+        return host.network(weights, biases, form, affine)
 
     def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
         queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
         where = chunk.p, chunk.coord, chunk.cell
-        launch(*where, network, form, ensemble, shape, origin, queries, widest, None, activations)
+        launch(*where, network(), form, ensemble, shape, origin, queries, widest, None, activations)
 
     def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
 
-    totals = backward.backward(
-        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin
+    return backward.backward(
+        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin, places
     )
-    return [totals.affine, *totals.later()]
 
 
 def decode_backward(
@@ -192,8 +196,13 @@ def decode_backward(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+    places: bool,
 ) -> list[Tensor]:
-    """Return the gradients of P and what `gradients` returns, all float32; grad [B, Q, out]."""
+    """Return the gradients of P, what `gradients` returns, and those at the corners, all float32; grad [B, Q, out].
+
+    The gradients at the corners, [B, Q, K, 3 or 5], are those of rel, of the cell if there is one, and of the weight.
+    They are empty if not requested.
+    """
     total, corner_count = coord.shape[0] * coord.shape[1], 4 if ensemble else 1
     p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
     size = backward.chunk_rows(saved, p.dtype) // 4
@@ -204,4 +213,7 @@ def decode_backward(
     )
     flat, affine = grad.float().flatten(0, 1).contiguous(), 2 if cell is None else 4
     shape = p.shape[1], p.shape[2]
-    return [p_grad, *gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0))]
+    at = p_grad.new_empty(*coord.shape[:2], corner_count, affine + 1) if places else None
+    rows = None if at is None else at.view(-1, affine + 1)
+    grads = gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0), rows)
+    return [p_grad, *grads, p_grad.new_empty(0) if at is None else at]

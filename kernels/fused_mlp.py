@@ -1,7 +1,8 @@
-"""fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one go."""
+"""Apply fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one pass."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,23 +11,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
+
 from . import backward, host
 from .host import dot
 from .network import columns, hidden_layers, keep, last_layer, relu
 
-DEPTH = 32  # of a step through the input's columns
 
-
-@triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_rows"], do_not_specialize_on_alignment=["x"])
+@triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_rows"])
 def mlp_kernel(
     x, first, first_bias, weights, biases, last, last_bias, out, saved,
     rows, stride, keep_limit, saved_rows,
-    WIDTH: tl.constexpr, STEPS: tl.constexpr, DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr, UNIT: tl.constexpr, STEPS: tl.constexpr, DEPTH: tl.constexpr,
     OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, WIDTH], rows `stride` apart; first [STEPS * DEPTH, padded]; rows below keep_limit save activations."""
+    """Apply the MLP to x [rows, WIDTH], rows `stride` times UNIT apart; first [STEPS * DEPTH, padded].
+
+    UNIT elements, up to 16 bytes, are read at a time. Rows below keep_limit save activations.
+    """
     PADDED: tl.constexpr = BLOCK * BLOCKS
     start = tl.program_id(0).to(tl.int64) * ROWS
     row = start + tl.arange(0, ROWS)
@@ -39,7 +43,7 @@ def mlp_kernel(
     for step in tl.range(0, STEPS):
         depth = step * DEPTH + tl.arange(0, DEPTH)
         mask = valid[:, None] & (depth < WIDTH)[None, :]
-        a = tl.load(x + row[:, None] * stride + depth[None, :], mask=mask, other=0.0)
+        a = tl.load(x + row[:, None] * stride * UNIT + depth[None, :], mask=mask, other=0.0)
         more = ()
         for k in tl.static_range(BLOCKS):
             w = tl.load(first + depth[:, None] * PADDED + columns(k, BLOCK)[None, :])
@@ -64,20 +68,27 @@ def mlp_kernel(
 
 
 def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor | None, saved: Tensor) -> None:
-    """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as `saved` has."""
+    """Apply the MLP to rows x [N, in] into out [N, out], saving the activations of as many rows as fit into `saved`."""
     rows, width = x.shape
     if not rows:
         return
     widest = host.widest(weights)
     form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
-    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, DEPTH)
-    first = F.pad(weights[0].t(), (0, form.padded - weights[0].shape[0], 0, steps * DEPTH - width)).contiguous()
-    bias = F.pad(biases[0].float(), (0, form.padded - biases[0].shape[0]))
+    depth = 16 if host.precision(x.dtype) == "tf32x3" else 32
+    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, depth)
+
+    def pack() -> tuple[Tensor, Tensor]:
+        beyond = form.padded - weights[0].shape[0]
+        first = F.pad(weights[0].t(), (0, beyond, 0, steps * depth - width)).contiguous()
+        return first, F.pad(biases[0].float(), (0, beyond))
+
+    first = pack_once([weights[0], biases[0]], (_launch, form.padded, depth), pack)
+    unit = math.gcd(x.stride(0), 16 // x.element_size())
     with host.on(x):
         mlp_kernel[(triton.cdiv(rows, form.rows),)](
-            x, first, bias, *network[1:], x if out is None else out, saved,
-            rows, x.stride(0), saved.shape[1], host.layer_rows(saved),
-            WIDTH=width, STEPS=steps, DEPTH=DEPTH, OUT=1 if out is None else out.shape[1],
+            x, *first, *network[1:], x if out is None else out, saved,
+            rows, x.stride(0) // unit, saved.shape[1], host.layer_rows(saved),
+            WIDTH=width, UNIT=unit, STEPS=steps, DEPTH=depth, OUT=1 if out is None else out.shape[1],
             OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,
             SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, x.dtype),
         )  # fmt: skip
@@ -88,7 +99,7 @@ def fused_mlp(
 ) -> tuple[Tensor, Tensor]:
     """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and the activations saved.
 
-    shape: of those, [hidden layers, rows, the widest layer].
+    shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     out = torch.empty((x.shape[0], weights[-1].shape[0]), dtype=torch.float32, device=x.device)
     saved = x.new_empty(*shape)
@@ -114,5 +125,6 @@ def fused_mlp_backward(
         x_grad[chunk.where] = torch.mm(dz, weights[0])
         first_grad.add_(host.product(dz.t(), x[chunk.where]))
 
-    totals = backward.backward(chunks, recompute, receive, grad.float().contiguous(), weights, biases, saved, False, 0)
-    return [x_grad, first_grad, totals.biases[0], *totals.later()]
+    flat = grad.float().contiguous()
+    sums = backward.backward(chunks, recompute, receive, flat, weights, biases, saved, False, 0)
+    return [x_grad, first_grad, *sums]

@@ -1,4 +1,4 @@
-"""gather_corners: lookup, unfolding, rel, cell and weights in one pass, for a network of the user's own."""
+"""Gather corners: lookup, unfolding, rel, cell and weights in one pass, for the user's own network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gather_kernel(
     LATENT: tl.constexpr, DEPTH: tl.constexpr, TAPS: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell."""
+    """Write out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell."""
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     query, corner = row // CORNERS, row % CORNERS

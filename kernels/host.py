@@ -1,12 +1,14 @@
-"""What the kernels share: how they are cut into tiles, the precision of products, parameters in their layout.
+"""Share the host's part of the kernels: the forms of tiles, the precision of products, the layout of parameters.
 
-No autotuning: LIIF makes every size new, and a search would stall each call. A form depends on widths, dtype,
-architecture and version of Triton only, never on how many queries there are, so that a query's bits do not depend on
-the call it is part of. The table of forms, forms.py, is written by benchmarks/compile_report.py.
+There is no autotuning, because with LIIF every size is new and a search would stall each call. A form depends only on
+widths, dtype, architecture and version of Triton, never on the number of queries, so that a query's bits do not depend
+on its call. benchmarks/compile_report.py writes the table of forms, forms.py.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,12 +20,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.call import tf32_allowed
+from liif_fast.frozen import pack_once
+
+from . import versions
 from .forms import FORMS
 
+logger = logging.getLogger("liif_fast")
+
 ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
-# Decode and render; the same keeping activations; fused_mlp; the same keeping them; making nothing but them; gradients.
+# Decode and render; the same, keeping activations; fused_mlp; the same, keeping them; computing only them; gradients.
 KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
 PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
+FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
@@ -32,7 +41,7 @@ WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 class Form(NamedTuple):
-    """A tile of the network: rows (one a query and corner) and column blocks of the hidden layers."""
+    """Describe a tile of the network: rows, one per (query, corner), and column blocks of the hidden layers."""
 
     rows: int
     block: int
@@ -42,12 +51,12 @@ class Form(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """The hidden width that the kernel computes with."""
+        """Return the hidden width that the kernel computes with."""
         return self.block * self.blocks
 
 
 class ProjectionForm(NamedTuple):
-    """A tile of the projection: rows (latents), columns, and channels of a step."""
+    """Describe a tile of the projection: rows (latents), columns, and channels of a step."""
 
     rows: int
     block: int
@@ -64,17 +73,18 @@ def widest(weights: Sequence[Tensor]) -> int:
 def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
 
-    One that has no entry takes the next lower one; sm_86 and sm_87 that of sm_89, which has as little shared memory.
+    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's, as small in shared memory.
     """
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
-    versions = sorted({key[:2] for key in FORMS})
-    return *max((v for v in versions if v <= version), default=versions[0]), arch
+    known = sorted({key[:2] for key in FORMS})
+    return *max((v for v in known if v <= version), default=known[0]), arch
 
 
 def network_form(kernel: str, width: int, precision: str, arch: int, version: tuple[int, int]) -> Form:
     """Return the form of a network kernel, one of KERNELS, for its widest hidden layer."""
     if width <= (64 if precision == "half" else 32):
-        return Form(64, max(16, 1 << (width - 1).bit_length()), 1, 4, 2)
+        block = 16 if precision == "tf32x3" else max(16, 1 << (width - 1).bit_length())
+        return Form(64, block, -(-width // block), 4, 2)
     rows, block, warps, stages = FORMS[(*entry(arch, version), precision)][KERNELS.index(kernel)]
     return Form(rows, block, -(-width // block), warps, stages)
 
@@ -86,22 +96,28 @@ def axis(n: int) -> tuple[int, float, float, float, float]:
 
 def architecture(device: torch.device) -> int:
     """Return the compute capability times ten; the interpreter takes the forms of 80."""
-    if device.type != "cuda" or torch.version.hip:
+    if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
+    warn(major * 10 + minor)
     return major * 10 + minor
 
 
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may round their operands to TF32."""
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the two interfaces of PyTorch have been mixed
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+@functools.cache
+def warn(arch: int) -> None:
+    """Warn once per process of the known faults of this Triton on an architecture."""
+    for text in versions.faults(arch, TRITON, refused=False):
+        logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
+
+
+def refusal(arch: int) -> str:
+    """Return the reason why this Triton must not be used on an architecture, else ""."""
+    found = versions.faults(arch, TRITON, refused=True)
+    return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return how matrix products are to be made: an entry of PRECISIONS."""
+    """Return the precision of matrix products, an entry of PRECISIONS."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if tf32_allowed() else "tf32x3"
@@ -115,7 +131,7 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 @triton.jit
 def dot(a, b, c, PRECISION: tl.constexpr):
-    """a b + c, accumulated in float32."""
+    """Return a b + c, accumulated in float32."""
     if WIDEN_BFLOAT16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision=PRECISION)
@@ -128,12 +144,13 @@ def form(kernel: str, width: int, tensor: Tensor) -> Form:
 
 def projection_form(tensor: Tensor) -> ProjectionForm:
     """Return the form of a projection, for the dtype and device of `tensor`."""
-    spills = architecture(tensor.device) >= 120 and precision(tensor.dtype) == "tf32x3"  # in 4 warps, with Triton 3.9
-    return ProjectionForm(64, 64, 32, 8 if spills else 4, 2)
+    strict = precision(tensor.dtype) == "tf32x3"
+    warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # 4 spill with Triton 3.9
+    return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
 
 
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the keyword arguments of a launch that a form and a dtype fix; no multiply-add may be contracted."""
+    """Return the launch's keyword arguments for a form and a dtype; multiply-adds must not be contracted."""
     return {
         "ROWS": form.rows,
         "BLOCK": form.block,
@@ -146,12 +163,12 @@ def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def layer_rows(saved: Tensor) -> int:
-    """Return how many rows lie between two layers of [layers, rows, widest], which may be a slice of the rows."""
+    """Return the distance in rows between two layers of [layers, rows, widest], which may be a slice of the rows."""
     return saved.stride(0) // saved.shape[2]
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which the tensor's device is the current one: Triton launches there."""
+    """Return a context in which the tensor's device is the current one, because Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
@@ -160,9 +177,15 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def padded_to(size: int) -> int:
-    """Return the last layer's width in the kernel: a power of two that a matrix product takes."""
-    return max(16, power_of_two(size))
+def padded_to(outs: int, transposed: bool) -> int:
+    """Return the last layer's width in a kernel: a power of two that a matrix product takes.
+
+    Transposed, it is the depth of a product. On sm_90 ptxas serialises all products of a kernel that has one of depth
+    16. So the gradient of few outputs goes back by multiply-adds, that of others in a depth of 32.
+    """
+    if transposed:
+        return power_of_two(outs) if outs <= FEW.value else max(32, power_of_two(outs))
+    return max(16, power_of_two(outs))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -176,7 +199,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Network(NamedTuple):
-    """An MLP's parameters as the kernels read them, zero padded: a weight is [in, out] or, transposed, [out, in]."""
+    """Hold an MLP's zero-padded parameters in the kernels' layout: a weight is [in, out] or, transposed, [out, in]."""
 
     affine: Tensor | None  # float32 [4, padded], the columns of the first layer for rel and cell
     weights: Tensor  # [layers, padded, padded] of the hidden layers after the first
@@ -196,8 +219,16 @@ def _padded(tensor: Tensor, *shape: int) -> Tensor:
 def network(
     weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool = False
 ) -> Network:
-    """Lay out an MLP's parameters; `affine` is the number of the first layer's last columns to add at the query."""
-    width, out = form.padded, padded_to(weights[-1].shape[0])
+    """Lay out an MLP's parameters; the first layer's last `affine` columns are added at the query."""
+
+    def pack() -> Network:
+        return _network(weights, biases, form, affine, transposed)
+
+    return pack_once([*weights, *biases], (_network, form.padded, affine, transposed), pack)
+
+
+def _network(weights: Sequence[Tensor], biases: Sequence[Tensor], form: Form, affine: int, transposed: bool) -> Network:
+    width, out = form.padded, padded_to(weights[-1].shape[0], transposed)
     hidden = [_padded(weight if transposed else weight.t(), width, width) for weight in weights[1:-1]]
     last = _padded(weights[-1], out, width) if transposed else _padded(weights[-1].t(), width, out)
     columns = weights[0][:, weights[0].shape[1] - affine :].t().float()

@@ -1,12 +1,12 @@
-"""Parts of the fused network, forward and backward: gathered first layer, hidden layers, blend, last layer.
+"""Compute the parts of the fused network, forward and backward: gathered first layer, hidden layers, last layer, blend.
 
-A tile is [ROWS, padded width] activations held as a tuple of BLOCKS column blocks, [ROWS, BLOCK] each: a column block
-of one layer is a slice of K of the next, and registers are never sliced. All layers run through one rolled loop over
-(layer, column block), so that the weights of the next step are loaded while this one multiplies (docs/triton.md).
+A tile is [ROWS, padded width] activations, held as a tuple of BLOCKS column blocks of [ROWS, BLOCK]. A column block of
+one layer is a slice of K of the next, so registers are never sliced. All layers run through one rolled loop over
+(layer, column block), so that the weights of the next step load while this one multiplies (docs/triton.md).
 
-Saved activations and their gradients are [layer, row, WIDEST] in memory, WIDEST being the widest hidden layer; a tile's
-rows follow one another there. Kernels get the number of rows of a layer, not a stride: with WIDEST as a factor the
-compiler knows how far a layer is aligned, and moves 16 bytes at a time.
+Saved activations and their gradients are [layer, row, WIDEST] in memory; WIDEST is the widest hidden layer. A tile's
+rows are adjacent there. Kernels take the number of rows of a layer, not a stride, because with WIDEST as a factor the
+compiler knows the alignment of a layer and moves 16 bytes at a time.
 """
 
 import triton
@@ -17,21 +17,21 @@ from .host import dot
 
 @triton.jit
 def relu(x):
-    """max(x, 0) that passes NaN on, as PyTorch's does."""
+    """Return max(x, 0), passing NaN on as PyTorch does."""
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def columns(block, BLOCK: tl.constexpr):
-    """The column numbers of column block `block`."""
+    """Return the column numbers of column block `block`."""
     return block * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
-    """Keep `value` aside in `new` as column block `block` (known at run time), or make the next h of the last one.
+    """Store `value` aside in `new` as column block `block` (known at run time); the last block completes the next h.
 
-    Returns h and new. As a chain of branches, because selects between tensors spill registers.
+    Returns h and new. It is a chain of branches, because selects between tensors spill registers.
     """
     if FIRST == BLOCKS - 1:
         h = new + (value,)
@@ -45,7 +45,7 @@ def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit
 def layer_of(memory, layer, rows, WIDEST: tl.constexpr):
-    """Return the place of a layer in [layers, rows, WIDEST]: a million queries pass 32 bits in the third layer."""
+    """Return a layer's offset in [layers, rows, WIDEST], in 64 bits: a million queries pass 32 in the third layer."""
     return memory + layer * rows.to(tl.int64) * WIDEST
 
 
@@ -63,7 +63,7 @@ def first_layer(
     WIDTH: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """relu(P[latent] + W1c cell + W1r rel) as a tuple of column blocks, in the dtype of P.
+    """Return relu(P[latent] + W1c cell + W1r rel) as a tuple of column blocks, in the dtype of P.
 
     p [latents, WIDTH]; latent int64 [ROWS]; affine float32 [4, padded], the columns of W1 for rel and cell.
     """
@@ -93,7 +93,7 @@ def product(
     h, at,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The row blocks h times a column block of a weight [padded, padded]; `at` points at its columns."""
+    """Return the row blocks h times a column block of a weight [padded, padded]; `at` points at its columns."""
     PADDED: tl.constexpr = BLOCK * BLOCKS
     z = tl.zeros((ROWS, BLOCK), tl.float32)
     for k in tl.static_range(BLOCKS):
@@ -107,7 +107,7 @@ def hidden_layers(
     LAYERS: tl.constexpr, SAVE: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """LAYERS times h = relu(h W + b); weights [LAYERS, in, out] in the dtype of h, biases float32 [LAYERS, out]."""
+    """Apply h = relu(h W + b) LAYERS times; weights [LAYERS, in, out] in h's dtype, biases float32 [LAYERS, out]."""
     PADDED: tl.constexpr = BLOCK * BLOCKS
     new = h[: BLOCKS - 1]
     for step in tl.range(0, LAYERS * BLOCKS):
@@ -123,39 +123,35 @@ def hidden_layers(
 
 
 @triton.jit
-def blended(block, weight, ROWS: tl.constexpr, BLOCK: tl.constexpr, CORNERS: tl.constexpr):
-    """The sum over a query's corners of weight * block, float32 [ROWS // CORNERS, BLOCK]."""
-    scaled = block.to(tl.float32) * weight[:, None]
-    if CORNERS > 1:
-        scaled = tl.sum(tl.reshape(scaled, (ROWS // CORNERS, CORNERS, BLOCK)), 1)
-    return scaled
-
-
-@triton.jit
 def last_layer(
     h, weight, last, last_bias,
     ROWS: tl.constexpr, CORNERS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     OUT_PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(sum_t weight_t h_t) W + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED]."""
+    """Return sum_t weight_t (h_t W) + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED].
+
+    The corners are summed after the product, so only a few outputs cross lanes, and h is not rounded once more.
+    """
     out = tl.arange(0, OUT_PADDED)
-    y = tl.zeros((ROWS // CORNERS, OUT_PADDED), tl.float32)
+    y = tl.zeros((ROWS, OUT_PADDED), tl.float32)
     for k in tl.static_range(BLOCKS):
-        w = tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :])
-        y = dot(blended(h[k], weight, ROWS, BLOCK, CORNERS).to(w.dtype), w, y, PRECISION)
+        y = dot(h[k], tl.load(last + columns(k, BLOCK)[:, None] * OUT_PADDED + out[None, :]), y, PRECISION)
+    y *= weight[:, None]
+    if CORNERS > 1:
+        y = tl.sum(tl.reshape(y, (ROWS // CORNERS, CORNERS, OUT_PADDED)), 1)
     return y + tl.load(last_bias + out)[None, :]
 
 
 @triton.jit
 def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
-    """The gradient g of an activation behind its ReLU, 0 where the saved activation is; and that activation.
+    """Return the gradient g of an activation behind its ReLU: 0 where the saved activation is 0.
 
     A NaN lets the gradient pass, as PyTorch's does. `saved` points at the tile's first row of the layer.
     """
     row = tl.arange(0, ROWS)
     mask = (row < count)[:, None] & (column < WIDEST)[None, :]
     h = tl.load(saved + (row[:, None] * WIDEST + column[None, :]), mask=mask, other=0.0)
-    return tl.where(h.to(tl.float32) <= 0.0, 0.0, g).to(h.dtype), h
+    return tl.where(h.to(tl.float32) <= 0.0, 0.0, g).to(h.dtype)
 
 
 @triton.jit
@@ -164,7 +160,7 @@ def backward_layers(
     LAYERS: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient before the last ReLU down to that before the first, each written to `grads`.
+    """Go from the gradient before the last ReLU down to the one before the first, writing each to `grads`.
 
     weights [LAYERS, out, in], the transposes of those of `hidden_layers`.
     """
@@ -174,6 +170,6 @@ def backward_layers(
         layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
         g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
-        value, _ = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
+        value = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
         keep(layer_of(grads, layer, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz, new = committed(dz, new, block, value, 0, BLOCKS)

@@ -1,7 +1,8 @@
-"""The corner plan of a tile of queries, operation by operation as liif_fast/coord.py has it.
+"""Plan the corners of a tile of queries, operation by operation as in liif_fast/coord.py.
 
-Every kernel that uses it is launched with enable_fp_fusion=False: a contracted a*b + c would move areas that are pure
-rounding noise. Numbers of an axis of n pixels come from the host, rounded to float32 once (`host.axis`).
+Every kernel that uses it is launched with enable_fp_fusion=False, because a contracted a*b + c would move areas that
+are pure rounding noise. The host computes the numbers of an axis of n pixels and rounds them to float32 once
+(`host.axis`).
 """
 
 import triton
@@ -16,15 +17,15 @@ ROUND = tl.constexpr(1.5 * 2.0**23)
 
 @triton.jit
 def centre(index, step, origin):
-    """The centre of pixel `index`: fl(fl(fl(2/n) * i) + fl(-1 + 1/n))."""
+    """Return the centre of pixel `index`: fl(fl(fl(2/n) * i) + fl(-1 + 1/n))."""
     return index.to(tl.float32) * step + origin
 
 
 @triton.jit
 def nearest(coord, moved, n, step, origin):
-    """Along one axis: the latent nearest to the shifted coordinate, and where the query lies from it."""
+    """Return, along one axis, the latent nearest to the shifted coordinate, and the query's position relative to it."""
     size = n.to(tl.float32)
-    # minimum and maximum drop a NaN, so that its index is one that exists.
+    # minimum and maximum drop a NaN, so its index exists.
     clamped = tl.minimum(tl.maximum(moved, LOW), HIGH)
     position = ((clamped + 1.0) * size - 1.0) * 0.5
     index = ((position + ROUND) - ROUND).to(tl.int32)
@@ -39,7 +40,7 @@ def corners(
     width, column_step, column_origin, column_minus, column_plus,
     ENSEMBLE: tl.constexpr,
 ):  # fmt: skip
-    """Index (y, x), rel (y, x) and weight of corner number `corner` of the queries at (row, column)."""
+    """Return index (y, x), rel (y, x) and weight of corner number `corner` of the queries at (row, column)."""
     if ENSEMBLE:
         y0, rel_y0 = nearest(row, row + row_minus, height, row_step, row_origin)
         y1, rel_y1 = nearest(row, row + row_plus, height, row_step, row_origin)

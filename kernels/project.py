@@ -1,12 +1,13 @@
-"""project: the first layer's share of the latents, P = W1z z + b1, on a window of the map.
+"""Project the latents' share of the first layer, P = W1z z + b1, on a window of the map.
 
-A matrix product over the nine (or one) taps of the 3x3 neighbourhood, gathered on the way in. Not PyTorch's
-convolution, which rounds to TF32 unless told otherwise and may take Winograd's way, which spreads a NaN over a tile.
-The gradient of the map is the same kernel with the taps turned round.
+It is a matrix product over the nine (or one) taps of the 3x3 neighbourhood, which it gathers while loading. PyTorch's
+convolution is not used, because it rounds to TF32 unless told otherwise and may use Winograd's algorithm, which spreads
+a NaN over a tile. The gradient of the map uses the same kernel with the taps reversed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
 from liif_fast.ops.project import in_layout_of
 
 from . import host
@@ -28,7 +30,7 @@ def project_kernel(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [rows = B * height * width, WIDTH], pixel (0, 0) at (top, left) of the source.
+    """Write out [rows = B * height * width, WIDTH], with pixel (0, 0) at (top, left) of the source.
 
     source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
@@ -50,21 +52,26 @@ def project_kernel(
     tl.store(out + row[:, None] * WIDTH + column[None, :], z.to(out.dtype.element_ty), mask=mask)
 
 
-def _launch(source: Tensor, taps: Tensor, bias: Tensor, window: Sequence[int]) -> Tensor:
-    """Return source [B, h, w, in] times taps [side * side, in, out], on a window of it, [B, height, width, out]."""
+def _padded(taps: Tensor, bias: Tensor, form: host.ProjectionForm) -> tuple[Tensor, Tensor]:
+    """Pad taps [taps, in, out] and bias [out] with zeros to whole tiles."""
+    (_, ins, outs), wide = taps.shape, triton.cdiv(taps.shape[2], form.block) * form.block
+    weight = F.pad(taps, (0, wide - outs, 0, triton.cdiv(ins, form.depth) * form.depth - ins)).contiguous()
+    return weight, F.pad(bias.float(), (0, wide - outs))
+
+
+def _launch(source: Tensor, packed: tuple[Tensor, Tensor], outs: int, window: Sequence[int]) -> Tensor:
+    """Return source [B, h, w, in] times padded taps, on a window of it, [B, height, width, out]."""
     (batch, source_height, source_width, channels), (top, left, height, width) = source.shape, window
-    side, outs = {1: 1, 9: 3}[taps.shape[0]], taps.shape[2]
-    form = host.projection_form(source)
-    steps, padded = triton.cdiv(channels, form.depth), triton.cdiv(outs, form.block) * form.block
-    weight = F.pad(taps, (0, padded - outs, 0, steps * form.depth - channels)).contiguous()
+    form, weight = host.projection_form(source), packed[0]
+    side, (depth, padded) = math.isqrt(len(weight)), weight.shape[1:]
     out = source.new_empty(batch, height, width, outs)
     rows = batch * height * width
     if rows:
         with host.on(source):
             project_kernel[(triton.cdiv(rows, form.rows), padded // form.block)](
-                source, weight, F.pad(bias.float(), (0, padded - outs)), out,
+                source, *packed, out,
                 rows, height, width, top, left, source_height, source_width,
-                CHANNELS=channels, WIDTH=outs, SIDE=side, STEPS=steps, PADDED=padded,
+                CHANNELS=channels, WIDTH=outs, SIDE=side, STEPS=depth // form.depth, PADDED=padded,
                 ROWS=form.rows, BLOCK=form.block, DEPTH=form.depth, PRECISION=host.dot_precision(source.dtype),
                 num_warps=form.warps, num_stages=form.stages, enable_fp_fusion=False,
             )  # fmt: skip
@@ -72,7 +79,7 @@ def _launch(source: Tensor, taps: Tensor, bias: Tensor, window: Sequence[int]) -
 
 
 def _taps(weight: Tensor, channels: int, unfold: bool) -> Tensor:
-    """The first layer's columns for the latent, as [taps, C, hidden]."""
+    """Return the first layer's columns for the latent, as [taps, C, hidden]."""
     count = 9 if unfold else 1
     return weight[:, : channels * count].unflatten(1, (channels, count)).permute(2, 1, 0)
 
@@ -80,7 +87,13 @@ def _taps(weight: Tensor, channels: int, unfold: bool) -> Tensor:
 def project(feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int]) -> Tensor:
     """Return P [B, h, w, hidden] on the window (top, left, h, w) of feat [B, C, H, W]."""
     source = feat.permute(0, 2, 3, 1).contiguous()
-    return _launch(source, _taps(weight, feat.shape[1], unfold), bias, window)
+    form, channels = host.projection_form(feat), feat.shape[1]
+
+    def pack() -> tuple[Tensor, Tensor]:
+        return _padded(_taps(weight, channels, unfold), bias, form)
+
+    packed = pack_once([weight, bias], (project, form, channels, unfold), pack)
+    return _launch(source, packed, weight.shape[0], window)
 
 
 def project_backward(
@@ -100,20 +113,19 @@ def project_backward(
 
 def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]) -> Tensor:
     no_bias = torch.zeros(feat.shape[1], dtype=torch.float32, device=feat.device)
-    maps = _launch(grad, taps.flip(0).transpose(1, 2), no_bias, (*origin, *feat.shape[2:]))
+    packed = _padded(taps.flip(0).transpose(1, 2), no_bias, host.projection_form(grad))
+    maps = _launch(grad, packed, feat.shape[1], (*origin, *feat.shape[2:]))
     return in_layout_of(feat, maps.permute(0, 3, 1, 2))
 
 
 def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:
-    """In flat maps whose rows end in padding, a tap is a shift by a constant: one matrix product each."""
+    """Return the latent columns' gradient; in padded flat maps a tap is a constant shift, so one product each."""
     border, (rows, wide) = side // 2, grad.shape[1:3]
     around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
-    around = F.pad(around, (0, 0, 0, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+    around = around.permute(0, 2, 3, 1).flatten(0, 2)
+    ours = F.pad(grad, (0, 0, 0, 2 * border, 0, 2 * border)).flatten(0, 2)
     stride = wide + 2 * border
-    ours = F.pad(grad, (0, 0, 0, 2 * border)).flatten(1, 2)
-    latent_grad = torch.empty(grad.shape[3], feat.shape[1], side * side, dtype=torch.float32, device=feat.device)
-    for tap in range(side * side):
-        shift = tap // side * stride + tap % side
-        part = around[:, shift : shift + rows * stride]
-        latent_grad[:, :, tap] = host.product(ours.transpose(1, 2), part).sum(0)
-    return latent_grad.flatten(1)
+    ours = ours[: max(len(ours) - 2 * border * (stride + 1), 0)].t()  # without padding at the end
+    shifts = (row * stride + column for row in range(side) for column in range(side))
+    taps = [host.product(ours, around[shift : shift + ours.shape[1]]) for shift in shifts]
+    return torch.stack(taps, -1).flatten(1)

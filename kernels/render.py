@@ -1,4 +1,4 @@
-"""render: decode on a regular grid, without a coordinate tensor, in 2-D tiles that share latents."""
+"""Render: decode on a regular grid, without a coordinate tensor, in 2-D tiles that share latents."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def render_kernel(
     TILE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Pixels (top, left) + [out_height, out_width] of a grid into out [B, OUT, out_height, out_width].
+    """Decode pixels (top, left) + [out_height, out_width] of a grid into out [B, OUT, out_height, out_width].
 
-    With SAVE a tile is one pixel high, so that its rows follow one another; pixels whose number in
+    With SAVE a tile is one pixel high, so that its rows are adjacent; pixels whose number in
     [B, out_height, out_width] is below keep_limit save their activations.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
@@ -87,7 +87,7 @@ def render_kernel(
 
 
 def _split(numbers: Sequence[int]) -> tuple[Pair, Pair, Pair, Window]:
-    """The map's shape, the origin of P, the grid's size and its window, from the operator's arguments."""
+    """Return the map's shape, the origin of P, the grid's size and its window, from the operator's arguments."""
     a, b, c, d, e, f, *window = numbers
     return (a, b), (c, d), (e, f), tuple(window)
 
@@ -106,7 +106,7 @@ def render(
     Args:
         p: [B, h, w, hidden], a window of the map.
         grid: ten integers, as the operator's (liif_fast/ops/decode.py).
-        saved_shape: of the activations, [hidden layers, rows, the widest layer].
+        saved_shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     shape, origin, size, (top, left, height, width) = _split(grid)
     batch = p.shape[0]
@@ -143,7 +143,7 @@ def render_backward(
     ensemble: bool,
     grid: Sequence[int],
 ) -> list[Tensor]:
-    """As `decode_backward`: each chunk is a decode of its pixels' coordinates. grad [B, out, h, w]."""
+    """Return the same as `decode_backward`; each chunk is a decode of its pixels' coordinates. grad [B, out, h, w]."""
     shape, origin, size, (top, left, height, width) = _split(grid)
     batch = p.shape[0]
     p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)

@@ -1,7 +1,7 @@
-"""The gradients of gathered rows, added to the latents that they were gathered from.
+"""Add the gradients of gathered rows to their latents.
 
-Either by atomic additions, in any order, or (what `torch.use_deterministic_algorithms` asks for) as a sum over each
-latent's rows in a fixed order: the rows are sorted by latent, and a program sums a latent's run of them.
+This uses atomic additions, in any order. Under `torch.use_deterministic_algorithms` it is a sum over each latent's rows
+in a fixed order: the rows are sorted by latent, and a program sums each latent's run.
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ from . import host
 TILE = 16  # rows that a program reads at a time
 
 
-@triton.jit(do_not_specialize=["rows", "stride"])
-def atomic_kernel(source, latents, target, rows, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """target[latents[r]] += source[r]; source [rows, WIDTH] with rows `stride` apart, target float32."""
+@triton.jit(do_not_specialize=["rows"])
+def atomic_kernel(
+    source, latents, target, rows,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute target[latents[r]] += source[r]; source [rows, WIDTH] with rows STRIDE apart, target float32.
+
+    STRIDE is a width of the network, like WIDTH. It is known at compile time, because otherwise the compiler could not
+    know a row's alignment and would read elements one at a time.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     valid = row < rows
     mask = valid[:, None] & (column < WIDTH)[None, :]
-    value = tl.load(source + row[:, None] * stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(source + row[:, None] * STRIDE + column[None, :], mask=mask, other=0.0).to(tl.float32)
     latent = tl.load(latents + row, mask=valid, other=0)
     tl.atomic_add(target + latent[:, None] * WIDTH + column[None, :], value, mask=mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["stride", "height", "width"])
+@triton.jit(do_not_specialize=["height", "width"])
 def segment_kernel(
-    source, order, offsets, target, stride, height, width,
-    WIDTH: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    source, order, offsets, target, height, width,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """target[latent] += the sum of its rows of source; with 9 taps, of its neighbours' rows that hold it.
+    """Add to target[latent] the sum of its rows of source; with 9 taps, of its neighbours' rows that hold it.
 
     order [rows] sorts the rows by latent; latent n has those from offsets[n] to offsets[n + 1]. Element c of a row's
     tap is at column c * TAPS + tap.
@@ -56,7 +63,7 @@ def segment_kernel(
             valid = place < end
             row = tl.load(order + place, mask=valid, other=0)
             mask = valid[:, None] & (column < WIDTH)[None, :]
-            value = tl.load(source + row[:, None] * stride + column[None, :] * TAPS + tap, mask=mask, other=0.0)
+            value = tl.load(source + row[:, None] * STRIDE + column[None, :] * TAPS + tap, mask=mask, other=0.0)
             total += tl.sum(value.to(tl.float32), 0)
             at += ROWS
     at_target = target + latent * WIDTH + column
@@ -65,7 +72,7 @@ def segment_kernel(
 
 
 def segments(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the order that sorts rows by latent, stable, and where each latent's run begins, [count + 1]."""
+    """Return the stable order that sorts rows by latent, and the start of each latent's run, [count + 1]."""
     ordered, order = latents.sort(stable=True)
     return order, torch.searchsorted(ordered, torch.arange(count + 1, device=latents.device))
 
@@ -74,15 +81,16 @@ def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int
     """Add source [rows, width * taps] to target float32 [latents, width] at `latents` [rows], in a fixed order.
 
     Args:
-        shape: (height, width) of the maps that the latents are of, image after image.
+        shape: (height, width) of the latents' maps, image after image.
         taps: 9 if a row holds a latent's 3x3 neighbourhood, element c of tap t at column c * 9 + t.
     """
     width, block = target.shape[1], min(256, host.power_of_two(target.shape[1]))
     order, offsets = segments(latents, target.shape[0])
     with host.on(source):
         segment_kernel[(target.shape[0], triton.cdiv(width, block))](
-            source, order, offsets, target, source.stride(0), *shape,
-            WIDTH=width, TAPS=taps, ROWS=TILE, BLOCK=block, num_warps=4,
+            source, order, offsets, target, *shape,
+            WIDTH=width, STRIDE=source.stride(0), TAPS=taps, ROWS=TILE, BLOCK=block,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -96,6 +104,7 @@ def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
     width = target.shape[1]
     with host.on(source):
         atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
-            source, latents, target, source.shape[0], source.stride(0),
-            WIDTH=width, ROWS=TILE, BLOCK=host.power_of_two(width), num_warps=4,
+            source, latents, target, source.shape[0],
+            WIDTH=width, STRIDE=source.stride(0), ROWS=TILE, BLOCK=host.power_of_two(width),
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -22,6 +22,7 @@ _HOMES = {
     "load_model": "liif_fast.models.checkpoint",
     "make_cell": "liif_fast.coord",
     "make_coord": "liif_fast.coord",
+    "qualify": "liif_fast.qualification",
     "save_model": "liif_fast.models.checkpoint",
     "upscale": "liif_fast.upscaling",
     "upscale_file": "liif_fast.upscaling",

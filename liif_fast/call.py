@@ -1,6 +1,6 @@
-"""A call in words that every storey shares: its options, its places, and the modes of PyTorch that it runs in.
+"""Describe a call: its options, its position in a larger map, and the modes of PyTorch that it runs in.
 
-Operators, backends and the public functions import this module, and it imports none of them.
+Operators, backends and the public functions import this module; it imports none of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from liif_fast.window import Window as Window
 
 
 class Switches(NamedTuple):
-    """The three options of LIIF's decoder."""
+    """Hold the three options of LIIF's decoder."""
 
     feat_unfold: bool = True
     local_ensemble: bool = True
@@ -23,15 +23,15 @@ class Switches(NamedTuple):
 
     @property
     def corners(self) -> int:
-        """K, the latents that a query reads."""
+        """Return K, the number of latents that a query reads."""
         return 4 if self.local_ensemble else 1
 
 
-Place = tuple[int, int, int, int]  # top, left in a map of height, width
+Place = tuple[int, int, int, int]  # top and left in a whole map, height and width of that map
 
 
 class Call(NamedTuple):
-    """Describe a call to a backend, which then says whether it can run it."""
+    """Describe a call, so that a backend can say whether it can run it."""
 
     op: str  # "decode", "render", "gather_corners", "attend_corners" or "fused_mlp"
     device: torch.device
@@ -41,15 +41,15 @@ class Call(NamedTuple):
     widths: tuple[int, ...]  # outputs of each layer; () for gather_corners
     switches: Switches
     coord_dtype: torch.dtype  # of coord and cell
-    autocast: torch.dtype | None  # the autocast dtype where autocast applies
+    autocast: torch.dtype | None  # the autocast dtype, if autocast applies
     requires_grad: bool  # any gradient is wanted
     coord_requires_grad: bool  # a gradient for coord or cell is wanted
-    place: Place | None = None  # of a render: where feat lies in a larger map
+    place: Place | None = None  # in a render: the position of feat in a larger map
     dropout: float = 0.0  # of attend_corners
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would compute in for `tensor`, None where it leaves it alone (float64 too)."""
+    """Return the dtype in which autocast would compute with `tensor`; None if it does not apply (as for float64)."""
     kind = tensor.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind) or tensor.dtype == torch.float64:
         return None
@@ -57,7 +57,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 def result_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of what an operator makes of `tensor`: its own, float32 under autocast."""
+    """Return the dtype of an operator's result for `tensor`: the tensor's, or float32 under autocast."""
     return tensor.dtype if autocast_dtype(tensor) is None else torch.float32
 
 
@@ -69,7 +69,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def hidden_from() -> str:
-    """Return why operators of our own cannot run here: a tracer or transform that does not know them; "" if none."""
+    """Return the reason why our operators cannot run here, a tracer or transform that does not know them; else ""."""
     if torch.compiler.is_compiling():
         return ""
     if torch.jit.is_tracing():
@@ -82,12 +82,24 @@ def hidden_from() -> str:
 def exporting() -> bool:
     """Say whether torch.export traces the call.
 
-    The flag behind `torch.compiler.is_exporting`, which is also true within torch.compile of PyTorch 2.11: training
-    would be taken for inference there, and have no gradients.
+    This reads the flag behind `torch.compiler.is_exporting`, because in PyTorch 2.11 that function is also true within
+    torch.compile. Training would then be taken for inference and have no gradients.
     """
     return bool(torch.compiler._is_exporting_flag)
 
 
-def trains(*tensors: Tensor) -> bool:
-    """Say whether a backward pass is to come; an exported program is for inference and keeps nothing for one."""
-    return not exporting() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def tf32_allowed() -> bool:
+    """Say whether float32 matrix products on a GPU may round their operands to TF32."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the two interfaces of PyTorch have been mixed
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def trains(*tensors: Tensor | None) -> bool:
+    """Say whether a backward pass will follow; an exported program is for inference and keeps nothing for one."""
+    return (
+        not exporting()
+        and torch.is_grad_enabled()
+        and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )

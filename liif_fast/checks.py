@@ -1,4 +1,4 @@
-"""Checks of arguments: every message names the argument, what was expected and what came."""
+"""Check arguments; every message names the argument, the expected value and the value given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_coord(name: str, coord: Tensor) -> None:
 
 
 def check_queries(feat: Tensor, coord: Tensor, cell: Tensor | None, cell_decode: bool) -> Tensor | None:
-    """Check coord and cell against feat, and return the cell to use: None where it is not decoded."""
+    """Check coord and cell against feat, and return the cell to use, or None if it is not decoded."""
     check_coord("coord", coord)
     shape, device = coord.shape, feat.device
     if shape[0] != feat.shape[0]:
@@ -71,7 +71,9 @@ def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
 def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None) -> None:
     """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
     if not weights or len(weights) != len(biases):
-        raise ValueError(f"weights and biases must be as many, at least one each, got {len(weights)} and {len(biases)}")
+        raise ValueError(
+            f"weights and biases must have the same length, at least 1, got {len(weights)} and {len(biases)}"
+        )
     name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
     width = x.shape[-1]
     if switches is not None:
@@ -95,7 +97,7 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
                 f"got {weight.device} and {bias.device}"
             )
         if weight.dtype != dtype or bias.dtype != dtype:
-            mixed = autocast_dtype(x) is not None  # then every dtype will do that autocast would cast
+            mixed = autocast_dtype(x) is not None  # then any dtype fits that autocast would cast
             for each, tensor in (("weights", weight), ("biases", bias)):
                 fits = tensor.dtype in FLOATS and tensor.dtype != torch.float64 if mixed else tensor.dtype == dtype
                 if not fits:
@@ -138,14 +140,14 @@ def check_attention(feat: Tensor, values: Tensor, transformer: CornerTransformer
 
 
 def check_integers(name: str, values: Sequence[int], form: str) -> tuple[int, ...]:
-    """Return the integers of an argument whose form the message tells; symbols of a compiler stay what they are."""
+    """Return an argument's integers, keeping a compiler's symbols; error messages state the expected `form`."""
     try:
         values = tuple(values)
     except TypeError:
         raise TypeError(f"{name} must be {form}, got {values!r:.80}") from None
     try:
         return tuple([value if isinstance(value, int | torch.SymInt) else operator.index(value) for value in values])
-    except TypeError:  # NumPy's integers have an index, no float has
+    except TypeError:  # NumPy's integers have an index, floats do not
         raise TypeError(f"{name} must hold integers, got {values!r:.80}") from None
 
 

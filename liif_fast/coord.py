@@ -1,9 +1,9 @@
-"""Coordinates: pixel centres, cells, and the corner plan that says which latents a query reads.
+"""Make coordinates: pixel centres, cells, and the corner plan, which selects the latents that a query reads.
 
-The float32 operations below and their order are a contract (LIIF's own code performs exactly these): at odd
-scales the blend is decided by their rounding noise. So no fused multiply-add and no algebraically equal form. Run
-eagerly, PyTorch rounds after every operation. A compiler may contract a*b + c, so that under torch.compile the same
-code runs as an opaque operator (`liif_fast::corner_plan`, `liif_fast::centres`).
+The float32 operations below and their order are a contract, the same as in LIIF's own code, because at odd scales their
+rounding noise decides the blend. So they allow no fused multiply-add and no algebraically equal form. In eager mode
+PyTorch rounds after every operation. A compiler may contract a*b + c, so under torch.compile the same code runs as an
+opaque operator (`liif_fast::corner_plan`, `liif_fast::centres`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from liif_fast.call import Window
 
-EPSILON = 1e-6  # shift that settles ties between two latents, and the clamp's margin (1 - 1e-10 would be 1.0f)
+EPSILON = 1e-6  # the shift that breaks ties between two latents, and the clamp's margin (1 - 1e-10 would be 1.0f)
 AREA_FLOOR = 1e-9
 
 
 def _centres(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    # fl(fl(fl(2/n) * i) + fl(-1 + 1/n)): the two scalars are made in double and rounded once.
+    # fl(fl(fl(2/n) * i) + fl(-1 + 1/n)): the two scalars are computed in double and rounded once.
     return index.to(dtype) * (2 / n) + (-1 + 1 / n)
 
 
@@ -42,7 +42,7 @@ def make_coord(shape: Sequence[int], *, device: torch.device | str | None = None
 
     Args:
         shape: (H, W) of the grid.
-        device: where to make them.
+        device: device of the result.
 
     Returns:
         float32 [H*W, 2]: (row, column) in [-1, 1].
@@ -60,7 +60,7 @@ def make_cell(shape: Sequence[int], *, device: torch.device | str | None = None)
 
     Args:
         shape: (H, W) of the grid.
-        device: where to make it.
+        device: device of the result.
 
     Returns:
         float32 [H*W, 2]: (2/H, 2/W) in every row.
@@ -78,7 +78,7 @@ def _axis_plan(coord: Tensor, n: int, local_ensemble: bool) -> tuple[Tensor, Ten
     # v/n + 1e-6 is summed in double, rounded to coord's dtype, then added.
     shifted = torch.stack([position + (v / n + EPSILON) for v in (-1, 1)] if local_ensemble else [position], -1)
     clamped = shifted.clamp(-1 + EPSILON, 1 - EPSILON)
-    # torch.round is half to even. The last clamp only serves NaN, which converts to an arbitrary integer.
+    # torch.round rounds half to even. The last clamp serves only NaN, which converts to an arbitrary integer.
     index = (((clamped + 1) * n - 1) * 0.5).round().to(torch.int64).clamp(0, n - 1)
     return index, (coord.unsqueeze(-1) - _centres(index, n, coord.dtype)) * n
 
@@ -111,8 +111,8 @@ def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int])
     """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
     first, length = [], []
     for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
-        # A query reads the two latents around it; two more are a margin for rounding, which grows with the map: the
-        # plan's shift of 1e-6 and a coordinate's rounding are parts of the whole axis.
+        # A query reads the two latents around it; two more are a margin for rounding. The margin grows with the map,
+        # because the plan's shift of 1e-6 and a coordinate's rounding are relative to the whole axis.
         margin = 3 + latents // 100_000
         low = max((2 * start + 1) * latents // (2 * full) - margin, 0)
         high = min((2 * (start + count) - 1) * latents // (2 * full) + margin, latents)
@@ -121,7 +121,7 @@ def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int])
     return first[0], first[1], length[0], length[1]
 
 
-# ---- The same two functions as operators that no compiler looks into.
+# ---- The same two functions as operators that are opaque to a compiler.
 
 torch.library.define("liif_fast::centres", "(Tensor index, SymInt n, ScalarType dtype) -> Tensor")
 torch.library.define(
@@ -159,18 +159,49 @@ def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(output[0], output[1])
 
 
+def scaled(grad: Tensor, height: int, width: int) -> Tensor:
+    """Return the gradient of coord or cell from that of rel or of the network's cell, [..., 2]."""
+    return torch.stack((grad[..., 0] * height, grad[..., 1] * width), -1)
+
+
+def _coord_gradient(
+    rel: Tensor, weight: Tensor, grad_rel: Tensor, grad_weight: Tensor, height: int, width: int, local_ensemble: bool
+) -> Tensor:
+    if local_ensemble:  # weight_t = area_{3-t} / total
+        product = rel[..., 0] * rel[..., 1]
+        total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
+        # From differences of gradients, because they may lie close together far from zero.
+        apart = grad_weight.flip(-1).unsqueeze(-1) - grad_weight.unsqueeze(-2)
+        grad_area = (apart * weight.unsqueeze(-2)).sum(-1) / total
+        grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
+    return scaled(grad_rel.sum(-2), height, width)
+
+
+def place_gradients(
+    places: Tensor, grad_weight: Tensor, coord: Tensor, height: int, width: int, local_ensemble: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of coord and cell from those at the corners.
+
+    Args:
+        places: [B, Q, K, 2 or 4], the gradient of rel and, with 4, of the cell, both as the network reads them.
+        grad_weight: [B, Q, K], the gradient of the corners' weights.
+        coord: [B, Q, 2].
+
+    Returns:
+        [B, Q, 2] each, in the dtype of coord; None without cells.
+    """
+    _, rel, weight = plan_corners(coord.detach(), height, width, local_ensemble)
+    places, grad_weight = places.to(coord.dtype), grad_weight.to(coord.dtype)
+    grad_coord = _coord_gradient(rel, weight, places[..., :2], grad_weight, height, width, local_ensemble)
+    return grad_coord, scaled(places[..., 2:].sum(-2), height, width) if places.shape[-1] == 4 else None
+
+
 def _corner_plan_backward(
     ctx: Any, grad_rel: Tensor, grad_weight: Tensor, _: Tensor
 ) -> tuple[Tensor, None, None, None]:
     rel, weight = ctx.saved_tensors
-    if ctx.local_ensemble:  # weight_t = area_{3-t} / total
-        product = rel[..., 0] * rel[..., 1]
-        total = (product.abs() + AREA_FLOOR).sum(-1, keepdim=True)
-        grad_area = (grad_weight.flip(-1) - (grad_weight * weight).sum(-1, keepdim=True)) / total
-        grad_rel = grad_rel + (grad_area * product.sign()).unsqueeze(-1) * rel.flip(-1)
-    grad_coord = grad_rel.sum(-2)
-    grad_coord = torch.stack((grad_coord[..., 0] * ctx.height, grad_coord[..., 1] * ctx.width), -1)
-    return grad_coord, None, None, None
+    size = ctx.height, ctx.width, ctx.local_ensemble
+    return _coord_gradient(rel, weight, grad_rel, grad_weight, *size), None, None, None
 
 
 torch.library.register_autograd("liif_fast::corner_plan", _corner_plan_backward, setup_context=_corner_plan_context)

@@ -1,14 +1,13 @@
 """Devices by name, and what happens when their memory runs out."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device of that name; for "auto" a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: no such device, here or at all.
-    """
+    """Return the device of that name; for "auto" a GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -42,3 +41,13 @@ def free_cached(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

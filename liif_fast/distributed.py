@@ -36,36 +36,18 @@ def is_main() -> bool:
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread.
-
-    Args:
-        items: the same in every process.
-
-    Returns:
-        A list that may be empty; the parts of all processes make up the items, each once.
-    """
+    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread."""
     return list(items[rank() :: world_size()])
 
 
 def merge(results: Sequence[T]) -> list[T]:
-    """Undo `share`: what each process made of its part, in the order of all items, in every process.
-
-    Args:
-        results: one for each item of this process's part; anything that pickle takes.
-
-    Returns:
-        One for each item.
-    """
+    """Undo `share`: what each process made of its part, in the order of all items, in every process."""
     parts = gather(list(results))
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks, in every process.
-
-    Args:
-        value: anything that pickle takes.
-    """
+    """The values of all processes, in the order of their ranks, in every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -74,18 +56,7 @@ def gather(value: T) -> list[T]:
 
 
 def init(device: torch.device) -> torch.device:
-    """Join the other processes, if there are any: by gloo on CPUs, by NCCL on GPUs.
-
-    Args:
-        device: where this process computes; "cuda" without an index is the GPU of its number on its machine.
-
-    Returns:
-        The device of this process.
-
-    Raises:
-        ValueError: if a machine has fewer GPUs than processes, all would share one GPU, the device knows no way to
-            communicate, or LIIF_FAST_TIMEOUT is no time.
-    """
+    """Join the others, by gloo on CPUs, by NCCL on GPUs; return the device ("cuda": the GPU of its number)."""
     if world_size() == 1:
         return device
     if device.type not in ("cpu", "cuda"):
@@ -105,14 +76,7 @@ def init(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def reporting(advice: str) -> Iterator[None]:
-    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours.
-
-    Args:
-        advice: what the user can do then.
-
-    Raises:
-        ConnectionError: of one line, in place of them.
-    """
+    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours."""
     try:
         yield
     except RuntimeError as error:

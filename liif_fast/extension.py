@@ -1,4 +1,4 @@
-"""Loads the compiled extensions: `_C`, the CPU's kernels, and `_C_sm90`."""
+"""Load the compiled extensions: `_C`, the CPU's kernels, and `_C_sm90`, the Hopper kernel."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 FOLDER = Path(__file__).parent
 
-# Raised with any change to the schema of an operator that the extension implements, or to the operators there are;
-# the extension's sources hold the same number.
-INTERFACES = {"_C": 3, "_C_sm90": 2}
+# Raise this with any change to the schemas or the set of the operators that the extension implements. The extension's
+# sources hold the same number.
+INTERFACES = {"_C": 4, "_C_sm90": 2}
 
 
 def load(name: str) -> str:
-    """Load the extension `name`, which registers its kernels; return why it cannot be loaded, "" if it can.
+    """Load the extension `name`, which registers its kernels; return the reason if that fails, else "".
 
-    One built from sources of another interface is not loaded: its kernels would take arguments for others.
+    An extension built from sources of another interface is not loaded, because its kernels would misread arguments.
     """
     reason = f"no liif_fast/{name}"
     mark = f"liif_fast/{name} interface {INTERFACES[name]};".encode()
@@ -25,7 +25,7 @@ def load(name: str) -> str:
             if mark not in extension.read_bytes():
                 reason = f"{extension.name} is built from older or newer sources: rebuild"
                 continue
-            torch.ops.load_library(extension)  # not imported: built without Python's headers it is no module
+            torch.ops.load_library(extension)  # not imported: without Python's headers the build is not a module
             return ""
         except OSError as error:
             reason = str(error)

@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,15 +16,7 @@ def is_litter(name: str) -> bool:
 
 
 def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name files shortly, each as no other, in small letters either.
-
-    Args:
-        paths: the files.
-
-    Returns:
-        Their names without the extension; where these are alike, more of their paths, or with the extension, or with
-        their number before; the same form for all of them.
-    """
+    """Name files by their stems; where these are alike (in small letters), by more of their paths, or by numbers."""
     files = [Path(path) for path in paths]
     parts = range(1, 1 + max((len(file.parts) for file in files), default=0))
     for names in (
@@ -37,27 +29,24 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [f"{number:04d}-{file.name}" for number, file in enumerate(files)]
 
 
-@contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A folder, made with its parents if need be; on any failure those that were made vanish again, if empty."""
-    folder = Path(path)
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for each in made:  # the deepest first
-                each.rmdir()
-        raise
+def why_not_writable(path: str | os.PathLike[str]) -> str:
+    """Say why a file cannot be written before it is tried; "" where nothing speaks against it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        return "is a folder, expected the name of a file" if path.is_dir() else "is not a regular file"
+    if path.exists() and not os.access(path, os.W_OK):
+        return "no permission to overwrite it"
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write into {folder}"
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.
 
-    Args:
-        path: the file to write. A symbolic link is followed; an existing file's permissions are kept.
+    A symbolic link is followed; an existing file's permissions are kept.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character

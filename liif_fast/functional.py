@@ -1,4 +1,4 @@
-"""The operator as functions: validation, autocast and the choice of backend."""
+"""Provide the operators as functions, with validation, autocast and the choice of backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from liif_fast import backends
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import Explanation, attention
-from liif_fast.backends.cuda import frozen_weights
 from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
     check_attention,
@@ -27,6 +26,7 @@ from liif_fast.checks import (
     grid_cell,
 )
 from liif_fast.coord import latent_window, plan_corners
+from liif_fast.frozen import frozen_weights
 from liif_fast.ops import flops
 
 __all__ = [
@@ -63,26 +63,26 @@ def liif_decode(
 
     Args:
         feat: [B, C, H, W] floating point, the latents; any memory layout.
-        coord: [B, Q, 2] float32, (row, column) of each query in [-1, 1], pixel centres; beyond is clamped to the
-            border latents. float64 (the plan then too) on the backends `reference` and `torch`.
-        cell: [B, Q, 2] of coord's dtype, (2/H_out, 2/W_out) of a regular grid; None if not cell_decode.
+        coord: [B, Q, 2] float32, (row, column) of each query in [-1, 1], pixel centres. Queries beyond read the border
+            latents. The backends `reference` and `torch` also take float64, and plan in it.
+        cell: [B, Q, 2] in coord's dtype, (2/H_out, 2/W_out) on a regular grid; None if not cell_decode.
         weights: the MLP's weights [out_i, in_i], as nn.Linear's; in_0 = C (times 9 with feat_unfold) + 2 (+ 2 with
             cell_decode). dtype of feat, or any under autocast.
         biases: the MLP's biases [out_i].
         feat_unfold: concatenate the 3x3 neighbourhood of each latent.
-        local_ensemble: blend the predictions from the four nearest latents by area; else the nearest one's.
+        local_ensemble: blend the predictions from the four nearest latents by area; otherwise use the nearest one's.
         cell_decode: give the network the size of the query's pixel.
         backend: "auto" (the fastest that can run the call) or a name; see `explain`.
-        recompute: in training, compute hidden activations again in the backward pass instead of keeping them; None
-            keeps them when they are few.
+        recompute: in training, compute hidden activations again in the backward pass instead of keeping them. None
+            keeps them up to a limit.
 
     Returns:
         [B, Q, out], not clamped; dtype of feat, float32 under autocast.
 
     Raises:
-        TypeError: an argument is no tensor or has a dtype that cannot be used.
+        TypeError: an argument is not a tensor, or has a dtype that cannot be used.
         ValueError: a shape, device or backend name does not fit.
-        RuntimeError: the backend named cannot run this call.
+        RuntimeError: the named backend cannot run this call.
 
     Source: LIIF (arXiv 2012.09161), equations 1 to 4 and section 3.
     """
@@ -112,19 +112,18 @@ def liif_render(
 ) -> Tensor:
     """Decode a regular grid, or a window of it, without any coordinate tensor.
 
-    Equal to `liif_decode` on make_coord(size) and make_cell(size), and differentiable like it.
+    The result equals `liif_decode` on make_coord(size) and make_cell(size), and is differentiable in the same way.
 
     Args:
         feat: [B, C, H, W] floating point, the latents.
         size: (H_out, W_out) of the whole grid.
         weights, biases: as for `liif_decode`.
         region: (top, left, height, width), the window of the grid to decode, in pixels; None is all of it.
-        cell: pixel size given to the network: a pair of floats, or float32 [2] or [B, 2]; None is
-            (2/H_out, 2/W_out).
+        cell: the network's pixel size: a pair of floats, or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
         feat_unfold, local_ensemble, cell_decode, backend, recompute: as for `liif_decode`.
-        place: (top, left, map_height, map_width): feat is only a part of a map of that size, with its first row and
-            column there. The result is that of the whole map, bit for bit where the backend promises that; the part
-            must hold all latents that the region reads, see `latents_read`. None: feat is the whole map.
+        place: (top, left, map_height, map_width): feat is a part of a map of that size, and starts at that row and
+            column. The result is that of the whole map, bit for bit where the backend promises it. The part must hold
+            all latents that the region reads; see `latents_read`. None: feat is the whole map.
 
     Returns:
         [B, out, height, width], in any memory layout; dtype of feat, float32 under autocast.
@@ -146,14 +145,14 @@ def liif_render(
         return chosen.render(feat, (height, width), window, cells, weights, biases, switches, recompute)
     spot = _check_place(place, feat, (height, width), window, feat_unfold)
     chosen = backends.choose(call._replace(place=spot), backend)
-    render: Any = chosen.render  # with the argument that only backends with PLACES have
+    render: Any = chosen.render  # Any, because only backends with PLACES take the argument place
     return render(feat, (height, width), window, cells, weights, biases, switches, recompute, place=spot)
 
 
 def latents_read(
     size: Sequence[int], region: Sequence[int], shape: Sequence[int], *, feat_unfold: bool = True
 ) -> tuple[int, int, int, int]:
-    """Say which part of a feature map a render reads: what must be there if `place` says that feat is a part.
+    """Return the part of a feature map that a render reads, which feat must hold if `place` makes it a part.
 
     Args:
         size: (H_out, W_out) of the whole grid.
@@ -162,7 +161,7 @@ def latents_read(
         feat_unfold: as for `liif_decode`.
 
     Returns:
-        (top, left, height, width), a few latents more than are read at each side, inside the map.
+        (top, left, height, width) inside the map, with a margin of a few latents on each side.
 
     Raises:
         TypeError, ValueError: an argument cannot be used.
@@ -177,17 +176,17 @@ def latents_read(
 
 
 def corner_plan(coord: Tensor, shape: Sequence[int], *, local_ensemble: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Say which latents each query reads, where it lies from them, and how much each counts.
+    """Plan each query: the latents that it reads, its position relative to them, and their weights.
 
     Args:
         coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1].
         shape: (H, W) of the feature map.
-        local_ensemble: plan the K = 4 nearest latents, in the order 00, 01, 10, 11; else the K = 1 nearest.
+        local_ensemble: plan the K = 4 nearest latents, in the order 00, 01, 10, 11; otherwise the nearest, K = 1.
 
     Returns:
         index [B, Q, K, 2] int64 (row, column); rel [B, Q, K, 2], the distance from the latent's centre in units of
-        half a latent; weight [B, Q, K], each corner's share (the diagonal swap is done). dtype of coord; the same
-        bits on every backend. rel and weight are differentiable with respect to coord.
+        half a latent; weight [B, Q, K], each corner's share, after the diagonal swap. rel and weight have the dtype of
+        coord and are differentiable with respect to it. All backends give the same bits.
 
     Raises:
         TypeError, ValueError: coord or shape cannot be used.
@@ -209,9 +208,9 @@ def gather_corners(
     cell_decode: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Gather the network's input for every corner of every query, for a network of one's own.
+    """Gather the network's input for every corner of every query, for your own network.
 
-    With (x, weight) returned, (weight[..., None] * net(x)).sum(2) is LIIF's output for the network `net`.
+    From the result (x, weight), LIIF's output for a network `net` is (weight[..., None] * net(x)).sum(2).
 
     Args:
         feat, coord, cell, feat_unfold, local_ensemble, cell_decode, backend: as for `liif_decode`.
@@ -240,7 +239,7 @@ def fused_mlp(
     backend: str = "auto",
     recompute: bool | None = None,
 ) -> Tensor:
-    """Apply a multilayer perceptron, Linear and ReLU in turn with a Linear at the end, to the last dimension.
+    """Apply a multilayer perceptron (Linear and ReLU in turn, with a Linear at the end) to the last dimension.
 
     Args:
         x: [..., in] floating point.
@@ -345,13 +344,14 @@ def explain(
     cell_decode: bool = True,
     backend: str = "auto",
 ) -> Explanation:
-    """Say what every backend answers to a call of `liif_decode`: chosen, or refused and why.
+    """Return every backend's answer to a call of `liif_decode`: chosen, can run, or refused with the reason.
 
     Args:
         feat, coord, cell, weights, biases, feat_unfold, local_ensemble, cell_decode, backend: as for `liif_decode`.
 
     Returns:
-        An Explanation: `chosen` (a name, "" if none can), `answers` (name, can run, reason); prints as a table.
+        An Explanation, which prints as a table: `chosen` (a name, or "" if no backend can) and `answers` (name, can
+        run, reason).
 
     Raises:
         TypeError, ValueError: as `liif_decode`.

@@ -9,22 +9,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import liif_fast
+from liif_fast.images.errors import reason
 
 Row = tuple[str, str]
-
-
-def package_version() -> str:
-    """The version of liif_fast."""
-    return liif_fast.__version__
 
 
 def describe() -> list[Row]:
     """The rows of `liif-fast info`: (name, value), each value one line."""
     import torch
 
+    from liif_fast.devices import cpu_name
+
     packages = ("numpy", "pillow", "safetensors", "pyyaml", "triton")
     return [
-        ("liif_fast", f"{package_version()} in {Path(liif_fast.__file__).parent}"),
+        ("liif_fast", f"{liif_fast.__version__} in {Path(liif_fast.__file__).parent}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"),
         ("packages", ", ".join(f"{name} {_installed(name)}" for name in packages)),
@@ -43,16 +41,6 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[Row]:
@@ -83,10 +71,20 @@ def _backends() -> list[Row]:
     biases = [torch.zeros(out, device=device) for out in widths[1:]]
     answer = explain(feat, coord, coord, weights, biases)
     rows = []
-    for name, can, reason in answer.answers:
+    for name, can, why in answer.answers:
         verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
-        rows.append((f"  {name}", f"{verdict}: {reason}" if reason else verdict))
-    return [("backends", f"for a decode on {device}, float32"), *rows]
+        rows.append((f"  {name}", f"{verdict}: {why}" if why else verdict))
+    return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index)]
+
+
+def _verdict(kind: str, index: int | None) -> list[Row]:
+    """What `liif-fast qualify` has found on a GPU."""
+    from liif_fast.backends import verdict
+
+    found = verdict.read(kind, index)
+    if found is not None:
+        return [("verdict", f"{found.summary()}, {found.made}, in {found.path}")]
+    return [("verdict", "none; `liif-fast qualify` examines the kernels of this GPU")] if kind == "cuda" else []
 
 
 def _native_build() -> list[Row]:
@@ -101,12 +99,8 @@ def _native_build() -> list[Row]:
             built = "built" if how.pop("built", False) else "not built"
             rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
     except Exception as error:  # whatever damaged JSON leads to; the other rows are needed all the more
-        return [("native build", f"{path.name} cannot be read: {_reason(error)}")]
+        return [("native build", f"{path.name} cannot be read: {reason(error)}")]
     return rows
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _words(value: object) -> str:
@@ -125,5 +119,5 @@ def _shipped_model() -> list[Row]:
     try:
         count = sum(parameter.numel() for parameter in load_model(path).parameters())
     except (OSError, ValueError) as error:
-        return [("model", f"cannot be used: {_reason(error)}")]
+        return [("model", f"cannot be used: {reason(error)}")]
     return [("model", f"{path.name}, {count:,} parameters, {path.stat().st_size / 2**20:.1f} MiB")]

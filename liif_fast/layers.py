@@ -1,4 +1,4 @@
-"""Modules: the multilayer perceptron of LIIF and its decoder."""
+"""Define the modules of LIIF: the multilayer perceptron and the decoder."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from liif_fast import functional
 from liif_fast.checks import check_grid, check_integers, check_queries, grid_cell
 from liif_fast.coord import centres
 
-STRIP_QUERIES = 1 << 16  # of one image; bounds the memory of a strip, not the result
-GATHER_QUERIES = 1 << 13  # queries of a batch decoded at a time by a network of any kind, in inference
+STRIP_QUERIES = 1 << 16  # queries of one image per strip; bounds memory, does not change the result
+GATHER_QUERIES = 1 << 13  # queries of a batch that a network of any kind decodes at a time, in inference
 
 Chain = tuple[list[Tensor], list[Tensor]]
 
 
 def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Sequential:
-    """Linear and ReLU in turn, then a Linear; the indices of the Linears, 0, 2, 4, ..., name the checkpoint's keys."""
+    """Build Linear and ReLU in turn, then a Linear, whose indices 0, 2, 4, ... give the checkpoint's keys."""
     form = "a list of positive integers"
     widths = check_integers("hidden_list", hidden_list, form)
     if any(isinstance(width, bool) or width < 1 for width in widths):
@@ -30,14 +30,10 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
 
 
 def linear_chain(layers: Any) -> Chain | None:
-    """Say what a fused kernel needs of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
+    """Return (weights, biases) of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
 
-    Args:
-        layers: anything; asked at every call, since a user may change the layers or put hooks on them.
-
-    Returns:
-        (weights, biases), or None where the modules themselves must run: `layers` is no such Sequential, or has another
-        layer, a Linear without bias, a parametrization or a hook.
+    Return None if the modules themselves must run, for another layer, a Linear without bias, a parametrization or a
+    hook. Ask at every call, because a user may change the layers or add hooks.
     """
     if type(layers) is not nn.Sequential or len(layers) % 2 == 0 or altered(layers):
         return None
@@ -47,7 +43,7 @@ def linear_chain(layers: Any) -> Chain | None:
         if type(layer) is not (nn.ReLU if position % 2 else nn.Linear) or altered(layer):
             return None
         if isinstance(layer, nn.Linear):
-            # Read from the modules, not from parameters(): the replicas of DataParallel have no parameters.
+            # Read from the modules, not from parameters(), because DataParallel's replicas have no parameters.
             weight, bias = layer.weight, layer.bias
             if bias is None:
                 return None
@@ -57,7 +53,7 @@ def linear_chain(layers: Any) -> Chain | None:
 
 
 def altered(module: nn.Module) -> bool:
-    """Say whether a call of the module does more than its class's `forward`: hooks, or a `forward` of its own."""
+    """Say whether a call does more than the class's `forward`, because the module has hooks or its own `forward`."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -70,14 +66,9 @@ def altered(module: nn.Module) -> bool:
 def decode_by_module(
     network: nn.Module, feat: Tensor, coord: Tensor, cell: Tensor | None, backend: str, switches: dict[str, Any]
 ) -> Tensor:
-    """Decode queries through a network of any kind, some at a time where no gradient can be wanted.
+    """Decode queries through a network [N, in_dim] to [N, out], in chunks if gradients are off.
 
-    Args:
-        network: [N, in_dim] to [N, out].
-        feat, coord, cell, backend: as for `functional.liif_decode`; `switches` are its three.
-
-    Returns:
-        [B, Q, out] in the network's dtype, under autocast in the wider one of that and float32.
+    Returns [B, Q, out] in the network's dtype; under autocast at least float32.
     """
 
     def decode(coord: Tensor, cell: Tensor | None) -> Tensor:
@@ -100,20 +91,10 @@ def render_by_query(
     region: Sequence[int] | None,
     cell: Tensor | Sequence[float] | None,
 ) -> Tensor:
-    """Render a window of a grid, strip by strip, from a function of coordinates.
+    """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
 
-    Args:
-        query: (coord `[B, Q, 2]`, cell `[B, Q, 2]`) to `[B, Q, out]`.
-        feat: `[B, C, H, W]`, what is queried; gives the batch size and the device.
-        size: (H_out, W_out) of the whole grid.
-        region: (top, left, height, width) of the window, or None for the whole grid.
-        cell: (row, column), a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
-
-    Returns:
-        `[B, out, height, width]`.
-
-    Raises:
-        ValueError, TypeError: size, region or cell cannot be used.
+    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device.
+    The other arguments are those of `functional.liif_render`.
     """
     height, width, (top, left, h, w) = check_grid(size, region)
     cells = grid_cell(feat, height, width, cell)[:, None]
@@ -128,9 +109,10 @@ def render_by_query(
 
 
 class MLP(nn.Module):
-    """LIIF's multilayer perceptron, Linear and ReLU in turn, with parameters `layers.{0,2,...}.{weight,bias}`.
+    """Apply LIIF's multilayer perceptron, Linear and ReLU in turn.
 
-    `layers` may be changed, hooked or parametrized; it then runs as it is instead of fused.
+    Its parameters are `layers.{0,2,...}.{weight,bias}`. You may change, hook or parametrize `layers`; it then runs as
+    it is instead of fused.
 
     Args:
         in_dim: width of the input.
@@ -138,7 +120,7 @@ class MLP(nn.Module):
         hidden_list: widths of the hidden layers.
 
     Raises:
-        TypeError, ValueError: hidden_list is no list of positive integers.
+        TypeError, ValueError: hidden_list is not a list of positive integers.
 
     Source: LIIF (arXiv 2012.09161), section 4.1.
     """
@@ -159,14 +141,14 @@ def chain_of(module: nn.Module) -> Chain | None:
 
 
 def fusable(network: nn.Module | None) -> Chain | None:
-    """Return weights and biases of an `MLP` or a Sequential whose call is nothing but that chain, else None."""
+    """Return weights and biases of an `MLP` or a Sequential if its call runs only that chain, else None."""
     if isinstance(network, MLP):
         return chain_of(network) if type(network).forward is MLP.forward else None
     return linear_chain(network)
 
 
 class Decoding:
-    """What `LIIF` and `LIIFDecoder` share: the switches, and a network on the latents, fused where that can be."""
+    """Share the switches and the decoding between `LIIF` and `LIIFDecoder`; the network runs fused if possible."""
 
     local_ensemble: bool
     feat_unfold: bool
@@ -212,13 +194,13 @@ class Decoding:
 
 
 class LIIFDecoder(Decoding, nn.Module):
-    """LIIF's decoder: a continuous image from a feature map, for a network of one's own.
+    """Decode a continuous image from a feature map: LIIF's decoder, for your own network.
 
-    Parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF, such
-    as `load_model("edsr-baseline-liif.pth").state_dict()`, of which `imnet.*` are the decoder's. `layers` may be
-    changed, hooked or parametrized; it then runs as it is, on gathered latents, instead of fused.
+    Its parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF,
+    such as `load_model("edsr-baseline-liif.pth").state_dict()`, and loads its `imnet.*`. You may change, hook or
+    parametrize `layers`; it then runs as it is, on gathered latents, instead of fused.
 
-    It trains as any module does:
+    It trains like any module:
 
         decoder = LIIFDecoder(in_channels=64)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-4)
@@ -227,22 +209,22 @@ class LIIFDecoder(Decoding, nn.Module):
             (decoder(encoder(inp), coord, cell) - target).abs().mean().backward()
             optimizer.step()
 
-    `torch.utils.checkpoint` is not needed, because `recompute` bounds what is kept for the backward pass. Under
-    autocast only the encoder is worth a `torch.compile`: the decoder is one operator, or already in large products.
+    `torch.utils.checkpoint` is not needed, because `recompute` bounds the memory kept for the backward pass. Under
+    autocast compile only the encoder (`torch.compile`), because the decoder is one operator or a few large products.
 
     Args:
         in_channels: C, channels of the feature map.
         out_channels: channels of the image.
         hidden_list: widths of the MLP's hidden layers.
-        local_ensemble: blend the predictions from the four nearest latents; else the nearest one's.
+        local_ensemble: blend the predictions from the four nearest latents; otherwise use the nearest one's.
         feat_unfold: concatenate the 3x3 neighbourhood of each latent.
         cell_decode: give the network the size of the query's pixel.
         backend: "auto" or the name of a backend; see `liif_fast.explain`.
-        recompute: in training, compute hidden activations again in the backward pass instead of keeping them; None
-            keeps them when they are few.
+        recompute: in training, compute hidden activations again in the backward pass instead of keeping them. None
+            keeps them up to a limit.
 
     Raises:
-        TypeError, ValueError: hidden_list is no list of positive integers.
+        TypeError, ValueError: hidden_list is not a list of positive integers.
 
     Source: LIIF (arXiv 2012.09161), section 3.
     """
@@ -271,16 +253,16 @@ class LIIFDecoder(Decoding, nn.Module):
 
         Args:
             feat: [B, C, H, W] floating point, the feature map, in the dtype of the parameters (any under autocast).
-            coord: [B, Q, 2] float32, (row, column) of each query in [-1, 1], as `make_coord` makes them.
-            cell: [B, Q, 2] float32, the pixel's (row, column) size, (2/H_out, 2/W_out), as `make_cell` makes them;
+            coord: [B, Q, 2] float32, (row, column) of each query in [-1, 1], as `make_coord` returns them.
+            cell: [B, Q, 2] float32, the pixel's (row, column) size, (2/H_out, 2/W_out), as `make_cell` returns it;
                 None only without cell_decode.
 
         Returns:
             [B, Q, out_channels], not clamped; dtype of feat, float32 under autocast.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong kind, shape, dtype or device.
-            RuntimeError: the backend named cannot run this call.
+            TypeError, ValueError: an argument has the wrong type, shape, dtype or device.
+            RuntimeError: the named backend cannot run this call.
         """
         return self._decode(self.layers, feat, coord, cell)
 
@@ -291,12 +273,12 @@ class LIIFDecoder(Decoding, nn.Module):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        """Decode a regular grid or a window of it: `forward` on make_coord and make_cell of `size`, without them.
+        """Decode a regular grid or a window of it, as `forward` on make_coord and make_cell, but without their tensors.
 
         Args:
             feat: [B, C, H, W] floating point, the feature map, in the dtype of the parameters (any under autocast).
             size: (H_out, W_out) of the whole grid, (row, column) order.
-            region: (top, left, height, width), the window to decode, in pixels of the grid; None is all of it.
+            region: (top, left, height, width), the window to decode, in pixels of the grid; None is the whole grid.
             cell: the pixel's (row, column) size, a pair of floats or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
 
         Returns:
@@ -308,7 +290,7 @@ class LIIFDecoder(Decoding, nn.Module):
         return self._decode_grid(self.layers, feat, size, region, cell)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take `imnet.*` of a whole LIIF's tensors for ours, and leave the others out."""
+        """Load `imnet.*` from a whole LIIF's tensors, and ignore the others."""
         if f"{prefix}imnet.layers.0.weight" in state_dict:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 value, name = state_dict.pop(key), key.removeprefix(prefix)
@@ -317,7 +299,7 @@ class LIIFDecoder(Decoding, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        """Say the options that the layers do not show."""
+        """Return the options that the layers do not show."""
         return (
             f"local_ensemble={self.local_ensemble}, feat_unfold={self.feat_unfold}, "
             f"cell_decode={self.cell_decode}, backend={self.backend!r}"

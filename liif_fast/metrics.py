@@ -1,8 +1,5 @@
 """Image quality, as LIIF's published figures take it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -57,7 +54,10 @@ def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", TIP 2004.
     """
-    measure = structural_similarity()
+    try:
+        from skimage.metrics import structural_similarity as measure
+    except ImportError:
+        raise ImportError("SSIM needs scikit-image (pip install scikit-image)") from None
     _check_shapes(pred, target)
     channels = pred.shape[1] if pred.ndim == 4 else 0
     pred, target = (_compared(x, eval_type).cpu().double() for x in (pred, target))
@@ -72,27 +72,8 @@ def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def structural_similarity() -> Callable[..., Any]:
-    """Return scikit-image's function of that name.
-
-    Raises:
-        ImportError: if scikit-image is not installed, saying so.
-    """
-    try:
-        from skimage.metrics import structural_similarity as function
-    except ImportError:
-        raise ImportError("SSIM needs scikit-image (pip install scikit-image)") from None
-    return function
-
-
 def parse_eval_type(eval_type: str) -> tuple[str, int]:
     """Split "div2k-4" or "benchmark-2" into its kind and its scale.
-
-    Args:
-        eval_type: as a configuration writes it.
-
-    Returns:
-        (kind, scale).
 
     Raises:
         ValueError: if it is of another form.

@@ -4,14 +4,13 @@ What is compared: the decoder, on features computed once, and the whole model, w
 at once and decodes by `reference`, and the other side is `liif_fast.upscale_strips`.
 """
 
-import contextlib
 import ctypes
 import gc
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,7 +135,8 @@ def verify(
     before = view.backend, view.feat, view.inp
     target = torch.from_numpy(original.transpose(2, 0, 1).copy())[None]
     try:
-        with torch.inference_mode(), _exact_convolutions():
+        # TF32 would make the encoder's own rounding larger than what is compared.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             view.gen_feat(norm.inp(low))
             score = partial(_psnr, target=target)
 
@@ -218,17 +218,6 @@ def _pair(image: str | os.PathLike[str], scale: float, channels: int) -> tuple[n
 
 def _psnr(pred: Tensor, target: Tensor) -> float:
     return -10 * math.log10(max(float((pred.double() - target.double()).square().mean()), 1e-12))
-
-
-@contextlib.contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Without TF32, which would make the encoder's own rounding larger than what is compared."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _timed(run: Callable[[], Tensor], device: torch.device) -> float:

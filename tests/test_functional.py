@@ -79,9 +79,9 @@ REFUSED = {
     "no layers": (
         lambda a: liif_decode(*a[:3], [], []),
         ValueError,
-        "weights and biases must be as many, at least one each, got 0 and 0",
+        "weights and biases must have the same length, at least 1, got 0 and 0",
     ),
-    "a bias too few": (change(4, lambda t: t[1:]), ValueError, "must be as many, at least one each, got 3 and 2"),
+    "a bias too few": (change(4, lambda t: t[1:]), ValueError, "must have the same length, at least 1, got 3 and 2"),
     "a bias that is None": (
         change(4, first(lambda t: None)),
         TypeError,

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -77,12 +78,21 @@ def build_info(wheel):
 
 @pytest.fixture(scope="session")
 def wheel(tree, tmp_path_factory):
-    """A wheel built from the sdist, not from the tree: so the sdist is complete."""
+    """A wheel built from the sdist, not from the tree: so the sdist is complete.
+
+    The C++ kernels are compiled without optimisation, and nvcc's, which take minutes, are looked for in the sdist only.
+    """
     out = tmp_path_factory.mktemp("dist")
+    compiler = tmp_path_factory.mktemp("compiler") / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    compiler.chmod(0o755)
     script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     ok(sh(sys.executable, "-c", script, out, cwd=tree))
     (sdist,) = out.glob("*.tar.gz")
-    ok(pip_wheel(sdist, out, LIIF_FAST_BUILD_CPU="1", LIIF_FAST_BUILD_CUDA="auto"))
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*") if path.is_file()} <= packed
+    ok(pip_wheel(sdist, out, LIIF_FAST_BUILD_CPU="1", CXX=str(compiler)))
     (built,) = out.glob("*.whl")
     return built
 
@@ -123,8 +133,6 @@ def test_wheel_decodes_outside_the_tree(tree, wheel, clean_python):
     wanted.remove("liif_fast/kernels.py")  # stands for kernels/ in the tree
     wanted |= {f"liif_fast/{p.relative_to(tree)}" for p in (tree / "kernels").rglob("*.py")}
     ours = {n for n in names if ".dist-info/" not in n} - {"liif_fast/_build_info.json", "liif_fast/_C.abi3.so"}
-    if info["cuda"]["built"]:
-        ours.remove("liif_fast/_C_sm90.abi3.so")
     assert ours == wanted
 
     install(clean_python, wheel)
@@ -153,7 +161,6 @@ def test_without_a_compiler_it_is_pure_python_and_says_so(tree, clean_python, tm
     assert built.name.endswith("py3-none-any.whl")
     install(clean_python, built)
     ok(sh(clean_python, "-c", DECODE, "auto"))
-    assert sh(clean_python, "-c", DECODE, "cpu").returncode != 0
     assert "no C++ compiler found" in ok(sh(clean_python.parent / "liif-fast", "info"))
 
 

@@ -1,5 +1,5 @@
-// What the kernels rely on. liif_fast.functional has checked its users' arguments by name; these hold for whoever calls
-// the operators themselves, so that nothing outside of a tensor is ever read.
+// Checks of the kernels' assumptions. liif_fast.functional has checked its users' arguments by name. These checks also
+// protect direct calls of the operators, so that no call reads outside of a tensor.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@ namespace liif {
 
 inline void check_layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t in) {
     STD_TORCH_CHECK(!weights.empty() && weights.size() == biases.size(),
-                    "liif_fast: weights and biases must be as many, at least one each");
+                    "liif_fast: weights and biases must have the same length, at least 1");
     for (size_t i = 0; i < weights.size(); ++i) {
         const Tensor &w = weights[i], &b = biases[i];
         STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == in && b.dim() == 1 && b.size(0) == w.size(0),
@@ -38,7 +38,7 @@ inline void check_coord(const Tensor& coord, const std::optional<Tensor>& cell, 
         "liif_fast: cell must be as coord");
 }
 
-// The two windows of a render's grid: what p holds of the map, and what is wanted of the output.
+// The two windows of a render's grid: the part of the map that p holds, and the requested part of the output.
 inline std::array<Window, 2> read_grid(const std::vector<int64_t>& grid, const Tensor& p) {
     STD_TORCH_CHECK(grid.size() == 10, "liif_fast: grid must be ten integers");
     const std::array<Window, 2> windows{{{grid[0], grid[1], grid[2], grid[3], p.size(1), p.size(2)},
@@ -51,7 +51,7 @@ inline std::array<Window, 2> read_grid(const std::vector<int64_t>& grid, const T
     return windows;
 }
 
-// The shape of what a pass over `count` queries (or rows, with one corner) saves.
+// The shape of the activations that a pass over `count` queries (or rows, with one corner) saves.
 inline void check_saved_shape(const std::vector<int64_t>& saved, int64_t count, int corners) {
     STD_TORCH_CHECK(saved.size() == 2 && saved[0] >= 0 && saved[0] % corners == 0 && saved[0] / corners <= count,
                     "liif_fast: saved must be [rows, width], of at most as many rows as there are");
@@ -68,10 +68,10 @@ inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = grad.size(static_cast<int64_t>(i)) == shape[i];
     STD_TORCH_CHECK(fits, "liif_fast: grad must have the output's shape");
     STD_TORCH_CHECK(saved.dim() == 2 && saved.is_contiguous() && saved.size(0) <= rows,
-                    "liif_fast: saved must be what the forward pass returned");
+                    "liif_fast: saved must be the tensor that the forward pass returned");
 }
 
-// Called where the network's shape is known.
+// To be called once the network's shape is known.
 inline void check_saved_width(int64_t rows, int64_t given, int64_t width) {
     STD_TORCH_CHECK(rows == 0 || given == width, "liif_fast: saved must be ", width, " wide");
 }

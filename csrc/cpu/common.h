@@ -1,4 +1,4 @@
-// What every operator of the CPU backend needs: tensors, threads, scratch memory.
+// Shared by all operators of the CPU backend: tensors, threads, scratch memory.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,7 +32,7 @@ inline int64_t round_up(int64_t a, int64_t b) {
     return ceil_div(a, b) * b;
 }
 
-// A number in another type; to Bf16 the nearest, ties to even, as PyTorch and the processor's instructions do.
+// Converts a number; to Bf16 it rounds to nearest, ties to even, as PyTorch and the processor's instructions do.
 template <typename To, typename From>
 To convert(From x) {
     return static_cast<To>(x);
@@ -65,7 +65,7 @@ constexpr ScalarType scalar_type = sizeof(T) == 1   ? ScalarType::Byte
                                    : sizeof(T) == 4 ? ScalarType::Float
                                                     : ScalarType::Double;
 
-// The elements of a tensor, which must be of T.
+// The elements of a tensor, whose dtype must be T.
 template <typename T>
 const T* data(const Tensor& t) {
     STD_TORCH_CHECK(t.scalar_type() == scalar_type<T>, "liif_fast: the tensors' dtypes do not fit together");
@@ -78,7 +78,7 @@ T* mutable_data(Tensor& t) {
     return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// New tensors of T on the device of another: uninitialised, and zeros.
+// New tensors of T on the device of another tensor: uninitialised, and zeros.
 template <typename T>
 Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_empty(like, size, scalar_type<T>);
@@ -89,8 +89,8 @@ Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_zeros(like, size, scalar_type<T>);
 }
 
-// The activations that a forward pass saves: tens of megabytes that live for one step. Fresh pages of 4 KiB would cost
-// a third of the forward pass, so ask for large ones where the system gives them on request.
+// Memory for the activations that a forward pass saves: tens of megabytes that live for one step. It asks for large
+// pages where the system gives them on request, because fresh pages of 4 KiB would cost a third of the forward pass.
 template <typename T>
 Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
     Tensor saved = make<T>(like, {rows, width});
@@ -103,7 +103,7 @@ Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
     return saved;
 }
 
-// Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda taking a value of the type.
+// Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda that takes a value of the type.
 template <typename F>
 auto dispatch_wide(const Tensor& t, F f) {
     const ScalarType type = t.scalar_type();
@@ -120,8 +120,8 @@ auto dispatch(const Tensor& t, F f) {
     return f(Bf16());
 }
 
-// Runs f(task) for every task in [0, tasks) on PyTorch's threads, each taking the next one as it gets free. Only for
-// tasks whose results do not depend on who runs them.
+// Runs f(task) for every task in [0, tasks) on PyTorch's threads; a free thread takes the next task. Use it only for
+// tasks whose results do not depend on the thread.
 template <typename F>
 void for_each_task(int64_t tasks, const F& f) {
     std::atomic<int64_t> next{0};
@@ -133,8 +133,8 @@ void for_each_task(int64_t tasks, const F& f) {
     });
 }
 
-// Aligned memory with anything in it, for the tiles of one worker: some hundred kilobytes that each thread keeps
-// between calls, so that small calls do not pay for fresh pages. Each Tag is a region of its own.
+// Aligned, uninitialised memory for the tiles of one worker: some hundred kilobytes that each thread keeps between
+// calls, so that small calls do not pay for fresh pages. Each Tag has a separate region.
 template <typename T, typename Tag>
 T* scratch(int64_t count) {
     constexpr size_t alignment = 64;
@@ -148,7 +148,7 @@ T* scratch(int64_t count) {
     return reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
 }
 
-// A bump allocator over one block of memory whose size is found by a first, dry run of the same code.
+// A bump allocator over one block of memory; a first, dry run of the same code finds the block's size.
 class Arena {
    public:
     explicit Arena(unsigned char* memory = nullptr) : memory_(memory) {}
@@ -165,7 +165,7 @@ class Arena {
     int64_t used_ = 0;
 };
 
-// What layout(arena) takes from an arena, in the thread's scratch memory.
+// Places the allocations of layout(arena) in the thread's scratch memory.
 template <typename Tag, typename Layout>
 auto in_scratch(const Layout& layout) {
     Arena sizes;

@@ -1,6 +1,6 @@
-// liif_fast::decode, decode_direct and render: one pass from the latents' projection P to the output, tile by tile -
-// plan, gather, affine part, ReLU, hidden layers, blend of the corners, last layer. The corners are blended before the
-// last layer, which is linear; the weights sum to 1.
+// liif_fast::decode, decode_direct and render: one pass from the latents' projection P to the output, tile by tile:
+// plan, gather, affine part, ReLU, hidden layers, blend of the corners, last layer. The corners can be blended before
+// the last layer, because it is linear and the weights sum to 1.
 #include <algorithm>
 
 #include "checks.h"
@@ -64,7 +64,7 @@ void forward(const DecoderNet<T>& net, int64_t queries, int corners, int64_t kee
             const Sum<T>* bias = net.layer(hidden).bias;
             for (int64_t q = 0; q < count; ++q) {
                 const Sum<T>* weight = b.weight + q * corners;
-                Sum<T> total = weight[0];  // 1 but for rounding to float32, which shows where T is double
+                Sum<T> total = weight[0];  // 1 except for rounding to float32, which is visible if T is double
                 for (int t = 1; t < corners; ++t) total += weight[t];
                 for (int64_t o = 0; o < net.out_padded(); ++o) b.out[q * net.out_padded() + o] = total * bias[o];
             }

@@ -1,7 +1,8 @@
-// liif_fast::decode_backward. Rows, one per (query, corner), are visited in the order of the latent they read, so that
-// each latent's gradient is one sum in a fixed order; a chunk of queries at a time bounds the memory. Activations are
-// those that the forward pass saved (of the first queries), or are computed again, tile by tile.
+// liif_fast::decode_backward. Rows, one per (query, corner), are visited in the order of the latent that they read, so
+// that each latent's gradient is one sum in a fixed order. Queries go in chunks, which bounds the memory. The forward
+// pass saved the activations of the first queries; the others are computed again, tile by tile.
 #include <algorithm>
+#include <type_traits>
 
 #include "by_latent.h"
 #include "checks.h"
@@ -15,13 +16,13 @@ struct TileTag {};
 
 constexpr int64_t kChunkQueries = 65536;
 
-struct Row {  // what the plan says of one row of a chunk
+struct Row {  // the plan of one row of a chunk
     int64_t latent;
     Corner corner;
     Query query;
 };
 
-// A chunk of queries: its rows, and their order by latent.
+// A chunk of queries: its rows, and their order by latent, equal ones in their own order (a counting sort).
 struct Chunk {
     int64_t first = 0, count = 0;  // queries
     bool saved = false;            // the forward pass has saved its activations
@@ -39,8 +40,22 @@ struct Chunk {
     }
 };
 
-// What one worker sums: the layers' gradients, the affine part's, and the projection gradient of its first latent
-// where the worker before it ends in the same one.
+template <typename T>
+T dot(const T* a, const T* b, int64_t count) {
+    constexpr int64_t lanes = 16;  // sums that the compiler keeps in vectors
+    T part[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        for (int64_t j = 0; j < lanes; ++j) part[j] += a[i + j] * b[i + j];
+    }
+    for (; i < count; ++i) part[i % lanes] += a[i] * b[i];
+    T sum(0);
+    for (const T each : part) sum += each;
+    return sum;
+}
+
+// The sums of one worker: the gradients of the layers and of the affine part, and the projection gradient of its first
+// latent if the worker before it ends in the same one.
 template <typename T>
 struct Sums {
     Gradients<T> layers;
@@ -73,7 +88,7 @@ template <typename T, typename Queries>
 class DecodeBackward {
    public:
     DecodeBackward(const Tensor& grad, const Tensor& saved, const Latents<T>& latents, const Queries& queries,
-                   const DecoderNet<T>& net, int corners, int64_t total, Sum<T>* p_grad)
+                   const DecoderNet<T>& net, int corners, int64_t total, Sum<T>* p_grad, Sum<T>* place_grad)
         : grad_(grad),
           saved_(data<T>(saved)),
           latents_(latents),
@@ -84,7 +99,8 @@ class DecodeBackward {
           total_(total),
           kept_(saved.size(0) / corners),
           padded_(round_up(latents.channels(), kernel<T>().nr)),
-          p_grad_(p_grad) {
+          p_grad_(p_grad),
+          place_grad_(place_grad) {
         const int64_t threads = torch::stable::get_num_threads();
         workers_ = std::max<int64_t>(1, std::min(threads, ceil_div(total * corners, kTileRows)));
         Arena sizes;
@@ -100,7 +116,7 @@ class DecodeBackward {
             chunk.saved = chunk.first < kept_;
             chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
             plan(chunk);
-            // Contiguous shares of the sorted rows: which worker sums what depends only on the number of threads.
+            // Contiguous shares of the sorted rows, so that a worker's sums depend only on the number of threads.
             const auto rows = static_cast<int64_t>(chunk.rows.size());
             const int64_t share = ceil_div(rows, workers_);
             torch::stable::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
@@ -136,7 +152,7 @@ class DecodeBackward {
         std::vector<T*> h;
         typename Backward<T>::Tiles tiles;
         T* narrow;
-        Sum<T>*first, *out, *affine, *run;
+        Sum<T>*first, *out, *affine, *run, *top;
     };
 
     std::vector<Sums<T>> make_sums(Arena& arena) const {
@@ -157,6 +173,8 @@ class DecodeBackward {
         b.out = arena.take<Sum<T>>(kTileRows * net_.out_padded());
         b.affine = arena.take<Sum<T>>(kTileRows * 4);
         b.run = arena.take<Sum<T>>(2 * padded_);
+        const bool widens = place_grad_ != nullptr && !std::is_same_v<T, Sum<T>>;
+        b.top = arena.take<Sum<T>>(widens ? kTileRows * net_.stride() : 0);
         return b;
     }
 
@@ -217,6 +235,7 @@ class DecodeBackward {
                 backward_.run(b.h.data(), b.narrow, count, b.tiles, b.first, sum.layers);
                 g = b.first, g_stride = net_.stride();
             }
+            if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
             Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
@@ -224,6 +243,43 @@ class DecodeBackward {
                 add_rows(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, g + r * g_stride, g_stride,
                          after - r, channels, padded_, b.run);
             }
+        }
+    }
+
+    // The activations of the last hidden layer, in the type of sums.
+    const Sum<T>* widened(const Tile& b, int64_t count) const {
+        if constexpr (std::is_same_v<T, Sum<T>>) {
+            return b.h.back();
+        } else {
+            for (int64_t r = 0; r < count; ++r) {
+                kernel<T>().widen(b.top + r * net_.stride(), b.h.back() + r * net_.stride(),
+                                  net_.width(net_.hidden() - 1));
+            }
+            return b.top;
+        }
+    }
+
+    // Of each row the gradients of rel and cell, as the network sees them, and of the corner's weight. Called behind
+    // the pass back, which no longer needs the tile's `out` if there is a hidden layer.
+    void find_places(const Chunk& chunk, int64_t first, int64_t count, const Tile& b, const Sum<T>* g,
+                     int64_t g_stride) const {
+        const int64_t terms = net_.terms(), outs = net_.out(), hidden = net_.hidden();
+        if (hidden > 0) net_.forward_last(widened(b, count), count, b.out);
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t in_chunk = chunk.order[static_cast<size_t>(first + r)];
+            const Row& row = chunk.rows[static_cast<size_t>(in_chunk)];
+            Sum<T>* to = place_grad_ + (chunk.first * corners_ + in_chunk) * (terms + 1);
+            for (int64_t j = 0; j < terms; ++j) {
+                to[j] = dot(g + r * g_stride, net_.affine_column(j), net_.first_out());
+            }
+            if (hidden == 0) net_.affine(b.h[0], latents_.row(row.latent), row.corner, row.query.cell);
+            const Sum<T>* y = grad_.query(chunk.first + in_chunk / corners_);
+            Sum<T> sum(0);
+            for (int64_t o = 0; o < outs; ++o) {
+                const Sum<T> out = hidden > 0 ? b.out[r * net_.out_padded() + o] : convert<Sum<T>>(b.h[0][o]);
+                sum += y[o * grad_.step_out()] * out;
+            }
+            to[terms] = sum;
         }
     }
 
@@ -253,7 +309,7 @@ class DecodeBackward {
     const Backward<T> backward_;
     const int corners_;
     const int64_t total_, kept_, padded_;
-    Sum<T>* p_grad_;
+    Sum<T>*p_grad_, *place_grad_;
     int64_t workers_;
     Tensor sum_memory_;
     std::vector<Sums<T>> sums_;
@@ -262,17 +318,18 @@ class DecodeBackward {
 template <typename T, typename Queries>
 Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t total, int terms,
             const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, int64_t p_top,
-            int64_t p_left) {
+            int64_t p_left, Tensor* place_grad) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, p_top, p_left);
-    const int packs = pack_backward | (saved.size(0) < total * corners ? pack_forward : 0);
+    const bool forward = place_grad != nullptr || saved.size(0) < total * corners;
+    const int packs = pack_backward | (forward ? pack_forward : 0);
     Tensor packed;
     const auto net = build_packed(
         p, packed, [&](Arena& arena, bool dry) { return DecoderNet<T>(weights, biases, terms, packs, arena, dry); });
     check_saved_width(saved.size(0), saved.size(1), net.saved_width());
     Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total,
-                                    mutable_data<Sum<T>>(result[0]));
+    DecodeBackward<T, Queries> pass(grad, saved, latents, queries, net, corners, total, mutable_data<Sum<T>>(result[0]),
+                                    place_grad == nullptr ? nullptr : mutable_data<Sum<T>>(*place_grad));
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
     return result;
@@ -281,14 +338,22 @@ Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t
 }  // namespace
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble) {
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
+                        bool places) {
     check_decoder(p, cell, weights, biases);
     check_coord(coord, cell, p.size(0));
     const int64_t total = coord.size(0) * coord.size(1);
     check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved, total * (ensemble ? 4 : 1));
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
+    const int terms = cell ? 4 : 2, corners = ensemble ? 4 : 1;
     return dispatch(p, [&](auto t) {
-        return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, 0, 0);
+        using T = decltype(t);
+        Tensor place_grad =
+            places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), corners, terms + 1}) : make<Sum<T>>(p, {0});
+        Tensors result = run<T>(grad, p, queries, total, terms, weights, biases, saved, ensemble, 0, 0,
+                                places ? &place_grad : nullptr);
+        result.push_back(place_grad);
+        return result;
     });
 }
 
@@ -301,7 +366,7 @@ Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional
     const GridQueries queries(cell, map, window, ensemble);
     return dispatch(p, [&, map = map](auto t) {
         return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, map.top,
-                                map.left);
+                                map.left, nullptr);
     });
 }
 

@@ -1,5 +1,5 @@
-// liif_fast::gather_corners: lookup of the nearest latents, 3x3 unfolding, rel, cell and weights in one pass, for a
-// network of the caller's own.
+// liif_fast::gather_corners: lookup of the nearest latents, 3x3 unfolding, rel, cell and weights in one pass, for the
+// caller's own network.
 #include "checks.h"
 #include "operators.h"
 #include "plan.h"
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& feat, const Tensor& coord, const st
     return {x, weight};
 }
 
-// Each task owns some channels of one image and adds the rows in their order: deterministic, whatever the threads.
+// Each task owns some channels of one image and adds the rows in order, so the result does not depend on the threads.
 template <typename T>
 Tensor run_backward(const Tensor& grad, const Tensor& coord, int64_t channels, int64_t height, int64_t width,
                     bool unfold, bool ensemble) {

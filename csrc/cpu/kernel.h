@@ -10,14 +10,14 @@
 
 namespace liif {
 
-enum class Init { zero, bias, accumulate };  // where the sum starts: 0, a row of biases, or 0 with C added at the end
-enum class Epilogue { none, relu, mask };    // what happens on the way to memory
+enum class Init { zero, bias, accumulate };  // start of the sum: 0, a row of biases, or 0 with C added at the end
+enum class Epilogue { none, relu, mask };    // applied before the store
 
 struct Bf16 {
     uint16_t bits;
 };
 
-// What products of T are summed in.
+// The type in which products of T are summed.
 template <typename T>
 struct SumOf {
     using type = T;
@@ -29,14 +29,14 @@ struct SumOf<Bf16> {
 template <typename T>
 using Sum = typename SumOf<T>::type;
 
-// How many k one multiply-add takes: bfloat16 is multiplied in pairs. They lie side by side in both operands.
+// The number of k that one multiply-add takes: bfloat16 is multiplied in pairs, adjacent in both operands.
 template <typename T>
 constexpr int kDepth = sizeof(T) == 2 ? 2 : 1;
 
 // C[m, n] = epilogue(init + sum over steps s and j < D of A[m * a_row + s * a_step + j] * B[n / nr][s * b_step + n % nr
 // * D + j]), D = kDepth<T>, panels of B b_panel apart. Packed weights have b_step = nr * D and b_panel = steps *
 // b_step; a row-major matrix (of T with D = 1) has b_step = its stride and b_panel = nr. Whole panels are read and
-// written: columns are padded to a multiple of nr, rows are not padded.
+// written, so columns are padded to a multiple of nr. Rows are not padded.
 template <typename T, typename C>
 struct Gemm {
     int64_t rows, columns, steps;
@@ -96,11 +96,11 @@ struct Kernel {
     // sum[n] += sum over rows of x[r * x_row + n]: the rows in a wider type, the total with its rounding error in
     // carry[n]. width is a multiple of nr.
     void (*sum_rows)(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry);
-    // The rest is of sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
+    // The next two are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
     void (*blend)(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width);
     // y[n] += x[n]
     void (*add)(T* y, const T* x, int64_t width);
-    // and of what is summed in another type, null where T is Sum<T>: the nearest in it
+    // The rest is for types summed in another type, null where T is Sum<T>: rounds to the nearest in T
     void (*widen)(Sum<T>* to, const T* from, int64_t width);
     void (*narrow)(T* to, const Sum<T>* from, int64_t width);
     // to[(r / 2 * width + n) * 2 + r % 2] = x[r * x_row + n], a missing last row being zeros
@@ -108,15 +108,15 @@ struct Kernel {
     const Attention<T>* attention;
 };
 
-// The fastest kernel this processor runs; LIIF_FAST_CPU_ISA=portable|avx2|avx512 asks for a lesser one. There is one of
-// float and of double everywhere, of Bf16 only where has_bfloat16() says so.
+// The fastest kernel that this processor runs; LIIF_FAST_CPU_ISA=portable|avx2|avx512 selects a lesser one. Float and
+// double have a kernel on every processor, Bf16 only if has_bfloat16().
 template <typename T>
 const Kernel<T>& kernel();
 
 bool has_bfloat16();
 const char* isa_name();
 
-// One per translation unit; null where the host's architecture lacks it.
+// One per translation unit; null if the host's architecture lacks it.
 template <typename T>
 const Kernel<T>* kernel_portable();
 template <typename T>

@@ -1,6 +1,6 @@
 // The micro-kernel for AVX-512: 12 x 32 floats or 12 x 16 doubles in 24 of 32 registers.
-// max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does; the zero-masked form of it is the
-// plain one (all lanes on) without GCC 12's false warning about an undefined operand.
+// max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does. The zero-masked form with all lanes
+// on does the same as the plain one, without GCC 12's false warning about an undefined operand.
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -1,5 +1,5 @@
 // The micro-kernel for AVX512-BF16: 12 x 32 sums in float of products of bfloat16 pairs, in 24 of 32 registers.
-// vdpbf16ps takes denormal numbers for zero and rounds each sum to nearest; it has no mode.
+// vdpbf16ps treats denormal numbers as zero and rounds each sum to nearest; it has no other mode.
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -62,7 +62,7 @@ namespace {
 
 using V = Vec<Bf16>;
 
-// Whole vectors of memory without reading or writing behind its end.
+// Whole vectors of memory, without access behind its end.
 template <typename F>
 void in_vectors(int64_t width, const F& f) {
     int64_t n = 0;

@@ -1,8 +1,8 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
 // includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
 // inverse_root, pass_where, transpose4 if it `transposes`, and factor with columns (of B), row (of A) and fma.
-// Anonymous on purpose: the same template compiled with other instruction sets must never be merged by the linker.
-// For the same reason nothing from the standard library is used here.
+// The namespace is anonymous so that the linker never merges the same template compiled for other instruction sets.
+// For the same reason this file uses nothing from the standard library.
 #pragma once
 
 #include "kernel.h"
@@ -59,7 +59,7 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
         for (int v = 0; v < kVectors; ++v) {
             const int64_t at = r * g.c_row + v * L;
             typename V::type y = acc[r][v];
-            // Added last: over many tiles a sum of short sums rounds far less than one long chain.
+            // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
             if (g.init == Init::accumulate) y = V::add(y, V::load(c + at));
             if (g.epilogue == Epilogue::relu) y = V::relu(y);
             if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c) + at));
@@ -91,7 +91,7 @@ void gemm(const Gemm<T, C>& g) {
     }
 }
 
-// The element-wise kernels are plain loops: they are a percent of the work and compilers vectorise them.
+// The element-wise kernels are plain loops, because they are a percent of the work and compilers vectorise them.
 template <typename T>
 void affine(T* h, const T* p, const T* a, int terms, const T* u, int64_t u_row, int64_t width, bool relu) {
     const T a0 = a[0], a1 = a[1];
@@ -104,7 +104,7 @@ void affine(T* h, const T* p, const T* a, int terms, const T* u, int64_t u_row, 
     }
 }
 
-// By hand: compilers vectorise the sum and not the columns.
+// Vectorised by hand, because compilers vectorise the sum and not the columns.
 template <typename T>
 void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width) {
     using V = Vec<T>;

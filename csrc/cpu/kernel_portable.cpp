@@ -1,5 +1,5 @@
-// The micro-kernel for everything else, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code;
-// other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
+// The micro-kernel for other processors, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code.
+// Other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
 #include <math.h>
 
 #include "kernel.h"

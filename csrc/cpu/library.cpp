@@ -1,5 +1,5 @@
-// Registers the CPU kernels. The schemas are defined in Python (liif_fast/ops/), where their fakes and gradients are,
-// so that they exist without this extension too; loading this library adds the implementations.
+// Registers the CPU kernels. Python (liif_fast/ops/) defines the schemas, fakes and gradients, so that they exist
+// without this extension; loading this library adds the implementations.
 #if __has_include(<Python.h>)
 #include <Python.h>
 #endif
@@ -18,7 +18,7 @@ bool cpu_has_bfloat16() {
 
 namespace {
 
-// An operator that other backends implement too: its last argument names one of them, or is none for these kernels.
+// An operator that other backends also implement: its last argument names one of them; without it these kernels run.
 template <auto function>
 struct Shared;
 
@@ -33,13 +33,13 @@ struct Shared<function> {
 }  // namespace
 }  // namespace liif
 
-// Looked for in the file before it is loaded (liif_fast/extension.py). Exported, since a linker that drops what nothing
-// refers to (-Wl,--gc-sections) would drop a hidden symbol.
+// liif_fast/extension.py looks for this mark in the file before loading it. It is exported, because a linker that drops
+// unreferenced symbols (-Wl,--gc-sections) would drop a hidden one.
 #if defined(__GNUC__)
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 3;";
+const char liif_fast_interface[] = "liif_fast/_C interface 4;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));
@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_has_bfloat16", TORCH_BOX(&liif::cpu_has_bfloat16));
 }
 
-#if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` loads it too
+#if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` also loads it
 extern "C" {
 
 PyMODINIT_FUNC PyInit__C(void);

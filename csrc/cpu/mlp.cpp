@@ -32,7 +32,7 @@ int64_t saved_width(const Network<T>& rest) {
     return rest.hidden() > 0 ? rest.first_out() + rest.saved_width() : 0;
 }
 
-// Rows of x with zeros up to the stride.
+// Copies rows of x, with zeros up to the stride.
 template <typename T>
 void copy_rows(T* to, int64_t stride, const T* x, int64_t x_stride, int64_t width, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -161,7 +161,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
             for (int64_t first = w * share; first < end; first += kTileRows) {
                 const int64_t rows = std::min(kTileRows, end - first);
                 const bool have_saved = first + rows <= kept;
-                // Padded, because whole panels are read.
+                // Padded, because the kernel reads whole panels.
                 copy_rows(b.x, padded_in, from + first * x_stride, x_stride, ins, rows);
                 for (int64_t r = 0; r < rows; ++r) {
                     T* out = b.out + r * rest.out_padded();

@@ -1,6 +1,6 @@
 // The MLP after its first linear map, over tiles of rows: forward, and backward with the weight gradients summed into
-// buffers of the caller's. A row is a (query, corner) pair; layer 0's output h[0] comes from outside, because the
-// operators differ in how they make it (gathered, or multiplied out).
+// the caller's buffers. A row is a (query, corner) pair. Layer 0's output h[0] comes from outside, because the
+// operators compute it in different ways (gathered, or multiplied out).
 #pragma once
 
 #include <type_traits>
@@ -54,7 +54,7 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
 template <typename T>
 struct Layer {
     int64_t in, out, out_padded;
-    Packed<T> forward, backward;  // W^T for h W^T, W for the gradient's way back; each only where asked for
+    Packed<T> forward, backward;  // W^T for h W^T, W for the gradient; each only on request
     const Sum<T>* bias;           // [out_padded]
 };
 
@@ -85,7 +85,7 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& 
     return layer;
 }
 
-// Calls build(arena, dry) twice: to find the size, then to fill `memory`, which must live as long as the result.
+// Calls build(arena, dry) twice: to find the size, then to fill `memory`, which must outlive the result.
 template <typename Build>
 auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
     Arena sizes;
@@ -95,7 +95,7 @@ auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
     return build(arena, false);
 }
 
-// c = epilogue(init + a W^T) over rows, with W packed: a product that the kernel has for C of T and of Sum<T>.
+// c = epilogue(init + a W^T) over rows, with W packed; the kernel has this product for C of T and of Sum<T>.
 template <typename T, typename C>
 void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c, int64_t c_row, Init init,
               const Sum<T>* bias, Epilogue epilogue, const T* mask) {
@@ -108,7 +108,7 @@ void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c,
     }
 }
 
-// Copies a row where the types are the same, else rounds it.
+// Copies a row if the types are the same, else rounds it.
 template <typename T>
 void narrow_row(T* to, const Sum<T>* from, int64_t width) {
     if constexpr (std::is_same_v<T, Sum<T>>) {
@@ -121,7 +121,7 @@ void narrow_row(T* to, const Sum<T>* from, int64_t width) {
 template <typename T>
 class Network {
    public:
-    // layers[0] is the caller's; here are the others, ReLU before each of them.
+    // The caller has layers[0]; this holds the others, with a ReLU before each.
     Network(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs, Arena& arena, bool dry)
         : first_out_(weights[0].size(0)) {
         int64_t widest = first_out_;
@@ -160,7 +160,7 @@ class Network {
         for (int64_t l = 1; l < hidden(); ++l) forward_level(l, h[l - 1], rows, h[l]);
     }
 
-    // The same, but the last level as the sums it comes from, in `top` where they are of another type than T.
+    // The same, but the last level stays as sums, in `top` if their type is not T.
     const Sum<T>* forward_top(T* const* h, int64_t rows, Sum<T>* top) const {
         const int64_t last = levels() - 1;
         if constexpr (std::is_same_v<T, Sum<T>>) {
@@ -177,7 +177,7 @@ class Network {
         }
     }
 
-    // The last linear layer on rows of h: out [rows, out_padded], from the bias or, accumulating, from what out holds.
+    // Applies the last linear layer to rows of h: out [rows, out_padded] starts at the bias or, to accumulate, at out.
     void forward_last(const Sum<T>* h, int64_t rows, Sum<T>* out, Init init = Init::bias) const {
         multiply(rows, h, stride_, last_, out, out_padded_, init, layers_.back().bias, Epilogue::none,
                  static_cast<const Sum<T>*>(nullptr));
@@ -196,7 +196,7 @@ class Network {
     Packed<Sum<T>> last_{};
 };
 
-// Weight gradients of one worker, summed in a fixed order: tiles in the order in which the worker visits them.
+// Weight gradients of one worker, summed in a fixed order, that in which the worker visits its tiles.
 template <typename T>
 struct Gradients {
     // Of layer l at [l], [0] being the caller's: [out][padded in], and [2][out_padded] for sums and their carries.
@@ -206,7 +206,7 @@ struct Gradients {
 template <typename T>
 class Backward {
    public:
-    // Tiles of one worker: the gradient at a layer and before it, and rows in pairs where T is multiplied so.
+    // Tiles of one worker: the gradient at a layer and before it, and rows in pairs if T is multiplied in pairs.
     struct Tiles {
         T *g, *other, *gradient_pairs, *input_pairs;
     };
@@ -223,7 +223,7 @@ class Backward {
         return g;
     }
 
-    // `widest`: what the caller multiplies, where it is wider than the network's rows.
+    // `widest`: the width of the caller's products, if wider than the network's rows.
     Tiles tiles(Arena& arena, int64_t widest = 0) const {
         const int64_t tile = kTileRows * net_.stride(), pairs = kDepth<T> > 1 ? kTileRows : 0;
         widest = std::max(widest, net_.stride());

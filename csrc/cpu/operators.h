@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& 
                                   const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble);
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, bool places);
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                         const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid);

@@ -1,4 +1,4 @@
-// liif_fast::pack_sm90 on the CPU: the weights as the Hopper kernel reads them. What lies where is csrc/cuda/layout.h.
+// liif_fast::pack_sm90 on the CPU: packs the weights as the Hopper kernel reads them (csrc/cuda/layout.h).
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 

@@ -1,8 +1,8 @@
-// The corner plan: which latents a query reads, where it lies relative to each, and how much each counts.
+// The corner plan: the latents that a query reads, its position relative to each, and their weights.
 //
 // The float32 operations and their order are a contract with trained checkpoints (docs/semantics.md): at odd scales a
-// query lies exactly on the edge between two latents and the areas are rounding noise, so one fused multiply-add or
-// one algebraically equal formula changes pixels. This header is compiled without contraction.
+// query lies exactly on the edge between two latents and the areas are rounding noise. So one fused multiply-add or one
+// algebraically equal formula changes pixels. This header is compiled without contraction.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@
 
 namespace liif {
 
-// Pixel centres of a grid of n in [-1, 1], as make_coord makes them.
+// Pixel centres of a grid of n in [-1, 1], as make_coord returns them.
 inline std::vector<float> grid_centres(int64_t n) {
     const float step = static_cast<float>(2.0 / static_cast<double>(n));
     const float first = static_cast<float>(-1.0 + 1.0 / static_cast<double>(n));
@@ -34,8 +34,8 @@ struct Nearest {
     float rel;
 };
 
-// One axis of the latent grid. Side 0 looks towards -1 and side 1 towards +1; without an ensemble there is one side
-// and no shift.
+// One axis of the latent grid. Side 0 is towards -1 and side 1 towards +1; without an ensemble there is one side and no
+// shift.
 class Axis {
    public:
     Axis(int64_t n, bool ensemble) : n_(n), size_(static_cast<float>(n)), centres_(grid_centres(n)) {
@@ -52,7 +52,7 @@ class Axis {
         c = c * size_;
         c = c - 1.0f;
         const float rounded = std::nearbyint(c / 2.0f);  // half to even, as round() in PyTorch
-        // A NaN compares false and takes latent 0: its rel makes the output NaN, and nothing is read outside.
+        // A NaN compares false and takes latent 0, so no read is outside; its rel makes the output NaN.
         const int64_t last = n_ - 1;
         const int64_t index = rounded > 0.0f ? (rounded < size_ ? static_cast<int64_t>(rounded) : last) : 0;
         const float distance = coord - centres_[static_cast<size_t>(index)];

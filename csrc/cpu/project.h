@@ -1,4 +1,4 @@
-// The first linear layer's part that acts on latents, once per latent instead of once per (query, corner):
+// The first linear layer's part that acts on latents, computed once per latent, not once per (query, corner):
 // P = unfold(feat) W1z^T + b1, a 3x3 convolution written as rows of a matrix product.
 #pragma once
 
@@ -30,7 +30,7 @@ struct Features {
         return data + b * step_b + (i - top) * step_h + (j - left) * step_w;
     }
 
-    // The window [i0, i1) x [j0, j1) of image b, channels last, in memory of the caller's.
+    // The window [i0, i1) x [j0, j1) of image b, channels last, in the caller's memory.
     Features channels_last(int64_t b, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* memory) const {
         Features copy = *this;
         copy.data = memory, copy.top = i0, copy.left = j0;
@@ -50,8 +50,8 @@ struct Features {
     }
 };
 
-// One latent's row: its own channels, or the 3x3 neighbourhood's, neighbour by neighbour, zero outside the map; then
-// zeros up to `depth`.
+// One latent's row: its channels, or those of the 3x3 neighbourhood, neighbour by neighbour, zero outside the map;
+// then zeros up to `depth`.
 template <typename T>
 void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int64_t j, T* row, int64_t depth) {
     const int64_t reach = unfold ? 1 : 0;
@@ -70,10 +70,10 @@ void latent_row(const Features<T>& feat, bool unfold, int64_t b, int64_t i, int6
     }
 }
 
-// The first layer's weight on latents, its rows put in latent_row's order (the module's is channel by channel).
+// The first layer's weight on latents, with its rows in latent_row's order (the module's order is by channel).
 template <typename T>
 struct Projection {
-    int64_t depth, out, out_padded;  // depth is that of rows, padded with zeros to whole pairs
+    int64_t depth, out, out_padded;  // depth of rows, padded with zeros to whole pairs
     Packed<T> weight;
     const Sum<T>* bias;
     bool unfold;

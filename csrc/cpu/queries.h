@@ -1,5 +1,5 @@
-// Where queries come from (a tensor of coordinates, or a regular grid), what they gather (rows of P), and the network
-// that decodes them: shared by decode.cpp and decode_backward.cpp.
+// Shared by decode.cpp and decode_backward.cpp: the source of queries (a tensor of coordinates, or a regular grid), the
+// rows of P that they gather, and the network that decodes them.
 #pragma once
 
 #include "network.h"
@@ -16,7 +16,7 @@ struct Query {
     float cell[2];  // times the latent grid's size, as the network sees it
 };
 
-// cell [B, Q, 2] or [B, 2], any strides; none is fine.
+// cell [B, Q, 2] or [B, 2], any strides; it may be absent.
 class Cells {
    public:
     Cells(const std::optional<Tensor>& cell, float rows, float columns) : rows_(rows), columns_(columns) {
@@ -67,10 +67,10 @@ class CoordQueries {
     int64_t step_b_, step_q_, step_;
 };
 
-// A window of a regular grid: nearest latents depend on the row and the column separately, so they are found once.
+// A window of a regular grid. Nearest latents depend on the row and the column separately, so they are found once.
 class GridQueries {
    public:
-    // `map` is the window of latents that P holds; `grid` that of the output.
+    // `map` is the window of latents that P holds; `grid` is the window of the output.
     GridQueries(const std::optional<Tensor>& cell, const Window& map, const Window& grid, bool ensemble)
         : cells_(cell, static_cast<float>(map.full_height), static_cast<float>(map.full_width)),
           ensemble_(ensemble),
@@ -143,7 +143,7 @@ class Latents {
     int64_t top_, left_, height_, width_, channels_, images_;
 };
 
-// The network behind P: the affine part of layer 0 (rel, and the cell where it is decoded), then the other layers.
+// The network behind P: the affine part of layer 0 (rel, and the cell if decoded), then the other layers.
 template <typename T>
 class DecoderNet : public Network<T> {
    public:
@@ -164,6 +164,7 @@ class DecoderNet : public Network<T> {
     }
 
     int terms() const { return terms_; }
+    const Sum<T>* affine_column(int64_t j) const { return affine_ + j * affine_row_; }  // of the first layer's weight
 
     // h = p + W1r rel + W1c cell, with ReLU if a layer follows.
     void affine(T* h, const T* p, const Corner& c, const float* cell) const {

@@ -1,8 +1,8 @@
 // liif_fast::bicubic_resize: Pillow's resizing of an 8-bit image, the width first, from a table of coefficients.
 //
-// A pass weighs consecutive pixels with integers in units of 2^-22, adds a half and shifts, which rounds down, and
-// clips to 8 bits. In double that is exact, since no sum reaches 2^53; and a weighted sum of rows is the kernel's
-// `blend`.
+// A pass weighs consecutive pixels with integers in units of 2^-22, adds a half, shifts (which rounds down), and clips
+// to 8 bits. In double that is exact, because no sum reaches 2^53. The kernel's `blend` computes a weighted sum of
+// rows.
 #include <cmath>
 
 #include "operators.h"
@@ -10,14 +10,14 @@
 namespace liif {
 namespace {
 
-constexpr int64_t kRows = 16;         // of the image that the first pass takes at a time
-constexpr int64_t kMiddle = 1 << 16;  // values between the passes, where one column has no more: 512 KB
+constexpr int64_t kRows = 16;         // rows of the image that the first pass takes at a time
+constexpr int64_t kMiddle = 1 << 16;  // values between the passes, unless one column has more: 512 KB
 struct BytesTag {};
 struct TurnedTag {};
 struct MiddleTag {};
 struct SumsTag {};
 
-// The outputs of a pass: from which pixel of `in` each reads on, and what it weighs the pixels with.
+// The outputs of a pass: the first pixel of `in` that each reads, and the weights of its pixels.
 struct Axis {
     const int64_t* first;
     const double* weight;
@@ -39,7 +39,9 @@ struct Axis {
                             "liif_fast: first must lie in the image, and weight be in units of 2^-22");
         }
     }
-    int used(int64_t n) const { return static_cast<int>(std::min(taps, in - first[n])); }  // what lies beyond weighs 0
+    int used(int64_t n) const {
+        return static_cast<int>(std::min(taps, in - first[n]));
+    }  // pixels beyond have weight 0
 };
 
 inline int to_8_bits(double sum) {

@@ -1,4 +1,4 @@
-// LIIF_UNROLL before a loop with a small constant bound: unroll it whole. For the micro-kernel's own files.
+// LIIF_UNROLL before a loop with a small constant bound unrolls it fully. For the micro-kernel's files only.
 #pragma once
 
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-// What the operators rely on, whoever calls them.
+// Checks of the operators' assumptions, also for direct calls.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,17 +1,18 @@
-// The decoder on Hopper (sm_90a): P -> the output, for hidden layers of 256. docs/hopper.md tells the design; layout.h
-// where everything lies; thread.h what a thread computes; operators.h the host's part. With LIIF_KERNEL_ONLY it
-// compiles without PyTorch, to be looked at (benchmarks/audit_sass.py).
+// The decoder on Hopper (sm_90a): P -> the output, for hidden layers of 256. docs/hopper.md describes the design;
+// layout.h the layout; thread.h a thread's computation; operators.h the host's part. With LIIF_KERNEL_ONLY it compiles
+// without PyTorch, for inspection (benchmarks/audit_sass.py).
 //
 // A block is persistent and works on tiles of 128 rows, a row being a corner of a query. One warp loads: it copies the
 // weights, slice after slice, layer after layer and tile after tile, into a ring of stages. Two warpgroups of 64 rows
 // compute: the activations stay in their registers, from the gathered rows of P to the last layer's sums. They take
 // turns in a whole layer's products, so that one converts, blends or gathers while the other keeps the matrix unit
-// busy; both use the same pass of the ring, and a stage is free once all eight warps are done with it.
+// busy. Both use the same pass of the ring, and a stage is free once all eight warps have finished with it.
 //
-// With kCluster = 2 two blocks run as a cluster and use the same slices at about the same time: each copies one half of
-// a slice, into both blocks' rings, so that a weight is read from L2 once for both. A full barrier then expects both
-// halves, a block's own and the peer's; an empty barrier counts the warps of both blocks, as each block writes into
-// both. Both run the same number of tiles (`tiles` is a multiple of kCluster; a tile past the end is computed in vain).
+// With kCluster = 2 two blocks run as a cluster and use the same slices at about the same time. Each copies one half of
+// a slice into both blocks' rings, so that a weight is read from L2 once for both. A full barrier then expects both
+// halves, the block's and the peer's. An empty barrier counts the warps of both blocks, because each block writes into
+// both. Both run the same number of tiles (`tiles` is a multiple of kCluster; a tile past the end is computed and not
+// stored).
 #include "ptx.h"
 
 namespace liif::sm90 {
@@ -53,8 +54,8 @@ LIIF_DEVICE void produce(const Problem& problem, int64_t tiles, Ring ring) {
     }
 }
 
-// One layer's products, on accumulators that hold the bias. Each slice is a group of its own; a stage is handed back
-// when its group is complete, and `a` is written by nobody before all are.
+// One layer's products, on accumulators that hold the bias. Each slice is a separate group. A stage is handed back when
+// its group is complete, and `a` must not be written before all groups are.
 template <typename U, int kCluster>
 LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], Ring& ring, int elected, int give,
                           int other) {
@@ -133,15 +134,15 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
         while (true) {
             barrier_wait(ring.full_barrier(), ring.pass);
             start_at_bias<U>(reinterpret_cast<const float*>(shared + ring.stage * kStageBytes + kSliceBytes), lane, d);
-            reads_before_copies();  // of the bias; its stage is handed back in multiply
+            reads_before_copies();  // reads of the bias; multiply hands its stage back
             turn_wait(mine);
-            // Warpgroup 1's very last turn has nobody to give to.
+            // Warpgroup 1's very last turn has no successor.
             multiply<U, kCluster>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
             if (--left == 0) break;
             to_operand<U>(d, a);
             keep(a);
         }
-        // The next tile's rows are on their way while this one's last layer is computed.
+        // The next tile's rows load while this one's last layer is computed.
         const int64_t next = first + static_cast<int64_t>(gridDim.x) * kPerTile;
         find_rows<kEnsemble>(problem, next, lane, rows);
         gather<U>(rows, lane, a);
@@ -168,8 +169,8 @@ __global__ void __launch_bounds__(kThreads, 1) decode_sm90(const __grid_constant
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
-    if constexpr (kCluster > 1) cluster_sync();  // the peer's barriers are there before anything reaches for them
-    // Known to the compiler to be the same in a warp.
+    if constexpr (kCluster > 1) cluster_sync();  // the peer's barriers exist before any use
+    // So that the compiler knows that it is the same in a warp.
     const int group = __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 128, 0);
     if (group == kWarpgroups) {
         give_registers<24>();
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_sm90(const __grid_constant
         take_registers<240>();
         consume<U, kEnsemble, kCluster>(problem, tiles, ring, shared, group);
     }
-    if constexpr (kCluster > 1) cluster_sync();  // nobody leaves while the peer may still hand a stage back to it
+    if constexpr (kCluster > 1) cluster_sync();  // a block stays while the peer may hand a stage back to it
 }
 
 #if defined(LIIF_KERNEL_ONLY)

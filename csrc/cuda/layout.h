@@ -1,7 +1,6 @@
-// Where everything lies: the operand registers, the packed weights, the swizzle, the shared memory. One set of
-// formulas, used by the kernel, by the packers and, compiled for the host, by the model that checks them against the
-// PTX ISA (tests/cuda). Names: n is an output channel of a layer, k an input channel in the order that the matrix unit
-// sees.
+// The layout of the operand registers, the packed weights, the swizzle and the shared memory. The kernel and the
+// packers use these formulas. Compiled for the host, the model that checks them against the PTX ISA uses them as well
+// (tests/cuda). Names: n is an output channel of a layer, k an input channel in the matrix unit's order.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +46,7 @@ LIIF_HD constexpr int gathered_channel(int j, int q, int e) {
 LIIF_HD constexpr int gathered_register(int j, int e, int low) {
     return operand_register(2 * j + e / 2, e % 2, low);
 }
-// The channel that input k of the first product is; its weights are packed in this order, P stays as it is.
+// The channel of input k of the first product; its weights are packed in this order, P keeps its own.
 LIIF_HD constexpr int channel_of_k(int k) {
     return gathered_channel(k / 32, k % 8 / 2, 2 * (k / 16 % 2) + k % 16 / 8) + k % 2;
 }
@@ -79,8 +78,8 @@ LIIF_HD constexpr int slice_offset(int slice) {
 LIIF_HD constexpr int slice_bytes(int slice) {
     return slice > 0 ? kSliceBytes : kStageBytes;
 }
-// A cluster of blocks shares the copying of a slice: the block of a rank copies its share into the rings of all, the
-// last one the bias too.
+// A cluster of blocks shares the copying of a slice: the block of each rank copies its share into all rings, and the
+// last one also copies the bias.
 LIIF_HD constexpr int share_offset(int rank, int cluster) {
     return rank * (kSliceBytes / cluster);
 }
@@ -112,12 +111,12 @@ LIIF_HD constexpr uint64_t descriptor(uint32_t address) {
     return static_cast<uint64_t>(address >> 4 & 0x3FFF) | uint64_t{1} << 16 | uint64_t{8 * kRowBytes / 16} << 32 |
            uint64_t{1} << 62;
 }
-// Of step `step` of a slice: 16 channels are 32 bytes. The swizzle is taken of the address that results.
+// The descriptor of step `step` of a slice: 16 channels are 32 bytes. The swizzle applies to the resulting address.
 LIIF_HD constexpr uint32_t step_address(uint32_t slice, int step) {
     return slice + static_cast<uint32_t>(step * kK * 2);
 }
 
-// ---- What follows the products in the packed weights, all float: the first layer's columns for rel and cell, the last
+// ---- After the products the packed weights hold, all float: the first layer's columns for rel and cell, the last
 // layer's rows, its bias.
 constexpr int kAffine = 0, kLast = kAffine + kTerms * kHidden, kLastBias = kLast + kMaxOut * kHidden;
 constexpr int kTableFloats = kLastBias + kMaxOut, kTableBytes = kTableFloats * 4;
@@ -132,7 +131,7 @@ constexpr int kTableStart = kStages * kStageBytes;
 constexpr int kBarrierStart = kTableStart + (kTableBytes + 15) / 16 * 16;
 constexpr int kSharedBytes = kBarrierStart + 2 * kStages * 8;
 static_assert(kStageBytes % 1024 == 0, "a slice starts where the swizzle's pattern does");
-static_assert(kSharedBytes <= 227 * 1024, "what a block can have on sm_90");
+static_assert(kSharedBytes <= 227 * 1024, "the most that a block can have on sm_90");
 static_assert(kStages >= kSlices, "a warpgroup's whole layer must fit while the other waits (tests/cuda/test_ring.py)");
 
 }  // namespace liif::sm90

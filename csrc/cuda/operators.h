@@ -26,11 +26,11 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check_cuda(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) static_cast<void>(cudaGetLastError());  // or the next check of anybody reports it again
+    if (error != cudaSuccess) static_cast<void>(cudaGetLastError());  // or the next check reports it again
     STD_TORCH_CHECK(error == cudaSuccess, "liif_fast: ", what, ": ", cudaGetErrorString(error));
 }
 
-// PyTorch's current stream. The function is in libtorch_cuda, which a PyTorch without CUDA lacks; it is looked up in
+// PyTorch's current stream. Its function is in libtorch_cuda, which a PyTorch without CUDA lacks. It is looked up in
 // the library that PyTorch has loaded, so that this extension can be built against and loaded into either.
 cudaStream_t current_stream(int32_t device) {
     using Get = int32_t (*)(int32_t, void**);
@@ -61,8 +61,8 @@ void check_float(const Tensor& t, const Tensor& p, const char* name) {
                     " must be float32, on the device of p");
 }
 
-// What decode and render have in common. A map that p does not hold whole is given by `place`: its height and width,
-// p's top and left.
+// The part shared by decode and render. If p holds only a part of the map, `place` gives the map's height and width,
+// and p's top and left.
 Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& packed, int64_t out_dim,
                       bool ensemble, const int64_t (&place)[4]) {
     STD_TORCH_CHECK(p.dim() == 4 && p.size(3) == kHidden && p.is_contiguous() &&
@@ -72,7 +72,7 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
                         packed.get_device() == p.get_device() && packed.numel() > kTableBytes &&
                         (packed.numel() - kTableBytes) % kProductBytes == 0 &&
                         reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0,
-                    "liif_fast: packed must be what pack_sm90 returned, on the device of p");
+                    "liif_fast: packed must be the result of pack_sm90, on the device of p");
     STD_TORCH_CHECK(out_dim >= 1 && out_dim <= kMaxOut, "liif_fast: out_dim must be 1 to 4");
     STD_TORCH_CHECK(
         place[2] >= 0 && place[3] >= 0 && place[2] <= place[0] - p.size(1) && place[3] <= place[1] - p.size(2),
@@ -98,7 +98,7 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
     return problem;
 }
 
-// The blocks that fill a device. The queries take longer than a launch: each kernel asks once for each device.
+// The number of blocks that fill a device. Each kernel asks once per device, because asking takes longer than a launch.
 template <typename U, bool kEnsemble, int kCluster>
 int resident_blocks(const cudaLaunchConfig_t& config, int32_t device) {
     static std::mutex mutex;
@@ -115,7 +115,7 @@ int resident_blocks(const cudaLaunchConfig_t& config, int32_t device) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
                "shared memory");
     if constexpr (kCluster > 1) {
-        // A group of multiprocessors whose number is odd leaves one over: a grid of all would run in two waves.
+        // In a group with an odd number of multiprocessors one stays free, so a grid of all would run in two waves.
         int clusters = 0;
         check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters");
         STD_TORCH_CHECK(clusters > 0, "liif_fast: no cluster of ", kCluster, " blocks fits this GPU");
@@ -207,7 +207,7 @@ Tensor render(const Tensor& p, const std::optional<Tensor>& cell, const Tensor& 
     return out;
 }
 
-// Products are packed this many a launch, as many as all usual networks have: what is packed is a kernel's argument.
+// The number of products per packing launch, whose argument describes them; enough for all usual networks.
 constexpr int kPackedAtOnce = 16;
 
 template <typename S>
@@ -216,7 +216,7 @@ struct Packing {
     int first, products, terms, out;
 };
 
-// A block an output channel of each product, and one more for the tables.
+// One block per output channel of each product, and one for the tables.
 template <typename T, typename S>
 __global__ void pack_sm90(const __grid_constant__ Packing<S> from, unsigned char* to) {
     const int product = static_cast<int>(blockIdx.y), n = static_cast<int>(blockIdx.x);
@@ -292,7 +292,7 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
 }  // namespace
 }  // namespace liif::sm90
 
-// Looked for in the file before it is loaded (liif_fast/extension.py).
+// liif_fast/extension.py looks for this mark in the file before loading it.
 __attribute__((visibility("default"))) extern const char liif_fast_interface_sm90[];
 const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 2;";
 

@@ -1,5 +1,5 @@
-// Packing: what each element of the packed weights is. Called for every element by the CPU operator (csrc/cpu) and by
-// the CUDA one.
+// Packing: computes one element of the packed weights. The CPU operator (csrc/cpu) and the CUDA one call it for every
+// element.
 #pragma once
 
 #include "layout.h"

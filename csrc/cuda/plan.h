@@ -1,5 +1,5 @@
-// The corner plan on a GPU: csrc/cpu/plan.h, operation by operation, each rounded on its own. The centres are computed
-// instead of read from a table, by the operations that would make the table.
+// The corner plan on a GPU: csrc/cpu/plan.h, operation by operation, each rounded separately. The centres are not read
+// from a table but computed by the same operations.
 #pragma once
 
 #include <cmath>
@@ -56,7 +56,7 @@ struct Axis {
         c = c < low ? low : (c > high ? high : c);
         c = add(mul(add(c, 1.0f), size), -1.0f);
         const float rounded = rintf(mul(c, 0.5f));  // half to even; c / 2 is exact
-        // A NaN compares false and takes latent 0: its rel makes the output NaN, and nothing is read outside.
+        // A NaN compares false and takes latent 0, so no read is outside; its rel makes the output NaN.
         const int index = rounded > 0.0f ? (rounded < size ? static_cast<int>(rounded) : n - 1) : 0;
         return {index, mul(add(coord, -centres(index)), size)};
     }

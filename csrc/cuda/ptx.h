@@ -1,4 +1,4 @@
-// The PTX that the kernel is made of: barriers, bulk copies, wgmma, and the arithmetic of the operand types.
+// The kernel's PTX instructions: barriers, bulk copies, wgmma, and the arithmetic of the operand types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,10 +26,10 @@ LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 }
-// Predicated: no branch among wgmmas in flight. With a cluster, lane r arrives at the barrier of the block of rank r;
-// that address is made anew each time, which costs no register. The scope stays the block's, as in CUTLASS: only what
-// bulk copies write passes between blocks, and at the cluster's scope ptxas adds MEMBAR.GPU and drops L1, slice by
-// slice.
+// Predicated, so that no branch comes among wgmmas in flight. With a cluster, lane r arrives at the barrier of the
+// block of rank r; that address is computed each time, which costs no register. The scope stays the block's, as in
+// CUTLASS, because only bulk copies write between blocks, and at the cluster's scope ptxas adds MEMBAR.GPU and drops L1
+// at every slice.
 template <int kCluster>
 LIIF_DEVICE void barrier_arrive_if(uint32_t barrier, int condition) {
     if constexpr (kCluster > 1) {
@@ -51,7 +51,7 @@ LIIF_DEVICE void barrier_arrive_if(uint32_t barrier, int condition) {
 LIIF_DEVICE void barrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// A bulk copy; with a cluster into every block of it, at the same place, and telling the barrier at the same place.
+// A bulk copy; with a cluster it goes to the same address in every block, and signals the barrier at the same address.
 template <int kCluster>
 LIIF_DEVICE void copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
     if constexpr (kCluster > 1) {
@@ -68,13 +68,13 @@ LIIF_DEVICE void copy(uint32_t to, const void* from, int bytes, uint32_t barrier
     }
 }
 
-// All threads of all blocks of a cluster; a warp's need not be together.
+// Waits for all threads of all blocks of a cluster; a warp's threads may arrive separately.
 LIIF_DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// What this thread has read of shared memory is read before a bulk copy, which goes through another proxy, may
-// overwrite it: to stand between the reads and what hands the memory back.
+// Orders this thread's reads of shared memory before a bulk copy, which goes through another proxy and may overwrite
+// it. Place it between the reads and the hand-back of the memory.
 LIIF_DEVICE void reads_before_copies() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -140,7 +140,7 @@ struct Memory {
         to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
     }
     LIIF_DEVICE static void load4(const float* from, float4_& to) {
-        // Volatile: the table is not to be kept in registers from one tile to the next.
+        // Volatile, so that the table is not kept in registers from one tile to the next.
         asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                      : "=f"(to.x), "=f"(to.y), "=f"(to.z), "=f"(to.w)
                      : "r"(shared_address(from)));

@@ -1,6 +1,6 @@
-// What one consumer thread does besides issuing wgmmas: find its rows, gather them into operand registers, initialise
-// and convert accumulators, apply the last layer. Plain functions of the lane, so that the host can execute them too; U
-// is the arithmetic of the operand type (numerics.h, or the model's).
+// The work of one consumer thread besides issuing wgmmas: find its rows, gather them into operand registers, initialise
+// and convert accumulators, apply the last layer. These are plain functions of the lane, so that the host can also
+// execute them. U is the arithmetic of the operand type (ptx.h, or the model's).
 #pragma once
 
 #include "plan.h"
@@ -18,7 +18,7 @@ struct float4_ {
     float x, y, z, w;
 };
 
-// Where queries come from, and what they read and write.
+// The source of queries, and the memory that they read and write.
 struct Problem {
     Axis rows, columns;  // of the whole latent map
     const uint32_t* p;   // [B, height, width, 256] of 16 bits, a window of that map
@@ -76,7 +76,7 @@ LIIF_HD int clamp_to(int i, int n) {
 }
 
 LIIF_HD void take_row(const Problem& p, int64_t image, const Corner& c, int low, Rows& rows) {
-    // The window holds every latent that is read; the clamp only keeps a wrong window from reading outside of P.
+    // The window holds every latent that is read; the clamp only prevents reads outside of P from a wrong window.
     const int i = clamp_to(c.row - p.top, p.height), j = clamp_to(c.column - p.left, p.width);
     rows.latent[low] = p.p + ((image * p.height + i) * p.width + j) * (kHidden / 2);
     rows.rel[low][0] = c.rel_row;
@@ -84,13 +84,13 @@ LIIF_HD void take_row(const Problem& p, int64_t image, const Corner& c, int low,
     rows.weight[low] = c.weight;
 }
 
-// The warp's number of the query that a thread's row g (low 0) or g + 8 (low 1) belongs to.
+// The number, within the warp, of the query of a thread's row g (low 0) or g + 8 (low 1).
 template <bool kEnsemble>
 LIIF_HD int query_of(Lane lane, int low) {
     return kEnsemble ? row_query(lane.g) : lane.g + 8 * low;
 }
 
-// `first` is the number of the warp's first query; past the last query, the last one's rows are computed in vain.
+// `first` is the number of the warp's first query; past the last query, the last one's rows are computed, not stored.
 template <bool kEnsemble>
 LIIF_HD void find_rows(const Problem& p, int64_t first, Lane lane, Rows& rows) {
 #pragma unroll
@@ -112,7 +112,7 @@ LIIF_HD void find_rows(const Problem& p, int64_t first, Lane lane, Rows& rows) {
     }
 }
 
-// Rows of P, as they are, into the operand registers.
+// Loads rows of P, unchanged, into the operand registers.
 template <typename U>
 LIIF_HD void gather(const Rows& rows, Lane lane, uint32_t (&a)[kOperands]) {
 #pragma unroll

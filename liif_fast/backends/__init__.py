@@ -1,8 +1,8 @@
-"""The backends and the choice between them.
+"""Choose between the backends.
 
-A backend is a module of this package, with a NAME and the functions of `Backend`. Importing it must be light (no
-driver, no compiler, no Triton); what is heavy waits until `can_run` or the call itself. To add one, add its name to
-`MODULES`. One that runs operators of `liif_fast.ops` on a GPU has their functions in `OPERATORS`, by name.
+A backend is a module of this package, with a NAME and the functions of `Backend`. Its import must be light (no driver,
+no compiler, no Triton); heavy work waits until `can_run` or the call itself. To add one, add its name to `MODULES`. A
+backend that runs operators of `liif_fast.ops` on a GPU lists their functions in `OPERATORS`, by name.
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches, Window, exporting
 
 logger = logging.getLogger("liif_fast")
 
 MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
 NAMES = tuple(MODULES)
-# Fastest first; torch runs everything. "cuda" and "triton" are to come first here, each once its tests and
-# benchmarks/gpu_check.py have passed on a GPU (and cuda is faster than triton there): this line is the one switch, and
-# the backends' own answers (`explain`) say that they are off.
+# `auto` takes these on every machine, fastest first; torch runs every call.
 AUTO = ("cpu", "torch")
-# A gathered and unfolded row costs this many times a convolved latent: the multiply-adds are the same (9*C*hidden),
-# but its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
-# where this is 1 (backend cpu) to 3 (backend torch).
+# `auto` takes these only on a machine where `liif-fast qualify` has passed them and found them faster.
+QUALIFIED = ("cuda", "triton")
+NO_VERDICT = "the fused GPU kernels are off until `liif-fast qualify` has passed them here, which takes up to 5 minutes"
+OFF = "off in auto until `liif-fast qualify` has passed it here"
+# A gathered and unfolded row costs this many times a convolved latent. The multiply-adds are the same (9*C*hidden), but
+# its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
+# a ratio of 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
 
 
 class RefusedError(RuntimeError):
-    """The backend named cannot run a call."""
+    """Report that the named backend cannot run a call."""
 
 
 class Backend(Protocol):
-    """The functions of a backend module; every argument has been validated."""
+    """Declare the functions of a backend module; every argument has been validated."""
 
     NAME: str
 
@@ -63,7 +66,7 @@ class Backend(Protocol):
         biases: Sequence[Tensor],
         switches: Switches,
         recompute: bool | None,
-    ) -> Tensor: ...  # with PLACES = True in the module also place: Place | None = None, at the end
+    ) -> Tensor: ...  # a module with PLACES = True also takes place: Place | None = None, at the end
 
     def gather_corners(
         self, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches
@@ -81,12 +84,12 @@ def _import(name: str) -> Backend | str:
         return f"cannot be imported: {error}"
 
 
-_backends: dict[str, Backend | str] = {}  # a module, or why there is none
+_backends: dict[str, Backend | str] = {}  # a module, or the reason why it cannot be imported
 _said: set[str] = set()
 
 
 def load() -> None:
-    """Import every backend module (light by contract) and register operators; `liif_fast.functional` does so once."""
+    """Import every backend module (light by contract) and register its operators; `liif_fast.functional` does so."""
     for name in NAMES:
         _backends[name] = _import(name)
     found = [operator for backend in _backends.values() for operator in getattr(backend, "OPERATORS", ())]
@@ -120,22 +123,55 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
     return backend.can_run(call)
 
 
-def _say_once(message: str) -> None:
+def _say_once(message: str, level: int = logging.INFO) -> None:
     if message not in _said:
         _said.add(message)
-        logger.info(message)
+        logger.log(level, message)
+
+
+def order(call: Call, *others: Call) -> tuple[str, ...]:
+    """Return the backends that "auto" tries for a call: qualified and faster ones, the fastest first, then AUTO.
+
+    An exported program gets AUTO alone, because it may run on other machines.
+
+    Args:
+        others: further calls for the same backend, which it must run correctly but not faster.
+    """
+    if exporting():
+        return AUTO
+    names = verdict.faster(call.device.type, call.device.index, *[_need(each) for each in (call, *others)])
+    if not torch.compiler.is_compiling():
+        _say_what_is_off(call, names)
+    return (*names, *AUTO)
+
+
+def _need(call: Call) -> verdict.Need:
+    return call.op, call.autocast or call.dtype, call.requires_grad
+
+
+def _say_what_is_off(call: Call, names: Sequence[str]) -> None:
+    """Log once that fused kernels wait for a verdict, or the verdict on this kind of call."""
+    kind, index = call.device.type, call.device.index
+    if verdict.read(kind, index) is None:
+        due = kind == "cuda" and NO_VERDICT not in _said and verdict.wanted()
+        if due and any(ask(name, call)[0] for name in QUALIFIED):
+            _say_once(NO_VERDICT, logging.WARNING)
+    elif logger.isEnabledFor(logging.INFO):
+        for name in QUALIFIED:
+            if name not in names and (of := verdict.standing(kind, index, name, _need(call))):
+                _say_once(f"backend {name} is not used for {call.op}: {verdict.says(of)}")
 
 
 def choose(call: Call, name: str) -> Backend:
-    """Return the backend to run `call`: the one named, or with "auto" the fastest that can.
+    """Return the backend to run `call`: the named one, or with "auto" the fastest that can.
 
     Raises:
         ValueError: no backend has that name.
-        RefusedError: the backend named cannot run this call; the message has its reason.
+        RefusedError: the named backend cannot run this call; the message gives the reason.
     """
     if name not in ("auto", *NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {name!r}")
-    for candidate in AUTO if name == "auto" else (name,):
+    for candidate in order(call) if name == "auto" else (name,):
         can, reason = ask(candidate, call)
         if can:
             return cast(Backend, _backends[candidate])
@@ -145,7 +181,7 @@ def choose(call: Call, name: str) -> Backend:
 
 
 class Explanation(NamedTuple):
-    """Every backend's answer to a call; prints as a table."""
+    """Hold every backend's answer to a call; it prints as a table."""
 
     chosen: str
     answers: tuple[tuple[str, bool, str], ...]  # name, can run, reason
@@ -158,31 +194,40 @@ class Explanation(NamedTuple):
 
 
 def explain(call: Call, name: str) -> Explanation:
-    """Return every backend's answer to `call`, and which one `name` (perhaps "auto") chooses, "" if none."""
-    answers = tuple((each, *ask(each, call)) for each in NAMES)
+    """Return every backend's answer to `call`, and the one that `name` (or "auto") chooses, or "" if it finds none."""
+    answers = tuple((each, *_answer(each, call)) for each in NAMES)
     can_run = [each for each, can, _ in answers if can]
-    wanted = AUTO if name == "auto" else (name,)
+    wanted = order(call) if name == "auto" else (name,)
     return Explanation(next((each for each in wanted if each in can_run), ""), answers)
 
 
+def _answer(name: str, call: Call) -> tuple[bool, str]:
+    """Return a backend's answer; if it can run the call and needs a verdict, the reason includes the verdict."""
+    can, reason = ask(name, call)
+    if not can or name not in QUALIFIED or name in AUTO:
+        return can, reason
+    of = verdict.standing(call.device.type, call.device.index, name, _need(call))
+    return True, f"{reason}; {verdict.says(of) if of else OFF}"
+
+
 def factorises(latents: int, rows: int) -> bool:
-    """Say whether the first layer is to be convolved over the whole map (else it is applied to gathered rows).
+    """Say whether to convolve the first layer over the whole map instead of applying it to gathered rows.
 
     Args:
         latents: H*W, the positions of one map.
         rows: K*Q, the (query, corner) pairs that read it.
 
     Returns:
-        True for the factorised form, cost H*W (and in an exported program, which is to serve every size); False for the
-        direct form, cost GATHERED_ROW * K*Q.
+        True for the factorised form, cost H*W (always in an exported program, because it must serve every size); False
+        for the direct form, cost GATHERED_ROW * K*Q.
     """
     return exporting() or rows * GATHERED_ROW >= latents
 
 
 def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
-    """Return how many of `count` queries (or rows), of `elements` activations each, keep them for the backward pass.
+    """Return how many of `count` queries (or rows), with `elements` activations each, keep them for the backward pass.
 
-    All with recompute=False; by default so many as fit into `limit` bytes.
+    With recompute=False all keep them; by default as many as fit into `limit` bytes.
     """
     if not train or recompute:
         return 0

@@ -1,4 +1,4 @@
-"""The fused C++ kernels (csrc/cpu), forward and backward, in float32, float64 and, where the CPU has it, bfloat16."""
+"""Run the fused C++ kernels (csrc/cpu), forward and backward, in float32, float64 and, if the CPU has it, bfloat16."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
 PLACES = True
-KEEP_BYTES = 1 << 27  # hidden activations kept for the backward pass; those beyond are computed again
+KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels; return why there is none, "" if there is."""
+    """Load the extension, which registers the kernels; return the reason if that fails, else ""."""
     wish = os.environ.get("LIIF_FAST_CPU_ISA", "")
     if wish not in ("", "portable", "avx2", "avx512"):
         return f"LIIF_FAST_CPU_ISA must be portable, avx2 or avx512, got {wish!r}"
@@ -35,20 +35,20 @@ def _load() -> str:
 
 
 _missing = _load()
-# The instruction set that the micro-kernel was chosen for; LIIF_FAST_CPU_ISA asks for a lesser one.
+# The instruction set of the chosen micro-kernel; LIIF_FAST_CPU_ISA selects a lesser one.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
 
 
 def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
-    """Return the dtype of products; under autocast float32 where the processor has no products of bfloat16."""
+    """Return the dtype of products; under autocast it is float32 if the processor has no bfloat16 products."""
     if autocast is None:
         return dtype
     return autocast if autocast == torch.bfloat16 and BFLOAT16 else torch.float32
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """CPU tensors in float32, float64 or, where the processor has it, bfloat16; a float32 plan without a gradient."""
+    """Accept CPU tensors in float32, float64 or, if the processor has it, bfloat16; a float32 plan."""
     if call.device.type != "cpu":
         return False, f"runs on cpu tensors, got device {call.device}"
     if _missing:
@@ -63,13 +63,13 @@ def can_run(call: Call) -> tuple[bool, str]:
     if dtype == torch.bfloat16 and gathers:
         return False, f"gathers in float32 or float64, got {dtype}"
     if dtype == torch.bfloat16 and not BFLOAT16:
-        return False, "computes in bfloat16 where the processor has AVX512-BF16"
+        return False, "computes in bfloat16 only on a processor with AVX512-BF16"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
+    if call.op == "attend_corners" and call.coord_requires_grad:
+        return False, "has no gradient for coord"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -89,7 +89,7 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode_direct(feat, coord, cell, weights, biases, switches, dtype, train)
@@ -108,8 +108,8 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)
@@ -151,6 +151,6 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 def _saved(
     layers: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
 ) -> tuple[int, int]:
-    """Return the shape of what is saved of `count` queries of `rows` rows: [rows, outputs of the layers, in all]."""
+    """Return the shape of the activations saved from `count` queries of `rows` rows: [rows, outputs of all layers]."""
     width = sum(weight.shape[0] for weight in layers)
     return kept(count, rows * width, dtype, train, recompute, KEEP_BYTES) * rows, width

@@ -1,51 +1,36 @@
-"""The hand-written Hopper kernel (csrc/cuda): decode and render, forward, float16 and bfloat16, hidden layers of 256.
+"""Run the hand-written Hopper kernel (csrc/cuda): decode and render, forward, in half precision, hidden layers of 256.
 
-It has never run on a GPU: it is compiled, its machine code audited and its data movement executed by a model
-(docs/hopper.md). So it is not in AUTO; who asks for it by name gets it.
+It has never run on a GPU. It is compiled, its machine code is audited, and a model executes its data movement
+(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
-from collections.abc import Callable, Hashable, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from liif_fast.backends import AUTO
 from liif_fast.backends.factorised import under
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, without_autocast
 from liif_fast.extension import load
+from liif_fast.frozen import pack_once
 from liif_fast.ops import sm90
 from liif_fast.ops.decode import decode_queries, render_window
 
 NAME = "cuda"
 PLACES = True
 DTYPES = (torch.float16, torch.bfloat16)
-# Blocks of a cluster, 1 or 2: with 2 a pair of blocks copies each weight from L2 once for both. The same bits; which is
-# faster is not measured yet.
+# Blocks per cluster, 1 or 2: with 2, a pair of blocks copies each weight from L2 once for both. Both give the same
+# bits; their speed has not been measured yet.
 CLUSTER = 1
-
-_MOST = 16  # packings kept in a context, the oldest dropped first
-
-_entered: ContextVar[tuple[frozen_weights, ...]] = ContextVar("frozen_weights", default=())  # the innermost is last
-
-# Fused optimizers write without raising a version counter, so steps are counted, whoever takes them.
-_counter = itertools.count(1)
-_steps = 0
-_watching = False
-_lock = threading.Lock()
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels and asks no driver; return why there is none, "" if there is."""
+    """Load the extension, which registers the kernels without a driver; return the reason if that fails, else ""."""
     global CLUSTER
     wish = os.environ.get("LIIF_FAST_CUDA_CLUSTER") or "1"
     if wish not in ("1", "2"):
@@ -62,16 +47,18 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo.
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo.
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
+    """Accept sm_90 tensors in float16 or bfloat16 (or autocast to one), hidden layers of 256, without gradients."""
     if call.device.type != "cuda":
         return False, f"runs on cuda tensors, got device {call.device}"
     if _missing:
         return False, _missing
+    if torch.version.hip is not None:  # MI200 also reports 9.0
+        return False, "runs on NVIDIA GPUs, got an AMD one"
     if _capability(call.device.index) != (9, 0):
         return False, f"needs compute capability 9.0, got {_capability(call.device.index)}"
     if call.op not in ("decode", "render"):
@@ -91,9 +78,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    if NAME in AUTO:
-        return True, "hand-written Hopper kernel"
-    return True, "hand-written Hopper kernel; only by name: it has never run on a GPU"
+    return True, "hand-written Hopper kernel"
 
 
 def _prepare(
@@ -101,8 +86,8 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
 
-    The weights are packed in every call, in one launch, except in `frozen_weights`: PyTorch's version counters do not
-    count what is written through .data, and a captured graph must pack what the weights are when it is replayed.
+    Every call packs the weights, in one launch, except within `frozen_weights`. PyTorch's version counters miss writes
+    through .data, and a captured graph must pack the weights of the moment when it is replayed.
     """
     dtype = autocast_dtype(feat) or feat.dtype
     terms, bfloat = 4 if switches.cell_decode else 2, dtype == torch.bfloat16
@@ -114,7 +99,7 @@ def _prepare(
             parts = [param.float() for param in params]
         return sm90.pack(parts[: len(weights)], parts[len(weights) :], terms, bfloat)
 
-    packed = _pack_once(params, (sm90.pack, terms, bfloat), pack)
+    packed = pack_once(params, (sm90.pack, terms, bfloat), pack)
     with without_autocast(feat):
         first, bias = weights[0][:, : weights[0].shape[1] - terms].to(dtype), biases[0].to(dtype)
         p = project(feat.to(dtype), first, bias, switches.feat_unfold)
@@ -149,7 +134,7 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
+    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     if not torch.compiler.is_compiling():
         feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
     p, packed = _prepare(feat, weights, biases, switches)
@@ -198,97 +183,3 @@ def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: S
 def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
     """Not offered; `can_run` refuses it."""
     raise NotImplementedError
-
-
-# ---- Weights packed once, while the caller promises that they stay.
-
-
-class frozen_weights:
-    """Context in which weights stay as they are: a backend that packs them does so once, not in every call.
-
-    Backend `cuda` packs weights for its kernel; the others do not and are not affected. Weights that change all the
-    same are noticed, and packed again, where PyTorch shows it: a step of any `torch.optim.Optimizer`, in-place
-    operations on the weights themselves, `load_state_dict`, another tensor in the place.
-
-    Not noticed, and what the caller promises not to do inside: in-place writes through `.data`, NumPy or another
-    library's view, which have counters of their own or none; a replayed CUDA graph that captured a step; fused updates
-    by an optimizer that is no `torch.optim.Optimizer`; `resize_` of the storage.
-
-    Entered again, the same object still holds what it has packed; several threads may enter one object. It applies to
-    the thread that enters it. Entered in a generator, it applies to the caller as well between two values, as every
-    context variable does. Nothing is kept for inference tensors, which have no version counter, for subclasses of
-    Tensor, for tensors made anew for each call (such as `weight.data`), nor for a call that is compiled or captured in
-    a CUDA graph, which packs when it is replayed.
-
-    Example:
-        frozen = frozen_weights()
-        with frozen:
-            outputs = [decoder(feat, coord, cell) for coord, cell in chunks]
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> frozen_weights:
-        _watch_optimizers()
-        _entered.set((*_entered.get(), self))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        entered = list(_entered.get())
-        for i in reversed(range(len(entered))):  # a generator may end after a context that was entered later
-            if entered[i] is self:
-                del entered[i]
-                break
-        _entered.set(tuple(entered))
-
-    def _packed(self, params: Sequence[Tensor], how: Hashable, pack: Callable[[], Tensor]) -> Tensor:
-        key = (how, _steps, _stream(params[0]), *map(_identity, params))
-        with self._lock:
-            if key not in self._kept:
-                # Held, no other tensor can take their ids; the aliases keep their memory, and so the addresses.
-                self._kept[key] = pack(), [*params, *(param.detach() for param in params)]
-                if len(self._kept) > _MOST:
-                    del self._kept[next(iter(self._kept))]
-            return self._kept[key][0]
-
-
-def _pack_once(params: Sequence[Tensor], how: Hashable, pack: Callable[[], Tensor]) -> Tensor:
-    """Return what `pack` makes of the weights, in a context of `frozen_weights` what it made before.
-
-    Args:
-        params: what is packed.
-        how: everything else that the packing depends on.
-        pack: called without arguments.
-    """
-    if torch.compiler.is_compiling():
-        return pack()
-    entered = _entered.get()
-    if not entered or any(type(p) not in (Tensor, Parameter) or p.is_inference() for p in params):
-        return pack()
-    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return pack()
-    return entered[-1]._packed(params, how, pack)
-
-
-def _identity(param: Tensor) -> Hashable:
-    return id(param), param.data_ptr(), param._version, param.dtype, param.device, param.shape, param.stride()
-
-
-def _stream(param: Tensor) -> int:
-    # What one stream packs another must not read without waiting, nor the allocator reuse while the other reads it.
-    return torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
-
-
-def _watch_optimizers() -> None:
-    global _watching
-    with _lock:
-        if not _watching:
-            register_optimizer_step_post_hook(_count_step)
-            _watching = True
-
-
-def _count_step(*_: object) -> None:
-    global _steps
-    _steps = next(_counter)  # never a number for the second time, even if two threads step at once

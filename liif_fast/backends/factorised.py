@@ -1,13 +1,13 @@
-"""The factorised form in plain PyTorch: the floor that works everywhere.
+"""Compute the factorised form in plain PyTorch, the fallback that runs every call.
 
-The first layer splits by columns, W1 x + b1 = (W1z z + b1) + W1r rel + W1c cell'. Its first part is one convolution
-of the whole map, P [B, H, W, h]; queries gather rows of P and add the rest. The corners are summed before the last
-layer, which is linear and whose weights sum to one. Where few queries read a large map, the first part is applied to
+The first layer splits by columns, W1 x + b1 = (W1z z + b1) + W1r rel + W1c cell'. Its first part is one convolution of
+the whole map, P [B, H, W, h]; queries gather rows of P and add the rest. The corners are summed before the last layer,
+because that is linear and the weights sum to one. For few queries and a large map, the first part is applied to
 gathered rows instead (the direct form, see `factorises`).
 
-Queries go chunk by chunk, so that memory beyond inputs, outputs and P does not grow with their number. In training
-the same holds once the hidden activations exceed KEEP_BYTES (or with recompute=True): each chunk is computed again in
-the backward pass. A traced call (torch.compile, torch.export) is one chunk, left to the compiler to fuse.
+Queries are computed in chunks, so memory beyond inputs, outputs and P does not grow with their number. In training the
+same holds once the hidden activations exceed KEEP_BYTES (or with recompute=True): the backward pass computes each chunk
+again. A traced call (torch.compile, torch.export) is one chunk, so that the compiler can fuse it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from liif_fast.coord import centres_at, latent_window, plan_corners
 
 NAME = "torch"
 PLACES = True
-KEEP_BYTES = 1 << 30  # hidden activations kept for the backward pass; above, they are computed again
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # one hidden activation of one chunk
-PIECE_ROWS = 512  # of the rows that read one latent, on average: so many gradients are added in one chain
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; above it they are computed again
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # size of one hidden activation of one chunk
+PIECE_ROWS = 512  # so many gradients of the rows that read one latent are added in one chain, on average
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """Everything runs here."""
+    """Accept every call."""
     if call.op in ("decode", "render"):
         latents = call.shape[2] * call.shape[3]
         factorised = factorises(latents, call.switches.corners * call.queries)
@@ -45,7 +45,7 @@ def can_run(call: Call) -> tuple[bool, str]:
 
 
 class _Grid(NamedTuple):
-    """The queries of a rendered window, instead of a coord tensor."""
+    """Hold the queries of a rendered window, instead of a coord tensor."""
 
     size: tuple[int, int]
     top: int
@@ -78,7 +78,7 @@ def _gather_latents(feat: Tensor, image: Tensor, index: Tensor, feat_unfold: boo
 
 
 def _scatter_latents(grad_feat: Tensor, image: Tensor, index: Tensor, feat_unfold: bool, grad: Tensor) -> None:
-    """Add `grad`, of what _gather_latents returned, to `grad_feat` [B, C, H, W] in place."""
+    """Add `grad`, the gradient of _gather_latents' result, to `grad_feat` [B, C, H, W] in place."""
     maps = grad_feat.permute(0, 2, 3, 1)
     if not feat_unfold:
         maps.index_put_((image, index[..., 0], index[..., 1]), grad, accumulate=True)
@@ -93,7 +93,7 @@ def _scaled(cell: Tensor, height: int, width: int) -> Tensor:
 
 
 def _chunks(batch: int, queries: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of images and of queries, about `size` queries at a time: whole images, or a part of one."""
+    """Yield slices of images and of queries, about `size` queries at a time, as whole images or a part of one."""
     size = max(1, size)
     if queries < size:
         images = size // max(queries, 1)
@@ -106,13 +106,13 @@ def _chunks(batch: int, queries: int, size: int) -> Iterator[tuple[slice, slice]
 
 
 class _Decoder(NamedTuple):
-    """One call, without its tensors: how a chunk of queries becomes a chunk of the output."""
+    """Decode chunks of one call's queries; it holds the call's options, not its tensors."""
 
     shape: tuple[int, int, int]  # B, H, W of feat
-    place: Place | None  # where feat lies in a larger map
+    place: Place | None  # the position of feat in a larger map
     switches: Switches
     factorised: bool  # source is P as rows [B*H*W, h]; else it is feat
-    grid: _Grid | None  # queries of a render; else coord is given
+    grid: _Grid | None  # queries of a render; otherwise coord is given
     queries: int
     out_dim: int
     chunk_rows: int
@@ -134,7 +134,7 @@ class _Decoder(NamedTuple):
         return coord, None if cell is None else cell[images].unsqueeze(1).expand(coord.shape)
 
     def map_shape(self) -> tuple[int, int]:
-        """Return the height and the width of the map that queries are planned on."""
+        """Return the height and the width of the map on which queries are planned."""
         return self.shape[1:] if self.place is None else self.place[2:]
 
     def plan(self, coord: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,10 +155,10 @@ class _Decoder(NamedTuple):
         return ((self.image(images, index) * height + index[..., 0]) * width + index[..., 1]).flatten()
 
     def pieces(self, source: Tensor, flat: Tensor) -> tuple[int, Tensor]:
-        """Deal the rows out to copies of P, so that no latent's gradient is one long chain of additions.
+        """Distribute the rows over copies of P, so that no latent's gradient is one long chain of additions.
 
         Returns:
-            How many copies, and the row of the copies, one after the other, that each (query, corner) reads.
+            The number of copies, and for each (query, corner) its row in the concatenated copies.
         """
         count = 1 if torch.compiler.is_compiling() else 1 + flat.shape[0] // max(PIECE_ROWS * source.shape[0], 1)
         if count > 1:
@@ -179,7 +179,7 @@ class _Decoder(NamedTuple):
         """Add the gradient of a chunk's rows to that of the source, in place."""
         if self.factorised:
             count, flat = self.pieces(grad_source, self.flat(images, index))
-            if flat.shape[0] < grad_source.shape[0]:  # a chunk's own sum would cost more than its rows
+            if flat.shape[0] < grad_source.shape[0]:  # a separate sum for the chunk would cost more than its rows
                 grad_source.index_add_(0, flat, grad)
                 return
             parts = grad_source.new_zeros(count * grad_source.shape[0], grad_source.shape[1])
@@ -189,7 +189,7 @@ class _Decoder(NamedTuple):
             _scatter_latents(grad_source, self.image(images, index), index, self.switches.feat_unfold, grad)
 
     def tail(self, rows: Tensor, rel: Tensor, weight: Tensor, cell: Tensor | None, params: Sequence[Tensor]) -> Tensor:
-        """From gathered rows to the output [b, q, out]."""
+        """Return the output [b, q, out] of gathered rows."""
         height, width = self.map_shape()
         affine, *params = params
         if not self.factorised:
@@ -212,7 +212,7 @@ class _Decoder(NamedTuple):
             hidden = hidden.squeeze(2)
         if not params:
             return hidden
-        # The weights sum to 1 but for their rounding to float32, which shows in float64.
+        # The weights sum to 1 except for their rounding to float32, which is visible in float64.
         return F.linear(hidden, params[-2]) + weight.sum(2, keepdim=True) * params[-1]
 
     def run(
@@ -239,7 +239,7 @@ class _Decoder(NamedTuple):
 
 
 class _Recomputed(torch.autograd.Function):
-    """_Decoder.run_all, whose backward pass computes each chunk again."""
+    """Run _Decoder.run_all, and compute each chunk again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -316,7 +316,7 @@ def _decode(
 ) -> Tensor:
     low, traced = autocast_dtype(feat), torch.compiler.is_compiling()
     dtype = low or feat.dtype
-    wide = torch.promote_types(dtype, torch.float32)  # of rel, cell, area, weights and the last layer
+    wide = torch.promote_types(dtype, torch.float32)  # for rel, cell, area, weights and the last layer
     batch, channels, height, width = feat.shape
     latent_dim = channels * 9 if switches.feat_unfold else channels
     rows = switches.corners * queries
@@ -391,7 +391,7 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; coordinates are made chunk by chunk."""
+    """Return the window `region` of the grid `size`, [B, out, h, w], making coordinates chunk by chunk."""
     top, left, height, width = region
     grid = _Grid(size, top, left, width)
     if not torch.compiler.is_compiling():  # a traced call serves every region
@@ -403,7 +403,7 @@ def render(
 def under(
     feat: Tensor, size: tuple[int, int], region: Window, switches: Switches, place: Place
 ) -> tuple[Tensor, Place | None]:
-    """Return the part of feat that a region reads, so that no more is projected, and its place."""
+    """Return the part of feat that a region reads, and its place, so that only this part is projected."""
     at, shape = place[:2], place[2:]
     window, reach = latent_window(size, region, shape), int(switches.feat_unfold)
     first = [max(window[axis] - reach, at[axis]) for axis in (0, 1)]

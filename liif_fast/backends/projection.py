@@ -1,4 +1,4 @@
-"""The first layer's part that depends on the latent alone, over the whole map: P = W1z z + b1, in plain PyTorch."""
+"""Project the whole map by the first layer's part for latents, P = W1z z + b1, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Te
 
 
 def project_by_taps(feat: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """The same as a sum of matrix products, one for each tap of the kernel.
+    """Project as a sum of matrix products, one for each tap of the kernel.
 
-    For GPUs: there a convolution rounds to TF32 unless told otherwise, and may take Winograd's way, which spreads a
-    NaN over a tile. On a CPU it takes 1.3 to 1.8 times as long as the convolution.
+    GPUs use this, because a convolution there rounds to TF32 unless told otherwise, and may use Winograd's algorithm,
+    which spreads a NaN over a tile. On a CPU it takes 1.3 to 1.8 times as long as the convolution.
     """
     batch, channels, height, width = feat.shape
     hidden, side = kernel.shape[0], kernel.shape[2]
@@ -44,8 +44,8 @@ def project_by_taps(feat: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return out.unflatten(1, (height, wide))[:, :, :width].reshape(-1, hidden)
 
 
-# Inductor fixes the width of the map when it lowers the gradient of a convolution, so that torch.compile would compile
-# again for each new width. As an operator that it does not look into, the convolution serves every size.
+# Inductor fixes the width of the map when it lowers the gradient of a convolution, so torch.compile would compile again
+# for each new width. As an opaque operator the convolution serves every size.
 
 torch.library.define("liif_fast::convolve", "(Tensor feat, Tensor kernel, Tensor bias) -> Tensor")
 torch.library.define(
@@ -74,7 +74,7 @@ def _convolve_backward(
         grad, feat, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
     )
     likes = _convolve_backward_fake(grad, feat, kernel, wanted)
-    # Some kernels return what was not asked for, too.
+    # Some kernels also return gradients that were not requested.
     return tuple([made.contiguous() if want else like for made, like, want in zip(grads, likes, wanted, strict=True)])
 
 

@@ -1,6 +1,6 @@
-"""The plain formula of LIIF, corner by corner: what every other backend is measured against. Never optimised.
+"""Compute the plain formula of LIIF, corner by corner. It is never optimised, because it measures the other backends.
 
-Runs on any device and dtype, and is twice differentiable.
+It runs on any device and dtype, and is twice differentiable.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from liif_fast.coord import centres, plan_corners
 
 NAME = "reference"
 PLACES = True
-RENDER_QUERIES = 1 << 16  # render decodes that many queries at a time, so that its temporaries do not grow with size
+RENDER_QUERIES = 1 << 16  # render decodes so many queries at a time, so that its temporaries do not grow with size
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """Everything runs here."""
+    """Accept every call."""
     return True, "the plain formula, unoptimised"
 
 

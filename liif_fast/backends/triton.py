@@ -1,6 +1,6 @@
-"""The Triton kernels (kernels/), forward and backward: NVIDIA GPUs from sm_80 on; CPU tensors under the interpreter.
+"""Run the Triton kernels (kernels/), forward and backward: on NVIDIA GPUs from sm_80 on.
 
-TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter, on CPU tensors: for tests.
+For tests, TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter, on CPU tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import AUTO, kept, runner
+from liif_fast.backends import kept, runner
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
@@ -26,14 +26,14 @@ from liif_fast.ops import mlp as _mlp
 
 NAME = "triton"
 PLACES = True
-KEEP_BYTES = 1 << 30  # hidden activations kept for the backward pass; those beyond are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
 
 
 def _why_not_on(kind: str, index: int | None) -> str:
-    """Return why the kernels do not run on a device, "" if they do; on a CPU, make the operators run them."""
+    """Return the reason why the kernels cannot run on a device, else ""; on a CPU, make the operators run them."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
@@ -43,17 +43,21 @@ def _why_not_on(kind: str, index: int | None) -> str:
         return ""
     if kind != "cuda":
         return f"runs on cuda tensors, got device {kind}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
-        return f"needs compute capability 8.0, got {torch.cuda.get_device_capability(index)}"
-    return ""
+    if torch.version.hip is not None:
+        return "runs on NVIDIA GPUs: Triton does not compile the kernels for AMD"
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"needs compute capability 8.0, got {major}.{minor}"
+    host = importlib.import_module("liif_fast.kernels.host")  # imports Triton
+    return str(host.refusal(major * 10 + minor))
 
 
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo, and that Triton.
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo and, with it, Triton.
 _why_not_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run(call: Call) -> tuple[bool, str]:
-    """CUDA tensors in float16, bfloat16 or float32 with a float32 plan; hidden widths to 256, outputs to 64."""
+    """Accept CUDA tensors in float16, bfloat16 or float32 with a float32 plan, hidden widths to 256, outputs to 64."""
     reason = _why_not_on(call.device.type, call.device.index)
     if reason:
         return False, reason
@@ -61,8 +65,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float16, bfloat16 or float32, got {call.dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.coord_requires_grad:
-        return False, "has no gradient for coord and cell"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
     if call.place is not None and call.requires_grad:
@@ -79,9 +81,7 @@ def can_run(call: Call) -> tuple[bool, str]:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
         return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
-    if NAME in AUTO:
-        return True, "fused Triton kernels"
-    return True, "fused Triton kernels; only by name: they have not been run on a GPU yet"
+    return True, "fused Triton kernels"
 
 
 def decode(
@@ -94,7 +94,7 @@ def decode(
     recompute: bool | None,
 ) -> Tensor:
     """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, *weights, *biases), coord.shape[0] * coord.shape[1]
+    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = autocast_dtype(feat) or feat.dtype
     saved = _saved(weights, count, switches.corners, dtype, train, recompute)
     return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, NAME)
@@ -111,8 +111,8 @@ def render(
     recompute: bool | None,
     place: Place | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w]; only the latents under it are projected."""
-    train, count = trains(feat, *weights, *biases), feat.shape[0] * region[2] * region[3]
+    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
+    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = autocast_dtype(feat) or feat.dtype
     saved = _saved(weights, count, switches.corners, dtype, train, recompute)
     return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place)
@@ -135,13 +135,13 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
 def _saved(
     weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
 ) -> tuple[int, int, int]:
-    """Return the shape of what is saved of `count` queries of `rows` rows: [hidden layers, rows, the widest one]."""
+    """Return the shape of the activations saved from `count` queries of `rows` rows: [hidden layers, rows, widest]."""
     layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
     return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
 
 
 def _kernel(file: str, name: str) -> Callable[..., Any]:
-    """Return the function `name` of a file of kernels/, which the first call imports, and with it Triton."""
+    """Return the function `name` from a file of kernels/; its first call imports the file, and with it Triton."""
 
     def run(*args: Any) -> Any:
         return getattr(importlib.import_module(f"liif_fast.kernels.{file}"), name)(*args)
@@ -153,15 +153,15 @@ FILES = ("project", "decode", "render", "gather_corners", "fused_mlp")
 OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
 
 
-_library = torch.library.Library("liif_fast", "IMPL")  # what it registers goes with it
+_library = torch.library.Library("liif_fast", "IMPL")  # its registrations live as long as it does
 
 
 @functools.cache
 def run_on_cpu() -> None:
-    """Let this backend run operators on CPU tensors: for Triton's interpreter.
+    """Let this backend run operators on CPU tensors, for Triton's interpreter.
 
-    A key holds one kernel, so each of ours takes the place of the C++ kernel, if it is built, and calls it where no
-    backend is named.
+    A key holds one kernel. So each of ours replaces the C++ kernel, if that is built, and calls it if the call names no
+    backend.
     """
     for name in OPERATORS:
         operator, ours = f"liif_fast::{name}", runner(name)
@@ -171,6 +171,6 @@ def run_on_cpu() -> None:
         def run(keys: Any, *args: Any, native: Any = native, ours: Callable[..., Any] = ours) -> Any:
             return ours(*args) if native is None or args[-1] is not None else native.call_boxed(keys, *args)
 
-        with warnings.catch_warnings():  # of a kernel that is replaced
+        with warnings.catch_warnings():  # about the replaced kernel
             warnings.simplefilter("ignore", UserWarning)
             _library.impl(name, run, "CPU", with_keyset=True)

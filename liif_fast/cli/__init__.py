@@ -1,17 +1,16 @@
-"""The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)`.
+"""The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)` to an exit code.
 
 Heavy imports (torch, the models) happen inside `run`, so that `--help` and a usage error answer at once.
 """
 
 import os
-import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, _ArgumentGroup
 
 # A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
 BROKEN_PIPE = 141
@@ -22,14 +21,7 @@ EXIT_CODES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; outside the main thread without handlers of signals, which Python sets nowhere else.
-
-    Args:
-        argv: the arguments without the program's name; None takes `sys.argv`, and the process ends with this command.
-
-    Returns:
-        The exit code, one of `EXIT_CODES`.
-    """
+    """Run one command and return its exit code; without `argv` the process ends with this command."""
     try:
         from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
 
@@ -61,6 +53,13 @@ def add_plugin(parser: "ArgumentParser") -> None:
     )
 
 
+def add_device(parser: "ArgumentParser | _ArgumentGroup") -> None:
+    """Add the option that says where to compute."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
+    )
+
+
 def _give_up() -> None:
     """Leave nothing unwritten that cannot be written: Python would try on its way out, complain, and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
@@ -70,17 +69,3 @@ def _give_up() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def deserted() -> list[TextIO]:
-    """Those of stdout and stderr that are pipes which nobody reads any more."""
-    found = []
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            poll = select.poll()  # no such thing on Windows
-            poll.register(stream.fileno(), 0)
-        except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
-            continue
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            found.append(stream)
-    return found

@@ -13,7 +13,6 @@ print a table. All of them take some ten minutes on two cores."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("bench", help="run the benchmarks of the source tree", description=_ABOUT)
     parser.add_argument(
         "suites", type=expanduser, nargs="*", metavar="SUITE", help="names or files, such as decode; default: all"
@@ -36,7 +35,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the suites; returns the exit code of pytest, or raises if this is not a source tree."""
     root = Path(liif_fast.__file__).resolve().parents[1]
     known = {path.stem.removeprefix("bench_"): path for path in sorted((root / "benchmarks").glob("bench_*.py"))}
     if not known:
@@ -50,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     for suite, name in zip(args.suites, names, strict=False):
         if name not in known:
             raise ValueError(f"there is no suite {suite!r}; there are {', '.join(known)}")
-    options = [f"--{flag}" for flag in ("quick", "check", "long", "record") if getattr(args, flag)]
+    options = ["--table", "--benchmark-quiet"]
+    options += [f"--{flag}" for flag in ("quick", "check", "long", "record") if getattr(args, flag)]
     options += [f"--{name}={value}" for name in ("threads", "device") if (value := getattr(args, name)) is not None]
     options += ["-k", args.select] if args.select else []
     files = [str(known[name]) for name in names]

@@ -1,13 +1,14 @@
 """`liif-fast eval`: PSNR and SSIM of models on test sets, from YAML files of the original's format."""
 
 import argparse
-import os
+import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import add_plugin
+from liif_fast.cli import add_device, add_plugin
 from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
@@ -16,10 +17,10 @@ Where a test's name has div2k in it, the rows published for DIV2K validation sta
 Under torchrun the images are shared among the processes.
 """
 BICUBIC = "bicubic"
+logger = logging.getLogger("liif_fast")
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("eval", help="score models on test sets", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument(
         "--config",
@@ -49,15 +50,12 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "--json", type=expanduser, metavar="FILE", help="write all figures, of each image too, into a file"
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score; returns the exit code."""
     from liif_fast import distributed
     from liif_fast.devices import pick_device
 
@@ -65,10 +63,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         with distributed.reporting("start it again"):
             _run(args, device)
-    except RuntimeError as error:  # PyTorch's way to say out of memory, among others
-        if args.traceback:
-            raise
-        raise ValueError(str(error)) from error
     finally:
         distributed.cleanup()
     return 0
@@ -81,12 +75,8 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     from liif_fast.evaluation import load_test_config
 
     for path in filter(None, (args.markdown, args.json)):
-        if not (folder := Path(path).resolve().parent).is_dir():
-            raise FileNotFoundError(f"{path}: the folder {folder} does not exist")
-        if Path(path).is_dir():
-            raise IsADirectoryError(f"{path}: is a folder, expected the name of a file")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{path}: no permission to write into {folder}")
+        if obstacle := liif_fast.files.why_not_writable(path):
+            raise OSError(f"{path}: {obstacle}")
     if args.backend not in (None, "auto", *liif_fast.backends.NAMES):
         names = ", ".join(("auto", *liif_fast.backends.NAMES))
         raise ValueError(f"--backend must be one of {names}, got {args.backend!r}")
@@ -101,7 +91,9 @@ def _run(args: argparse.Namespace, device: Any) -> None:
         name: None if path == BICUBIC else _load(path, args.backend, device)
         for name, path in _names(args.model).items()
     }
-    with_ssim = not args.no_ssim and _can_ssim()
+    with_ssim = not args.no_ssim and find_spec("skimage") is not None
+    if not (with_ssim or args.no_ssim) and distributed.is_main():
+        logger.warning("PSNR alone: SSIM needs scikit-image (pip install scikit-image)")
 
     scores = []
     for label, model in models.items():
@@ -148,30 +140,11 @@ def _load(path: str, backend: str | None, device: Any) -> Any:
     return model
 
 
-def _can_ssim() -> bool:
-    """Whether SSIM can be computed here; if not, a notice says what it needs."""
-    import logging
-
-    from liif_fast import distributed, metrics
-
-    try:
-        metrics.structural_similarity()
-    except ImportError as error:
-        if distributed.is_main():
-            logging.getLogger("liif_fast").warning("PSNR alone: %s", error)
-        return False
-    return True
-
-
 def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:
     """A model's prediction, normalised as the test says; as its file says, if that differs, it is worth a notice."""
-    import logging
-
     from liif_fast import evaluation
 
     norm = config.data_norm
     if norm != model.data_norm:
-        logging.getLogger("liif_fast").warning(
-            "%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm
-        )
+        logger.warning("%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm)
     return evaluation.of_model(model, norm, cell_clip=args.cell_clip)

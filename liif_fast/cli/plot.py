@@ -7,7 +7,6 @@ _ABOUT = "Draw loss, validation PSNR and learning rate of a training as PNG."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("plot", help="draw the curves of a training", description=_ABOUT)
     parser.add_argument(
         "run_folder", type=expanduser, metavar="RUN", help="the run's folder, such as save/_my-config, or a log.csv"
@@ -19,7 +18,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns the exit code."""
     from liif_fast.train.plot import plot
 
     print(plot(args.run_folder, args.out))

@@ -7,24 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from liif_fast.cli import (
-    BROKEN_PIPE,
-    EXIT_CODES,
-    bench,
-    deserted,
-    eval,
-    info,
-    lidar,
-    models,
-    plot,
-    say,
-    train,
-    upscale,
-    verify,
-)
+from liif_fast import __version__
+from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, say
+
+COMMANDS = ("upscale", "lidar", "verify", "models", "train", "plot", "eval", "qualify", "info", "bench")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,14 +24,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"liif-fast: error: {message} (see {self.prog} --help)\n")
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
-        from liif_fast.info import package_version
-
-        print(f"liif-fast {package_version()}")
-        parser.exit()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run` is the subcommand's function."""
     parser = _Parser(
@@ -49,13 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Arbitrary-scale super-resolution with LIIF, decoded by fused kernels.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"liif-fast {__version__}")
     parser.add_argument(
         "--traceback", action="store_true", help="on an error, show Python's traceback too (for bug reports)"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (upscale, lidar, verify, models, train, plot, eval, info, bench):
-        command.add(subparsers)
+    for command in COMMANDS:
+        import_module(f"liif_fast.cli.{command}").add(subparsers)
     return parser
 
 
@@ -105,9 +87,9 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()  # here, where a full disk gets its line
         return code
-    except (OSError, ValueError, ImportError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and deserted():  # and not a pipe to a process of ours
-            return BROKEN_PIPE
+    except BrokenPipeError:  # nobody reads the output any more
+        return BROKEN_PIPE
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # the last: out of memory, for one
         if traceback:
             raise
         say(f"error: {_one_line(error)}")

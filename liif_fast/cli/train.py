@@ -3,24 +3,22 @@
 import argparse
 from os.path import expanduser
 
+from liif_fast.cli import add_device
+
 _ABOUT = "Train a model from a YAML file in the format of the original code."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("train", help="train a model from a YAML file", description=_ABOUT)
     parser.add_argument("--config", type=expanduser, required=True, metavar="FILE", help="the YAML file")
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")
     parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns the exit code."""
     from liif_fast.train import train
 
     train(args.config, name=args.name, tag=args.tag, resume=args.resume, device=args.device)

@@ -1,18 +1,17 @@
 """`liif-fast upscale`: image files in, larger ones out."""
 
 import argparse
-import math
 import os
 import re
+import sys
 import time
 from os.path import expanduser
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_plugin, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs, identity
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs
 from liif_fast.cli.progress import Bar
-from liif_fast.files import new_folder
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, ImageFileError, check_output, open_picture, read_image
+from liif_fast.images import FORMATS, WHY_NOT_SMALLER, check_output, open_picture, read_image
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -26,7 +25,6 @@ trained on clean, bicubically reduced images: they restore detail, not noise or 
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
     parser.add_argument("input", type=expanduser, metavar="IN", help="an image file, or a folder of them")
     parser.add_argument(
@@ -58,15 +56,13 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="what to do with outputs that exist (default: replace)",
     )
     compute = parser.add_argument_group("how to compute")
-    compute.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(compute)
     compute.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
     compute.add_argument(
         "--precision",
         choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="of the encoder and, on a GPU, the decoder; float32 where the result is not finite (default: float32)",
+        help="of the encoder and the decoder; float32 where the result is not finite (default: float32)",
     )
     compute.add_argument(
         "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
@@ -81,7 +77,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale the files; returns the exit code."""
     start = time.perf_counter()
     if args.max_input_pixels:
         from PIL import Image
@@ -106,35 +101,33 @@ def run(args: argparse.Namespace) -> int:
     todo = distributed.share(jobs.todo)
     if not todo:
         return _summary(jobs, 0, 0)
-    if distributed.world_size() > 1:  # made now, so that no process takes away what another is about to use
-        for job in todo:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, _device(args.device))
+    if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
+        _offer()
     failed = 0
-    written: dict[tuple[object, ...], Job] = {}
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
         try:
-            if other := written.get(identity(job.target)):  # two names, and only now one file
-                raise ImageFileError(
-                    f"{job.source}: {job.target} is {other.target}, made of {other.source}; rename one"
-                )
             width, height = _upscale(job, first, model, args, label)
-            written[identity(job.target)] = job
             if not jobs.folder:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
-        except RuntimeError as error:  # PyTorch's way to say out of memory, among others
-            if args.traceback:
-                raise
-            if not jobs.folder:
-                raise ValueError(str(error)) from error
-            failed += _complain(job, error)
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or not jobs.folder:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
+
+
+def _offer() -> None:
+    """Mention the authors' weights to who has none of them."""
+    from liif_fast.models.catalogue import fetchable, find_model
+
+    for name in fetchable():
+        try:
+            find_model(name)
+        except FileNotFoundError:
+            say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
 def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
@@ -142,11 +135,11 @@ def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label
     from liif_fast import upscaling
 
     picture = picture or (open_picture if args.region else read_image)(job.source)
-    with new_folder(job.target.parent), Bar(label) as bar:
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with Bar(label) as bar:
         kind = job.kind or check_output(job.target)
         target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
         height, width = target.frame.region[2:]
-        bar.share = model.encoder_share(math.prod(picture.size), height * width)
         options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
         upscaling.upscale_picture(picture, target, model, options)
     return width, height

@@ -4,7 +4,7 @@ import argparse
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import add_plugin, say
+from liif_fast.cli import add_device, add_plugin, say
 
 if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
@@ -19,7 +19,6 @@ is a part of the largest output. Exit codes: 0 all agree, 1 a backend disagrees 
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand."""
     parser = subparsers.add_parser("verify", help="check a model's backends", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument(
         "model", type=expanduser, metavar="MODEL", help="a .safetensors or .pth file, or a name; see models"
@@ -30,14 +29,11 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     add_plugin(parser)
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed rounds; medians (default: 5)")
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
-    )
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and print; returns the exit code."""
     if args.turns < 1:
         raise ValueError(f"turns must be at least 1, got {args.turns}")
 
@@ -48,12 +44,7 @@ def run(args: argparse.Namespace) -> int:
     image = args.image or shipped_model().parent / "chelsea.png"
     import_plugins(args.plugin, place="--plugin")
     model = resolve_model(args.model, args.device)
-    try:
-        report = verify(model, image, args.scale, args.turns)
-    except RuntimeError as error:
-        if args.traceback:
-            raise
-        raise ValueError(str(error)) from error
+    report = verify(model, image, args.scale, args.turns)
     print(render(report, find_model(args.model).name, str(image).rsplit("/", 1)[-1], args.scale, model))
     wrong = report.disagreements()
     for line in wrong:
@@ -65,7 +56,8 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
     """The report as text."""
     import torch
 
-    from liif_fast.info import cpu_name, package_version
+    import liif_fast
+    from liif_fast.devices import cpu_name
     from liif_fast.models.catalogue import title
 
     device = next(model.parameters()).device
@@ -76,7 +68,7 @@ def render(report: "Report", model_name: str, image_name: str, scale: float, mod
         f"image    {image_name}: {_size(report.size_out)} from {_size(report.size_in)}, x{scale:g}, "
         f"{report.plain('whole model').psnr:.2f} dB",
         f"machine  {where}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        f"version  liif_fast {package_version()}",
+        f"version  liif_fast {liif_fast.__version__}",
     ]
     for part in dict.fromkeys(row.part for row in report.rows):
         lines += ["", f"{part:<12}{'largest error':>14}{'PSNR change':>15}{'time':>11}{'memory':>11}{'ratio':>8}"]

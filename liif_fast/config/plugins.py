@@ -8,16 +8,7 @@ from typing import Any
 
 
 def import_plugins(modules: Any, folders: Sequence[Path] = (), place: str = "plugins") -> None:
-    """Import modules, found from the current folder and from other folders as well.
-
-    Args:
-        modules: a list of their names, as an import statement writes them; None is none.
-        folders: where else they may be.
-        place: what messages call the list.
-
-    Raises:
-        ValueError: modules is no such list, or one cannot be imported; the message begins with its place.
-    """
+    """Import the modules of a list (None is none), found from the current folder and from other folders as well."""
     if modules is None:
         return
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):

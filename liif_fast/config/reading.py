@@ -29,18 +29,7 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """What a YAML file holds.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        content: its mappings, lists and plain values; None if it is empty.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not YAML in UTF-8, repeats a key, or refers to itself.
-    """
+    """What a YAML file holds, None if it is empty, as `content`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -69,14 +58,7 @@ class Document:
                 self._walk(item, f"{place}[{number}]")
 
     def where(self, message: str) -> str:
-        """The file, and the line that a message is about, if it begins with a place ("model.args: ...").
-
-        Args:
-            message: of an error.
-
-        Returns:
-            Such as "a.yaml, line 3".
-        """
+        """The file, and the line that a message is about, if it begins with a place ("model.args: ...")."""
         named = re.match(r"[\w.\[\]]*", message)[0]  # type: ignore[index]  # it may be empty, but it matches
         unknown = re.search(r"unknown key '([^']*)'", message)
         named = (f"{named}.{unknown[1]}" if unknown else named).removeprefix("config.")
@@ -86,11 +68,7 @@ class Document:
 
 
 def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
-    """Read a configuration and check it.
-
-    Args:
-        path: YAML file.
-        check: takes the file's content and the folders in which to look for files that it names, and makes the result.
+    """Read a YAML configuration; `check` makes the result of its content and the folders of files that it may name.
 
     Raises:
         FileNotFoundError: the file, or a file or folder that it names, is missing.

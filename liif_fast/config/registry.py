@@ -11,28 +11,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry:
-    """Names for what a specification may ask for.
-
-    Args:
-        text_numbers: take a number that is written as a string, such as "1e-4", for that number.
-
-    Attributes:
-        factories: what is registered, by name.
-    """
+    """Names for what a specification may ask for."""
 
     def __init__(self, *, text_numbers: bool = False) -> None:
         self.text_numbers = text_numbers
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
-        """Make a class or function known under a name.
-
-        Args:
-            name: what a specification's 'name' says.
-            replace: allow a name that is taken already.
-
-        Returns:
-            A decorator that returns what it decorates.
+        """Return a decorator that makes a class or function known under a name, one that is taken already if `replace`.
 
         Raises:
             ValueError: the name is taken.
@@ -47,17 +33,7 @@ class Registry:
         return decorate
 
     def check(self, spec: Any, place: str, given: Sequence[str] = ()) -> None:
-        """Check a specification without making anything of it; with `text_numbers`, strings in it become numbers.
-
-        Args:
-            spec: `{'name': str, 'args': {...}}`; args may be absent.
-            place: where it stands, for messages.
-            given: arguments that the caller adds to args (a wrapper's `dataset`).
-
-        Raises:
-            ValueError: the name is unknown, or an argument unknown or missing.
-            WrongTypeError: spec or args is no mapping, or an argument of another type than annotated.
-        """
+        """Check a specification without making anything of it; with `text_numbers`, strings in it become numbers."""
         if not isinstance(spec, Mapping) or "name" not in spec:
             raise WrongTypeError(f"{place}: expected a mapping with a name and args, got {spec!r:.80}")
         for key in spec:
@@ -90,16 +66,7 @@ class Registry:
                 raise ValueError(f"{place}.args: '{p.name}' is missing ({name} needs it)")
 
     def make(self, spec: Any, **given: Any) -> Any:
-        """Make what a specification names.
-
-        Args:
-            spec: `{'name': str, 'args': {...}}`; args may be absent.
-            given: further arguments, such as a wrapper's `dataset`.
-
-        Raises:
-            ValueError: the name is unknown, or an argument unknown or missing.
-            WrongTypeError: spec or args is no mapping, or an argument of another type than annotated.
-        """
+        """Make what a specification names."""
         self.check(spec, "spec", tuple(given))
         return self.factories[spec["name"]](**(spec.get("args") or {}), **given)
 

@@ -37,16 +37,7 @@ class Recipe(NamedTuple):
 
 
 def cut(recipe: Recipe, low: np.ndarray | None, high: np.ndarray) -> Packed:
-    """Make the sample of a recipe, on the CPU.
-
-    Args:
-        recipe: of these images.
-        low: uint8 [h, w, 3]; None if the recipe needs none.
-        high: uint8 [H, W, 3].
-
-    Returns:
-        The packed sample.
-    """
+    """Make the sample of a recipe on the CPU, from uint8 [h, w, 3] images; `low` is None if the recipe needs none."""
     high = np.ascontiguousarray(crop(high, recipe.high))
     if recipe.low is not None:
         assert low is not None

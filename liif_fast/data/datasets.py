@@ -4,7 +4,6 @@ Images stay uint8 until a wrapper has cut its sample: a quarter of the memory of
 is then thrown away.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from liif_fast.data.pack import Pack, open_pack
+from liif_fast.data.pack import Pack
 from liif_fast.data.registry import make, register
 from liif_fast.files import distinct_names, is_litter
 from liif_fast.images import open_picture, read_rgb
@@ -78,7 +77,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 class _Repeated:
-    """The images `_get(0)` .. `_get(count - 1)`, over and over, `repeat` times."""
+    """The images `_get(0)` .. `_get(count - 1)`, by default what `images` holds, over and over, `repeat` times."""
+
+    images: Any
 
     def __init__(self, count: int, repeat: int) -> None:
         _positive("repeat", repeat)
@@ -98,21 +99,15 @@ class _Repeated:
 
     def image_name(self, index: int) -> str:
         """Return what to call an image."""
-        return self._name(self.image_id(index))
+        return f"{self.image_id(index):04d}"
 
     def headers(self, index: int) -> list[Header]:
         """Return the header of an image, or of the two of a pair."""
-        return self._headers(self.image_id(index))
-
-    def _name(self, index: int) -> str:
-        return f"{index:04d}"
-
-    def _headers(self, index: int) -> list[Header]:  # of what is in memory
-        image = self._get(index)
-        return [Header(f"image {self._name(index)}", (image.shape[0], image.shape[1]))]
+        image = self[index]
+        return [Header(f"image {self.image_name(index)}", (image.shape[0], image.shape[1]))]
 
     def _get(self, index: int) -> Any:
-        raise NotImplementedError
+        return self.images[index]
 
 
 def _positive(name: str, value: int | None) -> None:
@@ -134,7 +129,7 @@ class ImageFolder(_Repeated):
         first_k: keep only the first so many.
         repeat: length of the dataset as a multiple of the number of images.
         cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes them once into
-            the file `_pack_<name>` beside root_path (`liif_fast.data.pack`) and maps it, so that a crop reads only
+            the folder `_npy_<name>` beside root_path (`liif_fast.data.pack`) and maps each, so that a crop reads only
             its own rows. (The original's `_bin_` folders hold pickles and are never read.)
 
     Raises:
@@ -180,8 +175,7 @@ class ImageFolder(_Repeated):
             self.images = [read_image(path) for path in bar]
         elif cache == "bin":
             path = root.resolve()
-            part = [] if split_file is None and first_k is None else [_short(split_file, split_key, first_k)]
-            self.images = open_pack(path.with_name("-".join([f"_pack_{path.name}", *part])), self.paths, read_image)
+            self.images = Pack(path.with_name(f"_npy_{path.name}"), root, names, read_image)
 
     def _get(self, index: int) -> np.ndarray:
         return read_image(self.paths[index]) if self.images is None else self.images[index]
@@ -190,16 +184,11 @@ class ImageFolder(_Repeated):
     def _names(self) -> list[str]:
         return distinct_names(self.paths)
 
-    def _name(self, index: int) -> str:
-        return self._names[index]
+    def image_name(self, index: int) -> str:
+        return self._names[self.image_id(index)]
 
-    def _headers(self, index: int) -> list[Header]:
-        return [Header(str(self.paths[index]), self.sizes[index])]
-
-
-def _short(*values: Any) -> str:
-    """A few characters that tell a part of a folder from another part."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+    def headers(self, index: int) -> list[Header]:
+        return [Header(str(self.paths[self.image_id(index)]), self.sizes[self.image_id(index)])]
 
 
 def _split_names(path: Path, key: str | None) -> list[str]:
@@ -225,11 +214,7 @@ class PairedImageFolders(_Repeated):
     Args:
         root_path_1: folder of the low-resolution images.
         root_path_2: folder of the high-resolution images.
-        split_file: as in image-folder, here and below applying to both folders.
-        split_key: as in image-folder.
-        first_k: as in image-folder.
-        repeat: as in image-folder.
-        cache: as in image-folder.
+        split_file, split_key, first_k, repeat, cache: as in image-folder, applying to both folders.
 
     Raises:
         FileNotFoundError: if something is missing.
@@ -253,7 +238,7 @@ class PairedImageFolders(_Repeated):
         if len(self.low) != len(self.high):
             counts = f"{len(self.low)} and {len(self.high)}"
             raise ValueError(f"root_path_1 and root_path_2 must hold equally many images, got {counts}")
-        for pair in map(self._headers, range(len(self.low))):
+        for pair in map(self.headers, range(len(self.low))):
             if any(h < n for n, h in zip(*(header.size for header in pair), strict=True)):
                 low, high = (f"{name} ({height} x {width})" for name, (height, width) in pair)
                 raise ValueError(f"{high} is smaller than {low}: are the folders swapped?")
@@ -261,10 +246,10 @@ class PairedImageFolders(_Repeated):
     def _get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.low[index], self.high[index]
 
-    def _name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         return self.high.image_name(index)
 
-    def _headers(self, index: int) -> list[Header]:
+    def headers(self, index: int) -> list[Header]:
         return self.low.headers(index) + self.high.headers(index)
 
 
@@ -325,11 +310,8 @@ class NaturalImages(_Repeated):
         super().__init__(len(self.names), repeat)
         self.images = [read_image(_shipped(*known[name])) for name in self.names]
 
-    def _get(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-    def _name(self, index: int) -> str:
-        return self.names[index]
+    def image_name(self, index: int) -> str:
+        return self.names[self.image_id(index)]
 
 
 def _shipped(package: str, file: str) -> Path:

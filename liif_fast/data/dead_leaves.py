@@ -6,18 +6,18 @@ trained on them come close to ones trained on photographs when the shapes also h
 "Fully synthetic training for image restoration tasks", CVIU 2023).
 """
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader
 
 from liif_fast.data.datasets import _positive, _Repeated
 from liif_fast.data.registry import register
@@ -61,35 +61,16 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
 
 
 def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
-    """Draw the first images of a set; a large one in several processes on Linux, which thousands of images need.
-
-    Args:
-        count: how many.
-        size: as for `dead_leaves`.
-        seed: as for `dead_leaves`.
-
-    Returns:
-        uint8 array [count, size, size, 3].
-
-    Raises:
-        ValueError: as `dead_leaves`.
-    """
-    draw = partial(dead_leaves, size, seed)
-    processes = 1
+    """Draw the first images of a set, uint8 [count, size, size, 3]; a large one in several processes on Linux."""
+    workers = 0
     # Elsewhere processes begin by importing the caller's script, which may not be made for that.
     if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may have no children
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        processes = min(cores, count // SHARE)
-    if processes < 2:
-        return np.stack([draw(index) for index in range(count)])
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _end_with_parent) as pool:
-        return np.stack(list(pool.map(draw, range(count), chunksize=8)))
-
-
-def _end_with_parent() -> None:
-    """Ctrl-C is the main process's to handle; when that is killed, nobody waits for an image any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
+        workers = min(cores, count // SHARE)
+    draw, numbers = partial(dead_leaves, size, seed), cast(Any, range(count))
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    own = torch.Generator()  # else it would draw from the global one
+    return np.stack(list(DataLoader(numbers, None, collate_fn=draw, generator=own, **options)))
 
 
 class _Painter:
@@ -239,12 +220,5 @@ class DeadLeaves(_Repeated):
         self.images = dead_leaves_set(count, size, seed)
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            _save(cache, self.images)
-
-    def _get(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_file(path) as file:  # workers may be at it together
-        np.save(file, array, allow_pickle=False)
+            with atomic_file(cache) as file:  # workers may be at it together
+                np.save(file, self.images, allow_pickle=False)

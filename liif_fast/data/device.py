@@ -34,16 +34,9 @@ class DeviceLoader:
 
     Args:
         wrapper: one of `liif_fast.data.wrappers`, with an inp_size unless its images are equally large.
-        batches: the indices of every batch.
-        device: where the batches are made. It must know float64.
         target: where they are wanted; None means there.
         keep: bytes of images that may stay on the device, each from its first use on; crops of the others are sent.
             None means half of a GPU's free memory, and on a CPU, where nothing is gained, 0.
-        grouped: yield each batch as a list of groups (`liif_fast.data.samples.group`).
-
-    Raises:
-        ValueError: if the wrapper draws no recipes, or the device is not there or knows no float64; while iterating, if
-            the samples of a batch differ in size.
     """
 
     def __init__(
@@ -80,25 +73,11 @@ class DeviceLoader:
                 yield self._arrived(self.packed(indices))
 
     def packed(self, indices: Sequence[int]) -> Packed:
-        """Make one packed batch on the device.
-
-        Args:
-            indices: the samples.
-
-        Returns:
-            The batch that `collate` makes of the wrapper's packed samples.
-        """
+        """Make one packed batch on the device."""
         return cut_batch(*self._recipes(indices), self.device)
 
     def groups(self, indices: Sequence[int]) -> list[Packed]:
-        """Make the packed groups of one batch on the device.
-
-        Args:
-            indices: the samples.
-
-        Returns:
-            The groups that `samples.group` makes of the wrapper's packed samples.
-        """
+        """Make the packed groups of one batch on the device."""
         recipes, items = self._recipes(indices)
         members: dict[Any, list[int]] = {}
         for place, recipe in enumerate(recipes):
@@ -142,19 +121,7 @@ class DeviceLoader:
 
 
 def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.device) -> Packed:
-    """Make the samples of some recipes on a device; `liif_fast.data.cut` for a batch.
-
-    Args:
-        recipes: one for each sample.
-        items: their images, uint8 [h, w, 3], on any device.
-        device: where to make them.
-
-    Returns:
-        The packed batch, on the device.
-
-    Raises:
-        ValueError: if the samples differ in size.
-    """
+    """Make the samples of some recipes on a device from their images, uint8 [h, w, 3] on any device; as `cut`."""
     for what, sizes in (
         ("input", {_input_size(recipe) for recipe in recipes}),
         ("number of queries", {len(recipe.pixel) for recipe in recipes}),

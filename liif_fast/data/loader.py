@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,15 +48,7 @@ def make_loader(
 
 
 class WorkerLoader:
-    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device.
-
-    Args:
-        wrapper: see `make_loader`.
-        batches: see `make_loader`.
-        device: see `make_loader`.
-        num_workers: see `make_loader`.
-        grouped: see `make_loader`.
-    """
+    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device."""
 
     def __init__(
         self,
@@ -70,10 +61,10 @@ class WorkerLoader:
         self.grouped = grouped
         self.device, self.is_packed = torch.device(device), hasattr(wrapper, "packed")
         self.loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-            _Items(wrapper, self.is_packed),
+            _Batches(wrapper, self.is_packed, group if grouped else collate),
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=partial(_collated, group if grouped else collate),
+            collate_fn=_as_it_is,
             worker_init_fn=_leave_signals,
             pin_memory=self.device.type == "cuda",
         )
@@ -93,10 +84,7 @@ class WorkerLoader:
 
 
 def _leave_signals(worker: int) -> None:
-    """What a terminal or a job's end sends to all processes is the main one's to handle.
-
-    It may want to finish its step, for which it needs the workers, and ends them itself.
-    """
+    """Leave a terminal's or a job's signals to the main process: it may finish its step, and ends the workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -112,45 +100,28 @@ def _await_end() -> None:
     os._exit(0)
 
 
-class _Items(Dataset[Any]):
-    """A wrapper's samples. In a worker one that cannot be made is the reason why: PyTorch would raise a traceback."""
+class _Batches(Dataset[Any]):
+    """A wrapper's batches. In a worker one that cannot be made is the reason why: PyTorch would raise a traceback."""
 
-    def __init__(self, wrapper: Any, packed: bool) -> None:
-        self.make, self.length = wrapper.packed if packed else wrapper.__getitem__, len(wrapper)
-        if not packed and hasattr(wrapper, "__getitems__"):  # PyTorch looks for it: the samples of a batch at once
-            self.make_all, self.__getitems__ = wrapper.__getitems__, self._made
+    def __init__(self, wrapper: Any, packed: bool, collate: Callable[[list[Any]], Any]) -> None:
+        self.wrapper, self.packed, self.collate = wrapper, packed, collate
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.wrapper)
 
-    def _made(self, indices: list[int]) -> Any:
+    def __getitems__(self, indices: list[int]) -> Any:
         try:
-            return self.make_all(indices)
+            if not self.packed and hasattr(self.wrapper, "__getitems__"):  # the user's, as PyTorch calls it
+                return self.collate(self.wrapper.__getitems__(indices))
+            make = self.wrapper.packed if self.packed else self.wrapper.__getitem__
+            return self.collate([make(index) for index in indices])
         except (OSError, ValueError) as reason:
-            return [_told(reason)]
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.make(index)
-        except (OSError, ValueError) as reason:
-            return _told(reason)
+            if get_worker_info() is None:
+                raise
+            if not isinstance(reason, OSError):
+                return ValueError(str(reason))  # not itself: a subclass may not be one that pickle can make again
+            return OSError(reason.errno, reason.strerror, reason.filename) if reason.strerror else OSError(str(reason))
 
 
-def _collated(make: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
-    """Make a batch, or give the first reason why there is none."""
-    for sample in samples:
-        if isinstance(sample, Exception):
-            return sample
-    try:
-        return make(samples)
-    except ValueError as reason:
-        return _told(reason)
-
-
-def _told(reason: Exception) -> Exception:
-    """What is raised here, and sent from a worker."""
-    if get_worker_info() is None:
-        raise reason
-    if isinstance(reason, OSError):  # not itself: a subclass may not be one that pickle can make again
-        return OSError(reason.errno, reason.strerror, reason.filename) if reason.strerror else OSError(str(reason))
-    return ValueError(str(reason))
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -6,22 +6,10 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 def pair_scale(low: Size, high: Size, stated: int | None = None, names: Sequence[str] = ("low", "high")) -> int:
-    """Find the scale at which the high-resolution image was reduced.
+    """Find the scale at which the high-resolution image was reduced, or check the stated one.
 
     A whole scale s fits if the low-resolution sides are floor(high / s) both, or ceil(high / s) both. Of several the
     exact multiple counts, then the smallest of floor, then the smallest of ceil.
-
-    Args:
-        low: of the low-resolution image.
-        high: of the high-resolution image.
-        stated: the scale that it must be, as an `eval_type` says; None means it is found.
-        names: of the two images, for messages.
-
-    Returns:
-        The scale, at least 1 and at most the shorter side of the high-resolution image.
-
-    Raises:
-        ValueError: if no scale fits, or the stated one does not, naming both images, their sizes and the scales.
     """
     floor = range(
         max(h // (n + 1) + 1 for n, h in zip(low, high, strict=True)),

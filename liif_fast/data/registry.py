@@ -14,17 +14,7 @@ _FILES = {"root_path": "folder", "root_path_1": "folder", "root_path_2": "folder
 
 
 def check_split(split: Any, place: str, folders: list[Path]) -> None:
-    """Check a dataset, its wrapper and the size of a batch; a file's name becomes the path at which it was found.
-
-    Args:
-        split: `{'dataset': {...}, 'wrapper': {...}, 'batch_size': int}`.
-        place: where it stands in the configuration, for messages.
-        folders: where its files may be if they are not below the current folder.
-
-    Raises:
-        FileNotFoundError: a file or folder that it names is missing.
-        ValueError: a key is unknown or missing or a value wrong, naming its place.
-    """
+    """Check a dataset, its wrapper and the size of a batch; a file's name becomes the path at which it was found."""
     mapping(split, place, ("dataset", "wrapper", "batch_size"), ("dataset", "wrapper", "batch_size"))
     _check_dataset(split["dataset"], f"{place}.dataset", folders)
     _registry.check(split["wrapper"], f"{place}.wrapper", _WRAPPER_GIVEN)

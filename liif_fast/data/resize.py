@@ -89,11 +89,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def pillow_takes_height_first(old: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether Pillow from 13 on resizes the height before the width: where it saves much work.
-
-    Args:
-        old: (height, width) of the image.
-        new: (height, width) of the result.
+    """Whether Pillow from 13 on resizes (height, width) old to new with the height first: where it saves much work.
 
     Source: python-pillow/Pillow pull request 9549; the rule is what Pillow 13.0 was seen to do.
     """
@@ -116,16 +112,7 @@ def resize_crops(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def coefficients(size_in: int, size_out: int, padded: int) -> np.ndarray:
-    """Make the matrix of one pass.
-
-    Args:
-        size_in: pixels of the input's axis.
-        size_out: pixels of the output's.
-        padded: width of the matrix, at least size_in; columns beyond the input are 0.
-
-    Returns:
-        int32 [size_out, padded], in units of 2^-22.
-    """
+    """Make the matrix of one pass, int32 [size_out, padded] in units of 2^-22; columns beyond size_in are 0."""
     return _matrix(*_taps(size_in, size_out), padded)
 
 

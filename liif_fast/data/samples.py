@@ -31,12 +31,7 @@ class Batches(Protocol):
 def unpack(packed: Packed) -> Sample:
     """Make the float sample of a packed one, or the batch of a packed batch, on its device.
 
-    Args:
-        packed: see the module.
-
-    Returns:
-        The sample or batch; coordinates are those of make_coord and cells those of make_cell, bit for bit. The
-        cells are an expanded view.
+    Coordinates and cells are those of make_coord and make_cell, bit for bit.
     """
     if "pixel" not in packed:
         return {**packed, "inp": _unit(packed["inp"]), "gt": _unit(packed["gt"])}
@@ -62,17 +57,7 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack samples into a batch.
-
-    Args:
-        samples: samples of equal sizes, packed or not.
-
-    Returns:
-        The same keys, each tensor with a leading batch dimension.
-
-    Raises:
-        ValueError: if the sizes differ.
-    """
+    """Stack samples into a batch."""
     for key in samples[0]:
         shapes = {tuple(sample[key].shape) for sample in samples}
         if len(shapes) > 1:
@@ -81,14 +66,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def group(samples: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Stack samples of any sizes, packed or not, into a training's batch (see the module).
-
-    Args:
-        samples: one batch.
-
-    Returns:
-        The groups, in the order of their first samples.
-    """
+    """Stack samples of any sizes, packed or not, into a training's batch (see the module)."""
     groups: dict[Any, list[dict[str, Tensor]]] = {}
     for place, sample in enumerate(samples):
         sample = whole(sample) | {"place": torch.tensor(place)}
@@ -97,11 +75,7 @@ def group(samples: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 def whole(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A packed sample without its queries if they are all pixels in order, as it is if not.
-
-    Args:
-        packed: a sample on the CPU; one that is not packed comes back as it is.
-    """
+    """A packed sample without its queries if they are all pixels in order, as it is if not."""
     if "pixel" not in packed:
         return packed
     height, width = packed["size"].tolist()

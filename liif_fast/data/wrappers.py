@@ -12,7 +12,7 @@ training sees what an uninterrupted one would have seen. Without one it draws fr
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,14 +35,12 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         sample_q = None if sample_q == "all" else sample_q
         _positive("sample_q", sample_q)
         if len(dataset):
-            self._check_kind(dataset[0])
+            is_pair = isinstance(dataset[0], tuple | list)
+            if is_pair != self.pairs:
+                wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
+                raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
         self.dataset, self.augment, self.sample_q, self.colour, self.seed = dataset, augment, sample_q, colour, seed
         self.epoch = 0
-
-    def _check_kind(self, item: Any) -> None:
-        if isinstance(item, tuple | list) != self.pairs:
-            wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
-            raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
 
     def _check_sizes(self) -> None:
         """Raise at once what would be wrong with an image at its largest crop, if the dataset tells sizes."""
@@ -62,13 +60,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return list(without) if found is None else [header.name for header in found]
 
     def at_scale(self, scale: int) -> "_Wrapper":
-        """Return the wrapper for an evaluation at a stated scale, which only pairs leave open.
-
-        Args:
-            scale: of every pair.
-
-        Returns:
-            This wrapper or a copy.
+        """Return the wrapper for an evaluation at a stated scale of every pair; only pairs leave it open.
 
         Raises:
             ValueError: if a pair is of another scale.
@@ -106,15 +98,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return np.random.default_rng([self.seed, self.epoch, index])
 
     def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
-        """Draw how sample `index` is made.
-
-        Args:
-            index: from 0 to len - 1.
-            shapes: (height, width) of the image, or of the low- and the high-resolution image.
-            rng: where every draw comes from.
-
-        Returns:
-            The recipe.
+        """Draw from `rng` how sample `index` is made, of images of these (height, width).
 
         Raises:
             ValueError: if the images do not fit the wrapper's arguments.
@@ -161,14 +145,10 @@ def shorter_side(shape: Size, side: int) -> Size:
 
 
 def colour_matrix(rng: Generator) -> np.ndarray:
-    """Draw a change of colours: channel permutation, hue rotation and saturation.
+    """Draw a change of colours: channel permutation, hue rotation and saturation, float32 [3, 3] for (R, G, B).
 
-    Args:
-        rng: where the draws come from.
-
-    Returns:
-        float32 [3, 3], to be multiplied with (R, G, B); its rows add up to 1, so grey stays grey. Its values are
-        multiples of 2^-12 below 4, so that products with 8 bits and their sums are exact in float32 already.
+    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so that products with 8 bits
+    and their sums are exact in float32 already.
     """
     matrix = np.eye(3)[rng.permutation(3)]
     if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)
@@ -259,9 +239,7 @@ class SRImplicitPaired(_Wrapper):
             was rounded up, its last row and column are left out.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flips and transposition.
-        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
-        color_augment: channel permutation, hue and saturation (ours).
-        seed: see the module; None draws from torch's generator.
+        sample_q, color_augment, seed: as in sr-implicit-downsampled.
 
     Raises:
         ValueError: if an argument is out of its range, an image is smaller than its crop, or a pair has no one scale.
@@ -325,9 +303,7 @@ class SRImplicitUniformVaried(_Wrapper):
         size_max: that of the last image; None means size_min.
         augment: horizontal flip.
         gt_resize: resize the target again, to this shorter side.
-        sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
-        color_augment: channel permutation, hue and saturation (ours).
-        seed: see the module; None draws from torch's generator.
+        sample_q, color_augment, seed: as in sr-implicit-downsampled.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -12,17 +12,3 @@ from liif_fast.evaluation.testset import (
     summarise,
     to_json,
 )
-
-__all__ = [
-    "PUBLISHED",
-    "PUBLISHED_SCALES",
-    "EvalConfig",
-    "at_eval_type",
-    "bicubic",
-    "evaluate",
-    "load_test_config",
-    "markdown",
-    "of_model",
-    "summarise",
-    "to_json",
-]

@@ -38,20 +38,7 @@ def _check(raw: Any, folders: list[Path]) -> EvalConfig:
 
 
 def check_shared(raw: Any, keys: Collection[str], needed: tuple[str, ...], folders: list[Path]) -> dict[str, Any]:
-    """Check the names of a configuration's keys, and what those of tests and of trainings have in common.
-
-    Args:
-        raw: the mapping in the YAML file.
-        keys: those it may have, beside the user's own (x-...), such as those that hold YAML anchors.
-        needed: those it must have.
-        folders: where its plugins may be if they are not in the current folder.
-
-    Returns:
-        data_norm, eval_type, eval_bsize and plugins.
-
-    Raises:
-        ValueError: a key is unknown or missing or a value wrong, naming its place.
-    """
+    """Check the names of a configuration's keys, and what those of tests and of trainings have in common."""
     own = {key: raw[key] for key in raw if not str(key).startswith("x-")} if isinstance(raw, dict) else raw
     mapping(own, "config", keys, needed)
     import_plugins(raw.get("plugins"), folders)

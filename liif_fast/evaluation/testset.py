@@ -19,7 +19,7 @@ from tqdm import tqdm
 from liif_fast.coord import make_coord
 from liif_fast.data.datasets import image_name
 from liif_fast.data.resize import bicubic_resize
-from liif_fast.data.samples import unpack
+from liif_fast.data.samples import unpack, whole
 from liif_fast.images import write_image
 from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
 from liif_fast.models.base import FeatureModel
@@ -151,14 +151,7 @@ def evaluate(
 
 
 def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
-    """Return the wrapper for an evaluation, whose eval_type states the scale of pairs.
-
-    Args:
-        wrapper: of a test set, or anything that makes samples.
-        eval_type: see `liif_fast.metrics.psnr`.
-
-    Returns:
-        The wrapper or a copy.
+    """Return a wrapper, or anything that makes samples, for an evaluation whose eval_type states the scale of pairs.
 
     Raises:
         ValueError: if a pair is of another scale, naming its files.
@@ -171,32 +164,23 @@ def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
 def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:
     """Input [1, C, h, w] and target [1, C, H, W] of a sample whose queries are all pixels."""
     if hasattr(wrapper, "packed"):
-        sample = wrapper.packed(index)
-        height, width = sample["size"].tolist()
-        whole = torch.equal(sample["pixel"], torch.arange(height * width, dtype=torch.int32))
-        if whole:
+        sample = whole(wrapper.packed(index))
+        if "pixel" not in sample:
             sample = unpack(sample)
+            return sample["inp"][None], sample["gt"].permute(2, 0, 1)[None]
     else:
         sample = wrapper[index]
         height, width = (2 / sample["cell"][0]).round().long().tolist()
-        whole = torch.equal(sample["coord"], make_coord((height, width)))
-    if not whole:
-        raise ValueError(f"{name}: an evaluation needs all pixels as queries: leave sample_q out")
-    return sample["inp"][None], sample["gt"].T.unflatten(1, (height, width))[None]
+        if torch.equal(sample["coord"], make_coord((height, width))):
+            return sample["inp"][None], sample["gt"].T.unflatten(1, (height, width))[None]
+    raise ValueError(f"{name}: an evaluation needs all pixels as queries: leave sample_q out")
 
 
 def summarise(test: str, model: str, eval_type: str | None, batch_size: int, images: Sequence[ImageScore]) -> Score:
     """Put the figures of a test's images together.
 
     Args:
-        test: its name.
-        model: the model's.
-        eval_type: as it was evaluated.
         batch_size: images whose errors are pooled before the logarithm, as the original does; 1 in all its tests.
-        images: in order.
-
-    Returns:
-        The score.
 
     Raises:
         ValueError: if there is no image, or the images of a batch differ in size.

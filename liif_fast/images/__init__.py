@@ -10,28 +10,3 @@ from liif_fast.images.pillow import SUPPORTED_MODES, normalise
 from liif_fast.images.reading import check_input, open_picture, read_image, read_rgb
 from liif_fast.images.sniffing import READABLE, describe, endings
 from liif_fast.images.writing import write_image, write_strips
-
-__all__ = [
-    "FORMATS",
-    "READABLE",
-    "SUPPORTED_MODES",
-    "WHY_NOT_SMALLER",
-    "Format",
-    "ImageFileError",
-    "Part",
-    "Picture",
-    "check_content",
-    "check_format",
-    "check_input",
-    "check_output",
-    "describe",
-    "endings",
-    "fits",
-    "mode_of",
-    "normalise",
-    "open_picture",
-    "read_image",
-    "read_rgb",
-    "write_image",
-    "write_strips",
-]

@@ -19,18 +19,7 @@ _SRGB = {
 
 
 def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """Read the small chunks before the pixels of a PNG file: header, colours, resolution, what is transparent.
-
-    Args:
-        path: a file that begins as a PNG does.
-
-    Returns:
-        The data by the chunk's name: those that `looks_like_srgb` knows, IHDR, pHYs, acTL (an animation), tRNS;
-        iCCP without its data.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Read the small chunks before the pixels of a PNG file: header, colours, resolution, what is transparent."""
     found = {}
     with open(path, "rb") as file:
         file.seek(8)

@@ -10,16 +10,9 @@ _ENTRY = 12  # bytes: tag, type, count, value or its offset
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
-    """EXIF data of an image, for another size of it: the tags that say the size follow, the thumbnail is left out.
+    """EXIF data of an image for another size (width, height), without its thumbnail; None if the data is damaged.
 
     Nothing else changes, and nothing moves: a maker's note may hold offsets, which Pillow's own writing would break.
-
-    Args:
-        exif: as in the `info` of a PIL image, with or without the header of JPEG.
-        size: the new (width, height), pixels.
-
-    Returns:
-        The new data, with the header, without which JPEG readers see none; None if the old data is damaged.
     """
     data = bytearray(exif.removeprefix(_HEADER))
     try:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import features
 
+from liif_fast.files import why_not_writable
 from liif_fast.images.colour import COLOUR
 from liif_fast.images.errors import ImageFileError
 
@@ -80,13 +81,7 @@ def check_format(path: str | os.PathLike[str]) -> Format:
 
 
 def check_content(path: str | os.PathLike[str], kind: Format, mode: str, size: tuple[int, int]) -> None:
-    """Check that a format can hold an image.
-
-    Args:
-        path: of the file, for messages.
-        kind: the format.
-        mode: of the image, as in `Format.modes`.
-        size: (width, height) of the image in pixels.
+    """Check that a format can hold an image of a mode (see `Format.modes`) and (width, height); `path` is for messages.
 
     Raises:
         ImageFileError: it cannot.
@@ -105,13 +100,7 @@ def fits(ending: str, mode: str) -> bool:
 
 
 def check_output(path: str | os.PathLike[str]) -> Format:
-    """Check before any work that an image can be written to `path`.
-
-    Args:
-        path: where the image is to go; the extension names the format.
-
-    Returns:
-        The format.
+    """Check before any work that an image can be written to `path`, whose extension names the format that is returned.
 
     Raises:
         ImageFileError: unknown extension, no such folder, or no permission.
@@ -120,15 +109,8 @@ def check_output(path: str | os.PathLike[str]) -> Format:
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder, expected the name of an image file")
     kind = check_format(path)
-    if path.exists() and not path.is_file():
-        raise ImageFileError(f"{path}: is not a regular file")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ImageFileError(f"{path}: no permission to overwrite it")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise ImageFileError(f"{path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ImageFileError(f"{path}: no permission to write into {folder}")
+    if obstacle := why_not_writable(path):
+        raise ImageFileError(f"{path}: {obstacle}")
     return kind
 
 

@@ -81,11 +81,7 @@ class Picture:
 
     @cached_property
     def pixels(self) -> NDArray:
-        """All pixels, [height, width, channels].
-
-        Raises:
-            ImageFileError: the file is damaged.
-        """
+        """All pixels, [height, width, channels]."""
         return self._read((0, 0, *self.shape[:2]))
 
     def window(self, window: Window) -> NDArray:
@@ -101,11 +97,7 @@ class Picture:
         return self._read(window)
 
     def blocks(self, window: Window | None = None) -> Iterator[NDArray]:
-        """Yield the rows of a window as they lie in the file, not upright; of None all of them, in one pass.
-
-        Raises:
-            ImageFileError: the file is damaged.
-        """
+        """Yield the rows of a window as they lie in the file, not upright; of None all of them, in one pass."""
         while self.notices:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
         height, width = self.shape[1::-1] if self._turn[0] else self.shape[:2]
@@ -131,12 +123,7 @@ class Picture:
 
 
 class Part:
-    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be.
-
-    Args:
-        picture: the picture.
-        window: the rows and columns that will be asked for, (top, left, height, width).
-    """
+    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be."""
 
     def __init__(self, picture: Picture, window: Window) -> None:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window

@@ -20,16 +20,7 @@ _DRAWN_MODES = {"1": ONE_BIT, "P": PALETTE, "PA": PALETTE}
 
 
 def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None = None) -> Picture:
-    """Read a file of 8 bits a channel, or of 16 in gray.
-
-    Args:
-        path: the file.
-        kind: Pillow's name of its format.
-        tiff: what its tags say, if it is a TIFF.
-
-    Raises:
-        Exception of any type: the file is damaged.
-    """
+    """Read a file of 8 bits a channel, or of 16 in gray."""
     import numpy as np
 
     Image.init()

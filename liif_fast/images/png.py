@@ -24,10 +24,8 @@ def write_png(
     """Write an image whose rows come in strips.
 
     Args:
-        file: where to.
         strips: [rows, width, channels] each, uint8 or uint16, from top to bottom; as many rows as `shape` says.
         shape: (height, width, channels) of the image, 1 to 4 channels.
-        depth: 8 or 16.
         metadata: may hold `icc_profile` and `exif` (bytes), `dpi`, and what `read_colour` gave under `COLOUR`.
     """
     height, width, channels = shape
@@ -60,13 +58,7 @@ def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
 
 
 def _filter(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Each row as the differences that are smallest in sum, with the filter's number in front (section 12.8).
-
-    Args:
-        rows: [h, n] bytes.
-        above: [n], the row before the first.
-        step: bytes a pixel.
-    """
+    """Filter rows [h, n] of bytes, each by what makes its sum smallest, with that number in front (section 12.8)."""
     up = np.concatenate((above[None], rows[:-1]))
     left, corner = np.zeros_like(rows), np.zeros_like(rows)
     left[:, step:], corner[:, step:] = rows[:, :-step], up[:, :-step]

@@ -15,12 +15,7 @@ _HEAD = 4096  # bytes that are looked at
 
 
 class Kind(NamedTuple):
-    """A kind of file.
-
-    Args:
-        name: one of `READABLE`, else a noun with its article.
-        advice: what to do about a file that is not read.
-    """
+    """A kind of file."""
 
     name: str
     advice: str = ""
@@ -88,12 +83,7 @@ _KINDS = (
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return Pillow's name of the format of an image file.
-
-    Raises:
-        ImageFileError: the file is of a kind that is not read, or needs a plugin that is not installed.
-        OSError: it cannot be opened.
-    """
+    """Return Pillow's name of the format of an image file."""
     kind = _sniff(path)
     if name := kind.name if kind.name in READABLE else _plugin(kind):
         return name

@@ -44,13 +44,9 @@ class Tiff(NamedTuple):
     """The first page of a TIFF.
 
     Args:
-        bits: a sample.
         shape: (height, width, channels) of what is read.
         bands: the channels that are read, of those that a decoder gives: colours, and alpha if there is any.
         apart: they lie in planes, which libvips refuses (in tiles) or mixes up (gray).
-        orientation: as in the file.
-        info: as of `Picture`.
-        notices: as of `Picture`.
     """
 
     bits: int
@@ -63,12 +59,7 @@ class Tiff(NamedTuple):
 
 
 def read_tiff(path: str | os.PathLike[str]) -> Tiff:
-    """Read the tags of the first page.
-
-    Raises:
-        ValueError: its samples are none that can be read rightly; the message says why.
-        Exception of any other type: it is damaged.
-    """
+    """Read the tags of the first page."""
     import numpy as np
     import tifffile
 
@@ -173,14 +164,7 @@ def _as_bytes(value: Any) -> Any:
 
 
 def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
-    """Return what EXIF data says of the picture as tifffile's extratags.
-
-    Args:
-        exif: with or without the header.
-
-    Returns:
-        The tags, and whether there is an exposure or a place, which have no room there.
-    """
+    """Return what EXIF data says of the picture as tifffile's extratags, and whether exposure or place find no room."""
     tags, found = [], Image.Exif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged entries

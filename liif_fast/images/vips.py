@@ -44,17 +44,7 @@ def library() -> Any:
 
 
 def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -> Picture:
-    """Read the header of a file; its pixels are read when they are asked for.
-
-    Args:
-        path: the file.
-        kind: Pillow's name of its format, of those in `LOADERS`.
-        tiff: what its tags say, if it is a TIFF.
-
-    Raises:
-        ValueError: its samples are not whole numbers of 8 or 16 bits.
-        pyvips.Error: libvips cannot read it.
-    """
+    """Read the header of a file; its pixels are read when they are asked for."""
     image = _load(path, kind)
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")

@@ -4,8 +4,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from queue import Empty, Full, Queue
+from queue import Queue
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,8 +35,8 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write an image atomically: `path` is either the complete new file or what it was before.
 
     Args:
-        image: in one of `SUPPORTED_MODES`; the ICC profile and EXIF data in its `info` are kept where the format stores
-            them, else there is a logged notice.
+        image: in one of `SUPPORTED_MODES`; of the ICC profile and EXIF data in its `info` a logged notice says what the
+            format does not store.
         path: where to write; the extension names the format. An existing file is replaced.
 
     Raises:
@@ -82,7 +81,8 @@ def write_strips(
         kind = check_output(path)
         check_content(path, kind, mode_of(channels, depth), (width, height))
     metadata = _kept(path, kind, info, shape)
-    source = _Source(strips, (height, width, channels), depth)
+    failures: list[BaseException] = []
+    source = _checked(strips, (height, width, channels), depth, failures)
     try:
         with atomic_file(path) as file:
             if kind.streams:
@@ -91,7 +91,7 @@ def write_strips(
                 image = _collect(source, (height, width, channels))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
-        if source.failed:  # not of the file
+        if failures:  # of the strips, not of the file
             raise
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
 
@@ -100,44 +100,30 @@ def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[N
     """Let `write` have strips in a thread, so that one is compressed while the next is made; errors of both pass."""
     waiting: Queue[NDArray | None] = Queue(maxsize=1)
     failure: list[BaseException] = []
-    ended = False
 
     def handed_over() -> "Iterator[NDArray]":
-        while True:
-            try:
-                strip = waiting.get(timeout=1)
-            except Empty:
-                if ended:  # a second Ctrl-C has kept the last None back
-                    return
-                continue
-            if strip is None:
-                return
+        while (strip := waiting.get()) is not None:
             yield strip
 
     def work() -> None:
+        arriving = handed_over()
         try:
-            write(handed_over())
+            write(arriving)
         except BaseException as error:
             failure.append(error)
+        for _ in arriving:  # after a failure, so that `put` below waits for nobody
+            pass
 
-    def hand_over(strip: "NDArray | None") -> None:
-        while thread.is_alive():  # else nobody takes the strip
-            with suppress(Full):
-                waiting.put(strip, timeout=0.1)
-                return
-
-    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # no second Ctrl-C may leave it behind
+    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # no second Ctrl-C may wait for it
+    thread.start()
     try:
-        thread.start()
         for strip in strips:
-            hand_over(strip)
+            waiting.put(strip)
             if failure:
                 break
     finally:
-        ended = True
-        hand_over(None)
-        if thread.ident is not None:  # started
-            thread.join()
+        waiting.put(None)
+        thread.join()
     if failure:
         raise failure[0]
 
@@ -160,19 +146,16 @@ def _write(
         _write_ppm(file, strips, shape, depth)
 
 
-class _Source:
-    """The strips, checked to make up the image, and whether an error came out of them and not out of the writing."""
-
-    def __init__(self, strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int) -> None:
-        self.strips, self.shape, self.dtype = strips, shape, f"uint{depth}"
-        self.failed = False
-
-    def _checked(self) -> "Iterator[NDArray]":
-        height, width, channels = self.shape
-        rows = 0
-        for strip in self.strips:
-            if strip.shape[1:] != (width, channels) or strip.dtype.newbyteorder("=") != self.dtype:
-                expected = f"[rows, {width}, {channels}] of {self.dtype}"
+def _checked(
+    strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, failures: list[BaseException]
+) -> "Iterator[NDArray]":
+    """Yield strips that make up the image; errors of theirs, not of the writing, go to `failures` as well."""
+    height, width, channels = shape
+    rows = 0
+    try:
+        for strip in strips:
+            if strip.shape[1:] != (width, channels) or strip.dtype.newbyteorder("=") != f"uint{depth}":
+                expected = f"[rows, {width}, {channels}] of uint{depth}"
                 raise ValueError(f"expected strips {expected}, got {list(strip.shape)} of {strip.dtype}")
             rows += len(strip)
             if rows > height:
@@ -181,15 +164,11 @@ class _Source:
                 yield strip
         if rows != height:
             raise ValueError(f"expected {height} rows in all, got {rows}{' or more' if rows > height else ''}")
-
-    def __iter__(self) -> "Iterator[NDArray]":
-        try:
-            yield from self._checked()
-        except GeneratorExit:  # the writer has failed
-            raise
-        except BaseException:
-            self.failed = True
-            raise
+    except GeneratorExit:  # the writer has failed
+        raise
+    except BaseException as error:
+        failures.append(error)
+        raise
 
 
 def _kept(

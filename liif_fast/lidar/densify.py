@@ -189,8 +189,17 @@ class Densifier:
         return points, channels | {name: values.astype(np.float32) for name, values in intensity.items()}
 
 
+def colours(ranges: np.ndarray) -> np.ndarray:
+    """Return metres [H, W] as RGB, uint8 [H, W, 3]: near is red, far is blue, no return is black."""
+    from PIL import Image
+
+    depth = np.log(np.maximum(ranges, 1.0)) / np.log(100)
+    hsv = np.stack((np.clip(depth, 0, 1) * 170, np.full(depth.shape, 220), np.where(ranges > 0, 255, 0)), -1)
+    return np.asarray(Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB"))
+
+
 def picture(dense: Dense, path: str | Path) -> None:
-    """Write a PNG of the scan before and after: near is red, far is blue, no return is black."""
+    """Write a PNG of the scan before and after, in the colours of `colours`."""
     from PIL import Image
 
     from liif_fast.files import atomic_file
@@ -198,9 +207,7 @@ def picture(dense: Dense, path: str | Path) -> None:
     rows = []
     for ranges, sensor in ((dense.source.ranges, dense.sensor_in), (dense.ranges, dense.sensor)):
         top_first = ranges if sensor.beams[0] >= sensor.beams[-1] else ranges[::-1]
-        depth = np.log(np.maximum(top_first, 1.0)) / np.log(100)
-        hsv = np.stack((np.clip(depth, 0, 1) * 170, np.full(depth.shape, 220), np.where(top_first > 0, 255, 0)), -1)
-        image = Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")
+        image = Image.fromarray(colours(top_first))
         height = max(dense.sensor.lines, 64)
         rows.append(np.asarray(image.resize((max(dense.sensor.columns, 512), height), Image.Resampling.NEAREST)))
     gap = np.full((8, rows[0].shape[1], 3), 255, np.uint8)

@@ -68,7 +68,7 @@ def read_scan(path: str | os.PathLike[str], point_floats: int | None = None) -> 
             return _read_bin(path, point_floats)
         if kind in (".pcd", ".ply"):
             with open(path, "rb") as file:
-                return _from_fields((pcd if kind == ".pcd" else ply).read(file))
+                return from_fields((pcd if kind == ".pcd" else ply).read(file))
         return {".npy": _read_npy, ".npz": _read_npz, ".rimg": _read_rimg}[kind](path)
     except OSError:
         raise
@@ -153,7 +153,8 @@ def _read_bin(path: Path, point_floats: int | None) -> Scan:
     return Scan(np.ascontiguousarray(values[:, :3]), channels)
 
 
-def _from_fields(fields: dict[str, np.ndarray]) -> Scan:
+def from_fields(fields: dict[str, np.ndarray]) -> Scan:
+    """Return the points x, y, z and the other fields as channels; ScanFileError without x, y or z."""
     by_name = {name.lower(): values for name, values in fields.items()}
     missing = [name for name in "xyz" if name not in by_name]
     if missing:

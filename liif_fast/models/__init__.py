@@ -7,21 +7,3 @@ from liif_fast.models.iln import ILN, LidarLIIF
 from liif_fast.models.liif import LIIF
 from liif_fast.models.metasr import MetaSR
 from liif_fast.models.registry import make, names, register
-
-__all__ = [
-    "ILN",
-    "LIIF",
-    "LidarLIIF",
-    "MetaSR",
-    "ModelFileError",
-    "accelerate",
-    "edsr",
-    "load_model",
-    "make",
-    "mlp",
-    "names",
-    "rcan",
-    "rdn",
-    "register",
-    "save_model",
-]

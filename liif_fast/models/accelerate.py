@@ -78,6 +78,17 @@ class _Accelerated:
         ours, own_class = type(self).__mro__[1], type(self).__mro__[3]
         return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key != "feat"}
 
+    def render(
+        self: Any,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """As `render` of `liif_fast.LIIF` and `liif_fast.MetaSR`."""
+        self.gen_feat(inp)
+        return self._render(size, region, cell)
+
 
 class _AcceleratedLIIF(_Accelerated):
     NAME = "LIIF"
@@ -88,21 +99,12 @@ class _AcceleratedLIIF(_Accelerated):
             return super().query_rgb(coord, cell)  # type: ignore[misc]
         return functional.liif_decode(self.feat, coord, cell, *chain, backend=self.backend, **_switches(self))
 
-    def render(
-        self: Any,
-        inp: Tensor,
-        size: Sequence[int],
-        region: Sequence[int] | None = None,
-        cell: Tensor | Sequence[float] | None = None,
-    ) -> Tensor:
-        """As `liif_fast.LIIF.render`."""
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
         chain = chain_of(self.imnet)
         if chain is None:
             raise ValueError("render needs an imnet of Linear and ReLU layers alone, without hooks")
-        self.gen_feat(inp)
-        return functional.liif_render(
-            self.feat, size, *chain, region=region, cell=cell, backend=self.backend, **_switches(self)
-        )
+        options = {"region": region, "cell": cell, "backend": self.backend, **_switches(self)}
+        return functional.liif_render(self.feat, size, *chain, **options)
 
 
 class _AcceleratedMetaSR(_Accelerated):
@@ -111,15 +113,8 @@ class _AcceleratedMetaSR(_Accelerated):
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         return metasr.query(self.feat, coord, cell, self.imnet, self.backend)
 
-    def render(
-        self: Any,
-        inp: Tensor,
-        size: Sequence[int],
-        region: Sequence[int] | None = None,
-        cell: Tensor | Sequence[float] | None = None,
-    ) -> Tensor:
-        """As `liif_fast.MetaSR.render`."""
-        return render_by_query(self.query_rgb, self.gen_feat(inp), size, region, cell)
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
+        return render_by_query(self.query_rgb, self.feat, size, region, cell)
 
 
 _classes: dict[tuple[type, type], type] = {}

@@ -83,18 +83,6 @@ class FeatureModel(nn.Module):
         """
         return False
 
-    @property
-    def corners(self) -> int:
-        """Features that a query decodes one by one, for estimates of cost."""
-        return 1
-
-    def encoder_share(self, pixels_in: int, pixels_out: int) -> float:
-        """Estimate the encoder's part of all multiply-adds, which a progress bar needs."""
-        encoder = sum(parameter.numel() for parameter in self.encoder.parameters()) * pixels_in
-        others = [parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
-        decoder = sum(others[:1]) * pixels_in + sum(others[1:]) * self.corners * pixels_out
-        return encoder / max(encoder + decoder, 1)
-
     def norm(self) -> Norm:
         """Return the normalisation on the model's device."""
         return Norm(self.data_norm).to(next(self.parameters()).device)

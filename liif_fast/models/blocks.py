@@ -1,7 +1,9 @@
 """Layers that the EDSR family of encoders shares."""
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in units of rgb_range
 
@@ -34,3 +36,45 @@ def upsampler(scale: int, n_feats: int) -> nn.Sequential:
     for step in steps:
         layers += [conv(n_feats, n_feats * step**2), nn.PixelShuffle(step)]
     return nn.Sequential(*layers)
+
+
+class Trunk(nn.Module):
+    """A head, a body with a skip around it, and a tail that enlarges; the encoders' constructors say the arguments.
+
+    Args:
+        blocks: of the body, made after the head, so that a seed gives the original's weights.
+        receptive_radius: of head and body; None: the whole image.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        receptive_radius: int | None,
+        n_feats: int,
+        scale: int,
+        no_upsampling: bool,
+        rgb_range: float,
+        n_colors: int,
+    ) -> None:
+        super().__init__()
+        self.sub_mean = MeanShift(rgb_range, -1)
+        self.add_mean = MeanShift(rgb_range, 1)
+        self.head = nn.Sequential(conv(n_colors, n_feats))
+        self.body = nn.Sequential(*blocks, conv(n_feats, n_feats))
+        self.receptive_radius = receptive_radius
+        self.channels_in, self.out_dim, self.enlargement = n_colors, n_feats, 1
+        if not no_upsampling:
+            enlarge = upsampler(scale, n_feats)
+            self.tail = nn.Sequential(enlarge, conv(n_feats, n_colors))
+            self.out_dim, self.enlargement = n_colors, scale
+            if receptive_radius is not None:
+                self.receptive_radius = receptive_radius + len(enlarge) // 2 + 1
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Map an image `[B, n_colors, H, W]`, normalised as in training, to `[B, out_dim, s*H, s*W]`.
+
+        s is 1 without upsampling, else `scale`.
+        """
+        x = self.head(inp)
+        x = self.body(x) + x
+        return self.tail(x) if hasattr(self, "tail") else x

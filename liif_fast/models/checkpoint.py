@@ -73,18 +73,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read a model file, running no code that it carries.
-
-    Args:
-        path: a `.safetensors`, or a `.pth` of the original or of a training.
-
-    Returns:
-        `{'model': {'name', 'args', 'sd'}, ...}`; the model can be built, and its weights fit it.
-
-    Raises:
-        ModelFileError: the content is no such model; the message names the file and says why.
-        OSError: the file cannot be read, or is no regular file.
-    """
+    """Read a model file as `{'model': {'name', 'args', 'sd'}, ...}`, checked; runs no code that it carries."""
     path = Path(path)
     limit = _regular_size(path)
     with naming(str(path)):
@@ -145,11 +134,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint as torch.save does; the old file stays until the new one is whole.
-
-    Raises:
-        OSError: it cannot be written, for want of space, say.
-    """
+    """Write a checkpoint as torch.save does; the old file stays until the new one is whole."""
     buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
     torch.save(content, buffer)
     with atomic_file(path) as file:
@@ -168,14 +153,7 @@ def _regular_size(path: Path) -> int:
 
 @contextmanager
 def naming(label: str) -> Iterator[None]:
-    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file.
-
-    Args:
-        label: the file.
-
-    Raises:
-        ModelFileError: in the place of any error but an OSError.
-    """
+    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file."""
     try:
         yield
     except OSError:
@@ -277,8 +255,21 @@ def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
 
 def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     """Compare the names, shapes and kinds of a spec's model with the tensors at hand, allocating nothing."""
-    with torch.device("meta"), _at_most(sd):
-        expected = make(spec).state_dict()
+    thread, left = threading.get_ident(), 2 * len(sd) + 16  # head room: a little too large gets the message below
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            expected = make(spec).state_dict()
+    finally:
+        hook.remove()
     wrong = [f"{key!r} is missing" for key in expected if key not in sd]
     wrong += [f"{key!r} is not one of the model's" for key in sd if key not in expected]
     wrong += [
@@ -296,23 +287,3 @@ def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ModelFileError(f"tensors do not fit model {spec['name']!r}: {'; '.join(wrong[:3])}{more}")
-
-
-@contextmanager
-def _at_most(sd: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop this thread's building of a model that grows beyond the tensors there are for it."""
-    thread = threading.get_ident()
-    left = 2 * len(sd) + 16  # head room: a model a little too large gets the message that names its tensors
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        if threading.get_ident() == thread:
-            left -= 1
-            if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from liif_fast.models.blocks import MeanShift, conv, upsampler
+from liif_fast.models.blocks import Trunk, conv
 from liif_fast.models.registry import register
 
 
@@ -19,8 +19,9 @@ class ResBlock(nn.Module):
         return x + (res if self.res_scale == 1 else res * self.res_scale)
 
 
-class EDSR(nn.Module):
-    """EDSR's network; without upsampling its features are at the input's resolution.
+@register("edsr-baseline")
+class EDSR(Trunk):
+    """EDSR's network, by default the baseline; without upsampling its features are at the input's resolution.
 
     Args:
         n_resblocks: number of residual blocks.
@@ -30,11 +31,6 @@ class EDSR(nn.Module):
         no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the frozen mean tensors.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
     def __init__(
@@ -47,46 +43,8 @@ class EDSR(nn.Module):
         rgb_range: float = 1,
         n_colors: int = 3,
     ) -> None:
-        super().__init__()
-        self.sub_mean = MeanShift(rgb_range, -1)
-        self.add_mean = MeanShift(rgb_range, 1)
-        self.head = nn.Sequential(conv(n_colors, n_feats))
-        blocks = [ResBlock(n_feats, res_scale) for _ in range(n_resblocks)]
-        self.body = nn.Sequential(*blocks, conv(n_feats, n_feats))
-        self.receptive_radius: int | None = 2 * n_resblocks + 2
-        self.channels_in, self.out_dim, self.enlargement = n_colors, n_feats, 1
-        if not no_upsampling:
-            enlarge = upsampler(scale, n_feats)
-            self.tail = nn.Sequential(enlarge, conv(n_feats, n_colors))
-            self.receptive_radius += len(enlarge) // 2 + 1
-            self.out_dim, self.enlargement = n_colors, scale
-
-    def forward(self, inp: Tensor) -> Tensor:
-        """Features of an image.
-
-        Args:
-            inp: `[B, n_colors, H, W]`, normalised as in training.
-
-        Returns:
-            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
-        """
-        x = self.head(inp)
-        x = self.body(x) + x
-        return self.tail(x) if hasattr(self, "tail") else x
-
-
-@register("edsr-baseline")
-def edsr_baseline(
-    n_resblocks: int = 16,
-    n_feats: int = 64,
-    res_scale: float = 1,
-    scale: int = 2,
-    no_upsampling: bool = False,
-    rgb_range: float = 1,
-    n_colors: int = 3,
-) -> EDSR:
-    """EDSR's small configuration; arguments as `EDSR`."""
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range, n_colors)
+        blocks = (ResBlock(n_feats, res_scale) for _ in range(n_resblocks))
+        super().__init__(blocks, 2 * n_resblocks + 2, n_feats, scale, no_upsampling, rgb_range, n_colors)
 
 
 @register("edsr")

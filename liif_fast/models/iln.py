@@ -185,7 +185,7 @@ class ILN(FeatureModel):
             check_lidar_in(lidar_in)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        self.lidar_in, self.wrap, self.dropout, self.backend = lidar_in, wrap, dropout, "auto"
+        self.lidar_in, self.wrap, self.dropout = lidar_in, wrap, dropout
         self.encoder = make(encoder_spec or ENCODER)
         self.attention = CornerAttention(self.encoder.out_dim, d, h)
         args: dict[str, Any] = {"d": d, "h": h, "lidar_in": lidar_in, "encoder_spec": encoder_spec}

@@ -31,9 +31,7 @@ class LIIF(Decoding, FeatureModel):
             an addition to the original.
 
     Attributes:
-        backend: which backend decodes, "auto" at first.
         recompute: as `LIIFDecoder`'s, None at first.
-        feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
 
     Raises:
         ValueError: residual is neither None nor "bilinear".
@@ -79,10 +77,6 @@ class LIIF(Decoding, FeatureModel):
     @property
     def renders_parts(self) -> bool:
         return fusable(self.imnet) is not None
-
-    @property
-    def corners(self) -> int:
-        return 4 if self.local_ensemble else 1
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
@@ -130,15 +124,9 @@ class LIIF(Decoding, FeatureModel):
 
 
 def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
-    """Coordinates in a part of an image, from those in the whole.
+    """Convert coordinates `[B, Q, 2]` of an image to those of its part of size (height, width).
 
-    Args:
-        coord: [B, Q, 2], (row, column) in [-1, 1].
-        place: (top, left, H, W): where the part begins, and the size of the whole.
-        part: (height, width) of the part.
-
-    Returns:
-        The same points, [B, Q, 2] in coord's dtype.
+    `place` is (top, left, H, W): where the part begins, and the size of the whole.
     """
     first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
     pixels = (coord.double() + 1) * whole / 2 - first
@@ -146,15 +134,7 @@ def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:
-    """The nearest latent of each query, 0 where that lies outside.
-
-    Args:
-        feat: `[B, C, H, W]`.
-        coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
-
-    Returns:
-        `[B, Q, C]` in feat's dtype.
-    """
+    """Return the nearest latent of each query, `[B, Q, C]` in feat's dtype, 0 where that lies outside."""
     height, width = feat.shape[2:]
     n = torch.tensor([height, width], device=coord.device)
     index = (((coord + 1) * n - 1) / 2).round()

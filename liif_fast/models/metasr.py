@@ -47,20 +47,9 @@ class MetaSR(FeatureModel):
 
 
 def query(feat: Tensor, coord: Tensor, cell: Tensor | None, imnet: nn.Module, backend: str) -> Tensor:
-    """Decode features at any coordinates, in chunks where no gradient is wanted.
+    """Decode `[B, C, H, W]` at coord and cell `[B, Q, 2]` to `[B, Q, out]`, in chunks where no gradient is wanted.
 
-    Args:
-        feat: `[B, C, H, W]`.
-        coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1].
-        cell: float32 `[B, Q, 2]`, (2 / H_out, 2 / W_out).
-        imnet: predicts `[N, C*9 * out]` of `[N, 3]`.
-        backend: which backend gathers the features.
-
-    Returns:
-        `[B, Q, out]`, normalised and not clamped.
-
-    Raises:
-        ValueError, TypeError: a shape or dtype is wrong.
+    `imnet` predicts `[N, C*9 * out]` from `[N, 3]`.
     """
     cell = check_queries(feat, coord, cell, cell_decode=True)
     assert cell is not None

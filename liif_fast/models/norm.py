@@ -50,11 +50,7 @@ class Norm(nn.Module):
 
 
 def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:
-    """A data_norm as floats in lists, all four of inp/gt x sub/div; what is absent is sub 0, div 1.
-
-    Raises:
-        ValueError: a name or a value is not one of a data_norm.
-    """
+    """A data_norm as floats in lists, all four of inp/gt x sub/div; what is absent is sub 0, div 1."""
     fallback = {"sub": [0.0], "div": [1.0]}
     if not isinstance(value, Mapping) or not set(value) <= {"inp", "gt"}:
         raise ValueError(f"data_norm must be a mapping with 'inp' and 'gt', got {value!r:.80}")

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from liif_fast.models.blocks import MeanShift, conv, upsampler
+from liif_fast.models.blocks import Trunk, conv
 from liif_fast.models.registry import register
 
 
@@ -45,7 +45,7 @@ def attention_block(n_feats: int, reduction: int) -> Residual:
 
 
 @register("rcan")
-class RCAN(nn.Module):
+class RCAN(Trunk):
     """RCAN's network; without upsampling its features are at the input's resolution.
 
     Args:
@@ -57,11 +57,6 @@ class RCAN(nn.Module):
         no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
         rgb_range: largest pixel value; it only sets the mean tensors, frozen here because nothing uses them.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: None: the attention averages over the whole image.
     """
 
     def __init__(
@@ -75,30 +70,9 @@ class RCAN(nn.Module):
         rgb_range: float = 1,
         n_colors: int = 3,
     ) -> None:
-        super().__init__()
-        self.sub_mean = MeanShift(rgb_range, -1)
-        self.add_mean = MeanShift(rgb_range, 1)
-        self.head = nn.Sequential(conv(n_colors, n_feats))
-        groups = []
-        for _ in range(n_resgroups):
+        def group() -> Residual:
             blocks = [attention_block(n_feats, reduction) for _ in range(n_resblocks)]
-            groups.append(Residual(*blocks, conv(n_feats, n_feats)))
-        self.body = nn.Sequential(*groups, conv(n_feats, n_feats))
-        self.receptive_radius: int | None = None
-        self.channels_in, self.out_dim, self.enlargement = n_colors, n_feats, 1
-        if not no_upsampling:
-            self.tail = nn.Sequential(upsampler(scale, n_feats), conv(n_feats, n_colors))
-            self.out_dim, self.enlargement = n_colors, scale
+            return Residual(*blocks, conv(n_feats, n_feats))
 
-    def forward(self, inp: Tensor) -> Tensor:
-        """Features of an image.
-
-        Args:
-            inp: `[B, n_colors, H, W]`, normalised as in training.
-
-        Returns:
-            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
-        """
-        x = self.head(inp)
-        x = self.body(x) + x
-        return self.tail(x) if hasattr(self, "tail") else x
+        groups = (group() for _ in range(n_resgroups))
+        super().__init__(groups, None, n_feats, scale, no_upsampling, rgb_range, n_colors)

@@ -45,11 +45,6 @@ class RDN(nn.Module):
         scale: of the upsampler, 2, 3 or 4; unused without upsampling.
         no_upsampling: leave the upsampler out, so that out_dim is G0 and not n_colors.
         n_colors: channels of the input.
-
-    Attributes:
-        channels_in, out_dim: channels of the input and of the output.
-        enlargement: features per input pixel along each side.
-        receptive_radius: input pixels beyond an output pixel that it depends on, at most.
     """
 
     def __init__(
@@ -78,14 +73,7 @@ class RDN(nn.Module):
         self.receptive_radius: int | None = n_convs * (RDNkSize // 2)
 
     def forward(self, inp: Tensor) -> Tensor:
-        """Features of an image.
-
-        Args:
-            inp: `[B, n_colors, H, W]`, normalised as in training.
-
-        Returns:
-            `[B, out_dim, H, W]`, or `scale` times that size with upsampling.
-        """
+        """Map `[B, n_colors, H, W]`, normalised as in training, to `[B, out_dim, s*H, s*W]`, s the enlargement."""
         shallow = self.SFENet1(inp)
         x = self.SFENet2(shallow)
         blocks = []

@@ -40,11 +40,9 @@ def encode_window(
 
     Args:
         encoder: `[B, C, h, w]` to `[B, D, s*h, s*w]` with an integer s (1 without upsampling).
-        read: gives the pixels `[B, C, h, w]` of a window (first row, row after the last), (columns likewise),
-            normalised as in training.
+        read: gives the pixels `[B, C, h, w]` of a window of rows and columns, normalised as in training.
         shape: (H, W) of the whole image.
-        rows: first row and the one after the last of the window.
-        cols: its columns.
+        rows, cols: the window's first and the one after its last.
         tile: largest side of a tile without its overlap, pixels.
         report: called after each tile with the number of its pixels.
 

@@ -1,9 +1,9 @@
-"""The operators: one schema, one fake and one gradient each, whatever implements them.
+"""Define the operators: one schema, one fake and one gradient each, for all implementations.
 
-An operator that several backends implement says with its last argument, `backend`, which of them to run. Under the key
-CPU lie the C++ kernels (csrc/cpu), which None means. Under CUDA lies one kernel, which calls the backend that the
-argument names (`liif_fast.backends`). An operator is defined here, so that it can be traced without the extension; its
-gradient is an autograd.Function outside of it.
+If several backends implement an operator, its last argument, `backend`, names the one to run. The key CPU holds the C++
+kernels (csrc/cpu), selected by None. The key CUDA holds one kernel, which calls the named backend
+(`liif_fast.backends`). Operators are defined in Python so that they can be traced without the extension. The gradient
+is an autograd.Function outside the operator.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 FLAGS = (torch.Tag.pt2_compliant_tag,)
-schemas: dict[str, str] = {}  # of every operator, by name
+schemas: dict[str, str] = {}  # by the operator's name
 
 
 def define(name: str, schema: str, fake: Callable[..., Any] | None = None) -> Any:
-    """Define the operator liif_fast::`name` and return its overload; without a fake it cannot be traced."""
+    """Define the operator liif_fast::`name` and return its overload; an operator without a fake cannot be traced."""
     schemas[name] = schema
     torch.library.define(f"liif_fast::{name}", schema, tags=FLAGS)
     if fake is not None:
@@ -32,7 +32,7 @@ define("cpu_has_bfloat16", "() -> bool")
 
 
 def wide(like: Tensor, *shape: int) -> Tensor:
-    """Return an empty tensor like another, but at least float32: outputs and gradients of parameters are."""
+    """Return an empty tensor like another but at least float32, as outputs and gradients of parameters are."""
     return like.new_empty(shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
@@ -45,6 +45,6 @@ def to_inputs(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], wanted: 
 
 
 def refuse_second_order() -> None:
-    """Raise in a backward pass that is itself to be differentiated: it would silently drop terms."""
+    """Raise in a backward pass that will itself be differentiated, because it would silently drop terms."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the fused kernels have no second derivative: use backend='reference'")

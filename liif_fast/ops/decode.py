@@ -1,8 +1,9 @@
-"""`decode` and `render`: from P to the output in one pass, and their gradient.
+"""Define `decode` and `render`, from P to the output in one pass, and their gradient.
 
-Both save hidden activations of the first queries for the backward pass, in a tensor whose shape `saved`, [..., rows,
-width], the backend chooses; rows are in the order image, query, corner. Those of the other queries are computed again.
-Weights and biases are the MLP's, but the backend `cuda` takes [packed, the last weight] and [].
+Both save hidden activations of the first queries for the backward pass. The backend chooses the shape `saved` of that
+tensor, [..., rows, width]; rows are in the order image, query, corner. The backward pass computes the others'
+activations again. Weights and biases are the MLP's, except that the backend `cuda` takes [packed, the last weight]
+and [].
 
 `grid` is ten integers: height and width of the map, top and left of P in it, height and width of the grid, and the
 window (top, left, height, width) of the grid.
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, Switches, Window, result_dtype
-from liif_fast.coord import latent_window
+from liif_fast.coord import latent_window, place_gradients, scaled
+from liif_fast.frozen import pack_once
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
-from liif_fast.ops.mlp import mlp_backward
+from liif_fast.ops.mlp import mlp, mlp_backward
 from liif_fast.ops.project import project, project_backward
 
 
@@ -64,9 +66,11 @@ def _decode_backward_fake(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
-    return _grads_fake(p, cell, weights, biases)
+    shape = (*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else (0,)
+    return [*_grads_fake(p, cell, weights, biases), wide(p, *shape)]
 
 
 def _render_backward_fake(
@@ -107,12 +111,13 @@ render_window = define(
     " str? backend) -> (Tensor, Tensor)",
     _render_fake,
 )
-# Return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later layers'
-# weight, bias, weight, ...
+# Both return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later
+# layers' weight, bias, weight, ... With `places`, decode_backward also returns the gradients of rel, cell and weight at
+# each corner, [B, Q, K, 3 or 5].
 _decode_backward = define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool ensemble, str? backend) -> Tensor[]",
+    " bool ensemble, bool places, str? backend) -> Tensor[]",
     _decode_backward_fake,
 )
 _render_backward = define(
@@ -121,7 +126,7 @@ _render_backward = define(
     " SymInt[] grid, str? backend) -> Tensor[]",
     _render_backward_fake,
 )
-# Only the backend `cpu` has it.
+# Only the backend `cpu` implements it.
 _decode_direct = define(
     "decode_direct",
     "(Tensor feat, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool unfold, bool ensemble)"
@@ -140,7 +145,7 @@ def _forward(
     saved: Sequence[int],
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output at `coord` or, without it, on `grid`, then what was saved, and P on the window of feat."""
+    """Return the output at `coord`, or without it on `grid`; the saved activations; and P on the window of feat."""
     feat, *params = inputs
     weights, biases = params[: len(params) // 2], params[len(params) // 2 :]
     p = project(feat, weights[0], biases[0], switches.feat_unfold, window, backend)
@@ -152,7 +157,7 @@ def _forward(
 
 
 class _Decoder(torch.autograd.Function):
-    """`_forward` in `dtype`; inputs are feat, the weights and the biases, of which no copy in `dtype` is kept."""
+    """Run `_forward` in `dtype` on feat, the weights and the biases, without keeping a copy of feat in `dtype`."""
 
     @staticmethod
     def forward(
@@ -167,9 +172,10 @@ class _Decoder(torch.autograd.Function):
         backend: str | None,
         *inputs: Tensor,
     ) -> Tensor:
-        out, kept, p = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        low = [t.to(dtype) for t in inputs]
+        out, kept, p = _forward(low, coord, cell, switches, window, grid, saved, backend)
         ctx.switches, ctx.window, ctx.grid, ctx.dtype, ctx.backend = switches, window, grid, dtype, backend
-        ctx.save_for_backward(coord, cell, p, kept, *inputs)
+        ctx.save_for_backward(coord, cell, p, kept, *inputs, *low[1:])
         return out
 
     @staticmethod
@@ -177,13 +183,21 @@ class _Decoder(torch.autograd.Function):
         refuse_second_order()
         coord, cell, p, kept, *inputs = ctx.saved_tensors
         (unfold, ensemble, _), (top, left, *_), backend = ctx.switches, ctx.window, ctx.backend
-        feat, *params = [t.to(ctx.dtype) for t in inputs]
-        layers, wanted = len(params) // 2, ctx.needs_input_grad[8:]
-        weights, biases = params[:layers], params[layers:]
+        wanted = ctx.needs_input_grad[8:]
+        inputs, params = inputs[: len(wanted)], inputs[len(wanted) :]
+        feat, layers = inputs[0].to(ctx.dtype), len(params) // 2
+        weights, biases, places = params[:layers], params[layers:], any(ctx.needs_input_grad[:2])
+        coord_grad = cell_grad = None
         if ctx.grid is None:
-            grads = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, backend)
+            *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, places, backend)
+            if places:
+                size = feat.shape[2], feat.shape[3], ensemble
+                coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         else:
             grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, backend)
+            if places:  # an image has one cell, and P's gradient is that of all its rows
+                to_cell = grads[0].sum((1, 2)) @ weights[0][:, -2:].to(grads[0].dtype)
+                cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
         first = [wanted[0], wanted[1], wanted[1 + layers]]
         feat_grad, latent_grad, bias_grad = project_backward(
@@ -191,7 +205,7 @@ class _Decoder(torch.autograd.Function):
         )
         first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]
-        return *(None,) * 8, *to_inputs(grads, inputs, wanted)
+        return coord_grad, cell_grad, *(None,) * 6, *to_inputs(grads, inputs, wanted)
 
 
 def _decoded(
@@ -212,7 +226,9 @@ def _decoded(
     if train:
         out = _Decoder.apply(coord, cell, switches, window, grid, saved, dtype, backend, *inputs)
     else:
-        out, *_ = _forward([t.to(dtype) for t in inputs], coord, cell, switches, window, grid, saved, backend)
+        params = [*weights, *biases]
+        low = pack_once(params, ("cast", dtype), lambda: [t.to(dtype) for t in params])
+        out, *_ = _forward([feat.to(dtype), *low], coord, cell, switches, window, grid, saved, backend)
     return out.to(result_dtype(feat))
 
 
@@ -249,7 +265,7 @@ def render(
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, [B, out, h, w], with products in `dtype`.
 
-    Only the latents under the region are projected. `place` (not in training) says where feat lies in a larger map.
+    Only the latents under the region are projected. `place` (not in training) is the position of feat in a larger map.
     """
     top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
     row, column, height, width = latent_window(size, region, (shape[0], shape[1]))
@@ -258,7 +274,7 @@ def render(
 
 
 class _DecodeDirect(torch.autograd.Function):
-    """As _Decoder where few queries read a large map: neither pass touches latents that no query reads."""
+    """Decode as _Decoder does, for few queries and a large map: neither pass touches latents that no query reads."""
 
     @staticmethod
     def forward(
@@ -280,11 +296,17 @@ class _DecodeDirect(torch.autograd.Function):
         rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
         weights, biases, x = params[:layers], params[layers:], x.to(ctx.dtype)
         x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), None)
-        feat_grad = None
+        x_grad = x_grad.view(x.shape).to(grad.dtype)
+        feat_grad = coord_grad = cell_grad = None
         if wanted[0]:
-            x_grad = x_grad.view(x.shape).to(grad.dtype)
             feat_grad = gather_backward(x_grad, coord, *feat.shape[1:], unfold, ensemble, None)
-        return *(None,) * 4, *to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
+        if any(ctx.needs_input_grad[:2]):
+            out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
+            grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
+            terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)
+            coord_grad, cell_grad = place_gradients(x_grad[..., -terms:], grad_weight, coord, *size)
+        grads = to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
+        return coord_grad, cell_grad, None, None, *grads
 
 
 def decode_direct(
@@ -297,7 +319,7 @@ def decode_direct(
     dtype: torch.dtype,
     train: bool,
 ) -> Tensor:
-    """As `decode` on the backend `cpu`, bit for bit, projecting only the latents that are read."""
+    """Decode with the same bits as `decode` on the backend `cpu`, projecting only the latents that are read."""
     inputs = [feat, *weights, *biases]
     if train:
         out = _DecodeDirect.apply(coord, cell, switches, dtype, *inputs)

@@ -1,8 +1,8 @@
-"""How many floating-point operations our operators take, for `torch.utils.flop_counter.FlopCounterMode`.
+"""Count the floating-point operations of our operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
-The formulas count what the factorised form does, as the counter does for PyTorch's own operators: two for each
-multiply-add of a matrix product or convolution, and nothing else. A backward pass that computes rows again counts that
-again, as recomputation in PyTorch does.
+The formulas count the factorised form as the counter counts PyTorch's own operators: two for each multiply-add of a
+matrix product or convolution, and nothing else. A backward pass that computes rows again counts them again, as
+recomputation in PyTorch does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = Sequence[int]
 
 
 def _layers(weights: Sequence[Shape]) -> int:
-    """Return the operations of one row in all layers."""
+    """Return the number of operations of one row in all layers."""
     return sum(2 * prod(weight) for weight in weights)
 
 
@@ -30,7 +30,7 @@ def _rows(queries: int, ensemble: bool) -> int:
 
 
 def _shapes(weights: Sequence[Shape]) -> Sequence[Shape]:
-    """Return the shapes of an MLP's weights behind P, also where the backend `cuda` has packed them."""
+    """Return the shapes of an MLP's weights behind P, even if the backend `cuda` has packed them."""
     if len(weights[0]) > 1:
         return weights
     products = (weights[0][0] - TABLE_BYTES) // PRODUCT_BYTES
@@ -38,7 +38,7 @@ def _shapes(weights: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _tail(queries: int, cell: Shape | None, weights: Sequence[Shape], ensemble: bool) -> tuple[int, int]:
-    """Return the operations behind P: of the hidden layers, and of the blend and the last layer, which follows it."""
+    """Return the numbers of operations behind P: in the hidden layers, and in the blend with the last layer."""
     rows, weights = _rows(queries, ensemble), _shapes(weights)
     affine = 2 * (2 if cell is None else 4) * weights[0][0]
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
@@ -60,13 +60,16 @@ def _decode_direct(
     return 2 * _rows(queries, ensemble) * latent * weights[0][0] + sum(_tail(queries, cell, weights, ensemble))
 
 
-def _tail_backward(queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool) -> int:
+def _tail_backward(
+    queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool, places: bool = False
+) -> int:
     hidden, end = _tail(queries, cell, weights, ensemble)
     rows = _rows(queries, ensemble)
     affine = 2 * (2 if cell is None else 4) * weights[0][0] * rows
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
     again = (hidden + end) * max(rows - saved[-2], 0) // max(rows, 1)
-    return 2 * (hidden + end) - affine - blend + again  # rel, cell and the weights of the blend have no gradient
+    unasked = 0 if places else affine + blend  # the gradients of rel, cell and the weights of the blend
+    return 2 * (hidden + end) - unasked + again
 
 
 def _decode_backward(
@@ -78,9 +81,10 @@ def _decode_backward(
     biases: Any,
     saved: Shape,
     ensemble: bool,
+    places: bool,
     *_: Any,
 ) -> int:
-    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble)
+    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble, places)
 
 
 def _render_backward(
@@ -173,7 +177,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
 
 
 def register() -> None:
-    """Tell the counter the formulas, if it has been imported (importing it would import Triton)."""
+    """Register the formulas with the counter, if it has been imported (importing it would import Triton)."""
     counter: Any = sys.modules.get("torch.utils.flop_counter")
     if counter is None:
         return

@@ -1,4 +1,4 @@
-"""`gather_corners`: lookup, unfolding, rel, cell and weights in one pass."""
+"""Define `gather_corners`: lookup, unfolding, rel, cell and weights in one pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Switches, trains
+from liif_fast.coord import place_gradients
 from liif_fast.ops import define, refuse_second_order
 
 
@@ -51,22 +52,29 @@ gather_backward = define(
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feat: Tensor, coord: Tensor, cell: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
-        ctx.shape, ctx.options = feat.shape[1:], options
+        ctx.shape, ctx.terms, ctx.options = feat.shape[1:], 2 if cell is None else 4, options
         ctx.save_for_backward(coord)
         x, weight = gather(feat, coord, cell, *options)
-        ctx.mark_non_differentiable(weight)
+        if not (options[1] and ctx.needs_input_grad[1]):  # the weights depend on coord alone; a single one is 1
+            ctx.mark_non_differentiable(weight)
         return x, weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         (coord,) = ctx.saved_tensors
-        return gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.options), None, None, None, None, None
+        feat_grad = coord_grad = cell_grad = None
+        if ctx.needs_input_grad[0]:
+            feat_grad = gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.options)
+        if any(ctx.needs_input_grad[1:3]):
+            size = *ctx.shape[1:], ctx.options[1]
+            coord_grad, cell_grad = place_gradients(grad[..., -ctx.terms :], grad_weight, coord, *size)
+        return feat_grad, coord_grad, cell_grad, None, None, None
 
 
 def gather_corners(
     feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Return x [B, Q, K, in_dim] in the dtype of feat, and weight [B, Q, K]."""
-    function = _Gather.apply if trains(feat) else gather
+    function = _Gather.apply if trains(feat, coord, cell) else gather
     return function(feat, coord, cell, switches.feat_unfold, switches.local_ensemble, backend)

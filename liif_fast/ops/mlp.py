@@ -1,7 +1,7 @@
-"""`fused_mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one go.
+"""Define `fused_mlp`: Linear, ReLU, ..., Linear over rows, all layers of a tile of rows in one pass.
 
-The hidden activations of the first rows are saved for the backward pass, in a tensor whose shape `saved` [..., rows,
-width] the backend chooses; those of the other rows are computed again.
+The hidden activations of the first rows are saved for the backward pass, in a tensor of the shape `saved`,
+[..., rows, width], which the backend chooses. Those of the other rows are computed again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _backward_fake(
     return [x.new_empty(x.shape), *(wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair)]
 
 
-_mlp = define(
+mlp = define(
     "fused_mlp",
     "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
@@ -42,13 +42,13 @@ mlp_backward = define(
 
 
 class _Mlp(torch.autograd.Function):
-    """The MLP in `dtype`; inputs are x, the weights and the biases, of which no copy in `dtype` is kept."""
+    """Run the MLP in `dtype` on x, the weights and the biases, without keeping copies in `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, saved: Sequence[int], dtype: torch.dtype, backend: str | None, *inputs: Tensor) -> Tensor:
         x, *params = [t.to(dtype) for t in inputs]
         layers = len(params) // 2
-        out, kept = _mlp(x, params[:layers], params[layers:], saved, backend)
+        out, kept = mlp(x, params[:layers], params[layers:], saved, backend)
         ctx.dtype, ctx.backend = dtype, backend
         ctx.save_for_backward(kept, *inputs)
         return out
@@ -82,5 +82,5 @@ def fused_mlp(
         out = _Mlp.apply(saved, dtype, backend, rows, *weights, *biases)
     else:
         params = [t.to(dtype) for t in (*weights, *biases)]
-        out, _ = _mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
+        out, _ = mlp(rows.to(dtype), params[: len(weights)], params[len(weights) :], saved, backend)
     return out.to(result_dtype(x)).reshape(shape)

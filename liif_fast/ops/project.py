@@ -1,6 +1,6 @@
-"""`project`: the first layer's share of the latents, P = unfold(feat) W1z^T + b1, once per latent.
+"""Define `project`: the latents' share of the first layer, P = unfold(feat) W1z^T + b1, once per latent.
 
-The window (top, left, height, width) of P is that of feat.
+The window (top, left, height, width) of P is a window of feat.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ project = define(
     "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
     _fake,
 )
-# Return the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, empty
-# where they are not wanted. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
+# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias; an
+# unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
 project_backward = define(
     "project_backward",
     "(Tensor grad, Tensor feat, Tensor weight, bool unfold, SymInt top, SymInt left, bool[3] wanted, str? backend)"
@@ -89,7 +89,7 @@ def _convolution_backward(
 
 
 def in_layout_of(feat: Tensor, grad: Tensor) -> Tensor:
-    """Return feat's gradient with the strides that the fake says it has."""
+    """Return feat's gradient with the strides that the fake promises."""
     like = torch.empty_like(feat)
     return grad if grad.stride() == like.stride() else like.copy_(grad)
 

@@ -1,4 +1,4 @@
-"""`bicubic_resize`: Pillow's resizing of 8-bit images, from its table of coefficients (`liif_fast.data.resize`)."""
+"""Define `bicubic_resize`: Pillow's resizing of 8-bit images, from the coefficients of `liif_fast.data.resize`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hopper kernel: weights packed for it, and its way in. Hidden layers of 256, forward only."""
+"""Define the operators of the Hopper kernel: packing and decoding, for hidden layers of 256, forward only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from liif_fast.ops import define
 
-# Packed weights: per product of 256 x 256 its 16-bit weights and float32 bias; float32 tables for the first and the
-# last layer (csrc/cuda/layout.h).
+# Packed weights hold 16-bit weights and a float32 bias for each product of 256 x 256, then float32 tables for the first
+# and the last layer (csrc/cuda/layout.h).
 HIDDEN, MAX_OUT = 256, 4
 PRODUCT_BYTES = HIDDEN * HIDDEN * 2 + HIDDEN * 4
 TABLE_BYTES = (4 * HIDDEN + MAX_OUT * HIDDEN + MAX_OUT) * 4
@@ -22,8 +22,8 @@ def _fake(weights: Sequence[Tensor], biases: Sequence[Tensor], terms: int, bfloa
 
 
 pack = define("pack_sm90", "(Tensor[] weights, Tensor[] biases, int terms, bool bfloat) -> Tensor", _fake)
-# How `decode` and `render` reach the kernel; not traced. cluster: 1, or 2 blocks that share the copying of the weights
-# (csrc/cuda/decode_sm90.cu); the same bits either way.
+# `decode` and `render` call the kernel through these, which are not traced. cluster: 1, or 2 blocks that share the
+# copying of the weights (csrc/cuda/decode_sm90.cu), with the same bits.
 decode = define(
     "decode_sm90",
     "(Tensor p, Tensor coord, Tensor? cell, Tensor packed, int out_dim, bool ensemble, int cluster) -> Tensor",

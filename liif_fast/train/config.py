@@ -67,13 +67,9 @@ class Config:
         return None if self.amp is None else AMP[self.amp]
 
     def rate(self, epochs: float) -> float:
-        """Learning rate after so many epochs of training (a fraction inside an epoch).
+        """Return the learning rate after `epochs` (a fraction inside one, from 0 to epoch_max).
 
-        Args:
-            epochs: epochs done, from 0 to epoch_max.
-
-        Returns:
-            initial_lr * gamma^(milestones <= epochs), the cosine from initial_lr to min_lr, or initial_lr.
+        It is initial_lr * gamma^(milestones <= epochs), the cosine from initial_lr to min_lr, or initial_lr.
         """
         first = self.optimizer["args"]["lr"]
         if self.multi_step_lr is not None:
@@ -94,19 +90,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
-    """Check a configuration that has been read already.
-
-    Args:
-        raw: the mapping in the YAML file.
-        folders: where its plugins and its data may be if they are not below the current folder.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        FileNotFoundError: if a file or folder that it names is missing.
-        ValueError: if a key is unknown or missing or a value wrong, naming its place.
-    """
+    """Check a configuration that has been read already."""
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
     folders = folders or []
     shared = check_shared(raw, keys, ("train_dataset", "model", "optimizer", "epoch_max"), folders)

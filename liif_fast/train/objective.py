@@ -13,13 +13,9 @@ from liif_fast.models.norm import DataNorm, Norm
 
 
 class Objective(nn.Module):
-    """A model and the normalisation of its data: from a batch to the error of each of its samples.
+    """A model (any module of inp, coord, cell) and the normalisation of its data, from a batch to its samples' errors.
 
-    Args:
-        model: to be trained; any module that takes (inp, coord, cell).
-        data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`.
-        autocast: dtype of the forward pass; None means float32.
-        channels_last: memory format of the input.
+    `autocast` is the dtype of the forward pass; None means float32.
     """
 
     def __init__(
@@ -31,32 +27,14 @@ class Objective(nn.Module):
         self.norm = Norm(data_norm)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
-        """Sum the absolute errors of each sample.
-
-        Args:
-            batch: groups, as `liif_fast.data.samples.group` makes them, in [0, 1].
-
-        Returns:
-            float32 [B], of normalised values, in the order of the groups.
-
-        Raises:
-            ValueError: if the model's output does not have the targets' shape.
-        """
+        """Sum the absolute normalised errors of each sample of groups in [0, 1] (`samples.group`), float32 [B]."""
         errors = []
         for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
             errors.append((pred.float() - self.norm.target(group["gt"])).abs().flatten(1).sum(1))
         return torch.cat(errors)
 
     def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
-        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32.
-
-        Args:
-            model: the model itself or an average of it.
-            batch: as for `forward`.
-
-        Raises:
-            ValueError: as `forward`.
-        """
+        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32."""
         preds = self._predict(model, batch, None)
         return [self.norm.values(pred).clamp(0, 1) for pred in preds]
 

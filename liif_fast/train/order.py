@@ -14,12 +14,7 @@ class Order:
     r-th on. Where a last, smaller batch leaves nothing for a process, it takes the first sample, which does not count.
 
     Args:
-        length: of the dataset.
-        size: samples of a whole batch.
         seed: of the order; None means in order.
-
-    Attributes:
-        batches: how many an epoch has.
     """
 
     def __init__(self, length: int, size: int, seed: int | None = None) -> None:

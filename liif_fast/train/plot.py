@@ -7,14 +7,7 @@ from liif_fast.train.records import read_log
 
 
 def plot(run: str | Path, out: str | Path | None = None) -> Path:
-    """Draw a training's curves.
-
-    Args:
-        run: the run folder, or a log.csv.
-        out: the PNG to write; None means `curves.png` in the run folder.
-
-    Returns:
-        The PNG.
+    """Draw the curves of a run folder, or a log.csv, as PNG, by default curves.png beside the log, and return its path.
 
     Raises:
         FileNotFoundError: if there is no log.

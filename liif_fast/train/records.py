@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,7 @@ FIELDS = ("epoch", "steps", "loss", "psnr", "psnr_per_image", "lr", "seconds")
 
 
 class Records:
-    """The records of a run folder; every other process than the main one keeps none.
-
-    Args:
-        folder: the run folder.
-        tensorboard: write its events; None writes them if it is installed.
-        main: whether this is the main process.
-        steps: from which a resumed training goes on.
-
-    Raises:
-        ValueError: if TensorBoard is asked for and not installed.
-    """
+    """The records of a run folder, kept by the main process; TensorBoard's where it is installed, or demanded."""
 
     def __init__(self, folder: Path, tensorboard: bool | None, main: bool, steps: int) -> None:
         self.folder, self.main = folder, main
@@ -91,9 +82,12 @@ class Records:
         if not self.main or not path.exists():
             return
         kept = [row for row in read_log(path) if row["epoch"] <= epoch]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
         with atomic_file(path) as file:
-            lines = [",".join(FIELDS), *(",".join(_written(row.get(key)) for key in FIELDS) for row in kept)]
-            file.write(("\n".join(lines) + "\n").encode())
+            file.write(table.getvalue().encode())
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -102,19 +96,7 @@ class Records:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Read a log.csv.
-
-    Args:
-        path: the file.
-
-    Returns:
-        One mapping of FIELDS to numbers an epoch, without those that are empty. A row that was not finished, as a kill
-        may leave one, is left out.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no log of a training.
-    """
+    """Return the rows of a log.csv, without empty fields; a row that a kill has cut is left out."""
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
@@ -128,7 +110,3 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             if None not in values.values() and {"epoch", "steps", "loss", "lr", "seconds"} <= row.keys():
                 rows.append(row)
         return rows
-
-
-def _written(value: Any) -> str:
-    return "" if value is None else repr(value)

@@ -29,18 +29,7 @@ class Progress:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a training, ours or the original's, running no code that it carries.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its content; the model is one that can be built and fits its weights.
-
-    Raises:
-        ModelFileError: if it is no such checkpoint, naming the file.
-        OSError: if it cannot be read.
-    """
+    """Read a checkpoint of a training, ours or the original's, running no code that it carries."""
     checkpoint = dict(read_checkpoint(path))
     with naming(str(path)):
         missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
@@ -55,18 +44,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Progress, order: list[int]) -> Any:
-    """Make a checkpoint.
+    """Make what `torch.save` is to write.
 
-    Args:
-        spec: name and arguments of the model.
-        stepper: with the weights.
-        config: of the training.
-        progress: how far it has come.
-        order: what the order of the samples depends on; in the midst of an epoch it must not change.
-
-    Returns:
-        What `torch.save` is to write. With `ema` the model's weights are the averaged ones, and the trained ones are
-        under `liif_fast`.
+    With `ema` the model's weights are the averaged ones, and the trained ones are under `liif_fast`. In the midst of an
+    epoch `order`, on which the order of the samples depends, must not change.
     """
     extra: dict[str, Any] = {"best": progress.best, "steps": stepper.steps, "backend": stepper.backend}
     if progress.step:
@@ -91,17 +72,7 @@ def restore(
 ) -> tuple[Progress, list[str]]:
     """Take over the state of a checkpoint, whose model's weights are loaded already.
 
-    Args:
-        checkpoint: of `read`.
-        stepper: to be changed.
-        config: of the training.
-        order: as for `compose`.
-
-    Returns:
-        How far it had come, and remarks on what does not go on as it was.
-
-    Raises:
-        ValueError: if it does not fit the configuration.
+    Returns how far it had come, and remarks on what does not go on as it was.
     """
     extra = checkpoint.get("liif_fast", {})  # the original's files have none
     if "trained" in extra:

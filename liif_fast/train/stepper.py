@@ -30,14 +30,8 @@ class Stepper:
 
     Nothing here waits for the device.
 
-    Args:
-        model: to be trained, on its device.
-        config: of the training.
-
     Attributes:
-        objective: the model with its loss.
         average: the averaged model; None without `ema`.
-        steps: how many there have been.
         backend: which decodes; None until `trial.settle`, and where the model leaves no choice.
     """
 
@@ -65,15 +59,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: list[Batch], counts: list[bool]) -> Result:
-        """Minimise the mean error over all pixels of some batches, of all processes.
-
-        Args:
-            batches: what this process has of them.
-            counts: whether it is to be counted; a process must take part even if nothing is left for it.
-
-        Returns:
-            The loss and the errors.
-        """
+        """Minimise the mean error over all pixels of all processes' batches; the others take part with 0."""
         values = sum(g["gt"].numel() for batch, counted in zip(batches, counts, strict=True) if counted for g in batch)
         share = self._share(values)
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,17 +106,7 @@ class Stepper:
         return state
 
     def load_optimizer_state(self, state: dict[str, Any]) -> list[str]:
-        """Take over an optimizer's state, ours or the original's; its settings stay those of the configuration.
-
-        Args:
-            state: of `torch.optim.Optimizer.state_dict`.
-
-        Returns:
-            Which settings the state had otherwise, in words.
-
-        Raises:
-            ValueError: if it is not one of this optimizer and model.
-        """
+        """Take over an optimizer's state, ours or the original's; its settings stay those of the configuration."""
         settings = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}  # the schedule's
         groups = [{**group, "fused": settings["fused"]} for group in state["param_groups"]]  # decides where steps lie
         self.optimizer.load_state_dict({**state, "param_groups": groups})

@@ -15,9 +15,6 @@ class Stop:
 
     With several processes a second one is ignored, since a terminal and torchrun both send Ctrl-C on; torchrun itself
     kills what has not ended after half a minute.
-
-    Attributes:
-        signum: the signal that came, or 0.
     """
 
     def __init__(self) -> None:

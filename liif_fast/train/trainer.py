@@ -95,18 +95,7 @@ def train(
 
 
 class Run:
-    """A training in progress.
-
-    Args:
-        config: the checked configuration.
-        folder: where its files go; made if missing.
-        device: where it computes.
-        source: checkpoint to continue from, ours or the original's.
-
-    Raises:
-        ValueError: if the samples do not fit the model, or the processes do not see the same checkpoint.
-        ModelFileError: if the checkpoint is none that a training can continue from, naming its file.
-    """
+    """A training in progress."""
 
     def __init__(self, config: Config, folder: Path, device: torch.device, source: Path | None = None) -> None:
         self.config, self.folder, self.device = config, folder, device

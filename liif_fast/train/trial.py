@@ -6,8 +6,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from liif_fast import backends
+from liif_fast import backends, distributed
+from liif_fast.backends import verdict
+from liif_fast.call import Call, Switches
 from liif_fast.train.stepper import Batch, Stepper
+
+
+def automatic(device: torch.device, autocast: torch.dtype | None) -> tuple[str, ...]:
+    """Return the backends that "auto" tries in a training, in every process the same.
+
+    The main process reads the verdict of `liif-fast qualify`, which counts if all processes have such a device, such
+    kernels and such libraries.
+
+    Args:
+        device: of this process.
+        autocast: dtype of the forward pass.
+    """
+    step = Call(
+        op="decode",
+        device=device,
+        dtype=torch.float32,
+        shape=(16, 64, 48, 48),  # the paper's setting, in which the verdict's speed was measured
+        queries=2304,
+        widths=(256, 256, 256, 256, 3),
+        switches=Switches(),
+        coord_dtype=torch.float32,
+        autocast=autocast,
+        requires_grad=True,
+        coord_requires_grad=False,
+    )
+    validation = [step._replace(op=op, autocast=None, requires_grad=False) for op in ("decode", "render")]
+    names = backends.order(step, *validation) if distributed.is_main() else ()
+    if distributed.world_size() == 1:
+        return names
+    found = distributed.gather((names, verdict.key(device.type, device.index)))
+    return found[0][0] if all(key == found[0][1] for _, key in found) else backends.AUTO
 
 
 def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> list[str]:
@@ -16,26 +49,17 @@ def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> 
     "auto" is decided here, once, so that a training that is resumed elsewhere does not change it unseen.
 
     Args:
-        stepper: whose models and `backend` are set.
-        batch: of a sample or more; nothing is learnt from it.
         asked: the configuration's backend, "auto" for the fastest; None keeps the recorded one where it can run.
         recorded: the checkpoint's; None if it has none.
-
-    Returns:
-        Remarks on what does not go on as it was.
-
-    Raises:
-        ValueError: if the model cannot compute the batch, the backend asked for refuses, or there is none to choose.
     """
-    names: list[Any] = list(backends.AUTO)
-    if asked is None and recorded is not None:
-        names.insert(0, recorded)
-    elif asked not in (None, "auto"):
-        names = [asked]
+    names: list[Any] = [asked]
     if not _undecided(stepper.model):
-        if names == [asked]:
+        if asked not in (None, "auto"):
             raise ValueError(f"backend: {asked} is of no use: the model has no decoder that leaves the choice open")
         names = [None]
+    elif asked in (None, "auto"):
+        before = [recorded] if asked is None and recorded is not None else []
+        names = [*before, *automatic(stepper.device, stepper.config.autocast)]
     refusals = list[str]()
     for name in names:
         refusal = _refusal(stepper, batch, name)

@@ -23,15 +23,7 @@ CAPTION = (110, 16)  # pixels: the room that a caption takes
 
 
 class Validation:
-    """The validation set of a training.
-
-    Args:
-        dataset: the wrapper.
-        config: of the training.
-        objective: the model's.
-        device: the model's.
-        num_workers: processes that make samples.
-    """
+    """The validation set of a training."""
 
     def __init__(
         self, dataset: Any, config: Config, objective: Objective, device: torch.device, num_workers: int
@@ -46,15 +38,10 @@ class Validation:
 
     @torch.inference_mode()
     def psnr(self, model: Any, epoch: int) -> tuple[float, float]:
-        """Measure a model.
+        """Measure a model, on crops of `epoch` where `val_seed` is null.
 
-        Args:
-            model: the trained or the averaged one.
-            epoch: whose crops are drawn where `val_seed` is null.
-
-        Returns:
-            dB of each batch's pooled error, averaged by batch size, as the original reports it (samples of different
-            sizes are pooled by size); and the mean over images.
+        Returns dB of each batch's pooled error, averaged by batch size, as the original reports it (samples of
+        different sizes are pooled by size); and the mean over images.
         """
         if self.config.val_seed is None:
             self.dataset.set_epoch(epoch)
@@ -81,13 +68,6 @@ class Validation:
         """Show the first samples: the input enlarged by bicubic interpolation, the prediction, and the target.
 
         Above each row stand the PSNR of the two, in 8 bits and all of the sample, and the scale.
-
-        Args:
-            model: the trained or the averaged one.
-            count: rows of the picture.
-
-        Returns:
-            RGB; None where the wrapper knows no samples of all pixels, or they are neither gray nor RGB.
         """
         count = min(count, len(self.dataset))
         if not count or not hasattr(self.dataset, "sample_q"):

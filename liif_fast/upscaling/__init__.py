@@ -1,8 +1,7 @@
 """The main job: an image in, the same image at any larger size out, strip by strip.
 
 `sizes` checks the output's size and window, `options` say how to compute, `alpha` keeps transparency, `features` holds
-the rows of features that are read while strips are rendered, `transfer` knows the ways to the device and back, `strips`
-makes the output.
+the rows of features that are read while strips are rendered, `strips` makes the output.
 """
 
 from liif_fast.upscaling.api import (
@@ -16,19 +15,3 @@ from liif_fast.upscaling.api import (
 )
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size
-
-__all__ = [
-    "MAX_FILE_PIXELS",
-    "MAX_PIXELS",
-    "Frame",
-    "Options",
-    "Progress",
-    "Strips",
-    "Target",
-    "check_target",
-    "output_size",
-    "upscale",
-    "upscale_file",
-    "upscale_picture",
-    "upscale_strips",
-]

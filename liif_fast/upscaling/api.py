@@ -78,7 +78,7 @@ def upscale(
             it has in the whole.
         device: "auto" (where a given model is; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
         backend: which backend decodes; None leaves the choice to the model ("auto" unless set otherwise).
-        precision: "float32", or "bf16" or "fp16" for the encoder and, on a GPU, the decoder; where the result is not
+        precision: "float32", or "bf16" or "fp16" for the encoder and the decoder; where the result is not
             finite, float32 is used from there on, with a notice.
         tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
         progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).
@@ -199,13 +199,7 @@ def check_target(
     size: tuple[int | None, int | None] | None,
     region: Window | None,
 ) -> Target:
-    """Check that the output of a picture fits into a file.
-
-    Args:
-        path: the file, which `check_output` has been asked about.
-        kind: its answer.
-        picture: the input.
-        scale, size, region: as for `upscale`.
+    """Check that the output of a picture fits into a file of the kind that `check_output` has found.
 
     Raises:
         ImageFileError: the format cannot hold the output.
@@ -265,7 +259,7 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
             raise ValueError(f"image must have shape [H, W] or [H, W, C], got {list(image.shape)}")
         if image.dtype.kind == "f" and image.size and not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"a floating point image must be in [0, 1], got {image.min():g} to {image.max():g}")
-        restore = _squeeze if image.ndim == 2 else _same
+        restore = (lambda pixels: pixels[..., 0]) if image.ndim == 2 else (lambda pixels: pixels)
     else:
         raise TypeError(f"image must be a PIL image or a numpy array, got {type(image).__name__}")
     if not pixels.size:
@@ -280,14 +274,6 @@ def _notice_drawn(name: str | os.PathLike[str], info: Mapping[Any, Any]) -> None
             name,
             info[DRAWN],
         )
-
-
-def _same(pixels: NDArray) -> NDArray:
-    return pixels
-
-
-def _squeeze(pixels: NDArray) -> NDArray:
-    return pixels[..., 0]
 
 
 def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:

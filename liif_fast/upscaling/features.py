@@ -19,7 +19,6 @@ from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import other_channels
 from liif_fast.models.tiles import Span, encode_window
 from liif_fast.upscaling.options import MIN_TILE, Options
-from liif_fast.upscaling.transfer import Transfers
 from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
@@ -34,20 +33,10 @@ class Features:
     bits as from the whole map. Any other model keeps the features of the whole region.
 
     Args:
-        model: a shallow copy keeps the features, so that the caller's model stays as it was.
-        encoder: the model's, as `encoder_for` gives it.
         plane: [H, W, C], C the model's channels, or the part of it that `input_window` names; one channel is given
             to the model as often as it wants.
         top: the value of `plane` that stands for 1.
         size: (height, width) of the whole output.
-        region: the part of it that will be rendered.
-        options: how to compute.
-        transfers: the ways to the model's device.
-        report: called after each tile.
-
-    Attributes:
-        pixels: how many input pixels will be encoded.
-        encoded: how many have been.
     """
 
     def __init__(
@@ -59,7 +48,6 @@ class Features:
         size: tuple[int, int],
         region: Window,
         options: Options,
-        transfers: Transfers,
         report: Callable[[], None],
     ) -> None:
         self.view = cast(Any, copy.copy(model))
@@ -68,7 +56,7 @@ class Features:
         parameter = next(model.parameters())
         self.device, self.own_dtype = parameter.device, parameter.dtype
         self.plane, self.top, self.size = plane, top, size
-        self.encoder, self.transfers, self.report = encoder, transfers, report
+        self.encoder, self.report = encoder, report
         self.dtype, self.tile = options.dtype, options.tile
         self.norm = model.norm()  # on the device once: each copy there would wait for its work
         self.shape, self.channels = plane.shape[:2], model.channels_in
@@ -87,14 +75,7 @@ class Features:
                 self.view.inp_place = (y, x, *self.shape)
 
     def render(self, region: Window) -> Tensor:
-        """A window of the output, `[C, h, w]` float32, nominally in [0, 1] but not clamped.
-
-        Args:
-            region: (top, left, height, width); windows must come from top to bottom.
-
-        Raises:
-            RuntimeError: the output is not finite or has other channels, or the backend cannot run this.
-        """
+        """Render a window, `[C, h, w]` float32 in [0, 1] but not clamped; windows must come from top to bottom."""
         place = self._provide(region)
         out = self._decode(region, place)
         if self.dtype is not None and not out.isfinite().all():
@@ -155,7 +136,7 @@ class Features:
         return feat
 
     def _encode_once(self, rows: Span) -> Tensor:
-        with self._precision(self.dtype):
+        with self._precision():
             feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile, self._encoded)
         height, width = rows[1] - rows[0], self.cols[1] - self.cols[0]
         if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
@@ -170,8 +151,7 @@ class Features:
         self.report()
 
     def _decode(self, region: Window, place: Place | None) -> Tensor:
-        # On a CPU the fused kernels compute in float32, faster than plain PyTorch does in half precision.
-        with self._precision(None if self.device.type == "cpu" else self.dtype):
+        with self._precision():
             if place is None:
                 pred = self.view.render_rgb(self.size, region)
             else:
@@ -180,8 +160,8 @@ class Features:
             raise RuntimeError(other_channels(pred.shape[1], self.channels))
         return self.norm.image(pred.float())[0]
 
-    def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def _to_float32(self) -> None:
         logger.warning("the result in %s has NaN or infinite values: going on in float32", self.dtype)
@@ -193,7 +173,8 @@ class Features:
         """Pixels of a window, `[1, C, h, w]`, normalised, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
         host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
-        inp = self.transfers.to_device(host).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
+        host = host.pin_memory() if self.device.type == "cuda" else host
+        inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
         inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place: a model that reads it gets the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
@@ -204,15 +185,9 @@ def _in_parts(model: FeatureModel) -> bool:
 
 
 def input_window(model: FeatureModel, size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Give the window of the input that a region of the output depends on; the whole where the model needs that.
+    """Give the window of the input (height, width) that a region of the output depends on, or the whole.
 
     Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
-
-    Args:
-        model: as for `Features`.
-        size: (height, width) of the whole output.
-        region: of the output.
-        shape: (height, width) of the input.
     """
     radius = model.receptive_radius
     if radius is None or not _in_parts(model):

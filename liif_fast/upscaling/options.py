@@ -17,11 +17,7 @@ MIN_TILE = 32  # pixels; halving stops there, since the overlap is by then most 
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments of `upscale`; see there.
-
-    Raises:
-        ValueError, TypeError: one of them cannot be used.
-    """
+    """Arguments of `upscale`; see there."""
 
     backend: str | None = None
     precision: str = "float32"
@@ -30,7 +26,7 @@ class Options:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Autocast dtype of the encoder (off the CPU also of the decoder); None keeps the model's."""
+        """Autocast dtype; None keeps the model's."""
         return PRECISIONS[self.precision]
 
     def __post_init__(self) -> None:

@@ -37,13 +37,7 @@ def output_size(
     size: tuple[int | None, int | None] | None = None,
     limit: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """Return the output's (width, height) in pixels.
-
-    Args:
-        size_in: (width, height) of the input.
-        scale: as in `upscale`.
-        size: as in `upscale`.
-        limit: the most pixels.
+    """Return the output's (width, height), at most `limit` pixels, from the input's; scale and size as in `upscale`.
 
     Raises:
         ValueError: both or none of scale and size; not finite, below the input, or more than `limit` pixels.
@@ -72,12 +66,7 @@ def output_size(
 
 
 def check_scale(scale: float) -> float:
-    """A scale as a float.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not finite, or below 1.
-    """
+    """A scale as a float."""
     if isinstance(scale, str | bytes) or not hasattr(scale, "__float__"):
         raise TypeError(f"scale must be a number, got {scale!r:.80}")
     try:
@@ -105,16 +94,7 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
 
 
 def _check_region(region: Window | None, size: tuple[int, int]) -> Window:
-    """Return the window to make, the whole image for None.
-
-    Args:
-        region: as in `upscale`.
-        size: (width, height) of the whole output.
-
-    Raises:
-        TypeError: it does not hold whole numbers.
-        ValueError: it does not hold four, is empty, or reaches out of the image.
-    """
+    """Return the window to make of an output of (width, height), the whole image for None."""
     width, height = size
     if region is None:
         return 0, 0, height, width

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
 from liif_fast.upscaling.features import Features, encoder_for
 from liif_fast.upscaling.options import Options
 from liif_fast.upscaling.sizes import Frame
-from liif_fast.upscaling.transfer import Transfers
 from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
@@ -38,15 +37,12 @@ def render_strips(
     Args:
         pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
             `features.input_window` names is enough where all of it is visible.
-        model: the work is done on its device.
-        frame: the output.
-        options: how to compute.
 
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
     """
     canvas = _Canvas(pixels, model, frame, options)
-    yield from _to_host(canvas.strips(), canvas.transfers, pixels.dtype)
+    yield from _to_host(canvas.strips(), canvas.device, pixels.dtype)
 
 
 def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
@@ -55,7 +51,6 @@ def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
     Args:
         pixels: [H, W, C]. A model of 1 or 3 channels takes pictures, C = 1 to 4: gray or RGB, each with or without
             alpha; colours only if it has 3. Any other takes as many channels as it has, and none of them is alpha.
-        model: whose channels count.
     """
     shape, wanted = pixels.shape, model.channels_in
     if not _takes_pictures(model):
@@ -93,14 +88,10 @@ class _Canvas:
                 colour = fill_hidden(pixels, self.top)
                 planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (self.alpha, self.top)]
         self.device = next(model.parameters()).device
-        self.transfers = Transfers(self.device)
         self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
-            self.planes = [
-                Features(model, encoder, plane, top, *frame, options, self.transfers, self._report)
-                for plane, top in planes
-            ]
+            self.planes = [Features(model, encoder, plane, top, *frame, options, self._report) for plane, top in planes]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
             logger.warning(
                 "the model's encoder looks at the whole image: it is run on all %dx%d pixels at once, without tiles, "
@@ -155,15 +146,31 @@ class _Canvas:
         self.progress("encode", sum(plane.encoded for plane in self.planes), self.total)
 
 
-def _to_host(strips: Iterable[Tensor], transfers: Transfers, dtype: np.dtype) -> Iterator[NDArray]:
-    """Bring to the host; from a GPU while the next strip is rendered."""
-    under_way: deque[Callable[[], Tensor]] = deque()
+def _to_host(strips: Iterable[Tensor], device: torch.device, dtype: np.dtype) -> Iterator[NDArray]:
+    """Bring to the host; from a GPU on a stream of its own, while the next strip is rendered."""
+    if device.type != "cuda":
+        for strip in strips:
+            yield strip.cpu().numpy().astype(dtype, copy=False)
+        return
+    back = torch.cuda.Stream(device)
+    under_way: deque[tuple[Tensor, torch.Event]] = deque()
+
+    def arrived() -> NDArray:
+        host, event = under_way.popleft()
+        event.synchronize()
+        return host.numpy().astype(dtype, copy=False)
+
     for strip in strips:
-        under_way.append(transfers.to_host(strip))
-        if len(under_way) > transfers.beside:
-            yield under_way.popleft()().numpy().astype(dtype, copy=False)
-    for wait in under_way:
-        yield wait().numpy().astype(dtype, copy=False)
+        back.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(back):
+            host = torch.empty(strip.shape, dtype=strip.dtype, pin_memory=True)
+            host.copy_(strip, non_blocking=True)
+        under_way.append((host, back.record_event()))
+        strip.record_stream(back)
+        if len(under_way) > 1:
+            yield arrived()
+    while under_way:
+        yield arrived()
 
 
 def _quantise(values: Tensor, dtype: np.dtype) -> Tensor:

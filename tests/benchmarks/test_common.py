@@ -10,19 +10,6 @@ import torch
 from benchmarks import common, eager, limits, memory, rivals, runtimes
 from liif_fast.functional import liif_decode, liif_render
 
-
-class Pedantic:
-    """As pytest-benchmark's fixture, without statistics."""
-
-    def __init__(self):
-        self.extra_info = {}
-
-    def pedantic(self, target, args, setup, rounds):
-        for _ in range(rounds):
-            setup()
-            target(*args)
-
-
 SIZES = [(21, 27), (20, 31), (5, 4)]  # x3 both ways, fractional, below the latents
 
 
@@ -85,14 +72,6 @@ def test_signals_arrive_after_openvino_is_gone(tmp_path):
     assert SignalStack.current() == before
 
 
-def test_what_is_compiled_is_the_reference():
-    """One of them; the others are checked in each benchmark, too, but compiling takes long."""
-    (feat, weights, biases), queries, expected = problem_and_image(SIZES[0])
-    calls = rivals.inference(common.Problem(feat, weights, biases), queries, graphs=False)
-    assert set(calls) == {common.EAGER, common.COMPILED, common.FACTORISED_COMPILED}
-    common.check(calls[common.FACTORISED_COMPILED](), expected)
-
-
 def test_training_rivals_have_the_reference_gradients():
     problem = common.make_problem((5, 6), batch=2, channels=3, hidden=(8,))
     problem.feat.requires_grad_()
@@ -123,8 +102,7 @@ def test_check():
             common.check(wrong, (good, gradient))
 
 
-def test_race(monkeypatch):
-    monkeypatch.setattr(common, "LAP_SECONDS", 0)
+def test_race():
     order = []
 
     def call(name, value=1.0):
@@ -137,20 +115,28 @@ def test_race(monkeypatch):
     def broken():
         raise ImportError("no such compiler\nand more")
 
-    rivals = {"a": call("a"), "wrong": call("wrong", 1.1), "b": call("b"), "broken": broken}
+    always = {common.OURS: call("ours"), common.REFERENCE: call("reference")}
+    rivals = {"wrong": call("wrong", 1.1), "a": call("a"), "broken": broken, "late": call("late")}
     yards = [limits.Yardstick(each, lambda: None, 100) for each in ("sgemm", "matrix", "copy")]
-    machine = {"work": limits.Work(10, 1), "yardsticks": yards, "keepers": ["b"], "left_out": {"late": "too late"}}
-    result = common.race(Pedantic(), "name", "title", call("ours"), rivals, torch.tensor([1.0]), rounds=3, **machine)
+    machine = {
+        "work": limits.Work(10, 1),
+        "yardsticks": yards,
+        "keepers": ["a"],
+        "left_out": {"late": "too late"},
+        "lap": 0.0,
+    }
+    result, laps = common.race("name", "title", always | rivals, rounds=3, **machine)
     # Before, each is called to warm up and to be checked, and those that are right to choose the number of repeats.
-    assert order[-9:] == ["a", "b", "ours", "b", "a", "ours", "a", "b", "ours"]
-    assert set(result["figures"]) == {"liif_fast", "a", "b", "sgemm", "matrix", "copy"}
+    assert order[-9:] == ["reference", "a", "ours", "a", "reference", "ours", "reference", "a", "ours"]
+    assert set(result["figures"]) == {"liif_fast", "reference", "a", "sgemm", "matrix", "copy"}
     assert [("share" in figure, "memory" in figure) for figure in result["figures"].values()] == [
         (True, memory.CLEAR_REFS.exists()),
         (True, memory.CLEAR_REFS.exists()),
         (True, False),
         *[(False, False)] * 3,
     ]
-    assert all(result["figures"][each]["checked"] for each in ("liif_fast", "a", "b"))
+    assert all(result["figures"][each]["checked"] for each in ("liif_fast", "reference", "a"))
+    assert {name: len(each) for name, each in laps.items()} == dict.fromkeys(result["figures"], 3)
     assert {"sgemm_rate", "matrix_rate", "copy_rate", "share_of_sgemm"} <= set(result)
     assert result["missing"]["late"] == "too late"
     assert result["rounds"] == 3
@@ -158,24 +144,24 @@ def test_race(monkeypatch):
     assert result["missing"]["broken"] == "ImportError: no such compiler"
     json.dumps(result)
 
+    few = common.race("name", "title", always | rivals, rounds=1, selected={"a"})
+    assert set(few.laps) == {"liif_fast", "reference", "a"}
+    assert not few.result["missing"]
     with pytest.raises(AssertionError, match="wrong by"):
-        common.race(Pedantic(), "name", "title", call("ours", 2.0), {}, torch.tensor([1.0]), rounds=1)
+        common.race("name", "title", always | {common.OURS: call("ours", 2.0)}, rounds=1)
 
 
-def test_rounds_end_when_their_time_is_used_up(monkeypatch):
-    monkeypatch.setattr(common, "LAP_SECONDS", 0)
-
+def test_rounds_end_when_their_time_is_used_up():
     def run():
         time.sleep(1e-3)
         return torch.tensor([1.0])
 
-    rounds = {
-        seconds: common.race(Pedantic(), "name", "title", run, {}, torch.tensor([1.0]), rounds=most, seconds=seconds)[
-            "rounds"
-        ]
-        for seconds, most in ((0.0, 9), (1e9, 5), (0.0 + 1e-9, 2))
-    }
-    assert list(rounds.values()) == [3, 5, 2]
+    calls = dict.fromkeys(common.ALWAYS, run)
+    rounds = [
+        common.race("name", "title", calls, rounds=most, seconds=seconds, lap=0.0).result["rounds"]
+        for seconds, most in ((0.0, 9), (1e9, 5), (1e-9, 2))
+    ]
+    assert rounds == [3, 5, 2]
 
 
 def test_share_of_the_limit():

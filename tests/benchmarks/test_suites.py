@@ -15,11 +15,13 @@ def run(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_suite_runs(suite):
-    done = run(suite, "--check", "--threads=1")
+@pytest.mark.parametrize("suites", [SUITES[::2], SUITES[1::2]], ids=" ".join)
+def test_suites_run(suites):
+    """Several in a process, whose start takes as long as a suite; in two, for two workers."""
+    done = run(*suites, "--check", "--threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rounds: 1" in done.stdout
+    assert all(f"bench_{suite}.py" in done.stdout for suite in suites)
+    assert done.stdout.count("rounds: 1") > len(suites)
     assert "no figure" not in done.stdout
 
 
@@ -34,8 +36,6 @@ def test_one_suite_is_only_that_suite():
     ("options", "message"),
     [
         (("--quick", "--record"), "--record and --long are for full runs"),
-        (("--threads", "0"), "--threads must be at least 1"),
-        (("--device", "nowhere"), "--device nowhere"),
         (("nothing",), "there is no suite 'nothing'; there are"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The script behind docs/upscaling.md and the README's lead makes something of each kind."""
+"""The script behind docs/upscaling.md makes something of each kind."""
 
 import sys
 from pathlib import Path
@@ -32,6 +32,6 @@ def test_fill(tmp_path: Path) -> None:
 
 
 def test_the_documents_have_the_blocks() -> None:
-    for name, block in (("README.md", "verify"), ("docs/upscaling.md", "figures")):
+    for name, block in (("docs/backends.md", "verify"), ("docs/upscaling.md", "figures")):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert text.count(f"<!-- begin:{block} -->") == text.count(f"<!-- end:{block} -->") == 1

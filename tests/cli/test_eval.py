@@ -269,6 +269,7 @@ def test_pairs_that_were_rounded_up(tmp_path, capsys):
 
 def test_without_scikit_image(folder, capsys, monkeypatch):
     """As after a plain installation: PSNR alone, and a line that says what SSIM needs."""
+    monkeypatch.setitem(sys.modules, "skimage", None)
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     command = ["--config", folder / "test-set5-2.yaml", "--model", "bicubic"]
     code, out, err = run(capsys, *command)

@@ -73,6 +73,11 @@ def test_folders_formats_pictures_and_failures(scans: Path, network: str, tmp_pa
     assert not list(out.glob(".*"))
 
 
+def test_the_packages_own_model(scans: Path, tmp_path: Path) -> None:
+    assert main(["lidar", str(scans / "npz_image.npz"), str(tmp_path / "a.ply"), "--lines", "x2"]) == 0
+    assert len(read_scan(tmp_path / "a.ply").points) > 512
+
+
 def test_the_beams_of_another_sensor_and_replacing(scans: Path, network: str, tmp_path: Path) -> None:
     out = tmp_path / "a.npz"
     assert main(["lidar", str(scans / "npz_image.npz"), str(out), "--beams", "os1-32", "--model", network]) == 0

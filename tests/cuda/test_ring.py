@@ -15,7 +15,7 @@ from .ring import Setting, Step, explore, programs
 LAYOUT = Path(__file__).parents[2] / "csrc" / "cuda" / "layout.h"
 
 
-@pytest.mark.parametrize("stages", [4, 5, 6, 7])
+@pytest.mark.parametrize("stages", [4, 6])  # the least that runs, and the kernel's
 @pytest.mark.parametrize(("products", "tiles"), [(1, 1), (1, 3), (2, 2), (3, 1), (3, 2)])
 def test_every_order_ends_well(stages, products, tiles):
     assert explore(Setting(stages=stages, products=products, tiles=tiles)) == ""
@@ -30,7 +30,7 @@ def test_the_kernel_has_a_setting_shown_here():
     stages = int(re.search(r"\bkStages = (\d+);", source)[1])
     width, of_slice = (int(re.search(rf"\b{name} = (\d+)[,;]", source)[1]) for name in ("kHidden", "kSliceK"))
     assert width // of_slice == Setting().slices
-    assert 4 <= stages <= 7
+    assert stages == 6
 
 
 # ---- With one thing wrong, something goes wrong.
@@ -146,7 +146,7 @@ PAIR = Setting(stages=1, slices=1, products=1, tiles=3, cluster=2)
 
 
 # A block's states times its peer's: there are too many for the kernel's own setting, and every stage is used again.
-@pytest.mark.parametrize("setting", [PAIR, PAIR._replace(products=2, tiles=2), Setting(2, 2, 1, 2, cluster=2)])
+@pytest.mark.parametrize("setting", [PAIR, PAIR._replace(products=2, tiles=2)])
 def test_every_order_of_a_cluster_ends_well(setting):
     assert explore(setting) == ""
 

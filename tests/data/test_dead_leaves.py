@@ -53,8 +53,10 @@ def test_a_set_drawn_by_several_processes(monkeypatch):
     drawn_by = []
     monkeypatch.setattr(module, "SHARE", 2)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(2))
-    real = module.ProcessPoolExecutor
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *args: drawn_by.append(args[0]) or real(*args))
+    real = module.DataLoader
+    monkeypatch.setattr(
+        module, "DataLoader", lambda *args, **more: drawn_by.append(more["num_workers"]) or real(*args, **more)
+    )
     assert np.array_equal(module.dead_leaves_set(5, 16, 3), alone)
     assert drawn_by == [2]
 

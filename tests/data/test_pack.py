@@ -11,7 +11,7 @@ from PIL import Image
 
 from liif_fast.data import make
 from liif_fast.data.datasets import read_image
-from liif_fast.data.pack import open_pack
+from liif_fast.data.pack import Pack
 
 
 @pytest.fixture
@@ -24,90 +24,97 @@ def images(tmp_path):
     return sorted((tmp_path / "hr").iterdir())
 
 
-def counted(paths):
-    """A reader that notes what it reads."""
-    return lambda path: paths.append(path.name) or read_image(path)
+def packed(images, read=None):
+    """Their pack; the names of the files that are decoded for it go to the list `read`."""
+
+    def note(path):
+        if read is not None:
+            read.append(path.name)
+        return read_image(path)
+
+    root = images[0].parent
+    return Pack(root.parent / "pack", root, [path.name for path in images], note)
 
 
 def check(pack, images):
     assert len(pack) == len(images)
-    for array, path in zip(pack, images, strict=True):
-        assert np.array_equal(array, read_image(path))
+    for number, path in enumerate(images):
+        assert np.array_equal(pack[number], read_image(path))
 
 
-def test_built_once_and_mapped(tmp_path, images):
+def test_built_once_and_mapped(images):
     read = []
-    check(open_pack(tmp_path / "pack", images, counted(read)), images)
-    again = open_pack(tmp_path / "pack", images, counted(read))
+    check(packed(images, read), images)
+    again = packed(images, read)
     check(again, images)
-    assert read == [path.name for path in images]
+    assert sorted(read) == [path.name for path in images]
     assert isinstance(again[1], np.memmap)
     copied = pickle.dumps(again)
-    assert len(copied) < 1000  # the path and the index, not the pixels
+    assert len(copied) < 1000  # the paths, not the pixels
     check(pickle.loads(copied), images)
 
 
-def test_nothing_reaches_the_file(tmp_path, images):
-    before = open_pack(tmp_path / "pack", images, read_image)
-    content = (tmp_path / "pack").read_bytes()
-    before[0][:] = 0
-    del before
-    assert (tmp_path / "pack").read_bytes() == content
+def test_nothing_reaches_the_file(images):
+    before = packed(images)
+    content = before.files[0].read_bytes()
+    array = before[0]
+    array[:] = 0
+    del array
+    assert before.files[0].read_bytes() == content
 
 
-def test_a_changed_folder(tmp_path, images):
-    pack = tmp_path / "pack"
-    old = open_pack(pack, images, read_image)
-    first = old[0].copy()
+def test_a_changed_folder(images):
+    old = packed(images)
+    mapped = old[0]
+    first = mapped.copy()
     Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(images[0])
-    new = open_pack(pack, images, read_image)
-    check(new, images)
-    assert np.array_equal(old[0], first)  # who has the old one mapped keeps it
-    for changed in (images[:2], images[::-1]):
-        check(open_pack(pack, changed, read_image), changed)
-    os.utime(images[1], ns=(1, 1))
     read = []
-    check(open_pack(pack, images, counted(read)), images)
-    check(open_pack(pack, images, counted(read)), images)
-    assert len(read) == 3
+    check(packed(images, read), images)
+    assert read == ["0.png"]
+    assert np.array_equal(mapped, first)  # who has the old one mapped keeps it
+    for changed in (images[:2], images[::-1]):
+        check(packed(changed, read), changed)
+    assert read == ["0.png"]
+    os.utime(images[1], ns=(1, 1))
+    check(packed(images, read), images)
+    check(packed(images, read), images)
+    assert read == ["0.png", "1.png"]
+    assert len(list((images[0].parent.parent / "pack").glob("*.npy"))) == 3  # the outdated are gone
 
 
-def test_a_copy_is_of_the_same_pack_or_none(tmp_path, images):
-    """A worker that starts after the pack has been made anew must not read other pixels by the old index."""
-    copied = pickle.dumps(open_pack(tmp_path / "pack", images, read_image))
+def test_a_copy_is_of_the_same_images_or_none(images):
+    """A worker that starts after an image has changed must not read other pixels in its place."""
+    copied = pickle.dumps(packed(images))
     Image.fromarray(np.full((5, 9, 3), 9, np.uint8)).save(images[0])
-    open_pack(tmp_path / "pack", images, read_image)
-    with pytest.raises(OSError, match="another pack has taken its place"):
-        pickle.loads(copied)
+    packed(images)
+    with pytest.raises(OSError, match=r"0\.png"):
+        pickle.loads(copied)[0]
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut whole", "mark", "length", "index", "empty", "longer"])
-def test_a_damaged_pack_is_built_anew(tmp_path, images, damage):
-    pack = tmp_path / "pack"
-    open_pack(pack, images, read_image)
-    content = pack.read_bytes()
+@pytest.mark.parametrize("damage", ["cut", "mark", "shape", "empty", "longer"])
+def test_a_damaged_file_is_made_anew(images, damage):
+    pack = packed(images)
+    content = pack.files[0].read_bytes()
     spoilt = {
         "cut": content[:-7],
-        "cut whole": content[:50] + content[90:],  # the end is there, pixels are missing
-        "mark": content[:-1] + b"2",
-        "length": content[:-24] + b"\xff" * 8 + content[-16:],
-        "index": content.replace(b'"offset": 0', b'"offset": 1'),
+        "mark": b"x" + content[1:],
+        "shape": content.replace(b"(5, 9, 3)", b"(9, 9, 3)"),
         "empty": b"",
         "longer": b"x" + content,
     }[damage]
     assert spoilt != content
-    pack.write_bytes(spoilt)
+    pack.files[0].write_bytes(spoilt)
     read = []
-    check(open_pack(pack, images, counted(read)), images)
-    assert len(read) == 3
-    assert pack.read_bytes() == content
+    check(packed(images, read), images)
+    assert read == ["0.png"]
+    assert pack.files[0].read_bytes() == content
 
 
 SLOW = """
 import sys, time
 from pathlib import Path
 from liif_fast.data.datasets import read_image
-from liif_fast.data.pack import open_pack
+from liif_fast.data.pack import Pack
 
 folder = Path(sys.argv[1])
 images = sorted((folder / "hr").iterdir())
@@ -118,7 +125,7 @@ def read(path):
         time.sleep(float(sys.argv[2]))
     return read_image(path)
 
-print(len(open_pack(folder / "pack", images, read)))
+print(len(Pack(folder / "pack", folder / "hr", [path.name for path in images], read)))
 """
 
 
@@ -135,30 +142,27 @@ def test_a_build_that_is_killed(tmp_path, images):
     process = start(tmp_path, 60)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "pack").exists()
-    assert len(list(tmp_path.glob(".pack.*.part"))) == 1
-    check(open_pack(tmp_path / "pack", images, read_image), images)
-    assert not list(tmp_path.glob(".pack.*.part"))
+    assert list(tmp_path.glob("pack/.*.part"))
+    check(packed(images), images)
+    assert not list(tmp_path.glob("pack/.*.part"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no lock there")
 def test_others_wait_for_the_one_that_builds(tmp_path, images):
     process = start(tmp_path, 0.5)
     read = []
-    check(open_pack(tmp_path / "pack", images, counted(read)), images)
+    check(packed(images, read), images)
     assert read == []
     assert process.communicate()[0] == b"3\n"
 
 
-def test_parts_of_a_folder_have_packs_of_their_own(tmp_path, images):
+def test_parts_of_a_folder_share_its_files(tmp_path, images):
     def folder(**args):
         root = str(images[0].parent)
         return make({"name": "image-folder", "args": {"root_path": root, "cache": "bin", **args}})
 
+    assert [len(folder(first_k=1)), len(folder()), len(folder(first_k=2))] == [1, 3, 2]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("_npy_hr/*.npy")}
+    assert len(times) == 3
     assert [len(folder()), len(folder(first_k=2)), len(folder(first_k=1))] == [3, 2, 1]
-    packs = {path.name for path in tmp_path.glob("_pack_hr*")}
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("_pack_hr*")}
-    assert len(packs) == 3
-    assert "_pack_hr" in packs
-    assert [len(folder()), len(folder(first_k=2)), len(folder(first_k=1))] == [3, 2, 1]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("_pack_hr*")} == times
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("_npy_hr/*.npy")} == times

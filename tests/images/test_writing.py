@@ -6,7 +6,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -258,26 +257,3 @@ def test_atomic_file_keeps_permissions_and_follows_links(tmp_path: Path) -> None
         pass
     (tmp_path / "plain").touch()
     assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_second_signal_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes before the writing thread has been told that nothing more will come."""
-
-    class Interrupted(Queue):
-        def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
-            if item is None:
-                raise KeyboardInterrupt
-            super().put(item, block, timeout)
-
-    def strips() -> Iterator[NDArray]:
-        yield np.zeros((2, 4, 3), np.uint8)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(writing, "Queue", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_strips(tmp_path / "a.png", strips(), (4, 4, 3), 8, {})
-    assert list(tmp_path.iterdir()) == []
-    for thread in threading.enumerate():
-        if thread.name == "liif_fast-write":
-            thread.join(30)
-            assert not thread.is_alive()

@@ -100,8 +100,7 @@ def training(dtype, recompute, queries):
     return counter.peak - 16 * 48 * 48 * 256 * dtype.itemsize
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("dtype", "deterministic"), [(torch.float16, True), (torch.float32, False)])
 def test_a_million_training_queries(idle, dtype, deterministic):
     """Under 4 GiB beyond P, inputs and gradients included; and what grows with queries are rows of a few numbers."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -5,7 +5,9 @@ import torch
 
 from liif_fast import LIIFDecoder, functional
 from liif_fast.backends import triton
+from liif_fast.call import Switches
 
+from ..ops import test_gradients
 from ..ops.support import Problem
 
 ops = torch.ops.liif_fast
@@ -27,7 +29,8 @@ def samples():
             saved = torch.randn(2, keep * corners, 9)
             yield "decode", (p, coord, cell, weights, biases, ensemble, saved.shape)
             yield "render", (p, cells, weights, biases, ensemble, grid, saved.shape)
-            yield "decode_backward", (torch.randn(1, 3, 3), p, coord, cell, weights, biases, saved, ensemble)
+            grad = torch.randn(1, 3, 3)
+            yield "decode_backward", (grad, p, coord, cell, weights, biases, saved, ensemble, keep > 0)
             yield "render_backward", (torch.randn(1, 3, 2, 3), p, cells, weights, biases, saved, ensemble, grid)
         x = torch.randn(1, 3, corners, 18 + terms)
         yield "gather_corners", (feat, coord, cell, True, ensemble)
@@ -116,11 +119,11 @@ def test_what_is_refused(options, reason):
 
 
 def test_only_by_name():
-    """Until it has passed on a GPU; `explain` says so."""
+    """Until `liif-fast qualify` has passed it here; `explain` says so."""
     problem = Problem()
     can, reason = answer(problem)
     assert can
-    assert "not been run on a GPU" in reason
+    assert "off in auto until `liif-fast qualify` has passed it here" in reason
     assert functional.explain(*problem.arguments).chosen != "triton"
 
 
@@ -169,3 +172,7 @@ def test_a_bad_latent_reaches_its_readers_only():
     torch.testing.assert_close(out[~read], clean[~read], rtol=1e-6, atol=1e-6)
     (grad,) = torch.autograd.grad(out[~read].sum(), bad)
     assert grad.isfinite().all()
+
+
+def test_coord_and_cell():
+    test_gradients.test_coord_and_cell_of_the_kernels("triton", Switches(), (3, 4), (9,), None)

@@ -5,13 +5,7 @@ from functools import partial
 import torch
 
 from ..gpu import test_operator
-from ..ops import test_plan
 from ..ops.support import run_python
-
-
-def test_decode_and_render_of_the_nearest(monkeypatch):
-    monkeypatch.setattr(test_plan, "SIDES", (1, 6))
-    test_plan.test_decode_and_render_of_the_nearest("triton")
 
 
 def test_what_the_kernels_do_not_take_is_skipped():

@@ -69,14 +69,6 @@ def test_what_the_models_say():
         assert meta(torch.rand(1, 2, 5, 6), make_coord((7, 8))[None], make_cell((7, 8))[None]).shape == (1, 56, 2)
 
 
-def test_a_share_is_that_of_the_multiply_adds():
-    """Of a LIIF about: the first layer once a latent, the others four times a pixel of the output."""
-    model = build()
-    encoder = sum(p.numel() for p in model.encoder.parameters())
-    first, *others = (p.numel() for p in model.imnet.parameters())
-    assert model.encoder_share(10, 90) == encoder * 10 / (encoder * 10 + first * 10 + sum(others) * 4 * 90)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_one_channel(dtype, tmp_path, monkeypatch):
     """Gray goes through as it is, with and without alpha, from arrays and files; colours are refused."""

@@ -107,10 +107,14 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def run_python(code, **environment):
-    """Run code in a Python of its own, which may be given environment variables, and return what it prints."""
+def run_python(code, *arguments, **environment):
+    """Run code in a Python of its own, which may be given arguments and variables, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

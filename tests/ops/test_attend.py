@@ -7,6 +7,7 @@ import torch
 
 from liif_fast import functional, make_coord
 from liif_fast.attention import Block, CornerTransformer
+from liif_fast.backends import attention
 
 from .support import make_transformer
 from .test_flops import counted
@@ -180,3 +181,28 @@ def test_coordinates_of_a_grid_twice_as_dense():
     out, weight = problem.run(FUSED, make_coord((10, 14)).expand(2, -1, -1))
     torch.testing.assert_close(weight.sum(-1), torch.ones(2, 140))
     assert (weight > 0).all() and out.min() >= problem.values.min() and out.max() <= problem.values.max()
+
+
+def test_the_operator_checks_what_it_relies_on():
+    net = make_transformer(4, 1, 2)
+    first = attention.split(torch.randn(1, 4, 3, 5), torch.randn(1, 1, 3, 5), net)
+    layers, plan = attention.folded(net), attention.plan(torch.rand(1, 7, 2), 3, 5, False)
+    good = [first.table, first.by_rel, layers, [plan.at, plan.rel], (1, 3, 5), False, 2, None]
+    assert torch.ops.liif_fast.attend_corners(*good)[0].shape == (1, 7, 1)
+    for place, wrong in (
+        (0, first.table[1:]),
+        (1, first.by_rel[:, 1:]),
+        (2, layers[1:]),
+        (2, [layers[0], layers[1][:, 1:].contiguous(), *layers[2:]]),
+        (3, [plan.at + 15, plan.rel]),
+        (3, [plan.at - 15, plan.rel]),
+        (3, [plan.at, plan.rel[:, 1:]]),
+        (3, [plan.at.double(), plan.rel]),
+        (3, []),
+        (4, (1, 3, 6)),
+        (6, 3),
+        (6, 0),
+        (7, "triton"),
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.liif_fast.attend_corners(*good[:place], wrong, *good[place + 1 :])

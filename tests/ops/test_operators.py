@@ -6,52 +6,52 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
+from liif_fast.ops import attend, resize, sm90
 from liif_fast.ops import decode as decode_ops
-from liif_fast.ops import resize, sm90
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-assert functional and decode_ops and resize and sm90  # importing them defines the operators
+assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
 
 
 def samples():
     """Operator name -> tuples of arguments."""
-    for ensemble in (True, False):
-        for cell_decode in (True, False):
-            problem = Problem(channels=3, shape=(5, 6), queries=7, hidden=(9, 8))
-            problem.switches = problem.switches._replace(local_ensemble=ensemble, cell_decode=cell_decode)
-            feat, coord, cell, weights, biases = problem.arguments
-            terms, cell, rows = 2, None, 2 * 7 * (4 if ensemble else 1)
-            if cell_decode:
-                terms, cell = 4, problem.cell
-            weights[0] = weights[0][:, : 27 + terms].contiguous()
-            p = torch.randn(2, 5, 6, 9)
-            yield "corner_plan", (coord, 5, 6, ensemble)
-            yield "corner_plan", (coord.clone().requires_grad_(), 5, 6, ensemble)
-            yield "centres", (torch.arange(7), 7, torch.float32)
-            yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
-            yield "project", (feat, weights[0], biases[0], False, (0, 0, 5, 6), None)
-            for wanted in ((True, True, True), (False, True, False), (True, False, False)):
-                grad = torch.randn(2, 3, 4, 9)
-                yield "project_backward", (grad, feat, weights[0], True, 1, 2, wanted, None)
-            for keep in (0, 5, 14):
-                kept = (keep * rows // 14, 8)
-                yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
-                grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
-                cells = None if cell is None else cell[:, 0]
-                yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
-            yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
-            grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
-            for kept in (saved, saved[: rows // 2], saved[:0]):
-                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, None)
-            grad = torch.randn(2, 3, 4, 5)
-            saved = torch.randn(2 * 20 * rows // 14, 8)
-            for kept in (saved, saved[:0]):
-                yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, None)
-            yield "gather_corners", (feat, coord, cell, True, ensemble, None)
-            grad = torch.randn(2, 7, rows // 14, 27 + terms)
-            yield "gather_corners_backward", (grad, coord, 3, 5, 6, True, ensemble, None)
+    for ensemble, cell_decode in ((True, True), (False, False)):
+        problem = Problem(channels=3, shape=(5, 6), queries=7, hidden=(9, 8))
+        problem.switches = problem.switches._replace(local_ensemble=ensemble, cell_decode=cell_decode)
+        feat, coord, cell, weights, biases = problem.arguments
+        terms, cell, rows = 2, None, 2 * 7 * (4 if ensemble else 1)
+        if cell_decode:
+            terms, cell = 4, problem.cell
+        weights[0] = weights[0][:, : 27 + terms].contiguous()
+        p = torch.randn(2, 5, 6, 9)
+        yield "corner_plan", (coord, 5, 6, ensemble)
+        yield "corner_plan", (coord.clone().requires_grad_(), 5, 6, ensemble)
+        yield "centres", (torch.arange(7), 7, torch.float32)
+        yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
+        yield "project", (feat, weights[0], biases[0], False, (0, 0, 5, 6), None)
+        for wanted in ((True, True, True), (False, True, False), (True, False, False)):
+            grad = torch.randn(2, 3, 4, 9)
+            yield "project_backward", (grad, feat, weights[0], True, 1, 2, wanted, None)
+        for keep in (0, 5, 14):
+            kept = (keep * rows // 14, 8)
+            yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
+            grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
+            cells = None if cell is None else cell[:, 0]
+            yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
+        yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
+        grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
+        for kept in (saved, saved[: rows // 2], saved[:0]):
+            for places in (True, False):
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, places, None)
+        grad = torch.randn(2, 3, 4, 5)
+        saved = torch.randn(2 * 20 * rows // 14, 8)
+        for kept in (saved, saved[:0]):
+            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, None)
+        yield "gather_corners", (feat, coord, cell, True, ensemble, None)
+        grad = torch.randn(2, 7, rows // 14, 27 + terms)
+        yield "gather_corners_backward", (grad, coord, 3, 5, 6, True, ensemble, None)
     weights, biases = make_layers((4, 6, 5, 2))
     for keep in (0, 5, 11):
         yield "fused_mlp", (torch.randn(11, 4), weights, biases, (keep, 11), None)

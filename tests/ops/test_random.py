@@ -30,7 +30,7 @@ from . import oracle
 from .oracle import Switches
 from .support import BACKENDS, DEVICE, in_dim, is_limit, make_layers, same_bits
 
-CONFIGS = int(os.environ.get("LIIF_FAST_TEST_CONFIGS", 300))
+CONFIGS = int(os.environ.get("LIIF_FAST_TEST_CONFIGS", 200))
 FIRST = int(os.environ.get("LIIF_FAST_TEST_SEED", 0))
 
 FORWARD, GRADIENT, DRAWS, PLAIN, MARGIN, KEPT = 2, 3, 2, 1e-5, 4e-6, 0.5

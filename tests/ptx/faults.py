@@ -19,7 +19,7 @@ def replaced(program: Program, at: int, *instructions: Instruction) -> Program:
     """Put instructions in the place of one, and move the labels behind it."""
     shift = len(instructions) - 1
     labels = {name: place + shift if place > at else place for name, place in program.labels.items()}
-    return Program([*program.code[:at], *instructions, *program.code[at + 1 :]], labels, program.parameters)
+    return program._replace(code=[*program.code[:at], *instructions, *program.code[at + 1 :]], labels=labels)
 
 
 def edited(opcode: str, number: int, edit: Callable[[Instruction], list[Instruction]]) -> Change:
@@ -111,7 +111,7 @@ def contracted(program: Program) -> Program:
             sources = (*products[taken[0]].operands[1:], addend)
             each = Instruction("", False, ("fma", "rn", "f32"), (each.operands[0], *sources))
         code.append(each)
-    return Program(code, program.labels, program.parameters)
+    return program._replace(code=code)
 
 
 def everywhere(change: Callable[..., Change], opcode: str, *args: object) -> Change:

@@ -77,6 +77,11 @@ class Block:
             if mask.any() and not mask.all():
                 raise Fault("a branch divides the block")
             return (instruction.operands[0] if name == "bra" else "ret") if mask.all() else None
+        if name == "brx":
+            entry = self.get(instruction.operands[0], "u32")
+            if not mask.all() or (entry != entry[0]).any():
+                raise Fault("a branch divides the block")
+            return self.program.tables[instruction.operands[1]][entry[0]]
         method = getattr(self, f"do_{name}", None)
         if method:
             method(instruction.opcode, instruction.operands, mask)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 COMMENT = re.compile(r"//[^\n]*")
 LABEL = re.compile(r"\$\w+:")
+TABLE = re.compile(r"([$\w]+):\s*\.branchtargets\s*(.*)", re.DOTALL)
 STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*")
 PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
@@ -22,11 +23,12 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A kernel's instructions, the position of each label, and (name, type) of its parameters."""
+    """A kernel's instructions, the position of each label, (name, type) of its parameters, and tables of labels."""
 
     code: list[Instruction]
     labels: dict[str, int]
     parameters: list[tuple[str, str]]
+    tables: dict[str, list[str]]
 
 
 def elements(operand: str) -> list[str]:
@@ -38,15 +40,18 @@ def parse(ptx: str) -> Program:
     """Read the one kernel of a PTX module."""
     ptx = COMMENT.sub("", ptx)
     head, body = ptx.split(".entry", 1)[1].split("{", 1)
-    code, labels = [], {}
+    code, labels, tables = [], {}, {}
     lines = (line.strip() for line in body.split("\n"))
-    lines = (line for line in lines if not line.startswith("."))  # declarations, and .loc, which ends in no semicolon
+    # Declarations go, and .loc, which ends in no semicolon.
+    lines = (line for line in lines if not line.startswith(".") or line.startswith(".branchtargets"))
     joined = "\n".join(f"{line};" if LABEL.fullmatch(line) else line for line in lines)
     # Braces alone on a line, and around inline assembly, only open a scope.
     joined = re.sub(r"(?m)^\{\s*|(?<=;)\s*\}|^\s*\}\s*$", "", joined)
     for statement in (each.strip() for each in joined.split(";")):
         if LABEL.fullmatch(statement):
             labels[statement[:-1]] = len(code)
+        elif table := TABLE.fullmatch(statement):
+            tables[table[1]] = elements(table[2])
         elif statement:
             found = STATEMENT.fullmatch(statement)
             if not found:
@@ -54,4 +59,4 @@ def parse(ptx: str) -> Program:
             bang, guard, opcode, rest = found.groups()
             operands = tuple(each.strip() for each in OPERAND.findall(rest))
             code.append(Instruction(guard or "", bool(bang), tuple(opcode.split(".")), operands))
-    return Program(code, labels, [(name, kind) for kind, name in PARAMETER.findall(head)])
+    return Program(code, labels, [(name, kind) for kind, name in PARAMETER.findall(head)], tables)

@@ -1,4 +1,4 @@
-"""Faults planted into compiled kernels are found by executing them: the checks have teeth."""
+"""Faults planted into compiled kernels are found by executing them: the checks have teeth. Part of `make ptx` alone."""
 
 import json
 import subprocess
@@ -6,13 +6,16 @@ import sys
 
 import pytest
 
-from ..kernels.test_compile_report import MAIN, ROOT, environment
+from ..kernels.test_compile_report import MAIN, ROOT, TRIED, environment
 
 pytest.importorskip("triton", reason="Triton is not installed")
+if not TRIED[1:]:
+    pytest.skip("make ptx runs it: these test the executor alone", allow_module_level=True)
 
-# Triton 3.7.1 places these without need: behind one lies the end of the kernel; across the other, each warp writes what
-# no other warp reads.
-REDUNDANT = {"barrier: chain without number 7", "barrier: chain without number 20"}
+# Triton 3.7.1 places these without need: across them, each warp touches only what no other warp does.
+REDUNDANT = {
+    f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16))
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,5 +39,5 @@ def test_every_planted_fault_is_found(found):
      ("mask: off by one", "outside of every tensor"), ("plan: contracted", "other results")],
 )  # fmt: skip
 def test_a_fault_is_named(found, group, how):
-    named = [text for title, text in found.items() if title.startswith(group)]
+    named = [text for title, text in found.items() if title.startswith(group) and title not in REDUNDANT]
     assert named and all(how in text for text in named), named

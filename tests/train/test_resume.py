@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from liif_fast import files
-from liif_fast.train import state
+from liif_fast.train import trainer
 from liif_fast.train.config import check_config
 from liif_fast.train.records import read_log
 from liif_fast.train.trainer import Run
@@ -159,7 +159,7 @@ def test_a_failed_validation_loses_no_epoch(tmp_path, tiny, write, monkeypatch):
 def test_a_log_ahead_of_its_checkpoint(tmp_path, tiny, write, monkeypatch):
     """Stopped between an epoch's row and its checkpoint, with half a row more: no epoch is lost or told twice."""
     whole = run(write, tiny, tmp_path / "whole")
-    save = state.save
+    save = trainer.write_checkpoint
 
     def stop(content, path):
         if path.name == "epoch-last.pth" and content["epoch"] == 2 and "step" not in content["liif_fast"]:
@@ -167,7 +167,7 @@ def test_a_log_ahead_of_its_checkpoint(tmp_path, tiny, write, monkeypatch):
         save(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "save", stop)
+        patch.setattr(trainer, "write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             run(write, tiny, tmp_path / "parts")
     log = tmp_path / "parts" / "_tiny" / "log.csv"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from liif_fast import backends, models
-from liif_fast.backends import cpu
+from liif_fast import backends, distributed, models
+from liif_fast.backends import cpu, verdict
 from liif_fast.train.config import check_config
 from liif_fast.train.trainer import Run
+from liif_fast.train.trial import automatic
 
 from .support import load, run, same
 
@@ -39,7 +40,8 @@ def test_a_resumed_run_keeps_the_backend(tmp_path, tiny, write):
 
 
 def test_auto_is_the_fastest_that_trains_and_validates(tmp_path, tiny, write, monkeypatch):
-    folder = run(write, tiny | {"epoch_max": 1, "amp": "bf16"}, tmp_path)  # where backend cpu refuses
+    monkeypatch.setattr(cpu, "can_run", lambda call: (call.autocast is None, "not under autocast"))
+    folder = run(write, tiny | {"epoch_max": 1, "amp": "bf16"}, tmp_path)
     assert load(folder / "epoch-last.pth")["liif_fast"]["backend"] == "torch"
     monkeypatch.setattr(cpu, "can_run", lambda call: (call.requires_grad, "trains only"))
     going_on = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
@@ -109,3 +111,39 @@ def test_resume_that_finds_nothing_says_so(tmp_path, tiny, write):
     assert f"to go on from; the training goes on from {tiny['resume']}" in (other / "log.txt").read_text()
     run(write, tiny, tmp_path, name="other", resume=True)
     assert (other / "log.txt").read_text().count("--resume: ") == 1
+
+
+RIGHT = {"correct": True, "taken": True, "ratio": 3.0, "than": "torch"}
+TRAINS = {"decode, bfloat16, training": RIGHT}
+VALIDATES = {f"{op}, float32": {**RIGHT, "taken": False} for op in ("decode", "render")}
+
+
+@pytest.mark.parametrize(("results", "first"), [(TRAINS | VALIDATES, "triton"), (TRAINS, "cpu"), (VALIDATES, "cpu")])
+def test_what_has_qualified_to_train_and_to_validate_is_tried_first(results, first, monkeypatch):
+    """Validation is in float32, where a kernel need not be faster, but right."""
+    found = verdict.Verdict(None, {}, "", {"triton": results})
+    monkeypatch.setattr(verdict, "read", lambda kind, index: found)
+    assert automatic(torch.device("cpu"), torch.bfloat16)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("main", "others", "first"), [(True, "same", "triton"), (True, "another", "cpu"), (False, "same", "triton")]
+)
+def test_the_main_process_reads_the_verdict_for_all(main, others, first, monkeypatch):
+    """It counts where all have what it was made for; the others read nothing."""
+    reads = []
+
+    def read(kind, index):
+        reads.append(kind)
+        return verdict.Verdict(None, {}, "", {"triton": TRAINS | VALIDATES})
+
+    def gather(value):
+        mine = ((), verdict.key("cpu", None)) if main else (("triton", *backends.AUTO), verdict.key("cpu", None))
+        return [value, ((), mine[1] if others == "same" else {})] if main else [mine, value]
+
+    monkeypatch.setattr(verdict, "read", read)
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", gather)
+    assert automatic(torch.device("cpu"), torch.bfloat16)[0] == first
+    assert bool(reads) == main

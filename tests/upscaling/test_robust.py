@@ -119,7 +119,6 @@ def test_another_error_is_not_taken_for_memory(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close(model: nn.Module, picture: NDArray, precision: str) -> None:
-    """The encoder alone is in half precision on a CPU."""
     exact = upscale(picture, model, scale=2).astype(int)
     low = upscale(picture, model, scale=2, precision=precision).astype(int)
     assert 0 < np.abs(low - exact).max() <= 8

@@ -1,0 +1,78 @@
+"""What a kernel's PTX shows without being executed: writes to shared memory that no barrier keeps behind a product.
+
+A warp waits for the wgmma of its own warp group only. With several groups, one that is through may overwrite in the
+next turn of a loop what a product of another still reads, unless all meet at a barrier between; Triton before 3.9 may
+leave that out (its issue 11047).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+GROUP = 4  # warps
+STATEMENT = re.compile(r"^\s*(?:(\$\w+):|(?:@!?(%p\d+)\s+)?([a-z][\w.:]*)\s*([^;]*);)", re.MULTILINE)
+TABLE = re.compile(r"^\s*([$\w]+):\s*\.branchtargets\s*([^;]*);", re.MULTILINE)
+BARRIERS = ("bar.sync", "barrier.sync", "barrier.cta.sync")
+WRITES = ("st.shared", "stmatrix", "cp.async.ca", "cp.async.cg")
+NONE, RUNNING, DONE = range(3)  # a warp's products: none since the last barrier; under way; waited for
+
+
+class Program:
+    """The instructions of one kernel and the paths between them."""
+
+    def __init__(self, ptx: str) -> None:
+        self.code: list[tuple[str, str, str]] = []  # guard, opcode, operands
+        self.labels: dict[str, int] = {}
+        self.tables = {name: re.findall(r"\$\w+", labels) for name, labels in TABLE.findall(ptx)}
+        for label, guard, opcode, operands in STATEMENT.findall(TABLE.sub("", ptx)):
+            if label:
+                self.labels[label] = len(self.code)
+            else:
+                self.code.append((guard, opcode, operands.strip()))
+
+    def after(self, at: int) -> Iterator[int]:
+        """Yield where execution may go on behind an instruction."""
+        guard, opcode, operands = self.code[at]
+        if opcode.startswith("bra"):
+            yield self.labels[operands]
+        elif opcode.startswith("brx"):
+            yield from map(self.labels.__getitem__, self.tables[operands.split()[-1]])
+        if (guard or not opcode.startswith(("bra", "brx", "ret"))) and at + 1 < len(self.code):
+            yield at + 1
+
+
+def moved_on(state: int, opcode: str, operands: str) -> int:
+    """Return the state behind an instruction."""
+    if opcode.startswith("wgmma.mma_async"):
+        return RUNNING
+    if state == RUNNING and opcode.startswith("wgmma.wait_group") and operands == "0":
+        return DONE
+    return NONE if state == DONE and opcode.startswith(BARRIERS) else state
+
+
+def unordered_writes(ptx: str, warps: int) -> list[str]:
+    """Return the writes to shared memory that may follow an earlier turn's wait for wgmma without a barrier between.
+
+    Every path is followed; a turn of a loop ends with a jump back. Writes of a turn behind its own products, and while
+    they are under way, go to the other buffer of the pipeline or to one of their own: those are not looked at, for
+    which addresses would have to be known.
+    """
+    if warps <= GROUP:
+        return []
+    program, found, seen, waiting = Program(ptx), set(), set(), [(0, NONE, False)]
+    while waiting:
+        at, state, before = step = waiting.pop()  # before: no barrier since the products of an earlier turn
+        if step in seen:
+            continue
+        seen.add(step)
+        _, opcode, operands = program.code[at]
+        if before and opcode.startswith(WRITES):
+            found.add(at)
+        state, before = moved_on(state, opcode, operands), before and not opcode.startswith(BARRIERS)
+        for after in program.after(at):
+            if after > at:
+                waiting.append((after, state, before))
+            else:
+                waiting.append((after, RUNNING if state == RUNNING else NONE, before or state == DONE))
+    return [" ".join(program.code[at][1:]) for at in sorted(found)]

@@ -1,0 +1,261 @@
+"""Keep the verdict on this machine's kernels: `liif-fast qualify` writes it, `auto` reads it.
+
+A verdict holds for one key: the sources, PyTorch, CUDA, Triton, the driver and the device. A process reads it once and
+keeps it, so that no call changes its bits between two steps, two graphs or two replays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import liif_fast
+from liif_fast.call import tf32_allowed
+from liif_fast.devices import cpu_name
+from liif_fast.files import atomic_file
+
+logger = logging.getLogger("liif_fast")
+
+VARIABLE = "LIIF_FAST_VERDICT"
+FORMAT = 1
+# Variables that change the compiled code or select another kernel.
+CODE_VARIABLES = (
+    "DISABLE_LLVM_OPT",
+    "DISABLE_PTXAS_OPT",
+    "LIIF_FAST_CPU_ISA",
+    "LIIF_FAST_CUDA_CLUSTER",
+    "PTXAS_OPTIONS",
+    "TRITON_DEFAULT_FP_FUSION",
+    "TRITON_ENABLE_ASAN",
+    "TRITON_F32_DEFAULT",
+    "TRITON_INTERPRET",
+    "TRITON_KERNEL_OVERRIDE",
+    "TRITON_OVERRIDE_ARCH",
+    "TRITON_PTXAS_BLACKWELL_PATH",
+    "TRITON_PTXAS_PATH",
+)
+
+Key = dict[str, Any]
+Need = tuple[str, torch.dtype, bool]  # operator, dtype of the products, whether gradients are wanted
+
+
+class Verdict(NamedTuple):
+    """Hold the findings of `liif-fast qualify`; it prints as a table.
+
+    Attributes:
+        path: the verdict's file.
+        key: the sources, versions and device for which it holds.
+        made: date and time, ISO 8601.
+        results: for each backend and unit ("decode, float16, training"): `correct`, or `why` not. A correct unit also
+            has the median `ratio` of the time of `than` to its own, and whether `auto` takes it (`taken`). A unit
+            without `correct` was not decided.
+    """
+
+    path: Path
+    key: Key
+    made: str
+    results: dict[str, dict[str, dict[str, Any]]]
+
+    def __str__(self) -> str:
+        found = self.results.items()
+        rows = [(f"{backend}  {unit}", says(of)) for backend, units in found for unit, of in units.items()]
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def summary(self) -> str:
+        """Return one line with the numbers of kinds that passed and that `auto` takes."""
+        units = [of for found in self.results.values() for of in found.values()]
+        passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
+        return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
+
+
+def unit(op: str, precision: str, training: bool) -> str:
+    """Return the name of a kind of call, a key of the results."""
+    return f"{op}, {precision}{', training' if training else ''}"
+
+
+def says(of: dict[str, Any]) -> str:
+    """Return the verdict on a unit in words."""
+    if "correct" not in of:
+        return f"not decided: {of.get('why', 'not examined')}"
+    if not of["correct"]:
+        return f"WRONG: {of.get('why')}"
+    speed = f"{of.get('ratio', 0):.2f} times as fast as {of.get('than')}"
+    return f"passed, {speed}{'' if of.get('taken') else ', so auto leaves it'}"
+
+
+def place() -> Path | None:
+    """Return the folder of the verdicts, or the one file that LIIF_FAST_VERDICT names; None if it is "off"."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen == "off":
+        return None
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(chosen or Path(cache) / "liif_fast" / "verdicts").expanduser()
+
+
+def wanted() -> bool:
+    """Say whether verdicts are read at all."""
+    return os.environ.get(VARIABLE) != "off"
+
+
+def path_of(key: Key) -> Path:
+    """Return the file of the verdict for a key.
+
+    Raises:
+        ValueError: LIIF_FAST_VERDICT is "off".
+    """
+    chosen = place()
+    if chosen is None:
+        raise ValueError(f"{VARIABLE}=off: no verdict is kept; unset it, or set it to a file or a folder")
+    if chosen.suffix == ".json":
+        return chosen
+    return chosen / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def key(kind: str, index: int | None) -> Key:
+    """Return the key of a verdict for a device of this machine, without starting a process.
+
+    Raises:
+        RuntimeError, OSError: the device or the sources cannot be read.
+    """
+    found = importlib.util.find_spec("triton")
+    version = (
+        re.search(r"__version__ = ['\"](.+?)['\"]", Path(found.origin).read_text()) if found and found.origin else None
+    )
+    return {
+        "liif_fast": liif_fast.__version__,
+        "sources": _digest(kind),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": version and version[1],
+        "environment": {name: _setting(os.environ[name]) for name in CODE_VARIABLES if name in os.environ},
+        "device": _gpu(index) if kind == "cuda" else _cpu(),
+    }
+
+
+def _digest(kind: str) -> str:
+    """Hash the kernels, the Python code that launches them, and the built extension."""
+    from liif_fast import kernels
+
+    root = Path(liif_fast.__file__).parent
+    folders = [root / "backends", root / "ops", *map(Path, kernels.__path__)]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    files += sorted(root.glob("_C_sm90.*" if kind == "cuda" else "_C.*"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _setting(value: str) -> str:
+    """Return a variable's value; for a program also its size and date, because it may be replaced."""
+    file = Path(value)
+    return f"{value} {file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else value
+
+
+def _gpu(index: int | None) -> dict[str, Any]:
+    of = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
+    return {
+        "name": of.name,
+        "capability": f"{of.major}.{of.minor}",
+        "processors": of.multi_processor_count,  # a part of a GPU (MIG) has fewer
+        "memory_gib": round(of.total_memory / 2**30),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    """Return the driver's build from NVML, or else the version of CUDA that it offers."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+        text = ctypes.create_string_buffer(96)
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0:
+            return text.value.decode()
+    except (OSError, AttributeError):  # missing, or of another version
+        pass
+    return f"CUDA {getattr(torch._C, '_cuda_getDriverVersion', lambda: 0)()}"
+
+
+def _cpu() -> dict[str, Any]:
+    return {"name": cpu_name(), "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
+@functools.cache
+def read(kind: str, index: int | None) -> Verdict | None:
+    """Return the verdict for a device, or None without one; the first answer stays for the life of the process."""
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        return None
+    try:
+        if place() is None:
+            return None
+        wanted = key(kind, index)
+        return load(path_of(wanted), wanted)
+    except (OSError, RuntimeError) as error:  # no home, no driver, a damaged installation
+        logger.info("no verdict on the kernels can be read: %s", error)
+        return None
+
+
+def load(path: Path, wanted: Key) -> Verdict | None:
+    """Read a verdict's file; return None if it is missing, has another key, or others could have written it."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if hasattr(os, "getuid") and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022):
+                logger.warning("%s: not used, because it belongs to another user or others may write it", path)
+                return None
+            content = json.load(file)
+        if content["format"] != FORMAT or content["key"] != wanted:
+            return None
+        return Verdict(path, wanted, content["made"], content["results"])
+    except OSError as error:  # usually the file does not exist
+        logger.info("%s: no verdict: %s", path, error.strerror)
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: cannot be read as a verdict (%r); run `liif-fast qualify` again", path, error)
+        return None
+
+
+def write(verdict: Verdict) -> None:
+    """Replace a verdict's file as a whole, readable by all and writable by its owner."""
+    content = {"format": FORMAT, "made": verdict.made, "key": verdict.key, "results": verdict.results}
+    verdict.path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(verdict.path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+    verdict.path.chmod(0o644)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return the name of the precision of products in a dtype; float32 is either strict or TF32."""
+    return "tf32" if dtype == torch.float32 and tf32_allowed() else str(dtype).removeprefix("torch.")
+
+
+def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str, Any]:
+    """Return the verdict's entry for a kind of call on a backend, or {} without one."""
+    found = read(kind, index)
+    op, dtype, training = need
+    return {} if found is None else found.results.get(backend, {}).get(unit(op, precision(dtype), training), {})
+
+
+def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[str, ...]:
+    """Return the backends that passed and were faster for the first kind of call, and right for the others."""
+    found = read(kind, index)
+    if found is None:
+        return ()
+    ratios = {name: standing(kind, index, name, first) for name in found.results}
+    names = [name for name, of in ratios.items() if of.get("taken")]
+    names = [name for name in names if all(standing(kind, index, name, each).get("correct") for each in others)]
+    return tuple(sorted(names, key=lambda name: -ratios[name]["ratio"]))
+
+
+# Does the same as torch.compiler.assume_constant_result, which would import torch._dynamo.
+faster._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,59 @@
+"""`liif-fast qualify`: examine the GPU kernels on this machine, so that `auto` may take them."""
+
+import argparse
+import json
+import math
+
+from liif_fast.cli import say
+
+_ABOUT = """Examine the fused GPU kernels on this machine: their results, in three fresh processes, and their speed. The
+verdict is kept; from then on `auto` takes what is right and faster. Takes up to five minutes, and wants the GPU for
+itself. Exit code 1 if a kernel is wrong or nothing could be examined."""
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("qualify", help="examine the GPU kernels on this machine", description=_ABOUT)
+    parser.add_argument("--device", default="cuda", metavar="D", help="cuda (default) or cuda:N")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=300,
+        metavar="S",
+        help="stop after so long; the rest stays off (default 300)",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="print the verdict as JSON, to post; qualifies first if there is none"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Qualify and print; returns the exit code."""
+    from liif_fast.backends import verdict
+    from liif_fast.devices import pick_device
+    from liif_fast.qualification import Unavailable, qualify
+
+    device = pick_device(args.device)
+    try:
+        found = verdict.read(device.type, device.index) if args.report else None
+        found = found or qualify(device, seconds=args.seconds, tell=say)
+    except Unavailable as error:
+        say(f"error: {error}; nothing was kept")
+        return 1
+    if args.report:
+        print(json.dumps({"made": found.made, "key": found.key, "results": found.results}, indent=1))
+    else:
+        print(f"{found}\n{found.summary()}; kept in {found.path}")
+    wrong = [of for units in found.results.values() for of in units.values() if of.get("correct") is False]
+    return 1 if wrong else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return seconds

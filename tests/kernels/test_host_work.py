@@ -1,0 +1,72 @@
+"""How many launches of PyTorch's own a call makes beside our kernels, counted while those do nothing."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from liif_fast import functional
+from liif_fast.backends import triton as backend
+from liif_fast.kernels import host
+
+from ..ops.support import Problem
+from .test_memory import idle  # noqa: F401
+
+NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "lift_fresh", "_local_scalar_dense")
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations of PyTorch that run something on a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "aten" and not function.is_view and function._schema.name[6:] not in NOTHING:
+            self.names.append(function._schema.name[6:])
+        return function(*args, **(kwargs or {}))
+
+
+def problem(dtype):
+    return Problem(batch=1, shape=(4, 5), queries=9, hidden=(256,) * 4).to(dtype)
+
+
+def count(run):
+    run()
+    with Launches() as launches:
+        run()
+    return launches.names
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2), (torch.float32, 1)])
+def test_a_frozen_inference_call(idle, dtype, most):  # noqa: F811
+    """The map's layout and, from float16, the output's dtype."""
+    made = problem(dtype)
+    with torch.no_grad(), functional.frozen_weights():
+        names = count(lambda: functional.liif_decode(*made.arguments, backend=backend.NAME))
+    assert len(names) <= most, names
+
+
+def test_a_frozen_call_under_autocast(idle):  # noqa: F811
+    made = problem(torch.float32)
+    with torch.no_grad(), functional.frozen_weights(), torch.autocast("cpu", torch.float16):
+        names = count(lambda: functional.liif_decode(*made.arguments, backend=backend.NAME))
+    assert len(names) <= 3, names
+
+
+def test_a_training_step(idle, monkeypatch):  # noqa: F811
+    made = problem(torch.float32).requires_grad()
+    product, products = host.product, []
+    monkeypatch.setattr(host, "product", lambda a, b: (products.append(a.shape), product(a, b))[1])
+
+    def step():
+        products.clear()
+        with torch.autocast("cpu", torch.float16):
+            out = functional.liif_decode(*made.arguments, backend=backend.NAME)
+        torch.autograd.grad(out.sum(), made.leaves)
+
+    names = count(step)
+    assert len(products) == 9 + 5
+    assert len(names) + len(products) <= 79, Counter(names)

@@ -1,0 +1,231 @@
+"""The verdict as `auto` reads it: whose file it must be, for what it holds, and what is said without one."""
+
+import json
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from liif_fast import backends, functional, info
+from liif_fast.backends import verdict
+from liif_fast.call import Call, Switches
+
+from ..cli.support import raising
+from ..ops.support import Problem, run_python
+
+RIGHT = {"correct": True, "taken": True, "ratio": 2.0, "than": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder of verdicts, and a process that has read none."""
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(backends, "_said", set())
+    read = verdict.read
+    read.cache_clear()
+    yield tmp_path
+    read.cache_clear()
+
+
+def keep(results, key=None):
+    """Write a verdict for this machine, and return its path."""
+    key = key or verdict.key("cpu", None)
+    verdict.write(verdict.Verdict(verdict.path_of(key), key, "2026-01-01", results))
+    return verdict.path_of(key)
+
+
+def of_cuda(monkeypatch, found):
+    """Let this process find a verdict on every device, and the backend triton take CUDA tensors."""
+    monkeypatch.setattr(verdict, "read", lambda kind, index: found)
+    monkeypatch.setattr(backends, "ask", lambda name, call: (name in ("triton", "torch"), "because"))
+
+
+def call(**other):
+    device, wide = torch.device("cuda", 0), torch.float32
+    it = Call("decode", device, torch.float16, (1, 64, 8, 8), 9, (256, 3), Switches(), wide, None, False, False)
+    return it._replace(**other)
+
+
+def test_it_is_read_as_it_was_written():
+    path = keep({"triton": {"decode, float32": RIGHT}})
+    found = verdict.read("cpu", None)
+    assert found == (path, verdict.key("cpu", None), "2026-01-01", {"triton": {"decode, float32": RIGHT}})
+    assert verdict.faster("cpu", None, ("decode", torch.float32, False)) == ("triton",)
+    assert verdict.faster("cpu", None, ("decode", torch.float32, True)) == ()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("part", ["liif_fast", "sources", "torch", "cuda", "triton", "environment", "device"])
+def test_it_holds_for_its_key_only(part, monkeypatch):
+    other = {**verdict.key("cpu", None), part: "another"}
+    path = keep({}, other)
+    monkeypatch.setenv(verdict.VARIABLE, str(path))
+    assert path.suffix == ".json" and verdict.path_of({}) == path
+    assert verdict.read("cpu", None) is None
+
+
+def test_sources_and_settings_are_in_the_key(tmp_path, monkeypatch):
+    from liif_fast import kernels
+
+    before = verdict.key("cpu", None)
+    tool = tmp_path / "ptxas"
+    tool.write_text("old")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(tool))
+    with_tool = verdict.key("cpu", None)
+    tool.write_text("newer")
+    assert len({json.dumps(each) for each in (before, with_tool, verdict.key("cpu", None))}) == 3
+    monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
+    assert verdict.key("cpu", None)["sources"] != before["sources"]
+
+
+def test_a_gpu_is_described_by_what_matters(monkeypatch):
+    """The driver's build is NVML's, or without NVML the version of CUDA that the driver offers."""
+    has = {"name": "GPU", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 150 * 2**30 + 5}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**has))
+    nvml = SimpleNamespace(
+        nvmlInit_v2=lambda: 0, nvmlSystemGetDriverVersion=lambda text, size: setattr(text, "value", b"550.54") or 0
+    )
+    monkeypatch.setattr(verdict.ctypes, "CDLL", lambda name: nvml)
+    known = {"name": "GPU", "capability": "9.0", "processors": 132, "memory_gib": 150}
+    assert verdict.key("cuda", 0)["device"] == {**known, "driver": "550.54"}
+    monkeypatch.setattr(verdict.ctypes, "CDLL", raising(OSError))
+    assert verdict.key("cuda", 0)["device"] == {**known, "driver": "CUDA 0"}
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
+def test_what_others_could_have_written_is_not_taken(caplog, monkeypatch):
+    path = keep({"triton": {}})
+    path.chmod(0o664)
+    assert verdict.read("cpu", None) is None
+    path.chmod(0o644)
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    verdict.read.cache_clear()
+    owned_by_root = path.stat().st_uid == 0
+    assert (verdict.read("cpu", None) is None) != owned_by_root
+    assert all(str(path) in record.message and "not taken" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 1}', "\xff"])
+def test_a_damaged_file_is_said_and_passed_over(text, caplog):
+    path = keep({})
+    path.write_text(text, encoding="latin-1")
+    assert verdict.read("cpu", None) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and str(path) in record.message
+
+
+def test_info_shows_it(monkeypatch):
+    assert info._verdict("cpu", None) == []
+    assert "none; `liif-fast qualify`" in info._verdict("cuda", 0)[0][1]
+    verdict.read.cache_clear()
+    path = keep({"triton": {"decode, float32": RIGHT, "render, float32": {"correct": False, "why": "output"}}})
+    text = f"1 of 2 kinds of call passed, auto takes 1, 2026-01-01, in {path}"
+    assert info._verdict("cpu", None) == [("verdict", text)]
+
+
+def test_a_home_that_cannot_be_read_is_no_reason_to_warn(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for home in (str(tmp_path / "file"), "~nobody-of-that-name/verdicts"):
+        monkeypatch.setenv(verdict.VARIABLE, home)
+        verdict.read.cache_clear()
+        assert verdict.read("cpu", None) is None
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_it_stays_for_the_life_of_the_process():
+    assert verdict.read("cpu", None) is None
+    keep({})
+    assert verdict.read("cpu", None) is None
+
+
+def test_off(monkeypatch, caplog):
+    keep({})
+    monkeypatch.setenv(verdict.VARIABLE, "off")
+    assert verdict.read("cpu", None) is None
+    of_cuda(monkeypatch, None)
+    backends.order(call())
+    assert not caplog.records
+
+
+def test_without_one_a_gpu_is_told_once(monkeypatch, caplog):
+    of_cuda(monkeypatch, None)
+    for _ in range(2):
+        assert backends.order(call()) == backends.AUTO
+    (record,) = caplog.records
+    assert (record.levelno, record.name) == (logging.WARNING, "liif_fast")
+    assert "off until `liif-fast qualify`" in record.message and "5 minutes" in record.message
+    assert "off in auto until `liif-fast qualify`" in str(backends.explain(call(), "auto"))
+
+
+def test_where_no_kernel_could_run_nothing_is_said(monkeypatch, caplog):
+    of_cuda(monkeypatch, None)
+    monkeypatch.setattr(backends, "ask", lambda name, call: (name == "torch", "needs compute capability 8.0"))
+    backends.order(call())
+    backends.order(call(device=torch.device("cpu")))
+    assert not caplog.records
+
+
+def test_auto_takes_what_was_right_and_faster(monkeypatch, caplog):
+    slow = {**RIGHT, "taken": False, "ratio": 0.5}
+    wrong = {"correct": False, "why": "output: error 1, allowed 0.1"}
+    results = {
+        "cuda": {"decode, float16": {**RIGHT, "ratio": 1.5}, "render, float16": wrong},
+        "triton": {"decode, float16": RIGHT, "decode, bfloat16, training": slow, "render, float16": RIGHT},
+    }
+    of_cuda(monkeypatch, verdict.Verdict(None, {}, "", results))
+    assert backends.order(call()) == ("triton", "cuda", *backends.AUTO)
+    assert backends.order(call(), call(op="render")) == ("triton", *backends.AUTO)
+    with caplog.at_level(logging.INFO, "liif_fast"):
+        assert backends.order(call(op="render")) == ("triton", *backends.AUTO)
+        training = call(dtype=torch.float32, autocast=torch.bfloat16, requires_grad=True)
+        assert backends.order(training) == backends.AUTO
+    assert [record.message for record in caplog.records] == [
+        "backend cuda is not used for render: WRONG: output: error 1, allowed 0.1",
+        "backend triton is not used for decode: passed, 0.50 times as fast as cpu, so auto leaves it",
+    ]
+    assert backends.explain(call(), "auto").chosen == "triton"
+
+
+def test_precisions_of_float32(monkeypatch):
+    of_cuda(monkeypatch, verdict.Verdict(None, {}, "", {"triton": {"decode, tf32": RIGHT}}))
+    assert backends.order(call(dtype=torch.float32)) == backends.AUTO
+    monkeypatch.setattr(verdict, "tf32_allowed", lambda: True)
+    assert backends.order(call(dtype=torch.float32)) == ("triton", *backends.AUTO)
+
+
+def test_compiled_calls_take_it_and_exported_programs_do_not(monkeypatch):
+    """A program that is exported runs on other machines, too."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    keep({"triton": {"decode, float32": RIGHT}})
+    problem = Problem()
+    graphs = []
+
+    class Decoder(torch.nn.Module):
+        def forward(self, feat, coord, cell, weights, biases):
+            return functional.liif_decode(feat, coord, cell, weights, biases)
+
+    def note(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    with torch.no_grad():
+        torch.compile(Decoder(), fullgraph=True, backend=note)(*problem.arguments)
+        exported = torch.export.export(Decoder(), problem.arguments)
+    torch._dynamo.reset()
+    assert "triton" in str(graphs[0].code)
+    assert "triton" not in str(exported.graph_module.code)
+
+
+def test_a_call_of_the_library_starts_no_process_and_loads_no_triton():
+    code = """
+import subprocess, sys, torch
+subprocess.Popen = None
+from liif_fast import functional
+layers = [torch.ones(8, 10), torch.ones(3, 8)], [torch.ones(8), torch.ones(3)]
+functional.fused_mlp(torch.ones(2, 10), *layers)
+print("triton" in sys.modules or "liif_fast.qualification" in sys.modules)
+"""
+    assert run_python(code) == "False"

@@ -1,0 +1,100 @@
+"""What is done for a GPU alone, as far as that shows on a CPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from liif_fast.cli.upscale import _device
+from liif_fast.devices import pick_device
+from liif_fast.models import make
+from liif_fast.upscaling import Options, features
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
+    return make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}).eval()
+
+
+def test_the_encoder_for_a_gpu_is_a_copy_in_channels_last(model: nn.Module) -> None:
+    weight = model.encoder.head[0].weight
+    assert features.encoder_for(model, torch.device("cpu")) is model.encoder
+    encoder: Any = features.encoder_for(model, torch.device("cuda"))
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 6
+    assert all(each.weight.is_contiguous(memory_format=torch.channels_last) for each in convolutions)
+    assert torch.equal(encoder.head[0].weight, weight)
+    assert not weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_encoder_that_cannot_be_copied_is_used_as_it_is(model: nn.Module) -> None:
+    """As with a weight that has a graph, which PyTorch's old weight_norm leaves behind."""
+    encoder = nn.Conv2d(3, 4, 1)
+    encoder.product = encoder.weight * 2  # type: ignore[assignment]
+    model.encoder = encoder
+    assert features.encoder_for(model, torch.device("cuda")) is encoder
+
+
+def test_pixels_for_a_gpu_are_channels_last(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Encoder(nn.Module):
+        receptive_radius = 1
+        out_dim = 4
+
+        def forward(self, inp: torch.Tensor) -> torch.Tensor:
+            seen.append(inp)
+            return model.encoder(inp)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    part = features.Features(model, Encoder(), pixels, 255, (18, 14), (0, 0, 18, 14), Options(), lambda: None)
+    plain = part._read((2, 8), (1, 6))
+    part.device = torch.device("cuda")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **options: self)
+    last = part._read((2, 8), (1, 6))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, plain)
+
+
+def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole rows of tiles, and never less than on a CPU."""
+    pixels = np.zeros((4000, 3000, 3), np.uint8)
+    part = features.Features(
+        model,
+        model.encoder,
+        pixels,
+        255,
+        (8000, 6000),
+        (0, 0, 8000, 6000),
+        Options(tile=512),
+        lambda: 0,
+    )
+    row = 3000 * 4 * 4  # bytes: width, channels, float32
+    assert part._band() == features.FEATURE_BYTES // row // 512 * 512
+    part.device = torch.device("cuda")
+    monkeypatch.setattr(features, "FEATURE_BYTES", row * 1500)
+    for rows_free, rows in ((0, 1024), (4 * 1500, 1024), (4 * 3000, 2560), (4 * 3071, 2560), (4 * 3072, 3072)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=rows_free * row: (free, 1 << 40))
+        assert part._band() == rows
+
+
+def test_devices_of_a_machine_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any of them can be named; of the processes of torchrun each takes its own unless one is named."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("cpu:0") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'cuda:2' is not available: there are 2 GPUs"):
+        pick_device("cuda:2")
+    assert [_device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
