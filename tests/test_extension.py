@@ -66,7 +66,7 @@ def test_a_linker_that_drops_unreferenced_sections_keeps_the_mark(name, source, 
     if compiler is None:
         pytest.skip("no C++ compiler")
     text = (extension.FOLDER.parent / "csrc" / source).read_text()
-    lines = text[text.index("// Looked for in the file") : text.index("STABLE_TORCH_LIBRARY_IMPL")]
+    lines = text[text.index("// liif_fast/extension.py looks for") : text.index("STABLE_TORCH_LIBRARY_IMPL")]
     (tmp_path / "mark.cpp").write_text(lines)
     made = tmp_path / f"{name}.so"
     flags = [

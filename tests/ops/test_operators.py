@@ -102,7 +102,10 @@ def low_samples():
     yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
     yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
-    yield "decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, None)
+    yield (
+        "decode_backward",
+        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, False, None),
+    )
     kept = torch.randn(0, 8).to(low)
     yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
     layers = make_layers((5, 6, 3, 2), dtype=low)
