@@ -39,7 +39,7 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 test: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
 
-# For changes of kernels/: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
+# For changes of kernels/ or csrc/cuda: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
 # a part of it, of one version.
 PTX := tests/ptx $(foreach name,compile_report launch,tests/kernels/test_$(name).py)
 ptx: build $(VENV)/.triton

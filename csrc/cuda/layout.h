@@ -132,6 +132,6 @@ constexpr int kBarrierStart = kTableStart + (kTableBytes + 15) / 16 * 16;
 constexpr int kSharedBytes = kBarrierStart + 2 * kStages * 8;
 static_assert(kStageBytes % 1024 == 0, "a slice starts where the swizzle's pattern does");
 static_assert(kSharedBytes <= 227 * 1024, "the most that a block can have on sm_90");
-static_assert(kStages >= kSlices, "a warpgroup's whole layer must fit while the other waits (tests/cuda/test_ring.py)");
+static_assert(kStages >= kSlices, "a warpgroup's whole layer must fit while the other waits");
 
 }  // namespace liif::sm90

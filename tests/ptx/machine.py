@@ -17,8 +17,8 @@ from .arithmetic import COMPARE, OPERATIONS, TYPES, UNSIGNED
 from .memory import Fault, Global, Shared
 from .parser import Instruction, Program, elements
 
-REGISTER = re.compile(r"%(rs|rd|r|p)\d+")
-WIDTH = {"rs": 2, "r": 4, "rd": 8, "p": 0}  # bytes of a register; a predicate is a bool
+REGISTER = re.compile(r"%(rs|rd|r|f|p)\d+")
+WIDTH = {"rs": 2, "r": 4, "rd": 8, "f": 4, "p": 0}  # bytes of a register; a predicate is a bool
 FLOATS = ("f16", "f32", "bf16")
 LIMIT = 2_000_000  # instructions of a block
 
@@ -130,7 +130,7 @@ class Block:
             unsigned = UNSIGNED[width]
             same = value.dtype.itemsize == width
             value = np.ascontiguousarray(value).view(unsigned) if same else value.astype(unsigned)
-        if not mask.all():
+        if mask is not self.all and not mask.all():
             before = self.registers.get(operand)
             if before is None:
                 before = np.full(self.threads, ~value.dtype.type(0) if width else False)

@@ -18,23 +18,27 @@ class Global:
 
     def __init__(self, size: int = 1 << 23) -> None:
         self.bytes = np.zeros(size, np.uint8)
-        self.starts: list[int] = []
+        self.starts: list[int] = []  # addresses behind BASE
         self.stops: list[int] = []
-        self.next = GAP
+        self.homes: list[int] = []  # where in `bytes`
+        self.next, self.skipped = GAP, 0
 
-    def add(self, raw: np.ndarray) -> int:
-        """Copy the bytes of a tensor in, and return its address."""
-        start, stop = self.next, self.next + raw.size
+    def add(self, raw: np.ndarray, skip: int = 0) -> int:
+        """Copy the bytes of a tensor in, and return its address, `skip` bytes and more behind the one before."""
+        home, stop = self.next, self.next + raw.size
         if stop > self.bytes.size:
             raise ValueError(f"{stop} bytes of tensors do not fit into {self.bytes.size}")
-        self.bytes[start:stop] = raw
-        self.starts.append(start)
-        self.stops.append(stop)
+        self.bytes[home:stop] = raw
+        self.skipped += skip
+        self.homes.append(home)
+        self.starts.append(home + self.skipped)
+        self.stops.append(stop + self.skipped)
         self.next = (stop + 2 * GAP) // 256 * 256
-        return BASE + start
+        return BASE + self.starts[-1]
 
     def read_back(self, address: int, size: int) -> np.ndarray:
-        return self.bytes[address - BASE : address - BASE + size]
+        home = self.homes[self.starts.index(address - BASE)]
+        return self.bytes[home : home + size]
 
     def places(self, address: np.ndarray, size: int) -> np.ndarray:
         """Return the position of every byte, [accesses, size], all within one tensor each and aligned to `size`."""
@@ -44,7 +48,7 @@ class Global:
             raise Fault("an access to global memory outside of every tensor")
         if (address % size).any():
             raise Fault(f"an access to global memory is not aligned to {size} bytes")
-        return at[:, None] + np.arange(size)
+        return (at + np.subtract(self.homes, self.starts)[tensor])[:, None] + np.arange(size)
 
 
 class Shared:

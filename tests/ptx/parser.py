@@ -10,6 +10,8 @@ LABEL = re.compile(r"\$\w+:")
 TABLE = re.compile(r"([$\w]+):\s*\.branchtargets\s*(.*)", re.DOTALL)
 STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*")
+INLINE = re.compile(r"// begin inline asm(.*?)// end inline asm", re.DOTALL)
+DECLARED = re.compile(r"\.reg \.(\w+) (\w+);|^(\w+):", re.MULTILINE)
 PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
 
 
@@ -34,6 +36,19 @@ class Program(NamedTuple):
 def elements(operand: str) -> list[str]:
     """Split a vector operand {a, b} into its registers; a single one stays."""
     return [each.strip() for each in operand.strip("{} ").split(",")]
+
+
+def without_scopes(ptx: str) -> str:
+    """Give registers and labels of inline assembly, which its braces keep apart, names of their own."""
+
+    def renamed(number: int, text: str) -> str:
+        for kind, register, label in DECLARED.findall(text):
+            own = f"%{'p' if kind == 'pred' else 'r'}9{number:05}" if kind else f"$asm{number}_{label}"
+            text = re.sub(rf"(?<![\w.%$]){register or label}(?![\w.])", lambda _, own=own: own, text)
+        return text
+
+    parts = INLINE.split(ptx)
+    return "".join(renamed(at, text) if at % 2 else text for at, text in enumerate(parts))
 
 
 def parse(ptx: str) -> Program:
