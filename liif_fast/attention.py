@@ -17,6 +17,13 @@ class Corners(NamedTuple):
     shape: tuple[int, int]  # (H, W) of the maps
 
 
+class Coordinates(NamedTuple):
+    """Queries whose corners each backend plans in its own way."""
+
+    coord: Tensor  # [B, Q, 2]
+    wrap: bool  # the columns are a circle
+
+
 class Block(NamedTuple):
     """One pre-norm block over D channels: x + out(attention(norm x)), then x + down(gelu(up(norm x)))."""
 

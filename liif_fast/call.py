@@ -45,6 +45,7 @@ class Call(NamedTuple):
     requires_grad: bool  # any gradient is wanted
     coord_requires_grad: bool  # a gradient for coord or cell is wanted
     place: Place | None = None  # in a render: the position of feat in a larger map
+    dropout: float = 0.0  # of attend_corners
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import Explanation, attention
 from liif_fast.call import Call, Place, Switches, autocast_dtype
 from liif_fast.checks import (
@@ -304,8 +304,9 @@ def attend_corners(
             `plan_attention`.
         transformer: its parameters, of feat's dtype.
         wrap: as for `plan_attention`, which has it already if that made coord.
-        dropout: probability, after each linear map of a block and after gelu; on the backends without kernels.
-        backend, recompute: as for `liif_decode`.
+        dropout: probability, after each linear map of a block and after gelu; on the backends `reference` and `torch`.
+        backend: as for `liif_decode`.
+        recompute: as for `liif_decode`; the backend `cpu` always computes activations again.
 
     Returns:
         out [B, Q, V], a convex combination of four values each, and the weights [B, Q, 4] of the corners 00, 01, 10,
@@ -317,18 +318,18 @@ def attend_corners(
     Source: ILN (arXiv 2203.06413), the weight prediction.
     """
     check_feat(feat)
+    queries: Corners | Coordinates
     if isinstance(coord, Corners):
         check_corners(feat, coord)
-        corners = coord
+        queries, count, places = coord, coord.at.shape[1], coord.rel
     else:
         check_queries(feat, coord, None, cell_decode=False)
-        corners = plan_attention(coord, feat.shape[2:], wrap=wrap)
+        queries, count, places = Coordinates(coord, wrap), coord.shape[1], coord
     check_attention(feat, values, transformer, dropout)
     tensors = tuple(tensor for _, tensor in transformer.tensors())
-    queries, rel = corners.at.shape[1], corners.rel
-    call = _call("attend_corners", feat, queries, (values, *tensors), (), Switches(False, True, False), rel, None)
-    chosen: Any = backends.choose(call._replace(widths=()), backend)
-    return chosen.attend_corners(feat, values, corners, transformer, dropout, recompute)
+    call = _call("attend_corners", feat, count, (values, *tensors), (), Switches(False, True, False), places, None)
+    chosen: Any = backends.choose(call._replace(widths=(), dropout=dropout), backend)
+    return chosen.attend_corners(feat, values, queries, transformer, dropout, recompute)
 
 
 def explain(

@@ -1,317 +1,350 @@
-// The transformer over corners of a tile, written once over Vec<float>::type, with the operators that GCC and Clang
-// give vectors. The including file also defines transpose_block: out[i * out_row + j] = rows[j][i] for lanes x lanes
-// floats. Anonymous and without the standard library, as kernel_impl.h.
+// The loops of a tile of attend_corners, over the vectors of kernel_impl.h; kernel.h says what each computes. A row is
+// eight vectors, so nothing is left over at its end, and a query's bits do not depend on its place in the tile.
 #pragma once
 
-#include "attention.h"
+#include <math.h>
+
+#include "kernel.h"
 
 namespace liif {
 namespace {
 
-using V = Vec<float>::type;
-typedef int Ints __attribute__((vector_size(sizeof(V))));
-typedef unsigned Bits __attribute__((vector_size(sizeof(V))));
-constexpr int kLanes = Vec<float>::lanes;
-constexpr int kParts = kColumns / kLanes;  // vectors of a channel
+constexpr int kTokens = 4;         // the corners of a query
+constexpr int kGroup = 4;          // vectors whose sums run side by side: one sum would wait for itself
+constexpr float kEpsilon = 1e-5f;  // of every LayerNorm
 
-inline V set(float x) {
-    return Vec<float>::broadcast(x);
+template <typename T>
+constexpr int kQueries = kVectors * Vec<T>::lanes;
+template <typename T>
+constexpr int kColumns = kTokens * kQueries<T>;
+template <typename T>
+constexpr int kStride = kColumns<T> + Vec<T>::lanes;  // no power of two: rows of a column do not share cache sets
+
+// exp(x) for x <= 0: 2^n e^r with |r| <= ln(2) / 2, n taken from the last bits of a sum; a NaN passes.
+inline float exponential(float x) {
+    constexpr float low = -87.0f, shift = 12582912.0f;  // 1.5 * 2^23
+    x = x < low ? low : x;
+    union {
+        float number;
+        unsigned bits;
+    } power;
+    power.number = x * 1.44269504f + shift;
+    const float n = power.number - shift;
+    float r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;  // ln(2) in two parts
+    float y = 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    power.bits = (power.bits << 23) + 0x3f800000u;
+    return y * power.number;
 }
 
-inline V load(const float* p) {
-    return Vec<float>::load(p);
+inline double exponential(double x) {
+    return exp(x);
 }
 
-inline V fma(V a, V b, V c) {
-    return Vec<float>::fma(a, b, c);
+// The normal distribution's function, Phi(x): in float a rational function fitted to it, within 1.4e-7.
+inline float cumulative(float x) {
+    constexpr float end = 5.3f;
+    x = x < -end ? -end : (x > end ? end : x);
+    const float u = x * x;
+    float p = 2.4054264e-8f;
+    p = p * u + 6.3789557e-6f;
+    p = p * u + 1.6029806e-4f;
+    p = p * u + 4.6277777e-3f;
+    p = p * u + 3.2932077e-2f;
+    p = p * u + 3.9894226e-1f;
+    float q = 1.2372751e-6f;
+    q = q * u + 7.1341332e-5f;
+    q = q * u + 1.8363665e-3f;
+    q = q * u + 2.8136733e-2f;
+    q = q * u + 2.4921471e-1f;
+    q = q * u + 1.0f;
+    return 0.5f + x * (p / q);
 }
 
-inline V larger(V a, V b) {  // a NaN in either passes
-    return (a > b) | (a != a) ? a : b;
+inline double cumulative(double x) {
+    return 0.5 * erfc(-x * 0.70710678118654752440);
 }
 
-// exp(x) for x <= 88, from 2^round(x / ln 2) and a polynomial; below -87 it stays what it is there.
-inline V exp_of(V x) {
-    x = x < set(-87.0f) ? set(-87.0f) : x;
-    const V magic = set(12582912.0f);  // 1.5 * 2^23: adding it rounds
-    const V n = fma(x, set(1.44269504f), magic) - magic;
-    const V r = fma(n, set(-1.42860677e-6f), fma(n, set(-0.693145752f), x));
-    V p = set(1.0f / 5040);
-    p = fma(p, r, set(1.0f / 720));
-    p = fma(p, r, set(1.0f / 120));
-    p = fma(p, r, set(1.0f / 24));
-    p = fma(p, r, set(1.0f / 6));
-    p = fma(p, r, set(0.5f));
-    p = fma(p, r, set(1.0f));
-    p = fma(p, r, set(1.0f));
-    const Bits power = (Bits)(__builtin_convertvector(n, Ints) + 127) << 23;
-    return p * (V)power;
-}
-
-// 1 / sqrt(x) for positive x: a guess from the exponent, and Newton's steps.
-inline V rsqrt(V x) {
-    V y = (V)(0x5f3759dfu - ((Bits)x >> 1));
-    for (int i = 0; i < 4; ++i) y = y * (set(1.5f) - set(0.5f) * x * y * y);
-    return y;
-}
-
-// Phi(x), the share of a normal distribution below x, with phi(x) = exp(-x^2 / 2): Abramowitz and Stegun, 7.1.26.
-inline V normal_share(V x, V& density) {
-    density = exp_of(set(-0.5f) * x * x);
-    const V size = x < set(0.0f) ? -x : x;
-    const V t = set(1.0f) / fma(size, set(0.3275911f * 0.70710678f), set(1.0f));
-    V p = set(1.061405429f);
-    p = fma(p, t, set(-1.453152027f));
-    p = fma(p, t, set(1.421413741f));
-    p = fma(p, t, set(-0.284496736f));
-    p = fma(p, t, set(0.254829592f));
-    const V above = set(0.5f) * p * t * density;
-    return x < set(0.0f) ? above : set(1.0f) - above;
-}
-
-// mean [kColumns] and 1 / standard deviation [kColumns] over the channels.
-void moments(const float* x, int64_t width, float* mean, float* scale) {
-    V sum[kParts];
-    for (int j = 0; j < kParts; ++j) sum[j] = set(0.0f);
-    for (int64_t c = 0; c < width; ++c) {
-        for (int j = 0; j < kParts; ++j) sum[j] = sum[j] + load(x + c * kColumns + j * kLanes);
-    }
-    const V share = set(1.0f / static_cast<float>(width));
-    V square[kParts];
-    for (int j = 0; j < kParts; ++j) {
-        sum[j] = sum[j] * share;
-        square[j] = set(0.0f);
-    }
-    for (int64_t c = 0; c < width; ++c) {
-        for (int j = 0; j < kParts; ++j) {
-            const V d = load(x + c * kColumns + j * kLanes) - sum[j];
-            square[j] = fma(d, d, square[j]);
-        }
-    }
-    for (int j = 0; j < kParts; ++j) {
-        Vec<float>::store(mean + j * kLanes, sum[j]);
-        Vec<float>::store(scale + j * kLanes, rsqrt(fma(square[j], share, set(kNormEpsilon))));
-    }
-}
-
-// y = (x - mean) * scale * weight + bias
-void normalise(const float* x, int64_t width, const float* weight, const float* bias, float* y) {
-    alignas(64) float mean[kColumns], scale[kColumns];
-    moments(x, width, mean, scale);
-    for (int64_t c = 0; c < width; ++c) {
-        const V w = set(weight[c]), b = set(bias[c]);
-        for (int j = 0; j < kParts; ++j) {
-            const int64_t at = c * kColumns + j * kLanes;
-            const V d = (load(x + at) - load(mean + j * kLanes)) * load(scale + j * kLanes);
-            Vec<float>::store(y + at, fma(d, w, b));
-        }
-    }
-}
-
-// y = weight x, or y + weight x
-void multiply(const Attention& net, const float* weight, int64_t outs, int64_t ins, const float* x, float* y,
-              Init init) {
-    net.gemm({outs, kColumns, ins, weight, ins, 1, x, 2 * kLanes, kColumns, y, kColumns, init, nullptr, Epilogue::none,
-              nullptr});
-}
-
-void add_bias(float* y, int64_t width, const float* bias) {
-    for (int64_t c = 0; c < width; ++c) {
-        const V b = set(bias[c]);
-        for (int j = 0; j < kColumns; j += kLanes)
-            Vec<float>::store(y + c * kColumns + j, load(y + c * kColumns + j) + b);
-    }
-}
-
-// Softmax over four vectors.
-inline void softmax(V (&x)[4]) {
-    const V most = larger(larger(x[0], x[1]), larger(x[2], x[3]));
-    V sum = set(0.0f);
-    for (int t = 0; t < 4; ++t) {
-        x[t] = exp_of(x[t] - most);
-        sum = sum + x[t];
-    }
-    const V share = set(1.0f) / sum;
-    for (int t = 0; t < 4; ++t) x[t] = x[t] * share;
-}
-
-// mixed [width] = attention of each corner to all four; q, k and v are [width] channels each.
-void attend(const Attention& net, const float* qkv, float* mixed) {
-    const int64_t each = net.width / net.heads, part = net.width * kColumns;
-    V share = set(static_cast<float>(each));
-    share = rsqrt(share);
-    for (int64_t head = 0; head < net.heads; ++head) {
-        const float *q = qkv + head * each * kColumns, *k = q + part, *v = k + part;
-        for (int j = 0; j < kGroup; j += kLanes) {
-            V logit[4][4];
-            for (int a = 0; a < 4; ++a) {
-                for (int b = 0; b < 4; ++b) logit[a][b] = set(0.0f);
-            }
-            for (int64_t c = 0; c < each; ++c) {
-                V key[4];
-                for (int b = 0; b < 4; ++b) key[b] = load(k + c * kColumns + b * kGroup + j);
-                for (int a = 0; a < 4; ++a) {
-                    const V query = load(q + c * kColumns + a * kGroup + j);
-                    for (int b = 0; b < 4; ++b) logit[a][b] = fma(query, key[b], logit[a][b]);
+template <typename T>
+void transpose(T* to, int64_t to_row, const T* const* from, int64_t columns, int64_t rows) {
+    constexpr int64_t side = 16;  // in squares of a few cache lines, whose writes stay in the first-level cache
+    for (int64_t c0 = 0; c0 < columns; c0 += side) {
+        const int64_t c1 = c0 + side < columns ? c0 + side : columns;
+        for (int64_t r0 = 0; r0 < rows; r0 += side) {
+            const int64_t r1 = r0 + side < rows ? r0 + side : rows;
+            int64_t r = r0;
+            if constexpr (Vec<T>::transposes) {
+                for (; c1 - c0 == side && r + 4 <= r1; r += 4) {
+                    for (int64_t c = c0; c < c1; c += Vec<T>::lanes) {
+                        Vec<T>::transpose4(to + r * to_row + c, to_row, from + c, r);
+                    }
                 }
             }
-            for (int a = 0; a < 4; ++a) {
-                for (int b = 0; b < 4; ++b) logit[a][b] = logit[a][b] * share;
-                softmax(logit[a]);
-            }
-            for (int64_t c = 0; c < each; ++c) {
-                V value[4];
-                for (int b = 0; b < 4; ++b) value[b] = load(v + c * kColumns + b * kGroup + j);
-                for (int a = 0; a < 4; ++a) {
-                    V sum = logit[a][0] * value[0];
-                    for (int b = 1; b < 4; ++b) sum = fma(logit[a][b], value[b], sum);
-                    Vec<float>::store(mixed + (head * each + c) * kColumns + a * kGroup + j, sum);
-                }
+            for (; r < r1; ++r) {
+                for (int64_t c = c0; c < c1; ++c) to[r * to_row + c] = from[c][r];
             }
         }
     }
 }
 
-// Channels [first, last) of the table's rows, turned: y[(c - first) * kColumns + column].
-void turn(const AttentionTile& tile, int64_t first, int64_t last, float* y) {
-    int64_t c = first;
-    for (; c + kLanes <= last; c += kLanes) {
-        for (int column = 0; column < kColumns; column += kLanes) {
-            const float* rows[kLanes];
-            for (int i = 0; i < kLanes; ++i) rows[i] = tile.row[column + i] + c;
-            transpose_block(rows, y + (c - first) * kColumns + column, kColumns);
+template <typename T>
+void place(T* x, int64_t linear, int64_t rows, const T* rel, const T* by_rel, int64_t by_rel_row, T* scale) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>;
+    const T* by_column = by_rel + by_rel_row;
+    const T* bias = by_column + by_rel_row;
+    const auto moved = [=](int64_t r, int n) {
+        const typename V::type one = V::fma(V::load(rel + n), V::broadcast(by_rel[r]), V::load(x + r * S + n));
+        return V::fma(V::load(rel + S + n), V::broadcast(by_column[r]), one);
+    };
+    for (int n = 0; n < kColumns<T>; n += L) {
+        typename V::type variance = V::load(x + (linear + 2) * S + n);
+        for (int j = 0; j < 2; ++j) variance = V::fma(V::load(rel + j * S + n), moved(linear + j, n), variance);
+        V::store(x + (linear + 2) * S + n, variance);
+        V::store(scale + n, V::inverse_root(V::add(V::relu(variance), V::broadcast(T(kEpsilon)))));
+    }
+    for (int64_t r = 0; r < linear; ++r) {
+        for (int n = 0; n < kColumns<T>; n += L) {
+            V::store(x + r * S + n, V::fma(moved(r, n), V::load(scale + n), V::broadcast(bias[r])));
         }
     }
-    for (; c < last; ++c) {
-        for (int column = 0; column < kColumns; ++column) y[(c - first) * kColumns + column] = tile.row[column][c];
+    for (int64_t r = linear + 3; r < rows; ++r) {
+        for (int n = 0; n < kColumns<T>; n += L) V::store(x + r * S + n, moved(r, n));
     }
 }
 
-// The variance that the first norm divides by, from n1 and n0 (own) and rel; a little below 0 at times.
-inline V variance(const Attention& net, const float (&own)[3][kColumns], int j, V row, V col, V share) {
-    V sum = load(own[2] + j * kLanes);
-    sum = fma(row, fma(row, set(net.square[0]), load(own[0] + j * kLanes)), sum);
-    sum = fma(col, fma(col, set(net.square[2]), load(own[1] + j * kLanes)), sum);
-    return fma(row * col, set(net.square[1]), sum) * share;
-}
-
-// The first norm with the linear map behind it, and the tokens x where the blocks need them.
-void begin(const Attention& net, const AttentionTile& tile, float* normed, float* x) {
-    const int64_t blocked = net.depth > 0 ? net.width : 0, end = net.linear + blocked;
-    alignas(64) float own[3][kColumns];
-    for (int column = 0; column < kColumns; ++column) {
-        for (int i = 0; i < 3; ++i) own[i][column] = tile.row[column][net.linear + i];
-    }
-    V scale[kParts], row[kParts], col[kParts];
-    const V share = set(1.0f / static_cast<float>(net.width));
-    for (int j = 0; j < kParts; ++j) {
-        row[j] = load(tile.rel[0] + j * kLanes);
-        col[j] = load(tile.rel[1] + j * kLanes);
-        V sum = variance(net, own, j, row[j], col[j], share);
-        sum = sum < set(0.0f) ? set(0.0f) : sum;
-        scale[j] = rsqrt(sum + set(kNormEpsilon));
-    }
-    turn(tile, 0, net.linear, normed);
-    if (blocked > 0) turn(tile, net.linear + 3, end + 3, x);
-    for (int64_t c = 0; c < end; ++c) {
-        const V p = set(net.products[2 * c]), q = set(net.products[2 * c + 1]);
-        const bool inner = c < net.linear;
-        float* y = inner ? normed + c * kColumns : x + (c - net.linear) * kColumns;
-        const V b = set(inner ? net.bias[c] : 0.0f);
-        for (int j = 0; j < kParts; ++j) {
-            V value = fma(row[j], p, fma(col[j], q, load(y + j * kLanes)));
-            if (inner) value = fma(value, scale[j], b);
-            Vec<float>::store(y + j * kLanes, value);
+template <typename T>
+void place_back(T* g, const T* x, int64_t linear, const T* bias, T* rel, const T* scale) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>;
+    const typename V::type minus = V::broadcast(T(-1));
+    for (int n = 0; n < kColumns<T>; n += L) {
+        const typename V::type s = V::load(scale + n);
+        typename V::type sum = V::broadcast(T(0));
+        for (int64_t r = 0; r < linear; ++r) {
+            const typename V::type gradient = V::load(g + r * S + n);
+            sum = V::fma(gradient, V::fma(V::broadcast(bias[r]), minus, V::load(x + r * S + n)), sum);
+            V::store(g + r * S + n, V::mul(gradient, s));
         }
+        const typename V::type variance = V::load(x + (linear + 2) * S + n);
+        sum = V::pass_where(V::mul(V::mul(V::mul(sum, V::broadcast(T(-0.5))), s), s), variance);
+        for (int j = 0; j < 2; ++j) V::store(g + (linear + j) * S + n, V::mul(sum, V::load(rel + j * S + n)));
+        V::store(g + (linear + 2) * S + n, sum);
+        V::store(rel + 2 * S + n, V::mul(V::add(V::relu(variance), V::broadcast(T(kEpsilon))), s));
     }
 }
 
-// Where a block's data lie; forward lets most of them share memory, backward keeps them apart.
-struct Work {
-    float *x, *qkv, *mixed, *middle, *normed, *raw, *hidden;
-};
-
-void copy(const float* from, int64_t width, float* to) {
-    if (from == to) return;
-    for (int64_t n = 0; n < width * kColumns; n += kLanes) Vec<float>::store(to + n, load(from + n));
-}
-
-// All blocks: from the table's rows to the tokens work[depth].x, and to the logits of each corner.
-void run(const Attention& net, const AttentionTile& tile, const Work* work, V (&logit)[kParts]) {
-    begin(net, tile, work[0].qkv, work[0].x);
-    for (int64_t i = 0; i < net.depth; ++i) {
-        const AttentionBlock& block = net.blocks[i];
-        const Work& w = work[i];
-        if (i > 0) {
-            normalise(w.x, net.width, block.norm_weight, block.norm_bias, w.normed);
-            multiply(net, block.qkv, 3 * net.width, net.width, w.normed, w.qkv, Init::zero);
+template <typename T>
+void normalise(T* y, const T* x, int64_t rows, T* scale) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>;
+    const typename V::type share = V::broadcast(T(1) / T(rows)), minus = V::broadcast(T(-1));
+    for (int n = 0; n < kColumns<T>; n += kGroup * L) {
+        typename V::type mean[kGroup], square[kGroup];
+        LIIF_UNROLL
+        for (int v = 0; v < kGroup; ++v) mean[v] = square[v] = V::broadcast(T(0));
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kGroup; ++v) mean[v] = V::add(mean[v], V::load(x + r * S + n + v * L));
         }
-        attend(net, w.qkv, w.mixed);
-        copy(w.x, net.width, w.middle);
-        if (block.out_weight != nullptr) {
-            multiply(net, block.out_weight, net.width, net.width, w.mixed, w.middle, Init::accumulate);
-            add_bias(w.middle, net.width, block.out_bias);
-        } else {
-            for (int64_t n = 0; n < net.width * kColumns; n += kLanes) {
-                Vec<float>::store(w.middle + n, load(w.middle + n) + load(w.mixed + n));
+        LIIF_UNROLL
+        for (int v = 0; v < kGroup; ++v) mean[v] = V::mul(V::mul(mean[v], share), minus);
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kGroup; ++v) {
+                const typename V::type centred = V::add(V::load(x + r * S + n + v * L), mean[v]);
+                square[v] = V::fma(centred, centred, square[v]);
             }
         }
-        normalise(w.middle, net.width, block.mlp_norm_weight, block.mlp_norm_bias, w.normed);
-        multiply(net, block.up_weight, block.hidden, net.width, w.normed, w.raw, Init::zero);
-        add_bias(w.raw, block.hidden, block.up_bias);
-        for (int64_t n = 0; n < block.hidden * kColumns; n += kLanes) {
-            const V y = load(w.raw + n);
-            V density;
-            Vec<float>::store(w.hidden + n, y * normal_share(y, density));
+        LIIF_UNROLL
+        for (int v = 0; v < kGroup; ++v) {
+            square[v] = V::inverse_root(V::fma(square[v], share, V::broadcast(T(kEpsilon))));
+            V::store(scale + n + v * L, square[v]);
         }
-        float* next = work[i + 1].x;
-        copy(w.middle, net.width, next);
-        multiply(net, block.down_weight, net.width, block.hidden, w.hidden, next, Init::accumulate);
-        add_bias(next, net.width, block.down_bias);
-    }
-    if (net.depth == 0) {
-        for (int j = 0; j < kParts; ++j) logit[j] = load(work[0].qkv + j * kLanes);
-        return;
-    }
-    const Work& last = work[net.depth];
-    normalise(last.x, net.width, net.norm_weight, net.norm_bias, last.normed);
-    for (int j = 0; j < kParts; ++j) logit[j] = set(net.head_bias);
-    for (int64_t c = 0; c < net.width; ++c) {
-        const V w = set(net.head_weight[c]);
-        for (int j = 0; j < kParts; ++j) logit[j] = fma(load(last.normed + c * kColumns + j * kLanes), w, logit[j]);
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kGroup; ++v) {
+                const int64_t at = r * S + n + v * L;
+                V::store(y + at, V::mul(V::add(V::load(x + at), mean[v]), square[v]));
+            }
+        }
     }
 }
 
-// The weights of the corners, from their logits.
-void finish(V (&logit)[kParts], float* weight) {
-    constexpr int per_corner = kGroup / kLanes;
-    for (int j = 0; j < per_corner; ++j) {
-        V four[4];
-        for (int t = 0; t < 4; ++t) four[t] = logit[t * per_corner + j];
-        softmax(four);
-        for (int t = 0; t < 4; ++t) Vec<float>::store(weight + t * kGroup + j * kLanes, four[t]);
+template <typename T>
+void normalise_back(T* g, const T* y_gradient, const T* y, int64_t rows, const T* scale) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>;
+    const typename V::type share = V::broadcast(T(-1) / T(rows));
+    for (int n = 0; n < kColumns<T>; n += kGroup * L) {
+        typename V::type mean[kGroup], slope[kGroup];
+        LIIF_UNROLL
+        for (int v = 0; v < kGroup; ++v) mean[v] = slope[v] = V::broadcast(T(0));
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kGroup; ++v) {
+                const typename V::type gradient = V::load(y_gradient + r * S + n + v * L);
+                mean[v] = V::add(mean[v], gradient);
+                slope[v] = V::fma(gradient, V::load(y + r * S + n + v * L), slope[v]);
+            }
+        }
+        LIIF_UNROLL
+        for (int v = 0; v < kGroup; ++v) mean[v] = V::mul(mean[v], share), slope[v] = V::mul(slope[v], share);
+        for (int64_t r = 0; r < rows; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kGroup; ++v) {
+                const int64_t at = r * S + n + v * L;
+                const typename V::type gradient = V::add(V::load(y_gradient + at), mean[v]);
+                V::store(g + at, V::fma(V::fma(V::load(y + at), slope[v], gradient), V::load(scale + n + v * L),
+                                        V::load(g + at)));
+            }
+        }
     }
 }
 
-int64_t widest(const Attention& net) {
-    int64_t hidden = 0;
-    for (int64_t i = 0; i < net.depth; ++i) hidden = net.blocks[i].hidden > hidden ? net.blocks[i].hidden : hidden;
-    return hidden;
+template <typename T>
+void gelu(T* to, const T* x, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, to += kStride<T>, x += kStride<T>) {
+        for (int n = 0; n < kColumns<T>; ++n) to[n] = x[n] * cumulative(x[n]);
+    }
 }
 
-int64_t forward_scratch(const Attention& net) {
-    return (net.linear + 2 * net.width + widest(net)) * kColumns;
+template <typename T>
+void gelu_back(T* g, const T* x, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, g += kStride<T>, x += kStride<T>) {
+        for (int n = 0; n < kColumns<T>; ++n) {
+            const T density = T(0.39894228040143267794) * exponential(x[n] * x[n] * T(-0.5));
+            g[n] *= cumulative(x[n]) + x[n] * density;
+        }
+    }
 }
 
-void forward(const Attention& net, AttentionTile& tile, float* scratch) {
-    float* x = scratch + net.linear * kColumns;
-    float *other = x + net.width * kColumns, *hidden = other + net.width * kColumns;
-    Work work[kMaxDepth + 1];
-    for (int64_t i = 0; i <= net.depth; ++i) work[i] = {x, scratch, other, x, other, hidden, hidden};
-    V logit[kParts];
-    run(net, tile, work, logit);
-    finish(logit, tile.weight);
+template <typename T>
+void softmax(T* x) {
+    constexpr int N = kQueries<T>;
+    for (int n = 0; n < N; ++n) {
+        T largest = x[n];
+        for (int t = 1; t < kTokens; ++t) largest = x[t * N + n] > largest ? x[t * N + n] : largest;
+        for (int t = 0; t < kTokens; ++t) x[t * N + n] -= largest;
+    }
+    for (int n = 0; n < kColumns<T>; ++n) x[n] = exponential(x[n]);
+    for (int n = 0; n < N; ++n) {
+        T sum = x[n];
+        for (int t = 1; t < kTokens; ++t) sum += x[t * N + n];
+        const T share = T(1) / sum;
+        for (int t = 0; t < kTokens; ++t) x[t * N + n] *= share;
+    }
 }
+
+template <typename T>
+void softmax_back(T* g, const T* weight) {
+    constexpr int N = kQueries<T>;
+    for (int n = 0; n < N; ++n) {
+        T sum = g[n] * weight[n];
+        for (int t = 1; t < kTokens; ++t) sum += g[t * N + n] * weight[t * N + n];
+        for (int t = 0; t < kTokens; ++t) g[t * N + n] = weight[t * N + n] * (g[t * N + n] - sum);
+    }
+}
+
+// to[t] = factor * sum over r < rows of one[r] * others[r][t], of a token and of all four.
+template <typename T>
+void dots(T* to, const T* one, const T* others, int64_t rows, T factor) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>, N = kQueries<T>;
+    typename V::type sum[kTokens][kVectors];
+    LIIF_UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[t][v] = V::broadcast(T(0));
+    }
+    for (int64_t r = 0; r < rows; ++r, one += S, others += S) {
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+            const typename V::type x = V::load(one + v * L);
+            LIIF_UNROLL
+            for (int t = 0; t < kTokens; ++t) sum[t][v] = V::fma(x, V::load(others + t * N + v * L), sum[t][v]);
+        }
+    }
+    LIIF_UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+        LIIF_UNROLL
+        for (int v = 0; v < kVectors; ++v) V::store(to + t * N + v * L, V::mul(sum[t][v], V::broadcast(factor)));
+    }
+}
+
+// to[r] = sum over the tokens t of weight[t * weight_step] * x[r][t]
+template <typename T>
+void mixture(T* to, const T* weight, int64_t weight_step, const T* x, int64_t rows) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, S = kStride<T>, N = kQueries<T>;
+    LIIF_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+        typename V::type w[kTokens];
+        LIIF_UNROLL
+        for (int t = 0; t < kTokens; ++t) w[t] = V::load(weight + t * weight_step + v * L);
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* from = x + r * S + v * L;
+            typename V::type sum = V::mul(w[0], V::load(from));
+            LIIF_UNROLL
+            for (int t = 1; t < kTokens; ++t) sum = V::fma(w[t], V::load(from + t * N), sum);
+            V::store(to + r * S + v * L, sum);
+        }
+    }
+}
+
+// The logits' factor of a head, 1 / sqrt(its channels).
+template <typename T>
+T head_factor(int64_t channels) {
+    return T(1 / sqrt(static_cast<double>(channels)));
+}
+
+template <typename T>
+void attend(T* mixed, T* weight, const T* qkv, int64_t width, int64_t heads) {
+    constexpr int S = kStride<T>, N = kQueries<T>;
+    const int64_t channels = width / heads;
+    for (int64_t h = 0; h < heads; ++h) {
+        const T *q = qkv + h * channels * S, *k = q + width * S, *v = k + width * S;
+        for (int t = 0; t < kTokens; ++t, weight += S) {
+            dots(weight, q + t * N, k, channels, head_factor<T>(channels));
+            softmax(weight);
+            mixture(mixed + h * channels * S + t * N, weight, N, v, channels);
+        }
+    }
+}
+
+template <typename T>
+void attend_back(T* qkv_gradient, const T* g, const T* qkv, const T* weight, int64_t width, int64_t heads, T* logit) {
+    constexpr int S = kStride<T>, N = kQueries<T>;
+    const int64_t channels = width / heads;
+    const T factor = head_factor<T>(channels);
+    for (int64_t h = 0; h < heads; ++h, weight += kTokens * S) {
+        const int64_t at = h * channels * S;
+        const T *q = qkv + at, *k = q + width * S, *v = k + width * S;
+        T *dq = qkv_gradient + at, *dk = dq + width * S, *dv = dk + width * S;
+        for (int t = 0; t < kTokens; ++t) {
+            T* row = logit + t * S;
+            dots(row, g + at + t * N, v, channels, T(1));
+            softmax_back(row, weight + t * S);
+            for (int n = 0; n < kColumns<T>; ++n) row[n] *= factor;
+            mixture(dq + t * N, row, N, k, channels);
+        }
+        for (int t = 0; t < kTokens; ++t) {  // of the key and the value of token t, read by all four
+            mixture(dk + t * N, logit + t * N, S, q, channels);
+            mixture(dv + t * N, weight + t * N, S, g + at, channels);
+        }
+    }
+}
+
+template <typename T>
+const Attention<T> attention_table = {kStride<T>,        transpose<T>, place<T>,      place_back<T>, normalise<T>,
+                                      normalise_back<T>, gelu<T>,      gelu_back<T>,  softmax<T>,    softmax_back<T>,
+                                      mixture<T>,        attend<T>,    attend_back<T>};
 
 }  // namespace
 }  // namespace liif

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "by_latent.h"
 #include "checks.h"
 #include "operators.h"
 #include "queries.h"
@@ -31,13 +32,11 @@ struct Chunk {
     const Row& sorted(int64_t i) const { return rows[static_cast<size_t>(order[static_cast<size_t>(i)])]; }
 
     void sort(int64_t latents) {
-        start.assign(static_cast<size_t>(latents) + 1, 0);
-        for (const Row& row : rows) ++start[static_cast<size_t>(row.latent) + 1];
-        for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
         order.resize(rows.size());
-        for (size_t r = 0; r < rows.size(); ++r) {
-            order[static_cast<size_t>(start[static_cast<size_t>(rows[r].latent)]++)] = static_cast<int32_t>(r);
-        }
+        sort_by_latent(
+            static_cast<int64_t>(rows.size()), latents, start,
+            [this](int64_t r) { return rows[static_cast<size_t>(r)].latent; },
+            [this](int64_t r, int32_t at) { order[static_cast<size_t>(at)] = static_cast<int32_t>(r); });
     }
 };
 
@@ -238,17 +237,11 @@ class DecodeBackward {
             }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
             Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
-            // Rows of the same latent are first summed together, because one chain of thousands would round too often.
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;
-                const Sum<T>* row = g + r * g_stride;
-                if (after - r > 1) {
-                    std::memset(b.run, 0, static_cast<size_t>(2 * padded_) * sizeof(Sum<T>));
-                    kernel<Sum<T>>().sum_rows(row, g_stride, after - r, padded_, b.run, b.run + padded_);
-                    row = b.run;
-                }
-                kernel<Sum<T>>().add(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, row, channels);
+                add_rows(latent == edge_latent ? sum.edge : p_grad_ + latent * channels, g + r * g_stride, g_stride,
+                         after - r, channels, padded_, b.run);
             }
         }
     }

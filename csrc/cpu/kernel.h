@@ -52,6 +52,38 @@ struct Gemm {
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
 };
 
+// The loops of a tile of attend_corners, which is kernel<T>().nr queries. Rows are channels, `stride` apart; columns
+// are tokens, token t of query q at t * nr + q, 4 * nr of them. Null where T is not Sum<T>.
+template <typename T>
+struct Attention {
+    int64_t stride;
+    // to[r * to_row + c] = from[c][r], c < columns, r < rows
+    void (*transpose)(T* to, int64_t to_row, const T* const* from, int64_t columns, int64_t rows);
+    // x, rows of the table of latents as columns: `linear` products, two rows n1, one row n0, the rest to `rows`. Adds
+    // rel_0 by_rel[0][r] + rel_1 by_rel[1][r] to each but n0; n0 becomes the variance, n0 + rel . n1; the products are
+    // scaled to variance 1 and get their bias, by_rel[2][r]. rel has two rows.
+    void (*place)(T* x, int64_t linear, int64_t rows, const T* rel, const T* by_rel, int64_t by_rel_row, T* scale);
+    // The gradient's way back, in g: of products to that before `place`, with those of n1 and n0. rel's third row
+    // becomes 1 / scale.
+    void (*place_back)(T* g, const T* x, int64_t linear, const T* bias, T* rel, const T* scale);
+    // y = (x - mean) * scale over the rows, without weight and bias; back: g += the gradient of x
+    void (*normalise)(T* y, const T* x, int64_t rows, T* scale);
+    void (*normalise_back)(T* g, const T* y_gradient, const T* y, int64_t rows, const T* scale);
+    void (*gelu)(T* to, const T* x, int64_t rows);
+    void (*gelu_back)(T* g, const T* x, int64_t rows);  // g *= gelu'(x)
+    // Over the four tokens of one row, in place.
+    void (*softmax)(T* x);
+    void (*softmax_back)(T* g, const T* weight);
+    // to[r] = sum over the tokens t of weight[t * weight_step] * x[r][t], nr columns
+    void (*mixture)(T* to, const T* weight, int64_t weight_step, const T* x, int64_t rows);
+    // qkv, 3 * width rows, to the heads' outputs, width rows; row 4 * head + t of weight is what token t gives the
+    // others
+    void (*attend)(T* mixed, T* weight, const T* qkv, int64_t width, int64_t heads);
+    // logit: four rows of anything
+    void (*attend_back)(T* qkv_gradient, const T* g, const T* qkv, const T* weight, int64_t width, int64_t heads,
+                        T* logit);
+};
+
 template <typename T>
 struct Kernel {
     const char* name;
@@ -73,6 +105,7 @@ struct Kernel {
     void (*narrow)(T* to, const Sum<T>* from, int64_t width);
     // to[(r / 2 * width + n) * 2 + r % 2] = x[r * x_row + n], a missing last row being zeros
     void (*pair_rows)(T* to, const T* x, int64_t x_row, int64_t rows, int64_t width);
+    const Attention<T>* attention;
 };
 
 // The fastest kernel that this processor runs; LIIF_FAST_CPU_ISA=portable|avx2|avx512 selects a lesser one. Float and

@@ -1,6 +1,5 @@
 // The micro-kernel for AVX2 and FMA: 6 x 16 floats or 6 x 8 doubles in 12 of 16 registers.
 // max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does.
-#include "attention.h"
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -28,9 +27,29 @@ struct Vec<float> {
     static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm256_add_ps(a, b); }
+    static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
+    static type inverse_root(type x) { return _mm256_div_ps(broadcast(1), _mm256_sqrt_ps(x)); }
     static type relu(type x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
+    }
+    // to[i * to_row + c] = from[c][i], i < 4, c < lanes: halves of vectors are those of every fourth row
+    static constexpr bool transposes = true;
+    static void transpose4(float* to, int64_t to_row, const float* const* from, int64_t at) {
+        __m256 x[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[i] + at)),
+                                        _mm_loadu_ps(from[4 + i] + at), 1);
+        }
+        LIIF_UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            const __m256 one = i == 0 ? _mm256_unpacklo_ps(x[0], x[1]) : _mm256_unpackhi_ps(x[0], x[1]);
+            const __m256 two = i == 0 ? _mm256_unpacklo_ps(x[2], x[3]) : _mm256_unpackhi_ps(x[2], x[3]);
+            const __m256d a = _mm256_castps_pd(one), b = _mm256_castps_pd(two);
+            store(to + i * to_row, _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)));
+            store(to + (i + 1) * to_row, _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+        }
     }
 };
 
@@ -38,6 +57,7 @@ template <>
 struct Vec<double> {
     using type = __m256d;
     static constexpr int lanes = 4, rows = 6;
+    static constexpr bool transposes = false;
     static constexpr const char* name = "avx2";
     static type load(const double* p) { return _mm256_loadu_pd(p); }
     static void store(double* p, type x) { _mm256_storeu_pd(p, x); }
@@ -47,45 +67,18 @@ struct Vec<double> {
     static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm256_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm256_add_pd(a, b); }
+    static type mul(type a, type b) { return _mm256_mul_pd(a, b); }
+    static type inverse_root(type x) { return _mm256_div_pd(broadcast(1), _mm256_sqrt_pd(x)); }
     static type relu(type x) { return _mm256_max_pd(_mm256_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm256_and_pd(x, _mm256_cmp_pd(mask, _mm256_setzero_pd(), _CMP_NLE_UQ));
     }
 };
 
-#if defined(__GNUC__)
-void transpose_block(const float* const* rows, float* out, int64_t out_row) {
-    __m256 r[8], t[8];
-    LIIF_UNROLL
-    for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(rows[i]);
-    LIIF_UNROLL
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    LIIF_UNROLL
-    for (int i = 0; i < 8; i += 4) {  // then r[i + k] holds column 4 l + k of rows i to i + 3 in its half l
-        for (int k = 0; k < 2; ++k) {
-            const __m256d a = _mm256_castps_pd(t[i + k]), b = _mm256_castps_pd(t[i + 2 + k]);
-            r[i + 2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
-            r[i + 2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
-        }
-    }
-    LIIF_UNROLL
-    for (int k = 0; k < 4; ++k) {
-        _mm256_storeu_ps(out + k * out_row, _mm256_permute2f128_ps(r[k], r[4 + k], 0x20));
-        _mm256_storeu_ps(out + (4 + k) * out_row, _mm256_permute2f128_ps(r[k], r[4 + k], 0x31));
-    }
-}
-#endif
-
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
-#if defined(__GNUC__)
-#include "attention_backward_impl.h"
-#endif
 
 namespace liif {
 template <>
@@ -96,13 +89,6 @@ template <>
 const Kernel<double>* kernel_avx2<double>() {
     return &table<double>;
 }
-const AttentionKernel* attention_avx2() {
-#if defined(__GNUC__)
-    return &attention_table;
-#else
-    return nullptr;
-#endif
-}
 }  // namespace liif
 
 #else
@@ -114,9 +100,6 @@ const Kernel<float>* kernel_avx2<float>() {
 }
 template <>
 const Kernel<double>* kernel_avx2<double>() {
-    return nullptr;
-}
-const AttentionKernel* attention_avx2() {
     return nullptr;
 }
 }  // namespace liif

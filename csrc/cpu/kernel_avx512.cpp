@@ -1,7 +1,6 @@
 // The micro-kernel for AVX-512: 12 x 32 floats or 12 x 16 doubles in 24 of 32 registers.
 // max(0, x) in this order of operands gives NaN for a NaN, as PyTorch's ReLU does. The zero-masked form with all lanes
 // on does the same as the plain one, without GCC 12's false warning about an undefined operand.
-#include "attention.h"
 #include "kernel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -29,9 +28,33 @@ struct Vec<float> {
     static factor row(const float* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
     static type add(type a, type b) { return _mm512_add_ps(a, b); }
+    static type mul(type a, type b) { return _mm512_mul_ps(a, b); }
+    static type inverse_root(type x) { return _mm512_div_ps(broadcast(1), _mm512_maskz_sqrt_ps(0xffff, x)); }
     static type relu(type x) { return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
+    }
+    // to[i * to_row + c] = from[c][i], i < 4, c < lanes: quarters of vectors are those of every fourth row
+    static constexpr bool transposes = true;
+    static void transpose4(float* to, int64_t to_row, const float* const* from, int64_t at) {
+        __m512 x[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            x[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + at));
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[4 + i] + at), 1);
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[8 + i] + at), 2);
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[12 + i] + at), 3);
+        }
+        LIIF_UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            const __m512 one =
+                i == 0 ? _mm512_maskz_unpacklo_ps(0xffff, x[0], x[1]) : _mm512_maskz_unpackhi_ps(0xffff, x[0], x[1]);
+            const __m512 two =
+                i == 0 ? _mm512_maskz_unpacklo_ps(0xffff, x[2], x[3]) : _mm512_maskz_unpackhi_ps(0xffff, x[2], x[3]);
+            const __m512d a = _mm512_castps_pd(one), b = _mm512_castps_pd(two);
+            store(to + i * to_row, _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)));
+            store(to + (i + 1) * to_row, _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b)));
+        }
     }
 };
 
@@ -39,6 +62,7 @@ template <>
 struct Vec<double> {
     using type = __m512d;
     static constexpr int lanes = 8, rows = 12;
+    static constexpr bool transposes = false;
     static constexpr const char* name = "avx512";
     static type load(const double* p) { return _mm512_loadu_pd(p); }
     static void store(double* p, type x) { _mm512_storeu_pd(p, x); }
@@ -48,51 +72,18 @@ struct Vec<double> {
     static factor row(const double* a) { return broadcast(*a); }
     static type fma(type a, type b, type c) { return _mm512_fmadd_pd(a, b, c); }
     static type add(type a, type b) { return _mm512_add_pd(a, b); }
+    static type mul(type a, type b) { return _mm512_mul_pd(a, b); }
+    static type inverse_root(type x) { return _mm512_div_pd(broadcast(1), _mm512_maskz_sqrt_pd(0xff, x)); }
     static type relu(type x) { return _mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), x); }
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(mask, _mm512_setzero_pd(), _CMP_NLE_UQ), x);
     }
 };
 
-#if defined(__GNUC__)
-void transpose_block(const float* const* rows, float* out, int64_t out_row) {
-    __m512 r[16], t[16];
-    LIIF_UNROLL
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(rows[i]);
-    LIIF_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_maskz_unpacklo_ps(0xffff, r[i], r[i + 1]);
-        t[i + 1] = _mm512_maskz_unpackhi_ps(0xffff, r[i], r[i + 1]);
-    }
-    LIIF_UNROLL
-    for (int i = 0; i < 16; i += 4) {  // then r[i + k] holds column 4 l + k of rows i to i + 3 in its quarter l
-        for (int k = 0; k < 2; ++k) {
-            const __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + 2 + k]);
-            r[i + 2 * k] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b));
-            r[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b));
-        }
-    }
-    LIIF_UNROLL
-    for (int k = 0; k < 4; ++k) {
-        const __m512 even = _mm512_maskz_shuffle_f32x4(0xffff, r[k], r[4 + k], 0x88),
-                     odd = _mm512_maskz_shuffle_f32x4(0xffff, r[k], r[4 + k], 0xdd);
-        const __m512 even2 = _mm512_maskz_shuffle_f32x4(0xffff, r[8 + k], r[12 + k], 0x88);
-        const __m512 odd2 = _mm512_maskz_shuffle_f32x4(0xffff, r[8 + k], r[12 + k], 0xdd);
-        _mm512_storeu_ps(out + k * out_row, _mm512_maskz_shuffle_f32x4(0xffff, even, even2, 0x88));
-        _mm512_storeu_ps(out + (4 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, odd, odd2, 0x88));
-        _mm512_storeu_ps(out + (8 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, even, even2, 0xdd));
-        _mm512_storeu_ps(out + (12 + k) * out_row, _mm512_maskz_shuffle_f32x4(0xffff, odd, odd2, 0xdd));
-    }
-}
-#endif
-
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
-#if defined(__GNUC__)
-#include "attention_backward_impl.h"
-#endif
 
 namespace liif {
 template <>
@@ -103,13 +94,6 @@ template <>
 const Kernel<double>* kernel_avx512<double>() {
     return &table<double>;
 }
-const AttentionKernel* attention_avx512() {
-#if defined(__GNUC__)
-    return &attention_table;
-#else
-    return nullptr;
-#endif
-}
 }  // namespace liif
 
 #else
@@ -121,9 +105,6 @@ const Kernel<float>* kernel_avx512<float>() {
 }
 template <>
 const Kernel<double>* kernel_avx512<double>() {
-    return nullptr;
-}
-const AttentionKernel* attention_avx512() {
     return nullptr;
 }
 }  // namespace liif

@@ -1,6 +1,6 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
-// includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, relu,
-// pass_where, and factor with columns (of B), row (of A) and fma.
+// includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
+// inverse_root, pass_where, transpose4 if it `transposes`, and factor with columns (of B), row (of A) and fma.
 // The namespace is anonymous so that the linker never merges the same template compiled for other instruction sets.
 // For the same reason this file uses nothing from the standard library.
 #pragma once
@@ -152,11 +152,28 @@ void add(T* y, const T* x, int64_t width) {
     for (int64_t n = 0; n < width; ++n) y[n] += x[n];
 }
 
+}  // namespace
+}  // namespace liif
+
+#include "attention_impl.h"
+
+namespace liif {
+namespace {
+
 template <typename T>
-const Kernel<T> table = {Vec<T>::name, Vec<T>::rows, kVectors * Vec<T>::lanes,
-                         gemm<T, T>,   gemm<T, T>,   affine<T>,
-                         sum_rows<T>,  blend<T>,     add<T>,
-                         nullptr,      nullptr,      nullptr};
+const Kernel<T> table = {Vec<T>::name,
+                         Vec<T>::rows,
+                         kVectors * Vec<T>::lanes,
+                         gemm<T, T>,
+                         gemm<T, T>,
+                         affine<T>,
+                         sum_rows<T>,
+                         blend<T>,
+                         add<T>,
+                         nullptr,
+                         nullptr,
+                         nullptr,
+                         &attention_table<T>};
 
 }  // namespace
 }  // namespace liif

@@ -1,6 +1,7 @@
 // The micro-kernel for other processors, in 16-byte vectors that GCC and Clang map to NEON, SSE2, VSX or plain code.
 // Other compilers get short loops that they may vectorise. NEON has 32 registers, so its tile is 8 x 8 floats.
-#include "attention.h"
+#include <math.h>
+
 #include "kernel.h"
 #include "unroll.h"
 
@@ -10,6 +11,7 @@ namespace {
 template <typename T>
 struct Vec {
     static constexpr int lanes = 16 / sizeof(T);
+    static constexpr bool transposes = false;
 #if defined(__aarch64__)
     static constexpr int rows = 8;
 #else
@@ -28,6 +30,11 @@ struct Vec {
     static type broadcast(T v) { return v - type{}; }
     static type fma(type a, type b, type c) { return a * b + c; }
     static type add(type a, type b) { return a + b; }
+    static type mul(type a, type b) { return a * b; }
+    static type inverse_root(type x) {
+        for (int i = 0; i < lanes; ++i) x[i] = T(1) / static_cast<T>(sqrt(static_cast<double>(x[i])));
+        return x;
+    }
     static type relu(type x) { return x < type{} ? type{} : x; }  // a NaN passes
     static type pass_where(type x, type mask) { return mask <= type{} ? type{} : x; }
 #else
@@ -55,6 +62,14 @@ struct Vec {
         for (int i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
         return a;
     }
+    static type mul(type a, const type& b) {
+        for (int i = 0; i < lanes; ++i) a.lane[i] *= b.lane[i];
+        return a;
+    }
+    static type inverse_root(type x) {
+        for (int i = 0; i < lanes; ++i) x.lane[i] = T(1) / static_cast<T>(sqrt(static_cast<double>(x.lane[i])));
+        return x;
+    }
     static type relu(type x) {
         for (int i = 0; i < lanes; ++i) x.lane[i] = x.lane[i] < T(0) ? T(0) : x.lane[i];
         return x;
@@ -69,22 +84,10 @@ struct Vec {
     static factor row(const T* a) { return broadcast(*a); }
 };
 
-#if defined(__GNUC__)
-void transpose_block(const float* const* rows, float* out, int64_t out_row) {
-    constexpr int lanes = Vec<float>::lanes;
-    for (int i = 0; i < lanes; ++i) {
-        for (int j = 0; j < lanes; ++j) out[i * out_row + j] = rows[j][i];
-    }
-}
-#endif
-
 }  // namespace
 }  // namespace liif
 
 #include "kernel_impl.h"
-#if defined(__GNUC__)
-#include "attention_backward_impl.h"
-#endif
 
 namespace liif {
 template <>
@@ -94,12 +97,5 @@ const Kernel<float>* kernel_portable<float>() {
 template <>
 const Kernel<double>* kernel_portable<double>() {
     return &table<double>;
-}
-const AttentionKernel* attention_portable() {
-#if defined(__GNUC__)
-    return &attention_table;
-#else
-    return nullptr;
-#endif
 }
 }  // namespace liif

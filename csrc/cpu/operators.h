@@ -41,14 +41,12 @@ std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, co
 Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
                            const Tensor& saved);
 
-std::tuple<Tensor, Tensor> attend(const Tensor& table, const Tensor& at, const Tensor& rel, const Tensor& values,
-                                  const Tensor& products, const Tensor& square, const Tensor& bias,
-                                  const Tensors& parameters, int64_t width, int64_t heads);
+std::tuple<Tensor, Tensor> attend_corners(const Tensor& table, const Tensor& by_rel, const Tensors& layers,
+                                          const Tensors& queries, const Ints& shape, bool wrap, int64_t heads);
 
-Tensors attend_backward(const Tensor& grad, const Tensor& weight_grad, const Tensor& weight, const Tensor& table,
-                        const Tensor& at, const Tensor& rel, const Tensor& values, const Tensor& products,
-                        const Tensor& square, const Tensor& bias, const Tensors& parameters, int64_t width,
-                        int64_t heads);
+Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, const Tensor& table,
+                                const Tensor& by_rel, const Tensors& layers, const Tensors& queries, const Ints& shape,
+                                bool wrap, int64_t heads);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);

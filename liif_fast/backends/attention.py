@@ -3,13 +3,14 @@
 The first LayerNorm and the linear map L behind it (the first block's qkv; without blocks the head) split by latent.
 With C the centring, g and b of the norm, z' = z + bp and P = Wp, per latent
 
-    A = L diag(g) C z'      n0 = |C z'|^2      n1 = 2 (C P)' C z'
+    A = L diag(g) C z'      n0 = |C z'|^2 / D      n1 = 2 (C P)' C z' / D
 
-and per corner, with R = L diag(g) C P and S = (C P)' C P,
+and per corner, with R = L diag(g) C P and S = (C P)' C P / D,
 
-    L norm(z' + P rel) = (A + R rel) / sqrt((n0 + n1 . rel + rel' S rel) / D + epsilon) + L b
+    L norm(z' + P rel) = (A + R rel) / sqrt(n0 + rel . (n1 + S rel) + epsilon) + L b
 
-so that a query gathers A, n0, n1 (and z' where the blocks need it) and no product of D x 3D is left to it.
+so that a query gathers A, n1, n0 (and z' where the blocks need it), adds R rel, S rel, 0 (and P rel), and no product
+of D x 3D is left to it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.attention import EPSILON, Block, Corners, CornerTransformer
+from liif_fast.attention import EPSILON, Block, Coordinates, Corners, CornerTransformer
 from liif_fast.call import autocast_dtype, without_autocast
 from liif_fast.coord import plan_corners
-from liif_fast.ops import attend as _attend
-from liif_fast.ops import mlp as _mlp
 
 CHUNK_QUERIES = 1 << 12
 KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
@@ -50,14 +49,14 @@ def run(
     form: Callable[..., tuple[Tensor, Tensor]],
     feat: Tensor,
     values: Tensor,
-    corners: Corners,
+    queries: Corners | Coordinates,
     net: CornerTransformer,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding."""
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
-        parts = form(feat.to(dtype), values.to(dtype), corners, net.to(dtype), dropout)
+        parts = form(feat.to(dtype), values.to(dtype), queries, net.to(dtype), dropout)
     out, weight = (part if autocast_dtype(feat) is not None else part.to(feat.dtype) for part in parts)
     return out, weight
 
@@ -97,8 +96,10 @@ def _rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _expanded(corners: Corners, feat: Tensor) -> tuple[Tensor, Tensor]:
+def _planned(queries: Corners | Coordinates, feat: Tensor) -> tuple[Tensor, Tensor]:
     """Return index [B, Q, 4] and rel [B, Q, 4, 2], also of a plan that all images share."""
+    height, width = feat.shape[2:]
+    corners = queries if isinstance(queries, Corners) else plan(queries.coord, height, width, queries.wrap)
     return corners.at.expand(len(feat), -1, -1), corners.rel.expand(len(feat), -1, -1, -1)
 
 
@@ -109,10 +110,10 @@ def _flat(index: Tensor, latents: int) -> Tensor:
 
 
 def plain(
-    feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer, dropout: float
+    feat: Tensor, values: Tensor, queries: Corners | Coordinates, net: CornerTransformer, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """Return out [B, Q, V] and the weights [B, Q, 4] as the formula reads."""
-    index, rel = _expanded(corners, feat)
+    index, rel = _planned(queries, feat)
     at = _flat(index, feat.shape[2] * feat.shape[3])
     z = _rows(feat)[at].unflatten(0, index.shape)
     x = z + F.linear(rel.to(z.dtype), net.position_weight, net.position_bias)
@@ -121,103 +122,123 @@ def plain(
     return (weight.unsqueeze(-1) * corner_values).sum(-2), weight
 
 
-class _First(NamedTuple):
-    """The first LayerNorm and the linear map behind it, split by latent."""
+class Split(NamedTuple):
+    """The first LayerNorm and the linear map behind it, split by latent.
 
-    table: Tensor  # rows [B * H * W, T]: A, n1, n0, and with blocks z'
-    products: Tensor  # [L, 2]: R; with blocks [L + D, 2]: and P
-    squares: Tensor  # [2, 2]: S
-    bias: Tensor  # [L], L b; without blocks also the head's
-    width: int  # D
-    linear: int  # L
+    Columns are A, n1, n0, with blocks z', and the values to blend.
+    """
+
+    table: Tensor  # [B * H * W, T], per latent
+    by_rel: Tensor  # [3, T]: what rel's row and column are multiplied by, and what is added after the norm, L b
+    linear: int  # columns of A
+    values: int  # columns of the values
 
 
-def _first(feat: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> _First:
+def split(
+    feat: Tensor, values: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear
+) -> Split:
+    """Do once per latent what the first block needs of it; `product` multiplies rows by a weight [out, in]."""
     if net.blocks:
         norm_weight, norm_bias, linear = net.blocks[0][:3]
         bias = linear @ norm_bias
     else:
         norm_weight, norm_bias, linear = net.norm_weight, net.norm_bias, net.head_weight
         bias = linear @ norm_bias + net.head_bias
-    z = _rows(feat).contiguous() + net.position_bias
+    z = _rows(feat) + net.position_bias
     centred = z - z.mean(-1, keepdim=True)
     place = net.position_weight - net.position_weight.mean(0)  # C P
-    scaled = linear * norm_weight
-    parts = [product(centred, torch.cat((scaled, 2 * place.T))), centred.square().sum(-1, keepdim=True)]
-    products = [scaled @ place]
-    if net.blocks:
-        parts.append(z)
-        products.append(net.position_weight)
-    table = torch.cat(parts, -1)
-    return _First(table, torch.cat(products), place.T @ place, bias, z.shape[-1], len(linear))
+    scaled, share = linear * norm_weight, 1 / z.shape[-1]
+    products = product(centred, torch.cat((scaled, 2 * share * place.T)))
+    n0 = share * centred.square().sum(-1, keepdim=True)
+    latent, moved = ((z,), (net.position_weight.T,)) if net.blocks else ((), ())
+    table = torch.cat((products, n0, *latent, _rows(values)), 1)
+    by_rel = torch.cat(((scaled @ place).T, share * place.T @ place, place.new_zeros(2, 1), *moved), 1)
+    rows = F.pad(by_rel, (0, table.shape[1] - by_rel.shape[1])), F.pad(bias, (0, table.shape[1] - len(bias)))
+    return Split(table, torch.cat((rows[0], rows[1].unsqueeze(0))), len(linear), values.shape[1])
 
 
-def _chunk(
-    first: _First, values: Tensor, net: CornerTransformer, at: Tensor, rel: Tensor, dropout: float
-) -> tuple[Tensor, Tensor]:
+def folded(net: CornerTransformer) -> list[Tensor]:
+    """Return the linear maps behind the first, norms folded into them, each [out, in + 1] with its bias last.
+
+    They are out, up, down of the first block, qkv, out, up, down of each other, and the head; none without blocks.
+    """
+
+    def fold(weight: Tensor, bias: Tensor | float, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+        return torch.cat((weight * norm_weight, (weight @ norm_bias + bias).unsqueeze(1)), 1)
+
+    layers: list[Tensor] = []
+    width = net.position_bias.shape[0]
+    for block in net.blocks:
+        if layers:
+            layers.append(fold(block.qkv, 0.0, block.norm_weight, block.norm_bias))
+        if block.out_weight is None or block.out_bias is None:
+            layers.append(torch.eye(width, width + 1, dtype=block.qkv.dtype, device=block.qkv.device))
+        else:
+            layers.append(torch.cat((block.out_weight, block.out_bias.unsqueeze(1)), 1))
+        layers.append(fold(block.up_weight, block.up_bias, block.mlp_norm_weight, block.mlp_norm_bias))
+        layers.append(torch.cat((block.down_weight, block.down_bias.unsqueeze(1)), 1))
+    if layers:
+        layers.append(fold(net.head_weight, net.head_bias, net.norm_weight, net.norm_bias))
+    return layers
+
+
+def _chunk(first: Split, net: CornerTransformer, at: Tensor, rel: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
     """Return out [N, V] and the weights [N, 4] of the queries whose corners are the rows `at` [4 N]; rel [4 N, 2]."""
-    row = first.table.index_select(0, at)
-    end = first.linear
-    n1, n0 = row[:, end : end + 2], row[:, end + 2]
-    variance = (n0 + (rel * (n1 + rel @ first.squares)).sum(-1)) / first.width
+    end, last = first.linear, first.table.shape[1] - first.values
+    row = torch.addmm(first.table.index_select(0, at), rel, first.by_rel[:2])
+    variance = row[:, end + 2] + (rel * row[:, end : end + 2]).sum(-1)
     scale = (variance.clamp(min=0) + EPSILON).rsqrt().unsqueeze(-1)
-    normed = (row[:, :end] + rel @ first.products[:end].T) * scale + first.bias
+    normed = row[:, :end] * scale + first.by_rel[2, :end]
     if net.blocks:
-        x = (row[:, end + 3 :] + rel @ first.products[end:].T).view(-1, 4, first.width)
+        x = row[:, end + 3 : last].unflatten(0, (-1, 4))
         x = _finish(net.blocks[0], x, normed.view(-1, 4, end), net.heads, dropout)
         logits = _logits(net, x, 1, dropout)
     else:
         logits = normed.view(-1, 4)
     weight = logits.softmax(-1)
-    return (weight.unsqueeze(-1) * values.index_select(0, at).view(-1, 4, values.shape[-1])).sum(-2), weight
+    return (weight.unsqueeze(-1) * row[:, last:].unflatten(0, (-1, 4))).sum(-2), weight
 
 
 def factorised(
     feat: Tensor,
     values: Tensor,
-    corners: Corners,
+    queries: Corners | Coordinates,
     net: CornerTransformer,
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `plain` does, chunk by chunk; in training chunks are computed again where they would take much."""
-    index, rel = _expanded(corners, feat)
+    index, rel = _planned(queries, feat)
     at, rel = _flat(index, feat.shape[2] * feat.shape[3]), rel.flatten(0, 2).to(feat.dtype)
-    first, rows = _first(feat, net), _rows(values)
+    first = split(feat, values, net)
     step = 4 * (max(len(at) // 4, 1) if torch.compiler.is_compiling() else CHUNK_QUERIES)
     if torch.is_grad_enabled() and recompute is None:
-        kept = len(at) * first.width * (10 * len(net.blocks) + 4) * feat.dtype.itemsize
+        kept = len(at) * feat.shape[1] * (10 * len(net.blocks) + 4) * feat.dtype.itemsize
         recompute = not torch.compiler.is_compiling() and kept > KEEP_BYTES
 
     def run(at: Tensor, rel: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and recompute:
-            return checkpoint(_chunk, first, rows, net, at, rel, dropout, use_reentrant=False)
-        return _chunk(first, rows, net, at, rel, dropout)
+            return checkpoint(_chunk, first, net, at, rel, dropout, use_reentrant=False)
+        return _chunk(first, net, at, rel, dropout)
 
     parts = [run(*each) for each in zip(at.split(step), rel.split(step), strict=True)]
     out, weight = (torch.cat(part).unflatten(0, index.shape[:2]) for part in zip(*parts, strict=True))
     return out, weight
 
 
-def fused(feat: Tensor, values: Tensor, corners: Corners, net: CornerTransformer, train: bool) -> tuple[Tensor, Tensor]:
-    """Return what `plain` does, in one pass of the C++ kernel over the table."""
-    index, rel = _expanded(corners, feat)
-
-    def product(x: Tensor, weight: Tensor) -> Tensor:  # whose bits do not depend on the number of rows or threads
-        bias = weight.new_zeros(len(weight))
-        return _mlp.fused_mlp(x, [weight], [bias], x.dtype, train, (0, 0), None)
-
-    first = _first(feat, net, product)
-    parts = _attend.attend(
-        first.table,
-        _flat(index, feat.shape[2] * feat.shape[3]).view(-1, 4),
-        rel.reshape(-1, 4, 2).contiguous(),
-        _rows(values).contiguous(),
-        first.products,
-        first.squares.contiguous(),
-        first.bias,
-        net,
-        train,
-    )
-    out, weight = (part.unflatten(0, index.shape[:2]) for part in parts)
-    return out, weight
+def fused(
+    operator: Callable[..., tuple[Tensor, Tensor]],
+    product: Callable[[Tensor, Tensor], Tensor],
+    feat: Tensor,
+    values: Tensor,
+    queries: Corners | Coordinates,
+    net: CornerTransformer,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
+    first, shape = split(feat, values, net, product), (len(feat), *feat.shape[2:])
+    if isinstance(queries, Corners):
+        plan, wrap = [tensor.contiguous() for tensor in queries[:2]], False
+    else:
+        plan, wrap = [queries.coord], queries.wrap
+    return operator(first.table, first.by_rel, folded(net), plan, shape, wrap, net.heads)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
+from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
@@ -53,7 +54,12 @@ def can_run(call: Call) -> tuple[bool, str]:
     if _missing:
         return False, _missing
     gathers = call.op == "gather_corners"
-    dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
+    if call.dropout:
+        return False, "has no dropout"
+    if call.op == "attend_corners":
+        dtype = torch.promote_types(call.dtype, torch.float32)
+    else:
+        dtype = torch.float32 if gathers and call.autocast else _computes_in(call.dtype, call.autocast)
     if dtype == torch.bfloat16 and gathers:
         return False, f"gathers in float32 or float64, got {dtype}"
     if dtype == torch.bfloat16 and not BFLOAT16:
@@ -64,10 +70,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.op == "attend_corners" and call.coord_requires_grad:
         return False, "has no gradient for coord"
-    if call.op == "attend_corners" and call.dtype != torch.float32:
-        return False, f"attends in float32, got {call.dtype}"
-    if call.op == "attend_corners" and sys.platform == "win32":
-        return False, "attends where GCC or Clang has built it"
     if call.place is not None and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
@@ -130,14 +132,20 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
 def attend_corners(
     feat: Tensor,
     values: Tensor,
-    corners: Corners,
+    queries: Corners | Coordinates,
     transformer: CornerTransformer,
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    train = trains(feat, values, *(tensor for _, tensor in transformer.tensors()))
-    return attention.fused(feat, values, corners, transformer, train)
+    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
+    return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply rows by a weight [out, in]; unlike PyTorch's product with the same bits for any number of threads."""
+    bias = weight.new_zeros(len(weight))
+    return _mlp.fused_mlp(x, [weight], [bias], x.dtype, trains(x, weight), (0, 0), None)
 
 
 def _saved(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
@@ -476,11 +476,11 @@ def _mlp(x: Tensor, *params: Tensor) -> Tensor:
 def attend_corners(
     feat: Tensor,
     values: Tensor,
-    corners: Corners,
+    queries: Corners | Coordinates,
     transformer: CornerTransformer,
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = partial(attention.factorised, recompute=recompute)
-    return attention.run(form, feat, values, corners, transformer, dropout)
+    return attention.run(form, feat, values, queries, transformer, dropout)

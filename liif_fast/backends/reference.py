@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liif_fast.attention import Corners, CornerTransformer
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres, plan_corners
@@ -108,10 +108,10 @@ def render(
 def attend_corners(
     feat: Tensor,
     values: Tensor,
-    corners: Corners,
+    queries: Corners | Coordinates,
     transformer: CornerTransformer,
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    return attention.run(attention.plain, feat, values, corners, transformer, dropout)
+    return attention.run(attention.plain, feat, values, queries, transformer, dropout)

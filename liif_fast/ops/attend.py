@@ -1,6 +1,10 @@
-"""`attend`: the transformer over a query's four corners, the softmax, and the blend of given values, in one pass.
+"""`attend_corners`: a transformer over the four corners of a query; values are blended by the weights it gives them.
 
-The table holds what the first norm and the product behind it need of each latent (liif_fast/backends/attention.py).
+The latents' share is in `table` [B * H * W, T], whose columns are the products of the first linear map (3 D for qkv; 1
+for the head where there are no blocks), n1 [2], n0, the latent [D] where there are blocks, and the values [V].
+`by_rel` [3, T] is added to these rows times rel_0, rel_1, and, after the norm, 1 (`liif_fast.backends.attention`).
+`layers` are out, up, down of the first block, qkv, out, up, down of each other, and the head, each [out, in + 1] with
+its bias as the last column; none without blocks. `queries` are [coord], or [at, rel] of a plan; `shape` is (B, H, W).
 """
 
 from __future__ import annotations
@@ -11,120 +15,94 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.attention import CornerTransformer
+from liif_fast.call import trains
 from liif_fast.ops import define, refuse_second_order
 
 
-def _fake(table: Tensor, at: Tensor, rel: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return table.new_empty(at.shape[0], values.shape[1]), table.new_empty(at.shape[0], 4)
+def _fake(
+    table: Tensor,
+    by_rel: Tensor,
+    layers: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    shape: Sequence[int],
+    wrap: bool,
+    heads: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    before = 4 * layers[0].shape[0] + 3 if layers else 4
+    sizes = shape[0], queries[0].shape[1]
+    return table.new_empty(*sizes, table.shape[1] - before), table.new_empty(*sizes, 4)
 
 
 def _backward_fake(
     grad: Tensor,
-    weight_grad: Tensor,
-    weight: Tensor,
+    grad_weight: Tensor,
     table: Tensor,
-    at: Tensor,
-    rel: Tensor,
-    values: Tensor,
-    products: Tensor,
-    square: Tensor,
-    bias: Tensor,
-    parameters: Sequence[Tensor],
-    *_: int,
+    by_rel: Tensor,
+    layers: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    shape: Sequence[int],
+    wrap: bool,
+    heads: int,
+    backend: str | None,
 ) -> list[Tensor]:
-    return [torch.empty_like(each) for each in (table, values, products, square, bias, *parameters)]
+    return [each.new_empty(each.shape) for each in (table, by_rel, *layers)]
 
 
 _attend = define(
-    "attend",
-    "(Tensor table, Tensor at, Tensor rel, Tensor values, Tensor products, Tensor square, Tensor bias,"
-    " Tensor[] parameters, SymInt width, SymInt heads) -> (Tensor, Tensor)",
+    "attend_corners",
+    "(Tensor table, Tensor by_rel, Tensor[] layers, Tensor[] queries, SymInt[] shape, bool wrap, int heads,"
+    " str? backend) -> (Tensor, Tensor)",
     _fake,
 )
-attend_backward = define(
-    "attend_backward",
-    "(Tensor grad, Tensor weight_grad, Tensor weight, Tensor table, Tensor at, Tensor rel, Tensor values,"
-    " Tensor products, Tensor square, Tensor bias, Tensor[] parameters, SymInt width, SymInt heads) -> Tensor[]",
+# Return the gradients of the table, of by_rel and of the layers.
+_attend_backward = define(
+    "attend_corners_backward",
+    "(Tensor grad, Tensor grad_weight, Tensor table, Tensor by_rel, Tensor[] layers, Tensor[] queries, SymInt[] shape,"
+    " bool wrap, int heads, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, at: Tensor, rel: Tensor, width: int, heads: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        table, values, products, square, bias, *parameters = tensors
-        out, weight = _attend(table, at, rel, values, products, square, bias, parameters, width, heads)
-        ctx.save_for_backward(at, rel, weight, *tensors)
-        ctx.width, ctx.heads = width, heads
-        return out, weight
+    def forward(
+        ctx: Any,
+        shape: Sequence[int],
+        wrap: bool,
+        heads: int,
+        backend: str | None,
+        planned: bool,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.options, ctx.queries = (shape, wrap, heads, backend), 2 if planned else 1
+        ctx.save_for_backward(*tensors)
+        queries, (table, by_rel, *layers) = tensors[: ctx.queries], tensors[ctx.queries :]
+        return _attend(table, by_rel, layers, queries, *ctx.options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, weight_grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        at, rel, weight, table, values, products, square, bias, *parameters = ctx.saved_tensors
-        grads = attend_backward(
-            grad.contiguous(),
-            weight_grad.contiguous(),
-            weight,
-            table,
-            at,
-            rel,
-            values,
-            products,
-            square,
-            bias,
-            parameters,
-            ctx.width,
-            ctx.heads,
+        queries, (table, by_rel, *layers) = ctx.saved_tensors[: ctx.queries], ctx.saved_tensors[ctx.queries :]
+        grads = _attend_backward(
+            grad.contiguous(), grad_weight.contiguous(), table, by_rel, layers, queries, *ctx.options
         )
-        wanted = ctx.needs_input_grad[4:]
-        return None, None, None, None, *(each if want else None for each, want in zip(grads, wanted, strict=True))
+        return *(None,) * (5 + ctx.queries), *grads
 
 
-def attend(
+def attend_corners(
     table: Tensor,
-    at: Tensor,
-    rel: Tensor,
-    values: Tensor,
-    products: Tensor,
-    square: Tensor,
-    bias: Tensor,
-    net: CornerTransformer,
-    train: bool,
+    by_rel: Tensor,
+    layers: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    shape: Sequence[int],
+    wrap: bool,
+    heads: int,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend to the corners of every query; all tensors contiguous float32, at int64.
-
-    Args:
-        table: [N, T], a row a latent: A [L], n1 [2], n0 and, with blocks, z' [D].
-        at: [Q, 4], the row of every corner.
-        rel: [Q, 4, 2].
-        values: [N, V], what is blended.
-        products: [L, 2], with blocks [L + D, 2].
-        square: [2, 2].
-        bias: [L].
-        net: the parameters that are not in the table.
-        train: whether a gradient is wanted of any of them; at and rel have none.
-
-    Returns:
-        out [Q, V] and the weights [Q, 4].
-    """
-    tensors = (table, values, products, square, bias, *(each.contiguous() for each in parameters_of(net)))
-    width = net.position_weight.shape[0]
-    if train:
-        return _Attend.apply(at, rel, width, net.heads, *tensors)
-    return _attend(table, at, rel, values, products, square, bias, tensors[5:], width, net.heads)
-
-
-def parameters_of(net: CornerTransformer) -> list[Tensor]:
-    """Return the parameters that are not in the table, in the operator's order; without blocks there are none."""
-    if not net.blocks:
-        return []
-    found: list[Tensor] = []
-    for number, block in enumerate(net.blocks):
-        if number:
-            found += [block.norm_weight, block.norm_bias, block.qkv]
-        nothing = block.qkv.new_empty(0)
-        out = (nothing, nothing) if block.out_weight is None or block.out_bias is None else block[3:5]
-        found += [*out, *block[5:]]  # type: ignore[list-item]
-    return [*found, net.norm_weight, net.norm_bias, net.head_weight, net.head_bias]
+    """Return the blended values [B, Q, V] and the corners' weights [B, Q, 4], in the dtype of the table."""
+    tensors = (table, by_rel, *layers)
+    if trains(*tensors):
+        out: tuple[Tensor, Tensor] = _Attend.apply(shape, wrap, heads, backend, len(queries) == 2, *queries, *tensors)
+        return out
+    return _attend(table, by_rel, layers, queries, shape, wrap, heads, backend)

@@ -8,7 +8,7 @@ recomputation in PyTorch does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from liif_fast.ops.sm90 import HIDDEN, PRODUCT_BYTES, TABLE_BYTES
 Shape = Sequence[int]
 
 
-def _layers(weights: Iterable[Shape]) -> int:
+def _layers(weights: Sequence[Shape]) -> int:
     """Return the number of operations of one row in all layers."""
     return sum(2 * prod(weight) for weight in weights)
 
@@ -127,23 +127,28 @@ def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved:
 
 
 def _attend(
-    table: Shape,
-    at: Shape,
-    rel: Shape,
-    values: Shape,
-    products: Shape,
-    square: Shape,
-    bias: Shape,
-    parameters: Any,
-    *_: int,
+    table: Shape, by_rel: Shape, layers: Sequence[Shape], queries: Sequence[Shape], shape: Shape, *_: Any
 ) -> int:
-    rows = prod(at)
-    return rows * (2 * prod(products) + 2 * prod(square) + _layers(each for each in parameters if len(each) == 2))
+    return sum(_attend_parts(by_rel, layers, 4 * shape[0] * queries[0][1]))
 
 
-def _attend_backward(grad: Shape, weight_grad: Shape, weight: Shape, *forward: Any) -> int:
-    again, rel = _attend(*forward), 2 * prod(forward[1]) * (prod(forward[4]) + prod(forward[5]))
-    return 3 * again - rel  # rel has no gradient
+def _attend_backward(
+    grad: Shape,
+    grad_weight: Shape,
+    table: Shape,
+    by_rel: Shape,
+    layers: Sequence[Shape],
+    queries: Sequence[Shape],
+    shape: Shape,
+    *_: Any,
+) -> int:
+    moved, products = _attend_parts(by_rel, layers, 4 * shape[0] * queries[0][1])
+    return 2 * moved + 3 * products  # rel has no gradient; activations are computed again
+
+
+def _attend_parts(by_rel: Shape, layers: Sequence[Shape], rows: int) -> tuple[int, int]:
+    """Return the operations of what is added for rel, and of the layers, whose last column is a bias."""
+    return 4 * rows * by_rel[1], rows * sum(2 * out * (ins - 1) for out, ins in layers)
 
 
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
@@ -164,8 +169,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "project_backward": _project_backward,
     "fused_mlp": _fused_mlp,
     "fused_mlp_backward": _fused_mlp_backward,
-    "attend": _attend,
-    "attend_backward": _attend_backward,
+    "attend_corners": _attend,
+    "attend_corners_backward": _attend_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }

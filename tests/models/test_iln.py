@@ -230,9 +230,9 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
     seen: list[int] = []
     original = attention._chunk
 
-    def spy(first, values, net, at, rel, dropout):
+    def spy(first, net, at, rel, dropout):
         seen.append(len(at))
-        return original(first, values, net, at, rel, dropout)
+        return original(first, net, at, rel, dropout)
 
     monkeypatch.setattr(attention, "_chunk", spy)
     model = small()
@@ -247,7 +247,7 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
 def test_dropout_is_for_training_alone() -> None:
     model, inp, coord = small(dropout=0.5), torch.rand(1, 1, 4, 6), torch.rand(1, 50, 2) * 2 - 1
     assert torch.equal(model(inp, coord), model(inp, coord))
-    for model.backend in ("reference", "torch"):
+    for model.backend in ("reference", "torch", "auto"):
         model.train()
         assert not torch.equal(model(inp, coord), model(inp, coord))
         torch.manual_seed(0)
@@ -340,6 +340,7 @@ def test_bad_calls_name_the_argument() -> None:
         ({"transformer": net._replace(head_weight=net.head_weight.T)}, ValueError, "transformer.head_weight must have"),
         ({"transformer": net._replace(heads=3)}, ValueError, "transformer.heads must divide D = 8"),
         ({"coord": coord.half()}, TypeError, "coord must be float32"),
+        ({"backend": "cpu", "dropout": 0.1}, RuntimeError, "'cpu' cannot run this attend_corners: has no dropout"),
         ({"backend": "triton"}, RuntimeError, "backend 'triton' cannot run this attend_corners: has no attend_corners"),
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\)"),
     ):

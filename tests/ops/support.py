@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from liif_fast.attention import Block, CornerTransformer
+
 from .oracle import Switches
 
 # Every backend that is to keep the promises; a new one joins by its name.
@@ -40,6 +42,27 @@ def make_layers(widths, generator=None, dtype=torch.float32):
             uniform = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
             parameters.append((uniform * ins**-0.5).to(dtype))
     return weights, biases
+
+
+def make_transformer(width, depth, heads, hidden=None, seed=0, dtype=torch.float32):
+    """Parameters of a CornerTransformer, norms and biases off their neutral values."""
+    generator, hidden = torch.Generator().manual_seed(seed), hidden or width
+
+    def made(*shape, around=0.0, scale=0.3):
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + around).to(dtype)
+
+    def matrix(outs, ins):
+        return made(outs, ins, scale=ins**-0.5)
+
+    def norm():
+        return made(width, around=1.0), made(width)
+
+    blocks = []
+    for _ in range(depth):
+        out = (None, None) if heads == 1 else (matrix(width, width), made(width))
+        up, down = (matrix(hidden, width), made(hidden)), (matrix(width, hidden), made(width))
+        blocks.append(Block(*norm(), matrix(3 * width, width), *out, *norm(), *up, *down))
+    return CornerTransformer(made(width, 2), made(width), tuple(blocks), *norm(), matrix(1, width), made(1), heads)
 
 
 class Problem:

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from liif_fast import functional
+from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
 from liif_fast.ops import attend, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
-from .support import Problem, make_layers
+from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
 assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
@@ -67,12 +68,25 @@ def samples():
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
+    for depth, heads in ((0, 1), (1, 2), (2, 4)):
+        yield from attend_samples(depth, heads)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
-    yield from attend_samples()
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
+
+
+def attend_samples(depth, heads):
+    """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
+    transformer = make_transformer(4, depth, heads, hidden=5)
+    first = attention.split(torch.randn(2, 4, 3, 5), torch.randn(2, 2, 3, 5), transformer)
+    table, by_rel, layers = first.table, first.by_rel, attention.folded(transformer)
+    coord = torch.rand(2, 7, 2) * 2 - 1
+    for queries, wrap in (([coord], False), ([coord], True), (list(attention.plan(coord[:1], 3, 5, True)[:2]), False)):
+        rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
+        yield "attend_corners", rest
+        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
 
 
 def low_samples():
@@ -88,30 +102,16 @@ def low_samples():
     yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
     yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
-    yield "decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, None)
+    yield (
+        "decode_backward",
+        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, False, None),
+    )
     kept = torch.randn(0, 8).to(low)
     yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
     layers = make_layers((5, 6, 3, 2), dtype=low)
     x = torch.randn(11, 5).to(low)
     yield "fused_mlp", (x, *layers, (5, 9), None)
     yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
-
-
-def attend_samples():
-    """No block, one, and two; the table's rows are the wider for a block."""
-    for depth, width in ((0, 6), (1, 6), (2, 4)):
-        linear = 3 * width if depth else 1
-        table = torch.randn(20, linear + (width if depth else 0) + 3)
-        corners = (torch.randint(0, 20, (9, 4)), torch.randn(9, 4, 2), torch.randn(20, 2))
-        vector, square = torch.randn(width), torch.randn(width, width)
-        block = [square, vector, vector, vector, square, vector, square, vector]
-        later = [vector, vector, torch.randn(3 * width, width), *block]
-        head = [vector, vector, torch.randn(1, width), torch.randn(1)]
-        parameters = [*block, *(later if depth > 1 else ()), *head] if depth else []
-        factors = (torch.randn(table.shape[1] - 3, 2), torch.randn(2, 2), torch.randn(linear))
-        arguments = (table, *corners, *factors, parameters, width, 2)
-        yield "attend", arguments
-        yield "attend_backward", (torch.randn(9, 2), torch.randn(9, 4), torch.rand(9, 4), *arguments)
 
 
 SAMPLES = list(samples())
