@@ -107,7 +107,7 @@ def test_the_network_of_a_whole_liif_is_loaded(queries):
 
 
 def test_the_example_of_the_docstring_trains():
-    text = LIIFDecoder.__doc__.partition("any module does:\n")[2]
+    text = LIIFDecoder.__doc__.partition("like any module:\n")[2]
     example = textwrap.dedent(text.partition("\n\n    `torch")[0])
     torch.manual_seed(0)
     encoder = torch.nn.Conv2d(3, 64, 3, padding=1)

@@ -81,10 +81,13 @@ def _refusal(stepper: Stepper, batch: Batch, name: Any) -> str | None:
     """Say why a backend cannot run what training needs; None if it can."""
     if name is not None and name not in backends.NAMES:
         return f"there is no backend {name!r:.80} here"
-    trial = copy.deepcopy(stepper.objective).eval()
+    trial = copy.deepcopy(stepper.objective).train()  # with dropout, which not every backend has
     _decide(trial, name)
+    devices = [stepper.device] if stepper.device.type == "cuda" else []
     try:
-        trial(batch)
+        with torch.random.fork_rng(devices):
+            trial(batch)
+        trial.eval()
         with torch.no_grad():
             trial.images(trial.model, batch)
     except backends.RefusedError as error:

@@ -62,7 +62,7 @@ def test_a_wrong_kernel_is_found_named_and_stays_off(plant, monkeypatch):
 
 
 def test_a_hanging_kernel_is_ended_and_stays_off(plant):
-    plant("network.py", '"""max(x, 0) that passes NaN on, as PyTorch\'s does."""\n', "while True:\n        pass\n")
+    plant("network.py", '"""Return max(x, 0), passing NaN on as PyTorch does."""\n', "while True:\n        pass\n")
     unit = Unit("triton", "fused_mlp", "float32", False)
     lines = []
     exam = Exam("cpu", 300, lines.append)

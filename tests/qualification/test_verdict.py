@@ -104,7 +104,7 @@ def test_what_others_could_have_written_is_not_taken(caplog, monkeypatch):
     verdict.read.cache_clear()
     owned_by_root = path.stat().st_uid == 0
     assert (verdict.read("cpu", None) is None) != owned_by_root
-    assert all(str(path) in record.message and "not taken" in record.message for record in caplog.records)
+    assert all(str(path) in record.message and "not used" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 1}', "\xff"])

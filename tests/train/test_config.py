@@ -252,6 +252,7 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for part in ("train", "valid"):
         (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
+    (tmp_path / "data" / "carla").mkdir(parents=True)
     paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     found = {path.stem: load_config(path) for path in paths}
     assert {"edsr-small-liif", "edsr-baseline-liif-generated", "edsr-baseline-liif-dead-leaves"} < found.keys()
