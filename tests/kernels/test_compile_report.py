@@ -76,7 +76,7 @@ def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, p
             assert entry["matrix_instructions"] > 0
             assert entry["narrow_accesses"] <= 4
             assert not entry["warnings"] or " blocks=1 " in entry["config"]  # small networks have one form
-            assert entry["shuffles"] <= 16  # the corners of 3 outputs, not of 256 hidden values, are summed over lanes
+            assert entry["shuffles"] <= 18  # corners of 3 outputs are summed over lanes, not of 256 hidden values
             if entry["arch"] == "sm_90" and precision != "tf32x3":
                 assert entry["instructions"]["HGMMA"] > 0
 
