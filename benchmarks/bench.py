@@ -77,7 +77,7 @@ def rows(
 
 
 class Bench:
-    """A run: its options, its device and what it has found."""
+    """Options, device and findings of a run."""
 
     def __init__(self, options: Callable[[str], Any], device: torch.device) -> None:
         self.check, self.quick, self.all = (options(each) for each in ("check", "quick", "long"))
@@ -89,7 +89,7 @@ class Bench:
 
     @cached_property
     def yardsticks(self) -> list[limits.Yardstick]:
-        """What measures the machine's rates: it takes turns with what is compared with it."""
+        """Measure the machine's rates, in turns with the variants of a race."""
         return limits.yardsticks(self.device, tiny=self.check)
 
     def pick(self, full: Any, quick: Any, check: Any) -> Any:

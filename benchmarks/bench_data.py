@@ -1,7 +1,7 @@
 """Training samples, one batch at a time: the original's way, the lean way of our CPU workers, and batches on a device.
 
 The reference is the original's way. A worker of ours ends with packed samples, which are unpacked on the model's
-device; here that is timed on its own, too. What a training step takes of samples, the model's appetite, is measured
+device; here the device part is also timed alone. The samples that a training step consumes are measured
 beside them. All images are of one colour, so that every way must come to the same values wherever it crops; what is
 timed does not depend on the values. They are more than fits into a cache, as a data set is.
 """

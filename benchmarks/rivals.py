@@ -55,7 +55,7 @@ def inference(
 
 
 def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, compiled: bool = True) -> dict[str, Call]:
-    """Return what gives the output and the gradients of latents and parameters; ours and the reference are among it."""
+    """Return the variants by name, ours and the reference included: calls for the output and all gradients."""
     decoders: dict[str, Callable[..., Tensor]] = {OURS: liif_decode, EAGER: eager.decode, FACTORISED: _factorised}
     if compiled:
         decoders[COMPILED] = torch.compile(eager.decode, dynamic=False)

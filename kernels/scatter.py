@@ -40,7 +40,7 @@ def segment_kernel(
     source, order, offsets, target, height, width,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add to target[latent] the sum of its rows of source; with 9 taps, of its neighbours' rows that hold it.
+    """Add the sum of a latent's rows of source to target[latent]; with 9 taps, of the neighbours' rows that hold it.
 
     order [rows] sorts the rows by latent; latent n has those from offsets[n] to offsets[n + 1]. Element c of a row's
     tap is at column c * TAPS + tap.
