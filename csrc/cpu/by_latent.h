@@ -5,8 +5,8 @@
 
 namespace liif {
 
-// Sorts rows by latent, by counting: calls put(row, position) for row 0, 1, ... Row r reads latent(r) < latents; rows of
-// one latent keep their order.
+// Sorts rows by latent, by counting: calls put(row, position) for row 0, 1, ... Row r reads latent(r) < latents; rows
+// of one latent keep their order.
 template <typename Latent, typename Put>
 void sort_by_latent(int64_t rows, int64_t latents, std::vector<int32_t>& start, const Latent& latent, const Put& put) {
     start.assign(static_cast<size_t>(latents) + 1, 0);
