@@ -1,8 +1,8 @@
 """What the compiler makes of the kernels, without a GPU, with every version of Triton that the table has forms for.
 
-Compiling all there is takes too long for every change. `make test` has one version: decode, forward and backward, on
-sm_80 and sm_90, strict float32 on sm_80, and each other kernel and architecture once. `make ptx` has the other
-versions, too. LIIF_FAST_TEST_COMPILE=all compiles everything.
+Compiling all there is takes too long for every change. `make ptx` compiles decode, forward and backward, on sm_80 and
+sm_90, strict float32 on sm_80, and each other kernel and architecture once with the pinned version of Triton; with the
+others, decode. LIIF_FAST_TEST_COMPILE=all compiles everything.
 """
 
 import json
@@ -16,6 +16,7 @@ import pytest
 from benchmarks import compile_report
 from liif_fast.kernels import host
 
+pytestmark = pytest.mark.ptx
 ROOT = Path(__file__).parents[2]
 PINNED = [
     line.split("==")[1].split()[0]
@@ -24,7 +25,7 @@ PINNED = [
     if line.startswith("triton==")
 ]
 MAIN, *OTHERS = PINNED
-TRIED = PINNED if "LIIF_FAST_TEST_TRITONS" in os.environ else [MAIN]  # make ptx sets it
+LONG = os.environ.get("LIIF_FAST_TEST_COMPILE") == "all"
 ALL = "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16"
 SOME = [
     (MAIN, "90", "decode gather_corners", "fp16"),
@@ -32,11 +33,11 @@ SOME = [
     (MAIN, "90", "fused_mlp project", "fp16"),
     (MAIN, "90", "decode-64-8", "fp16"),
     (MAIN, "89 100 120", "render", "bf16"),
-    *((version, "90 80", "decode", "fp16") for version in TRIED[1:]),
-    *((version, "80", "render", "tf32x3") for version in TRIED),
+    *((version, "90 80", "decode", "fp16") for version in OTHERS),
+    *((version, "80", "render", "tf32x3") for version in PINNED),
 ]
 MORE = [(v, str(a), ALL, p) for v in PINNED for a in host.ARCHITECTURES for p in ("fp16", "bf16", "tf32", "tf32x3")]
-LAUNCHES = MORE if os.environ.get("LIIF_FAST_TEST_COMPILE") == "all" else SOME
+LAUNCHES = MORE if LONG else SOME
 
 
 def environment(version, **more):
@@ -104,7 +105,6 @@ def test_the_full_report_is_of_this_table(version):
     assert reported == expected
 
 
-@pytest.mark.skipif(TRIED == [MAIN], reason="make ptx runs it")
 @pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
     """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""
