@@ -1,4 +1,4 @@
-"""A thread block of sm_90: what Triton compiles for it adds matrix products of warpgroups, on operands in shared memory.
+"""A thread block of sm_90, for which Triton compiles matrix products of warpgroups, on operands in shared memory.
 
 A product reads its operands at any time between its issue and its wait. So until the wait nothing may touch its
 registers or write its memory, and what it reads must have passed a fence between the proxies, and a barrier.

@@ -75,7 +75,7 @@ STMATRIX = "stmatrix.sync.aligned.m8n8.x4"
 
 
 def descriptor(added: int, of: int = 2) -> Callable[[Instruction], list[Instruction]]:
-    """Change a descriptor, that of B or A; bits 0 to 13 are its address / 16, 32 to 45 its stride, 62 and 63 its swizzle."""
+    """Change a descriptor, of B or A: bits 0 to 13 are its address / 16, 32 to 45 its stride, 62 and 63 its swizzle."""
 
     def edit(each: Instruction) -> list[Instruction]:
         operands = list(each.operands)
@@ -122,8 +122,8 @@ SM90: dict[str, tuple[str, Change]] = {
     "products: the last wait is lax": ("chain", operand("wgmma.wait_group", 0, plus(1), -1)),
     "products: no commit": ("decode", removed("wgmma.commit_group", -1)),
     "products: no fence of registers": ("project", removed("wgmma.fence")),
-    "products: an accumulator read in flight": ("decode", edited(WGMMA, 0, in_flight(0, "add.f32", "%r9999", "%0", "%0"))),
-    "products: an accumulator written in flight": ("chain", edited(WGMMA, 0, in_flight(0, "mov.b32", "%0", "0"))),
+    "products: an accumulator read": ("decode", edited(WGMMA, 0, in_flight(0, "add.f32", "%r9999", "%0", "%0"))),
+    "products: an accumulator written": ("chain", edited(WGMMA, 0, in_flight(0, "mov.b32", "%0", "0"))),
     "descriptor: another step of A": ("decode", edited(WGMMA, 1, descriptor(2, of=1))),
     "descriptor: another step": ("decode", edited(WGMMA, 1, descriptor(128))),
     "descriptor: 16 bytes on": ("project", edited(WGMMA, 0, descriptor(1))),

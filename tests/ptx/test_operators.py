@@ -1,4 +1,4 @@
-"""What Triton compiles for sm_80 and sm_90 is executed on the CPU, instruction by instruction, and gives what it should.
+"""What Triton compiles for sm_80 and sm_90 is executed on the CPU, and gives what it should.
 
 Bounds are those of promise 2 (docs/backends.md): at most twice, for gradients three times, the error of the plain form
 in PyTorch in the same dtype, and FLOOR units in the last place of the tensor's size, where that is exact by luck.

@@ -1,4 +1,4 @@
-"""wgmma as the PTX ISA draws it: operands in shared memory by descriptor, and the share of one warp, 16 of the 64 rows."""
+"""wgmma as the PTX ISA draws it: operands in shared memory by descriptor; the share of one warp, 16 of the 64 rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """When the compiled Hopper kernel is executed, how much of it, and on what."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
