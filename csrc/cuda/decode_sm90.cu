@@ -107,6 +107,13 @@ LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const f
     }
 }
 
+// Lanes diverge in find_rows and in store; the instructions behind them need whole warps.
+template <bool kEnsemble>
+LIIF_DEVICE void find_rows_together(const Problem& problem, int64_t first, Lane lane, Rows& rows) {
+    find_rows<kEnsemble>(problem, first, lane, rows);
+    __syncwarp();
+}
+
 template <typename U, bool kEnsemble, int kCluster>
 LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const unsigned char* shared, int group) {
     const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -122,13 +129,14 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
 
     if (group == 1) turn_give(other);  // the first turn is warpgroup 0's
     int64_t first = static_cast<int64_t>(blockIdx.x) * kPerTile + warp * kPerWarp;
-    find_rows<kEnsemble>(problem, first, lane, rows);
+    find_rows_together<kEnsemble>(problem, first, lane, rows);
     gather<U>(rows, lane, a);
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const bool last_tile = tile + gridDim.x >= tiles;
         add_affine<U>(rows, lane, table, a);
         keep(a);
         const float weight[2] = {rows.weight[0], rows.weight[1]};
+        const int64_t next = first + static_cast<int64_t>(gridDim.x) * kPerTile;
         int left = problem.products;  // at least one: the compiler must see that `d` is written
 #pragma unroll 1
         while (true) {
@@ -138,17 +146,18 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
             turn_wait(mine);
             // Warpgroup 1's very last turn has no successor.
             multiply<U, kCluster>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
+            // The next tile is planned behind the first product, while the partner multiplies. Between two tiles its
+            // chain of loads and divisions would take longer than the partner's turn.
+            if (left == problem.products) find_rows_together<kEnsemble>(problem, next, lane, rows);
             if (--left == 0) break;
             to_operand<U>(d, a);
             keep(a);
         }
-        // The next tile's rows load while this one's last layer is computed.
-        const int64_t next = first + static_cast<int64_t>(gridDim.x) * kPerTile;
-        find_rows<kEnsemble>(problem, next, lane, rows);
-        gather<U>(rows, lane, a);
+        gather<U>(rows, lane, a);  // loads while this tile's last layer is computed
         float sum[2][kMaxOut];
         last_layer<U, kEnsemble>(d, weight, lane, table, sum);
         store<U, kEnsemble>(problem, first, lane, table, sum);
+        __syncwarp();
         first = next;
     }
 }
