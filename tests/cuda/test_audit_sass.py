@@ -1,6 +1,7 @@
 """The audit of the machine code of Hopper kernels, and that it finds what it is for."""
 
 import os
+from pathlib import Path
 
 import pytest
 
