@@ -15,6 +15,8 @@ _HOMES = {
     "ILN": "liif_fast.models.iln",
     "LIIF": "liif_fast.models.liif",
     "LIIFDecoder": "liif_fast.layers",
+    "LTE": "liif_fast.models.lte",
+    "LTEPlus": "liif_fast.models.lte",
     "MetaSR": "liif_fast.models.metasr",
     "ModelFileError": "liif_fast.models.checkpoint",
     "accelerate": "liif_fast.models.accelerate",

@@ -11,7 +11,7 @@ ROOT = Path(liif_fast.__file__).parent
 # Each may import those before it, and itself.
 STOREYS = (
     *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
-    *("call", "coord", "ops", "backends", "checks", "functional", "layers", "models", "data"),
+    *("call", "coord", "ops", "backends", "checks", "family", "functional", "layers", "models", "data"),
     *("upscaling", "evaluation", "verification", "qualification", "info", "train", "cli"),
 )
 

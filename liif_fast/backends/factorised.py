@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention, factorises
+from liif_fast.backends import attention, factorises, fourier
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres_at, latent_window, plan_corners
@@ -484,3 +484,6 @@ def attend_corners(
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = partial(attention.factorised, recompute=recompute)
     return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+fourier_decode = fourier.chunked

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liif_fast.layers import render_by_query
+from liif_fast.family import render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
 
@@ -32,6 +33,8 @@ class FeatureModel(nn.Module):
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
         inp: the last image, if `reads_input`.
         inp_place: (top, left, H, W) of `inp` in the whole image, if it is a part of one.
+        clips_cell_above: the largest scale of training, if `predict`, `upscale` and `eval` keep the cell of that scale
+            beyond it, as the authors of LTE do; None gives the network the true cell at every scale.
     """
 
     encoder: Any
@@ -41,6 +44,7 @@ class FeatureModel(nn.Module):
     feat: Tensor | None = None
     inp: Tensor | None = None
     inp_place: Sequence[int] | None = None
+    clips_cell_above: float | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let a class that renders in its own way say anew what depends on that."""
@@ -79,7 +83,8 @@ class FeatureModel(nn.Module):
     def renders_parts(self) -> bool:
         """Whether `render_rgb` takes `place` (`functional.liif_render`), with the bits of the whole feature map.
 
-        Such a model reads of its input no pixel outside of `functional.latents_read`, and knows `inp_place`.
+        (LTE's to rounding: its convolutions run on the part.) Such a model reads of its input no pixel outside of
+        `functional.latents_read`, and knows `inp_place`.
         """
         return False
 
@@ -102,7 +107,7 @@ class FeatureModel(nn.Module):
         Args:
             image: `[B, channels_in, H, W]` in [0, 1], on any device.
             size: (H_out, W_out).
-            cell: as for `render`.
+            cell: as for `render`; None keeps it above that of the scale `clips_cell_above`.
             tile: side of the tiles in which it is encoded, pixels; None encodes it at once.
             norm: in the place of the model's own.
 
@@ -116,12 +121,20 @@ class FeatureModel(nn.Module):
         norm = self.norm() if norm is None else norm.to(parameter.device)
         inp = norm.inp(image.to(parameter.device)).to(parameter.dtype)
         self.keep(self.encoder(inp) if tile is None else encode(self.encoder, inp, tile), inp)
+        cell = self.cell_for(size, inp.shape[2:]) if cell is None else cell
         rows = max(1, PREDICT_QUERIES // size[1])
         strips = [
             self.render_rgb(size, (top, 0, min(rows, size[0] - top), size[1]), cell) for top in range(0, size[0], rows)
         ]
         self.feat = self.inp = None
         return norm.image(torch.cat(strips, 2).float())
+
+    def cell_for(self, size: Sequence[int], shape: Sequence[int]) -> tuple[float, float] | None:
+        """Return the cell that enlarging an image of `shape` to `size` takes; None is the true one, 2 / size.
+
+        On each axis it is 2 / size * max(scale / clips_cell_above, 1).
+        """
+        return None if self.clips_cell_above is None else clipped_cell(size, shape, self.clips_cell_above)
 
     def gen_feat(self, inp: Tensor) -> Tensor:
         """Encode an image and keep its features for `query_rgb`.
@@ -221,6 +234,16 @@ class FeatureModel(nn.Module):
             raise RuntimeError("no features to query: call gen_feat(inp) first")
         return self.feat
 
+    def interpolate(self, coord: Tensor) -> Tensor:
+        """Return the bilinear interpolation of `inp` at `coord` [B, Q, 2], as far as its border; [B, Q, C].
+
+        Raises:
+            RuntimeError: there is no input image.
+        """
+        if self.inp is None:
+            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
+        return bilinear(self.inp, coord, self.inp_place)
+
     def _drop_graph(self) -> None:
         self.feat = None if self.feat is None else self.feat.detach()
         self.inp = None if self.inp is None else self.inp.detach()
@@ -230,3 +253,24 @@ class FeatureModel(nn.Module):
         state.pop("feat", None)
         state.pop("inp", None)
         return state
+
+
+def clipped_cell(size: Sequence[int], shape: Sequence[int], scale: float) -> tuple[float, float]:
+    """Return the cell 2 / size, on each axis of an image of `shape` not below the cell of `scale`."""
+    row, column = (2 / out * max(out / n / scale, 1.0) for out, n in zip(size, shape, strict=True))
+    return row, column
+
+
+def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> Tensor:
+    """Interpolate `[B, C, H, W]` at `coord` `[B, Q, 2]`, clamped to the border, in at least float32; `[B, Q, C]`.
+
+    `place` is (top, left, H, W) if `inp` is a part: where it begins, and the size of the whole, for which coord is.
+    """
+    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
+    if place is not None:
+        first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
+        pixels = (coord.double() + 1) * whole / 2 - first
+        coord = (2 * pixels / own - 1).to(coord.dtype)
+    grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
+    out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return out[:, :, 0].transpose(1, 2)

@@ -151,11 +151,12 @@ class Features:
         self.report()
 
     def _decode(self, region: Window, place: Place | None) -> Tensor:
+        cell = self.view.cell_for(self.size, self.shape)
         with self._precision():
             if place is None:
-                pred = self.view.render_rgb(self.size, region)
+                pred = self.view.render_rgb(self.size, region, cell)
             else:
-                pred = self.view.render_rgb(self.size, region, place=place)
+                pred = self.view.render_rgb(self.size, region, cell, place=place)
         if pred.shape[1] != self.channels:
             raise RuntimeError(other_channels(pred.shape[1], self.channels))
         return self.norm.image(pred.float())[0]
