@@ -15,6 +15,7 @@ _HOMES = {
     "ILN": "liif_fast.models.iln",
     "LIIF": "liif_fast.models.liif",
     "LIIFDecoder": "liif_fast.layers",
+    "LMLIIF": "liif_fast.models.lmliif",
     "LTE": "liif_fast.models.lte",
     "LTEPlus": "liif_fast.models.lte",
     "MetaSR": "liif_fast.models.metasr",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from liif_fast import backends
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention, fourier
-from liif_fast.call import Place, Switches, describe
+from liif_fast.backends import attention, corners
+from liif_fast.call import Call, Place, Switches, describe
 from liif_fast.checks import (
     check_attention,
     check_chain,
@@ -146,7 +146,7 @@ def fourier_features(x: Tensor, phase: Tensor) -> Tensor:
         raise ValueError(
             f"x must have shape [..., 4 K + 4] and phase [K, 2], got {list(x.shape)} and {list(phase.shape)}"
         )
-    return fourier.features(x, phase)
+    return corners.waves(x, phase)
 
 
 def fourier_decode(
@@ -183,8 +183,9 @@ def fourier_decode(
     """
     weights, biases = _check_fourier(feat, phase, weights, biases)
     check_queries(feat, coord, cell, cell_decode=True)
-    chosen = _fourier_backend(feat, coord, cell, phase, weights, biases, coord.shape[1], backend, None)
-    return chosen.fourier_decode(feat, coord, cell, phase, weights, biases, recompute, None)
+    tensors = (phase, *weights)
+    call = _described("fourier_decode", feat, coord.shape[1], tensors, biases, Switches(feat_unfold=False), coord, cell)
+    return _chosen(call, backend).fourier_decode(feat, coord, cell, phase, weights, biases, recompute, None)
 
 
 def fourier_render(
@@ -216,15 +217,105 @@ def fourier_render(
     Source: LTE (arXiv 2111.08918), section 3.
     """
     weights, biases = _check_fourier(feat, phase, weights, biases)
-    height, width, window = check_grid(size, region)
-    spot = None if place is None else check_place(place, feat, (height, width), window, False)
-    queries = window[2] * window[3]
-    chosen = _fourier_backend(feat, None, None, phase, weights, biases, queries, backend, spot)
+    spot, queries = _spot(feat, size, region, place)
+    tensors = (phase, *weights)
+    call = _described("fourier_decode", feat, queries, tensors, biases, Switches(feat_unfold=False), None, None)
+    chosen = _chosen(call._replace(place=spot), backend)
 
     def query(coord: Tensor, cell: Tensor) -> Tensor:
         return chosen.fourier_decode(feat, coord, cell, phase, weights, biases, recompute, spot)
 
     return render_by_query(query, feat, size, region, cell)
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    local_ensemble: bool = True,
+    cell_decode: bool = True,
+    backend: str = "auto",
+    recompute: bool | None = None,
+) -> Tensor:
+    """Decode queries of maps of modulations and features: a small network whose layers each latent scales and shifts.
+
+    A corner's input is its latent's features, rel and cell. Layer i of the L hidden ones computes
+    relu((W_i h + b_i) * (1 + scale_i) + shift_i); the last layer is linear, and the corners are blended by area.
+
+    Args:
+        feat: [B, 2 L h + C, H, W] floating point: L h scales, layer by layer, L h shifts, and C features.
+        coord, cell: [B, Q, 2], as for `liif_decode`.
+        weights, biases: of L + 1 layers, as for `liif_decode`; in_0 = C + 2 (+ 2 with cell_decode), and
+            hidden layers h wide.
+        local_ensemble, cell_decode, backend, recompute: as for `liif_decode`.
+
+    Returns:
+        [B, Q, out], not clamped; dtype of feat, float32 under autocast.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `liif_decode`.
+
+    Source: LMF (arXiv 2404.16451), section 3.
+    """
+    switches = Switches(False, local_ensemble, cell_decode)
+    weights, biases = _check_modulated(feat, weights, biases, switches)
+    cell = check_queries(feat, coord, cell, cell_decode)
+    call = _described("modulated_decode", feat, coord.shape[1], weights, biases, switches, coord, cell)
+    return _chosen(call, backend).modulated_decode(feat, coord, cell, weights, biases, switches, recompute, None)
+
+
+def modulated_render(
+    feat: Tensor,
+    size: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    region: Sequence[int] | None = None,
+    cell: Tensor | Sequence[float] | None = None,
+    local_ensemble: bool = True,
+    cell_decode: bool = True,
+    backend: str = "auto",
+    recompute: bool | None = None,
+    place: Sequence[int] | None = None,
+) -> Tensor:
+    """Decode a regular grid, or a window of it, as `modulated_decode` on make_coord and make_cell of it.
+
+    Args:
+        feat, weights, biases, local_ensemble, cell_decode, backend, recompute: as for `modulated_decode`.
+        size, region, cell: as for `liif_render`.
+        place: as for `liif_render`; see `latents_read` with feat_unfold=False.
+
+    Returns:
+        [B, out, height, width], not clamped; dtype of feat, float32 under autocast.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `liif_decode`.
+
+    Source: LMF (arXiv 2404.16451), section 3.
+    """
+    switches = Switches(False, local_ensemble, cell_decode)
+    weights, biases = _check_modulated(feat, weights, biases, switches)
+    spot, queries = _spot(feat, size, region, place)
+    call = _described("modulated_decode", feat, queries, weights, biases, switches, None, None)
+    chosen = _chosen(call._replace(place=spot), backend)
+
+    def query(coord: Tensor, cell: Tensor) -> Tensor:
+        cells = cell if cell_decode else None
+        return chosen.modulated_decode(feat, coord, cells, weights, biases, switches, recompute, spot)
+
+    return render_by_query(query, feat, size, region, cell)
+
+
+def _spot(
+    feat: Tensor, size: Sequence[int], region: Sequence[int] | None, place: Sequence[int] | None
+) -> tuple[Place | None, int]:
+    """Return the checked place of a render, and its number of queries."""
+    height, width, window = check_grid(size, region)
+    spot = None if place is None else check_place(place, feat, (height, width), window, False)
+    return spot, window[2] * window[3]
 
 
 def _check_fourier(
@@ -244,18 +335,45 @@ def _check_fourier(
     return weights, biases
 
 
-def _fourier_backend(
+def _check_modulated(
+    feat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], switches: Switches
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    check_feat(feat)
+    weights, biases = tuple(weights), tuple(biases)
+    if len(weights) < 2:
+        raise ValueError(f"weights must be those of a hidden layer at least and of the last one, got {len(weights)}")
+    places = 4 if switches.cell_decode else 2
+    check_tensor("weights[0]", weights[0])
+    features = weights[0].shape[-1] - places
+    check_chain("feat", feat, features + places, f"C + {places}", weights, biases)
+    width = weights[0].shape[0]
+    if any(weight.shape[0] != width for weight in weights[:-1]):
+        widths = [weight.shape[0] for weight in weights[:-1]]
+        raise ValueError(f"weights must have hidden layers of one width, got {widths}")
+    expected = 2 * (len(weights) - 1) * width + features
+    if features < 0 or feat.shape[1] != expected:
+        raise ValueError(
+            f"feat must have 2 L h + C = {expected} channels, L = {len(weights) - 1}, h = {width}, C = {features}, "
+            f"got {feat.shape[1]}"
+        )
+    return weights, biases
+
+
+def _described(
+    op: str,
     feat: Tensor,
+    queries: int,
+    tensors: tuple[Tensor, ...],
+    biases: tuple[Tensor, ...],
+    switches: Switches,
     coord: Tensor | None,
     cell: Tensor | None,
-    phase: Tensor,
-    weights: tuple[Tensor, ...],
-    biases: tuple[Tensor, ...],
-    queries: int,
-    backend: str,
-    place: Place | None,
-) -> Any:
-    call = describe(
-        "fourier_decode", feat, queries, (phase, *weights), biases, Switches(False, True, True), coord, cell
-    )
-    return backends.choose(call._replace(widths=call.widths[1:], place=place), backend)
+) -> Call:
+    """Describe a call; `tensors` are the network's weights, and before them other parameters."""
+    call = describe(op, feat, queries, tensors, biases, switches, coord, cell)
+    return call._replace(widths=call.widths[-len(biases) :])
+
+
+def _chosen(call: Call, backend: str) -> Any:
+    """Return the backend, as one that has the function of this call."""
+    return backends.choose(call, backend)

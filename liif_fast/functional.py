@@ -23,7 +23,15 @@ from liif_fast.checks import (
     latents_read,
 )
 from liif_fast.coord import plan_corners
-from liif_fast.family import attend_corners, fourier_decode, fourier_features, fourier_render, plan_attention
+from liif_fast.family import (
+    attend_corners,
+    fourier_decode,
+    fourier_features,
+    fourier_render,
+    modulated_decode,
+    modulated_render,
+    plan_attention,
+)
 from liif_fast.frozen import frozen_weights
 from liif_fast.ops import flops
 
@@ -40,6 +48,8 @@ __all__ = [
     "latents_read",
     "liif_decode",
     "liif_render",
+    "modulated_decode",
+    "modulated_render",
     "plan_attention",
 ]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention, fourier
+from liif_fast.backends import attention, corners
 from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres, plan_corners
 
@@ -135,5 +135,25 @@ def fourier_decode(
     with without_autocast(feat):
         maps = feat.to(torch.promote_types(feat.dtype, torch.float32))
         x, weight = gather_corners(maps, coord, cell, Switches(feat_unfold=False), place)
-        x = fourier.features(x, phase)
+        x = corners.waves(x, phase)
     return blend(fused_mlp(x if autocast_dtype(feat) else x.to(feat.dtype), weights, biases, recompute), weight)
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return out = sum_t (W h_t + b) * weight_t, [B, Q, out], h the modulated layers; LMF (arXiv 2404.16451)."""
+    dtype = autocast_dtype(feat) or feat.dtype
+    with without_autocast(feat):
+        maps = feat.to(torch.promote_types(feat.dtype, torch.float32))
+        x, weight = gather_corners(maps, coord, cell, switches, place)
+        h = corners.modulated_hidden(weights, biases, dtype)(x)
+        prediction = F.linear(h.to(dtype), weights[-1].to(dtype), biases[-1].to(dtype))
+    return blend(prediction.float() if autocast_dtype(feat) else prediction, weight)

@@ -4,14 +4,15 @@ Upscaling, evaluation, verification, training and the benchmarks know of a model
 else. A model of one's own states what differs from the defaults, as a class attribute or a property.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liif_fast.family import render_by_query
+from liif_fast import functional
+from liif_fast.family import STRIP_QUERIES, render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
 
@@ -274,3 +275,40 @@ def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> 
     grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
     out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return out[:, :, 0].transpose(1, 2)
+
+
+def render_in_strips(
+    strip: Callable[[Tensor, Sequence[int], Sequence[int]], Tensor],
+    feat: Tensor,
+    size: tuple[int, int],
+    window: Sequence[int],
+    place: Sequence[int] | None,
+    out: int,
+) -> Tensor:
+    """Render a window by a function that first makes larger maps of the features, a strip of its rows at a time.
+
+    Args:
+        strip: gets the latents that a strip reads, with a margin of one, the strip's window and the latents' place, as
+            `functional.liif_render` takes it; returns `[B, out, h, w]`.
+        feat, size, window, place: features, the grid's size, the window of it, and where in a map feat lies.
+        out: channels of the output.
+
+    Raises:
+        ValueError: feat does not hold what the window reads.
+    """
+    first, start, *whole = place or (0, 0, *feat.shape[2:])
+    top, left, rows, columns = window
+    if not rows * columns:
+        return feat.new_zeros(len(feat), out, rows, columns)
+    step, strips = max(1, STRIP_QUERIES // columns), []
+    for begin in range(top, top + rows, step):
+        part = (begin, left, min(step, top + rows - begin), columns)
+        row, column, height, width = functional.latents_read(size, part, whole)
+        y, x = row - first, column - start
+        if min(y, x) < 0 or y + height > feat.shape[2] or x + width > feat.shape[3]:
+            raise ValueError(
+                f"feat must hold the latents that the region reads, {height}x{width} at ({row}, {column}), "
+                f"got {feat.shape[2]}x{feat.shape[3]} at ({first}, {start})"
+            )
+        strips.append(strip(feat[:, :, y : y + height, x : x + width], part, (row, column, *whole)))
+    return torch.cat(strips, 2)

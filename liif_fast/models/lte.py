@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.checks import check_grid, check_queries
-from liif_fast.family import STRIP_QUERIES, render_by_query
+from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, altered, fusable
-from liif_fast.models.base import FeatureModel
+from liif_fast.models.base import FeatureModel, render_in_strips
 from liif_fast.models.registry import make, register
 
 
@@ -81,43 +81,18 @@ class _Fourier(FeatureModel):
             if place is not None:
                 raise ValueError("place needs a network that runs fused (Linear and ReLU in turn)")
             return render_by_query(self.query_rgb, feat, size, region, cell)
-        height, width, (top, left, rows, columns) = check_grid(size, region)
-        if not rows * columns:
-            return feat.new_empty(len(feat), len(chain[1][-1]), rows, columns)
-        step = max(1, STRIP_QUERIES // columns)
-        windows = [(first, left, min(step, top + rows - first), columns) for first in range(top, top + rows, step)]
-        strips = [self._strip(feat, (height, width), window, cell, place, chain) for window in windows]
-        pred = torch.cat(strips, 2)
+        height, width, window = check_grid(size, region)
+
+        def strip(part: Tensor, window: Sequence[int], spot: Sequence[int]) -> Tensor:
+            options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
+            waves, phase = self.waves(part), self.phase.weight
+            return functional.fourier_render(
+                waves, size, phase, *chain, region=window, cell=cell, place=spot, **options
+            )
+
+        pred = render_in_strips(strip, feat, (height, width), window, place, len(chain[1][-1]))
         base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None)
         return (pred + base).to(pred.dtype)
-
-    def _strip(
-        self,
-        feat: Tensor,
-        size: tuple[int, int],
-        window: tuple[int, int, int, int],
-        cell: Tensor | Sequence[float] | None,
-        place: Sequence[int] | None,
-        chain: Chain,
-    ) -> Tensor:
-        first, start, *whole = place or (0, 0, *feat.shape[2:])
-        top, left, rows, columns = functional.latents_read(size, window, whole)
-        if top < first or left < start or top + rows > first + feat.shape[2] or left + columns > start + feat.shape[3]:
-            raise ValueError(
-                f"place must be that of a part that holds {rows}x{columns} latents at ({top}, {left}), see latents_read"
-            )
-        part = feat[:, :, top - first : top - first + rows, left - start : left - start + columns]
-        return functional.fourier_render(
-            self.waves(part),
-            size,
-            self.phase.weight,
-            *chain,
-            region=window,
-            cell=cell,
-            backend=self.backend,
-            recompute=self.recompute,
-            place=(top, left, *whole),
-        )
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
         x, weight = functional.gather_corners(waves, coord, cell, feat_unfold=False, backend=self.backend)

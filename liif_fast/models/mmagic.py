@@ -73,9 +73,7 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 
 def _shape(shapes: Mapping[str, torch.Size], key: str, dims: int) -> torch.Size:
     if len(shapes.get(key, ())) != dims:
-        raise ValueError(
-            f"a file of mmagic without its LIIF on EDSR or RDN: {PREFIX}{key} is missing or no weight"
-        )
+        raise ValueError(f"a file of mmagic without its LIIF on EDSR or RDN: {PREFIX}{key} is missing or no weight")
     return shapes[key]
 
 

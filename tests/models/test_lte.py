@@ -123,7 +123,7 @@ def test_output_and_gradients_are_those_of_the_plain_form(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rendered_image_is_its_queries(name, monkeypatch):
-    monkeypatch.setattr("liif_fast.models.lte.STRIP_QUERIES", 300)
+    monkeypatch.setattr("liif_fast.models.base.STRIP_QUERIES", 300)
     model, (inp, _, _), size = build(name), batch(shape=(31, 17)), (85, 47)
     with torch.inference_mode():
         feat = model.gen_feat(inp)
@@ -133,7 +133,7 @@ def test_a_rendered_image_is_its_queries(name, monkeypatch):
         close(model.render_rgb(size, (50, 7, 8, 9)), expected[:, :, 50:58, 7:16])
         model.feat = feat[:, :, 10:]
         close(model.render_rgb(size, (50, 0, 35, 47), place=(10, 0, 31, 17)), expected[:, :, 50:])
-        with pytest.raises(ValueError, match="place must be that of a part that holds"):
+        with pytest.raises(ValueError, match="feat must hold the latents that the region reads"):
             model.render_rgb(size, (20, 0, 35, 47), place=(10, 0, 31, 17))
         assert model.render_rgb(size, (0, 0, 0, 5), place=(10, 0, 31, 17)).shape == (2, 3, 0, 5)
 

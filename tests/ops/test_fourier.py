@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from liif_fast import functional, make_cell, make_coord
-from liif_fast.backends import fourier
+from liif_fast.backends import corners
 
 from .support import make_layers
 
@@ -95,7 +95,7 @@ def test_gradients_of_the_places():
 def test_chunks_change_nothing(backend, monkeypatch):
     call = Call()
     expected = call.gradients(backend, recompute=True)
-    monkeypatch.setattr(fourier, "CHUNK_QUERIES", 31)
+    monkeypatch.setattr(corners, "CHUNK_QUERIES", 31)
     out, grads = call.gradients(backend, recompute=True)
     torch.testing.assert_close(out, expected[0], rtol=0, atol=1e-6)
     for ours, theirs in zip(grads, expected[1], strict=True):
