@@ -49,8 +49,8 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
     Args:
         source: path of a `.safetensors` or of a `.pth` of the authors of LIIF, LTE, LMF or ILN, or what such a `.pth`
-            holds: the whole `{'model': {...}, ...}` or the spec with its `sd`. ILN's say `state_dict`, and `lidar_in` beside
-            the model. Also a `.pth` of OpenMMLab's LIIF (`{'state_dict': {'generator.*': ...}}`).
+            holds: the whole `{'model': {...}, ...}` or the spec with its `sd`. ILN's say `state_dict`, and `lidar_in`
+            beside the model. Also a `.pth` of OpenMMLab's LIIF (`{'state_dict': {'generator.*': ...}}`).
         device: where the model goes.
 
     Returns:

@@ -11,7 +11,7 @@ from liif_fast.backends import corners
 
 from .support import make_layers
 
-FORMS = ["reference", "torch"]
+FORMS = ["reference", "torch", "cpu"]
 # amplitudes, widths of the network
 NETWORKS = [(32, (32, 32, 3)), (6, (5, 7, 4)), (2, (1, 2)), (20, (3,)), (36, (40, 36, 40, 1))]
 
@@ -118,6 +118,38 @@ def test_a_grid_and_a_part_of_the_map(backend):
     assert torch.equal(again, got)
     with pytest.raises(ValueError, match="must hold the latents that the region reads"):
         functional.fourier_render(part[:, :, 1:], size, *network, region=region, place=(top + 1, left, 40, 9))
+
+
+def test_the_operator_reads_nothing_outside_of_a_part():
+    """`fourier_render` has checked its part; a direct call is checked by the operator."""
+    call = Call(shape=(4, 6))
+    p, place = call.feat.permute(0, 2, 3, 1).contiguous(), (0, 0, 9, 6)
+    with pytest.raises(RuntimeError, match="outside of p's part of the map"):
+        torch.ops.liif_fast.fourier_decode(p, call.coord, call.cell, call.phase, call.weights, call.biases, place, None)
+
+
+def test_bits_do_not_depend_on_threads_or_neighbours(threads):
+    call = Call(32, (32, 32, 3), queries=300)
+    expected, grads = call.gradients("cpu")
+    part = Call(32, (32, 32, 3), queries=300)
+    part.coord, part.cell = call.coord[:, 7:100], call.cell[:, 7:100]
+    assert torch.equal(part.run("cpu"), expected[:, 7:100])
+    again, same = call.gradients("cpu")
+    assert all(map(torch.equal, (again, *same), (expected, *grads)))
+    threads(3)
+    assert torch.equal(call.run("cpu"), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 3e4])
+def test_large_frequencies(scale):
+    """The error against float64 on the same angles is at most twice eager PyTorch's."""
+    call = Call(32, (32, 3), queries=400)
+    call.feat[:, 32:] *= scale
+    expected = formula(call)
+    errors = {name: (call.run(name).double() - expected).abs().max().item() for name in ("reference", "cpu")}
+    assert errors["cpu"] <= 2 * errors["reference"] + 1e-7
+    call.feat[:, 40] = math.inf
+    assert call.run("cpu").isnan().all()
 
 
 @pytest.mark.parametrize("backend", FORMS)
