@@ -22,6 +22,7 @@ SHIPPED_LIDAR = "iln-small-streets"
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
 _RDN = {"name": "rdn", "args": {"G0": 64, "RDNkSize": 3, "RDNconfig": "B", "no_upsampling": True}}
+_SWINIR = {"name": "swinir", "args": {"no_upsampling": True}}
 _RCAN = {"name": "rcan", "args": {"no_upsampling": True}}
 _REPOSITORY = "https://github.com/yinboc/liif"
 _LTE_REPOSITORY = "https://github.com/jaewon-lee-b/lte#quick-start"
@@ -145,6 +146,7 @@ FAMILIES = (
         _BSD,
     ),
     Family("rdn-lte", "RDN-LTE", _lte(_RDN), _LTE_REPOSITORY, True, _BSD),
+    Family("swinir-lte", "SwinIR-LTE", _lte(_SWINIR), _LTE_REPOSITORY, True, _BSD),
 )
 
 
