@@ -1,4 +1,4 @@
-"""A window of an image, a grid or a map, also for modules that do not import torch."""
+"""Windows of images, grids and maps; imports no torch."""
 
 from __future__ import annotations
 
