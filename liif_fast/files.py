@@ -7,6 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+
+def reason(error: BaseException) -> str:
+    """Return an error's message in one line, without an OSError's errno and path; of libvips, the last line only."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if hasattr(error, "detail"):  # libvips's earlier lines may concern other files
+        text = (error.detail.strip() or "the file is damaged").splitlines()[-1]
+    return " ".join(text.split())[:500] or type(error).__name__
+
+
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # left by Windows, Synology and macOS
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import liif_fast
-from liif_fast.images.errors import reason
+from liif_fast.files import reason
 
 Row = tuple[str, str]
 

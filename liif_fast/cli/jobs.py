@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from liif_fast.files import is_litter
+from liif_fast.files import is_litter, reason
 from liif_fast.images import (
     FORMATS,
     Format,
@@ -21,7 +21,6 @@ from liif_fast.images import (
     mode_of,
     open_picture,
 )
-from liif_fast.images.errors import reason
 
 EXISTING = ("replace", "skip", "error")
 

@@ -11,8 +11,8 @@ from typing import Any
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs
 from liif_fast.cli.progress import Bar
+from liif_fast.files import reason
 from liif_fast.images import FORMATS, WHY_NOT_SMALLER, check_output, open_picture, read_image
-from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\
