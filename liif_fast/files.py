@@ -2,10 +2,16 @@
 
 import os
 import secrets
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+STANDARD = Path("-")  # standard input or output
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # left by Windows, Synology and macOS
 
 
 def reason(error: BaseException) -> str:
@@ -14,9 +20,6 @@ def reason(error: BaseException) -> str:
     if hasattr(error, "detail"):  # libvips's earlier lines may concern other files
         text = (error.detail.strip() or "the file is damaged").splitlines()[-1]
     return " ".join(text.split())[:500] or type(error).__name__
-
-
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # left by Windows, Synology and macOS
 
 
 def is_litter(name: str) -> bool:
@@ -55,8 +58,20 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the context ends, or is removed on any failure or Ctrl-C.
 
-    The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept.
+    <<<<<<< HEAD
+        The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept.
+    =======
+        A symbolic link is followed; an existing file's permissions are kept. Standard output gets the whole file at the
+        end, or nothing.
+    >>>>>>> main
     """
+    if path == STANDARD:
+        with tempfile.NamedTemporaryFile() as file:  # named, as tifffile wants it
+            yield file.file
+            file.seek(0)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        return
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # a name may have 255 bytes
     try:
