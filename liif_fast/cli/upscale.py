@@ -9,7 +9,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import STANDARD, reason
@@ -89,11 +89,11 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="of the encoder and the decoder; float32 where the result is not finite (default: float32)",
     )
     compute.add_argument(
-        "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+        "--tile", type=positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
     )
     compute.add_argument(
         "--max-input-pixels",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
     )
@@ -264,10 +264,4 @@ def _suffix(text: str) -> str:
 def _quality(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)

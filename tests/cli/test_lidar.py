@@ -92,9 +92,9 @@ def test_the_beams_of_another_sensor_and_replacing(scans: Path, network: str, tm
     [
         (["{scans}/none.bin", "{out}/a.bin", "--lines", "x2"], "none.bin: no such file"),
         (["{scans}/notes.txt", "{out}/a.bin", "--lines", "x2"], "notes.txt: unknown scan format"),
-        (["{scans}", "{out}/a.bin", "--lines", "x2"], "names a file, and"),
+        (["{scans}", "{out}/a.bin", "--lines", "x2"], "names a file, but"),
         (["{out}", "{out}/b", "--lines", "x2"], "no scans in it"),
-        (["{scans}/bin_points.bin", "{out}/a.xyz", "--lines", "x2"], "its extension names no format"),
+        (["{scans}/bin_points.bin", "{out}/a.xyz", "--lines", "x2"], "its extension is not a format"),
         (["{scans}/bin_points.bin", "{scans}/bin_points.bin", "--lines", "x2"], "is an input"),
         (["{scans}/bin_points.bin", "{scans}/", "--lines", "x2"], "is an input"),
         (["{scans}", "{out}/b", "--lines", "x2", "--sensor", "os9"], "no sensor is called 'os9'"),

