@@ -62,8 +62,8 @@ def export_onnx(
         raise ValueError(f"path must end in .onnx, got {str(path)!r}")
     checked = check_exportable(model)
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx
+        import onnxscript
     except ImportError as error:
         raise ImportError(f"export needs the package {error.name}: pip install 'liif-fast[onnx]'") from error
     stems = (f"{path.stem}-encoder", f"{path.stem}-decoder") if form == "parts" else (path.stem,)
