@@ -19,6 +19,7 @@ _HOMES = {
     "ModelFileError": "liif_fast.models.checkpoint",
     "accelerate": "liif_fast.models.accelerate",
     "explain": "liif_fast.functional",
+    "export_onnx": "liif_fast.export",
     "load_model": "liif_fast.models.checkpoint",
     "make_cell": "liif_fast.coord",
     "make_coord": "liif_fast.coord",

@@ -137,6 +137,14 @@ def shipped_model(name: str = SHIPPED) -> Path:
     return Path(str(files("liif_fast"))) / "assets" / f"{name}.safetensors"
 
 
+def licence_of(path: Path) -> str | None:
+    """The licence of the weights in a file of `find_model`; None where nobody has said."""
+    if path in (shipped_model(), shipped_model(SHIPPED_LIDAR)):
+        return "MIT"
+    known = family(path.stem) if path.parent == models_folder() else None
+    return known and known.licence
+
+
 def models_folder() -> Path:
     """Return the models folder: $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
