@@ -151,7 +151,7 @@ def test_format_and_its_limits(mixed: Path, tmp_path: Path, capsys: pytest.Captu
     assert code == 1
     assert err[-1] == "liif-fast: 3 written, 2 failed"
     assert any("alpha.jpg: JPEG cannot hold an alpha channel" in line for line in err)
-    assert any("deep.jpg: JPEG cannot hold 16 bits a channel" in line for line in err)
+    assert any("deep.jpg: JPEG cannot hold 16 bits per channel" in line for line in err)
     assert names(tmp_path / "out") == ["gray.jpg", "palette.jpg", "photo.jpg"]
 
 
@@ -298,7 +298,7 @@ def test_other_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "b.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     (folder / ".hidden.svg").write_text("<svg/>")
     Image.new("RGB", (5, 5)).save(folder / "image.dat", "PNG")
-    counted = "PNG under another ending (1), a video (2), an SVG drawing (1)"
+    counted = "PNG with another extension (1), a video (2), an SVG drawing (1)"
     args = (folder, tmp_path / "out", "--scale", 2, "--model", model)
     code, err = run(capsys, *args)
     assert code == 1

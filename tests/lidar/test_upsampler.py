@@ -91,7 +91,7 @@ def test_remarks_about_other_sensors() -> None:
     assert Upsampler(small(), Sensor(BEAMS, 24, 0.5, 70.0), LOW).remarks == []
     dense = Sensor(tuple(np.linspace(-1, 1, 32)), 24, 0.5, 200.0)
     remarks = " ".join(Upsampler(small(), dense, LOW).remarks)
-    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are left out" in remarks
+    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are dropped" in remarks
     with pytest.raises(TypeError, match="must be an ILN or a LiDAR-LIIF, got Linear"):
         Upsampler(torch.nn.Linear(1, 1), LOW, LOW)
     with pytest.raises(ValueError, match=r"edge must be in \[0, 1\]"):

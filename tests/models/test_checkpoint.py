@@ -258,7 +258,7 @@ def test_pickled_code_does_not_run(tmp_path, tiny, form):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    reason = "not a readable" if form == "raw" else r"holds (posix|nt)\.mkdir, expected tensors"
+    reason = "not a readable" if form == "raw" else r"holds (posix|nt)\.mkdir, expected only tensors"
     with pytest.raises(ModelFileError, match=rf"model\.pth: {reason}"):
         load_model(path)
     assert not target.exists()

@@ -270,7 +270,7 @@ def test_palette_and_1_bit(model: nn.Module, caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     bits = image.convert("1")
     result = upscale(bits, model, scale=2)
-    assert caplog.messages[0].startswith("image: has 1 bit a pixel; the models")
+    assert caplog.messages[0].startswith("image: has 1 bit per pixel; the models")
     caplog.clear()
     assert result.mode == "L"
     assert np.array_equal(np.asarray(result), np.asarray(upscale(bits.convert("L"), model, scale=2)))
