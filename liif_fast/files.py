@@ -2,11 +2,15 @@
 
 import os
 import secrets
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+STANDARD = Path("-")  # standard input or output
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # of Windows, Synology and macOS
 
 
@@ -46,8 +50,16 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.
 
-    A symbolic link is followed; an existing file's permissions are kept.
+    A symbolic link is followed; an existing file's permissions are kept. Standard output gets the whole file at the
+    end, or nothing.
     """
+    if path == STANDARD:
+        with tempfile.NamedTemporaryFile() as file:  # named, as tifffile wants it
+            yield file.file
+            file.seek(0)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        return
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character
     try:

@@ -50,9 +50,9 @@ def run(argv: Sequence[str] | None) -> int:
         try:
             parser = build_parser()
             known, surplus = parser.parse_known_args(argv)
-            if surplus:
-                hint = "" if any(each.startswith("-") for each in surplus) else getattr(known, "surplus", "")
-                parser.error(f"unrecognized arguments: {' '.join(surplus)}{hint}")
+            if any(len(each) > 1 and each.startswith("-") for each in surplus) or (surplus and "more" not in known):
+                parser.error(f"unrecognized arguments: {' '.join(surplus)}")
+            known.more = surplus  # argparse takes no further files once an option stands between them
             args = known
         except SystemExit as stop:  # help or the version has been printed, or the usage was wrong
             return stop.code if isinstance(stop.code, int) else 0

@@ -6,12 +6,27 @@ import re
 import sys
 import time
 from os.path import expanduser
+from pathlib import Path
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
 from liif_fast.cli.progress import Bar
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, check_output, open_picture, read_image
+from liif_fast.files import STANDARD
+from liif_fast.images import (
+    FORMATS,
+    WHY_NOT_SMALLER,
+    Format,
+    Picture,
+    check_place,
+    ending_of,
+    fits,
+    mode_of,
+    open_picture,
+    read_image,
+    spooled,
+    tuned,
+)
 from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
@@ -26,9 +41,11 @@ trained on clean, bicubically reduced images: they restore detail, not noise or 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
-    parser.add_argument("input", type=expanduser, metavar="IN", help="an image file, or a folder of them")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="an image file, or a folder of them; - is stdin")
     parser.add_argument(
-        "output", type=expanduser, metavar="OUT", help="the file to write, its extension names the format; or a folder"
+        "output",
+        metavar="OUT",
+        help="the file to write, its extension names the format; or a folder, for several IN; - is stdout",
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--scale", type=_scale, metavar="S", help="output over input size: any number from 1, as 3.7")
@@ -47,9 +64,17 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
     folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
     folders.add_argument(
-        "--format", choices=[key[1:] for key in FORMATS], help="of the outputs (default: the input's, else png)"
+        "--format",
+        choices=[key[1:] for key in FORMATS],
+        help="of the outputs, also of - (default: the input's, else png)",
     )
-    parser.add_argument(
+    written = parser.add_argument_group("how to write")
+    loss = written.add_mutually_exclusive_group()
+    loss.add_argument(
+        "--quality", type=_quality, metavar="N", help="1 to 100, of JPEG, WebP and AVIF (default: 95, 95, 90)"
+    )
+    loss.add_argument("--lossless", action="store_true", help="keep every pixel; WebP can, JPEG and AVIF are refused")
+    written.add_argument(
         "--existing",
         choices=EXISTING,
         default=EXISTING[0],
@@ -73,7 +98,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         metavar="N",
         help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
     )
-    parser.set_defaults(run=run, surplus="; IN is one file: give a folder of them as IN, or run once for each")
+    parser.set_defaults(run=run, more=[])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,17 +107,19 @@ def run(args: argparse.Namespace) -> int:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow's error comes at twice that
+    named: list[str] = [*args.inputs, args.output, *args.more]
+    *inputs, output = named
+    check_standard(inputs, output)
     jobs = find_jobs(
-        args.input,
-        args.output,
+        inputs,
+        output,
         recursive=args.recursive,
         suffix=args.suffix or "",
         extension=f".{args.format}" if args.format else None,
         existing=args.existing,
     )
     # Read before torch is loaded, since most that can go wrong shows here.
-    read = open_picture if args.region else read_image  # of a part only what is needed
-    first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
+    first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
@@ -107,13 +134,13 @@ def run(args: argparse.Namespace) -> int:
         _offer()
     failed = 0
     for number, job in enumerate(todo, 1):
-        label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
+        label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
         try:
-            width, height = _upscale(job, first, model, args, label)
-            if not jobs.folder:
+            width, height = _upscale(job, first or _read(job, args), model, args, label)
+            if not jobs.many:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
-            if args.traceback or not jobs.folder:
+            if args.traceback or not jobs.many:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
@@ -130,14 +157,34 @@ def _offer() -> None:
             say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
-def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
-    """Upscale one file and return the (width, height) that was written."""
+def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+    """Read the input of a job, of a part only what is needed, and decide on the format of its output."""
+    if job.source != STANDARD:
+        return _opened(job.source, job, args)
+    with spooled(sys.stdin.buffer) as path:
+        picture, kind = _opened(path, job, args)
+        picture.path = STANDARD
+        picture.pixels  # noqa: B018 - read now, since the file goes
+        return picture, kind
+
+
+def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+    picture = (open_picture if args.region else read_image)(path)
+    ending = f".{args.format}" if args.format else ending_of(picture.format)
+    if job.kind is None and not args.format and not fits(ending, mode_of(picture.shape[2], picture.depth)):
+        ending = ".png"
+    return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
+
+
+def _upscale(job: Job, read: tuple[Picture, Format], model: Any, args: argparse.Namespace, label: str) -> Any:
+    """Upscale one picture and return the (width, height) that was written."""
     from liif_fast import upscaling
 
-    picture = picture or (open_picture if args.region else read_image)(job.source)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
+    picture, kind = read
+    if not job.ready:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        check_place(job.target)
     with Bar(label) as bar:
-        kind = job.kind or check_output(job.target)
         target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
         height, width = target.frame.region[2:]
         options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
@@ -156,7 +203,7 @@ def _complain(job: Job, error: Exception) -> int:
 def _summary(jobs: Jobs, done: int, failed: int) -> int:
     from liif_fast import distributed
 
-    if jobs.folder:
+    if jobs.many:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
@@ -213,6 +260,12 @@ def _suffix(text: str) -> str:
     if not text or os.sep in text or "/" in text or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected a part of a file name, as _x4, got {text!r}")
     return text
+
+
+def _quality(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, got {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

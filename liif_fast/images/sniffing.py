@@ -11,7 +11,7 @@ from liif_fast.images.errors import ImageFileError
 
 # Pillow's names. Only raster formats: libvips or Ghostscript would draw others.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
-_HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are looked at
 
 
 class Kind(NamedTuple):
@@ -114,7 +114,7 @@ def endings() -> set[str]:
 
 def _sniff(path: str | os.PathLike[str]) -> Kind:
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(HEAD)
     return next(kind for pattern, kind in _KINDS if re.match(pattern, head, re.DOTALL))
 
 

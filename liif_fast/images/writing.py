@@ -91,7 +91,7 @@ def write_strips(
                 image = _collect(source, (height, width, channels))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
-        if failures:  # of the strips, not of the file
+        if failures or isinstance(error, BrokenPipeError):  # of the strips, or the reader of standard output has left
             raise
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
 
@@ -136,11 +136,11 @@ def _write(
     depth: int,
     metadata: dict[str, Any],
 ) -> None:
-    if kind is PNG:
+    if kind == PNG:
         from liif_fast.images.png import write_png
 
         write_png(file, strips, shape, depth, metadata)
-    elif kind is TIFF:
+    elif kind == TIFF:
         _write_tiff(file, strips, shape, depth, metadata)
     else:
         _write_ppm(file, strips, shape, depth)
@@ -178,7 +178,7 @@ def _kept(
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
         metadata["dpi"] = dpi
-    wanted = b"RGB " if shape[2] > 2 or kind in (WEBP, AVIF) else b"GRAY"  # these two store gray as RGB
+    wanted = b"RGB " if shape[2] > 2 or kind.name in (WEBP.name, AVIF.name) else b"GRAY"  # these two store gray as RGB
     space = metadata.get("icc_profile", b"")[_SPACE]
     if space in _SPACES and space != wanted:
         spaces = space.decode().strip(), wanted.decode().strip()
@@ -196,10 +196,10 @@ def _kept(
         if metadata["exif"] is None:
             logger.warning("%s: the EXIF data is damaged and is left out", path)
             del metadata["exif"]
-        elif kind is JPEG and len(metadata["exif"]) > _MAX_JPEG_EXIF:
+        elif kind.name == JPEG.name and len(metadata["exif"]) > _MAX_JPEG_EXIF:
             logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
             del metadata["exif"]
-        elif kind is TIFF and extra_tags(metadata["exif"])[1]:
+        elif kind == TIFF and extra_tags(metadata["exif"])[1]:
             logger.warning(
                 "%s: of the EXIF data names, dates and rights are kept in TIFF, exposure and place are not", path
             )
