@@ -22,7 +22,7 @@ def test_strokes_are_antialiased_on_paper():
     assert all(image.std() > 8 for image in images)
     darkest, lightest = (np.array([f(image) for image in images]) for f in (np.min, np.max))
     assert (lightest - darkest > 60).mean() > 0.8
-    between = [((image > a + 20) & (image < b - 20)).mean() for image, a, b in zip(images, darkest, lightest)]
+    between = [((image > a + 20) & (image < b - 20)).mean() for image, a, b in zip(images, darkest, lightest, strict=True)]
     assert np.median(between) > 0.05
 
 
