@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from liif_fast.data.damage import Damage, blurred, damaged
 from liif_fast.data.pairs import Size
 from liif_fast.data.resize import resize
 from liif_fast.data.samples import Packed
@@ -23,6 +24,7 @@ class Recipe(NamedTuple):
     after: Size | None  # resize the target to this size
     grid: Size  # final size of the target
     pixel: np.ndarray  # int32 [Q], the queries: row * width + column in that grid
+    damage: Damage | None = None  # of the input, before it is flipped
 
     def source(self, stride: int) -> np.ndarray:
         """Return the queries' places [Q], row * stride + column, in the target before the flips."""
@@ -47,7 +49,9 @@ def cut(recipe: Recipe, low: np.ndarray | None, high: np.ndarray) -> Packed:
     if recipe.before is not None:
         high = resize(high, recipe.before)
     if low is None:
-        low = resize(high, recipe.size)
+        low = resize(high if recipe.damage is None else blurred(high, recipe.damage.before), recipe.size)
+    if recipe.damage is not None:
+        low = damaged(low, recipe.damage)
     place = recipe.source(high.shape[1])  # always in range, so "clip" below only saves numpy's check
     if recipe.after is not None:
         high, place = resize(_flip(high, recipe.flips), recipe.after), recipe.pixel

@@ -3,7 +3,7 @@
 The host draws the recipes of the samples, which takes some dozen microseconds each. Every operation on pixels (crop,
 colour, Pillow's bicubic, flips, the colours of the queries) runs on the device for the whole batch at once. Crops of
 different sizes are padded to the largest, and zeros in the matrices of the reduction hide the padding. Once the images
-are on the device, the host never waits for it.
+are on the device, the host waits for it only where a wrapper has `degrade`, whose noise and JPEG are made on the host.
 """
 
 import logging
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.data.cut import Recipe
+from liif_fast.data.damage import damaged, gaussian
 from liif_fast.data.datasets import image_id
 from liif_fast.data.resize import bicubic_resize, coefficients, resize_crops
 from liif_fast.data.samples import Batches, Packed, Sample, unpack
@@ -134,7 +135,10 @@ def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.de
     if recipes[0].low is not None:
         low = _crops([recipe.low for recipe in recipes], [item[0] for item in items], colours, device)
     else:
-        low = resize_crops(high, *(_matrices(recipes, axis, high.shape[2 + axis], device) for axis in (0, 1)))
+        low = resize_crops(
+            _blurred(high, recipes), *(_matrices(recipes, axis, high.shape[2 + axis], device) for axis in (0, 1))
+        )
+    low = _damaged(low, recipes)
     if recipes[0].before is None:
         place = np.stack([recipe.source(high.shape[3]) for recipe in recipes])
         gt = high.flatten(2).gather(2, _to(place, device).long()[:, None].expand(-1, 3, -1)).mT
@@ -177,6 +181,27 @@ def _matrices(recipes: Sequence[Recipe], axis: int, padded: int, device: torch.d
     """Return the matrices [B, 1, out, padded] of the reduction along an axis."""
     matrices = [coefficients(recipe.high[2 + axis], recipe.size[axis], padded) for recipe in recipes]
     return _to(np.stack(matrices), device)[:, None]
+
+
+def _blurred(high: Tensor, recipes: Sequence[Recipe]) -> Tensor:
+    """Blur padded crops [B, 3, H, W] as their recipes say, for the reduction."""
+    sigmas = [0.0 if recipe.damage is None else recipe.damage.before for recipe in recipes]
+    if not any(sigmas):
+        return high
+    matrices = (
+        np.stack([gaussian(r.high[2 + axis], s, high.shape[2 + axis]) for r, s in zip(recipes, sigmas, strict=True)])
+        for axis in (0, 1)
+    )
+    return resize_crops(high, *(_to(each, high.device)[:, None] for each in matrices))
+
+
+def _damaged(low: Tensor, recipes: Sequence[Recipe]) -> Tensor:
+    """Do to inputs [B, 3, h, w] what comes after the reduction, on the CPU: JPEG is there alone."""
+    if all(recipe.damage is None for recipe in recipes):
+        return low
+    images = low.permute(0, 2, 3, 1).cpu().numpy()
+    done = [x if r.damage is None else damaged(x, r.damage) for x, r in zip(images, recipes, strict=True)]
+    return _to(np.stack(done), low.device).permute(0, 3, 1, 2)
 
 
 def _resized(image: Tensor, recipe: Recipe) -> Tensor:

@@ -24,6 +24,7 @@ from liif_fast.backends import cpu
 from liif_fast.ops import resize as _ops
 
 _BITS = 22  # 32 less 8 for the pixel and 2 for the overshoot of the filter
+UNIT = 1 << _BITS  # stands for 1 in a matrix
 _SUPPORT = 2.0  # of the cubic in input pixels, without reduction
 _BLOCK = 64  # outputs per product, because the matrix of a whole axis would be mostly zeros
 

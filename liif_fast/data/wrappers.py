@@ -12,13 +12,15 @@ training sees the samples of an uninterrupted one. Without a seed it draws from 
 
 import copy
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.random import Generator
 
 from liif_fast.data.cut import Recipe, cut
+from liif_fast.data.damage import Damage, Degrade
 from liif_fast.data.datasets import Images, _positive, headers, image_id
 from liif_fast.data.pairs import Size, pair_scale
 from liif_fast.data.registry import register
@@ -26,12 +28,15 @@ from liif_fast.data.samples import Packed, Sample, unpack
 from liif_fast.window import Window
 
 SampleQ = int | Literal["all"] | None
+Degradation = Mapping[str, Any] | bool | None
 
 
 class _Wrapper(torch.utils.data.Dataset[Sample]):
     pairs = False  # whether the dataset's items are (low, high)
 
-    def __init__(self, dataset: Images, augment: bool, sample_q: SampleQ, colour: bool, seed: int | None) -> None:
+    def __init__(
+        self, dataset: Images, augment: bool, sample_q: SampleQ, colour: bool, degrade: Degradation, seed: int | None
+    ) -> None:
         sample_q = None if sample_q == "all" else sample_q
         _positive("sample_q", sample_q)
         if len(dataset):
@@ -40,6 +45,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
                 wanted, got = ("pairs", "single images") if self.pairs else ("single images", "pairs")
                 raise ValueError(f"dataset: {type(self).__name__} needs a dataset of {wanted}, got one of {got}")
         self.dataset, self.augment, self.sample_q, self.colour, self.seed = dataset, augment, sample_q, colour, seed
+        self.degrade = Degrade.read(degrade)
         self.epoch = 0
 
     def _check_sizes(self) -> None:
@@ -113,6 +119,9 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         vertical, horizontal, transposed = (rng.random(3) < 0.5).tolist() if self.augment else (False, False, False)
         return vertical, horizontal, transposed
 
+    def _damage(self, rng: Generator, scale: float | None = None) -> Damage | None:
+        return None if self.degrade is None else self.degrade.draw(rng, scale)
+
     def _check_crop(self, index: int, shape: Size, side: int) -> None:
         if side > min(shape):
             name = self._named(index, f"image {index}")[0]  # in a pair, the low-resolution image is cropped
@@ -176,6 +185,8 @@ class SRImplicitDownsampled(_Wrapper):
         sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
         color_augment: change channel order, hue and saturation, before resizing (not in the original).
         seed: see the module; None draws from torch's generator.
+        degrade: blur, noise and JPEG compression of the input (ours): true, or ranges as
+            `liif_fast.data.damage.Degrade` takes them.
 
     Raises:
         ValueError: an argument is out of its range, or an image is smaller than its crop.
@@ -191,8 +202,9 @@ class SRImplicitDownsampled(_Wrapper):
         sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
+        degrade: Degradation = None,
     ) -> None:
-        super().__init__(dataset, augment, sample_q, color_augment, seed)
+        super().__init__(dataset, augment, sample_q, color_augment, degrade, seed)
         _positive("inp_size", inp_size)
         self.inp_size, self.scale_min = inp_size, scale_min
         self.scale_max = scale_min if scale_max is None else scale_max
@@ -226,8 +238,9 @@ class SRImplicitDownsampled(_Wrapper):
             window = self._crop(index, shapes[0], side, rng)
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)
+        damage = self._damage(rng, scale)
         grid = (window[3], window[2]) if flips[2] else (window[2], window[3])
-        return Recipe(window, None, colour, None, size, flips, None, grid, self._pixels(index, grid, rng))
+        return Recipe(window, None, colour, None, size, flips, None, grid, self._pixels(index, grid, rng), damage)
 
 
 @register("sr-implicit-paired")
@@ -239,7 +252,7 @@ class SRImplicitPaired(_Wrapper):
             were rounded up, its last row and column are left out.
         inp_size: side of the input in pixels; None takes the whole image.
         augment: flip and transpose.
-        sample_q, color_augment, seed: as in sr-implicit-downsampled.
+        sample_q, color_augment, seed, degrade: as in sr-implicit-downsampled; the blur comes after the reduction.
 
     Raises:
         ValueError: an argument is out of its range, an image is smaller than its crop, or a pair fits no whole scale.
@@ -256,8 +269,9 @@ class SRImplicitPaired(_Wrapper):
         sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
+        degrade: Degradation = None,
     ) -> None:
-        super().__init__(dataset, augment, sample_q, color_augment, seed)
+        super().__init__(dataset, augment, sample_q, color_augment, degrade, seed)
         _positive("inp_size", inp_size)
         self.inp_size = inp_size
         self._check_sizes()
@@ -288,9 +302,10 @@ class SRImplicitPaired(_Wrapper):
         top, left, height, width = (side * scale for side in crop)
         colour = colour_matrix(rng) if self.colour else None
         flips = self._flips(rng)
+        damage = self._damage(rng)
         grid = (width, height) if flips[2] else (height, width)
         window = (top, left, height, width)
-        return Recipe(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(index, grid, rng))
+        return Recipe(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(index, grid, rng), damage)
 
 
 @register("sr-implicit-uniform-varied")
@@ -303,7 +318,7 @@ class SRImplicitUniformVaried(_Wrapper):
         size_max: shorter side of the last image's target; None means size_min.
         augment: flip horizontally.
         gt_resize: resize the target again, to this shorter side.
-        sample_q, color_augment, seed: as in sr-implicit-downsampled.
+        sample_q, color_augment, seed, degrade: as in sr-implicit-downsampled; all of the blur is of the input.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -321,8 +336,9 @@ class SRImplicitUniformVaried(_Wrapper):
         sample_q: SampleQ = None,
         color_augment: bool = False,
         seed: int | None = None,
+        degrade: Degradation = None,
     ) -> None:
-        super().__init__(dataset, augment, sample_q, color_augment, seed)
+        super().__init__(dataset, augment, sample_q, color_augment, degrade, seed)
         _positive("size_min", size_min)
         _positive("size_max", size_max)
         _positive("gt_resize", gt_resize)
@@ -345,7 +361,7 @@ class SRImplicitUniformVaried(_Wrapper):
         before, after = self._targets(index, high)
         flips = (False, bool(self.augment and rng.random() < 0.5), False)
         colour = colour_matrix(rng) if self.colour else None
+        damage = self._damage(rng)
         grid = after or before
-        return Recipe(
-            (0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, self._pixels(index, grid, rng)
-        )
+        pixel = self._pixels(index, grid, rng)
+        return Recipe((0, 0, *high), (0, 0, *low), colour, before, low, flips, after, grid, pixel, damage)

@@ -45,6 +45,7 @@ class Config:
     # Ours:
     cosine: dict[str, Any] | None
     ema: float | None
+    teacher: dict[str, Any] | None
     amp: str | None
     compile: bool | None
     channels_last: bool
@@ -105,6 +106,9 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
     for key in ("seed", "val_seed", "num_workers", "val_images"):
         number(raw, key, least=0, whole=True)
     number(raw, "ema", above=0, below=1)
+    if raw.get("teacher") is not None:
+        mapping(raw["teacher"], "teacher", ("model", "weight"), ("model", "weight"))
+        number(raw["teacher"], "weight", "teacher", above=0, below=1)
     number(raw, "grad_clip", above=0)
     number(raw, "save_minutes", least=0)
     one_of(raw, "amp", list(AMP))

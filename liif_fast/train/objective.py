@@ -1,4 +1,8 @@
-"""The L1 error of a model on a batch whose samples may differ in size."""
+"""The L1 error of a model on a batch whose samples may differ in size.
+
+With a teacher, a part of the error is the distance to its predictions. They lack the details that nothing in the input
+tells, so a small model learns from fewer samples.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,22 +19,34 @@ from liif_fast.models.norm import DataNorm, Norm
 class Objective(nn.Module):
     """Compute the errors of a batch's samples under a model, any module of (inp, coord, cell).
 
-    `autocast` is the dtype of the forward pass; None means float32.
+    `autocast` is the dtype of the forward pass; None means float32. `weight`, from 0 to 1, is the part of the error
+    that is the distance to the predictions of the `teacher`, a model of the same normalisation.
     """
 
     def __init__(
-        self, model: nn.Module, data_norm: DataNorm, autocast: torch.dtype | None = None, channels_last: bool = True
+        self,
+        model: nn.Module,
+        data_norm: DataNorm,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = True,
+        teacher: nn.Module | None = None,
+        weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast, self.weight = model, autocast, weight
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.norm = Norm(data_norm)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
-        errors = []
-        for pred, group in zip(self._predict(self.model, batch, self.autocast), batch, strict=True):
-            errors.append((pred.float() - self.norm.target(group["gt"])).abs().flatten(1).sum(1))
+        preds = self._predict(self.model, batch, self.autocast)
+        errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self._predict(self.teacher, batch, self.autocast)
+            distances = [_error(pred, lesson) for pred, lesson in zip(preds, taught, strict=True)]
+            errors = [torch.lerp(*each, self.weight) for each in zip(errors, distances, strict=True)]
         return torch.cat(errors)
 
     def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
@@ -54,6 +70,11 @@ class Objective(nn.Module):
                     f"{list(group['gt'].shape)} (batch, queries, channels), got {list(pred.shape)}"
                 )
         return preds
+
+
+def _error(pred: Tensor, target: Tensor) -> Tensor:
+    """Sum the absolute errors of each sample, float32 [b]."""
+    return (pred.float() - target.float()).abs().flatten(1).sum(1)
 
 
 def _decode(model: Any, groups: Sequence[Sample]) -> list[Tensor]:

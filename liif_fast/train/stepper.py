@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from liif_fast import distributed
 from liif_fast.data.samples import Sample
+from liif_fast.models.catalogue import find_model, load_upscaler
 from liif_fast.train.config import OPTIMIZERS, Config
 from liif_fast.train.objective import Objective
 
@@ -42,7 +43,9 @@ class Stepper:
             if not isinstance(getattr(model, "encoder", None), nn.Module):
                 raise ValueError(f"compile: model {config.model['name']!r} has no encoder to compile")
             model.encoder.compile()
-        self.objective = Objective(model, config.data_norm, config.autocast, config.channels_last).to(self.device)
+        lesson = {"teacher": _teacher(config), "weight": config.teacher["weight"]} if config.teacher else {}
+        self.objective = Objective(model, config.data_norm, config.autocast, config.channels_last, **lesson)
+        self.objective.to(self.device)
         self._call: nn.Module = self.objective
         if distributed.world_size() > 1:
             self._call = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
@@ -150,6 +153,16 @@ class Stepper:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
             for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(buffer)
+
+
+def _teacher(config: Config) -> Any:
+    """Load the model that is learnt from."""
+    assert config.teacher is not None
+    name = config.teacher["model"]
+    teacher: Any = load_upscaler(find_model(name))
+    if teacher.data_norm != config.data_norm:
+        raise ValueError(f"teacher.model: {name} has data_norm {teacher.data_norm}, the training {config.data_norm}")
+    return teacher.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
 def _comparable(value: Any) -> Any:

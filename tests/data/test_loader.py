@@ -18,6 +18,7 @@ DOWNSAMPLED = {"name": "sr-implicit-downsampled", "args": {"inp_size": 12, "scal
 PAIRED = {"name": "sr-implicit-paired", "args": {"inp_size": 7, "sample_q": 30}}
 VARIED = {"name": "sr-implicit-uniform-varied", "args": {"size_min": 9, "size_max": 26, "sample_q": 40}}
 AUGMENTED = {"augment": True, "color_augment": True}
+DEGRADED = {"augment": True, "degrade": {"clean": 0.3}}
 
 
 class Images(list):
@@ -66,7 +67,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize("way", ["here", "workers", "device", "device, kept"])
-@pytest.mark.parametrize("args", [{}, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("args", [{}, AUGMENTED, DEGRADED], ids=["plain", "augmented", "degraded"])
 @pytest.mark.parametrize("spec", [DOWNSAMPLED, PAIRED, VARIED, VARIED | {"resized": True}], ids=lambda s: s["name"])
 def test_every_way_makes_the_same_samples(spec, args, way):
     if spec.get("resized"):

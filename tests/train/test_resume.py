@@ -66,6 +66,7 @@ KEYS = [
 @pytest.mark.parametrize("extra", KEYS, ids=str)
 def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, monkeypatch):
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5  # five steps an epoch, or three
+    tiny["train_dataset"]["wrapper"]["args"]["degrade"] = True
     tiny |= extra
     whole = run(write, tiny, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGINT)
