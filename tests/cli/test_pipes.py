@@ -66,11 +66,11 @@ def test_several_inputs(run, photo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["a/in.png", "b/in.png"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
-        (["a", "b"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
+        (["a/in.png", "b/in.png"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
+        (["a", "b"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
         (["a/in.png", "a/in.png"], "out", "a/in.png: is given twice"),
         (["a/in.png", "a"], "out", "a/in.png: is given twice"),
-        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, and there are 2 inputs; give a folder as OUT"),
+        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, but there are 2 inputs; give a folder as OUT"),
         (["a/in.png", "b/in.png"], "-", "- is standard output, which takes one image; give a folder as OUT"),
         (["a/in.png", "-"], "out", "- is one image from standard input; give it as the only IN"),
         (["-"], "a", "a: is a folder, and - has no name; give a file as OUT"),
@@ -173,8 +173,8 @@ def test_what_is_no_image_is_not_read_to_its_end(run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("-", "out.png"), "IN is -, and standard input is a terminal; pipe an image into it, or give a file"),
-        (("in.png", "-"), "OUT is -, and standard output is a terminal; redirect it, or give a file"),
+        (("-", "out.png"), "IN is -, but standard input is a terminal; pipe an image into it, or give a file"),
+        (("in.png", "-"), "OUT is -, but standard output is a terminal; redirect it, or give a file"),
     ],
 )
 def test_a_terminal_is_no_place_for_images(

@@ -111,7 +111,7 @@ def test_one_file_ends_with_a_line(tmp_path: Path, photo: Path, capsys: pytest.C
         said = capsys.readouterr().err
         assert re.fullmatch(rf"liif-fast: {re.escape(str(target))}: {size}, \d+\.\d s\n", said)
     assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", "--existing=skip"]) == 0
-    assert capsys.readouterr().err == "liif-fast: the output exists and is left as it was\n"
+    assert capsys.readouterr().err == "liif-fast: the output exists and is unchanged\n"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])

@@ -611,7 +611,7 @@ def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
     part = read_image(tmp_path / "part.png").pixels
     assert np.abs(part.astype(int) - whole[top : top + height, left : left + width]).max() <= 1
     assert ("pixels" in picture.__dict__) == hidden
-    assert ("decoded as a whole, since the region has transparent pixels" in caplog.text) == hidden
+    assert ("decoded as a whole, because the region has transparent pixels" in caplog.text) == hidden
 
 
 @pytest.mark.parametrize("coloured", [False, True])
