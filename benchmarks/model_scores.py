@@ -34,7 +34,7 @@ from liif_fast.data.resize import resize
 from liif_fast.evaluation.testset import Predict
 from liif_fast.metrics import psnr
 
-CROP = 288  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
+CROP = 192  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
 SCALES, LARGE, QUALITIES = (2, 3, 4), (6, 8), (None, 90, 70, 50)
 PAGES = (1, 5, 11, 14)  # of `drawing`, from a seed that no training has
 SEED = 77
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
     parser.add_argument("--sets", type=Path, help="folder of Set5 and Set14")
     parser.add_argument("--wallpapers", type=Path, help="folder that benchmarks/wallpapers.py has written")
-    parser.add_argument("--out", type=Path, help="JSON record")
+    parser.add_argument("--out", type=Path, help="JSON record; models that it has already stay in it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures to look at")
     args = parser.parse_args()
     means, shown = {}, {}
@@ -170,7 +170,8 @@ def main() -> None:
         print(model, json.dumps(means[model]), flush=True)
     print(table(means))
     if args.out:
-        args.out.write_text(json.dumps({**records.environment(), "results": means}, indent=1) + "\n")
+        known = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+        args.out.write_text(json.dumps({**records.environment(), "results": known | means}, indent=1) + "\n")
     if args.pictures:
         draw(args.pictures, shown, args.wallpapers)
 

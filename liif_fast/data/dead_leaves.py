@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,8 +19,8 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
 from liif_fast.data.datasets import _positive, _Repeated
+from liif_fast.data.generated import kept
 from liif_fast.data.registry import register
-from liif_fast.files import atomic_file
 
 SHARE = 32  # a further process pays off for so many images
 SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
@@ -207,18 +206,4 @@ class DeadLeaves(_Repeated):
     ) -> None:
         _positive("count", count)
         super().__init__(count, repeat)
-        first = dead_leaves(size, seed)  # also shows whether the cached set is this one
-        cache = None if cache_file is None else Path(cache_file).expanduser()
-        if cache is not None and cache.exists():
-            try:
-                images = np.load(cache, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"cache_file: {cache} is not an array of images: {error}") from error
-            if images.shape == (count, size, size, 3) and np.array_equal(images[0], first):
-                self.images = images
-                return
-        self.images = dead_leaves_set(count, size, seed)
-        if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(cache) as file:  # several processes may write it
-                np.save(file, self.images, allow_pickle=False)
+        self.images = kept(cache_file, count, dead_leaves(size, seed), lambda: dead_leaves_set(count, size, seed))

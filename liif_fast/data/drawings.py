@@ -7,6 +7,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from liif_fast.data.datasets import _positive, _Repeated, _shipped
+from liif_fast.data.generated import kept
 from liif_fast.data.registry import register
 
 SUPERSAMPLE = 4  # images are drawn this many times larger and then reduced, so that strokes are antialiased
@@ -121,20 +122,28 @@ def _lines(rng: Generator, pen: ImageDraw.ImageDraw, n: int, ink: Callable[[], t
 
 @register("drawings")
 class Drawings(_Repeated):
-    """A set of pages and line drawings, made at the start (256 x 256: 0.04 s of a core each) and kept in memory.
+    """A set of pages and line drawings, drawn when it is made (256 x 256: 0.15 s of a core each) and kept in memory.
 
     Args:
         count: number of images.
         size: side of an image in pixels.
         seed: of the set; image i depends on seed and i alone.
         repeat: length of the dataset as a multiple of count.
+        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
 
     Raises:
         ValueError: if an argument is out of its range.
         FileNotFoundError: if matplotlib, which ships the fonts, is not installed.
     """
 
-    def __init__(self, count: int, size: int = 256, seed: int = 0, repeat: int = 1) -> None:
+    def __init__(
+        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
+    ) -> None:
         _positive("count", count)
         super().__init__(count, repeat)
-        self.images = np.stack([drawing(size, seed, index) for index in range(count)])
+        self.images = kept(
+            cache_file,
+            count,
+            drawing(size, seed),
+            lambda: np.stack([drawing(size, seed, index) for index in range(count)]),
+        )

@@ -28,10 +28,14 @@ def test_strokes_are_antialiased_on_paper():
     assert np.median(between) > 0.05
 
 
-def test_dataset_repeats():
-    images = make({"name": "drawings", "args": {"count": 2, "size": 32, "seed": 4, "repeat": 3}})
-    assert len(images) == 6
-    assert np.array_equal(images[3], drawing(32, seed=4, index=1))
+def test_dataset_and_its_cache(tmp_path):
+    args = {"count": 2, "size": 32, "seed": 4, "repeat": 3, "cache_file": str(tmp_path / "drawings.npy")}
+    for _ in range(2):  # drawn, read
+        images = make({"name": "drawings", "args": args})
+        assert len(images) == 6
+        assert np.array_equal(images[3], drawing(32, seed=4, index=1))
+    np.save(args["cache_file"], np.zeros((2, 32, 32, 3), np.uint8))
+    assert np.array_equal(make({"name": "drawings", "args": args})[0], drawing(32, seed=4))
 
 
 @pytest.mark.parametrize(("size", "seed", "index"), [(8, 0, 0), (32, -1, 0), (32, 0, -1)])
