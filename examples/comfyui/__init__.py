@@ -32,7 +32,7 @@ def load(path: str, changed: float, device: str) -> FeatureModel:
 
 
 class LIIFUpscale:
-    """Enlarge images [B, H, W, C]; a width or height of 0 follows from the other side, or with both 0 from the ratio."""
+    """Enlarge images [B, H, W, C]; a side of 0 follows from the other, or with both 0 from the ratio."""
 
     CATEGORY = "image/upscaling"
     DESCRIPTION = "LIIF: enlarges to any size. Width and height of 0 leave the size to the ratio."

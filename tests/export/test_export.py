@@ -180,7 +180,7 @@ def test_the_recipes_of_the_guide(name, shipped, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(recipe(name), {})
     with Image.open("in.jpg") as photo, Image.open("out.png") as made:
-        image = torch.from_numpy(np.asarray(photo)).permute(2, 0, 1)[None] / 255
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
         got = np.asarray(made).astype(int)
     expected = model.predict(image, (33, 41)).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
     assert np.abs(got - expected).max() < 0.51
@@ -305,5 +305,5 @@ def test_an_encoder_that_cannot_be_traced(tmp_path):
 
 def test_the_exporter_of_pytorch_points_to_the_command(tmp_path):
     inputs = torch.rand(1, 3, 5, 6), torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
-    with pytest.raises(Exception, match="`liif-fast export MODEL OUT.onnx` or liif_fast.export_onnx"):
+    with pytest.raises(Exception, match=r"`liif-fast export MODEL OUT\.onnx` or liif_fast\.export_onnx"):
         torch.onnx.export(build(hidden=()), inputs, tmp_path / "net.onnx", verbose=False)
