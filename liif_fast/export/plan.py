@@ -1,9 +1,11 @@
 """Make the inputs of an exported graph beside the image. It needs numpy alone: copy it to where liif_fast is not."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def graph_inputs(shape: tuple[int, int], size: tuple[int, int], corners: int = 2) -> dict[str, np.ndarray]:
+def graph_inputs(shape: Sequence[int], size: Sequence[int], corners: int = 2) -> dict[str, np.ndarray]:
     """Return the plan from latents of `shape` (H, W) to an output of `size` (h, w), and the cell, by input name.
 
     `corners` is 1 for a model without local ensemble. Every operation is one rounding to float32 of docs/semantics.md.

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -280,7 +281,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
         export_onnx(model, tmp_path / "none" / "net.onnx")
     assert main(["export", "iln-small-streets", str(tmp_path / "net.onnx")]) == 1
     assert "iln-small-streets.safetensors: model must be a LIIF, got a ILN" in capsys.readouterr().err
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"export needs the package onnxscript: pip install 'liif-fast\[onnx\]'"):
         export_onnx(model, tmp_path / "net.onnx")
 
