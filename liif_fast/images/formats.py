@@ -38,19 +38,18 @@ class Format(NamedTuple):
 
 
 _EVERY = ("L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16")
-PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi", COLOUR), True, {})
+PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "dpi", COLOUR), True, {})
 # 4:4:4 because the colour detail is just what was computed; subsampling would throw it away.
-JPEG = Format(
-    "JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif", "dpi"), False, None
-)
+_JPEG = {"quality": 95, "subsampling": 0}
+JPEG = Format("JPEG", 65535, ("L", "RGB"), _JPEG, ("icc_profile", "exif", "xmp", "iptc", "dpi"), False, None)
 _LOSSLESS_WEBP = {"lossless": True, "exact": True}  # the latter: with the colours of transparent pixels
 WEBP = Format(
-    "WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False, _LOSSLESS_WEBP
+    "WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif", "xmp"), False, _LOSSLESS_WEBP
 )
 # Of 10 and 12 bits Pillow writes none, and its quality of 100 is off by up to 3 levels. 90 is about JPEG's 95.
 _AVIF = {"quality": 90, "subsampling": "4:4:4"}
-AVIF = Format("AVIF", 65535, ("L", "LA", "RGB", "RGBA"), _AVIF, ("icc_profile", "exif"), False, None)
-TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi"), True, {})
+AVIF = Format("AVIF", 65535, ("L", "LA", "RGB", "RGBA"), _AVIF, ("icc_profile", "exif", "xmp"), False, None)
+TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "iptc", "dpi"), True, {})
 # Alpha could be written, but hardly anything reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False, {})
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True, {})

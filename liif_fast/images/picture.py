@@ -34,8 +34,8 @@ class Picture:
         shape: (height, width, channels) in the file; 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         dtype: uint8 or uint16.
         decode: yields the rows of a window of the file, from top to bottom, as arrays [rows, width, channels].
-        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of PNG and AVIF also
-            `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
+        info: as of a PIL image: `icc_profile`, `exif`, `xmp`, `dpi`, and `iptc`, where the file has them; of PNG and
+            AVIF also `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
         notices: what does not reach the pixels; logged when these are first read.
         orientation: of the file, 1 to 8; others are taken as 1.
         whole: why a window costs as much memory as all of it; empty where it does not.

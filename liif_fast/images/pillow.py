@@ -30,8 +30,10 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
             image.load()
     except Image.UnidentifiedImageError:
         raise ValueError("the file is damaged") from None
-    info = {"exif": tiff.info["exif"]} if tiff else {}
-    if kind == "PNG":
+    info: dict[str, Any] = {key: tiff.info.get(key) for key in ("exif", "xmp", "iptc")} if tiff else {}
+    if kind == "JPEG":
+        info["iptc"] = image.info.get("photoshop", {}).get(0x0404)
+    elif kind == "PNG":
         info[COLOUR] = read_colour(path)
     elif kind in ("AVIF", "HEIF"):
         info[COLOUR] = read_cicp(path)

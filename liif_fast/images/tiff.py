@@ -27,6 +27,7 @@ _OF_THE_PICTURE = (
 _OF_AN_EXPORT = (0x0112, 0x0131)
 _FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
 # The maker's note holds offsets, so it cannot move; Microsoft's tag says by how much it has.
+PACKETS = {"xmp": 700, "iptc": 33723}  # entries of `Picture.info`, and their tags
 _BOUND = (0x927C, 0xEA1D)
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
 
@@ -87,6 +88,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     info = {
         "icc_profile": page.iccprofile if isinstance(page.iccprofile, bytes) else None,
         "exif": _exif(path, page.offset, order, big),
+        **{key: value for key, tag in PACKETS.items() if isinstance(value := tags.valueof(tag), bytes)},
         "dpi": page.get_resolution("inch") if measured else None,
         DRAWN: PALETTE if page.photometric == _PALETTE else ONE_BIT if page.bitspersample == 1 else None,
     }

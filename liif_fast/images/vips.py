@@ -23,6 +23,7 @@ from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.exif import upright
 from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.images.xmp import iptc_of
 from liif_fast.window import Window
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict
     info = {
         "icc_profile": _field(image, "icc-profile-data"),
         "exif": _field(image, "exif-data"),
+        "xmp": _field(image, "xmp-data"),
+        "iptc": iptc_of(_field(image, "iptc-data")),
         "dpi": (25.4 * image.xres, 25.4 * image.yres) if measured else None,
         COLOUR: read_colour(path) if kind == "PNG" else read_cicp(path) if kind == "AVIF" else None,
         DRAWN: drawn,

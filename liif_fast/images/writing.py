@@ -15,14 +15,15 @@ from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
 from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
-from liif_fast.images.tiff import extra_tags
+from liif_fast.images.tiff import PACKETS, extra_tags
+from liif_fast.images.xmp import MAX_SEGMENT, jpeg_segments, resized_xmp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger("liif_fast.images")
 
-_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
+_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data", "iptc": "IPTC data"}
 _SPACE = slice(16, 20)  # of an ICC profile, the colours that it describes (ICC.1, 7.2.6)
 _SPACES = (b"GRAY", b"RGB ", b"CMYK")
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
@@ -68,8 +69,9 @@ def write_strips(
             and `path` stays what it was.
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
-        info: as of a PIL image; `icc_profile`, `exif` and `dpi` are kept where the format stores them, with the size in
-            the EXIF data set right and its thumbnail left out; what `read_colour` gave is kept in PNG.
+        info: as of a PIL image; `icc_profile`, `exif`, `xmp`, `iptc` and `dpi` are kept where the format stores them,
+            with the size in them set right and the EXIF data's thumbnail left out; what `read_colour` gave is kept in
+            PNG.
         kind: the format, if `check_output` and `check_content` have been asked about the path and the image.
 
     Raises:
@@ -89,6 +91,8 @@ def write_strips(
                 _in_thread(lambda made: _write(kind, file, made, (height, width, channels), depth, metadata), source)
             else:
                 image = _collect(source, (height, width, channels))
+                if kind.name == JPEG.name:
+                    metadata["extra"] = jpeg_segments(metadata.pop("xmp", None), metadata.pop("iptc", None))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
         if failures or isinstance(error, BrokenPipeError):  # of the strips, or the reader of standard output has left
@@ -203,6 +207,15 @@ def _kept(
             logger.warning(
                 "%s: of the EXIF data names, dates and rights are kept in TIFF, exposure and place are not", path
             )
+    if "xmp" in metadata:
+        metadata["xmp"] = resized_xmp(metadata["xmp"], (shape[1], shape[0]))
+        if metadata["xmp"] is None:
+            logger.warning("%s: the XMP data describes other parts of the input and is left out", path)
+            del metadata["xmp"]
+    for key in ("xmp", "iptc"):
+        if kind.name == JPEG.name and len(metadata.get(key, b"")) > MAX_SEGMENT:
+            logger.warning("%s: the %s is too long for JPEG and is left out", path, _METADATA[key])
+            del metadata[key]
     return metadata
 
 
@@ -236,6 +249,7 @@ def _write_tiff(
             yield zlib.compress(differences.tobytes())
 
     profile, tags = metadata.get("icc_profile"), extra_tags(metadata.get("exif", b""))[0]
+    tags += [(PACKETS[key], 1, len(metadata[key]), metadata[key], True) for key in PACKETS if key in metadata]
     big = row * height + len(profile or b"") + sum(len(tag[3]) for tag in tags) > _CLASSIC_TIFF
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(

@@ -28,6 +28,7 @@ from liif_fast.images import (
 )
 from liif_fast.images.exif import resized
 from liif_fast.images.picture import DRAWN
+from liif_fast.images.xmp import resized_xmp
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.models.tiles import TILE
@@ -279,7 +280,7 @@ def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
         upright = normalise(image)
         _notice_drawn("image", upright.info)
         pixels = np.asarray(upright)
-        kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "dpi")}
+        kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "xmp", "dpi")}
         restore: Restore = partial(_to_pil, info=kept)
     elif isinstance(image, np.ndarray):
         pixels = image
@@ -311,4 +312,6 @@ def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:
     image.info.update(info)
     if "exif" in info:
         image.info["exif"] = resized(info["exif"], image.size) or b""
+    if "xmp" in info:
+        image.info["xmp"] = resized_xmp(info["xmp"], image.size) or b""
     return image
