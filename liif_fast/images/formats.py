@@ -53,9 +53,13 @@ TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "ipt
 # Alpha could be written, but hardly anything reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False, {})
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True, {})
+# Of at most 256 colours each frame, and transparent or not: for animations.
+GIF = Format("GIF", 65535, ("L", "LA", "RGB", "RGBA"), {}, (), False, None)
+ANIMATED = (GIF.name, PNG.name, WEBP.name)
 
 FORMATS = {
     ".png": PNG,
+    ".apng": PNG,
     ".jpg": JPEG,
     ".jpeg": JPEG,
     ".webp": WEBP,
@@ -63,6 +67,7 @@ FORMATS = {
     ".tif": TIFF,
     ".tiff": TIFF,
     ".bmp": BMP,
+    ".gif": GIF,
     ".pgm": PPM,
     ".ppm": PPM,
 }

@@ -39,6 +39,7 @@ class Picture:
         notices: what does not reach the pixels; logged when these are first read.
         orientation: of the file, 1 to 8; others are taken as 1.
         whole: why a window costs as much memory as all of it; empty where it does not.
+        frames: of an animation or a file of several pages, of which this is the first; the last notice says so.
 
     Raises:
         ImageFileError: it has more pixels than twice `Image.MAX_IMAGE_PIXELS`.
@@ -55,12 +56,16 @@ class Picture:
         notices: list[str],
         orientation: int = 1,
         whole: str = "",
+        frames: int = 1,
     ) -> None:
         height, width, channels = shape
         if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             raise too_large(path)
         self.path, self.format, self.dtype, self._decode, self._whole = path, format, dtype, decode, whole
         self.info, self.notices = {key: value for key, value in info.items() if value}, notices
+        self.frames = frames
+        if frames > 1:
+            notices.append(f"only the first of {frames} frames is used")
         self._turn = TURNS.get(orientation, TURNS[1])
         self.shape = (width, height, channels) if self._turn[0] else shape
 

@@ -57,6 +57,7 @@ class Tiff(NamedTuple):
     orientation: Any
     info: dict[str, Any]
     notices: list[str]
+    frames: int
 
 
 def read_tiff(path: str | os.PathLike[str]) -> Tiff:
@@ -78,7 +79,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     # An associated one comes first, because the colours have been multiplied with it.
     alpha = [place for kind in (_ASSOCIATED, _ALPHA) for place, meaning in enumerate(extra) if meaning == kind][:1]
     bands = [*range(colours), *(colours + place for place in alpha)]
-    notices = [f"only the first of {frames} frames is used"] if frames > 1 else []
+    notices = []
     if left := len(extra) - len(alpha):
         notices.append(f"{left} of its channels {'is' if left == 1 else 'are'} neither colour nor alpha; left out")
     apart = page.planarconfig == 2 and (page.is_tiled or colours == 1) and page.samplesperpixel > 1
@@ -93,7 +94,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
         DRAWN: PALETTE if page.photometric == _PALETTE else ONE_BIT if page.bitspersample == 1 else None,
     }
     shape = (page.imagelength, page.imagewidth, len(bands))
-    return Tiff(page.bitspersample, shape, bands, apart, tags.valueof(_ORIENTATION), info, notices)
+    return Tiff(page.bitspersample, shape, bands, apart, tags.valueof(_ORIENTATION), info, notices, frames)
 
 
 def _colours(page: Any) -> int:
@@ -131,7 +132,9 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
         yield crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
 
     dtype, whole = np.dtype(f"uint{tiff.bits}"), "a TIFF in planes"
-    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole)
+    return Picture(
+        path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole, tiff.frames
+    )
 
 
 class _NoLargerThanItself(io.FileIO):

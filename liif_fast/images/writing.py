@@ -14,7 +14,7 @@ from liif_fast.files import atomic_file
 from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
-from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
+from liif_fast.images.formats import AVIF, GIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
 from liif_fast.images.tiff import PACKETS, extra_tags
 from liif_fast.images.xmp import MAX_SEGMENT, jpeg_segments, resized_xmp
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("liif_fast.images")
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data", "iptc": "IPTC data"}
 _SPACE = slice(16, 20)  # of an ICC profile, the colours that it describes (ICC.1, 7.2.6)
 _SPACES = (b"GRAY", b"RGB ", b"CMYK")
+TRANSPARENT = 255  # the entry of a GIF's palette that is not shown
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
 _MAX_DPI = 65_535  # likewise of JPEG
 _TIFF_STRIP = 1 << 18  # bytes of a strip before compression, about
@@ -82,7 +83,7 @@ def write_strips(
     if kind is None:
         kind = check_output(path)
         check_content(path, kind, mode_of(channels, depth), (width, height))
-    metadata = _kept(path, kind, info, shape)
+    metadata = kept(path, kind, info, shape)
     failures: list[BaseException] = []
     source = _checked(strips, (height, width, channels), depth, failures)
     try:
@@ -91,7 +92,11 @@ def write_strips(
                 _in_thread(lambda made: _write(kind, file, made, (height, width, channels), depth, metadata), source)
             else:
                 image = _collect(source, (height, width, channels))
-                if kind.name == JPEG.name:
+                if kind.name == GIF.name and channels > 1:  # which holds any gray
+                    logger.warning("%s: its colours are reduced to the 256 of a GIF, and alpha to 1 bit", path)
+                    metadata |= {"transparency": TRANSPARENT} if channels in (2, 4) else {}
+                    image = palette_image(image)
+                elif kind.name == JPEG.name:
                     metadata["extra"] = jpeg_segments(metadata.pop("xmp", None), metadata.pop("iptc", None))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
@@ -175,9 +180,7 @@ def _checked(
         raise
 
 
-def _kept(
-    path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]
-) -> dict[str, Any]:
+def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Select the metadata that this format stores; warn about what is visibly lost."""
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
@@ -304,4 +307,17 @@ def _collect(strips: "Iterable[NDArray]", shape: tuple[int, int, int]) -> Image.
     for strip in strips:
         image.paste(Image.fromarray(strip[..., 0] if channels == 1 else strip), (0, top))
         top += len(strip)
+    return image
+
+
+def palette_image(image: Image.Image) -> Image.Image:
+    """Reduce an image to 256 colours as GIF has them; where alpha is below half the entry is `TRANSPARENT`."""
+    import numpy as np
+
+    clear = np.asarray(image.getchannel("A")) < 128 if image.mode in ("LA", "RGBA") else None
+    image = image.convert("RGB")
+    palette = image.quantize(256 if clear is None else 255, Image.Quantize.MEDIANCUT)
+    image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    if clear is not None:
+        image.paste(TRANSPARENT, mask=Image.fromarray(clear))
     return image

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.images import (
+    Animation,
     Colour,
     Format,
     Part,
     Picture,
+    animated,
     check_content,
     check_output,
     flat_channels,
@@ -24,6 +27,7 @@ from liif_fast.images import (
     open_picture,
     parse_colour,
     tuned,
+    write_animation,
     write_strips,
 )
 from liif_fast.images.exif import resized
@@ -179,6 +183,8 @@ def upscale_file(
 ) -> None:
     """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
 
+    An animated GIF, PNG or WebP stays one if the target is one of these; else its first frame is taken, with a notice.
+
     Args:
         source: the image file; see `liif_fast.images.read_image`. For a region only the part of it is decoded that the
             model sees, where the file and the model allow that.
@@ -195,7 +201,7 @@ def upscale_file(
     """
     kind = tuned(target, check_output(target), quality, lossless)
     colour = None if background is None else parse_colour(background)
-    picture = open_picture(source)
+    picture = animated(open_picture(source), kind)
     checked = check_target(target, kind, picture, scale, size, region, colour)
     options = Options(backend, precision, tile, progress, self_ensemble)
     upscale_picture(picture, checked, resolve_model(model, device), options)
@@ -213,7 +219,7 @@ class Target(NamedTuple):
 def check_target(
     path: str | os.PathLike[str],
     kind: Format,
-    picture: Picture,
+    picture: Picture | Animation,
     scale: float | None,
     size: tuple[int | None, int | None] | None,
     region: Window | None,
@@ -229,23 +235,47 @@ def check_target(
     height, width = wanted.region[2:]
     check_content(path, kind, mode_of(flat_channels(picture.shape[2], background), picture.depth), (width, height))
     # Without streaming the output is in memory; a region is all that is held.
-    if not kind.streams and width * height > MAX_PIXELS:
+    frames = len(picture.frames) if isinstance(picture, Animation) else 1
+    if frames * width * height > MAX_PIXELS and (frames > 1 or not kind.streams):
+        what = f"{width}x{height}" if frames == 1 else f"{frames} frames of {width}x{height}"
+        other = "; write a .png or .tif file" if frames == 1 else ""
         raise ValueError(
-            f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
-            "write a .png or .tif file"
+            f"the output {what} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory{other}"
         )
     return Target(path, kind, wanted, background)
 
 
-def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
+def upscale_picture(picture: Picture | Animation, target: Target, model: FeatureModel, options: Options) -> None:
     """Upscale a picture that is open into a file that has been checked; otherwise as `upscale_file`."""
     _notice_drawn(picture.path, picture.info)
+    if isinstance(picture, Animation):
+        write_animation(target.path, _enlarged(picture, target, model, options), picture, target.kind)
+        return
     rendered = _strips(_needed(picture, model, target.frame, options), model, target.frame, options)
-    if target.background and picture.shape[2] in (2, 4):
-        channels = flat_channels(picture.shape[2], target.background)
-        made = (flatten(strip, target.background) for strip in rendered)
-        rendered = Strips((*rendered.shape[:2], channels), rendered.dtype, made)
+    rendered = _laid(rendered, target.background)
     write_strips(target.path, rendered, rendered.shape, picture.depth, picture.info, target.kind)
+
+
+def _enlarged(animation: Animation, target: Target, model: FeatureModel, options: Options) -> Iterator[NDArray]:
+    """Upscale each frame of an animation."""
+    report = options.progress or (lambda stage, done, total: None)
+    count = len(animation.frames)
+    for number, pixels in enumerate(animation.frames):
+
+        def progress(stage: str, done: int, total: int, before: int = number) -> None:
+            report(stage, before * total + done, count * total)
+
+        rendered = _strips(pixels, model, target.frame, replace(options, progress=progress))
+        yield np.concatenate([*_laid(rendered, target.background)])
+
+
+def _laid(rendered: Strips, background: Colour | None) -> Strips:
+    """Lay alpha, if there is any, on a background, if one is wanted."""
+    height, width, channels = rendered.shape
+    if background is None or channels in (1, 3):
+        return rendered
+    made = (flatten(strip, background) for strip in rendered)
+    return Strips((height, width, flat_channels(channels, background)), rendered.dtype, made)
 
 
 def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Options) -> NDArray | Part:
