@@ -1,4 +1,4 @@
-"""Windows and turns of an image, a grid or a map, also for modules that do not import torch."""
+"""Windows and turns of images, grids and maps; imports no torch."""
 
 from __future__ import annotations
 

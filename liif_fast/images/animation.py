@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from liif_fast.files import atomic_file
+from liif_fast.files import atomic_file, reason
 from liif_fast.images.colour import COLOUR
-from liif_fast.images.errors import ImageFileError, reason, too_large
+from liif_fast.images.errors import ImageFileError, too_large
 from liif_fast.images.formats import ANIMATED, Format
 from liif_fast.images.picture import Picture
 from liif_fast.images.writing import TRANSPARENT, kept, palette_image

@@ -66,16 +66,16 @@ def test_several_inputs(run, photo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["a/in.png", "b/in.png"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
-        (["a", "b"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
+        (["a/in.png", "b/in.png"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
+        (["a", "b"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
         (["a/in.png", "a/in.png"], "out", "a/in.png: is given twice"),
         (["a/in.png", "a"], "out", "a/in.png: is given twice"),
-        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, and there are 2 inputs; give a folder as OUT"),
+        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, but there are 2 inputs; give a folder as OUT"),
         (["a/in.png", "b/in.png"], "-", "- is standard output, which takes one image; give a folder as OUT"),
         (["a/in.png", "-"], "out", "- is one image from standard input; give it as the only IN"),
         (["-"], "a", "a: is a folder, and - has no name; give a file as OUT"),
         (["a/in.png", ""], "out", "IN is empty; give a file or a folder"),
-        (["a/in.png"], "-", "-: JPEG is not written without loss; write a .png, .tif or .webp file"),
+        (["a/in.png"], "-", "-: JPEG cannot be lossless; write a .png, .tif or .webp file"),
     ],
 )
 def test_inputs_that_make_no_outputs(
@@ -85,7 +85,7 @@ def test_inputs_that_make_no_outputs(
     for folder in ("a", "b"):
         Path(folder).mkdir()
         Path(folder, "in.png").write_bytes(photo.read_bytes())
-    options = ["--format=jpg", "--lossless"] if "without loss" in message else []
+    options = ["--format=jpg", "--lossless"] if "cannot be lossless" in message else []
     code, out, err = run(*inputs, output, *options, stdin=photo.read_bytes())
     assert (code, out) == (1, b"")
     assert err.startswith("liif-fast: error: ")
@@ -173,8 +173,8 @@ def test_what_is_no_image_is_not_read_to_its_end(run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("-", "out.png"), "IN is -, and standard input is a terminal; pipe an image into it, or give a file"),
-        (("in.png", "-"), "OUT is -, and standard output is a terminal; redirect it, or give a file"),
+        (("-", "out.png"), "IN is -, but standard input is a terminal; pipe an image into it, or give a file"),
+        (("in.png", "-"), "OUT is -, but standard output is a terminal; redirect it, or give a file"),
     ],
 )
 def test_a_terminal_is_no_place_for_images(
@@ -237,7 +237,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     target = tmp_path / "out.png"
     assert (
         run(photo, target, "--quality=9")[2]
-        == f"liif-fast: {target}: the quality is of no effect, since PNG has none\n"
+        == f"liif-fast: {target}: the quality has no effect, because PNG has none\n"
     )
     assert run(photo, target, "--lossless") == (0, b"", "")
 
@@ -293,7 +293,7 @@ def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:
         ({"background": "sky"}, "background must be an opaque colour"),
         ({"quality": 0}, "quality must be a whole number from 1 to 100, got 0"),
         ({"quality": True, "lossless": True}, "quality and lossless exclude each other"),
-        ({"lossless": True}, "out.jpg: JPEG is not written without loss"),
+        ({"lossless": True}, "out.jpg: JPEG cannot be lossless"),
     ):
         with pytest.raises(ValueError, match=message):
             upscaling.upscale_file(source, tmp_path / "out.jpg", model, scale=2, **options)  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_every_kind(
     notices = {
         "CMYK": "converted to RGB",
         "P": "in.tif: has a palette; the models",
-        "1": "in.tif: has 1 bit a pixel; the",
+        "1": "in.tif: has 1 bit per pixel; the",
     }
     assert (notices[mode] in err) if mode in notices else (err == "")
     assert err.count("\n") == (mode in notices)
@@ -111,7 +111,7 @@ def test_one_file_ends_with_a_line(tmp_path: Path, photo: Path, capsys: pytest.C
         said = capsys.readouterr().err
         assert re.fullmatch(rf"liif-fast: {re.escape(str(target))}: {size}, \d+\.\d s\n", said)
     assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", "--existing=skip"]) == 0
-    assert capsys.readouterr().err == "liif-fast: the output exists and is left as it was\n"
+    assert capsys.readouterr().err == "liif-fast: the output exists and is unchanged\n"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])
@@ -203,8 +203,8 @@ def test_usage_errors(
         ("in.png", "out.jpg", ["--size=70000x10"], "JPEG holds at most 65535"),
         ("in.png", "out.webp", ["--size=20x17000"], "WEBP holds at most 16383"),
         ("alpha.png", "out.jpg", ["--scale=2"], "cannot hold an alpha channel"),
-        ("in.png", "out.jpg", ["--scale=2", "--lossless"], "out.jpg: JPEG is not written without loss; write a .png"),
-        ("in.png", "out.avif", ["--scale=2", "--lossless"], "out.avif: AVIF is not written without loss; write a .png"),
+        ("in.png", "out.jpg", ["--scale=2", "--lossless"], "out.jpg: JPEG cannot be lossless; write a .png"),
+        ("in.png", "out.avif", ["--scale=2", "--lossless"], "out.avif: AVIF cannot be lossless; write a .png"),
         ("in.png", "out.png", ["--scale=2", "--device=cuda:99"], "device 'cuda:99' is not available"),
         ("in.png", "out.png", ["--scale=2", "--device=toaster"], "device must be auto, cpu"),
         ("in.png", "out.png", ["--scale=2", "--backend=magic"], "backend must be one of"),

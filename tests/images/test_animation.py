@@ -246,8 +246,8 @@ def test_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     write_animation(tmp_path / "out.gif", animation.frames, animation, FORMATS[".gif"])
     assert [text.split(": ")[1] for text in caplog.messages] == [
-        "the EXIF data is not kept in GIF",
-        "the XMP data is not kept in GIF",
+        "the EXIF data is lost in GIF",
+        "the XMP data is lost in GIF",
         "the description of the colours (gAMA) is not kept in GIF",
     ]
 

@@ -88,7 +88,7 @@ def test_kept(
     had, has = source in ("jpg", "tif"), output in ("jpg", "tif")
     assert iptc == (IPTC if had and has else None)
     assert [record.message for record in caplog.records] == (
-        [f"{target}: the IPTC data is not kept in {output.upper()}"] if had and not has else []
+        [f"{target}: the IPTC data is lost in {output.upper()}"] if had and not has else []
     )
 
 
@@ -118,23 +118,23 @@ def test_what_describes_other_parts_of_the_file_is_left_out(
     target = tmp_path / "out.jpg"
     write_strips(target, [PIXELS], SHAPE, 8, {"xmp": packet(1, 8, 6, more)})
     assert read_back(target)[0] is None
-    assert caplog.messages == [f"{target}: the XMP data describes other parts of the input and is left out"]
+    assert caplog.messages == [f"{target}: the XMP data describes other parts of the input and is dropped"]
 
 
 def test_what_is_lost_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     info = {"xmp": packet(1, 8, 6), "iptc": IPTC}
     write_strips(tmp_path / "out.bmp", [PIXELS], SHAPE, 8, info)
     assert [text.partition(": ")[2] for text in caplog.messages] == [
-        "the XMP data is not kept in BMP",
-        "the IPTC data is not kept in BMP",
+        "the XMP data is lost in BMP",
+        "the IPTC data is lost in BMP",
     ]
     caplog.clear()
     long = {"xmp": packet(1, 8, 6) + b" " * 65_000, "iptc": IPTC * 4000}
     write_strips(tmp_path / "out.jpg", [PIXELS], SHAPE, 8, long)
     assert read_back(tmp_path / "out.jpg") == (None, None)
     assert [text.partition(": ")[2] for text in caplog.messages] == [
-        "the XMP data is too long for JPEG and is left out",
-        "the IPTC data is too long for JPEG and is left out",
+        "the XMP data is too long for JPEG and is dropped",
+        "the IPTC data is too long for JPEG and is dropped",
     ]
     write_strips(tmp_path / "out.tif", [PIXELS], SHAPE, 8, long)
     assert read_back(tmp_path / "out.tif") == (long["xmp"], long["iptc"])

@@ -270,7 +270,7 @@ def test_palette_and_1_bit(model: nn.Module, caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     bits = image.convert("1")
     result = upscale(bits, model, scale=2)
-    assert caplog.messages[0].startswith("image: has 1 bit a pixel; the models")
+    assert caplog.messages[0].startswith("image: has 1 bit per pixel; the models")
     caplog.clear()
     assert result.mode == "L"
     assert np.array_equal(np.asarray(result), np.asarray(upscale(bits.convert("L"), model, scale=2)))
@@ -611,7 +611,7 @@ def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
     part = read_image(tmp_path / "part.png").pixels
     assert np.abs(part.astype(int) - whole[top : top + height, left : left + width]).max() <= 1
     assert ("pixels" in picture.__dict__) == hidden
-    assert ("decoded as a whole, since the region has transparent pixels" in caplog.text) == hidden
+    assert ("decoded as a whole, because the region has transparent pixels" in caplog.text) == hidden
 
 
 @pytest.mark.parametrize("coloured", [False, True])
