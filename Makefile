@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
 	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
+	$(PIP) --no-deps spandrel  # it asks for torchvision, whose releases need a torch built for CUDA
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)

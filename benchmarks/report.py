@@ -5,14 +5,16 @@ that differ from the record.
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bench_steps, plot, records, table
-from benchmarks.common import OURS
+from benchmarks import bench_export, bench_steps, plot, records, table
+from benchmarks.common import FACTORISED, OURS
 from benchmarks.table import Record, quantity
 
 README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
+EXPORT = records.ROOT / "docs" / "export.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
 CAPTIONS = {
     "speed": "Time of every rival in multiples of ours",
@@ -97,6 +99,28 @@ def lost(record: Record | None) -> str:
     return "\n".join([*head, *lines, "", _origin(record)])
 
 
+def export(found: Sequence[Record]) -> str:
+    """Return how exported graphs compare with ours, from the newest record that has them."""
+    shown = [(record, names) for record in found if (names := _exports(record))]
+    if not shown:
+        return ABSENT
+    record, names = shown[-1]
+    lines = table.comparison(record, names, [OURS, FACTORISED, *bench_export.RUNTIMES])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
+            "`liif-fast bench export` measures it on your machine. Whole is one call, strips the parts; "
+            f"{_origin(record)}",
+        ]
+    )
+
+
+def _exports(record: Record) -> list[str]:
+    return [result["name"] for result in record["results"] if result["name"].startswith("export-")]
+
+
 def _origin(record: Record | None) -> str:
     return f"{table.origin(record)}." if record else ""
 
@@ -114,6 +138,7 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "growth": growth(record),
             "lost": lost(record),
         },
+        EXPORT: {"export": export(records.read())},
     }
 
 

@@ -93,7 +93,7 @@ def exporting_onnx() -> bool:
 
     This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False.
     """
-    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)
+    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)  # type: ignore[attr-defined]
 
 
 def tf32_allowed() -> bool:
