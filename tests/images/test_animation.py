@@ -248,7 +248,7 @@ def test_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [text.split(": ")[1] for text in caplog.messages] == [
         "the EXIF data is lost in GIF",
         "the XMP data is lost in GIF",
-        "the description of the colours (gAMA) is not kept in GIF",
+        "the description of the colours (gAMA) is lost in GIF",
     ]
 
 
@@ -358,7 +358,7 @@ def test_options_of_an_animation(tmp_path: Path, model: str, capsys: pytest.Capt
     assert read(tmp_path / "out.gif").size == (8, 6)
     assert capsys.readouterr().err.count("\n") == 2  # its palette, and the result
     for options, message in (
-        (["--lossless"], "out.gif: GIF is not written without loss; write a .png, .tif or .webp file"),
+        (["--lossless"], "out.gif: GIF cannot be lossless; write a .png, .tif or .webp file"),
         (["--size=30000x30000"], "the output 3 frames of 30000x30000 has more than 1073741824 pixels, which GIF needs"),
     ):
         base = [*args[:2], *args[3:]] if options[0].startswith("--size") else args
