@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+Extent: TypeAlias = tuple[float, float, float, float]  # likewise, in fractions of pixels
 
 
 def crop(pixels: NDArray, window: Window) -> NDArray:

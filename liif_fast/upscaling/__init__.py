@@ -1,7 +1,8 @@
 """The main job: an image in, the same image at any larger size out, strip by strip.
 
 `sizes` checks the output's size and window, `options` say how to compute, `alpha` keeps transparency, `features` holds
-the rows of features that are read while strips are rendered, `strips` makes the output.
+the tiles of features that windows read (`cache` keeps them), `strips` makes the output. `opened` keeps an image for
+any windows of it.
 """
 
 from liif_fast.upscaling.api import (
@@ -13,5 +14,6 @@ from liif_fast.upscaling.api import (
     upscale_picture,
     upscale_strips,
 )
+from liif_fast.upscaling.opened import Upscaler
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size

@@ -91,7 +91,7 @@ def upscale(
         TypeError: a dtype or an object that is no image.
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
-    pixels, restore = _unpack(image)
+    pixels, restore = unpack(image)
     options = Options(backend, precision, tile, progress)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
     rendered = _strips(pixels, resolve_model(model, device), wanted, options)
@@ -143,7 +143,7 @@ def upscale_strips(
     Raises:
         ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
     """
-    pixels, _ = _unpack(image)
+    pixels, _ = unpack(image)
     options = Options(backend, precision, tile, progress)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
     return _strips(pixels, resolve_model(model, device), wanted, options)
@@ -227,7 +227,7 @@ def upscale_picture(picture: Picture, target: Target, model: FeatureModel, optio
 def _needed(picture: Picture, model: FeatureModel, wanted: Frame) -> NDArray | Part:
     """Return the pixels that the output depends on: all where some are hidden, since their colours come from afar."""
     whole = picture.shape[:2]
-    window = input_window(model, *wanted, whole)
+    window = input_window(model, wanted, whole)
     if window[2:] == whole:
         return picture.pixels
     part = Part(picture, window)
@@ -243,7 +243,7 @@ def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options:
     return Strips((*wanted.region[2:], pixels.shape[2]), pixels.dtype, made)
 
 
-def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
+def unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     """Pixels `[H, W, C]`, and what makes the same kind of image of such an array."""
     if isinstance(image, Image.Image):
         upright = normalise(image)

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.devices import free_cached, out_of_memory
-from liif_fast.functional import frozen_weights
+from liif_fast.functional import frozen_weights, latents_read
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
+from liif_fast.upscaling.cache import Cache
 from liif_fast.upscaling.features import Features, encoder_for
 from liif_fast.upscaling.options import Options
 from liif_fast.upscaling.sizes import Frame
@@ -41,8 +42,8 @@ def render_strips(
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
     """
-    canvas = _Canvas(pixels, model, frame, options)
-    yield from _to_host(canvas.strips(), canvas.device, pixels.dtype)
+    canvas = Canvas(pixels, model, options, latents_read(*frame[:2], pixels.shape[:2], extent=frame.extent))
+    yield from canvas.strips(frame)
 
 
 def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
@@ -66,12 +67,28 @@ def _takes_pictures(model: FeatureModel) -> bool:
     return model.channels_in in (1, 3)
 
 
-class _Canvas:
-    """The planes of one image and what makes strips of them."""
+class Canvas:
+    """The planes of one image, of which any windows are rendered.
 
-    def __init__(self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> None:
+    Args:
+        pixels: as for `render_strips`.
+        model: the model, which `check_image` has passed.
+        options: how to compute.
+        part: the window (top, left, height, width) of the image that will be read at most; None is all of it.
+        kept: where features are kept, see `Features`.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray | Part,
+        model: FeatureModel,
+        options: Options,
+        part: Window | None = None,
+        kept: Cache[Tensor] | None = None,
+    ) -> None:
+        part = part or (0, 0, *pixels.shape[:2])
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        (self.size, self.region), self.dtype = frame, pixels.dtype
+        self.dtype = pixels.dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
@@ -91,7 +108,9 @@ class _Canvas:
         self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
-            self.planes = [Features(model, encoder, plane, top, *frame, options, self._report) for plane, top in planes]
+            self.planes = [
+                Features(model, encoder, plane, top, part, options, self._report, kept) for plane, top in planes
+            ]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
             logger.warning(
                 "the model's encoder looks at the whole image: it is run on all %dx%d pixels at once, without tiles, "
@@ -100,9 +119,13 @@ class _Canvas:
             )
         self.total = sum(plane.pixels for plane in self.planes)
 
-    def strips(self) -> Iterator[Tensor]:
-        """Strips `[h, w, C]` on the device, as `_quantise` gives them."""
-        first, left, height, width = self.region
+    def strips(self, frame: Frame) -> Iterator[NDArray]:
+        """Yield a window as strips [h, width, C] from top to bottom, in the dtype of the pixels."""
+        return _to_host(self._on_device(frame), self.device, self.dtype)
+
+    def _on_device(self, frame: Frame) -> Iterator[Tensor]:
+        """Yield strips `[h, w, C]` on the device, as `_quantise` gives them."""
+        first, left, height, width = frame.region
         budget = STRIP_QUERIES if self.device.type == "cpu" else GPU_STRIP_QUERIES
         step = max(1, budget // width)
         self.progress("encode", 0, self.total)
@@ -111,7 +134,7 @@ class _Canvas:
         while done < height:
             rows = min(step, height - done)
             try:
-                strip = _quantise(self._strip((first + done, left, rows, width)), self.dtype)
+                strip = _quantise(self._strip(frame._replace(region=(first + done, left, rows, width))), self.dtype)
             except Exception as error:
                 if not out_of_memory(error) or rows == 1:
                     raise
@@ -125,17 +148,17 @@ class _Canvas:
             self.progress("render", done, height)
 
     @torch.inference_mode()
-    def _strip(self, region: Window) -> Tensor:
+    def _strip(self, frame: Frame) -> Tensor:
         """A window `[h, w, C]`, float32, clamped to [0, 1]."""
         with self.frozen:
-            channels = self.planes[0].render(region)
+            channels = self.planes[0].render(frame)
         if self.gray:
             channels = channels.mean(0, keepdim=True).expand(self.colours, -1, -1)
         if len(self.planes) == 2:
             assert self.alpha is not None
             with self.frozen:
-                opacity = self.planes[1].render(region).mean(0)
-            kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
+                opacity = self.planes[1].render(frame).mean(0)
+            kept = within_neighbours(opacity, self.alpha, self.top, frame)
             channels = torch.cat([channels, kept[None]])
         elif self.alpha is not None:  # the same everywhere
             opacity = in_memory(self.alpha).flat[0] / self.top
