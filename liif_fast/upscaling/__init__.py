@@ -1,8 +1,8 @@
-"""The main job: an image in, the same image at any larger size out, strip by strip.
+"""Enlarge an image to any size, strip by strip.
 
-`sizes` checks the output's size and window, `options` say how to compute, `alpha` keeps transparency, `features` holds
-the tiles of features that windows read (`cache` keeps them), `strips` makes the output. `opened` keeps an image for
-any windows of it.
+`sizes` checks the output's size and window. `options` holds the options of the computation. `alpha` preserves
+transparency. `features` holds the tiles of features that windows read, in a `cache`. `strips` makes the output.
+`opened` keeps an image open for any windows of it.
 """
 
 from liif_fast.upscaling.api import (

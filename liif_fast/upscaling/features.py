@@ -1,4 +1,4 @@
-"""One image of a model's channels, of which only some tiles of features are held while windows are rendered."""
+"""Hold only those tiles of an image's features that windows of its output read."""
 
 import copy
 import logging
@@ -25,19 +25,19 @@ from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
-FEATURE_BYTES = 128 << 20  # of the tiles held, about; on a GPU a quarter of its free memory
+FEATURE_BYTES = 128 << 20  # approximate size of the held tiles; on a GPU a quarter of its free memory
 
 
 class Features:
     """The features of an image, encoded tile by tile when a window of the output first reads them.
 
-    A model that renders parts and whose encoder has a receptive radius is rendered from the tiles that a window reads,
-    with the same bits as from the whole map. Any other model keeps the features of the whole image.
+    A model that renders parts and whose encoder has a receptive radius renders from the tiles that a window reads, with
+    the same bits as from the whole map. For any other model the features of the whole image are held.
 
     Args:
-        plane: [H, W, C], C the model's channels, or the part of it that `input_window` names; one channel is given
-            to the model as often as it wants.
-        top: the value of `plane` that stands for 1.
+        plane: [H, W, C] with the model's channels, or its part `input_window`; a single channel is repeated for the
+            model.
+        top: the value of `plane` that means 1.
         part: the window (top, left, height, width) of the image that will be encoded at most.
         report: called after each encoded tile.
         kept: where tiles are kept; None is a cache of its own, with room for two rows of tiles or `FEATURE_BYTES`.
@@ -62,7 +62,7 @@ class Features:
         self.plane, self.top = plane, top
         self.encoder, self.report = encoder, report
         self.dtype, self.tile = options.dtype, options.tile
-        self.norm = model.norm()  # on the device once: each copy there would wait for its work
+        self.norm = model.norm()  # moved to the device once, because each copy would wait for its work
         self.shape, self.channels = plane.shape[:2], model.channels_in
         self.tiles = model.receptive_radius is not None
         self.whole_map = not _in_parts(model)
@@ -87,7 +87,7 @@ class Features:
                 self.view.inp_place = (y, x, *self.shape)
 
     def render(self, frame: Frame) -> Tensor:
-        """Render a window, `[C, h, w]` float32 in [0, 1] but not clamped."""
+        """Render a window, float32 `[C, h, w]`, not clamped to [0, 1]."""
         place = self._provide(frame)
         out = self._decode(frame, place)
         if self.dtype is not None and not out.isfinite().all():
@@ -143,7 +143,7 @@ class Features:
             self.encoded = before
             free_cached(self.device)
             self.tile = max(MIN_TILE, self.tile // 2)
-            logger.warning("out of memory: going on with tiles of %d pixels", self.tile)
+            logger.warning("out of memory: continuing with tiles of %d pixels", self.tile)
         if self.dtype is not None and not feat.isfinite().all():
             self._to_float32()
             self.encoded = before
@@ -157,7 +157,7 @@ class Features:
         if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
             raise RuntimeError(
                 f"the encoder makes {feat.shape[2]}x{feat.shape[3]} features of {height}x{width} pixels: "
-                "it must say how many a pixel, in the attribute enlargement"
+                "its attribute enlargement must give their number per pixel"
             )
         return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
 
@@ -177,18 +177,18 @@ class Features:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def _to_float32(self) -> None:
-        logger.warning("the result in %s has NaN or infinite values: going on in float32", self.dtype)
+        logger.warning("the result in %s has NaN or infinite values: continuing in float32", self.dtype)
         self.dtype = None
         if self.view.feat is not None:
             self.view.feat = self.view.feat.to(self.own_dtype)
 
     def _read(self, rows: Span, cols: Span) -> Tensor:
-        """Pixels of a window, `[1, C, h, w]`, normalised, on the device."""
+        """Return the normalised pixels of a window, `[1, C, h, w]`, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
-        host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
+        host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy, because it is modified in place
         host = host.pin_memory() if self.device.type == "cuda" else host
         inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
-        inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place: a model that reads it gets the whole image
+        inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place, because it may be the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
 
@@ -202,14 +202,15 @@ def _overlaps(edges: list[Span], first: int, end: int) -> list[tuple[int, slice]
 
 
 def _in_parts(model: FeatureModel) -> bool:
-    """Say whether a model renders from some rows of its features with the same bits as from all of them."""
+    """Return whether a model renders from some rows of its features with the same bits as from all of them."""
     return model.renders_parts and model.receptive_radius is not None and model.enlargement == 1
 
 
 def input_window(model: FeatureModel, frame: Frame, shape: tuple[int, int]) -> Window:
-    """Return the window of an input of `shape` (H, W) that a window of the output depends on, or the whole.
+    """Return the window of the input of a shape (height, width) that a window of the output depends on.
 
-    Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
+    It includes at least two pixels around those that are read, because alpha is compared with its bicubic
+    interpolation.
     """
     radius = model.receptive_radius
     if radius is None or not _in_parts(model) or is_small(model, shape):
@@ -227,13 +228,13 @@ def is_small(model: FeatureModel, shape: tuple[int, ...]) -> bool:
 
 
 def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
-    """The model's encoder; for a GPU a copy whose weights are channels last, as cuDNN's fast half-precision wants."""
+    """Return the model's encoder; for a GPU a copy with channels-last weights, for cuDNN's fast half precision."""
     encoder: nn.Module = model.encoder
     if device.type != "cuda":
         return encoder
     try:
         encoder = copy.deepcopy(encoder)
-    except RuntimeError:  # PyTorch's old weight_norm, for one, keeps a tensor that cannot be copied; slower, but right
+    except RuntimeError:  # e.g. PyTorch's old weight_norm keeps a tensor that cannot be copied; slower, but correct
         return encoder
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not among its overloads
     return encoder

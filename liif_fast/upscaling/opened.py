@@ -61,6 +61,7 @@ class Upscaler:
         check_image(pixels, model)
         kept = Cache[Tensor](memory) if isinstance(memory, int) else memory
         self._canvas = Canvas(pixels, model, Options(backend, precision, tile), kept=kept)
+        self._dtype = pixels.dtype
         self.size: tuple[int, int] = pixels.shape[1], pixels.shape[0]
 
     def render(
@@ -93,4 +94,4 @@ class Upscaler:
 
     def window(self, frame: Frame) -> NDArray:
         """Render a window that has been checked, as an array [h, w, C] in the dtype of the image."""
-        return np.concatenate(list(self._canvas.strips(frame)))
+        return np.concatenate(list(self._canvas.strips(frame, self._dtype)))
