@@ -1,6 +1,6 @@
 """How long a warp of the Hopper kernel takes between two tiles, estimated from its machine code.
 
-    python -m benchmarks.hopper_gap [FILE]    (a cubin, an object or the extension; without one nvcc compiles the kernel)
+    python -m benchmarks.hopper_gap [FILE]    (a cubin, an object or the extension; without one, nvcc compiles it)
 
 Between a tile's last product and the next tile's first, a warp computes the last layer, stores, and makes the next
 operand, while the partner has the matrix unit for a layer: 2,048 cycles. What takes longer is lost in every tile.
