@@ -4,14 +4,6 @@
 transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output.
 """
 
-from liif_fast.upscaling.api import (
-    Strips,
-    Target,
-    check_target,
-    upscale,
-    upscale_file,
-    upscale_picture,
-    upscale_strips,
-)
-from liif_fast.upscaling.options import Options, Progress
-from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size
+from liif_fast.upscaling.api import check_target, upscale, upscale_file, upscale_picture, upscale_strips
+from liif_fast.upscaling.options import Options
+from liif_fast.upscaling.sizes import output_size
