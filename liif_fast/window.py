@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+Extent: TypeAlias = tuple[float, float, float, float]  # likewise, in fractions of pixels
 Turn: TypeAlias = tuple[int, int, int]  # flags: swap rows and columns, then reverse the rows, reverse the columns
 
 # The turn that makes a stored image upright, by its orientation (TIFF 6, section 8). These are all eight turns.
