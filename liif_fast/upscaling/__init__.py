@@ -8,4 +8,4 @@ transparency. `features` holds the tiles of features that windows read, in a `ca
 from liif_fast.upscaling.api import check_target, upscale, upscale_file, upscale_picture, upscale_strips
 from liif_fast.upscaling.opened import Upscaler
 from liif_fast.upscaling.options import Options
-from liif_fast.upscaling.sizes import output_size
+from liif_fast.upscaling.sizes import Frame, output_size
