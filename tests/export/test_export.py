@@ -194,7 +194,7 @@ def test_the_guide_shows_the_plan():
 
 
 def test_the_plan_inside(tmp_path):
-    model = build(feat_unfold=False, residual="bilinear")
+    model = build(hidden=(8,), feat_unfold=False, residual="bilinear")
     path = tmp_path / "net.onnx"
     export_onnx(model, path, form="onnxruntime-only")
     run = onnxruntime(path)
