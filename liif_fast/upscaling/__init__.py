@@ -1,7 +1,8 @@
 """Enlarge an image to any size, strip by strip.
 
 `sizes` checks the output's size and window. `options` holds the options of the computation. `alpha` preserves
-transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output.
+transparency. `features` holds the tiles of features that windows read, in a `cache`. `strips` makes the output.
+`opened` keeps an image open for any windows of it.
 """
 
 from liif_fast.upscaling.api import (
@@ -13,5 +14,6 @@ from liif_fast.upscaling.api import (
     upscale_picture,
     upscale_strips,
 )
+from liif_fast.upscaling.opened import Upscaler
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size
