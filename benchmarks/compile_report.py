@@ -1,14 +1,13 @@
-"""What the compiler makes of every Triton kernel, without a GPU: registers, shared memory, spills, matrix instructions.
+"""Report registers, shared memory, spills and matrix instructions of every compiled Triton kernel, without a GPU.
 
     python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
     python benchmarks/compile_report.py --write [--arch 90 ...]
 
-The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
-instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
-because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads.
-`--write` looks for forms that do not, and writes them into the table, kernels/forms.py, for the version of Triton that
-runs.
+The launchers in kernels/ are called unchanged on small CPU tensors, with kernels that record their arguments instead of
+running. So the report cannot drift from the real launches. Each record is compiled for each architecture in a process
+of its own, because a compiler may abort. The exit code is 1 if a kernel spills, lacks matrix instructions, needs more
+shared memory than the architecture has, or may overwrite what a product still reads. `--write` searches for forms
+without these faults and writes them to the table kernels/forms.py for the running version of Triton.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.cache import triton_key
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -198,14 +198,12 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, sass = (
-            subprocess.run([tools / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
+        command = [tools / "cuobjdump", "-res-usage", "-sass", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = Counter(
-        re.sub(r"^UTC\w*MMA$", "UTCMMA", name) for name in re.findall(r"\b(?:HGMMA|UTC\w*MMA|HMMA)\b", sass)
+        re.sub(r"^UTC\w*MMA$", "UTCMMA", name) for name in re.findall(r"\b(?:HGMMA|UTC\w*MMA|HMMA)\b", dump)
     )
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", dump).groups())
     return {
         "registers": registers,
         "shared_bytes": kernel.metadata.shared,
@@ -230,6 +228,7 @@ def described(launch: Launch) -> str:
 
 def report_one(launch: Launch, arch: int) -> dict[str, Any]:
     """Inspect in a process of its own."""
+    triton_key()  # hashes Triton's files, once for all processes
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
@@ -362,14 +361,14 @@ def line(entry: dict[str, Any], wrong: list[str]) -> str:
     )
 
 
-def main() -> int:
+def main(options: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--arch", type=int, nargs="+", default=list(host.ARCHITECTURES), help="default: all")
     parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--write", action="store_true", help="look for clean forms and write them into the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(options)
     print(f"Triton {triton.__version__}")
     wanted, wrong = (arguments.arch, arguments.precision), 0
     entries = []

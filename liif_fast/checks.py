@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.attention import Corners, CornerTransformer
-from liif_fast.call import Place, Switches, autocast_dtype
+from liif_fast.call import Extent, Place, Switches, autocast_dtype
 from liif_fast.coord import latent_window
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -183,6 +183,24 @@ def check_grid(size: Sequence[int], region: Sequence[int] | None) -> tuple[int, 
     return height, width, (top, left, rows, columns)
 
 
+def check_extent(extent: Sequence[float], shape: Sequence[int]) -> Extent:
+    """Return a part (top, left, height, width) of a map (H, W) as floats; it is not empty and lies inside."""
+    form = "(top, left, height, width), numbers"
+    try:
+        top, left, height, width = (float(each) for each in extent)
+    except (TypeError, ValueError):
+        raise TypeError(f"extent must be {form}, got {extent!r:.80}") from None
+    inside = all(
+        0 <= first < n and 0 < length <= n and first + length <= n * (1 + 1e-12)  # the sum may be rounded up
+        for first, length, n in zip((top, left), (height, width), shape, strict=True)
+    )
+    if not inside:
+        raise ValueError(
+            f"extent must be {form} inside the map of {shape[0]}x{shape[1]}, got {(top, left, height, width)}"
+        )
+    return top, left, height, width
+
+
 def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[float] | None) -> Tensor:
     """Return a render's cell as float32 [B, 2]."""
     batch = feat.shape[0]
@@ -211,7 +229,12 @@ def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[flo
 
 
 def latents_read(
-    size: Sequence[int], region: Sequence[int], shape: Sequence[int], *, feat_unfold: bool = True
+    size: Sequence[int],
+    region: Sequence[int],
+    shape: Sequence[int],
+    *,
+    feat_unfold: bool = True,
+    extent: Sequence[float] | None = None,
 ) -> tuple[int, int, int, int]:
     """Return the part of a feature map that a render reads, which feat must hold if `place` makes it a part.
 
@@ -220,6 +243,7 @@ def latents_read(
         region: (top, left, height, width) of the window to render.
         shape: (H, W) of the whole feature map.
         feat_unfold: as for `liif_decode`.
+        extent: as for `liif_render`.
 
     Returns:
         (top, left, height, width) inside the map, with a margin of a few latents on each side.
@@ -229,7 +253,8 @@ def latents_read(
     """
     height, width, window = check_grid(size, region)
     shape = check_shape("shape", shape, "(H, W)")
-    top, left, rows, columns = latent_window((height, width), window, shape)
+    part = None if extent is None else check_extent(extent, shape)
+    top, left, rows, columns = latent_window((height, width), window, shape, part)
     reach = 1 if feat_unfold else 0
     first = (max(top - reach, 0), max(left - reach, 0))
     last = (min(top + rows + reach, shape[0]), min(left + columns + reach, shape[1]))
@@ -237,7 +262,12 @@ def latents_read(
 
 
 def check_place(
-    place: Sequence[int], feat: Tensor, size: tuple[int, int], region: Sequence[int], feat_unfold: bool
+    place: Sequence[int],
+    feat: Tensor,
+    size: tuple[int, int],
+    region: Sequence[int],
+    feat_unfold: bool,
+    extent: Extent | None,
 ) -> Place:
     """Return the position of feat, a part that holds all latents a render's region reads, in its map."""
     form = "(top, left, map_height, map_width)"
@@ -245,7 +275,7 @@ def check_place(
     height, width = feat.shape[2:]
     if len(values) != 4 or min(values[:2]) < 0 or values[0] + height > values[2] or values[1] + width > values[3]:
         raise ValueError(f"place must be {form} of a map that holds feat, {height}x{width}, got {values}")
-    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold)
+    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold, extent=extent)
     if region[2] * region[3] and not (
         values[0] <= top
         and top + rows <= values[0] + height

@@ -17,6 +17,7 @@ from liif_fast.checks import (
     check_chain,
     check_coord,
     check_corners,
+    check_extent,
     check_feat,
     check_grid,
     check_place,
@@ -25,7 +26,7 @@ from liif_fast.checks import (
     check_tensor,
     grid_cell,
 )
-from liif_fast.coord import centres
+from liif_fast.coord import grid_axes, lattice
 
 STRIP_QUERIES = 1 << 16  # queries of one image per strip; bounds memory, does not change the result
 
@@ -36,16 +37,21 @@ def render_by_query(
     size: Sequence[int],
     region: Sequence[int] | None,
     cell: Tensor | Sequence[float] | None,
+    extent: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Tensor:
     """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
 
-    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device.
-    The other arguments are those of `functional.liif_render`.
+    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device,
+    and the size of the map if that is not `shape`. The other arguments are those of `functional.liif_render`.
     """
-    height, width, (top, left, h, w) = check_grid(size, region)
-    cells = grid_cell(feat, height, width, cell)[:, None]
-    rows = centres(height, device=feat.device)[top : top + h]
-    columns = centres(width, device=feat.device)[left : left + w]
+    height, width, window = check_grid(size, region)
+    shape = feat.shape[2:] if shape is None else shape
+    part = None if extent is None else check_extent(extent, shape)
+    if part is not None and cell is None:
+        cell = lattice((height, width), part, shape)[::2]
+    cells, (h, w) = grid_cell(feat, height, width, cell)[:, None], window[2:]
+    rows, columns = grid_axes((height, width), window, part, shape, device=feat.device)
     strips = []
     for strip in rows.split(max(1, STRIP_QUERIES // max(1, w))) if h else (rows,):
         coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
@@ -200,13 +206,14 @@ def fourier_render(
     backend: str = "auto",
     recompute: bool | None = None,
     place: Sequence[int] | None = None,
+    extent: Sequence[float] | None = None,
 ) -> Tensor:
     """Decode a regular grid, or a window of it, as `fourier_decode` on make_coord and make_cell of it.
 
     Args:
         feat, phase, weights, biases, backend, recompute: as for `fourier_decode`.
         size, region, cell: as for `liif_render`.
-        place: as for `liif_render`; see `latents_read` with feat_unfold=False.
+        place, extent: as for `liif_render`; see `latents_read` with feat_unfold=False.
 
     Returns:
         [B, out, height, width], not clamped; dtype of feat, float32 under autocast.
@@ -217,7 +224,7 @@ def fourier_render(
     Source: LTE (arXiv 2111.08918), section 3.
     """
     weights, biases = _check_fourier(feat, phase, weights, biases)
-    spot, queries = _spot(feat, size, region, place)
+    spot, queries = _spot(feat, size, region, place, extent)
     tensors = (phase, *weights)
     call = _described("fourier_decode", feat, queries, tensors, biases, Switches(feat_unfold=False), None, None)
     chosen = _chosen(call._replace(place=spot), backend)
@@ -225,7 +232,7 @@ def fourier_render(
     def query(coord: Tensor, cell: Tensor) -> Tensor:
         return chosen.fourier_decode(feat, coord, cell, phase, weights, biases, recompute, spot)
 
-    return render_by_query(query, feat, size, region, cell)
+    return render_by_query(query, feat, size, region, cell, extent, feat.shape[2:] if spot is None else spot[2:])
 
 
 def modulated_decode(
@@ -280,13 +287,14 @@ def modulated_render(
     backend: str = "auto",
     recompute: bool | None = None,
     place: Sequence[int] | None = None,
+    extent: Sequence[float] | None = None,
 ) -> Tensor:
     """Decode a regular grid, or a window of it, as `modulated_decode` on make_coord and make_cell of it.
 
     Args:
         feat, weights, biases, local_ensemble, cell_decode, backend, recompute: as for `modulated_decode`.
         size, region, cell: as for `liif_render`.
-        place: as for `liif_render`; see `latents_read` with feat_unfold=False.
+        place, extent: as for `liif_render`; see `latents_read` with feat_unfold=False.
 
     Returns:
         [B, out, height, width], not clamped; dtype of feat, float32 under autocast.
@@ -298,7 +306,7 @@ def modulated_render(
     """
     switches = Switches(False, local_ensemble, cell_decode)
     weights, biases = _check_modulated(feat, weights, biases, switches)
-    spot, queries = _spot(feat, size, region, place)
+    spot, queries = _spot(feat, size, region, place, extent)
     call = _described("modulated_decode", feat, queries, weights, biases, switches, None, None)
     chosen = _chosen(call._replace(place=spot), backend)
 
@@ -306,16 +314,22 @@ def modulated_render(
         cells = cell if cell_decode else None
         return chosen.modulated_decode(feat, coord, cells, weights, biases, switches, recompute, spot)
 
-    return render_by_query(query, feat, size, region, cell)
+    return render_by_query(query, feat, size, region, cell, extent, feat.shape[2:] if spot is None else spot[2:])
 
 
 def _spot(
-    feat: Tensor, size: Sequence[int], region: Sequence[int] | None, place: Sequence[int] | None
+    feat: Tensor,
+    size: Sequence[int],
+    region: Sequence[int] | None,
+    place: Sequence[int] | None,
+    extent: Sequence[float] | None,
 ) -> tuple[Place | None, int]:
     """Return the checked place of a render, and its number of queries."""
     height, width, window = check_grid(size, region)
-    spot = None if place is None else check_place(place, feat, (height, width), window, False)
-    return spot, window[2] * window[3]
+    if place is None:
+        return None, window[2] * window[3]
+    part = None if extent is None else check_extent(extent, check_shape("place", tuple(place)[2:], "(height, width)"))
+    return check_place(place, feat, (height, width), window, False, part), window[2] * window[3]
 
 
 def _check_fourier(

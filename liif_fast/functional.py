@@ -12,6 +12,7 @@ from liif_fast.backends import Explanation
 from liif_fast.call import Switches, describe
 from liif_fast.checks import (
     check_coord,
+    check_extent,
     check_feat,
     check_grid,
     check_layers,
@@ -22,7 +23,7 @@ from liif_fast.checks import (
     grid_cell,
     latents_read,
 )
-from liif_fast.coord import plan_corners
+from liif_fast.coord import lattice, plan_corners
 from liif_fast.family import (
     attend_corners,
     fourier_decode,
@@ -120,10 +121,12 @@ def liif_render(
     backend: str = "auto",
     recompute: bool | None = None,
     place: Sequence[int] | None = None,
+    extent: Sequence[float] | None = None,
 ) -> Tensor:
     """Decode a regular grid, or a window of it, without any coordinate tensor.
 
     The result equals `liif_decode` on make_coord(size) and make_cell(size), and is differentiable in the same way.
+    With `extent` it equals that on make_coord(size, extent=extent, of=(H, W)) and the same make_cell.
 
     Args:
         feat: [B, C, H, W] floating point, the latents.
@@ -135,6 +138,8 @@ def liif_render(
         place: (top, left, map_height, map_width): feat is a part of a map of that size, and starts at that row and
             column. The result is that of the whole map, bit for bit where the backend promises it. The part must hold
             all latents that the region reads; see `latents_read`. None: feat is the whole map.
+        extent: (top, left, height, width) in latents, fractions allowed: the part of the map that the grid covers.
+            None: all of it.
 
     Returns:
         [B, out, height, width], in any memory layout; dtype of feat, float32 under autocast.
@@ -149,15 +154,17 @@ def liif_render(
     check_feat(feat)
     check_layers(feat, weights, biases, switches)
     height, width, window = check_grid(size, region)
+    further: dict[str, Any] = {}  # arguments that not every backend takes
+    if extent is not None:
+        shape = feat.shape[2:] if place is None else check_shape("place", tuple(place)[2:], "(map_height, map_width)")
+        further["extent"] = check_extent(extent, shape)
+        cell = lattice((height, width), further["extent"], shape)[::2] if cell is None else cell
     cells = grid_cell(feat, height, width, cell) if cell_decode else None
+    if place is not None:
+        further["place"] = check_place(place, feat, (height, width), window, feat_unfold, further.get("extent"))
     call = describe("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
-    if place is None:
-        chosen = backends.choose(call, backend)
-        return chosen.render(feat, (height, width), window, cells, weights, biases, switches, recompute)
-    spot = check_place(place, feat, (height, width), window, feat_unfold)
-    chosen = backends.choose(call._replace(place=spot), backend)
-    render: Any = chosen.render  # Any, because only backends with PLACES take the argument place
-    return render(feat, (height, width), window, cells, weights, biases, switches, recompute, place=spot)
+    render: Any = backends.choose(call._replace(**further), backend).render
+    return render(feat, (height, width), window, cells, weights, biases, switches, recompute, **further)
 
 
 def corner_plan(coord: Tensor, shape: Sequence[int], *, local_ensemble: bool = True) -> tuple[Tensor, Tensor, Tensor]:

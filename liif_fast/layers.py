@@ -157,14 +157,16 @@ class Decoding:
         region: Sequence[int] | None,
         cell: Tensor | Sequence[float] | None,
         place: Sequence[int] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a window of a grid; arguments and result as of `functional.liif_render`."""
         chain = fusable(network)
         if chain is None:
             if place is not None:
                 raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
-            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell)
-        options = self._switches() | {"backend": self.backend, "recompute": self.recompute, "place": place}
+            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell, extent)
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
+        options |= {"place": place, "extent": extent}
         return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
 
 
@@ -247,6 +249,7 @@ class LIIFDecoder(Decoding, nn.Module):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a regular grid or a window of it, as `forward` on make_coord and make_cell, but without their tensors.
 
@@ -255,6 +258,8 @@ class LIIFDecoder(Decoding, nn.Module):
             size: (H_out, W_out) of the whole grid, (row, column) order.
             region: (top, left, height, width), the window to decode, in pixels of the grid; None is the whole grid.
             cell: the pixel's (row, column) size, a pair of floats or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
+            extent: (top, left, height, width) in latents, fractions allowed: the part of the map that the grid covers;
+                None is all of it.
 
         Returns:
             [B, out_channels, height, width], not clamped; dtype of feat, float32 under autocast.
@@ -262,7 +267,7 @@ class LIIFDecoder(Decoding, nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `forward`.
         """
-        return self._decode_grid(self.layers, feat, size, region, cell)
+        return self._decode_grid(self.layers, feat, size, region, cell, None, extent)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load `imnet.*` from a whole LIIF's tensors, and ignore the others."""

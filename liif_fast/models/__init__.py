@@ -1,6 +1,6 @@
 """LIIF, MetaSR, LTE, LM-LIIF, ILN and their encoders, built from specs, with the original code's parameter names."""
 
-from liif_fast.models import edsr, mlp, rcan, rdn, swinir
+from liif_fast.models import edsr, rcan, rdn, swinir
 from liif_fast.models.accelerate import accelerate
 from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
 from liif_fast.models.iln import ILN, LidarLIIF

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.checks import check_grid, check_queries, grid_cell
+from liif_fast.checks import check_extent, check_grid, check_queries, grid_cell
+from liif_fast.coord import lattice
 from liif_fast.family import render_by_query
 from liif_fast.layers import MLP, Chain, chain_of, fusable
 from liif_fast.models.base import FeatureModel, render_in_strips
@@ -170,17 +171,22 @@ class LMLIIF(FeatureModel):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
         place: Sequence[int] | None = None,
+        *,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """As `FeatureModel.render_rgb`; `place` as for `functional.liif_render`.
 
         Modulations, which take 3 times as much as features of 64 channels, are made strip by strip.
         """
-        feat, chain = self.features(), self._chain()
+        feat, chain, extent = self.features(), self._chain(), self._in_latents(extent)
         if chain is None:
             if place is not None:
                 raise ValueError("place needs an imnet that runs fused (without hooks)")
-            return render_by_query(self.query_rgb, feat, size, region, cell)
+            return render_by_query(self.query_rgb, feat, size, region, cell, extent)
         height, width, window = check_grid(size, region)
+        if cell is None and extent is not None:
+            whole = feat.shape[2:] if place is None else place[2:]
+            cell = lattice((height, width), check_extent(extent, whole), whole)[::2]
         cells = grid_cell(feat, height, width, cell) if self.cell_decode else None
 
         def strip(part: Tensor, window: Sequence[int], spot: Sequence[int]) -> Tensor:
@@ -190,4 +196,4 @@ class LMLIIF(FeatureModel):
                 modulated, size, *chain, region=window, cell=cells, place=spot, **options
             )
 
-        return render_in_strips(strip, feat, (height, width), window, place, len(chain[1][-1]))
+        return render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))

@@ -70,17 +70,19 @@ class _Fourier(FeatureModel):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
         place: Sequence[int] | None = None,
+        *,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """As `FeatureModel.render_rgb`; `place` as for `functional.liif_render`.
 
         Amplitudes and frequencies, 8 times as large as features of 64 channels, are made strip by strip.
         """
-        feat = self.features()
+        feat, extent = self.features(), self._in_latents(extent)
         chain = self.network()[1]
         if chain is None:
             if place is not None:
                 raise ValueError("place needs a network that runs fused (Linear and ReLU in turn)")
-            return render_by_query(self.query_rgb, feat, size, region, cell)
+            return render_by_query(self.query_rgb, feat, size, region, cell, extent)
         height, width, window = check_grid(size, region)
 
         def strip(part: Tensor, window: Sequence[int], spot: Sequence[int]) -> Tensor:
@@ -90,8 +92,9 @@ class _Fourier(FeatureModel):
                 waves, size, phase, *chain, region=window, cell=cell, place=spot, **options
             )
 
-        pred = render_in_strips(strip, feat, (height, width), window, place, len(chain[1][-1]))
-        base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None)
+        pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))
+        shape = feat.shape[2:] if place is None else place[2:]
+        base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
         return (pred + base).to(pred.dtype)
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:

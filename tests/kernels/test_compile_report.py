@@ -1,10 +1,11 @@
-"""What the compiler makes of the kernels, without a GPU, with every version of Triton that the table has forms for.
+"""Compile the kernels without a GPU, with every version of Triton that the table has forms for.
 
-Compiling all there is takes too long for every change. `make test` has one version: decode, forward and backward, on
-sm_80 and sm_90, strict float32 on sm_80, and each other kernel and architecture once. `make ptx` has the other
-versions, too. LIIF_FAST_TEST_COMPILE=all compiles everything.
+Compiling everything takes too long for every change. With the pinned version of Triton `make ptx` compiles every kernel
+on sm_90, decode and strict float32 on sm_80, render on the other architectures, and a small network; with the other
+versions a part. LIIF_FAST_TEST_COMPILE=all compiles everything.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from benchmarks import compile_report
 from liif_fast.kernels import host
 
+pytestmark = pytest.mark.ptx
 ROOT = Path(__file__).parents[2]
 PINNED = [
     line.split("==")[1].split()[0]
@@ -24,23 +26,37 @@ PINNED = [
     if line.startswith("triton==")
 ]
 MAIN, *OTHERS = PINNED
-TRIED = PINNED if "LIIF_FAST_TEST_TRITONS" in os.environ else [MAIN]  # make ptx sets it
+LONG = os.environ.get("LIIF_FAST_TEST_COMPILE") == "all"
 ALL = "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16"
-SOME = [
-    (MAIN, "90", "decode gather_corners", "fp16"),
-    (MAIN, "80", "decode", "fp16"),
-    (MAIN, "90", "fused_mlp project", "fp16"),
-    (MAIN, "90", "decode-64-8", "fp16"),
-    (MAIN, "89 100 120", "render", "bf16"),
-    *((version, "90 80", "decode", "fp16") for version in TRIED[1:]),
-    *((version, "80", "render", "tf32x3") for version in TRIED),
-]
-MORE = [(v, str(a), ALL, p) for v in PINNED for a in host.ARCHITECTURES for p in ("fp16", "bf16", "tf32", "tf32x3")]
-LAUNCHES = MORE if os.environ.get("LIIF_FAST_TEST_COMPILE") == "all" else SOME
+# Options of the report; those of one list share a process.
+SOME = ["--arch 90 --case decode gather_corners fused_mlp project --precision fp16",
+        "--arch 80 --case render --precision tf32x3"]  # fmt: skip
+MORE = ["--arch 80 --case decode --precision fp16", "--arch 90 --case decode-64-8 --precision fp16",
+        "--arch 89 100 120 --case render --precision bf16"]  # fmt: skip
+OTHER = ["--arch 90 80 --case decode --precision fp16", "--arch 80 --case render --precision tf32x3"]
+if LONG:
+    RUNS = [
+        (version, [f"--arch {arch} --case {ALL} --precision {precision}"])
+        for version, arch, precision in itertools.product(PINNED, host.ARCHITECTURES, compile_report.PRECISIONS)
+    ]
+else:
+    RUNS = [(MAIN, SOME), (MAIN, MORE), *((version, OTHER) for version in OTHERS)]
+CODE = """
+import sys
+from benchmarks.compile_report import main
+sys.exit(max([main([*run.split(), "--json", f"{number}.json"]) for number, run in enumerate(sys.argv[1:])]))
+"""
+LAUNCHED = {
+    "decode": {"decode_kernel", "chain_kernel", "segment_kernel", "atomic_kernel"},
+    "render": {"render_kernel"},
+    "fused_mlp": {"mlp_kernel", "chain_kernel"},
+    "gather_corners": {"gather_kernel", "segment_kernel"},
+    "project": {"project_kernel"},
+}
 
 
 def environment(version, **more):
-    """That of a process with another version of Triton, which the Makefile has installed."""
+    """Return the environment of a process with another version of Triton, installed by the Makefile."""
     found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if version != MAIN:
         folder = Path(sys.prefix, "tritons", version)
@@ -50,40 +66,36 @@ def environment(version, **more):
     return {**found, **more}
 
 
-@pytest.mark.parametrize(("version", "arches", "cases", "precision"), LAUNCHES)
-def test_no_kernel_spills_or_lacks_matrix_instructions(version, arches, cases, precision, tmp_path):
-    command = [sys.executable, "benchmarks/compile_report.py", "--arch", *arches.split(), "--case", *cases.split()]
-    command += ["--precision", precision, "--json", str(tmp_path / "report.json")]
+@pytest.mark.parametrize(("version", "runs"), RUNS)
+def test_no_kernel_spills_or_lacks_matrix_instructions(version, runs, tmp_path):
     variables = environment(version, TRITON_CACHE_DIR=str(tmp_path / "cache"))
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
+    command = [sys.executable, "-c", CODE, *runs]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    entries = json.loads((tmp_path / "report.json").read_text())
-    assert {entry["arch"] for entry in entries} == {f"sm_{arch}" for arch in arches.split()}
+    entries = []
+    for number, run in enumerate(runs):
+        report = json.loads((tmp_path / f"{number}.json").read_text())
+        arches, cases, _ = (part.split()[1:] for part in run.split("--")[1:])
+        for arch, case in itertools.product(arches, cases):
+            kernels = {e["kernel"] for e in report if e["arch"] == f"sm_{arch}" and e["config"].startswith(f"{case} ")}
+            assert LAUNCHED[case.split("-")[0]] <= kernels, (arch, case)
+        entries += report
     assert {entry["triton"] for entry in entries} == {version}
-    kernels = {entry["kernel"] for entry in entries}
-    for case, launched in {
-        "decode": {"decode_kernel", "chain_kernel", "segment_kernel", "atomic_kernel"},
-        "render": {"render_kernel"},
-        "fused_mlp": {"mlp_kernel", "chain_kernel"},
-        "gather_corners": {"gather_kernel", "segment_kernel"},
-        "project": {"project_kernel"},
-    }.items():
-        if case in cases.split():
-            assert launched <= kernels
-    for entry in entries:  # said once more, because the script might forget it
-        assert entry["spill_bytes"] == 0
+    for entry in entries:
+        assert entry["spill_bytes"] == 0  # repeated here, because the script might drop it
         if entry["matrix"]:
             assert entry["matrix_instructions"] > 0
             assert entry["narrow_accesses"] <= 4
             assert not entry["warnings"] or " blocks=1 " in entry["config"]  # small networks have one form
-            assert entry["shuffles"] <= 18  # corners of 3 outputs are summed over lanes, not of 256 hidden values
-            if entry["arch"] == "sm_90" and precision != "tf32x3":
+            assert entry["shuffles"] <= 18  # shuffles sum the corners of 3 outputs over lanes, not of 256 hidden values
+            if entry["arch"] == "sm_90" and " tf32x3 " not in entry["config"]:
                 assert entry["instructions"]["HGMMA"] > 0
 
 
 @pytest.mark.parametrize("version", PINNED)
 def test_the_full_report_is_of_this_table(version):
-    """Every form of the table has been compiled, and what is written down of it is without faults."""
+    """Every form of the table has been compiled, and its recorded results show no faults."""
     entries = json.loads((ROOT / f"benchmarks/results/triton-{version}.json").read_text())
     reported = set()
     for entry in entries:
@@ -104,10 +116,9 @@ def test_the_full_report_is_of_this_table(version):
     assert reported == expected
 
 
-@pytest.mark.skipif(TRIED == [MAIN], reason="make ptx runs it")
 @pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
-    """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""
+    """Run some of the operator's tests with another version of Triton and its interpreter."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_operator.py", "-k"]
     command += ["test_render or (test_fused_mlp and dtype0) or test_atomic"]
     done = subprocess.run(

@@ -99,6 +99,13 @@ def test_a_rendered_image_is_its_queries(switches, monkeypatch):
         expected = plain(model, feat, coord, cell).mT.unflatten(2, size)
         close(model.render_rgb(size), expected)
         close(model.render_rgb(size, (50, 7, 8, 9)), expected[:, :, 50:58, 7:16])
+        part, place = (11.3, 2.5, 7.25, 9.0), (5, 0, 31, 17)  # of the input's pixels; of its features
+        coord = make_coord((20, 30), extent=part, of=(31, 17)).expand(2, -1, -1)
+        cell = torch.tensor([2 * 7.25 / 31 / 20, 2 * 9.0 / 17 / 30]).expand(coord.shape)
+        over = plain(model, feat, coord, cell).mT.unflatten(2, (20, 30))
+        close(model.render_rgb((20, 30), extent=part), over)
+        model.feat = feat[:, :, 5:25]
+        close(model.render_rgb((20, 30), (3, 4, 10, 9), place=place, extent=part), over[:, :, 3:13, 4:13])
         model.feat = feat[:, :, 10:]
         close(model.render_rgb(size, (50, 0, 35, 47), place=(10, 0, 31, 17)), expected[:, :, 50:])
 

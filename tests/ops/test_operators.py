@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator that the package defines: schema, fake, autograd, traced with sizes free."""
+"""Run torch.library.opcheck on every operator of the package: schema, fake, autograd, tracing with free sizes."""
 
 import pytest
 import torch
@@ -39,7 +39,8 @@ def samples():
             yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
             grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
             cells = None if cell is None else cell[:, 0]
-            yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (), kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (0.3, -0.9, 0.2, -0.8), kept, None)
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
@@ -58,7 +59,7 @@ def samples():
     for keep in (0, 5, 11):
         saved = torch.randn(keep, 11)
         yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
-    weights, biases = make_layers((4, 5))  # one layer: nothing hidden to save
+    weights, biases = make_layers((4, 5))  # one layer has no hidden activations to save
     yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
     yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
@@ -80,7 +81,7 @@ def samples():
 
 
 def attend_samples(depth, heads):
-    """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
+    """Return a transformer over the corners as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
     transformer = make_transformer(4, depth, heads, hidden=5)
     first = attention.split(torch.randn(2, 4, 3, 5), torch.randn(2, 2, 3, 5), transformer)
     table, by_rel, layers = first.table, first.by_rel, attention.folded(transformer)
@@ -101,7 +102,7 @@ def fourier_samples(dtype):
 
 
 def low_samples():
-    """The same in bfloat16: outputs, and gradients but those of feat and x, are float32."""
+    """In bfloat16, outputs and all gradients except those of feat and x are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
@@ -111,7 +112,7 @@ def low_samples():
     yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
     yield "project_backward", (torch.randn(2, 3, 4, 9), feat, weights[0], True, 1, 2, (True, True, True), None)
     yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
-    yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
+    yield "render", (p, cell[:, 0], *layers, True, grid, (), (0, 8), None)
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
     yield (
         "decode_backward",
@@ -130,7 +131,10 @@ SAMPLES = list(samples())
 
 def test_every_operator_has_a_sample():
     defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("liif_fast::")}
-    hopper = {"decode_sm90", "render_sm90"}  # without a CPU implementation; tests/backends/test_cuda.py has their fakes
+    hopper = {
+        "decode_sm90",
+        "render_sm90",
+    }  # they have no CPU implementation; tests/backends/test_cuda.py tests their fakes
     assert defined - hopper == {name for name, _ in SAMPLES}
 
 

@@ -58,10 +58,22 @@ def multiply(
 
 
 def spread(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
-    """Deal 8x8 matrices of 16 bits out to lanes, as ldmatrix: rows uint16 [warps, matrices, 8, 8]."""
+    """Distribute 8x8 matrices of 16 bits to lanes as ldmatrix does: rows uint16 [warps, matrices, 8, 8]."""
     registers = []
     for matrix in rows.transpose(1, 0, 2, 3):
         matrix = (matrix.transpose(0, 2, 1) if transposed else matrix).astype(np.uint32)
         low, high = matrix[:, ROW, 2 * PAIR], matrix[:, ROW, 2 * PAIR + 1]
         registers.append((low | high << 16).ravel())
     return registers
+
+
+def gathered(registers: list[np.ndarray], transposed: bool) -> np.ndarray:
+    """Return the rows that stmatrix writes, the reverse of `spread`: bytes [warps * 8 * matrices, 16]."""
+    matrices = []
+    for register in registers:
+        lanes = register.reshape(-1, 32)
+        matrix = np.empty((len(lanes), 8, 8), np.uint16)
+        matrix[:, ROW, 2 * PAIR], matrix[:, ROW, 2 * PAIR + 1] = lanes & 0xFFFF, lanes >> 16
+        matrices.append(matrix.transpose(0, 2, 1) if transposed else matrix)
+    rows = np.ascontiguousarray(np.stack(matrices, 1))
+    return rows.reshape(-1, 8).view(np.uint8)
