@@ -154,7 +154,7 @@ def test_self_ensemble(model: nn.Module, channels: int) -> None:
 
 def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
     """A window of it too, of which only a part is read; opaque stays opaque; progress goes on over the turns."""
-    pixels = photo(40, 60)
+    pixels = photo(90, 100)
     Image.fromarray(pixels).save(tmp_path / "in.png")
     seen: list[float] = []
     options: dict[str, Any] = {"scale": 1.5, "self_ensemble": True, "region": (20, 30, 9, 13)}
@@ -166,7 +166,7 @@ def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
             tmp_path / "in.png", tmp_path / "out.png", model, **options,
             progress=lambda stage, done, total: seen.append(done / total) if stage == "render" else None,
         )  # fmt: skip
-    assert len(read) == 1 and read[0][2] * read[0][3] < 40 * 60
+    assert len(read) == 1 and read[0][2] * read[0][3] < 90 * 100
     assert np.array_equal(read_image(tmp_path / "out.png").pixels, upscale(pixels, model, **options))
     assert seen == sorted(seen) and seen[-1] == 1
     with pytest.raises(ValueError, match="has more than 1073741824 pixels, which a self-ensemble holds"):
