@@ -81,7 +81,7 @@ def screen(page) -> np.ndarray:
 def bare(page) -> np.ndarray:
     """The screen without what lies on the picture."""
     page.evaluate(
-        "() => document.querySelectorAll('#split, .label, #bar, #note').forEach(each => each.style.visibility = 'hidden')"
+        "() => document.querySelectorAll('#split, .label, #bar, #note').forEach(each => { each.style.opacity = 0 })"
     )
     return screen(page)
 
@@ -249,7 +249,10 @@ def test_openseadragon_zooms_into_a_virtual_image(browser, photo, small_model, o
         assert page.evaluate("() => { const s = viewer.source; return [s.width, s.height] }") == [1048, 824]
         # One pixel of the screen is one of the image; its corner lies at (256, 128).
         page.evaluate(
-            """() => { viewer.viewport.fitBounds(viewer.viewport.imageToViewportRectangle(256, 128, 500, 380), true) }"""
+            """() => {
+                const part = viewer.world.getItemAt(0).imageToViewportRectangle(256, 128, 500, 380);
+                viewer.viewport.fitBounds(part, true);
+            }"""
         )
         page.wait_for_function("() => viewer.world.getItemAt(0).getFullyLoaded()", timeout=60_000)
         page.wait_for_timeout(300)
