@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in two calls of 340 and 380 seconds:
+"""Run everything that needs a GPU, in two calls of 340 and 380 seconds:
 
     python -m benchmarks.gpu_variant build          # before, where nvcc is; carry build/gpu and liif_fast/_C*.so along
     python benchmarks/gpu_check.py --call 1         # the Hopper kernel: does it end, is it right, where does time go
@@ -6,14 +6,14 @@
 
 Further options: [--out FILE] [--only SECTION ...] [--seconds N] [--check].
 
-Writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section and, of the one that runs, what
-it has found so far every other second, so that a crash, a hang or a time limit loses next to nothing. Each section runs
-in a process of its own with a time limit, since an illegal access ends a CUDA context. A call stops at once if an
-extension is missing. What does not begin in time is left out and said; a later run of the same commit on the same
-device adds to the file, and takes the place of an earlier result only when it has ended. Exit code 1 if a section
-failed or a test did.
+It writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section, and every other second the
+partial results of the running one, so that a crash, a hang or a time limit loses almost nothing. Each section runs in a
+process of its own with a time limit, because an illegal access ends a CUDA context. A call stops at once if an
+extension is missing. Sections that do not begin in time are left out and reported. A later run of the same commit on
+the same device adds to the file and replaces an earlier result only when it has ended. The exit code is 1 if a section
+or a test failed.
 
---check runs the same code on a CPU at tiny sizes: it measures nothing, it only shows that every step's command works.
+--check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that every step's command works.
 """
 
 import argparse
@@ -57,7 +57,7 @@ LEAST = 5  # seconds that a section needs to be worth its start
 
 
 class Group(NamedTuple):
-    """Tests that share a process: one that hangs or ends the CUDA context takes no others with it."""
+    """Tests that share a process, so that a hang or a broken CUDA context affects no others."""
 
     paths: tuple[str, ...]
     backends: str = "torch,triton"
@@ -195,7 +195,7 @@ def tests(check: bool) -> dict[str, Any]:
 
 
 def step(check: bool) -> dict[str, Any]:
-    """A whole training step and the data path, by the benchmarks of the same name."""
+    """Measure a training step and the data path by the benchmarks of the same name."""
     found: dict[str, Any] = {}
     for suite, chosen in (("step", "not half"), ("data", ""), ("step", "half")):  # the last compiles longest
         if check and chosen == "half":
@@ -308,7 +308,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End a section, and what it has started, when who started it is gone, however that ended."""
+    """End a section and its processes when its parent is gone, for any reason."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Transparency and gray: no hidden colour bleeds into the edges, opaque stays opaque, gray stays gray."""
+"""Preserve transparency and gray: hidden colours do not bleed, opaque pixels stay opaque, gray ones gray."""
 
 from itertools import chain
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
-from liif_fast.window import Window
+from liif_fast.upscaling.sizes import Frame
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
-    """Tell whether R, G and B are equal in every visible pixel of an image.
+    """Return whether R, G and B are equal in every visible pixel of an image.
 
     Args:
-        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. Of a part the
-            whole picture counts, so that a region is what it is in the whole; with alpha some of it is visible.
+        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. A part stands
+            for its whole picture, so that a region is rendered as in the whole; a part with alpha has visible pixels.
     """
     blocks = chain([pixels.pixels], pixels.picture.blocks()) if isinstance(pixels, Part) else [pixels]
     hides = pixels.shape[2] == 4 and bool(in_memory(pixels)[..., 3].any())
@@ -32,14 +32,14 @@ def _row_is_gray(row: NDArray, hides: bool) -> bool:
 
 
 def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
-    """The colour of an image with alpha, with that of visible pixels where nothing is visible.
+    """Return the colour of an image with alpha; transparent pixels take the colour of visible ones.
 
     Args:
-        pixels: [H, W, C + 1], alpha last, not 0 everywhere; of a part every pixel is visible.
-        top: the value that stands for 1.
+        pixels: [H, W, C + 1], alpha last, not 0 everywhere; in a part every pixel is visible.
+        top: the value that means 1.
 
     Returns:
-        float32 [H, W, C] in [0, 1], or `pixels` without alpha where every pixel is visible.
+        float32 [H, W, C] in [0, 1], or `pixels` without alpha if every pixel is visible.
     """
     if isinstance(pixels, Part) or pixels[..., -1].min() > 0:
         return pixels[..., :-1]
@@ -48,7 +48,7 @@ def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
 
 
 def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Give fully transparent pixels the colour of the visible ones around, found on ever coarser grids.
+    """Give fully transparent pixels the colour of visible ones around, found on successively coarser grids.
 
     Args:
         colour: `[1, C, H, W]`.
@@ -65,24 +65,20 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0, colour, filled)
 
 
-def within_neighbours(
-    values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Window
-) -> Tensor:
-    """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
+def within_neighbours(values: Tensor, plane: NDArray | Part, top: float, frame: Frame) -> Tensor:
+    """Clamp rendered alpha to the range of the low-resolution plane around each pixel.
 
-    The range is that of the 3x3 nearest pixels. Where the nearest pixel and the bicubic interpolation both say 0, or
-    both 1, nothing else is allowed, because a model rings around an outline.
+    The range is that of the 3x3 nearest pixels. If the nearest pixel and the bicubic interpolation are both 0 or both
+    1, the result is too, because a model rings around an outline.
 
     Args:
-        values: `[h, w]`, the window `region` of an image of `size`.
-        plane: [H, W, 1], what it was rendered from.
-        top: the value of the plane that stands for 1.
-        size: (height, width) of the output.
-        region: (top, left, height, width).
+        values: `[h, w]`, the window of the frame.
+        plane: [H, W, 1], the alpha it was rendered from.
+        top: the value of the plane that means 1.
+        frame: the output and its window.
     """
-    (height, width), (first, left, h, w) = plane.shape[:2], region
-    rows, row_taps, row_weights = _positions(first, h, height, size[0])
-    cols, col_taps, col_weights = _positions(left, w, width, size[1])
+    rows, row_taps, row_weights = _positions(frame, 0, plane.shape)
+    cols, col_taps, col_weights = _positions(frame, 1, plane.shape)
     y0, x0 = int(row_taps.min()), int(col_taps.min())
     y1, x1 = int(row_taps.max()) + 1, int(col_taps.max()) + 1
     near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1][..., 0], dtype=np.float32)) / top
@@ -99,30 +95,29 @@ def within_neighbours(
     return torch.minimum(torch.maximum(values, low.to(values.device)), high.to(values.device))
 
 
-def _positions(first: int, count: int, size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Locate output pixels in the input along one axis.
-
-    Args:
-        first: the first output pixel.
-        count: how many.
-        size_in, size_out: pixels of the whole axis.
+def _positions(frame: Frame, axis: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Locate a window's pixels in the input of (height, width, ...) along one axis, 0 or 1.
 
     Returns:
         The nearest input pixel `[count]`, the four that the bicubic kernel reads `[4, count]`, and their weights
-        `[4, count]`: Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
+        `[4, count]` by Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
     """
-    twice = (torch.arange(first, first + count) * 2 + 1) * size_in  # the centre times 2 * size_out: exact
-    taps = (twice - size_out).div(2 * size_out, rounding_mode="floor") + torch.arange(-1, 3)[:, None]
-    x = (taps + 0.5 - twice.double() / (2 * size_out)).abs()
+    size_in, size_out, first, count = shape[axis], frame.size[axis], frame.region[axis], frame.region[axis + 2]
+    start, length = (0.0, size_in) if frame.extent is None else (frame.extent[axis], frame.extent[axis + 2])
+    # Exact up to one division of whole numbers, unless the grid covers a fraction: floor makes no mistake.
+    centre = start + (torch.arange(first, first + count).double() * 2 + 1) * length / (2 * size_out)
+    taps = (centre - 0.5).floor().long() + torch.arange(-1, 3)[:, None]
+    x = (taps + 0.5 - centre).abs()
     weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
     weights = weights * ((taps >= 0) & (taps < size_in))
-    return twice // (2 * size_out), taps.clamp(0, size_in - 1), (weights / weights.sum(0)).float()
+    nearest = centre.floor().long().clamp(max=size_in - 1)  # a sum may be rounded up to the border
+    return nearest, taps.clamp(0, size_in - 1), (weights / weights.sum(0)).float()
 
 
 def _sum_of_four(plane: Tensor, taps: Tensor, weights: Tensor, levels: float) -> Tensor:
     """Weigh four rows of a plane `[n, m]` for each of `count` rows, rounded to levels as in Pillow.
 
-    Sums one row after the other, so that every window gives the same bits.
+    The sum has a fixed order, so every window gives the same bits.
     """
     first, *others = (plane[taps[k]] * weights[k, :, None] for k in range(4))
     return (sum(others, first) + 0.5).floor().clamp(0, levels)

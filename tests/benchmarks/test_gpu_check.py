@@ -1,4 +1,4 @@
-"""The script that a GPU's record comes from works, on a CPU and without figures; and it can fail."""
+"""The script that records a GPU works on a CPU, without figures, and it can fail."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_a_section_that_hangs_loses_nothing_and_leaves_nothing_behind(script, tm
 
 
 def _ends(pid: int) -> bool:
-    """Whether a process ends within ten seconds: a signal takes its time."""
+    """Return whether a process ends within ten seconds, because a signal takes time."""
     status = Path("/proc", str(pid), "status")
     for _ in range(100):
         try:
@@ -138,7 +138,7 @@ def test_one_section_later_is_added_to_the_file(run):
 
 @pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGKILL])
 def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
-    """And what an earlier run has found of the same section; nothing goes on alone."""
+    """It also keeps an earlier run's results of the same section, and no process survives."""
     out = tmp_path / "record.json"
     known = {"device": "cpu", "commit": records.environment()["commit"], "check": True}
     out.write_text(json.dumps({**known, "sections": {"tests": {"ok": True, "passed": 512}}}))

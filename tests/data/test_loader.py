@@ -1,4 +1,4 @@
-"""However samples are made, they are those of the wrapper, bit for bit."""
+"""However samples are made, they equal the wrapper's bit for bit."""
 
 import subprocess
 import sys
@@ -18,10 +18,11 @@ DOWNSAMPLED = {"name": "sr-implicit-downsampled", "args": {"inp_size": 12, "scal
 PAIRED = {"name": "sr-implicit-paired", "args": {"inp_size": 7, "sample_q": 30}}
 VARIED = {"name": "sr-implicit-uniform-varied", "args": {"size_min": 9, "size_max": 26, "sample_q": 40}}
 AUGMENTED = {"augment": True, "color_augment": True}
+DEGRADED = {"augment": True, "degrade": {"clean": 0.3}}
 
 
 class Images(list):
-    """A dataset of few images, over and over, that counts how often it is read."""
+    """A dataset that repeats few images and counts how often it is read."""
 
     repeat, read = 3, 0
 
@@ -66,7 +67,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize("way", ["here", "workers", "device", "device, kept"])
-@pytest.mark.parametrize("args", [{}, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("args", [{}, AUGMENTED, DEGRADED], ids=["plain", "augmented", "degraded"])
 @pytest.mark.parametrize("spec", [DOWNSAMPLED, PAIRED, VARIED, VARIED | {"resized": True}], ids=lambda s: s["name"])
 def test_every_way_makes_the_same_samples(spec, args, way):
     if spec.get("resized"):
@@ -140,7 +141,7 @@ def test_groups_are_the_samples_by_size(sample_q, data_device):
 
 
 def test_all_pixels_in_another_order_are_no_image():
-    """At scale 1 a sample of as many queries as there are pixels has them in the order in which they were drawn."""
+    """At scale 1, a sample with as many queries as pixels keeps them in the order of the draw."""
     wrapper = wrap(DOWNSAMPLED, scale_max=1, sample_q=144)
     for data_device in (None, "cpu"):
         ((group,),) = make_loader(wrapper, [[0, 1]], "cpu", data_device=data_device, grouped=True)
@@ -169,7 +170,7 @@ def test_images_are_kept_once_as_far_as_there_is_room(caplog):
     with caplog.at_level("INFO", device_module.__name__):
         assert all(same(a, b) for a, b in zip(small, first, strict=True))
     assert len(small.kept) == 2
-    assert [record.message for record in caplog.records] == ["2 images stay on cpu; crops of the others are sent"]
+    assert [record.message for record in caplog.records] == ["2 images stay on cpu; of the others, crops are sent"]
 
 
 def test_samples_of_ones_own():
@@ -182,13 +183,13 @@ def test_samples_of_ones_own():
 
     got = list(make_loader(Own(), [[0, 1], [3, 2]], "cpu"))
     assert got[1]["inp"][:, 0, 0, 0].tolist() == [3, 2]
-    with pytest.raises(ValueError, match="data_device: Own makes its samples on the CPU alone"):
+    with pytest.raises(ValueError, match="data_device: Own makes samples only on the CPU"):
         make_loader(Own(), [[0, 1]], "cpu", data_device="cpu")
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
-    """In one line, not as a traceback within a traceback."""
+    """An error is one line, not a traceback within a traceback."""
     wrapper = wrap(DOWNSAMPLED, sample_q=60 * 60)
     expected = "sample_q must be at most the "
     for num_workers in (0, 1):
@@ -201,7 +202,7 @@ def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
 
 
 class Batched(torch.utils.data.Dataset):
-    """One's own, which makes a batch at once; index 9 is a file that is not there."""
+    """A user's dataset that makes a whole batch at once; index 9 is a missing file."""
 
     def __len__(self):
         return 10
@@ -226,7 +227,7 @@ def test_a_batch_at_once_and_a_file_that_is_not_there(num_workers):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there():
-    with pytest.raises(ValueError, match="data_device: there is no cuda here"):
+    with pytest.raises(ValueError, match="data_device: PyTorch finds no cuda"):
         make_loader(wrap(DOWNSAMPLED), [[0]], "cpu", data_device="cuda")
 
 
@@ -236,7 +237,7 @@ def test_a_device_without_float64_is_refused():
 
 
 def test_the_way_through_workers_is_lean():
-    """What travels: a byte for each value and 4 for each query, not 12 + 16."""
+    """A packed sample has a byte per value and 4 bytes per query, instead of 12 + 16."""
     loader = WorkerLoader(wrap(DOWNSAMPLED), [[0, 1]], "cpu")
     (packed,) = loader.loader
     assert {key: value.dtype for key, value in packed.items()} == {

@@ -21,7 +21,7 @@ def test_a_picture_of_the_run_folder(tmp_path, capsys):
 
 
 def test_what_is_drawn(tmp_path):
-    """One row, no validation, a file of its own: other pictures."""
+    """One row, no validation, or another file give other pictures."""
     pictures = set()
     for i, rows in enumerate((ROWS, ROWS.splitlines()[0], "1,100,0.09,,,0.0001,3.5")):
         log = tmp_path / f"{i}.csv"
@@ -34,10 +34,10 @@ def test_what_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such log of a training"),
+        (None, "no training log here"),
         (HEAD, "no epoch is complete yet"),
-        ("a,b\n1,2\n", "no log of a training: its first line must be epoch,steps,loss"),
-        ("", "no log of a training"),
+        ("a,b\n1,2\n", "not a training log: its first line must be epoch,steps,loss"),
+        ("", "not a training log"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(tmp_path, content, message, capsys):
