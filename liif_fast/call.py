@@ -5,6 +5,7 @@ Operators, backends and the public functions import this module; it imports none
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -93,9 +94,11 @@ def exporting() -> bool:
 def exporting_onnx() -> bool:
     """Say whether torch.onnx.export traces the call through torch.export.
 
-    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False.
+    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False. Its module
+    is not imported before an export.
     """
-    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)  # type: ignore[attr-defined]
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags") if exporting() else None
+    return bool(getattr(flags, "_is_onnx_exporting", False))
 
 
 def tf32_allowed() -> bool:
