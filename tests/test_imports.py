@@ -11,8 +11,8 @@ ROOT = Path(liif_fast.__file__).parent
 # Each may import itself and those before it.
 STOREYS = (
     *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
-    *("call", "coord", "ops", "backends", "checks", "functional", "layers", "models", "data"),
-    *("export", "upscaling", "evaluation", "verification", "qualification", "info", "train", "cli"),
+    *("call", "coord", "ops", "backends", "checks", "family", "functional", "layers", "models", "data"),
+    *("export", "upscaling", "view", "evaluation", "verification", "qualification", "info", "train", "cli"),
 )
 
 

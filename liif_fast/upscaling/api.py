@@ -106,7 +106,7 @@ def upscale(
         TypeError: the object is not an image, or has a wrong dtype.
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
-    pixels, restore = _unpack(image)
+    pixels, restore = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
     rendered = _strips(pixels, resolve_model(model, device), wanted, options)
@@ -159,7 +159,7 @@ def upscale_strips(
     Raises:
         ValueError, TypeError: as for `upscale`, at once; RuntimeError: during iteration.
     """
-    pixels, _ = _unpack(image)
+    pixels, _ = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
     return _strips(pixels, resolve_model(model, device), wanted, options)
@@ -286,7 +286,7 @@ def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Optio
     windows = []
     for how in TURNS.values() if options.self_ensemble else [TURNS[1]]:
         turned = whole[::-1] if how[0] else whole
-        windows.append(window_after(input_window(model, *wanted.turn_back(how), turned), turned, how))
+        windows.append(window_after(input_window(model, wanted.turn_back(how), turned), turned, how))
     window = union(windows)
     if window[2:] == whole:
         return picture.pixels
@@ -306,7 +306,7 @@ def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options:
     return Strips((height, width, pixels.shape[2]), pixels.dtype, made)
 
 
-def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
+def unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     """Return pixels `[H, W, C]`, and a function that converts such an array to the same kind of image."""
     if isinstance(image, Image.Image):
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # the further frames of an MPO are previews

@@ -6,13 +6,13 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, resize, sm90
+from liif_fast.ops import attend, fourier, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
+assert functional and attend and decode_ops and fourier and resize and sm90  # importing them defines the operators
 
 
 def samples():
@@ -39,7 +39,8 @@ def samples():
             yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
             grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
             cells = None if cell is None else cell[:, 0]
-            yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (), kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (0.3, -0.9, 0.2, -0.8), kept, None)
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
@@ -70,11 +71,13 @@ def samples():
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
     for depth, heads in ((0, 1), (1, 2), (2, 4)):
         yield from attend_samples(depth, heads)
+    yield from fourier_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
+        yield from fourier_samples(torch.bfloat16)
 
 
 def attend_samples(depth, heads):
@@ -89,6 +92,15 @@ def attend_samples(depth, heads):
         yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
 
 
+def fourier_samples(dtype):
+    """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
+    coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
+    p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 5, 6), None)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 11, 13), None)
+    yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, None)
+
+
 def low_samples():
     """In bfloat16, outputs and all gradients except those of feat and x are float32."""
     low = torch.bfloat16
@@ -100,7 +112,7 @@ def low_samples():
     yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
     yield "project_backward", (torch.randn(2, 3, 4, 9), feat, weights[0], True, 1, 2, (True, True, True), None)
     yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
-    yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
+    yield "render", (p, cell[:, 0], *layers, True, grid, (), (0, 8), None)
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
     yield (
         "decode_backward",
