@@ -1,27 +1,29 @@
-"""Which files an upscaling reads and writes, decided and checked before any work. Imports no torch."""
+"""Pair and check the files that an upscaling reads and writes before any work. Imports no torch."""
 
 import os
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from liif_fast.files import is_litter
+from liif_fast.files import STANDARD, is_litter, reason
 from liif_fast.images import (
     FORMATS,
+    Colour,
     Format,
     ImageFileError,
     check_format,
     check_input,
-    check_output,
+    check_place,
     describe,
     endings,
     fits,
+    flat_channels,
     mode_of,
     open_picture,
 )
-from liif_fast.images.errors import reason
 
 EXISTING = ("replace", "skip", "error")
 
@@ -31,107 +33,162 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
-    kind: Format | None = None  # of the target, if that has been checked
+    kind: Format | None  # of the target; None for standard output, whose format follows the input's
+    ready: bool  # whether the target's folder exists and the target has been checked
 
 
 class Jobs(NamedTuple):
-    """What to do: the jobs, and how many files were left out: their output exists, or they are not read."""
+    """The jobs, and the numbers of files left out because their output exists or they are not images."""
 
     todo: list[Job]
     skipped: int
-    folder: bool  # whether a folder was given
-    passed_over: Counter[str]  # of a folder, files that are not read, by kind
+    many: bool  # whether a folder or several inputs were given
+    passed_over: Counter[str]  # number of files in folders that are not read, by kind
 
 
-def find_jobs(source: str, target: str, *, recursive: bool, suffix: str, extension: str | None, existing: str) -> Jobs:
+def find_jobs(
+    sources: Sequence[str],
+    target: str,
+    *,
+    recursive: bool,
+    suffix: str,
+    extension: str | None,
+    existing: str,
+    background: Colour | None = None,
+) -> Jobs:
     """Pair every input with its output.
 
     Args:
-        source: an image file, or a folder: of it, all files whose names end as images do, hidden ones excepted.
-        target: for a file, a file or a folder; for a folder, a folder, made with its parents if it does not exist.
-        recursive: with the folders inside as well; the output has the same ones. Links to folders are not followed.
-        extension: ending of the outputs in a folder, as `.png`; None keeps the input's, or `.png` where that is none
-            that can be written.
-        existing: what to do about outputs that exist: "replace" them, "skip" them (with a suffix also as inputs, where
-            they lie beside these), or fail ("error").
+        sources: image files or folders (every image in them, by extension; hidden files are skipped). `-` is standard
+            input. A single file is checked at once, several files one by one later.
+        target: for one file, a file, a folder, or `-` for standard output; otherwise a folder, which is created.
+        recursive: include nested folders, and create the same ones in the output. Links to folders are not followed.
+        extension: extension of outputs in a folder, such as `.png`; None keeps the input's, or `.png` if that format
+            cannot be written.
+        existing: "replace" existing outputs, "skip" them (with a suffix, they are not inputs either), or fail
+            ("error").
+        background: the colour that replaces alpha.
     """
-    if not source or not target:  # an unset variable of a shell; as a path it would be the current folder
-        raise ImageFileError(f"{'OUT' if source else 'IN'} is empty; give a file or a folder")
-    origin, goal = Path(source), Path(target)
+    if not all(sources) or not target:  # e.g. an unset shell variable, which would mean the current folder
+        raise ImageFileError(f"{'OUT' if all(sources) else 'IN'} is empty; give a file or a folder")
+    origins, goal = [_path(source) for source in sources], _path(target)
     passed_over: Counter[str] = Counter()
-    if not origin.is_dir():
-        check_input(origin)
-        into_folder = goal.is_dir() or target.endswith(("/", os.sep))
-        if not into_folder and (suffix or extension):
-            raise ImageFileError(f"{goal}: --suffix and --format name the files in a folder; give a folder as OUT")
-        output = goal / _name(origin, suffix, extension) if into_folder else goal
-        if into_folder and not goal.exists():
-            check_format(output)
-            jobs = [Job(origin, output)]
-        else:
-            jobs = [Job(origin, output, check_output(output))]
-    else:
-        if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
-            raise ImageFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
-        jobs = [
-            Job(path, goal / path.parent.relative_to(origin) / _name(path, suffix, extension))
-            for path in _images(origin, goal, recursive, passed_over)
-        ]
-        if not jobs:
-            found = f"; passed over: {counted(passed_over)}" if passed_over else ""
-            deeper = "" if recursive else " (--recursive looks deeper)"
-            raise ImageFileError(f"{origin}: no image files in it{deeper}{found}")
-    if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
+    many = len(origins) > 1 or origins[0].is_dir()
+    folder = many or (goal != STANDARD and (goal.is_dir() or target.endswith(("/", os.sep))))
+    if (suffix and not folder) or (extension and not folder and goal != STANDARD):
+        raise ImageFileError(f"{goal}: --suffix and --format name the files in a folder; give a folder as OUT")
+    if many:
+        _check_many(origins, goal)
+    elif origins[0] != STANDARD:
+        check_input(origins[0])
+    elif folder:
+        raise ImageFileError(f"{goal}: is a folder, and - has no name; give a file as OUT")
+    jobs = []
+    for origin, within in _images(origins, goal, recursive, passed_over):
+        output = goal / within / _name(origin, suffix, extension, background) if folder else goal
+        kind = None if output == STANDARD else check_format(output)
+        ready = not many and (not folder or goal.exists())
+        if ready and output != STANDARD:
+            check_place(output)
+        jobs.append(Job(origin, output, kind, ready))
+    if not jobs:
+        found = f"; passed over: {counted(passed_over)}" if passed_over else ""
+        deeper = "" if recursive else " (--recursive looks deeper)"
+        raise ImageFileError(f"{', '.join(map(str, origins))}: no image files in it{deeper}{found}")
+    if existing == "skip" and suffix:  # outputs of an earlier run beside its inputs are not inputs of this one
         made = {identity(job.target) for job in jobs if not _same(job.source, job.target)}
         jobs = [job for job in jobs if identity(job.source) not in made]
-    _check_pairs(jobs)
-    there = [job for job in jobs if job.target.exists()]
+    if STANDARD not in (origins[0], goal):
+        _check_pairs(jobs)
+    there = [job for job in jobs if job.target != STANDARD and job.target.exists()]
     if there and existing == "error":
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise ImageFileError(f"{there[0].target}: exists{more}; --existing replace or skip says what to do")
+        raise ImageFileError(f"{there[0].target}: exists{more}; give --existing replace or skip")
     if existing == "skip":
-        jobs = [job for job in jobs if not job.target.exists()]
-    return Jobs(jobs, len(there) if existing == "skip" else 0, origin.is_dir(), passed_over)
+        jobs = [job for job in jobs if job not in there]
+    return Jobs(jobs, len(there) if existing == "skip" else 0, many, passed_over)
+
+
+def check_standard(inputs: Sequence[str], output: str) -> None:
+    """Raise ImageFileError if standard input or output is requested but cannot be used."""
+    for what, wanted, stream in (
+        ("IN", str(STANDARD) in inputs, sys.stdin),
+        ("OUT", output == str(STANDARD), sys.stdout),
+    ):
+        if wanted and stream is None:
+            raise ImageFileError(f"{what} is -, but standard {what.lower()}put is closed")
+        if wanted and stream.isatty():
+            how = "pipe an image into it, or give a file" if what == "IN" else "redirect it, or give a file"
+            raise ImageFileError(f"{what} is -, but standard {what.lower()}put is a terminal; {how}")
+        if wanted and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ImageFileError(f"{what} is -, which the processes of torchrun cannot share; give a file")
+
+
+def _path(text: str) -> Path:
+    """Return the path of an argument; a file named `-`, written as `./-`, differs from standard input."""
+    path = Path(os.path.expanduser(text))
+    return path.absolute() if path == STANDARD and text != str(STANDARD) else path
+
+
+def _check_many(origins: list[Path], goal: Path) -> None:
+    if STANDARD in origins:
+        raise ImageFileError("- is one image from standard input; give it as the only IN")
+    if goal == STANDARD:
+        raise ImageFileError("- is standard output, which takes one image; give a folder as OUT")
+    if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
+        what = f"{origins[0]} is a folder" if len(origins) == 1 else f"there are {len(origins)} inputs"
+        raise ImageFileError(f"{goal}: names a file, but {what}; give a folder as OUT")
 
 
 def counted(kinds: Counter[str]) -> str:
-    """Name each kind of file and how many there are of it."""
+    """Format the kinds of files with their numbers."""
     return ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
 
 
-def _name(path: Path, suffix: str, extension: str | None) -> str:
-    ending = extension or (path.suffix if _keeps(path) else ".png")
+def _name(path: Path, suffix: str, extension: str | None, background: Colour | None) -> str:
+    ending = extension or (path.suffix if _keeps(path, background) else ".png")
     return f"{path.stem}{suffix}{ending}"
 
 
-def _keeps(path: Path) -> bool:
-    """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP."""
+def _keeps(path: Path, background: Colour | None) -> bool:
+    """Return whether an output with its input's extension can hold the input, e.g. a BMP with alpha."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None or len(kind.modes) == len(FORMATS[".png"].modes):
         return kind is not None
     try:
         picture = open_picture(path)
-    except ImageFileError:  # said when its turn comes
+    except ImageFileError:  # reported later, by its job
         return True
-    return fits(path.suffix, mode_of(picture.shape[2], picture.depth))
+    return fits(path.suffix, mode_of(flat_channels(picture.shape[2], background), picture.depth))
 
 
-def _images(folder: Path, goal: Path, recursive: bool, passed_over: Counter[str]) -> Iterator[Path]:
-    """Yield image files by name, a folder's before those below, none of the output's; count other visible files."""
+def _images(
+    origins: list[Path], goal: Path, recursive: bool, passed_over: Counter[str]
+) -> Iterator[tuple[Path, Path | str]]:
+    """Yield image files by name, each with its folder relative to an origin; count other visible files in the folders.
+
+    A folder's files come before those of nested folders. The output folder is skipped.
+    """
     known = endings()
-    inside = not _same(goal, folder)
-    for at, folders, names in os.walk(folder, onerror=_unreadable):
-        here = Path(at)
-        folders[:] = sorted(
-            name for name in folders if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
-        )
-        for name in sorted(names):
-            if is_litter(name):
-                continue
-            if Path(name).suffix.lower() in known:
-                yield here / name
-            elif (here / name).is_file():
-                passed_over[describe(here / name)] += 1
+    for origin in origins:
+        if not origin.is_dir():
+            yield origin, ""
+            continue
+        inside = not _same(goal, origin)
+        for at, folders, names in os.walk(origin, onerror=_unreadable):
+            here = Path(at)
+            folders[:] = sorted(
+                name
+                for name in folders
+                if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
+            )
+            for name in sorted(names):
+                if is_litter(name):
+                    continue
+                if Path(name).suffix.lower() in known:
+                    yield here / name, here.relative_to(origin)
+                elif (here / name).is_file():
+                    passed_over[describe(here / name)] += 1
 
 
 def _unreadable(error: OSError) -> NoReturn:
@@ -139,11 +196,11 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def identity(path: Path) -> tuple[object, ...]:
-    """What two paths of one file share, also where the file system takes capitals for small letters.
+    """Return a key that is equal for two paths of one file, also on case-insensitive file systems.
 
-    Not hard links: the replacement of one of them leaves the other as it is.
+    Hard links have different keys, because replacing one of them leaves the other unchanged.
     """
-    real = Path(os.path.realpath(path))  # of a link to itself, too, at which Path.resolve raises
+    real = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts a link to itself
     try:
         file, folder = real.stat(), real.parent.stat()
     except OSError:
@@ -160,13 +217,15 @@ def _check_pairs(jobs: list[Job]) -> None:
     sources = {identity(job.source) for job in jobs}
     seen: dict[tuple[object, ...], Path] = {}
     clashes = []
-    for source, target, _ in jobs:
+    for source, target, *_ in jobs:
         key = identity(target)
         if key in sources:
-            one = "the input itself" if key == identity(source) else "an input, too"
+            one = "the input itself" if key == identity(source) else "also an input"
             raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
+        if key in seen and _same(seen[key], source):
+            raise ImageFileError(f"{source}: is given twice")
         if key in seen:
-            clashes.append(f"{target}: would be made of both {seen[key]} and {source}; rename one of them")
+            clashes.append(f"{target}: is the output of both {seen[key]} and {source}; rename one of them")
         seen[key] = source
     if clashes:
         more = f" (and {len(clashes) - 1} more like these)" if len(clashes) > 1 else ""

@@ -1,4 +1,4 @@
-"""`liif-fast upscale`: image files in, larger ones out."""
+"""`liif-fast upscale`: enlarge image files."""
 
 import argparse
 import os
@@ -6,15 +6,32 @@ import re
 import sys
 import time
 from os.path import expanduser
+from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, counted, find_jobs
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
 from liif_fast.cli.progress import Bar
-from liif_fast.images import FORMATS, WHY_NOT_SMALLER, check_output, open_picture, read_image
-from liif_fast.images.errors import reason
+from liif_fast.files import STANDARD, reason
+from liif_fast.images import (
+    FORMATS,
+    WHY_NOT_SMALLER,
+    Colour,
+    Format,
+    Picture,
+    check_place,
+    ending_of,
+    fits,
+    flat_channels,
+    mode_of,
+    open_picture,
+    parse_colour,
+    read_image,
+    spooled,
+    tuned,
+)
 
-_ABOUT = "Upscale one image file, or all in a folder, to any larger size."
+_ABOUT = "Upscale one image file, or all images in a folder, to any larger size."
 _EPILOG = """\
 The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG, WebP and TIFF files
 keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
@@ -26,12 +43,14 @@ trained on clean, bicubically reduced images: they restore detail, not noise or 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("upscale", help="upscale images", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
-    parser.add_argument("input", type=expanduser, metavar="IN", help="an image file, or a folder of them")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="an image file, or a folder of them; - is stdin")
     parser.add_argument(
-        "output", type=expanduser, metavar="OUT", help="the file to write, its extension names the format; or a folder"
+        "output",
+        metavar="OUT",
+        help="the file to write, whose extension sets the format; a folder for several IN; - is stdout",
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--scale", type=_scale, metavar="S", help="output over input size: any number from 1, as 3.7")
+    target.add_argument("--scale", type=_scale, metavar="S", help="output size over input size, at least 1, e.g. 3.7")
     target.add_argument("--size", type=_size, metavar="WxH", help="output size in pixels; Wx or xH keeps the aspect")
     parser.add_argument(
         "--region", type=_region, metavar="WxH+X+Y", help="only this window of the output: its size, left and top edge"
@@ -44,36 +63,50 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     add_plugin(parser)
     folders = parser.add_argument_group("folders")
-    folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
-    folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
+    folders.add_argument("--recursive", action="store_true", help="include nested folders; OUT gets the same ones")
+    folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="text added to the outputs' names")
     folders.add_argument(
-        "--format", choices=[key[1:] for key in FORMATS], help="of the outputs (default: the input's, else png)"
+        "--format",
+        choices=[key[1:] for key in FORMATS],
+        help="format of the outputs, also of - (default: the input's, or png)",
     )
-    parser.add_argument(
+    written = parser.add_argument_group("how to write")
+    loss = written.add_mutually_exclusive_group()
+    loss.add_argument(
+        "--quality", type=_quality, metavar="N", help="1 to 100 for JPEG, WebP and AVIF (default: 95, 95, 90)"
+    )
+    loss.add_argument("--lossless", action="store_true", help="keep every pixel, also in WebP; refused for JPEG, AVIF")
+    written.add_argument(
+        "--background", type=_colour, metavar="COLOUR", help="replace alpha by white, #fff, rgb(9,8,7), e.g. for JPEG"
+    )
+    written.add_argument(
         "--existing",
         choices=EXISTING,
         default=EXISTING[0],
-        help="what to do with outputs that exist (default: replace)",
+        help="how to treat existing outputs (default: replace)",
     )
     compute = parser.add_argument_group("how to compute")
     add_device(compute)
-    compute.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    compute.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")
     compute.add_argument(
         "--precision",
         choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="of the encoder and the decoder; float32 where the result is not finite (default: float32)",
+        help="precision of encoder and decoder; float32 if the result is not finite (default: float32)",
     )
     compute.add_argument(
-        "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+        "--tile", type=positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+    )
+    compute.add_argument(
+        "--self-ensemble", action="store_true", help="average over the eight turns of the image: 8 times the work"
     )
     compute.add_argument(
         "--max-input-pixels",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
     )
-    parser.set_defaults(run=run, surplus="; IN is one file: give a folder of them as IN, or run once for each")
+    parser.set_defaults(run=run, more=[])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,18 +114,21 @@ def run(args: argparse.Namespace) -> int:
     if args.max_input_pixels:
         from PIL import Image
 
-        Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow's error comes at twice that
+        Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow raises at twice its limit
+    named: list[str] = [*args.inputs, args.output, *args.more]
+    *inputs, output = named
+    check_standard(inputs, output)
     jobs = find_jobs(
-        args.input,
-        args.output,
+        inputs,
+        output,
         recursive=args.recursive,
         suffix=args.suffix or "",
         extension=f".{args.format}" if args.format else None,
         existing=args.existing,
+        background=args.background,
     )
-    # Read before torch is loaded, since most that can go wrong shows here.
-    read = open_picture if args.region else read_image  # of a part only what is needed
-    first = read(jobs.todo[0].source) if jobs.todo and not jobs.folder else None
+    # Read before torch is loaded, because most errors show here.
+    first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
@@ -107,47 +143,71 @@ def run(args: argparse.Namespace) -> int:
         _offer()
     failed = 0
     for number, job in enumerate(todo, 1):
-        label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.folder else ""
+        label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
         try:
-            width, height = _upscale(job, first, model, args, label)
-            if not jobs.folder:
+            width, height = _upscale(job, first or _read(job, args), model, args, label)
+            if not jobs.many:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
-            if args.traceback or not jobs.folder:
+            if args.traceback or not jobs.many:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
 
 
 def _offer() -> None:
-    """Mention the authors' weights to who has none of them."""
+    """Mention the authors' weights if they are not in the models folder."""
     from liif_fast.models.catalogue import fetchable, find_model
 
     for name in fetchable():
         try:
             find_model(name)
         except FileNotFoundError:
-            say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
+            say(f"using the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
-def _upscale(job: Job, picture: Any, model: Any, args: argparse.Namespace, label: str) -> tuple[int, int]:
-    """Upscale one file and return the (width, height) that was written."""
+def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+    """Read a job's input, or only the header for a region, and choose the output's format."""
+    if job.source != STANDARD:
+        return _opened(job.source, job, args)
+    with spooled(sys.stdin.buffer) as path:
+        picture, kind = _opened(path, job, args)
+        picture.path = STANDARD
+        picture.pixels  # noqa: B018 - read now, because the file will be removed
+        return picture, kind
+
+
+def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+    picture = (open_picture if args.region else read_image)(path)
+    ending = f".{args.format}" if args.format else ending_of(picture.format)
+    if (
+        job.kind is None
+        and not args.format
+        and not fits(ending, mode_of(flat_channels(picture.shape[2], args.background), picture.depth))
+    ):
+        ending = ".png"
+    return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
+
+
+def _upscale(job: Job, read: tuple[Picture, Format], model: Any, args: argparse.Namespace, label: str) -> Any:
+    """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 
-    picture = picture or (open_picture if args.region else read_image)(job.source)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
+    picture, kind = read
+    if not job.ready:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        check_place(job.target)
     with Bar(label) as bar:
-        kind = job.kind or check_output(job.target)
-        target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
+        target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region, args.background)
         height, width = target.frame.region[2:]
-        options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
+        options = upscaling.Options(args.backend, args.precision, args.tile, bar.update, args.self_ensemble)
         upscaling.upscale_picture(picture, target, model, options)
     return width, height
 
 
 def _complain(job: Job, error: Exception) -> int:
     text = reason(error)
-    if isinstance(error, OSError) and error.filename:  # as of the output's folder, which cannot be made
+    if isinstance(error, OSError) and error.filename:  # e.g. an output folder that cannot be created
         text = f"{error.filename}: {text}"
     say(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
     return 1
@@ -156,20 +216,20 @@ def _complain(job: Job, error: Exception) -> int:
 def _summary(jobs: Jobs, done: int, failed: int) -> int:
     from liif_fast import distributed
 
-    if jobs.folder:
+    if jobs.many:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
-        parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
+        parts += [f"{jobs.skipped} left unchanged"] if jobs.skipped else []
         if jobs.passed_over and distributed.is_main():
             say(f"passed over: {counted(jobs.passed_over)}")
         say(", ".join(parts))
     elif jobs.skipped:
-        say("the output exists and is left as it was")
+        say("the output exists and is unchanged")
     return 1 if failed else 0
 
 
 def _device(name: str) -> str:
-    """Of several processes of one machine that torchrun has started, each takes its own GPU."""
+    """Return the device's name; under torchrun each process takes its own GPU."""
     from liif_fast import distributed
     from liif_fast.devices import pick_device
 
@@ -179,7 +239,7 @@ def _device(name: str) -> str:
 
 
 def _scale(text: str) -> float:
-    """A scale as argparse wants it, refused with the reason before anything is loaded."""
+    """Parse and check a scale before anything is loaded."""
     try:
         scale = float(text)
     except ValueError:
@@ -192,30 +252,37 @@ def _scale(text: str) -> float:
 
 
 def _size(text: str) -> tuple[int | None, int | None]:
-    """WxH, Wx or xH."""
+    """Parse WxH, Wx or xH."""
     match = re.fullmatch(r"(\d{0,9})x(\d{0,9})", text, re.ASCII | re.IGNORECASE)
     sides = [int(side) if side else None for side in match.groups()] if match else []
     if not any(sides) or 0 in sides:
-        raise argparse.ArgumentTypeError(f"expected WxH, Wx or xH in pixels, as 3840x2160, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WxH, Wx or xH in pixels, e.g. 3840x2160, got {text!r}")
     return sides[0], sides[1]
 
 
 def _region(text: str) -> tuple[int, int, int, int]:
-    """WxH+X+Y as (top, left, height, width)."""
+    """Parse WxH+X+Y to (top, left, height, width)."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})\+(\d{1,9})\+(\d{1,9})", text, re.ASCII | re.IGNORECASE)
     if not match or 0 in map(int, match.groups()[:2]):
-        raise argparse.ArgumentTypeError(f"expected WxH+X+Y in pixels of the output, as 800x600+100+50, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WxH+X+Y in output pixels, e.g. 800x600+100+50, got {text!r}")
     width, height, left, top = map(int, match.groups())
     return top, left, height, width
 
 
 def _suffix(text: str) -> str:
     if not text or os.sep in text or "/" in text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"expected a part of a file name, as _x4, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a part of a file name, e.g. _x4, got {text!r}")
     return text
 
 
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+def _colour(text: str) -> Colour:
+    try:
+        return parse_colour(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _quality(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, got {text!r}")
     return int(text)

@@ -1,10 +1,12 @@
-"""The one error of image files."""
+"""The error of image files."""
 
 import os
 
 from PIL import Image
 
-# Why it does not reduce; here, since the command line says so before torch is loaded.
+from liif_fast.files import reason as reason
+
+# Here, because the command line reports it before torch is loaded.
 WHY_NOT_SMALLER = "the model interpolates without a low-pass filter, so it would alias; use an ordinary resize"
 
 
@@ -12,18 +14,10 @@ class ImageFileError(ValueError):
     """An image file cannot be read or written; the message is one line that names the file and the reason."""
 
 
-def reason(error: BaseException) -> str:
-    """One line, with the system's words for an OSError instead of its errno and path, and libvips's last."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if hasattr(error, "detail"):  # of libvips, whose earlier lines may be of other files
-        text = (error.detail.strip() or "the file is damaged").splitlines()[-1]
-    return " ".join(text.split()) or type(error).__name__
-
-
 def too_large(path: str | os.PathLike[str]) -> ImageFileError:
-    """The error of an image with more pixels than Pillow lets pass."""
+    """Return the error for an image with more pixels than Pillow accepts."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return ImageFileError(
-        f"{path}: refused as a possible decompression bomb, since it has more than {limit} pixels; "
-        "--max-input-pixels, or PIL.Image.MAX_IMAGE_PIXELS, moves that limit"
+        f"{path}: refused as a possible decompression bomb, because it has more than {limit} pixels; "
+        "--max-input-pixels, or PIL.Image.MAX_IMAGE_PIXELS, changes the limit"
     )

@@ -1,8 +1,8 @@
-"""`upscale` an image, a file, or strip by strip."""
+"""Upscale an image, a file, or an image strip by strip."""
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.images import (
+    Colour,
     Format,
     Part,
     Picture,
     check_content,
     check_output,
+    flat_channels,
+    flatten,
     mode_of,
     normalise,
     open_picture,
+    parse_colour,
+    tuned,
     write_strips,
 )
 from liif_fast.images.exif import resized
@@ -30,7 +35,7 @@ from liif_fast.upscaling.features import input_window
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, frame
 from liif_fast.upscaling.strips import check_image, render_strips
-from liif_fast.window import Window
+from liif_fast.window import TURNS, Window, union, window_after
 
 if TYPE_CHECKING:
     import torch
@@ -54,45 +59,50 @@ def upscale(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
 ) -> ImageLike:
     """Upscale an image to any size with a LIIF model (LIIF, section 3).
 
-    Colour, gray and alpha come out as they came in: mode, dtype, ICC profile, EXIF data (with the new size). Gray goes
-    through the model as three equal channels and their mean comes back; so does RGB where R, G and B are equal in every
-    visible pixel of the whole input. Alpha goes through it alone, like a gray image, and is kept within the range of
-    the 3x3 input pixels around; where the nearest input pixel and the bicubic interpolation both are 0, or both 1, so
-    is it. The colour under fully transparent pixels is first replaced by that of the visible pixels next to it. So no
-    hidden colour bleeds into the edges, nothing appears outside an outline, and what was opaque stays opaque.
+    The output has the input's mode, dtype, ICC profile and EXIF data (with the new size).
+
+    * Gray, and RGB whose visible pixels are all gray, goes through the model as three equal channels. Their mean is the
+      result.
+    * Alpha goes through the model separately, like a gray image, and is clamped to the range of the 3x3 input pixels
+      around. If the nearest input pixel and the bicubic interpolation are both 0 or both 1, alpha is too. So nothing
+      appears outside an outline, and opaque pixels stay opaque.
+    * Fully transparent pixels first take the colour of visible pixels next to them, so no hidden colour bleeds.
 
     Args:
         image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,
-            uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation; a palette
-            image becomes RGB or RGBA, a 1-bit image L, either with a logged notice. For a model of neither 1 nor 3
-            channels an array [H, W, C] of that many, without alpha.
-        model: a model (it is used as it is), the path or name of a checkpoint, or None for the model that ships with
-            the package. A model of 1 channel takes gray images.
+            uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation. A palette image
+            becomes RGB or RGBA, a 1-bit image L, with a logged notice. For a model of neither 1 nor 3 channels, an
+            array [H, W, C] of that many, without alpha.
+        model: a model (used unchanged), the path or name of a checkpoint, or None for the model in the package. A
+            model of 1 channel takes gray images.
         scale: output size over input size, at least 1; each side is `round(side * scale)`.
-        size: instead of scale, (width, height) in pixels, neither below the input's; one of them may be None, and
-            then keeps the aspect.
-        region: (top, left, height, width) in pixels of the output: only this window of it is made, with the values that
-            it has in the whole.
-        device: "auto" (where a given model is; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
-        backend: which backend decodes; None leaves the choice to the model ("auto" unless set otherwise).
-        precision: "float32", or "bf16" or "fp16" for the encoder and the decoder; where the result is not
-            finite, float32 is used from there on, with a notice.
-        tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
+        size: instead of scale, (width, height) in pixels, not below the input's; one of them may be None and then
+            keeps the aspect ratio.
+        region: (top, left, height, width) in pixels of the output; only this window is made, with its values in the
+            whole.
+        device: "auto" (a given model's device; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        backend: the decoder's backend; None means the model's choice ("auto" unless set otherwise).
+        precision: "float32", or "bf16" or "fp16" for encoder and decoder. If a result is not finite, float32 is used
+            from there on, with a notice.
+        tile: largest side of the encoder's tiles in pixels; affects only rounding.
         progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).
+        self_ensemble: average over the eight turns of the image (EDSR, section 3.4): eight times the work, a little
+            sharper. The output is held in floating point.
 
     Returns:
         An image of the same kind; values are clamped to the range of the dtype and rounded to nearest.
 
     Raises:
         ValueError: a wrong shape, scale, size, region or device, or values outside [0, 1].
-        TypeError: a dtype or an object that is no image.
+        TypeError: the object is not an image, or has a wrong dtype.
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
     pixels, restore = _unpack(image)
-    options = Options(backend, precision, tile, progress)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
     rendered = _strips(pixels, resolve_model(model, device), wanted, options)
     out = np.empty(rendered.shape, rendered.dtype)
@@ -104,11 +114,11 @@ def upscale(
 
 
 class Strips:
-    """An upscaled image that is made while it is read: iterate over it once, for its rows from top to bottom.
+    """An upscaled image computed during iteration, which yields its rows from top to bottom, once.
 
     Attributes:
         shape: (height, width, channels) of the whole.
-        dtype: of the strips, arrays [rows, width, channels].
+        dtype: dtype of the strips, arrays [rows, width, channels].
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, made: Iterator[NDArray]) -> None:
@@ -130,21 +140,22 @@ def upscale_strips(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
 ) -> Strips:
-    """Upscale an image, strip by strip, so that the whole output never is in memory.
+    """Upscale an image strip by strip, so that the whole output is never in memory.
 
     Args:
-        image, model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`. Of a PIL image
-            only the pixels come back, as an array.
+        image, model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
+            For a PIL image the strips are arrays, too.
 
     Returns:
-        `Strips`, with the output's shape and dtype; nothing is computed before it is iterated over.
+        `Strips`, with the output's shape and dtype; iteration computes them.
 
     Raises:
-        ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
+        ValueError, TypeError: as for `upscale`, at once; RuntimeError: during iteration.
     """
     pixels, _ = _unpack(image)
-    options = Options(backend, precision, tile, progress)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
     return _strips(pixels, resolve_model(model, device), wanted, options)
 
@@ -162,33 +173,42 @@ def upscale_file(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
+    quality: int | None = None,
+    lossless: bool = False,
+    background: str | Sequence[int] | None = None,
 ) -> None:
-    """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
+    """Upscale an image file to another file strip by strip; `target` is replaced atomically.
 
     Args:
-        source: the image file; see `liif_fast.images.read_image`. For a region only the part of it is decoded that the
-            model sees, where the file and the model allow that.
-        target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
-            made; for the other formats the output is first collected in memory.
-        model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`.
+        source: the image file; see `liif_fast.images.read_image`. For a region only the part that the model sees is
+            decoded, if the file and the model allow that.
+        target: the file to write; its extension sets the format. PNG, TIFF, PPM and PGM are written during the
+            computation; for other formats the output is first collected in memory.
+        model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
+        quality: 1 to 100 for JPEG, WebP and AVIF; None means 95, 95 and 90.
+        lossless: keep every pixel in WebP, as PNG, TIFF, BMP, PPM and PGM always do; refused for others.
+        background: an opaque colour, such as "white", "#fff" or (255, 255, 255), that replaces alpha.
 
     Raises:
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
-        ValueError, TypeError, RuntimeError: as `upscale`.
+        ValueError, TypeError, RuntimeError: as for `upscale`.
     """
-    kind = check_output(target)
+    kind = tuned(target, check_output(target), quality, lossless)
+    colour = None if background is None else parse_colour(background)
     picture = open_picture(source)
-    checked = check_target(target, kind, picture, scale, size, region)
-    options = Options(backend, precision, tile, progress)
+    checked = check_target(target, kind, picture, scale, size, region, colour)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     upscale_picture(picture, checked, resolve_model(model, device), options)
 
 
 class Target(NamedTuple):
-    """A file to write that has been checked, and what goes into it."""
+    """A checked output file and its content."""
 
     path: str | os.PathLike[str]
     kind: Format
     frame: Frame
+    background: Colour | None
 
 
 def check_target(
@@ -198,53 +218,65 @@ def check_target(
     scale: float | None,
     size: tuple[int | None, int | None] | None,
     region: Window | None,
+    background: Colour | None = None,
 ) -> Target:
-    """Check that the output of a picture fits into a file of the kind that `check_output` has found.
+    """Check that a picture's output fits into a file of the format that `check_output` returned.
 
     Raises:
         ImageFileError: the format cannot hold the output.
-        ValueError, TypeError: as `upscale`.
+        ValueError, TypeError: as for `upscale`.
     """
     wanted = frame(picture.size, scale, size, region, MAX_FILE_PIXELS)
     height, width = wanted.region[2:]
-    check_content(path, kind, mode_of(picture.shape[2], picture.depth), (width, height))
-    # Without streaming the output is in memory; a region is all that is held.
+    check_content(path, kind, mode_of(flat_channels(picture.shape[2], background), picture.depth), (width, height))
+    # Without streaming the output, or its region, is held in memory.
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
             "write a .png or .tif file"
         )
-    return Target(path, kind, wanted)
+    return Target(path, kind, wanted, background)
 
 
 def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
-    """Upscale a picture that is open into a file that has been checked; otherwise as `upscale_file`."""
+    """Upscale an open picture to a checked target; otherwise as `upscale_file`."""
     _notice_drawn(picture.path, picture.info)
-    rendered = _strips(_needed(picture, model, target.frame), model, target.frame, options)
+    rendered = _strips(_needed(picture, model, target.frame, options), model, target.frame, options)
+    if target.background and picture.shape[2] in (2, 4):
+        channels = flat_channels(picture.shape[2], target.background)
+        made = (flatten(strip, target.background) for strip in rendered)
+        rendered = Strips((*rendered.shape[:2], channels), rendered.dtype, made)
     write_strips(target.path, rendered, rendered.shape, picture.depth, picture.info, target.kind)
 
 
-def _needed(picture: Picture, model: FeatureModel, wanted: Frame) -> NDArray | Part:
-    """Return the pixels that the output depends on: all where some are hidden, since their colours come from afar."""
+def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Options) -> NDArray | Part:
+    """Return the pixels that the output depends on; all if some are hidden, because their colours come from afar."""
     whole = picture.shape[:2]
-    window = input_window(model, *wanted, whole)
+    windows = []
+    for how in TURNS.values() if options.self_ensemble else [TURNS[1]]:
+        turned = whole[::-1] if how[0] else whole
+        windows.append(window_after(input_window(model, *wanted.turn_back(how), turned), turned, how))
+    window = union(windows)
     if window[2:] == whole:
         return picture.pixels
     part = Part(picture, window)
     if picture.shape[2] in (1, 3) or part.pixels[..., -1].all():
         return part
-    logger.warning("%s: is decoded as a whole, since the region has transparent pixels", picture.path)
+    logger.warning("%s: is decoded as a whole, because the region has transparent pixels", picture.path)
     return picture.pixels
 
 
 def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options: Options) -> Strips:
     check_image(pixels, model)
+    height, width = wanted.region[2:]
+    if options.self_ensemble and height * width > MAX_PIXELS:
+        raise ValueError(f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which a self-ensemble holds")
     made = render_strips(pixels, model, wanted, options)
-    return Strips((*wanted.region[2:], pixels.shape[2]), pixels.dtype, made)
+    return Strips((height, width, pixels.shape[2]), pixels.dtype, made)
 
 
 def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
-    """Pixels `[H, W, C]`, and what makes the same kind of image of such an array."""
+    """Return pixels `[H, W, C]`, and a function that converts such an array to the same kind of image."""
     if isinstance(image, Image.Image):
         upright = normalise(image)
         _notice_drawn("image", upright.info)

@@ -120,9 +120,9 @@ def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], m
     after = {path: path.read_bytes() for path in mixed.glob("*@2x.*")}
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x")
     assert code == 1
-    assert "is an input, too" in err[0]
+    assert "is also an input" in err[0]
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x", "--existing", "skip")
-    assert (code, err) == (0, [PASSED, "liif-fast: 1 written, 4 left as they were"])
+    assert (code, err) == (0, [PASSED, "liif-fast: 1 written, 4 left unchanged"])
     assert set(mixed.glob("*@2x*")) - set(after) == {mixed / "gray@2x.tif"}
     assert all(path.read_bytes() == old for path, old in after.items())
 
@@ -137,9 +137,9 @@ def test_existing_outputs(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 1
     assert "photo.jpg: exists" in err[0]
     assert names(out) == ["photo.jpg"]
-    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 4 written, 1 left as they were"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 4 written, 1 left unchanged"])
     assert (out / "photo.jpg").read_bytes() == b"old"
-    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 0 written, 5 left as they were"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 0 written, 5 left unchanged"])
     assert run(capsys, *args, "replace") == (0, [PASSED, "liif-fast: 5 written"])
     assert read_image(out / "photo.jpg").size == (16, 12)
 
@@ -151,7 +151,7 @@ def test_format_and_its_limits(mixed: Path, tmp_path: Path, capsys: pytest.Captu
     assert code == 1
     assert err[-1] == "liif-fast: 3 written, 2 failed"
     assert any("alpha.jpg: JPEG cannot hold an alpha channel" in line for line in err)
-    assert any("deep.jpg: JPEG cannot hold 16 bits a channel" in line for line in err)
+    assert any("deep.jpg: JPEG cannot hold 16 bits per channel" in line for line in err)
     assert names(tmp_path / "out") == ["gray.jpg", "palette.jpg", "photo.jpg"]
 
 
@@ -180,13 +180,13 @@ def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.C
     Image.new("RGB", (3, 3)).save(mixed / "photo.png")
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert code == 1
-    assert "photo.png: would be made of both" in err[0]
+    assert "photo.png: is the output of both" in err[0]
     assert err[0].endswith("; rename one of them")
     assert not (tmp_path / "out").exists()
     Image.new("RGB", (3, 3)).save(mixed / "palette.bmp")
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert (code, len(err)) == (1, 1)
-    assert "palette.png: would be made of both" in err[0]
+    assert "palette.png: is the output of both" in err[0]
     assert err[0].endswith("; rename one of them (and 1 more like these)")
 
 
@@ -298,7 +298,7 @@ def test_other_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "b.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     (folder / ".hidden.svg").write_text("<svg/>")
     Image.new("RGB", (5, 5)).save(folder / "image.dat", "PNG")
-    counted = "PNG under another ending (1), a video (2), an SVG drawing (1)"
+    counted = "PNG with another extension (1), a video (2), an SVG drawing (1)"
     args = (folder, tmp_path / "out", "--scale", 2, "--model", model)
     code, err = run(capsys, *args)
     assert code == 1

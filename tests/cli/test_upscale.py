@@ -55,7 +55,7 @@ def test_each_thing_is_checked_once(
     finally:
         sys.setprofile(None)
     assert code == 0
-    checks = ("check_output", "check_format", "check_content", "output_size", "_check_region", "resolve_model")
+    checks = ("check_place", "check_format", "check_content", "output_size", "_check_region", "resolve_model")
     assert {name: calls[name] for name in (*checks, "check_target")} == dict.fromkeys((*checks, "check_target"), 1)
 
 
@@ -92,7 +92,7 @@ def test_every_kind(
     notices = {
         "CMYK": "converted to RGB",
         "P": "in.tif: has a palette; the models",
-        "1": "in.tif: has 1 bit a pixel; the",
+        "1": "in.tif: has 1 bit per pixel; the",
     }
     assert (notices[mode] in err) if mode in notices else (err == "")
     assert err.count("\n") == (mode in notices)
@@ -111,7 +111,7 @@ def test_one_file_ends_with_a_line(tmp_path: Path, photo: Path, capsys: pytest.C
         said = capsys.readouterr().err
         assert re.fullmatch(rf"liif-fast: {re.escape(str(target))}: {size}, \d+\.\d s\n", said)
     assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", "--existing=skip"]) == 0
-    assert capsys.readouterr().err == "liif-fast: the output exists and is left as it was\n"
+    assert capsys.readouterr().err == "liif-fast: the output exists and is unchanged\n"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])
@@ -154,8 +154,11 @@ def test_orientation_and_profile(tmp_path: Path, photo: Path, capsys: pytest.Cap
             for text in ("x", "12", "0x5", "-3x4", "1x2x3", "axb", "٣x", "9999999999x")
         ),
         (["--scale", "2", "--frobnicate"], "unrecognized arguments: --frobnicate (see"),
-        (["out/", "--scale", "2"], "unrecognized arguments: out/; IN is one file: give a folder of them as IN"),
-        (["--scale", "2", "b.png", "out/"], "b.png out/; IN is one file: give a folder of them as IN, or run once"),
+        *(
+            (["--scale", "2", "--quality", text], "expected a whole number from 1 to 100")
+            for text in ("0", "101", "9.5")
+        ),
+        (["--scale", "2", "--quality", "9", "--lossless"], "--lossless: not allowed with argument --quality"),
     ],
 )
 def test_usage_errors(
@@ -200,6 +203,8 @@ def test_usage_errors(
         ("in.png", "out.jpg", ["--size=70000x10"], "JPEG holds at most 65535"),
         ("in.png", "out.webp", ["--size=20x17000"], "WEBP holds at most 16383"),
         ("alpha.png", "out.jpg", ["--scale=2"], "cannot hold an alpha channel"),
+        ("in.png", "out.jpg", ["--scale=2", "--lossless"], "out.jpg: JPEG cannot be lossless; write a .png"),
+        ("in.png", "out.avif", ["--scale=2", "--lossless"], "out.avif: AVIF cannot be lossless; write a .png"),
         ("in.png", "out.png", ["--scale=2", "--device=cuda:99"], "device 'cuda:99' is not available"),
         ("in.png", "out.png", ["--scale=2", "--device=toaster"], "device must be auto, cpu"),
         ("in.png", "out.png", ["--scale=2", "--backend=magic"], "backend must be one of"),

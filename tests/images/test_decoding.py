@@ -223,7 +223,7 @@ def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     data, old = path.read_bytes(), struct.pack("<HHIH", 258, 3, 1, 8)
     for bits in (10, 12, 14):
         path.write_bytes(data.replace(old, struct.pack("<HHIH", 258, 3, 1, bits)))
-        with pytest.raises(ImageFileError, match=f"{bits} bits a sample"):
+        with pytest.raises(ImageFileError, match=f"{bits} bits per sample"):
             read_image(path)
 
 
@@ -508,7 +508,7 @@ def test_without_libvips_8_bits_are_read_and_deeper_is_refused(tmp_path: Path, m
     for name in ("a.png", "a.tif", "a.bmp"):
         assert np.array_equal(read_image(tmp_path / name).pixels, values)
     for name in ("deep.tif", "deep.png", "key.png"):
-        with pytest.raises(ImageFileError, match=r"only libvips reads rightly: pip install 'pyvips\[binary\]'"):
+        with pytest.raises(ImageFileError, match=r"only libvips reads correctly: pip install 'pyvips\[binary\]'"):
             read_image(tmp_path / name)
 
 

@@ -43,8 +43,8 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         ("a.jpg", "RGBA", (1, 1), "JPEG cannot hold an alpha channel"),
         ("a.jpg", "I;16", (1, 1), "JPEG cannot hold 16 bits"),
         ("a.webp", "I;16", (1, 1), "WEBP cannot hold 16 bits"),
-        ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels a side"),
-        ("a.webp", "RGB", (10, 16384), "at most 16383 pixels a side"),
+        ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels per side"),
+        ("a.webp", "RGB", (10, 16384), "at most 16383 pixels per side"),
     ]
     for name, mode, size, message in cases:
         with pytest.raises(ImageFileError, match=message):

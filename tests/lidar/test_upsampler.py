@@ -91,7 +91,7 @@ def test_remarks_about_other_sensors() -> None:
     assert Upsampler(small(), Sensor(BEAMS, 24, 0.5, 70.0), LOW).remarks == []
     dense = Sensor(tuple(np.linspace(-1, 1, 32)), 24, 0.5, 200.0)
     remarks = " ".join(Upsampler(small(), dense, LOW).remarks)
-    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are left out" in remarks
+    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are dropped" in remarks
     with pytest.raises(TypeError, match="must be an ILN or a LiDAR-LIIF, got Linear"):
         Upsampler(torch.nn.Linear(1, 1), LOW, LOW)
     with pytest.raises(ValueError, match=r"edge must be in \[0, 1\]"):
@@ -156,5 +156,5 @@ def test_a_stream_keeps_its_plan() -> None:
     assert plans[0] is plans[1] is plans[2] and "8 beams from its ring field" in densifier.found
     with pytest.raises(ValueError, match="8 lines, the sensor low has 3"):
         Densifier(small(), lambda own: own, Sensor(BEAMS[:3], 24, name="low"))(Scan(points, {}, image(), None))
-    with pytest.raises(ValueError, match="--sensor says it"):
+    with pytest.raises(ValueError, match="give --sensor"):
         Densifier(small(), lambda own: own)(Scan(points, {}, image(), None))

@@ -87,7 +87,7 @@ def test_one_channel(dtype, tmp_path, monkeypatch):
     assert np.array_equal(upscale(np.stack([given] * 3, -1), model, scale=2, tile=8)[..., 1], result)
     opaque = np.stack([given, np.full_like(given, scale)], -1)
     assert np.array_equal(upscale(opaque, model, scale=2, tile=8)[..., 0], result)
-    with pytest.raises(ValueError, match="image must be gray, since the model has 1 channel, got RGB"):
+    with pytest.raises(ValueError, match="image must be gray, because the model has 1 channel, got RGB"):
         upscale(np.stack([given, given, given[::-1]], -1), model, scale=2)
     if dtype is wide:
         Image.fromarray(pixels).save(tmp_path / "in.png")
@@ -105,7 +105,7 @@ def test_data_of_other_channels(channels):
     result = upscale(data, model, scale=3)
     expected = model.predict(torch.from_numpy(data).permute(2, 0, 1)[None], (18, 21))[0].clamp(0, 1)
     np.testing.assert_allclose(result, expected.permute(1, 2, 0).numpy(), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=rf"shape \[H, W, {channels}\], as the model has, got \[6, 7, 1\]"):
+    with pytest.raises(ValueError, match=rf"shape \[H, W, {channels}\] for this model, got \[6, 7, 1\]"):
         upscale(data[..., :1], model, scale=3)
 
 

@@ -169,7 +169,7 @@ def test_nothing_is_kept_of_a_device_that_cannot_be_used(play, here, tmp_path, c
     play(lambda unit, job: answer if unit[1] == "render" else {"refused": "no"})
     assert main(["qualify", "--device", "cpu"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("liif-fast: error: ") and last.endswith("; nothing was kept")
+    assert last.startswith("liif-fast: error: ") and last.endswith("; nothing was stored")
     assert answer.get("unavailable", "could be examined on cpu: no") in last
     assert not list(tmp_path.iterdir())
 

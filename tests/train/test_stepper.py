@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from liif_fast import make_cell, make_coord, models
+from liif_fast import make_cell, make_coord, models, save_model
 from liif_fast.data import make, make_loader
 from liif_fast.train.config import check_config
 from liif_fast.train.stepper import Stepper
@@ -96,6 +96,32 @@ def test_errors_are_of_the_samples(tiny):
     ]
     (errors,) = stepper.step([batch], [True]).errors
     torch.testing.assert_close(errors, torch.stack(expected).detach(), rtol=1e-5, atol=0)
+
+
+def test_a_part_of_the_error_is_the_distance_to_the_teacher(tiny, tmp_path):
+    torch.manual_seed(7)
+    teacher = models.make({"name": "liif", "args": LIIF})
+    save_model(teacher, tmp_path / "teacher.safetensors")
+    stepper = make_stepper(tiny, teacher={"model": str(tmp_path / "teacher.safetensors"), "weight": 0.25})
+    plain_stepper = make_stepper(tiny)
+    (batch,) = batches(tiny, 4, 1)
+    truth, count = plain_error("liif", plain_stepper.model, batch)
+    with torch.no_grad():
+        lessons = [{**g, "gt": teacher((g["inp"] - 0.5) / 0.5, g["coord"], g["cell"]) * 0.5 + 0.5} for g in batch]
+    distance, _ = plain_error("liif", plain_stepper.model, lessons)
+    expected = (0.75 * truth + 0.25 * distance) / count
+    expected.backward()
+    assert stepper.step([batch], [True]).loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert_gradients(stepper.model, plain_stepper.model)
+    assert len(stepper.parameters) == len(plain_stepper.parameters)
+
+
+def test_a_teacher_of_another_normalisation_is_refused(tiny, tmp_path):
+    teacher = models.make({"name": "liif", "args": LIIF})
+    teacher.data_norm = {"inp": {"sub": [0.0], "div": [1.0]}, "gt": {"sub": [0.0], "div": [1.0]}}
+    save_model(teacher, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"teacher.model: .*other.safetensors has data_norm"):
+        make_stepper(tiny, teacher={"model": str(tmp_path / "other.safetensors"), "weight": 0.5})
 
 
 def one(group, i):

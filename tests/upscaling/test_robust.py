@@ -72,8 +72,8 @@ def test_out_of_memory_halves_the_tile(
     monkeypatch.setattr(features, "encode_window", failing(features.encode_window, too_large, error))
     assert np.abs(upscale(picture, model, scale=2, tile=128).astype(int) - expected).max() <= 1
     assert tiles[:3] == [128, 64, 32]
-    assert "going on with tiles of 64 pixels" in caplog.text
-    assert "going on with tiles of 32 pixels" in caplog.text
+    assert "continuing with tiles of 64 pixels" in caplog.text
+    assert "continuing with tiles of 32 pixels" in caplog.text
 
 
 def test_out_of_memory_halves_the_strip(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_overflow_in_half_precision_goes_on_in_float32(
     assert "float32" not in caplog.text
     result = upscale(picture, large, scale=2, precision="fp16")
     assert np.array_equal(result, expected)
-    assert caplog.text.count("going on in float32") == 1
+    assert caplog.text.count("continuing in float32") == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -167,7 +167,7 @@ def test_overflow_in_the_decoder_alone_renders_the_strip_again(
     used.clear()
     result = upscale(picture, model, scale=2, precision=precision)
     assert used == [half, half, half, None, None, None, None]
-    assert caplog.text.count("going on in float32") == 1
+    assert caplog.text.count("continuing in float32") == 1
     assert np.abs(result.astype(int) - exact).max() <= 8
 
 
