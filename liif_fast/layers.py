@@ -1,16 +1,15 @@
 """Define the modules of LIIF: the multilayer perceptron and the decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.checks import check_grid, check_integers, check_queries, grid_cell
-from liif_fast.coord import centres
+from liif_fast.checks import check_integers, check_queries
+from liif_fast.family import render_by_query
 
-STRIP_QUERIES = 1 << 16  # queries of one image per strip; bounds memory, does not change the result
 GATHER_QUERIES = 1 << 13  # queries of a batch that a network of any kind decodes at a time, in inference
 
 Chain = tuple[list[Tensor], list[Tensor]]
@@ -82,30 +81,6 @@ def decode_by_module(
     cell = check_queries(feat, coord, cell, switches["cell_decode"])
     chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
     return torch.cat([decode(coord[:, chunk], None if cell is None else cell[:, chunk]) for chunk in chunks], 1)
-
-
-def render_by_query(
-    query: Callable[[Tensor, Tensor], Tensor],
-    feat: Tensor,
-    size: Sequence[int],
-    region: Sequence[int] | None,
-    cell: Tensor | Sequence[float] | None,
-) -> Tensor:
-    """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
-
-    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device.
-    The other arguments are those of `functional.liif_render`.
-    """
-    height, width, (top, left, h, w) = check_grid(size, region)
-    cells = grid_cell(feat, height, width, cell)[:, None]
-    rows = centres(height, device=feat.device)[top : top + h]
-    columns = centres(width, device=feat.device)[left : left + w]
-    strips = []
-    for strip in rows.split(max(1, STRIP_QUERIES // max(1, w))) if h else (rows,):
-        coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
-        out = query(coord.expand(len(feat), -1, 2), cells.expand(-1, coord.shape[1], 2))
-        strips.append(out.transpose(1, 2).unflatten(2, (len(strip), w)))
-    return torch.cat(strips, 2)
 
 
 class MLP(nn.Module):
@@ -182,14 +157,16 @@ class Decoding:
         region: Sequence[int] | None,
         cell: Tensor | Sequence[float] | None,
         place: Sequence[int] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a window of a grid; arguments and result as of `functional.liif_render`."""
         chain = fusable(network)
         if chain is None:
             if place is not None:
                 raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
-            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell)
-        options = self._switches() | {"backend": self.backend, "recompute": self.recompute, "place": place}
+            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell, extent)
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
+        options |= {"place": place, "extent": extent}
         return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
 
 
@@ -272,6 +249,7 @@ class LIIFDecoder(Decoding, nn.Module):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a regular grid or a window of it, as `forward` on make_coord and make_cell, but without their tensors.
 
@@ -280,6 +258,8 @@ class LIIFDecoder(Decoding, nn.Module):
             size: (H_out, W_out) of the whole grid, (row, column) order.
             region: (top, left, height, width), the window to decode, in pixels of the grid; None is the whole grid.
             cell: the pixel's (row, column) size, a pair of floats or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
+            extent: (top, left, height, width) in latents, fractions allowed: the part of the map that the grid covers;
+                None is all of it.
 
         Returns:
             [B, out_channels, height, width], not clamped; dtype of feat, float32 under autocast.
@@ -287,7 +267,7 @@ class LIIFDecoder(Decoding, nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `forward`.
         """
-        return self._decode_grid(self.layers, feat, size, region, cell)
+        return self._decode_grid(self.layers, feat, size, region, cell, None, extent)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load `imnet.*` from a whole LIIF's tensors, and ignore the others."""

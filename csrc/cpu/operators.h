@@ -12,6 +12,7 @@ namespace liif {
 
 using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
+using Floats = std::vector<double>;
 
 Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, const Ints& window);
 
@@ -22,7 +23,8 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
                      const Tensors& biases, bool unfold, bool ensemble);
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved);
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Floats& steps,
+                                  const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
                         const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, bool places);
@@ -47,6 +49,12 @@ std::tuple<Tensor, Tensor> attend_corners(const Tensor& table, const Tensor& by_
 Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, const Tensor& table,
                                 const Tensor& by_rel, const Tensors& layers, const Tensors& queries, const Ints& shape,
                                 bool wrap, int64_t heads);
+
+Tensor fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
+                      const Tensors& weights, const Tensors& biases, const Ints& place);
+
+Tensors fourier_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell,
+                                const Tensor& phase, const Tensors& weights, const Tensors& biases);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);

@@ -13,15 +13,16 @@ from torch.autograd import forward_ad
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
+from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
-PLACES = True
+PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
@@ -68,9 +69,9 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.op == "attend_corners" and call.coord_requires_grad:
+    if call.op in ("attend_corners", "fourier_decode") and call.coord_requires_grad:
         return False, "has no gradient for coord"
-    if call.place is not None and call.requires_grad:
+    if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
@@ -107,12 +108,13 @@ def render(
     switches: Switches,
     recompute: bool | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place, extent)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
@@ -140,6 +142,22 @@ def attend_corners(
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
     return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    train = trains(feat, phase, *weights, *biases)
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, None)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The documents and the pictures show what the newest complete record says."""
+"""The documents and pictures show the newest complete record."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def figure(median, **more):
 
 @pytest.fixture
 def whole():
-    """A record with everything that is drawn and written."""
+    """Make a record with everything that is drawn and written."""
     record = copy.deepcopy(RECORD)
     result = next(result for result in record["results"] if result["name"] == "render-x4-48")
     result["figures"][report.OURS]["share"] = figure(0.7)
@@ -96,7 +96,7 @@ def test_pictures_of_a_whole_record(whole, tmp_path):
         assert plot.stamp(data) in (tmp_path / f"benchmark-{name}.svg").read_text()
     assert stale.stat().st_size > 0
     growth = [result for result in whole["results"] if result["name"].startswith("growth-")][-1:]
-    plot.draw({**whole, "results": growth}, tmp_path)  # what a record has no figures for is removed
+    plot.draw({**whole, "results": growth}, tmp_path)  # a part without figures in the record is removed
     assert {path.name for path in tmp_path.iterdir()} == {"benchmark-growth.png", "benchmark-growth.svg"}
 
 

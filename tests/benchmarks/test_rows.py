@@ -1,4 +1,4 @@
-"""A race becomes rows of pytest-benchmark's table: the laps, what is skipped and why, what is selected."""
+"""A race becomes rows of pytest-benchmark's table: its laps, skipped rows with their reasons, and the selection."""
 
 import json
 from contextlib import redirect_stderr, redirect_stdout
@@ -34,7 +34,7 @@ def test_bad(bench):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run(*options): the outcome of the suite and its rows."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # where it is set, pytest-benchmark measures nothing
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # if it is set, pytest-benchmark measures nothing
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)

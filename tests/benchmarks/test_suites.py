@@ -1,4 +1,4 @@
-"""Every suite runs, is right, and reports; at tiny sizes, and without timing anything that counts."""
+"""Every suite runs, gives correct results and reports, at tiny sizes and without meaningful timings."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ SUITES = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks
 
 
 def test_suites_run():
-    """In one process, whose start takes as long as most suites."""
+    """Run all in one process, because its start takes as long as most suites."""
     command = [sys.executable, "-m", "liif_fast", "bench", "--check", "--threads=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator on Triton; torch.compile and torch.export through them; what is refused."""
+"""Run torch.library.opcheck, torch.compile and torch.export on every operator on Triton, and test refusals."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def samples():
         for keep in (0, 2):
             saved = torch.randn(2, keep * corners, 9)
             yield "decode", (p, coord, cell, weights, biases, ensemble, saved.shape)
-            yield "render", (p, cells, weights, biases, ensemble, grid, saved.shape)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (), saved.shape)
             grad = torch.randn(1, 3, 3)
             yield "decode_backward", (grad, p, coord, cell, weights, biases, saved, ensemble, keep > 0)
             yield "render_backward", (torch.randn(1, 3, 2, 3), p, cells, weights, biases, saved, ensemble, grid)
@@ -78,7 +78,7 @@ def test_compile():
 
 
 def test_export():
-    """An exported program has the operators as nodes, and takes other sizes."""
+    """An exported program has the operators as nodes and accepts other sizes."""
     problem = Problem(channels=2, hidden=(9, 8), queries=5, shape=(4, 3))
     module = LIIFDecoder(2, hidden_list=(9, 8), backend="triton").eval()
     sizes = {name: torch.export.Dim(name, min=2, max=8192) for name in ("height", "width", "queries")}
@@ -118,7 +118,7 @@ def test_what_is_refused(options, reason):
 
 
 def test_only_by_name():
-    """Until `liif-fast qualify` has passed it here; `explain` says so."""
+    """auto refuses Triton until `liif-fast qualify` has passed on this machine, and `explain` says so."""
     problem = Problem()
     can, reason = answer(problem)
     assert can
@@ -155,7 +155,7 @@ def test_nothing_to_do():
 
 
 def test_a_bad_latent_reaches_its_readers_only():
-    """A NaN passes every ReLU and stays with the queries that read it, forward and backward."""
+    """A NaN passes every ReLU and reaches only the queries that read it, forward and backward."""
     problem = Problem(batch=1, shape=(6, 5), queries=60, hidden=(9, 8))
     feat, coord, cell, weights, biases = problem.arguments
     clean = functional.liif_decode(*problem.arguments, backend="triton")

@@ -1,4 +1,4 @@
-"""The tests that benchmarks/gpu_check.py runs on a GPU: what of them can be seen to work without one."""
+"""The tests that benchmarks/gpu_check.py runs on a GPU work, as far as that shows without one."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def refusal(problem):
 
 
 def test_what_the_kernels_do_not_take_is_skipped(monkeypatch):
-    """float64, for one; where they take nothing at all, the tests fail."""
+    """A refusal of float64 skips a test; a backend that takes nothing at all fails it."""
     assert is_limit(refusal(Problem(dtype=torch.float64)))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not is_limit(refusal(Problem()))

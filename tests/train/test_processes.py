@@ -1,4 +1,4 @@
-"""Two processes, joined by gloo, against one with the same batches."""
+"""Compare two processes, joined by gloo, with one that has the same batches."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, uneven, write):
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr
     assert "Warning" not in done.stderr
-    assert done.stdout.count("epoch 3/3, loss ") == 1  # told once
+    assert done.stdout.count("epoch 3/3, loss ") == 1  # logged once
     assert_same_training(one, tmp_path / "two")
     assert "late: codes [143, 143], epoch 1, " in done.stdout  # and no process is left waiting
     assert load(tmp_path / "late" / "epoch-last.pth")["epoch"] == 1
