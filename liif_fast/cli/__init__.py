@@ -6,9 +6,12 @@
 import os
 import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, _ArgumentGroup
 
 # As in a shell, 128 plus the number of the signal that ends the run, or would (SIGPIPE).
 BROKEN_PIPE = 141
@@ -39,7 +42,7 @@ def say(text: str) -> None:
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
 
 
-def add_plugin(parser: ArgumentParser) -> None:
+def add_plugin(parser: "ArgumentParser") -> None:
     """Add the option that imports a user's modules."""
     parser.add_argument(
         "--plugin",
@@ -51,7 +54,7 @@ def add_plugin(parser: ArgumentParser) -> None:
     )
 
 
-def add_device(parser: ArgumentParser | _ArgumentGroup) -> None:
+def add_device(parser: "ArgumentParser | _ArgumentGroup") -> None:
     """Add the option for the device."""
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
@@ -60,6 +63,8 @@ def add_device(parser: ArgumentParser | _ArgumentGroup) -> None:
 
 def positive(text: str) -> int:
     """Parse an option's positive whole number."""
+    from argparse import ArgumentTypeError  # here, because Ctrl-C may come during its import
+
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
         raise ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)

@@ -40,7 +40,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     add_plugin(parser)
     parser.add_argument(
-        "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
+        "--cell-clip",
+        action="store_true",
+        help="beyond x4 give any model the cell of x4, as SRNO and LMF do; LTE gets it without",
     )
     parser.add_argument("--no-ssim", action="store_true", help="only PSNR; SSIM takes longer than most models")
     parser.add_argument(
@@ -73,6 +75,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     from liif_fast import data, distributed, evaluation
     from liif_fast.config.plugins import import_plugins
     from liif_fast.evaluation import load_test_config
+    from liif_fast.models.catalogue import resolve_model
 
     for path in filter(None, (args.markdown, args.json)):
         if obstacle := liif_fast.files.why_not_writable(path):
@@ -87,10 +90,11 @@ def _run(args: argparse.Namespace, device: Any) -> None:
         dataset = data.make(config.test_dataset["dataset"])
         wrapper = data.make(config.test_dataset["wrapper"], dataset=dataset, seed=0)
         tests.append((name, config, evaluation.at_eval_type(wrapper, config.eval_type)))
-    models = {
-        name: None if path == BICUBIC else _load(path, args.backend, device)
-        for name, path in _names(args.model).items()
-    }
+    models: dict[str, Any] = {}
+    for name, path in _names(args.model).items():
+        models[name] = None if path == BICUBIC else resolve_model(path, device)
+        if models[name] is not None and args.backend is not None:
+            models[name].backend = args.backend
     with_ssim = not args.no_ssim and find_spec("skimage") is not None
     if not (with_ssim or args.no_ssim) and distributed.is_main():
         logger.warning("only PSNR: SSIM needs scikit-image (pip install scikit-image)")
@@ -129,15 +133,6 @@ def _names(paths: list[str], prefix: str = "") -> dict[str, str]:
     names = distinct_names(paths)
     short = [name.removeprefix(prefix) for name in names]
     return dict(zip(short if len({name.casefold() for name in short}) == len(short) else names, paths, strict=True))
-
-
-def _load(path: str, backend: str | None, device: Any) -> Any:
-    from liif_fast.models.catalogue import resolve_model
-
-    model: Any = resolve_model(path, device)
-    if backend is not None:
-        model.backend = backend
-    return model
 
 
 def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:

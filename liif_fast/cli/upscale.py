@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs, holds
 from liif_fast.cli.progress import Bar
+from liif_fast.cli.video import check_video, upscale_video
 from liif_fast.files import STANDARD, reason
 from liif_fast.images import (
     FORMATS,
     WHY_NOT_SMALLER,
+    Animation,
     Colour,
     Format,
     Picture,
+    animated,
     check_place,
     ending_of,
-    fits,
-    flat_channels,
-    mode_of,
     open_picture,
     parse_colour,
-    read_image,
     spooled,
     tuned,
+    y4m,
 )
 
 _ABOUT = "Upscale one image file, or all images in a folder, to any larger size."
@@ -128,7 +128,11 @@ def run(args: argparse.Namespace) -> int:
         background=args.background,
     )
     # Read before torch is loaded, because most errors show here.
-    first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
+    head = sys.stdin.buffer.read(len(y4m.MAGIC)) if jobs.todo and jobs.todo[0].source == STANDARD else b""
+    video = y4m.read_header(sys.stdin.buffer) if head == y4m.MAGIC else None
+    if video:
+        check_video(args, output)
+    first = _read(jobs.todo[0], args, head) if jobs.todo and not jobs.many and not video else None
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
@@ -141,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     model = resolve_model(args.model, _device(args.device))
     if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
         _offer()
+    if video:
+        return upscale_video(video, model, args)
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
@@ -166,30 +172,35 @@ def _offer() -> None:
             say(f"using the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
 
 
-def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Picture | Animation, Format]:
     """Read a job's input, or only the header for a region, and choose the output's format."""
     if job.source != STANDARD:
         return _opened(job.source, job, args)
-    with spooled(sys.stdin.buffer) as path:
+    with spooled(sys.stdin.buffer, head) as path:
         picture, kind = _opened(path, job, args)
         picture.path = STANDARD
-        picture.pixels  # noqa: B018 - read now, because the file will be removed
+        if isinstance(picture, Picture):
+            picture.pixels  # noqa: B018 - read now, because the file will be removed
         return picture, kind
 
 
-def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
-    picture = (open_picture if args.region else read_image)(path)
-    ending = f".{args.format}" if args.format else ending_of(picture.format)
-    if (
-        job.kind is None
-        and not args.format
-        and not fits(ending, mode_of(flat_channels(picture.shape[2], args.background), picture.depth))
-    ):
-        ending = ".png"
-    return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
+def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
+    picture = open_picture(path)
+    kind = job.kind
+    if kind is None:
+        ending = ending_of(picture.format)
+        ending = ending if holds(ending, picture, args.background) else ".png"
+        kind = FORMATS[f".{args.format}" if args.format else ending]
+    kind = tuned(job.target, kind, args.quality, args.lossless)
+    opened = animated(picture, kind)
+    if isinstance(opened, Picture) and not args.region:
+        opened.pixels  # noqa: B018 - read now, before torch is loaded
+    return opened, kind
 
 
-def _upscale(job: Job, read: tuple[Picture, Format], model: Any, args: argparse.Namespace, label: str) -> Any:
+def _upscale(
+    job: Job, read: tuple[Picture | Animation, Format], model: Any, args: argparse.Namespace, label: str
+) -> Any:
     """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 

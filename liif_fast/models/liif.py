@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast.checks import check_extent, check_grid, check_queries
 from liif_fast.coord import grid_axes
-from liif_fast.layers import Decoding, fusable, render_by_query
+from liif_fast.family import render_by_query
+from liif_fast.layers import Decoding, fusable
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
 
@@ -82,7 +82,7 @@ class LIIF(Decoding, FeatureModel):
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
         pred = self._decode(self.imnet, feat, coord, cell)
-        return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
+        return pred if self.residual is None else self._add(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -100,7 +100,7 @@ class LIIF(Decoding, FeatureModel):
             return pred
         shape = feat.shape[2:] if place is None else place[2:]
         if self.inp is None or self.inp_place is None:
-            base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None, extent, shape)
+            base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
         else:
             height, width, window = check_grid(size, region)
             whole = None if extent is None else check_extent(extent, shape)
@@ -113,16 +113,6 @@ class LIIF(Decoding, FeatureModel):
             return super()._decode(network, feat, coord, cell)
         check_queries(feat, coord, None, cell_decode=False)
         return nearest_feature(feat, coord)
-
-    def _interpolate(self, coord: Tensor) -> Tensor:
-        if self.inp is None:
-            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
-        inp = self.inp.to(torch.promote_types(self.inp.dtype, torch.float32))
-        if self.inp_place is not None:
-            coord = within(coord, self.inp_place, inp.shape[2:])
-        grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
-        out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return out[:, :, 0].transpose(1, 2)
 
     def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
         if pred.shape[channel] != base.shape[channel]:
@@ -163,16 +153,6 @@ def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: T
                              (lower, x1, below[:, None] * after)):  # fmt: skip
         out = (line[..., at].double() * weight + out).float()
     return out
-
-
-def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
-    """Convert coordinates `[B, Q, 2]` of an image to those of its part of size (height, width).
-
-    `place` is (top, left, H, W): the part's first row and column, and the size of the whole.
-    """
-    first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
-    pixels = (coord.double() + 1) * whole / 2 - first
-    return (2 * pixels / own - 1).to(coord.dtype)
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several inputs, standard input and output, and how an output is written."""
+"""Test several inputs, standard input and output, and the options of writing."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from .support import without_result
 
 
 class Pipe(io.BytesIO):
-    """Standard input or output that is a pipe, or a terminal."""
+    """Simulate standard input or output as a pipe or a terminal."""
 
     def __init__(self, data: bytes = b"", terminal: bool = False) -> None:
         super().__init__(data)
@@ -29,7 +29,7 @@ class Pipe(io.BytesIO):
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str):
-    """Run `liif-fast upscale --scale 2` with this standard input: exit code, standard output, and what was said."""
+    """Run `liif-fast upscale --scale 2` with this standard input; return exit code, standard output and messages."""
 
     def run(*args: object, stdin: Pipe | bytes = b"", stdout: Pipe | None = None) -> tuple[int, bytes, str]:
         out = stdout or Pipe()
@@ -49,7 +49,7 @@ def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 
 def test_several_inputs(run, photo: Path, tmp_path: Path) -> None:
-    """Files and folders, with an option in their midst; one that is bad is named, and the others are made."""
+    """Files and folders may have an option among them; a bad one is named, and the others are written."""
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "folder" / "one.jpg")
     (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:200])
@@ -109,7 +109,7 @@ def test_inputs_that_make_no_outputs(
 def test_from_standard_input_to_standard_output(
     run, mode: str, format: str, args: list[str], expected: str, model: str
 ) -> None:
-    """In the format of the input, or as PNG where that is not written or cannot hold the picture."""
+    """The output has the input's format, or PNG if that is not written or cannot hold the picture."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     image = (
         Image.fromarray(pixels).convert(mode)
@@ -135,7 +135,7 @@ def test_a_file_to_or_from_a_pipe(run, photo: Path, tmp_path: Path) -> None:
     assert run("-", tmp_path / "piped.png", stdin=photo.read_bytes())[1:] == (b"", "")
     assert (tmp_path / "piped.png").read_bytes() == expected
     code, _, err = run("-", tmp_path / "piped.png", "--existing=error", stdin=photo.read_bytes())
-    assert (code, "piped.png: exists; --existing" in err) == (1, True)
+    assert (code, "piped.png: exists; give --existing" in err) == (1, True)
 
 
 def test_a_file_whose_name_is_a_dash(run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_a_pipe_that_brings_no_whole_image(run, photo: Path, tmp_path: Path, dat
 
 
 def test_what_is_no_image_is_not_read_to_its_end(run) -> None:
-    """As /dev/zero has none."""
+    """An endless stream such as /dev/zero is refused by its first bytes."""
     stdin = Pipe(b"\0" * 100_000)
     assert run("-", "-", stdin=stdin)[0] == 1
     assert stdin.tell() < 10_000
@@ -207,7 +207,7 @@ def test_standard_output_that_takes_nothing(run, photo: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk(run, photo: Path, tmp_path: Path) -> None:
-    """Which is what the output's folder lies on."""
+    """A full temporary folder gives a one-line error."""
     with open("/dev/full", "wb", buffering=0) as full:
         stdout = Pipe()
         stdout.buffer = full  # type: ignore[assignment]
@@ -223,7 +223,7 @@ def test_quality(run, photo: Path, format: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_lossless_webp(run, tmp_path: Path, mode: str) -> None:
-    """Every pixel is that of the PNG, also where nothing is visible."""
+    """Every pixel equals the PNG's, even where nothing is visible."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     pixels[2:8, 3:9, 3] = 0
     data = saved(Image.fromarray(pixels).convert(mode))
@@ -247,7 +247,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     [("RGBA", "#10a0ff", (16, 160, 255)), ("LA", "gray", (128,)), ("LA", "rgb(1, 2, 3)", (1, 2, 3))],
 )
 def test_background(run, mode: str, colour: str, expected: tuple[int, ...]) -> None:
-    """Alpha blends with it, after the enlargement, in every format."""
+    """Alpha blends with the background after the enlargement, in every format."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     pixels[:, :7, 3], pixels[:, 7:, 3] = 0, 255
     data = saved(Image.fromarray(pixels).convert(mode))
@@ -280,7 +280,7 @@ def test_background_in_16_bits_and_in_a_folder(run, photo: Path, tmp_path: Path)
 def test_no_background(run, photo: Path, tmp_path: Path, colour: str) -> None:
     code, _, err = run(photo, tmp_path / "out.png", f"--background={colour}")
     assert code == 2
-    assert "argument --background: background must be an opaque colour, as white, #fff" in err
+    assert "argument --background: background must be an opaque colour: white, #fff" in err
 
 
 def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:

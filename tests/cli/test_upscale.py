@@ -1,4 +1,4 @@
-"""`liif-fast upscale` end to end: what it writes, how it fails, and what it leaves behind."""
+"""Test `liif-fast upscale` end to end: its output, its failures, and the files it leaves."""
 
 import errno
 import functools
@@ -30,7 +30,7 @@ from .support import assert_one_line, contents, raising, without_result
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
-    """Exit code and stderr of `liif-fast upscale`; stdout must stay empty."""
+    """Return exit code and stderr of `liif-fast upscale`; stdout must stay empty."""
     code = main(["upscale", *map(str, args)])
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -194,7 +194,7 @@ def test_usage_errors(
             "did you mean edsr-baseline-liif or edsr-baseline-metasr? `liif-fast models` lists",
         ),
         ("in.png", "out.png", ["--scale=2", "--model=edsr-smal-liff"], "did you mean edsr-small-liif"),
-        ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; --existing"),
+        ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; give --existing"),
         ("in.png", "in.png", ["--scale=2"], "is the input itself"),
         ("in.png", "link.png", ["--scale=2"], "is the input itself"),
         ("in.png", "out.png", ["--scale=1e7"], "too many pixels"),
@@ -214,7 +214,7 @@ def test_usage_errors(
         ("in.png", "out.png", ["--scale=2", "--model=text.png"], "text.png: "),
         ("in.png", "out.png", ["--scale=2", "--model=empty.safetensors"], "empty.safetensors: "),
         ("in.png", "out.png", ["--scale=2", "--model=malicious.pth"], "malicious.pth: "),
-        ("in.png", "out.png", ["--scale=2", "--model=encoder.safetensors"], "expected a LIIF or MetaSR"),
+        ("in.png", "out.png", ["--scale=2", "--model=encoder.safetensors"], "expected a model of images"),
     ],
 )
 def test_failures(
@@ -248,7 +248,7 @@ def test_failures(
 
 
 class Malice:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("owned",)
@@ -317,7 +317,7 @@ def test_a_failure_leaves_no_output(
     model: str,
     failure: str,
 ) -> None:
-    """Whether it shows before the work or in the midst of it."""
+    """The error is the same whether it shows before or during the work."""
     args = ["--scale", "1e7" if failure == "scale" else "2", "--model", "none.pth" if failure == "model" else model]
     if failure == "render":
         monkeypatch.setattr(features.Features, "render", raising(MemoryError))
@@ -349,7 +349,7 @@ def test_progress_bar_on_a_terminal_only(
 def test_a_terminal_that_goes_takes_no_image_along(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str, after: int
 ) -> None:
-    """As a connection that breaks, under nohup: the bar cannot be drawn any more."""
+    """Under nohup a connection may break, and the bar cannot be drawn any more."""
 
     class Terminal(io.StringIO):
         calls = 0
@@ -376,7 +376,7 @@ def test_a_terminal_that_goes_takes_no_image_along(
 def test_closed_stderr(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
-    """As after `2>&-`, where Python has None for it."""
+    """After `2>&-` Python's stderr is None."""
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]) == 0
     assert (tmp_path / "out.png").exists()
@@ -385,7 +385,7 @@ def test_closed_stderr(
 
 
 def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bar is wiped, the notice stands on a line of its own, and the bar is drawn below; then all is as it was."""
+    """The bar is erased, the notice printed on its own line, and the bar drawn below; then logging is restored."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, ncols=60, mininterval=0))
     logger, handler = logging.getLogger("liif_fast"), logging.StreamHandler(sys.stderr)

@@ -1,15 +1,13 @@
-"""The audit of the machine code of Hopper kernels, and that it finds what it is for."""
+"""The audit of the Hopper kernels' machine code passes, and it finds the faults that it is for."""
 
 import os
-from pathlib import Path
 
 import pytest
 
-from benchmarks import audit_sass
+from benchmarks import audit_sass, hopper_gap
 
-ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("wgmma.cu")
-# Two groups of two products, the first waited for while the second runs; written as cuobjdump prints it.
+# Two groups of two products, in cuobjdump's format; the first is waited for while the second runs.
 GOOD = """
     Function : kernel
         WARPGROUP.ARRIVE ;
@@ -27,7 +25,7 @@ GOOD = """
 
 
 def sass(listing: str) -> str:
-    """Number the instructions as cuobjdump does, 16 bytes each, and put addresses in the place of labels."""
+    """Number the instructions as cuobjdump does, 16 bytes each, and replace labels by addresses."""
     lines, labels, address = [], {}, 0
     for line in listing.splitlines():
         if line.endswith(":"):
@@ -47,7 +45,7 @@ def sass(listing: str) -> str:
 
 
 def doctored(before: str, *lines: str, end: str = "") -> str:
-    """Put lines before the first one that has a text in it, and some at the end."""
+    """Insert lines before the first one that contains a text, and append some."""
     parts = GOOD.rstrip().splitlines()
     at = next(n for n, line in enumerate(parts) if before in line)
     return sass("\n".join([*parts[:at], *(f"        {line} ;" for line in lines), *parts[at:], end]))
@@ -59,7 +57,7 @@ def test_a_good_kernel_passes():
 
 WRITES = [
     ("MOV R152, R3", "R152"),
-    ("@!P0~MOV R155, R3", "R155"),  # a predicated instruction may be executed
+    ("@!P0~MOV R155, R3", "R155"),  # a predicated instruction may execute
     ("LDG.E.128.CONSTANT R156, desc[UR4][R2.64]", "R156"),
     ("LDG.E.64 R151, desc[UR4][R2.64]", "R152"),
     ("IMAD.WIDE R158, R3, 0x4, R4", "R158"),
@@ -98,7 +96,7 @@ def test_what_the_first_wait_frees_may_be_written_and_nothing_else():
 
 
 def test_a_write_on_another_path_is_found():
-    # Placed behind the end, as compilers do with what is seldom needed.
+    # Placed behind the end, as compilers place rarely executed code.
     away = "AWAY:\n        {} ;\n        BRA BACK ;"
     for line, wrong in (("MOV R160, R3", True), ("MOV R3, R160", False)):
         listing = doctored("MOV R3", "@P0~BRA AWAY", "NOP", end=away.format(line)).replace("BACK", "0x70")
@@ -106,7 +104,7 @@ def test_a_write_on_another_path_is_found():
 
 
 def test_a_write_in_the_next_round_of_a_loop_is_found():
-    # Without the last wait the loop comes back to its first write while the last group may run.
+    # Without the last wait the loop returns to its first write while the last group may still run.
     loop = """
     Function : kernel
       ROUND:
@@ -190,7 +188,15 @@ def test_what_the_compiler_makes_is_judged(macro, faults, capsys):
     assert all(fault in said for fault in faults), said
 
 
-@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*_sm90.cu")), ids=lambda path: path.name)
-def test_the_kernels_pass(source):
+@pytest.mark.ptx
+def test_the_kernels_pass_and_the_gap_between_tiles_is_hidden(tmp_path):
     needs_nvcc()
-    assert audit_sass.audit_file(source, ["LIIF_KERNEL_ONLY"]) == []
+    cubin = tmp_path / "kernel.cubin"
+    assert audit_sass.compile_cubin(hopper_gap.SOURCE, cubin, ["LIIF_KERNEL_ONLY"]) == []
+    sass = audit_sass.disassemble(cubin)
+    assert audit_sass.audit(sass) == []
+    gaps = [found for _, plan, _, found in hopper_gap.measured(sass) if not plan]
+    assert len(gaps) == 8
+    assert max(four for _, four, _ in gaps) <= hopper_gap.TURN
+    taken, of = hopper_gap.port(sass)
+    assert taken <= of

@@ -1,4 +1,4 @@
-"""Files of scans: every format there and back, and files that are none."""
+"""Write and read scans in every format, and refuse other files."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def test_images_there_and_back(ending: str, beams: tuple[float, ...], tmp_path: 
     assert np.array_equal(scan.ranges, ranges[::-1] if flipped else ranges)
     if ending == "npz":
         assert scan.beams is not None and scan.beams.tolist() == [5, 0, -3]
-    if ending == "rimg":  # as ILN's authors have it: height, width, then half precision column by column
+    if ending == "rimg":  # ILN's authors store height, width, then half precision column by column
         raw = path.read_bytes()
         assert struct.unpack("<QQ", raw[:16]) == (3, 14)
         lowest = ranges if ascends else ranges[::-1]
@@ -68,7 +68,7 @@ def test_other_bins_and_arrays(tmp_path: Path) -> None:
 
 
 def packed(data: bytes) -> bytes:
-    """LZF without a search for copies but for runs of one byte, which overlap what they write."""
+    """Pack LZF with copies only for runs of one byte, which overlap their own output."""
     out, at = bytearray(), 0
     while at < len(data):
         run = 1

@@ -1,4 +1,4 @@
-"""accelerate: the same module with our kernels, or a refusal that leaves it as it was."""
+"""accelerate puts our kernels under a module, or refuses and leaves it unchanged."""
 
 import copy
 import pickle
@@ -113,7 +113,7 @@ def test_a_module_that_computes_something_else_is_refused(plain, differ):
     module = Different()
     if differ == "network":
         module.imnet.__class__ = OtherMLP
-    if differ == "forward":  # it does not go through query_rgb, so what ours computes is not what comes out
+    if differ == "forward":  # it does not use query_rgb, so our output never appears
         calls = iter(range(9))
         module.encoder.register_forward_hook(lambda m, a, out: out + next(calls))
     before = torch.random.get_rng_state()
@@ -138,7 +138,7 @@ def test_a_module_that_does_not_run_is_refused(plain):
 
 
 def test_other_modules_are_refused(plain):
-    with pytest.raises(TypeError, match="has no encoder, imnet, gen_feat"):
+    with pytest.raises(TypeError, match="has no encoder, gen_feat, query_rgb, imnet"):
         accelerate(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be an instance"):
         accelerate("liif")

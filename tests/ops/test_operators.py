@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator that the package defines: schema, fake, autograd, traced with sizes free."""
+"""Run torch.library.opcheck on every operator of the package: schema, fake, autograd, tracing with free sizes."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, resize, sm90
+from liif_fast.ops import attend, fourier, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
+assert functional and attend and decode_ops and fourier and resize and sm90  # importing them defines the operators
 
 
 def samples():
@@ -59,7 +59,7 @@ def samples():
     for keep in (0, 5, 11):
         saved = torch.randn(keep, 11)
         yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
-    weights, biases = make_layers((4, 5))  # one layer: nothing hidden to save
+    weights, biases = make_layers((4, 5))  # one layer has no hidden activations to save
     yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
     yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
@@ -71,15 +71,17 @@ def samples():
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
     for depth, heads in ((0, 1), (1, 2), (2, 4)):
         yield from attend_samples(depth, heads)
+    yield from fourier_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
+        yield from fourier_samples(torch.bfloat16)
 
 
 def attend_samples(depth, heads):
-    """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
+    """Return a transformer over the corners as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
     transformer = make_transformer(4, depth, heads, hidden=5)
     first = attention.split(torch.randn(2, 4, 3, 5), torch.randn(2, 2, 3, 5), transformer)
     table, by_rel, layers = first.table, first.by_rel, attention.folded(transformer)
@@ -90,8 +92,17 @@ def attend_samples(depth, heads):
         yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
 
 
+def fourier_samples(dtype):
+    """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
+    coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
+    p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 5, 6), None)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 11, 13), None)
+    yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, None)
+
+
 def low_samples():
-    """The same in bfloat16: outputs, and gradients but those of feat and x, are float32."""
+    """In bfloat16, outputs and all gradients except those of feat and x are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
@@ -120,7 +131,10 @@ SAMPLES = list(samples())
 
 def test_every_operator_has_a_sample():
     defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("liif_fast::")}
-    hopper = {"decode_sm90", "render_sm90"}  # without a CPU implementation; tests/backends/test_cuda.py has their fakes
+    hopper = {
+        "decode_sm90",
+        "render_sm90",
+    }  # they have no CPU implementation; tests/backends/test_cuda.py tests their fakes
     assert defined - hopper == {name for name, _ in SAMPLES}
 
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 from PIL import Image
 
-from liif_fast import data, models
+from liif_fast import data, load_model, models
 from liif_fast.evaluation import load_test_config
-from liif_fast.train import load_config
+from liif_fast.train import load_config, train
 from liif_fast.train.config import check_config
 
 
@@ -21,8 +21,36 @@ def put(config, place, value):
     config[last] = value
 
 
+@pytest.mark.parametrize("name", ["lte", "lte-fast"])
+def test_configurations_of_lte(tmp_path, tiny, name):
+    """The wrapper, the model and a resume that is the run's own: the first start begins, the second goes on."""
+    encoder, imnet = (tiny["model"]["args"][key] for key in ("encoder_spec", "imnet_spec"))
+    own = {"imnet_spec": imnet}
+    if name == "lte-fast":
+        own = {"num_layer": 2, "out_dim": 3}
+        for split in ("train_dataset", "val_dataset"):
+            args = {"inp_size": 8, "scale_max": 4}
+            tiny[split]["wrapper"] = {"name": "sr-implicit-downsampled-fast", "args": args}
+    tiny["model"] = {"name": name, "args": {"encoder_spec": encoder, "hidden_dim": 8, **own}}
+    tiny["epoch_max"] = 1
+    path = tmp_path / "train_it.yaml"
+    save = tmp_path / "save"
+    tiny["resume"] = str(save / "_train_it" / "epoch-last.pth")
+    path.write_text(yaml.safe_dump(tiny))
+    folder = train(path, save_root=save, device="cpu")
+    assert f"resume: {tiny['resume']} is not there yet; the training begins" in (folder / "log.txt").read_text()
+    assert load_model(folder / "epoch-last.pth").spec["name"] == name
+    path.write_text(yaml.safe_dump(tiny | {"epoch_max": 2}))
+    assert train(path, save_root=save, device="cpu") == folder
+    assert "resumed from" in (folder / "log.txt").read_text()
+    tiny["resume"] = str(save / "_another" / "epoch-last.pth")
+    path.write_text(yaml.safe_dump(tiny))
+    with pytest.raises(FileNotFoundError, match="resume: no file"):
+        load_config(path)
+
+
 def test_numbers_without_a_dot(tmp_path, tiny):
-    """1e-4 is a string to PyYAML, quoted or not; 5e-1 stands for any other place."""
+    """PyYAML reads 1e-4 as a string, quoted or not; 5e-1 stands for any other place."""
     text = yaml.safe_dump(tiny).replace("gamma: 0.5", "gamma: 5e-1")
     assert "lr: 1e-4" in text
     for quoted in (text, text.replace("1e-4", "'1e-4'")):
@@ -148,7 +176,7 @@ def test_keys_of_ones_own_may_hold_anchors(tmp_path, tiny):
         path.write_text(text.replace("x-notes", key))
         with pytest.raises(ValueError, match=f"unknown key '{key}'"):
             load_config(path)
-    with pytest.raises(ValueError, match=r"train_dataset: unknown key 'x-size'"):  # at the top alone
+    with pytest.raises(ValueError, match=r"train_dataset: unknown key 'x-size'"):  # only at the top level
         check_config({**tiny, "train_dataset": {**tiny["train_dataset"], "x-size": 1}})
 
 
@@ -165,7 +193,7 @@ def a_test_of(folder, **args):
 
 
 def test_folders_beside_the_file(tmp_path, monkeypatch):
-    """Relative folders are those below the current folder, else those beside the file."""
+    """Relative folders are searched below the current folder, then beside the file."""
     put_images(tmp_path / "set" / "hr", 2)
     (tmp_path / "set" / "split.json").write_text('{"k": ["1.png"]}')
     (tmp_path / "elsewhere").mkdir()
@@ -229,7 +257,7 @@ def test_defaults(tiny):
 
 
 def test_the_rates_of_the_original(tiny):
-    """Of MultiStepLR: epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5; gamma defaults to 0.1."""
+    """As MultiStepLR, epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5, and gamma defaults to 0.1."""
     tiny |= {"epoch_max": 1000, "multi_step_lr": {"milestones": [200, 400, 600, 800], "gamma": 0.5}}
     config = check_config(tiny)
     assert config.rate(199) == config.rate(199.999) == 1e-4  # all of the 200th epoch
@@ -248,7 +276,7 @@ def test_cosine(tiny):
 
 
 def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
-    """Without their images: only the folders are there."""
+    """Shipped configurations pass the checks without their images; only the folders exist."""
     monkeypatch.chdir(tmp_path)
     for part in ("train", "valid"):
         (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
@@ -267,7 +295,7 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
         assert config.train_dataset["wrapper"]["args"] == wrapper
 
 
-# The original's families, each file by what is particular about it.
+# The original's families; each file is identified by what is special about it.
 LIIF = {"imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256] * 4}}}
 DOWNSAMPLED = {"inp_size": 48, "scale_max": 4, "augment": True, "sample_q": 2304}
 FAMILIES = {
