@@ -110,13 +110,12 @@ class _Fourier(FeatureModel):
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             waves, phase = self.waves(part), self.phase.weight
             return functional.fourier_render(
-                waves, size, phase, *chain, region=window, cell=cell, place=spot, **options
+                waves, size, phase, *chain, region=window, cell=cell, place=spot, extent=extent, **options
             )
 
         pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))
         shape = feat.shape[2:] if place is None else place[2:]
-        base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
-        return self._add(pred, base, channel=1)
+        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
         x, weight = functional.gather_corners(waves, coord, cell, feat_unfold=False, backend=self.backend)
