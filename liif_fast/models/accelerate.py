@@ -13,7 +13,8 @@ from liif_fast.coord import make_cell, make_coord
 from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, chain_of
 from liif_fast.models import metasr
-from liif_fast.models.base import FeatureModel, bilinear
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.interpolation import bilinear
 from liif_fast.models.lte import by_pairs, chain_of_convolutions
 
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF

@@ -196,7 +196,7 @@ class LMLIIF(FeatureModel):
             options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
             modulated = self.modulations(part, cells, spot[2:])
             return functional.modulated_render(
-                modulated, size, *chain, region=window, cell=cells, place=spot, **options
+                modulated, size, *chain, region=window, cell=cells, place=spot, extent=extent, **options
             )
 
         return render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))

@@ -110,7 +110,7 @@ class _Fourier(FeatureModel):
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             waves, phase = self.waves(part), self.phase.weight
             return functional.fourier_render(
-                waves, size, phase, *chain, region=window, cell=cell, place=spot, **options
+                waves, size, phase, *chain, region=window, cell=cell, place=spot, extent=extent, **options
             )
 
         pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))

@@ -43,14 +43,18 @@ def test_the_plan_of_the_calls():
         assert callable(getattr(gpu_check, name, None) or getattr(gpu_sections, name, None) or gpu_hopper.hopper)
 
 
-@pytest.mark.parametrize("call", gpu_check.CALLS)
-def test_every_step_of_a_call_exists_and_ends(call, run, monkeypatch):
-    """In this process, but for what a step starts itself."""
+@pytest.fixture
+def here(monkeypatch):
+    """Run sections in this process, because a start of PyTorch takes as long as most of them."""
 
-    def here(name, check, limit, *_):
+    def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}
 
-    monkeypatch.setattr(gpu_check, "in_a_process", here)
+    monkeypatch.setattr(gpu_check, "in_a_process", in_this_process)
+
+
+@pytest.mark.parametrize("call", gpu_check.CALLS)
+def test_every_step_of_a_call_exists_and_ends(call, run, here):
     code, record = run("--call", str(call))
     sections = record["sections"]
     assert code == 0, sections
