@@ -1,33 +1,38 @@
-"""Run an instance of the original LIIF or MetaSR class, recognised by its attributes, on our kernels."""
+"""Run an instance of an original class (LIIF, MetaSR, LTE, LM-LIIF), recognised by its attributes, on our kernels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.checks import grid_cell
 from liif_fast.coord import make_cell, make_coord
-from liif_fast.layers import chain_of, render_by_query
+from liif_fast.family import render_by_query
+from liif_fast.layers import Chain, chain_of
 from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
+from liif_fast.models.interpolation import bilinear
+from liif_fast.models.lte import by_pairs, chain_of_convolutions
 
-SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
-SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF; MetaSR has none
+SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF
+WAVES = ("coef", "freq", "phase")  # of LTE and LTE+
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by about 1e-6
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Make an instance of the original LIIF or MetaSR class decode through our kernels.
+    """Make an instance of the original LIIF, MetaSR, LTE, LTE+ or LM-LIIF class decode through our kernels.
 
     The module stays the same object with the same parameters, hooks and training. Its class becomes a subclass of its
     own class with our `query_rgb` and a `render`. The module's own `query_rgb` still runs where ours does not apply,
-    e.g. after a hook is added to LIIF's network.
+    e.g. after a hook is added to LIIF's network. The cell is the caller's, also for LTE.
 
     Args:
         module: float32 or float64, with the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ...,
-            Linear), gen_feat, query_rgb, and for LIIF local_ensemble, feat_unfold, cell_decode.
+            Linear), gen_feat, query_rgb; for LIIF local_ensemble, feat_unfold, cell_decode; for LTE coef, freq, phase.
+            LTE+ has layers (1x1 convolutions) instead of imnet, LM-LIIF hypernet and gen_feats.
 
     Returns:
         `module`.
@@ -39,20 +44,27 @@ def accelerate(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, FeatureModel | _Accelerated):
         return module
-    _check_attributes(module)
-    _change_class(module, _AcceleratedLIIF if hasattr(module, SWITCHES[0]) else _AcceleratedMetaSR)
+    ours = _kind(module)
+    _check_attributes(module, ours)
+    _change_class(module, ours)
     return module
+
+
+def _kind(module: Any) -> "type[_Accelerated]":
+    if all(hasattr(module, name) for name in WAVES):
+        return _AcceleratedLTE if hasattr(module, "imnet") else _AcceleratedLTEPlus
+    if hasattr(module, "hypernet"):
+        return _AcceleratedLMLIIF
+    return _AcceleratedLIIF if any(hasattr(module, name) for name in SWITCHES) else _AcceleratedMetaSR
 
 
 def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
     """Set the subclass, and keep it if its outputs equal those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
-        image, coord, cell = _probe(next(module.parameters()))
+        probe = ours.probe(*_probe(next(module.parameters())))
         try:
-            feat = module.gen_feat(image)
-            own_queries = module.query_rgb(coord, cell)
-            own_output = module(image, coord, cell)
+            expected = ours.outputs(module, *probe)
         except Exception as error:  # e.g. the original's query_rgb needs a GPU
             raise ValueError(
                 f"module does not run here, so its outputs cannot be compared ({error}); "
@@ -60,9 +72,8 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
             ) from error
         module.__class__ = _accelerated(ours, own_class)
         try:
-            module.feat = feat
-            _compare(f"query_rgb does not compute {ours.NAME}", module.query_rgb(coord, cell), own_queries)
-            _compare(f"forward does not compute {ours.NAME}", module(image, coord, cell), own_output)
+            for name, out in ours.outputs(module, *probe).items():
+                _compare(f"{name} does not compute {ours.NAME}", out, expected[name])
         except Exception:
             module.__class__ = own_class
             raise
@@ -72,11 +83,30 @@ class _Accelerated:
     """Precedes the original class in the subclass's bases and reads its attributes."""
 
     NAME: str
+    NEEDS: tuple[str, ...] = ("encoder", "imnet", "gen_feat", "query_rgb")  # attributes
+    NETWORK = "imnet"  # the attribute that decodes
+    RESULTS: tuple[str, ...] = ("feat",)  # what gen_feat leaves for query_rgb
     backend = "auto"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        ours, own_class = type(self).__mro__[1], type(self).__mro__[3]
-        return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key != "feat"}
+        ours, own_class = cast(Any, type(self).__bases__)
+        return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key not in ours.RESULTS}
+
+    @classmethod
+    def probe(cls, image: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an image and queries of it, [B, Q, 2], as the class takes them."""
+        return image, coord, cell
+
+    @classmethod
+    def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        """Return what is compared, by the method that computes it."""
+        module.gen_feat(image)
+        return {"query_rgb": module.query_rgb(coord, cell), "forward": module(image, coord, cell)}
+
+    @staticmethod
+    def chain(module: Any) -> Chain | None:
+        """Return the weights of the module's network, if it can run fused."""
+        return chain_of(module.imnet)
 
     def render(
         self: Any,
@@ -92,6 +122,7 @@ class _Accelerated:
 
 class _AcceleratedLIIF(_Accelerated):
     NAME = "LIIF"
+    NEEDS = (*_Accelerated.NEEDS, *SWITCHES)
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         chain = chain_of(self.imnet)
@@ -117,6 +148,103 @@ class _AcceleratedMetaSR(_Accelerated):
         return render_by_query(self.query_rgb, self.feat, size, region, cell)
 
 
+class _AcceleratedLTE(_Accelerated):
+    NAME = "LTE"
+    NEEDS = (*_Accelerated.NEEDS, *WAVES)
+    RESULTS: tuple[str, ...] = ("feat", "inp", "coeff", "freqq")
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
+        chain = self.chain(self)
+        if chain is None:
+            return super().query_rgb(coord, cell)  # type: ignore[misc]
+        pred = functional.fourier_decode(self.waves(), coord, cell, self.phase.weight, *chain, backend=self.backend)
+        return pred + bilinear(self.inp, coord)
+
+    def waves(self: Any) -> Tensor:
+        """Return amplitudes and frequencies, of which gen_feat of LTE's class has left two maps."""
+        return torch.cat((self.coeff, self.freqq), 1)
+
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
+        return render_by_query(self.query_rgb, self.feat, size, region, cell)
+
+
+class _AcceleratedLTEPlus(_AcceleratedLTE):
+    """Its queries are grids, coord [B, h, w, 2] and cell [B, 2]; its output is [B, out, h, w]."""
+
+    NAME = "LTE+"
+    NEEDS = ("encoder", "layers", "gen_feat", "query_rgb", *WAVES)
+    NETWORK = "layers"
+    RESULTS = ("feat", "inp")
+
+    @classmethod
+    def probe(cls, image: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return image, coord.unsqueeze(2), cell[:, 0]
+
+    @staticmethod
+    def chain(module: Any) -> Chain | None:
+        return chain_of_convolutions(module.layers)
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
+        if self.chain(self) is None:
+            return super(_AcceleratedLTE, self).query_rgb(coord, cell)  # type: ignore[misc]
+        flat = coord.flatten(1, 2)
+        out = super().query_rgb(flat, cell.unsqueeze(1).expand(flat.shape))
+        return out.transpose(1, 2).unflatten(2, coord.shape[1:3])
+
+    def waves(self: Any) -> Tensor:
+        return torch.cat((self.coef(self.feat), by_pairs(self.freq(self.feat))), 1)
+
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
+        def query(coord: Tensor, cell: Tensor) -> Tensor:
+            return self.query_rgb(coord.unsqueeze(2), cell[:, 0]).flatten(2).transpose(1, 2)
+
+        return render_by_query(query, self.feat, size, region, cell)
+
+
+class _AcceleratedLMLIIF(_Accelerated):
+    """Its queries get the features and the modulations, which forward hands on."""
+
+    NAME = "LM-LIIF"
+    NEEDS = ("encoder", "imnet", "hypernet", "gen_feats", "gen_modulations", "query_rgb", "query_rgb_fast", "mod_dim")
+    RESULTS = ("inp", "feat_coord")
+
+    @classmethod
+    def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        return {"forward": module(image, coord, cell)}
+
+    def query_rgb(self: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._modulated(super().query_rgb, feat, mod, coord, cell)  # type: ignore[misc]
+
+    def query_rgb_fast(self: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._modulated(super().query_rgb_fast, feat, mod, coord, cell)  # type: ignore[misc]
+
+    def _modulated(self: Any, own: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        chain = self.chain(self)
+        if chain is None or not (self.imnet.mod_scale and self.imnet.mod_shift):
+            return own(feat, mod, coord, cell)
+        options: dict[str, Any] = {name: bool(getattr(self, name)) for name in ("local_ensemble", "cell_decode")}
+        maps = torch.cat((mod[:, : self.mod_dim], feat), 1)
+        return functional.modulated_decode(maps, coord, cell, *chain, backend=self.backend, **options)
+
+    def render(
+        self: Any,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Render a grid as `render` of `liif_fast.LMLIIF`."""
+        feat, rich = self.gen_feats(inp)
+        cells = grid_cell(feat, size[0], size[1], cell).unsqueeze(1).expand(-1, feat.shape[2] * feat.shape[3], 2)
+        mod = self.gen_modulations(rich, cells)
+        feat = mod[:, self.mod_dim :] if self.mod_input else feat
+
+        def query(coord: Tensor, cell: Tensor) -> Tensor:
+            return self.query_rgb_fast(feat, mod, coord, cell)
+
+        return render_by_query(query, feat, size, region, cell)
+
+
 _classes: dict[tuple[type, type], type] = {}
 
 
@@ -136,21 +264,22 @@ def _switches(module: Any) -> dict[str, Any]:
     return {name: bool(getattr(module, name)) for name in SWITCHES}
 
 
-def _check_attributes(module: nn.Module) -> None:
+def _check_attributes(module: Any, ours: type[_Accelerated]) -> None:
+    original = "an instance of the original LIIF, MetaSR, LTE, LTE+ or LM-LIIF class"
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an instance of the original LIIF or MetaSR class, got {type(module).__name__}")
+        raise TypeError(f"module must be {original}, got {type(module).__name__}")
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"module is a {type(module).__name__}: pass its .module, and wrap that afterwards")
-    switches = [name for name in SWITCHES if hasattr(module, name)]
-    missing = [name for name in (*SHARED, *(SWITCHES if switches else ())) if not hasattr(module, name)]
+    missing = [name for name in ours.NEEDS if not hasattr(module, name)]
     if missing:
         raise TypeError(
-            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}; for "
-            "your own network use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
+            f"module must be {original}, but it has no {', '.join(missing)}; for your own network use "
+            "liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
-    if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
+    if not isinstance(getattr(module, ours.NETWORK), nn.Module) or ours.chain(module) is None:
+        holds, layer = ("have 'layers',", "Linear") if ours.NETWORK == "imnet" else ("be", "1x1 Conv2d")
         raise TypeError(
-            "module.imnet must have 'layers', a Sequential of Linear (with bias), ReLU, ..., Linear, no hooks"
+            f"module.{ours.NETWORK} must {holds} a Sequential of {layer} (with bias), ReLU, ..., {layer}, no hooks"
         )
     dtypes = {parameter.dtype for parameter in module.parameters()}
     if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
@@ -161,20 +290,19 @@ def _check_attributes(module: nn.Module) -> None:
 
 @contextmanager
 def _undisturbed(module: Any) -> Iterator[None]:
-    """Switch to evaluation mode; restore all modes, the features and the random state afterwards."""
+    """Switch to evaluation mode; restore all modes, the module's attributes and the random state afterwards."""
     modes = [(part, part.training) for part in module.modules()]
-    had, feat = "feat" in vars(module), vars(module).get("feat")
+    attributes = dict(vars(module))
     device = next(module.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             module.eval()
             yield
         finally:
+            vars(module).clear()
+            vars(module).update(attributes)
             for part, mode in modes:
                 part.training = mode
-            vars(module).pop("feat", None)
-            if had:
-                module.feat = feat
 
 
 def _probe(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

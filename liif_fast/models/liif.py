@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast.checks import check_queries
-from liif_fast.layers import Decoding, fusable, render_by_query
+from liif_fast.layers import Decoding, fusable
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
 
@@ -81,7 +80,7 @@ class LIIF(Decoding, FeatureModel):
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
         pred = self._decode(self.imnet, feat, coord, cell)
-        return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
+        return pred if self.residual is None else self._add(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -98,24 +97,13 @@ class LIIF(Decoding, FeatureModel):
         if self.residual is None:
             return pred
         shape = feat.shape[2:] if place is None else place[2:]
-        base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None, extent, shape)
-        return self._add(pred, base, channel=1)
+        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if network is not None:
             return super()._decode(network, feat, coord, cell)
         check_queries(feat, coord, None, cell_decode=False)
         return nearest_feature(feat, coord)
-
-    def _interpolate(self, coord: Tensor) -> Tensor:
-        if self.inp is None:
-            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
-        inp = self.inp.to(torch.promote_types(self.inp.dtype, torch.float32))
-        if self.inp_place is not None:
-            coord = within(coord, self.inp_place, inp.shape[2:])
-        grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
-        out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return out[:, :, 0].transpose(1, 2)
 
     def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
         if pred.shape[channel] != base.shape[channel]:
@@ -124,16 +112,6 @@ class LIIF(Decoding, FeatureModel):
                 f" got {pred.shape[channel]}"
             )
         return (pred + base).to(pred.dtype)
-
-
-def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
-    """Convert coordinates `[B, Q, 2]` of an image to those of its part of size (height, width).
-
-    `place` is (top, left, H, W): the part's first row and column, and the size of the whole.
-    """
-    first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
-    pixels = (coord.double() + 1) * whole / 2 - first
-    return (2 * pixels / own - 1).to(coord.dtype)
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -307,7 +307,7 @@ def test_an_encoder_that_cannot_be_traced(tmp_path):
     model = build(hidden=())
     model.imnet = models.make({"name": "mlp", "args": {"in_dim": 31, "out_dim": 3, "hidden_list": []}})
     model.encoder = Undecided()
-    with pytest.raises(ValueError, match="the model cannot be written as ONNX, which is a matter of its encoder"):
+    with pytest.raises(ValueError, match="the model cannot be written as ONNX because of its encoder"):
         export_onnx(model, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
