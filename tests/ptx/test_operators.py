@@ -19,12 +19,12 @@ from ..kernels.test_compile_report import LONG, MAIN, OTHERS, PINNED, ROOT, envi
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
 
-EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10}
 FLOOR = 12  # as tests/kernels/test_operator.py
 # Without the fence between a copy and the product that reads it (triton issue 9610): refused on sm_90.
 UNFENCED = {version for version in PINNED if versions.faults(90, tuple(map(int, version.split(".")[:2])), refused=True)}
 KERNELS = {f"{name}_kernel" for name in ("chain", "decode", "gather", "mlp", "project", "render", "segment")}
-EPS["tf32"] = 2.0**-10
+FLIPS = 0.1  # of a gradient's size: in TF32 a ReLU near 0 may fall the other way; the plain form is not in TF32
 RUNS = [
     (MAIN, "80", "float16", "sorted", "recompute", "100 70"),  # two column blocks, of which one is not full
     (MAIN, "80", "float32", "sorted", "keep", "32 24"),
@@ -64,7 +64,9 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
     assert set(found["executed"]) == KERNELS | ({"atomic_kernel"} if order == "atomic" else set())
     assert found["plan"]
     for name, ours, plain, size in found["errors"]:
-        limit = (2 if name.endswith("output") else 3) * plain + FLOOR * EPS[precision] * size
+        output = name.endswith("output")
+        slack = FLOOR * EPS[precision] + (FLIPS if precision == "tf32" and not output else 0)
+        limit = (2 if output else 3) * plain + slack * size
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
 
 
