@@ -1,4 +1,4 @@
-"""Animated GIF, PNG (APNG) and WebP: every frame as a whole picture, read and written.
+"""Read and write animated GIF, PNG (APNG) and WebP; every frame is a whole picture.
 
 Frames of GIF and APNG are pieces that are laid over what is left of the ones before. They are put together here, since
 Pillow fills a GIF's canvas with its background colour, where every browser leaves it transparent, and mixes an APNG's
@@ -135,7 +135,7 @@ def write_animation(
 
 
 def _rounded(durations: list[float], step: int) -> list[int]:
-    """Round durations to a step, none away, so that frames begin when they did."""
+    """Round durations to multiples of a step, at least one step if above 0, without adding up the rounding errors."""
     ends = [round(end / step) * step for end in accumulate(durations)]
     return [
         max(end - begin, step if duration else 0)
@@ -144,7 +144,7 @@ def _rounded(durations: list[float], step: int) -> list[int]:
 
 
 def _extra_chunks(options: dict[str, Any]) -> PngImagePlugin.PngInfo:
-    """Take out of the options what Pillow wants as chunks."""
+    """Move the options that Pillow wants as PNG chunks out of `options`, and return the chunks."""
     chunks = PngImagePlugin.PngInfo()
     for name, data in options.pop(COLOUR, {}).items():
         chunks.add(name, data)
@@ -183,7 +183,7 @@ def _compose(pieces: Iterable[_Piece], size: tuple[int, int]) -> Iterator[tuple[
 
 
 def _blend(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA over RGBA."""
+    """Composite RGBA pixels over RGBA pixels."""
     import numpy as np
 
     above = upper[..., 3:] / 255
@@ -237,7 +237,7 @@ def _read_gif(path: str | os.PathLike[str]) -> Frames:
 
 
 def _table(flags: int) -> int:
-    """Bytes of a colour table of a GIF."""
+    """Return the size of a GIF's colour table, bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 

@@ -79,7 +79,7 @@ def screen(page) -> np.ndarray:
 
 
 def bare(page) -> np.ndarray:
-    """The screen without what lies on the picture."""
+    """Take the screen without the controls that lie on the picture."""
     page.evaluate(
         "() => document.querySelectorAll('#split, .label, #bar, #note').forEach(each => { each.style.opacity = 0 })"
     )
