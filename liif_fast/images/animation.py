@@ -35,6 +35,7 @@ logger = logging.getLogger("liif_fast.images")
 
 _KEEP, _CLEAR, _RESTORE = range(3)  # what becomes of a piece before the next one comes
 _GIF_DISPOSAL = (_KEEP, _KEEP, _CLEAR, _RESTORE)
+_LONGEST = 655_350  # milliseconds of a GIF's frame
 _NO_CONTROL = b"\4\0\0\0\0\0"  # of a GIF: no transparency, disposal or delay
 _ORIENTATION = 274
 
@@ -110,19 +111,23 @@ def write_animation(
     Raises:
         ImageFileError: the disk is full or not writable, or the format cannot hold the durations.
     """
+    if kind.name == "GIF" and max(like.durations) > _LONGEST:
+        shown = f"{max(like.durations) / 1000:.0f} s; write a .png or .webp file"
+        raise ImageFileError(f"{path}: GIF shows a frame for at most {_LONGEST / 1000:.0f} s, one here takes {shown}")
     images, shape = [], (0, 0, 0)
     for frame in frames:
         shape = frame.shape
         image = Image.fromarray(frame[..., 0] if shape[2] == 1 else frame)
         images.append(palette_image(image) if kind.name == "GIF" else image)
     options: dict[str, Any] = kind.options | kept(path, kind, like.info, shape)
+    plays = min(like.plays, 65_535)  # only APNG can say more, and nobody counts them
     step = 10 if kind.name == "GIF" else 1  # milliseconds
     options["duration"] = _rounded(like.durations, step)
     if kind.name == "GIF":
         clear = {"disposal": 2, "transparency": TRANSPARENT} if shape[2] in (2, 4) else {"disposal": 1}
-        options |= clear | {"optimize": False} | ({} if like.plays == 1 else {"loop": max(0, like.plays - 1)})
+        options |= clear | {"optimize": False} | ({} if like.plays == 1 else {"loop": max(0, plays - 1)})
     else:
-        options["loop"] = like.plays
+        options["loop"] = plays
     if kind.name == "PNG":
         options |= {"disposal": 0, "blend": 0, "pnginfo": _extra_chunks(options)}
     try:

@@ -226,6 +226,21 @@ def test_times_that_a_format_cannot_say_do_not_add_up(tmp_path: Path) -> None:
         assert read(tmp_path / "out.gif").durations == expected
 
 
+def test_numbers_that_a_format_has_not(tmp_path: Path) -> None:
+    moving(tmp_path / "in.webp", 2)
+    animation = read(tmp_path / "in.webp")
+    animation.durations, animation.plays = [700_000, 0], 100_000
+    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, one here takes 700 s"):
+        write_animation(tmp_path / "out.gif", animation.frames, animation, FORMATS[".gif"])
+    write_animation(tmp_path / "out.png", animation.frames, animation, FORMATS[".png"])
+    assert read(tmp_path / "out.png").durations == [700_000, 0]
+    animation.durations = [650_000, 0]
+    for format in ("gif", "webp", "png"):
+        write_animation(tmp_path / f"out.{format}", animation.frames, animation, FORMATS[f".{format}"])
+        made = read(tmp_path / f"out.{format}")
+        assert (made.durations, made.plays) == ([650_000, 0], 65_535)
+
+
 def test_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt("XML:com.adobe.xmp", '<x tiff:ImageWidth="4"/>')

@@ -190,15 +190,15 @@ def test_serve_lets_every_site_read(client):
 
 @pytest.fixture(scope="module")
 def private(pictures, small_model):
-    command = {"name": "rgb-8.png", "photo": "rgb-8.png"}
-    server = make_server(pictures[0] / "rgb-8.png", small_model, token=new_token(), public=False, command=command)
+    page = {"name": "rgb-8.png", "photo": "rgb-8.png"}
+    server = make_server(pictures[0] / "rgb-8.png", small_model, token=new_token(), public=False, page=page)
     with TestClient(server.app()) as made:
         yield made, server.prefix
 
 
 def test_view_is_for_who_knows_the_token(private):
     client, prefix = private
-    for path in ("/", "/view.js", "/command.json", "/status.json", "/iiif/3/rgb-8.png/info.json"):
+    for path in ("/", "/view.js", "/page.json", "/status.json", "/iiif/3/rgb-8.png/info.json"):
         assert client.get(prefix + path).status_code == 200
         for wrong in ("", "/x", prefix[:-1], prefix + "x", prefix.swapcase()):
             assert client.get(wrong + path).status_code == 404
