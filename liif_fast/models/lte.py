@@ -13,6 +13,7 @@ from liif_fast.checks import check_grid, check_queries
 from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, altered, fusable
 from liif_fast.models.base import FeatureModel, render_in_strips
+from liif_fast.models.interpolation import add_input
 from liif_fast.models.registry import make, register
 
 
@@ -55,14 +56,6 @@ class _Fourier(FeatureModel):
         """Return frequencies [B, hidden_dim, H, W] with each row's part before its column's."""
         return frequencies
 
-    def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
-        if pred.shape[channel] != base.shape[channel]:
-            raise ValueError(
-                f"the model adds its input, so its network must have as many outputs as that has channels, "
-                f"{base.shape[channel]}, got {pred.shape[channel]}"
-            )
-        return (pred + base).to(pred.dtype)
-
     @property
     def renders_parts(self) -> bool:
         return self.network()[1] is not None
@@ -83,7 +76,7 @@ class _Fourier(FeatureModel):
         else:
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             pred = functional.fourier_decode(waves, coord, cell, self.phase.weight, *chain, **options)
-        return self._add(pred, self.interpolate(coord), channel=2)
+        return add_input(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -115,7 +108,7 @@ class _Fourier(FeatureModel):
 
         pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))
         shape = feat.shape[2:] if place is None else place[2:]
-        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
+        return add_input(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
         x, weight = functional.gather_corners(waves, coord, cell, feat_unfold=False, backend=self.backend)

@@ -243,7 +243,7 @@ def test_outputs_must_be_the_input_s_channels():
     described["args"]["out_dim"] = 1
     model = models.make(described)
     for call in (lambda: model(*batch()), lambda: model.render(batch()[0], (9, 9))):
-        with pytest.raises(ValueError, match="as many outputs as that has channels, 3, got 1"):
+        with pytest.raises(ValueError, match="as many output channels as the input has, 3, got 1"):
             call()
 
 
