@@ -23,7 +23,8 @@ LIIF_DEVICE uint32_t shared_address(const void* p) {
 LIIF_DEVICE void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-#if defined(LIIF_TRAP)  // a build for tests: says where it hangs
+#if defined(LIIF_TRAP)
+// A build for tests that says where it hangs. ptxas serialises its products, because printing is a call.
 LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     constexpr long long kPatience = 1LL << 33;  // cycles, some seconds
     const long long start = clock64();

@@ -1,4 +1,4 @@
-"""Find photographs by name, safely, and keep those that are open."""
+"""Find the photographs that a server may show by their names, and encode answers as files."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from liif_fast.view.iiif import RequestError
 
 
 class Entry(NamedTuple):
-    """A photograph's file, as it is now."""
+    """A photograph's file and its present state."""
 
     path: Path
     stamp: tuple[str, int, int]  # path, time of the last change in nanoseconds, bytes
@@ -64,7 +64,7 @@ class Shelf:
         return Entry(path, (str(path), status.st_mtime_ns, status.st_size))
 
     def names(self, most: int = 1000) -> list[str]:
-        """Return the names of the photographs, at most so many, folder by folder."""
+        """Return the names of the photographs, folder by folder, up to a number of them."""
         if self.only is not None:
             return [self.only]
         found: list[str] = []
@@ -83,7 +83,7 @@ class Shelf:
 
 
 def encode(pixels: Any, kind: str, profile: bytes | None) -> bytes:
-    """Return pixels [h, w, C] of uint8 or uint16 as a file.
+    """Encode pixels [h, w, C] of uint8 or uint16 as an image file.
 
     PNG keeps 16 bits; JPEG and WebP have 8. JPEG has no alpha: visible colours are laid on white. WebP is lossless.
 

@@ -32,36 +32,57 @@ def run(tmp_path, monkeypatch):
         signal.signal(each, handler)
 
 
+def test_the_plan_of_the_calls():
+    for call, sections in gpu_check.CALLS.items():
+        assert list(sections)[:2] == ["load", "smoke"]
+        assert sum(sections.values()) <= gpu_check.SECONDS[call] <= 380
+    for group in gpu_check.GROUPS.values():
+        text = "".join((ROOT / path).read_text() for path in group.paths)
+        assert group.chosen.removeprefix("not ") in text
+    for name in gpu_check.SECTIONS:
+        assert callable(getattr(gpu_check, name, None) or getattr(gpu_sections, name, None) or gpu_hopper.hopper)
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Run sections in this process, because a start of PyTorch takes as long as most of them."""
 
-    def here(name, check, limit, tell):
+    def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}
 
-    monkeypatch.setattr(gpu_check, "in_a_process", here)
+    monkeypatch.setattr(gpu_check, "in_a_process", in_this_process)
 
 
-def test_every_section_runs(run, here, monkeypatch):
-    """Of the groups of tests two."""
-    for group in gpu_check.GROUPS.values():
-        text = "".join((ROOT / path).read_text() for path in group.paths)
-        assert group.chosen.removeprefix("not ") in text
-
-    few = {name: gpu_check.GROUPS[name] for name in ("pipeline", "random from 50")}
-    monkeypatch.setattr(gpu_check, "GROUPS", few)
-    code, record = run()
-    assert code == 0
-    assert list(record["sections"]) == list(gpu_check.SECTIONS)
+@pytest.mark.parametrize("call", gpu_check.CALLS)
+def test_every_step_of_a_call_exists_and_ends(call, run, here):
+    code, record = run("--call", str(call))
     sections = record["sections"]
-    passed = {name: sections["tests"][name]["passed"] for name in few}
-    assert passed["pipeline"] and passed["random from 50"] == 1
-    assert "rms" in sections["accuracy"]["float16, torch"]
-    assert "ms" in sections["training"]["step"]["eager autocast"]
-    assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
-    assert set(sections["hopper"]["bits"].values()) == {0}
-    assert sections["hopper"]["best"].keys() >= {"30000 queries", "4K frame"}
+    assert code == 0, sections
+    assert list(sections) == list(gpu_check.CALLS[call])
     assert record["device"] == "cpu" and record["check"]
+    assert len(sections["smoke"]["error, of torch's"]) == 8
+    if call == 1:
+        assert sections["trace"]["cycles"].keys() >= {"gap between tiles", "wait for a turn"}
+        assert sections["ncu"]["frame, cluster 1"]["ok"]
+        assert set(sections["hopper"]["bits"].values()) == {0}
+        assert sections["hopper"]["best"].keys() >= {"30000 queries", "4K frame"}
+    else:
+        assert "rms" in sections["accuracy"]["float16, torch"]
+        assert "ms" in sections["training"]["step"]["eager autocast"]
+        assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+
+
+def test_a_call_stops_without_an_extension(run, monkeypatch, capsys):
+    missing = {"_C_sm90": "no liif_fast/_C_sm90"}
+    monkeypatch.setattr(gpu_check, "in_a_process", lambda *_: {"missing": missing, "ok": False, "seconds": 0})
+    code, record = run("--call", "2")
+    assert code == 1 and list(record["sections"]) == ["load"]
+    assert "load: FAILED" in capsys.readouterr().out
+
+
+def test_a_step_that_hangs_ends(tmp_path):
+    code, text = gpu_check._run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 3)
+    assert code == 124 and "begun" in text
 
 
 @pytest.fixture

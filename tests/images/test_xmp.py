@@ -1,4 +1,4 @@
-"""XMP and IPTC data: kept where the format stores them, true of the output, and said to be lost elsewhere."""
+"""XMP and IPTC data are kept where the format stores them, and true of the output; elsewhere a notice names them."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ def packet(orientation: int, width: int, height: int, more: str = "") -> bytes:
 
 
 def save(path: Path, xmp: bytes, iptc: bytes) -> None:
-    """Write a file with both by other hands than ours, as far as its format stores them."""
+    """Write a file with both, as far as its format stores them, without our code."""
     image = Image.fromarray(PIXELS)
     match path.suffix:
         case ".jpg":
@@ -118,7 +118,9 @@ def test_what_describes_other_parts_of_the_file_is_left_out(
     target = tmp_path / "out.jpg"
     write_strips(target, [PIXELS], SHAPE, 8, {"xmp": packet(1, 8, 6, more)})
     assert read_back(target)[0] is None
-    assert caplog.messages == [f"{target}: the XMP data describes other parts of the input and is dropped"]
+    assert caplog.messages == [
+        f"{target}: the XMP data describes other parts of the input, or is not UTF-8, and is dropped"
+    ]
 
 
 def test_what_is_lost_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,6 +155,7 @@ def test_no_resources() -> None:
 
 def test_text_and_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert resized_xmp(packet(6, 1, 1).decode(), (8, 6)) == packet(1, 8, 6)
+    assert resized_xmp(packet(6, 1, 1) + b"\0\0", (8, 6)) == packet(1, 8, 6)
     assert resized_xmp("<x/>".encode("utf-16"), (8, 6)) is None
     assert resized_xmp(b"\xff\xfe not XML", (8, 6)) == b"\xff\xfe not XML"
     assert not caplog.records
