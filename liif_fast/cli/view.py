@@ -78,7 +78,8 @@ def make_server(
 
     device = pick_device(args.device)
     model = "" if args.model is None else hashlib.sha256(find_model(args.model).read_bytes()).hexdigest()
-    area = CPU_AREA if device.type == "cpu" else GPU_AREA
+    # The page saves whole windows; its user alone waits for them.
+    area = CPU_AREA if device.type == "cpu" and token is None else GPU_AREA
     settings = Settings(frozenset(hosts), token, token is None, area, page)
     return Server(Shelf(root), Renderer(args.model, args.device, args.backend), model, settings)
 

@@ -11,8 +11,9 @@ import io
 import logging
 import os
 import struct
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,21 +64,26 @@ class Animation:
             logger.warning("%s: %s", self.path, notice)
         read = {"GIF": _read_gif, "PNG": _read_apng, "WEBP": _read_webp}[self.format]
         try:
-            with Image.open(self.path, formats=[self.format]) as image:
-                how = TURNS.get(image.getexif().get(_ORIENTATION, 1), TURNS[1])
-            self.plays, frames = read(self.path)
-            for canvas, duration in frames:
-                self.frames.append(turn(canvas, how))
-                self.durations.append(duration)
-                limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
-                if len(self.frames) * canvas.shape[0] * canvas.shape[1] > limit:
-                    raise too_large(self.path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large pictures; the error at twice the limit stays
+                self._read(read)
         except ImageFileError:
             raise
         except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
             why = "the file ends" if isinstance(error, IndexError | struct.error) else reason(error)
             where = f"frame {len(self.frames) + 1} of the animation"
             raise ImageFileError(f"{self.path}: {where} cannot be read: {why}") from error
+
+    def _read(self, read: Callable[[str | os.PathLike[str]], Frames]) -> None:
+        with Image.open(self.path, formats=[self.format]) as image:
+            how = TURNS.get(image.getexif().get(_ORIENTATION, 1), TURNS[1])
+        self.plays, frames = read(self.path)
+        for canvas, duration in frames:
+            self.frames.append(turn(canvas, how))
+            self.durations.append(duration)
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+            if len(self.frames) * canvas.shape[0] * canvas.shape[1] > limit:
+                raise too_large(self.path)
         if all((frame[..., 3] == 255).all() for frame in self.frames):
             self.frames = [frame[..., :3] for frame in self.frames]
         self.shape, self.dtype, self.depth = self.frames[0].shape, self.frames[0].dtype, 8

@@ -47,21 +47,25 @@ class Shelf:
         """
         missing = RequestError(404, f"no photograph is called {name!r:.120}")
         parts = name.split("/")
-        if self.only not in (None, name) or "\0" in name or "\\" in name:
-            raise missing
-        if any(part in ("", "..") or is_litter(part) for part in parts) or Path(name).is_absolute():
+        if self.only is not None:
+            if name != self.only:
+                raise missing
+        elif "\\" in name or any(part in ("", "..") or is_litter(part) for part in parts):
             raise missing
         try:
             path = self.root.joinpath(*parts).resolve(strict=True)
             status = path.stat()
         except (OSError, ValueError, RuntimeError):
             raise missing from None
-        if self.only is None and not path.is_relative_to(self.root):
-            raise missing
-        hidden = self.only is None and any(is_litter(part) for part in path.relative_to(self.root).parts)
-        if hidden or not path.is_file() or Path(name).suffix.lower() not in self._endings:
+        if not path.is_file() or (self.only is None and not self._serves(path, name)):
             raise missing
         return Entry(path, (str(path), status.st_mtime_ns, status.st_size))
+
+    def _serves(self, path: Path, name: str) -> bool:
+        """Say whether a file in a folder, to which a name leads, is an image and neither outside nor hidden."""
+        if not path.is_relative_to(self.root) or any(is_litter(part) for part in path.relative_to(self.root).parts):
+            return False
+        return Path(name).suffix.lower() in self._endings
 
     def names(self, most: int = 1000) -> list[str]:
         """Return the names of the photographs, folder by folder, up to a number of them."""
