@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from liif_fast import functional
 from liif_fast.call import without_autocast
@@ -28,7 +29,6 @@ class _Fourier(FeatureModel):
     reads_input = True
     clips_cell_above = 4.0  # of every published model, and of the authors' demo and test
     recompute: bool | None = None
-    _kept: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, encoder_spec: Mapping[str, Any], hidden_dim: int) -> None:
         super().__init__()
@@ -116,19 +116,25 @@ class _Fourier(FeatureModel):
         return (weight.unsqueeze(-1) * pred).sum(2)
 
     def _waves_of(self, feat: Tensor) -> Tensor:
-        """Return the waves of the whole map; without gradients they are kept for the next queries of it."""
+        """Return the waves of the whole map; without gradients they are kept as long as the features live."""
         if torch.is_grad_enabled():
             return self.waves(feat)
-        if self._kept is None or self._kept[0] is not feat:
-            self._kept = feat, self.waves(feat)
-        return self._kept[1]
+        kept = self._kept()
+        if feat not in kept:
+            kept[feat] = self.waves(feat)
+        return kept[feat]
+
+    def _kept(self) -> WeakTensorKeyDictionary:
+        return self.__dict__.setdefault("_waves_kept", WeakTensorKeyDictionary())
 
     def keep(self, feat: Tensor, inp: Tensor) -> None:
-        self._kept = None
+        self._kept().pop(feat, None)  # of other weights, maybe
         super().keep(feat, inp)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_kept": None}
+        state = super().__getstate__()
+        state.pop("_waves_kept", None)
+        return state
 
 
 @register("lte")
