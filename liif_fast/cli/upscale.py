@@ -1,6 +1,7 @@
 """`liif-fast upscale`: image files in, larger ones out."""
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -57,7 +58,8 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--model",
         type=expanduser,
         metavar="MODEL",
-        help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
+        help="a .safetensors or .pth file, or a name; see models (default: the package's own, edsr-small-liif-photo "
+        "for JPEG, HEIC, AVIF and lossy WebP, edsr-small-liif for all else)",
     )
     add_plugin(parser)
     folders = parser.add_argument_group("folders")
@@ -123,20 +125,21 @@ def run(args: argparse.Namespace) -> int:
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
-    from liif_fast.models.catalogue import resolve_model
 
     todo = distributed.share(jobs.todo)
     if not todo:
         return _summary(jobs, 0, 0)
     import_plugins(args.plugin, place="--plugin")
-    model = resolve_model(args.model, _device(args.device))
+    models = _Models(args.model, _device(args.device))
     if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
         _offer()
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
         try:
-            width, height = _upscale(job, first or _read(job, args), model, args, label)
+            picture, kind = first or _read(job, args)
+            model = models.of(picture, "" if jobs.many else f"{job.source}: ")
+            width, height = _upscale(job, picture, kind, model, args, label)
             if not jobs.many:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
@@ -144,6 +147,33 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed += _complain(job, error)
     return _summary(jobs, len(todo) - failed, failed)
+
+
+class _Models:
+    """The model that is asked for, or those that `choose` takes, each loaded once.
+
+    Raises:
+        OSError, ValueError: the model that is asked for cannot be loaded; `of` raises it where none is.
+    """
+
+    def __init__(self, asked: str | None, device: str) -> None:
+        from liif_fast.models.catalogue import resolve_model
+
+        self.load = functools.cache(lambda path: resolve_model(path, device))
+        self.asked = None if asked is None else self.load(asked)
+        self.said = set[Any]()
+
+    def of(self, picture: Picture, label: str) -> Any:
+        """Return the model for a picture; say which and why, once for each reason."""
+        from liif_fast.upscaling import choose
+
+        if self.asked is not None:
+            return self.asked
+        choice = choose(picture)
+        if choice not in self.said:
+            say(f"{label}{choice}")
+            self.said.add(choice)
+        return self.load(choice.path)
 
 
 def _offer() -> None:
@@ -154,7 +184,7 @@ def _offer() -> None:
         try:
             find_model(name)
         except FileNotFoundError:
-            say(f"by the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
+            say(f"`liif-fast models get {name}` fetches the authors' model, sharper on clean images and slower")
 
 
 def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
@@ -176,11 +206,10 @@ def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Fo
     return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
 
 
-def _upscale(job: Job, read: tuple[Picture, Format], model: Any, args: argparse.Namespace, label: str) -> Any:
+def _upscale(job: Job, picture: Picture, kind: Format, model: Any, args: argparse.Namespace, label: str) -> Any:
     """Upscale one picture and return the (width, height) that was written."""
     from liif_fast import upscaling
 
-    picture, kind = read
     if not job.ready:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         check_place(job.target)

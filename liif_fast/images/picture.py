@@ -45,9 +45,14 @@ class Picture:
         orientation: of the file, 1 to 8; others are taken as 1.
         whole: why a window costs as much memory as all of it; empty where it does not.
 
+    Attributes:
+        lossy: whether the file was compressed with loss (`sniffing.is_lossy`).
+
     Raises:
         ImageFileError: it has more pixels than twice `Image.MAX_IMAGE_PIXELS`.
     """
+
+    lossy = False
 
     def __init__(
         self,

