@@ -37,13 +37,11 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 
 # A worker that dies fails the run at once; started anew, it would leave pytest-xdist waiting for ever.
 test: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m "not ptx" $(ARGS)
 
-# For changes of kernels/ or csrc/cuda: every version of Triton, and all of the compiled kernels executed on the CPU. `make test` has
-# a part of it, of one version.
-PTX := tests/ptx $(foreach name,compile_report launch,tests/kernels/test_$(name).py)
+# Compiles the GPU kernels, with every pinned version of Triton and with nvcc, and executes what was compiled on the CPU.
 ptx: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 LIIF_FAST_TEST_TRITONS=all $(BIN)/python -m pytest -n $(JOBS) --max-worker-restart 0 $(PTX) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""LIIF, arbitrary-scale super-resolution, with fused kernels: same outputs, same weights, less time."""
+"""LIIF, arbitrary-scale super-resolution, with fused kernels: the same weights and outputs in less time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from liif_fast import counting
 
 __version__ = "0.1.0"
 
-# Public name -> the module that holds it. Nothing is imported before it is asked for, so that importing the
-# package touches no driver, builds nothing and imports no Triton.
+# Public name -> its module. Modules are imported on first access, so that importing the package touches no driver,
+# builds nothing and imports no Triton.
 _HOMES = {
     "ILN": "liif_fast.models.iln",
     "LIIF": "liif_fast.models.liif",
@@ -19,6 +19,7 @@ _HOMES = {
     "ModelFileError": "liif_fast.models.checkpoint",
     "accelerate": "liif_fast.models.accelerate",
     "explain": "liif_fast.functional",
+    "export_onnx": "liif_fast.export",
     "load_model": "liif_fast.models.checkpoint",
     "make_cell": "liif_fast.coord",
     "make_coord": "liif_fast.coord",

@@ -1,4 +1,4 @@
-"""`python -m liif_fast` is the command `liif-fast`."""
+"""Run the command `liif-fast` by `python -m liif_fast`."""
 
 import sys
 

@@ -88,6 +88,14 @@ def exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
+def exporting_onnx() -> bool:
+    """Say whether torch.onnx.export traces the call through torch.export.
+
+    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False.
+    """
+    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)
+
+
 def tf32_allowed() -> bool:
     """Say whether float32 matrix products on a GPU may round their operands to TF32."""
     try:

@@ -1,6 +1,6 @@
-"""Notice when PyTorch's FLOP counter is imported, so that it counts our operators whichever comes first.
+"""Notice when PyTorch's FLOP counter is imported, so that it counts our operators whichever is imported first.
 
-A counter copies the formulas when it is made, which may be before anything of this package but its name is imported.
+A counter copies the formulas when it is created, possibly before any of this package's modules is imported.
 """
 
 import importlib
@@ -15,7 +15,7 @@ COUNTER = "torch.utils.flop_counter"
 
 
 class _Watch(MetaPathFinder, Loader):
-    """Find the counter once, as Python would, and register our formulas when it has been executed."""
+    """Load the counter as Python would, once, and register our formulas after it."""
 
     loader: Any
 
@@ -44,7 +44,7 @@ def _register() -> None:
 
 
 def watch() -> None:
-    """Register the formulas now if the counter is there, else when it is imported."""
+    """Register the formulas now if the counter is imported, otherwise when it will be."""
     if COUNTER in sys.modules:
         _register()
     else:

@@ -1,4 +1,4 @@
-"""Devices by name, and what happens when their memory runs out."""
+"""Pick devices by name, and recognise and handle exhausted memory."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device of that name; for "auto" a GPU if there is one, else the CPU."""
+    """Return the named device; "auto" takes a GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -22,11 +22,11 @@ def pick_device(name: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' is not available: PyTorch finds no Metal GPU")
-    return torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" is the same, but compares otherwise
+    return torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" is the same device but not equal
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is one of the ways in which PyTorch and Python say that memory has run out."""
+    """Return whether an error of PyTorch or Python means that memory has run out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -36,7 +36,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def free_cached(device: torch.device) -> None:
-    """Give back what the allocator keeps, after memory has run out."""
+    """Release the memory cached by the allocator."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -44,7 +44,7 @@ def free_cached(device: torch.device) -> None:
 
 
 def cpu_name() -> str:
-    """Return what the processor calls itself."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

@@ -1,7 +1,7 @@
-"""One process, or several started by `torchrun`: which one this is, what its share is, and what all of them know.
+"""Work in one process, or in several started by `torchrun`.
 
-`rank`, `world_size` and `share` need nothing but the environment that torchrun sets up, on one machine or many, so that
-sharing the images of a folder takes no communication. `init` and `cleanup` are for what does: training and `merge`.
+`rank`, `world_size` and `share` only read torchrun's environment variables, so sharing the images of a folder needs no
+communication. `gather` and `merge` do need it, between `init` and `cleanup`.
 """
 
 import contextlib
@@ -16,38 +16,38 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# Seconds; PyTorch's ten minutes for NCCL are few where the main process validates on large images and the others wait.
+# Seconds. NCCL's ten minutes are too short if the others wait while the main process validates on large images.
 TIMEOUT = 3600.0
 
 
 def rank() -> int:
-    """Number of this process, from 0 to world_size() - 1; 0 without torchrun."""
+    """Return the number of this process, from 0 to world_size() - 1; 0 without torchrun."""
     return _environment("RANK", 0)
 
 
 def world_size() -> int:
-    """How many processes there are; 1 without torchrun."""
+    """Return the number of processes; 1 without torchrun."""
     return _environment("WORLD_SIZE", 1)
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints: the first, or the only one."""
+    """Return whether this process, the first or the only one, writes and prints."""
     return rank() == 0
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's part of some items: every world_size()-th, so that neighbours, often alike in size, are spread."""
+    """Return this process's share of the items: every world_size()-th, because neighbours are often alike in size."""
     return list(items[rank() :: world_size()])
 
 
 def merge(results: Sequence[T]) -> list[T]:
-    """Undo `share`: what each process made of its part, in the order of all items, in every process."""
+    """Undo `share`: combine the processes' results in the order of all items, in every process."""
     parts = gather(list(results))
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks, in every process."""
+    """Return the values of all processes in the order of their ranks, in every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -56,7 +56,7 @@ def gather(value: T) -> list[T]:
 
 
 def init(device: torch.device) -> torch.device:
-    """Join the others, by gloo on CPUs, by NCCL on GPUs; return the device ("cuda": the GPU of its number)."""
+    """Join the other processes by gloo on CPUs or NCCL on GPUs; return the device, this process's GPU for "cuda"."""
     if world_size() == 1:
         return device
     if device.type not in ("cpu", "cuda"):
@@ -76,11 +76,11 @@ def init(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def reporting(advice: str) -> Iterator[None]:
-    """Turn PyTorch's errors about processes that are gone or cannot be reached into one of ours."""
+    """Turn PyTorch's errors about lost processes into a ConnectionError that ends with `advice`."""
     try:
         yield
     except RuntimeError as error:
-        # NCCL and the store have errors of their own; gloo's are known by the source file that they begin with.
+        # NCCL and the store have error classes; gloo's errors are recognised by the source file they begin with.
         if world_size() == 1 or not (isinstance(error, dist.DistError) or "/gloo/" in str(error).split("]")[0]):
             raise
         cause = str(error).split("] ", 1)[-1].split("\n")[0].split(". ")[0].rstrip(".")
@@ -88,13 +88,13 @@ def reporting(advice: str) -> Iterator[None]:
 
 
 def cleanup() -> None:
-    """Leave the other processes; harmless if they were never joined."""
+    """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _timeout() -> datetime.timedelta:
-    """How long a process waits for the others."""
+    """Return how long a process waits for the others."""
     value = os.environ.get("LIIF_FAST_TIMEOUT", str(TIMEOUT))
     try:
         seconds = float(value)
@@ -106,7 +106,7 @@ def _timeout() -> datetime.timedelta:
 
 
 def _environment(name: str, default: int) -> int:
-    """A number that torchrun sets; the default unless both RANK and WORLD_SIZE are there, as they are with torchrun."""
+    """Return a number that torchrun sets, or the default unless both RANK and WORLD_SIZE are set."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return default
     return int(os.environ.get(name, default))

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, and names of files."""
+"""Replace files atomically, and name files."""
 
 import os
 import secrets
@@ -11,16 +11,24 @@ from pathlib import Path
 from typing import IO
 
 STANDARD = Path("-")  # standard input or output
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # of Windows, Synology and macOS
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx")  # left by Windows, Synology and macOS
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's message in one line, without an OSError's errno and path; of libvips, the last line only."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if hasattr(error, "detail"):  # libvips's earlier lines may concern other files
+        text = (error.detail.strip() or "the file is damaged").splitlines()[-1]
+    return " ".join(text.split())[:500] or type(error).__name__
 
 
 def is_litter(name: str) -> bool:
-    """Whether the name of a file or folder is a hidden one, or of what systems leave among pictures."""
+    """Return whether a file or folder is hidden or one that operating systems leave among pictures."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
 def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name files by their stems; where these are alike (in small letters), by more of their paths, or by numbers."""
+    """Name files by their stems; if those collide (ignoring case), by more of their paths, or by numbers."""
     files = [Path(path) for path in paths]
     parts = range(1, 1 + max((len(file.parts) for file in files), default=0))
     for names in (
@@ -34,7 +42,7 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def why_not_writable(path: str | os.PathLike[str]) -> str:
-    """Say why a file cannot be written before it is tried; "" where nothing speaks against it."""
+    """Return why a file cannot be written, without trying; "" if no reason is known."""
     path = Path(path)
     if path.exists() and not path.is_file():
         return "is a folder, expected the name of a file" if path.is_dir() else "is not a regular file"
@@ -48,10 +56,14 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file, also to be read, that takes the place of `path` at the end, or vanishes on any failure or Ctrl-C.
+    """Open a binary file that replaces `path` when the context ends, or is removed on any failure or Ctrl-C.
 
-    A symbolic link is followed; an existing file's permissions are kept. Standard output gets the whole file at the
-    end, or nothing.
+    <<<<<<< HEAD
+        The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept.
+    =======
+        A symbolic link is followed; an existing file's permissions are kept. Standard output gets the whole file at the
+        end, or nothing.
+    >>>>>>> main
     """
     if path == STANDARD:
         with tempfile.NamedTemporaryFile() as file:  # named, as tifffile wants it
@@ -61,9 +73,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             sys.stdout.buffer.flush()
         return
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # up to 4 of 255 bytes a character
+    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # a name may have 255 bytes
     try:
-        # "x" and not tempfile: the file gets the permissions that the umask gives, not 0600.
+        # Not tempfile, because the file would have the permissions 0600 instead of the umask's.
         with part.open("x+b") as file:
             yield file
             file.flush()

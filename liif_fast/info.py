@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, the machine, the backends, the native build and the shipped model."""
+"""Describe versions, the machine, the backends, the native build and the shipped model for a bug report."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import liif_fast
-from liif_fast.images.errors import reason
+from liif_fast.files import reason
 
 Row = tuple[str, str]
 
 
 def describe() -> list[Row]:
-    """The rows of `liif-fast info`: (name, value), each value one line."""
+    """Return the rows of `liif-fast info`, (name, value) with values of one line."""
     import torch
 
     from liif_fast.devices import cpu_name
@@ -58,7 +58,7 @@ def _gpus() -> list[Row]:
 
 
 def _backends() -> list[Row]:
-    """Every backend's answer to a small decode on the device that `upscale` would take."""
+    """Return every backend's answer to a small decode on the device that `upscale` would take."""
     import torch
 
     from liif_fast.devices import pick_device
@@ -78,7 +78,7 @@ def _backends() -> list[Row]:
 
 
 def _verdict(kind: str, index: int | None) -> list[Row]:
-    """What `liif-fast qualify` has found on a GPU."""
+    """Return the result of `liif-fast qualify` on a GPU."""
     from liif_fast.backends import verdict
 
     found = verdict.read(kind, index)
@@ -98,7 +98,7 @@ def _native_build() -> list[Row]:
         for part, how in build.items():
             built = "built" if how.pop("built", False) else "not built"
             rows.append((f"  {part}", "; ".join([built, *(f"{key}: {_words(value)}" for key, value in how.items())])))
-    except Exception as error:  # whatever damaged JSON leads to; the other rows are needed all the more
+    except Exception as error:  # damaged JSON may raise anything, and the other rows are still needed
         return [("native build", f"{path.name} cannot be read: {reason(error)}")]
     return rows
 

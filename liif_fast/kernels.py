@@ -1,4 +1,4 @@
-"""In a source tree: the folder kernels/ under its importable name. An installed package has the folder itself here."""
+"""Make the source tree's folder kernels/ importable; in an installed package the folder itself is here."""
 
 from pathlib import Path
 

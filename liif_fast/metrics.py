@@ -1,4 +1,4 @@
-"""Image quality, as LIIF's published figures take it."""
+"""Measure image quality as LIIF's published figures do."""
 
 import torch
 from torch import Tensor
@@ -9,36 +9,36 @@ _SSIM_WINDOW = 11
 
 
 def psnr(pred: Tensor, target: Tensor, eval_type: str | None = None, *, per_image: bool = False) -> Tensor:
-    """Peak signal-to-noise ratio of values in [0, 1], not rounded to 8 bits.
+    """Return the peak signal-to-noise ratio of values in [0, 1], not rounded to 8 bits.
 
     Args:
         pred: [B, ...], or images [B, C, H, W] if eval_type is given.
         target: the same shape.
-        eval_type: None compares everything; "div2k-s" leaves out s + 6 pixels at each border; "benchmark-s" leaves
-            out s and compares the weighted difference of the channels (Y) where there are three.
-        per_image: one value per image instead of one of the pooled error of the batch.
+        eval_type: None compares everything. "div2k-s" leaves out s + 6 pixels at each border. "benchmark-s" leaves
+            out s pixels and, if there are three channels, compares their weighted sum (Y).
+        per_image: return one value per image instead of one for the pooled error of the batch.
 
     Returns:
         float32 in dB, [] or [B].
 
     Raises:
-        ValueError: if the shapes differ, eval_type is of another form, or no pixel is left.
+        ValueError: the shapes differ, eval_type has another form, or no pixel is left.
     """
-    error = mse(pred, target, eval_type)  # the images of a batch are equally large
+    error = mse(pred, target, eval_type)
     return -10 * torch.log10(error if per_image else error.mean())
 
 
 def mse(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
-    """Mean squared error of every image of a batch, float32 [B]; arguments and errors as `psnr`."""
+    """Return the mean squared error of each image of a batch, float32 [B]; arguments and errors as for `psnr`."""
     _check_shapes(pred, target)
     return _compared(pred - target, eval_type).square().flatten(1).mean(1)
 
 
 def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
-    """Structural similarity of every image of a batch, on the pixels that `psnr` compares.
+    """Return the structural similarity of each image of a batch, on the pixels that `psnr` compares.
 
-    scikit-image's, with the settings of the paper: Gaussian window of 11 x 11 and sigma 1.5, K1 = 0.01, K2 = 0.03,
-    population covariances, data range 1; the mean over channels. Y has its offset of 16/255.
+    scikit-image computes it with the paper's settings: Gaussian window of 11 x 11 and sigma 1.5, K1 = 0.01, K2 = 0.03,
+    population covariances, data range 1. The result is the mean over channels. Y has its offset of 16/255.
 
     Args:
         pred: images [B, C, H, W] in [0, 1].
@@ -49,8 +49,8 @@ def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
         float64 [B], on the CPU.
 
     Raises:
-        ValueError: if the shapes differ, or fewer than 11 x 11 pixels are compared.
-        ImportError: if scikit-image is not installed.
+        ValueError: the shapes differ, or fewer than 11 x 11 pixels are compared.
+        ImportError: scikit-image is not installed.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", TIP 2004.
     """
@@ -73,11 +73,7 @@ def ssim(pred: Tensor, target: Tensor, eval_type: str | None = None) -> Tensor:
 
 
 def parse_eval_type(eval_type: str) -> tuple[str, int]:
-    """Split "div2k-4" or "benchmark-2" into its kind and its scale.
-
-    Raises:
-        ValueError: if it is of another form.
-    """
+    """Split "div2k-4" or "benchmark-2" into its kind and its scale; raise ValueError for another form."""
     kind, _, scale = str(eval_type).partition("-")
     if kind not in ("div2k", "benchmark") or not scale.isdecimal() or int(scale) < 1:
         raise ValueError(f"eval_type must be div2k-s or benchmark-s with a whole scale s, got {eval_type!r}")
@@ -90,7 +86,7 @@ def _check_shapes(pred: Tensor, target: Tensor) -> None:
 
 
 def _compared(images: Tensor, eval_type: str | None) -> Tensor:
-    """What an eval_type compares: Y or the channels as they are, without the border. Linear in the images."""
+    """Return what an eval_type compares, Y or the channels without the border; linear in the images."""
     if eval_type is None:
         return images
     kind, scale = parse_eval_type(eval_type)

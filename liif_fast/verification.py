@@ -1,7 +1,7 @@
-"""A checkpoint's plain formula against every backend of this machine: error, PSNR, time and memory.
+"""Compare a checkpoint's plain formula with every available backend: error, PSNR, time and memory.
 
-What is compared: the decoder, on features computed once, and the whole model, where the plain formula encodes the image
-at once and decodes by `reference`, and the other side is `liif_fast.upscale_strips`.
+Two parts are compared. The decoder runs on features computed once. The whole model runs by `liif_fast.upscale_strips`,
+and as the plain formula, which encodes the image as a whole and decodes by `reference`.
 """
 
 import ctypes
@@ -26,27 +26,27 @@ from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.upscaling import upscale_strips
 
-TOLERANCE = 1e-5  # of the largest output, float32: what docs/backends.md promises
+TOLERANCE = 1e-5  # relative to the largest output, in float32; the promise of docs/backends.md
 PSNR_TOLERANCE = 0.005  # dB
-LARGEST = 320  # pixels a side of the image that is compared; of a larger one the middle is taken
-SMALLEST = 8  # of the reduced image
+LARGEST = 320  # pixels per side of the compared image; a larger one is cropped to its middle
+SMALLEST = 8  # pixels per side of the reduced image
 PLAIN = "plain"
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Row(NamedTuple):
-    """One way to compute one part.
+    """The measurements of one backend on one part.
 
     Args:
         part: "decoder" or "whole model".
         name: PLAIN or a backend.
-        error: largest difference from the plain formula, as a part of its largest output; 0 for itself.
+        error: largest difference from the plain formula, relative to its largest output.
         psnr: in dB, against the original image.
-        seconds: median.
-        ratio: how many times as long the plain formula takes; median of the rounds, in each of which all took a turn.
-        memory: bytes by which memory peaked over what it was before, None where that cannot be measured.
-        refused: why the backend does not run this; then nothing else is known.
+        seconds: median time.
+        ratio: the plain formula's time relative to this one; median over rounds in which each took a turn.
+        memory: bytes by which memory peaked above its level before; None if that cannot be measured.
+        refused: why the backend does not run this part; the other fields then mean nothing.
     """
 
     part: str
@@ -60,12 +60,12 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The rows of both parts, and what was compared.
+    """The rows of both parts.
 
     Args:
-        rows: the plain formula first in each part.
+        rows: the plain formula comes first in each part.
         size_in: (width, height) of the reduced image.
-        size_out: of what was made of it.
+        size_out: (width, height) of the enlarged one.
     """
 
     rows: tuple[Row, ...]
@@ -73,7 +73,7 @@ class Report(NamedTuple):
     size_out: tuple[int, int]
 
     def disagreements(self) -> list[str]:
-        """What is not as promised, one line each; none if all is well."""
+        """Return a line for each broken promise."""
         found = []
         for row in self.rows:
             if row.refused:
@@ -86,7 +86,7 @@ class Report(NamedTuple):
         return found
 
     def plain(self, part: str) -> Row:
-        """The plain formula's row of a part."""
+        """Return the plain formula's row of a part."""
         return next(row for row in self.rows if row.part == part and row.name == PLAIN)
 
 
@@ -96,18 +96,18 @@ def verify(
     """Compare a model's backends with its plain formula on an image that is reduced and enlarged again.
 
     Args:
-        model: on the device to compare on; float32.
-        image: an image file, the original that the output is scored against; of a large one the middle.
-        scale: how far it is reduced by Pillow's bicubic filter, above 1.
-        turns: how often everything is timed, in turns, after one run that is not.
-        names: backends; none means all that are not the plain formula.
+        model: float32, on the device to compare on.
+        image: the original that outputs are scored against; a large image is cropped to its middle.
+        scale: factor of the reduction by Pillow's bicubic filter, above 1.
+        turns: number of timed runs of each backend, interleaved, after one untimed run.
+        names: backends; empty means all except the plain formula.
 
     Returns:
         A `Report`.
 
     Raises:
         ImageFileError: the image cannot be read.
-        ValueError: it is too small for the scale, scale is not above 1, or the model is for neither gray nor RGB.
+        ValueError: the image is too small for the scale, scale is not above 1, or the model takes neither gray nor RGB.
         RuntimeError: the plain formula gives NaN or infinite values.
     """
     if not scale > 1 or not math.isfinite(scale):
@@ -135,7 +135,7 @@ def verify(
     before = view.backend, view.feat, view.inp
     target = torch.from_numpy(original.transpose(2, 0, 1).copy())[None]
     try:
-        # TF32 would make the encoder's own rounding larger than what is compared.
+        # With TF32 the encoder's rounding errors would exceed the differences between backends.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             view.gen_feat(norm.inp(low))
             score = partial(_psnr, target=target)
@@ -164,7 +164,7 @@ def _compare(
     expected = plain()
     if not expected.isfinite().all():
         raise RuntimeError("the plain formula gives NaN or infinite values: the model is damaged")
-    top = float(expected.abs().max()) or 1.0  # of a model that gives 0 everywhere the error itself
+    largest = float(expected.abs().max()) or 1.0  # if the model gives 0 everywhere, the error is absolute
     results = {PLAIN: (0.0, score(expected))}
     for name in names:
         try:
@@ -175,7 +175,7 @@ def _compare(
             refused[name] = str(error).split(": ", 1)[-1]
             continue
         difference = (out.double() - expected.to(out.device).double()).abs().max()
-        results[name] = (float(difference) / top if out.isfinite().all() else math.inf, score(out))
+        results[name] = (float(difference) / largest if out.isfinite().all() else math.inf, score(out))
         runs[name] = partial(other, name)
     del expected
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -204,7 +204,8 @@ def _pair(image: str | os.PathLike[str], scale: float, channels: int) -> tuple[n
     small = int(width / scale), int(height / scale)
     if min(small) < SMALLEST:
         raise ValueError(
-            f"{image}: {photo.width}x{photo.height} reduced by {scale:g} is too small, needed are {SMALLEST} a side"
+            f"{image}: {photo.width}x{photo.height} reduced by {scale:g} must keep {SMALLEST} pixels a side; "
+            "take a larger image or a smaller scale"
         )
     width, height = (min(round(side * scale), limit) for side, limit in zip(small, (width, height), strict=True))
     left, top = (photo.width - width) // 2, (photo.height - height) // 2
@@ -236,7 +237,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
-    """Bytes by which memory peaks during a call over what it was before."""
+    """Return by how many bytes memory peaks during a call above its level before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -249,8 +250,8 @@ def _peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     try:
         if libc is not None and hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)  # what earlier calls freed would hide this one's
-        _CLEAR_REFS.write_text("5")  # the peak starts anew
+            libc.malloc_trim(0)  # memory freed by earlier calls would hide this one's
+        _CLEAR_REFS.write_text("5")  # resets the peak
         start = _resident("VmRSS")
         run()
         return max(_resident("VmHWM") - start, 0)

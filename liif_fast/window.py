@@ -1,16 +1,56 @@
-"""A window of an image, a grid or a map, also for modules that do not import torch."""
+"""Windows and turns of images, grids and maps; imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+Turn: TypeAlias = tuple[int, int, int]  # rows and columns are swapped; then rows are turned over, columns are
+
+# By their orientation (TIFF 6, section 8): what turns a stored image upright. These are all eight.
+TURNS: dict[int, Turn] = {
+    1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
+}  # fmt: skip
 
 
 def crop(pixels: NDArray, window: Window) -> NDArray:
     """Return a window of an array [H, W, ...]."""
     top, left, height, width = window
     return pixels[top : top + height, left : left + width]
+
+
+def union(windows: Sequence[Window]) -> Window:
+    """Return the smallest window that holds all of them."""
+    top, left = (min(window[axis] for window in windows) for axis in (0, 1))
+    bottom, right = (max(window[axis] + window[axis + 2] for window in windows) for axis in (0, 1))
+    return top, left, bottom - top, right - left
+
+
+def turn(pixels: NDArray, how: Turn) -> NDArray:
+    """Return a turned view of an array [H, W, ...]."""
+    pixels = pixels.swapaxes(0, 1) if how[0] else pixels
+    return pixels[:: -1 if how[1] else 1, :: -1 if how[2] else 1]
+
+
+def turn_back(pixels: NDArray, how: Turn) -> NDArray:
+    """Return the view of an array [H, W, ...] of which `turn` would make the array."""
+    pixels = pixels[:: -1 if how[1] else 1, :: -1 if how[2] else 1]
+    return pixels.swapaxes(0, 1) if how[0] else pixels
+
+
+def window_before(window: Window, shape: tuple[int, ...], how: Turn) -> Window:
+    """Find where a window of an image of this shape, which has been turned, was before."""
+    top, left, height, width = window
+    top = shape[0] - top - height if how[1] else top
+    left = shape[1] - left - width if how[2] else left
+    return (left, top, width, height) if how[0] else (top, left, height, width)
+
+
+def window_after(window: Window, shape: tuple[int, ...], how: Turn) -> Window:
+    """Find where a window of an image of this shape is after a turn; `window_before` leads back."""
+    swap, rows, columns = how
+    return window_before(window, shape, (swap, columns, rows) if swap else how)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.backends import verdict
-from liif_fast.call import Call, Switches, Window, exporting
+from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx
 
 logger = logging.getLogger("liif_fast")
 
@@ -28,6 +28,10 @@ AUTO = ("cpu", "torch")
 QUALIFIED = ("cuda", "triton")
 NO_VERDICT = "the fused GPU kernels are off until `liif-fast qualify` has passed them here, which takes up to 5 minutes"
 OFF = "off in auto until `liif-fast qualify` has passed it here"
+NO_ONNX = (
+    "torch.onnx.export has no translation of liif_fast's operators: `liif-fast export MODEL OUT.onnx` or "
+    "liif_fast.export_onnx(model, path) writes a LIIF in standard operators, with any registered encoder"
+)
 # A gathered and unfolded row costs this many times a convolved latent. The multiply-adds are the same (9*C*hidden), but
 # its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
 # a ratio of 1 (backend cpu) to 3 (backend torch).
@@ -167,8 +171,11 @@ def choose(call: Call, name: str) -> Backend:
 
     Raises:
         ValueError: no backend has that name.
-        RefusedError: the named backend cannot run this call; the message gives the reason.
+        RefusedError: the named backend cannot run this call, or torch.onnx.export traces it; the message gives the
+            reason.
     """
+    if exporting_onnx():
+        raise RefusedError(NO_ONNX)
     if name not in ("auto", *NAMES):
         raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {name!r}")
     for candidate in order(call) if name == "auto" else (name,):

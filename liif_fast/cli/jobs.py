@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from liif_fast.files import STANDARD, is_litter
+from liif_fast.files import STANDARD, is_litter, reason
 from liif_fast.images import (
     FORMATS,
+    Colour,
     Format,
     ImageFileError,
     check_format,
@@ -19,10 +20,10 @@ from liif_fast.images import (
     describe,
     endings,
     fits,
+    flat_channels,
     mode_of,
     open_picture,
 )
-from liif_fast.images.errors import reason
 
 EXISTING = ("replace", "skip", "error")
 
@@ -53,7 +54,7 @@ def find_jobs(
     suffix: str,
     extension: str | None,
     existing: str,
-    flat: bool = False,
+    background: Colour | None = None,
 ) -> Jobs:
     """Pair every input with its output.
 
@@ -67,7 +68,7 @@ def find_jobs(
             that can be written.
         existing: what to do about outputs that exist: "replace" them, "skip" them (with a suffix also as inputs, where
             they lie beside these), or fail ("error").
-        flat: whether alpha will be laid on a background.
+        background: on which alpha will be laid.
     """
     if not all(sources) or not target:  # an unset variable of a shell; as a path it would be the current folder
         raise ImageFileError(f"{'OUT' if all(sources) else 'IN'} is empty; give a file or a folder")
@@ -85,7 +86,7 @@ def find_jobs(
         raise ImageFileError(f"{goal}: is a folder, and - has no name; give a file as OUT")
     jobs = []
     for origin, within in _images(origins, goal, recursive, passed_over):
-        output = goal / within / _name(origin, suffix, extension, flat) if folder else goal
+        output = goal / within / _name(origin, suffix, extension, background) if folder else goal
         kind = None if output == STANDARD else check_format(output)
         ready = not many and (not folder or goal.exists())
         if ready and output != STANDARD:
@@ -145,12 +146,12 @@ def counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
 
 
-def _name(path: Path, suffix: str, extension: str | None, flat: bool) -> str:
-    ending = extension or (path.suffix if _keeps(path, flat) else ".png")
+def _name(path: Path, suffix: str, extension: str | None, background: Colour | None) -> str:
+    ending = extension or (path.suffix if _keeps(path, background) else ".png")
     return f"{path.stem}{suffix}{ending}"
 
 
-def _keeps(path: Path, flat: bool) -> bool:
+def _keeps(path: Path, background: Colour | None) -> bool:
     """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None or len(kind.modes) == len(FORMATS[".png"].modes):
@@ -159,7 +160,7 @@ def _keeps(path: Path, flat: bool) -> bool:
         picture = open_picture(path)
     except ImageFileError:  # said when its turn comes
         return True
-    return fits(path.suffix, mode_of(picture.shape[2] - (flat and picture.shape[2] in (2, 4)), picture.depth))
+    return fits(path.suffix, mode_of(flat_channels(picture.shape[2], background), picture.depth))
 
 
 def _images(

@@ -14,7 +14,7 @@ from typing import NoReturn
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, say
 
-COMMANDS = ("upscale", "lidar", "verify", "models", "train", "plot", "eval", "qualify", "info", "bench")
+COMMANDS = ("upscale", "lidar", "verify", "models", "export", "train", "plot", "eval", "qualify", "info", "bench")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,22 +13,24 @@ from typing import Any
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
 from liif_fast.cli.progress import Bar
-from liif_fast.files import STANDARD
+from liif_fast.files import STANDARD, reason
 from liif_fast.images import (
     FORMATS,
     WHY_NOT_SMALLER,
+    Colour,
     Format,
     Picture,
     check_place,
     ending_of,
     fits,
+    flat_channels,
     mode_of,
     open_picture,
+    parse_colour,
     read_image,
     spooled,
     tuned,
 )
-from liif_fast.images.errors import reason
 
 _ABOUT = "Upscale one image file, or all in a folder, to any larger size."
 _EPILOG = """\
@@ -77,6 +79,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     loss.add_argument("--lossless", action="store_true", help="keep every pixel; WebP can, JPEG and AVIF are refused")
     written.add_argument(
+        "--background", type=_colour, metavar="COLOUR", help="lay alpha on it, as JPEG needs: white, #fff, rgb(9,8,7)"
+    )
+    written.add_argument(
         "--existing",
         choices=EXISTING,
         default=EXISTING[0],
@@ -93,6 +98,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     compute.add_argument(
         "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+    )
+    compute.add_argument(
+        "--self-ensemble", action="store_true", help="the mean over the eight turns: 8 times the work, for figures"
     )
     compute.add_argument(
         "--max-input-pixels",
@@ -119,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         suffix=args.suffix or "",
         extension=f".{args.format}" if args.format else None,
         existing=args.existing,
+        background=args.background,
     )
     # Read before torch is loaded, since most that can go wrong shows here.
     first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
@@ -201,7 +210,11 @@ def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
 def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
     picture = (open_picture if args.region else read_image)(path)
     ending = f".{args.format}" if args.format else ending_of(picture.format)
-    if job.kind is None and not args.format and not fits(ending, mode_of(picture.shape[2], picture.depth)):
+    if (
+        job.kind is None
+        and not args.format
+        and not fits(ending, mode_of(flat_channels(picture.shape[2], args.background), picture.depth))
+    ):
         ending = ".png"
     return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
 
@@ -214,9 +227,9 @@ def _upscale(job: Job, picture: Picture, kind: Format, model: Any, args: argpars
         job.target.parent.mkdir(parents=True, exist_ok=True)
         check_place(job.target)
     with Bar(label) as bar:
-        target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region)
+        target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region, args.background)
         height, width = target.frame.region[2:]
-        options = upscaling.Options(args.backend, args.precision, args.tile, bar.update)
+        options = upscaling.Options(args.backend, args.precision, args.tile, bar.update, args.self_ensemble)
         upscaling.upscale_picture(picture, target, model, options)
     return width, height
 
@@ -289,6 +302,13 @@ def _suffix(text: str) -> str:
     if not text or os.sep in text or "/" in text or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected a part of a file name, as _x4, got {text!r}")
     return text
+
+
+def _colour(text: str) -> Colour:
+    try:
+        return parse_colour(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _quality(text: str) -> int:

@@ -1,1 +1,1 @@
-"""What configurations, model files and command lines share: YAML, checks, names and modules of the user's."""
+"""YAML reading, value checks, registries and plugins, shared by configurations, model files and the command line."""

@@ -1,4 +1,4 @@
-"""Checks of a configuration's values; every message begins with the value's place."""
+"""Check the values of a configuration; every message begins with the value's place."""
 
 import math
 from collections.abc import Collection
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class WrongTypeError(ValueError, TypeError):
-    """A value of another type than expected."""
+    """A value has the wrong type."""
 
 
 def mapping(value: Any, place: str, known: Collection[str], needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Check that a value is a mapping with known keys only and all the needed ones, and return it."""
+    """Return a value after checking that it is a mapping with all needed keys and no unknown one."""
     if not isinstance(value, dict):
         raise ValueError(f"{place}: expected a mapping, got {value!r:.80}")
     for key in value:
@@ -23,7 +23,7 @@ def mapping(value: Any, place: str, known: Collection[str], needed: tuple[str, .
 
 
 def as_number(text: str) -> int | float | str:
-    """Return the number that a string says, an int if it is whole; the string itself if it says none."""
+    """Parse a string as an int or a float; return any other string unchanged."""
     try:
         value = float(text)
     except ValueError:
@@ -41,7 +41,7 @@ def number(
     below: float = math.inf,
     whole: bool = False,
 ) -> None:
-    """Check that a value, where it is given at all, is a number in its range; one written as a string becomes one."""
+    """Check that a value, if present, is a number in its range; parse it in place if it is a string."""
     value = values.get(key)
     if value is None:
         return
@@ -58,7 +58,7 @@ def number(
 
 
 def one_of(values: dict[str, Any], key: str, known: Collection[Any]) -> None:
-    """Check that a value, where it is given at all, is one of those known; True is not 1."""
+    """Check that a value, if present, is a known one; True is not 1."""
     value = values.get(key)
     if value is not None and not any(value == one and type(value) is type(one) for one in known):
         written = ["true" if one is True else "false" if one is False else str(one) for one in known]

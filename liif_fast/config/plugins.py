@@ -1,4 +1,4 @@
-"""Modules of the user's, which register models, datasets and wrappers by name."""
+"""Import user modules that register models, datasets and wrappers by name."""
 
 import importlib
 import sys
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def import_plugins(modules: Any, folders: Sequence[Path] = (), place: str = "plugins") -> None:
-    """Import the modules of a list (None is none), found from the current folder and from other folders as well."""
+    """Import the listed modules, searching the current folder and `folders` too; None imports nothing."""
     if modules is None:
         return
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
         raise ValueError(f"{place}: expected a list of modules, got {modules!r:.80}")
     if modules:
-        for folder in (Path.cwd(), *folders):  # for good: workers import from there as well
+        for folder in (Path.cwd(), *folders):  # stays in sys.path, because workers import from there too
             if str(folder.resolve()) not in sys.path:
                 sys.path.append(str(folder.resolve()))
     for i, module in enumerate(modules):
         try:
             importlib.import_module(module)
-        except Exception as error:  # a module of the user's may raise anything
+        except Exception as error:  # a user's module may raise anything
             raise ValueError(f"{place}[{i}]: cannot import {module}: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""YAML files as the original's users write them, and the line on which each value stands."""
+"""Read YAML files as users of the original write them, and remember the line of each value."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as the number it is (YAML 1.1 wants a dot in it) and refuses repeated keys."""
+    """Read 1e-4 as a number, although YAML 1.1 requires a dot, and refuse repeated keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -29,7 +29,7 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """What a YAML file holds, None if it is empty, as `content`."""
+    """A parsed YAML file; `content` is None if the file is empty."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -46,7 +46,7 @@ class Document:
             raise ValueError(f"{self.path} is not YAML: {reason}") from None
 
     def _walk(self, node: yaml.Node | None, place: str) -> None:
-        """Note the line of every key and of every item of a list, by its dotted place."""
+        """Record the line of every key and list item under its dotted place."""
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 below = f"{place}.{key.value}" if place else str(key.value)
@@ -58,7 +58,7 @@ class Document:
                 self._walk(item, f"{place}[{number}]")
 
     def where(self, message: str) -> str:
-        """The file, and the line that a message is about, if it begins with a place ("model.args: ...")."""
+        """Return the file and, if the message begins with a place ("model.args: ..."), the line of that place."""
         named = re.match(r"[\w.\[\]]*", message)[0]  # type: ignore[index]  # it may be empty, but it matches
         unknown = re.search(r"unknown key '([^']*)'", message)
         named = (f"{named}.{unknown[1]}" if unknown else named).removeprefix("config.")
@@ -68,11 +68,11 @@ class Document:
 
 
 def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
-    """Read a YAML configuration; `check` makes the result of its content and the folders of files that it may name.
+    """Read a YAML file and return `check(content, folders)`, where `folders` are searched for files that it names.
 
     Raises:
         FileNotFoundError: the file, or a file or folder that it names, is missing.
-        ValueError: a key is unknown or missing or a value wrong; the message names the file, line and place.
+        ValueError: a key is unknown or missing, or a value is wrong; the message names the file, line and place.
     """
     document = Document(path)
     try:

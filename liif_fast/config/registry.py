@@ -1,4 +1,4 @@
-"""Classes and functions by name, as configurations and model files name them: `{'name': str, 'args': {...}}`."""
+"""Make objects from specifications in configurations and model files: `{'name': str, 'args': {...}}`."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry:
-    """Names for what a specification may ask for."""
+    """Classes and functions by the name that a specification gives."""
 
     def __init__(self, *, text_numbers: bool = False) -> None:
         self.text_numbers = text_numbers
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
-        """Return a decorator that makes a class or function known under a name, one that is taken already if `replace`.
+        """Return a decorator that registers a class or function under a name.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken and `replace` is not set.
         """
 
         def decorate(factory: F) -> F:
@@ -33,7 +33,7 @@ class Registry:
         return decorate
 
     def check(self, spec: Any, place: str, given: Sequence[str] = ()) -> None:
-        """Check a specification without making anything of it; with `text_numbers`, strings in it become numbers."""
+        """Check a specification; with `text_numbers`, parse strings in its arguments where a number is expected."""
         if not isinstance(spec, Mapping) or "name" not in spec:
             raise WrongTypeError(f"{place}: expected a mapping with a name and args, got {spec!r:.80}")
         for key in spec:
@@ -43,8 +43,8 @@ class Registry:
         if not isinstance(name, str) or name not in self.factories:
             known = ", ".join(sorted(self.factories))
             raise ValueError(
-                f"{place}.name: unknown name {name!r} (known: {known}); a name of your own is known once its module "
-                "has been imported (--plugin, or plugins in a configuration)"
+                f"{place}.name: unknown name {name!r} (known: {known}); to use your own, import its module first "
+                "(--plugin, or plugins in a configuration)"
             )
         if not isinstance(args, dict):
             raise WrongTypeError(f"{place}.args: expected a mapping, got {args!r:.80}")
@@ -66,13 +66,13 @@ class Registry:
                 raise ValueError(f"{place}.args: '{p.name}' is missing ({name} needs it)")
 
     def make(self, spec: Any, **given: Any) -> Any:
-        """Make what a specification names."""
+        """Call the registered factory with the specification's arguments and `given`."""
         self.check(spec, "spec", tuple(given))
         return self.factories[spec["name"]](**(spec.get("args") or {}), **given)
 
 
 def _words(kind: Any) -> str:
-    """Name an annotated type as the reader of a message knows it."""
+    """Name an annotated type for an error message."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(_words(one) for one in inner)
@@ -84,7 +84,7 @@ def _words(kind: Any) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Say whether value is of an annotated type, as far as YAML has it."""
+    """Return whether a YAML value matches an annotated type."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)

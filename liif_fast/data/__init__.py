@@ -1,4 +1,4 @@
-"""Images and training samples: datasets of whole uint8 images, and wrappers that cut samples out of them."""
+"""Datasets of whole uint8 images, and wrappers that cut training samples out of them."""
 
 from liif_fast.data import datasets, drawings, lidar, wrappers
 from liif_fast.data.dead_leaves import dead_leaves

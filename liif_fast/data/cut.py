@@ -1,4 +1,4 @@
-"""The second step of a wrapper: what a recipe says, done on the CPU."""
+"""Make a sample from its recipe on the CPU, the second step of a wrapper."""
 
 from typing import NamedTuple
 
@@ -13,23 +13,23 @@ from liif_fast.window import Window, crop
 
 
 class Recipe(NamedTuple):
-    """How a sample is made, in this order."""
+    """The steps that make a sample, in this order."""
 
     high: Window  # crop of the high-resolution image
-    low: Window | None  # crop of the low-resolution one; None: the input is the high-resolution crop's reduction
+    low: Window | None  # crop of the low-resolution image; None: reduce the high-resolution crop to the input
     colour: np.ndarray | None  # `colour_matrix` for both crops
-    before: Size | None  # resize the high-resolution crop to this
+    before: Size | None  # resize the high-resolution crop to this size
     size: Size  # of the input
-    flips: tuple[bool, bool, bool]  # vertically, horizontally, transposition: of the input and of the target
-    after: Size | None  # resize the target to this
-    grid: Size  # of the target at last
+    flips: tuple[bool, bool, bool]  # vertical, horizontal, transposition; of both input and target
+    after: Size | None  # resize the target to this size
+    grid: Size  # final size of the target
     pixel: np.ndarray  # int32 [Q], the queries: row * width + column in that grid
     damage: Damage | None = None  # of the input, before it is flipped
 
     def source(self, stride: int) -> np.ndarray:
-        """The queries' places [Q], row * stride + column, in a target that has not been flipped."""
+        """Return the queries' places [Q], row * stride + column, in the target before the flips."""
         row = self.pixel // self.grid[1]
-        column = self.pixel - row * self.grid[1]  # in half the time of divmod
+        column = self.pixel - row * self.grid[1]  # takes half the time of divmod
         vertical, horizontal, transposed = self.flips
         if transposed:
             row, column = column, row
@@ -52,7 +52,7 @@ def cut(recipe: Recipe, low: np.ndarray | None, high: np.ndarray) -> Packed:
         low = resize(high if recipe.damage is None else blurred(high, recipe.damage.before), recipe.size)
     if recipe.damage is not None:
         low = damaged(low, recipe.damage)
-    place = recipe.source(high.shape[1])  # in range: "clip" below spares a check
+    place = recipe.source(high.shape[1])  # always in range, so "clip" below only saves numpy's check
     if recipe.after is not None:
         high, place = resize(_flip(high, recipe.flips), recipe.after), recipe.pixel
     low = np.array(_flip(low, recipe.flips).transpose(2, 0, 1), order="C")

@@ -1,7 +1,7 @@
 """Datasets of whole images. Every item is a uint8 array [H, W, 3] (RGB), or a pair of them.
 
-Images stay uint8 until a wrapper has cut its sample: a quarter of the memory of floats, and nothing is converted that
-is then thrown away.
+Images stay uint8 until a wrapper has cut its sample. That takes a quarter of the memory of floats, and no pixel is
+converted that the crop drops.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from liif_fast.images import open_picture, read_rgb
 
 
 class Images(Protocol):
-    """What a wrapper needs of a dataset."""
+    """The methods of a dataset that a wrapper calls."""
 
     def __len__(self) -> int: ...
 
@@ -31,53 +31,53 @@ class Images(Protocol):
 
 
 def image_id(dataset: Images, index: int) -> Any:
-    """Return what two indices of a dataset have in common if their images are the same: for keeping each only once."""
+    """Return a key that is equal for indices of the same image, so that a cache holds each image once."""
     return dataset.image_id(index) if hasattr(dataset, "image_id") else index
 
 
 def image_name(dataset: Images, index: int) -> str:
-    """Return what to call an image in tables and file names, different for different images."""
+    """Return an image's name for tables and file names; different images have different names."""
     return dataset.image_name(index) if hasattr(dataset, "image_name") else f"{index:04d}"
 
 
 class Header(NamedTuple):
-    """An image before its pixels are read."""
+    """The name and the size of an image, known before its pixels are read."""
 
-    name: str  # for messages: its file, if it has one
+    name: str  # for messages; its file, if it has one
     size: tuple[int, int]  # (height, width) in pixels, as the dataset yields it
 
 
 def headers(dataset: Any, index: int) -> list[Header] | None:
-    """Return the header of an image, or of the two of a pair; None if the dataset does not tell."""
+    """Return the header of an image, or both headers of a pair; None if the dataset has no such method."""
     return dataset.headers(index) if hasattr(dataset, "headers") else None
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Read (height, width) in pixels of what `read_image` returns from the file's header; the same errors."""
+    """Read the (height, width) of `read_image`'s result from the file's header; errors as there."""
     Path(path).stat()  # a missing file is a FileNotFoundError
     width, height = open_picture(path).size
     return height, width
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as RGB; the rules are those of `liif_fast.images.read_rgb`.
+    """Read an image file as RGB by the rules of `liif_fast.images.read_rgb`.
 
     Args:
-        path: an image file; 16 bits a channel are rounded to 8, and alpha is left out.
+        path: an image file; 16-bit channels are rounded to 8 bits, and alpha is dropped.
 
     Returns:
         uint8 array [H, W, 3].
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image, or a damaged one, naming it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an image or is damaged; the message names it.
     """
     Path(path).stat()  # a missing file is a FileNotFoundError
     return read_rgb(path)
 
 
 class _Repeated:
-    """The images `_get(0)` .. `_get(count - 1)`, by default what `images` holds, over and over, `repeat` times."""
+    """Repeat the images `_get(0)` .. `_get(count - 1)`, by default those in `images`, `repeat` times."""
 
     images: Any
 
@@ -94,15 +94,15 @@ class _Repeated:
         return self._get(index % self.count)
 
     def image_id(self, index: int) -> int:
-        """Return which of the distinct images an index stands for."""
+        """Return the number of the distinct image behind an index."""
         return index % self.count
 
     def image_name(self, index: int) -> str:
-        """Return what to call an image."""
+        """Return an image's name."""
         return f"{self.image_id(index):04d}"
 
     def headers(self, index: int) -> list[Header]:
-        """Return the header of an image, or of the two of a pair."""
+        """Return the header of an image, or both headers of a pair."""
         image = self[index]
         return [Header(f"image {self.image_name(index)}", (image.shape[0], image.shape[1]))]
 
@@ -117,24 +117,24 @@ def _positive(name: str, value: int | None) -> None:
 
 @register("image-folder")
 class ImageFolder(_Repeated):
-    """The images of a folder, in order of their names or as a split file lists them.
+    """The images of a folder, in the order of their names or of a split file.
 
-    The header of every image is read at once, so that a file that is no image is named before a training starts.
+    All headers are read at once, so an unreadable file is reported before a training starts.
 
     Args:
-        root_path: the folder; here and below `~` is the home folder.
-        split_file: JSON file whose `[split_key]` lists file names in order; None takes every file, sorted, without
-            hidden ones and what systems leave behind (`liif_fast.files.is_litter`).
+        root_path: the folder; here and below `~` means the home folder.
+        split_file: JSON file whose `[split_key]` lists file names in order; None takes every file, sorted, except
+            hidden ones and those that operating systems leave (`liif_fast.files.is_litter`).
         split_key: key into split_file.
-        first_k: keep only the first so many.
+        first_k: keep only the first k images.
         repeat: length of the dataset as a multiple of the number of images.
-        cache: "none" reads the file each time; "in_memory" keeps all images (uint8); "bin" decodes them once into
+        cache: "none" reads the file each time. "in_memory" keeps all images (uint8). "bin" decodes them once into
             the folder `_npy_<name>` beside root_path (`liif_fast.data.pack`) and maps each, so that a crop reads only
-            its own rows. (The original's `_bin_` folders hold pickles and are never read.)
+            its own rows. The original's `_bin_` folders hold pickles and are never read.
 
     Raises:
-        FileNotFoundError: if the folder, the split file or a listed image is missing.
-        ValueError: if an argument is out of its range, no image is left, or a file is no image.
+        FileNotFoundError: the folder, the split file or a listed image is missing.
+        ValueError: an argument is out of its range, no image is left, or a file is not an image.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ImageFolder(_Repeated):
             raise FileNotFoundError(f"root_path: {root} lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
         super().__init__(len(names), repeat)
         self.paths = [root / name for name in names]
-        with ThreadPoolExecutor(8) as pool:  # what takes time is waiting for the disk
+        with ThreadPoolExecutor(8) as pool:  # threads suffice, because most of the time goes to the disk
             self.sizes = list(pool.map(image_size, self.paths))
         self.images: Sequence[np.ndarray] | Pack | None = None
         if cache == "in_memory":
@@ -192,7 +192,7 @@ class ImageFolder(_Repeated):
 
 
 def _split_names(path: Path, key: str | None) -> list[str]:
-    """The file names that a split file lists under key."""
+    """Return the file names that a split file lists under `key`."""
     try:
         split = json.loads(path.read_text())
     except ValueError as error:
@@ -217,9 +217,9 @@ class PairedImageFolders(_Repeated):
         split_file, split_key, first_k, repeat, cache: as in image-folder, applying to both folders.
 
     Raises:
-        FileNotFoundError: if something is missing.
-        ValueError: if the two folders hold different numbers of images, or a high-resolution image is smaller than
-            its low-resolution one.
+        FileNotFoundError: a folder or file is missing.
+        ValueError: the folders hold different numbers of images, or a high-resolution image is smaller than its
+            low-resolution one.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class PairedImageFolders(_Repeated):
         return self.low.headers(index) + self.high.headers(index)
 
 
-# Photographs that ship inside the wheels of Python packages: name -> (package, file). Three sets, disjoint by scene.
+# Photographs in the wheels of Python packages: name -> (package, file). The three sets share no scene.
 NATURAL_IMAGES: dict[str, dict[str, tuple[str, str]]] = {
     "train": {
         "astronaut": ("skimage", "data/astronaut.png"),
@@ -293,8 +293,8 @@ class NaturalImages(_Repeated):
         repeat: length of the dataset as a multiple of the number of images.
 
     Raises:
-        ValueError: if the split or a name is not known, or no name is given.
-        FileNotFoundError: if the package that ships an image is not installed.
+        ValueError: the split or a name is unknown, or no name is given.
+        FileNotFoundError: the package that ships an image is not installed.
     """
 
     def __init__(self, split: str = "train", names: Sequence[str] | None = None, repeat: int = 1) -> None:
@@ -315,7 +315,7 @@ class NaturalImages(_Repeated):
 
 
 def _shipped(package: str, file: str) -> Path:
-    """Path of a file inside an installed package, found without importing the package."""
+    """Return the path of a file inside an installed package without importing the package."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / file).exists():
@@ -327,13 +327,13 @@ def _shipped(package: str, file: str) -> Path:
 
 @register("mixed")
 class Mixed:
-    """Several datasets one after the other; their `repeat` sets the proportions.
+    """Several datasets in a row; their `repeat` sets the proportions.
 
     Args:
         parts: specifications of the datasets, `[{"name": ..., "args": {...}}, ...]`.
 
     Raises:
-        ValueError: if there is no part, one is not a dataset, or only some yield pairs.
+        ValueError: there is no part, a part is not a dataset, or only some parts yield pairs.
     """
 
     def __init__(self, parts: Sequence[dict[str, Any]]) -> None:
@@ -341,7 +341,7 @@ class Mixed:
             raise ValueError("parts must name at least one dataset")
         self.parts: list[Images] = [make(part) for part in parts]
         if len({isinstance(part[0], tuple | list) for part in self.parts}) > 1:
-            raise ValueError("parts must yield single images all, or pairs all")
+            raise ValueError("parts must all yield single images, or all yield pairs")
         self.ends = np.cumsum([len(part) for part in self.parts])
 
     def __len__(self) -> int:
@@ -354,17 +354,17 @@ class Mixed:
         return self.parts[which][index]
 
     def image_id(self, index: int) -> tuple[int, Any]:
-        """Return which of the distinct images an index stands for."""
+        """Return a key of the distinct image behind an index."""
         which, index = self._place(index)
         return which, image_id(self.parts[which], index)
 
     def image_name(self, index: int) -> str:
-        """Return what to call an image."""
+        """Return an image's name."""
         which, index = self._place(index)
         return f"{which}-{image_name(self.parts[which], index)}"
 
     def headers(self, index: int) -> list[Header] | None:
-        """Return the header of an image, or of the two of a pair."""
+        """Return the header of an image, or both headers of a pair."""
         which, index = self._place(index)
         return headers(self.parts[which], index)
 

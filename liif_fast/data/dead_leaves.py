@@ -1,9 +1,9 @@
-"""Dead-leaves images: layers of occluding random shapes, a stand-in for photographs where none can be had.
+"""Dead-leaves images: layers of random shapes that occlude one another, a substitute for photographs.
 
-Shapes whose radii follow r^-3 and hide one another have the scale invariance, the edges and the power spectrum of
-natural images (Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001); restoration networks
-trained on them come close to ones trained on photographs when the shapes also have textures and depth (Achddou et al.,
-"Fully synthetic training for image restoration tasks", CVIU 2023).
+With radii distributed as r^-3 they have the scale invariance, edges and power spectrum of natural images (Lee, Mumford
+and Huang, "Occlusion models for natural images", IJCV 2001). If the shapes also have textures and depth, restoration
+networks trained on them come close to networks trained on photographs (Achddou et al., "Fully synthetic training for
+image restoration tasks", CVIU 2023).
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ from liif_fast.data.datasets import _positive, _Repeated
 from liif_fast.data.generated import kept
 from liif_fast.data.registry import register
 
-SHARE = 32  # images that are worth a process
+SHARE = 32  # a further process pays off for so many images
 SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
 
 
@@ -35,10 +35,10 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
         index: number of the image in its set, at least 0.
 
     Returns:
-        uint8 array [size, size, 3], RGB; the same for the same arguments.
+        uint8 array [size, size, 3], RGB, a function of the arguments alone.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of its range.
     """
     if size < 16:
         raise ValueError(f"size must be at least 16, got {size}")
@@ -49,31 +49,31 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
     painter = _Painter(rng, n)
     smallest = np.exp(rng.uniform(np.log(3.0), np.log(16.0)))
     painter.paint(smallest, coverage=3.0)
-    if rng.random() < 0.5:  # depth: what is painted so far is out of focus, what follows is not
+    if rng.random() < 0.5:  # depth: the shapes so far are out of focus, those that follow are not
         painter.blur(rng.uniform(0.5, 5.0))
         painter.paint(smallest * 2, coverage=rng.uniform(0.3, 0.9))
     image = Image.fromarray(painter.pixels())
-    if rng.random() < 0.3:  # a lens that is not quite sharp
+    if rng.random() < 0.3:  # a slightly unsharp lens
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
     filters = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
     return np.asarray(image.resize((size, size), filters[rng.integers(3)]))
 
 
 def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
-    """Draw the first images of a set, uint8 [count, size, size, 3]; a large one in several processes on Linux."""
+    """Draw the first images of a set, uint8 [count, size, size, 3]; on Linux several processes share a large set."""
     workers = 0
-    # Elsewhere processes begin by importing the caller's script, which may not be made for that.
-    if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may have no children
+    # On other systems a process would import the caller's script, which may not be written for that.
+    if sys.platform == "linux" and not multiprocessing.current_process().daemon:  # a daemon may not have children
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(cores, count // SHARE)
     draw, numbers = partial(dead_leaves, size, seed), cast(Any, range(count))
     options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    own = torch.Generator()  # else it would draw from the global one
+    own = torch.Generator()  # otherwise the loader would draw from the global one
     return np.stack(list(DataLoader(numbers, None, collate_fn=draw, generator=own, **options)))
 
 
 class _Painter:
-    """A canvas, the palette and the noise fields of one image."""
+    """The canvas, the palette and the noise fields of one image."""
 
     def __init__(self, rng: Generator, n: int) -> None:
         self.rng, self.n = rng, n
@@ -87,7 +87,7 @@ class _Painter:
         self.canvas[:] = self._colour()
 
     def paint(self, smallest: float, coverage: float) -> None:
-        """Drop leaves on the canvas, their areas adding up to `coverage` canvases."""
+        """Drop leaves on the canvas until their areas add up to `coverage` canvases."""
         largest, area, whole = float(self.n), 0.0, float(self.n * self.n)
         while area < coverage * whole:
             u = self.rng.random()
@@ -116,7 +116,7 @@ class _Painter:
         window[inside] = self._texture(y, x, radius, inside)
 
     def _outline(self, y: np.ndarray, x: np.ndarray, radius: float, top: int, left: int) -> np.ndarray:
-        """Mask of a disc, an ellipse or a convex polygon, now and then with a warped edge."""
+        """Return the mask of a disc, an ellipse or a convex polygon, sometimes with a warped edge."""
         rng = self.rng
         kind = rng.random()
         if kind < 0.3:
@@ -127,7 +127,7 @@ class _Painter:
             v = (np.cos(a) * y - np.sin(a) * x) * np.float32(stretch**0.5)
             if kind < 0.45:
                 distance = np.hypot(u, v)
-            else:  # the largest of the distances to the sides; four sides at right angles are man-made things
+            else:  # the largest distance to a side; rectangles stand for man-made objects
                 sides = int(rng.integers(3, 8))
                 angles = np.arange(sides) * (2 * np.pi / sides) + rng.uniform(-0.3, 0.3, sides) * (rng.random() < 0.7)
                 distance = np.float32(-np.inf)
@@ -150,7 +150,7 @@ class _Painter:
         return self.fields[which][top : top + shape[0], left : left + shape[1]]
 
     def _texture(self, y: np.ndarray, x: np.ndarray, radius: float, inside: np.ndarray) -> np.ndarray:
-        """Colours [pixels inside, 3]: flat, a gradient, noise, or two colours mixed by noise or warped waves."""
+        """Return colours [pixels inside, 3]: flat, a gradient, noise, or two colours mixed by noise or warped waves."""
         rng = self.rng
         colour = self._colour()
         if rng.random() > self.textured:
@@ -164,7 +164,7 @@ class _Painter:
             mix = self._field(int(rng.integers(3)), inside.shape) * np.float32(rng.uniform(0.05, 0.4))
         else:
             wave = self._field(int(rng.integers(1, 3)), inside.shape) * np.float32(rng.uniform(0.5, 3.0))
-            if kind == 2:  # stripes, bent by the noise
+            if kind == 2:  # stripes bent by noise
                 period = np.exp(rng.uniform(np.log(5.0), np.log(60.0)))
                 wave = np.sin(along * np.float32(2 * np.pi / period) + wave)
             sharpness = np.float32(np.exp(rng.uniform(np.log(0.5), np.log(8.0))))
@@ -177,7 +177,7 @@ class _Painter:
 
 
 def _noise(rng: Generator, n: int, slope: float) -> np.ndarray:
-    """Gaussian noise [n, n] whose amplitude spectrum falls as 1/f^slope, mean 0, deviation 1."""
+    """Return Gaussian noise [n, n] with an amplitude spectrum of 1/f^slope, mean 0 and deviation 1."""
     f = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
     f[0, 0] = 1.0
     spectrum = np.fft.rfft2(rng.standard_normal((n, n))) * f**-slope
@@ -188,17 +188,17 @@ def _noise(rng: Generator, n: int, slope: float) -> np.ndarray:
 
 @register("dead-leaves")
 class DeadLeaves(_Repeated):
-    """A set of dead-leaves images, drawn when it is made (256 x 256: 0.25 s of a core each) and kept in memory.
+    """A set of dead-leaves images, drawn at construction and kept in memory (256 x 256: 0.25 s of a core per image).
 
     Args:
         count: number of images.
         size: side of an image in pixels.
         seed: seed of the set; image i depends on seed and i alone.
         repeat: length of the dataset as a multiple of count.
-        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
+        cache_file: .npy file that stores the set; written if it is missing or holds another set.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(

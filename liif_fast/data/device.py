@@ -1,10 +1,9 @@
-"""Batches made on a device, to the same bits as the CPU's workers make them.
+"""Make batches on a device, with the same bits as the CPU's workers.
 
-The recipes of the samples are drawn on the host, some dozen microseconds each. Everything that touches a pixel (crop,
-colour, Pillow's bicubic, flips, the colours of the queries) happens on the device, for the whole batch at once: crops
-of different sizes are padded to the largest, and zeros in the matrices of the reduction hide the padding. Once the
-images are on the device, nothing waits for it, except where a wrapper has `degrade`: its noise and JPEG are made on the
-host. Tested on the CPU; it has not been run on a GPU yet.
+The host draws the recipes of the samples, which takes some dozen microseconds each. Every operation on pixels (crop,
+colour, Pillow's bicubic, flips, the colours of the queries) runs on the device for the whole batch at once. Crops of
+different sizes are padded to the largest, and zeros in the matrices of the reduction hide the padding. Once the images
+are on the device, the host waits for it only where a wrapper has `degrade`, whose noise and JPEG are made on the host.
 """
 
 import logging
@@ -29,16 +28,16 @@ Item = tuple[Tensor | None, Tensor]  # low and high, uint8 [h, w, 3]
 
 
 class DeviceLoader:
-    """Float batches of a wrapper on a device; used like a DataLoader made with a batch sampler.
+    """Yield float batches of a wrapper made on a device; used like a DataLoader with a batch sampler.
 
-    The samples depend on the wrapper's seed, its epoch (`wrapper.set_epoch`, before an iteration starts) and their
-    indices alone. Order, sharding by rank and where a resumed epoch goes on are the batch sampler's.
+    The samples depend on the wrapper's seed, its epoch (call `wrapper.set_epoch` before iterating) and their indices
+    alone. The batch sampler decides the order, the share of each rank and where a resumed epoch continues.
 
     Args:
         wrapper: one of `liif_fast.data.wrappers`, with an inp_size unless its images are equally large.
-        target: where they are wanted; None means there.
-        keep: bytes of images that may stay on the device, each from its first use on; crops of the others are sent.
-            None means half of a GPU's free memory, and on a CPU, where nothing is gained, 0.
+        target: device of the finished batches; None leaves them where they are made.
+        keep: bytes of images that may stay on the device after their first use; of other images, crops are sent.
+            None means half of a GPU's free memory, and 0 on a CPU.
     """
 
     def __init__(
@@ -55,11 +54,11 @@ class DeviceLoader:
         self.wrapper, self.batches, self.device = wrapper, batches, torch.device(device)
         self.target = self.device if target is None else torch.device(target)
         if not isinstance(wrapper, _Wrapper):
-            raise ValueError(f"data_device: {type(wrapper).__name__} makes its samples on the CPU alone")
+            raise ValueError(f"data_device: {type(wrapper).__name__} makes samples only on the CPU; leave it out")
         if self.device.type == "mps":
-            raise ValueError("data_device: mps has no float64, in which the reduction is exact")
+            raise ValueError("data_device: mps has no float64, which an exact reduction needs; use cpu or leave it out")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"data_device: there is no {self.device} here")
+            raise ValueError(f"data_device: PyTorch finds no {self.device}")
         if keep is None:
             keep = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
         self.room, self.kept = keep, dict[Any, Item]()
@@ -105,7 +104,7 @@ class DeviceLoader:
         return recipes, items
 
     def _item(self, index: int) -> Item:
-        """The images of a sample, on the device if they are kept there, else on the host."""
+        """Return the images of a sample, on the device if they are kept there, else on the host."""
         key = image_id(self.wrapper.dataset, index)
         if key in self.kept:
             return self.kept[key]
@@ -114,7 +113,7 @@ class DeviceLoader:
         size = high.numel() + (0 if low is None else low.numel())
         if size > self.room:
             if self.room > 0 and self.kept:
-                logger.info("%d images stay on %s; crops of the others are sent", len(self.kept), self.device)
+                logger.info("%d images stay on %s; of the others, crops are sent", len(self.kept), self.device)
             self.room = 0
             return low, high
         self.room -= size
@@ -123,14 +122,14 @@ class DeviceLoader:
 
 
 def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.device) -> Packed:
-    """Make the samples of some recipes on a device from their images, uint8 [h, w, 3] on any device; as `cut`."""
+    """Make the samples of several recipes on a device, as `cut` does, from images uint8 [h, w, 3] on any device."""
     for what, sizes in (
         ("input", {_input_size(recipe) for recipe in recipes}),
         ("number of queries", {len(recipe.pixel) for recipe in recipes}),
     ):
         if len(sizes) > 1:
             raise ValueError(f"{what}: samples of a batch differ ({sorted(sizes)}): set inp_size and sample_q")
-    matrices = [recipe.colour for recipe in recipes if recipe.colour is not None]  # of all or of none
+    matrices = [recipe.colour for recipe in recipes if recipe.colour is not None]  # all recipes have one, or none has
     colours = _to(np.stack(matrices), device) if matrices else None
     high = _crops([recipe.high for recipe in recipes], [item[1] for item in items], colours, device)
     if recipes[0].low is not None:
@@ -143,7 +142,7 @@ def cut_batch(recipes: Sequence[Recipe], items: Sequence[Item], device: torch.de
     if recipes[0].before is None:
         place = np.stack([recipe.source(high.shape[3]) for recipe in recipes])
         gt = high.flatten(2).gather(2, _to(place, device).long()[:, None].expand(-1, 3, -1)).mT
-    else:  # whole images of all sizes: one by one
+    else:  # whole images of different sizes, one by one
         gt = torch.stack(
             [
                 _resized(image, recipe)[:, _to(recipe.pixel, device)].T
@@ -166,20 +165,20 @@ def _input_size(recipe: Recipe) -> tuple[int, int]:
 def _crops(
     windows: Sequence[Window | None], images: Sequence[Tensor | None], colours: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Crops, padded to the largest of them: uint8 [B, 3, H, W]."""
+    """Return the crops, padded to the largest one, uint8 [B, 3, H, W]."""
     height, width = (max(window[side] for window in windows if window) for side in (2, 3))
     crops = torch.empty(len(windows), height, width, 3, dtype=torch.uint8, device=device)
     for crop, window, image in zip(crops, windows, images, strict=True):
         assert window is not None and image is not None
         top, left, h, w = window
         crop[:h, :w].copy_(image[top : top + h, left : left + w], non_blocking=True)
-    if colours is not None:  # in float64, so that no reduced precision can be chosen for the product; exact
+    if colours is not None:  # float64 keeps the product exact, because no reduced precision applies to it
         crops = (crops.double() @ colours.double()[:, None].mT).add_(0.5).clamp_(0, 255).to(torch.uint8)
     return crops.permute(0, 3, 1, 2)
 
 
 def _matrices(recipes: Sequence[Recipe], axis: int, padded: int, device: torch.device) -> Tensor:
-    """The matrices [B, 1, out, padded] of the reduction along an axis."""
+    """Return the matrices [B, 1, out, padded] of the reduction along an axis."""
     matrices = [coefficients(recipe.high[2 + axis], recipe.size[axis], padded) for recipe in recipes]
     return _to(np.stack(matrices), device)[:, None]
 
@@ -206,7 +205,7 @@ def _damaged(low: Tensor, recipes: Sequence[Recipe]) -> Tensor:
 
 
 def _resized(image: Tensor, recipe: Recipe) -> Tensor:
-    """A target of the kind that is resized, from a padded crop: uint8 [3, H * W]."""
+    """Resize and flip a target, given as a padded crop, by its recipe; uint8 [3, H * W]."""
     assert recipe.before is not None
     image = bicubic_resize(image[:, : recipe.high[2], : recipe.high[3]], recipe.before, height_first=False)
     vertical, horizontal, transposed = recipe.flips
@@ -216,14 +215,16 @@ def _resized(image: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _flip(images: Tensor, recipes: Sequence[Recipe], device: torch.device) -> Tensor:
-    """Flip and transpose each of the images [B, 3, H, W] as its recipe says."""
+    """Flip and transpose each of the images [B, 3, H, W] by its recipe."""
     flips = _to(np.array([recipe.flips for recipe in recipes]), device)
     vertical, horizontal, transposed = flips.view(-1, 3, 1, 1, 1).unbind(1)
     images = torch.where(vertical, images.flip(2), images)
     images = torch.where(horizontal, images.flip(3), images)
     if images.shape[2] == images.shape[3]:
         return torch.where(transposed, images.mT, images)
-    return images.mT.contiguous() if recipes[0].flips[2] else images  # all alike, or they would differ in size
+    return (
+        images.mT.contiguous() if recipes[0].flips[2] else images
+    )  # all have the same size, so the same transposition
 
 
 def _tensor(image: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ def kept(cache_file: str | None, count: int, first: np.ndarray, draw: Callable[[
         try:
             images = np.load(cache, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ValueError(f"cache_file: {cache} is no array of images: {error}") from error
+            raise ValueError(f"cache_file: {cache} is not an array of images: {error}") from error
         if images.shape == (count, *first.shape) and np.array_equal(images[0], first):
             return np.asarray(images)
     images = draw()

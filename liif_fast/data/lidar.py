@@ -1,7 +1,7 @@
-"""LiDAR for training: pairs of range images, and the wrapper that draws queries from them.
+"""LiDAR training data: pairs of range images, and a wrapper that draws queries from them.
 
-A pair is a scan with few lines, and ranges in other directions: `rows` and `columns` say where these lie in the first
-one's index, so that neither a sensor nor a layout of beams is known here.
+A pair holds a scan with few lines, and ranges in other directions. `rows` and `columns` give these directions as
+indices into the scan, so this module needs neither a sensor nor a layout of beams.
 """
 
 import logging
@@ -20,16 +20,16 @@ from liif_fast.lidar.scan import is_scan, read_scan
 from liif_fast.lidar.sensor import Sensor
 
 logger = logging.getLogger("liif_fast")
-UNIT = 0.002  # metres of a step of the 16 bits that ranges are kept in
+UNIT = 0.002  # metres per step of the 16-bit integers that store ranges
 
 
 class Pair(NamedTuple):
-    """Ranges in metres, 0 without a return."""
+    """Ranges in metres; 0 means no return."""
 
-    low: np.ndarray  # float32 [h, w]: one row a beam, the lowest first
+    low: np.ndarray  # float32 [h, w]; one row per beam, the lowest first
     high: np.ndarray  # float32 [H, W]
-    rows: np.ndarray  # float64 [H], places in the rows of low
-    columns: np.ndarray  # float64 [W], places in its columns, from 0 to less than w
+    rows: np.ndarray  # float64 [H], as fractional row indices of low
+    columns: np.ndarray  # float64 [W], as fractional column indices of low, from 0 to less than w
 
 
 class Pairs(Protocol):
@@ -42,26 +42,26 @@ class Pairs(Protocol):
 
 @register("lidar-streets")
 class Streets:
-    """Ray-cast scans of random streets (`liif_fast.lidar.street`), made once and kept in a file.
+    """Ray-cast scans of random streets (`liif_fast.lidar.street`), made once and stored in a file.
 
-    The scan with few lines has noise and dropouts; the ranges that are asked for are exact. They lie on the sensor's
-    own beams in between in half of the scans, and anywhere in the other half.
+    The scan with few lines has noise and dropouts; the target ranges are exact. In half of the scans the targets lie on
+    the sensor's remaining beams, in the other half anywhere.
 
     Args:
         count: number of scans.
-        seed: of the scenes.
-        sensors: whose beams are taken, one at random for each scan; a name that stands twice counts twice. "fan" is an
-            even fan of random spacing. Of a sensor with more beams than `lines` every k-th is taken.
-        lines: of the scan with few lines.
-        columns: of both.
-        rows: lines of the ranges that are asked for.
-        max_range: metres; farther returns count as none.
-        noise: standard deviation of a measured range, metres.
-        dropouts: at most this part of the returns is lost at random.
-        cache_file: where the scans are kept; None makes them at every start.
+        seed: seed of the scenes.
+        sensors: names of sensors; each scan takes the beams of one at random, and a name given twice counts twice.
+            "fan" is an even fan of random spacing. Of a sensor with more than `lines` beams every k-th is taken.
+        lines: lines of the scan.
+        columns: columns of the scan and of the targets.
+        rows: lines of the targets.
+        max_range: metres; farther returns count as no return.
+        noise: standard deviation of a measured range in metres.
+        dropouts: largest share of returns lost at random.
+        cache_file: file that stores the scans; None makes them at every start.
 
     Raises:
-        ImportError: the scans are not there yet, and embreex is not installed.
+        ImportError: the scans must be made, and embreex is not installed.
         ValueError: an argument is out of its range, or the file holds other scans.
     """
 
@@ -104,7 +104,7 @@ class Streets:
         for index in range(count):
             scans[index] = self._made(np.random.default_rng([seed, index]))
             if index % 100 == 99:
-                logger.info("%d of %d streets are made", index + 1, count)
+                logger.info("made %d of %d streets", index + 1, count)
         self.scans = scans
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,17 +152,17 @@ class Streets:
 
 @register("lidar-folders")
 class RangeFolders:
-    """Range images in folders, paired by name, as ILN's authors lay out their CARLA set.
+    """Range images in folders, paired by name, in the layout of the CARLA set of ILN's authors.
 
-    The files of `root_path/folder/low` and `root_path/folder/high` are scans of one place by two even fans, whose first
-    and last beams are the same. Every format of `liif_fast.lidar.scan` that is a range image will do, lowest beam first
-    (`.npz`: top beam first, as always).
+    Files of the same name in `root_path/folder/low` and `root_path/folder/high` are scans of one place by two even fans
+    with the same first and last beams. They may have any range image format of `liif_fast.lidar.scan`, with the lowest
+    beam first (`.npz`: top beam first, as always).
 
     Args:
-        root_path: the folder above.
-        folders: in it, as Town01; None takes all that hold `low`.
+        root_path: the top folder.
+        folders: folders in it, such as Town01; None takes all that contain a folder `low`.
         low: name of the folders of scans with few lines.
-        high: of those with many.
+        high: name of the folders of scans with many lines.
         repeat: length of the dataset as a multiple of the number of pairs.
 
     Raises:
@@ -188,7 +188,7 @@ class RangeFolders:
                     raise FileNotFoundError(f"root_path: no folder {folder}")
             found = [{each.name: each for each in folder.iterdir() if is_scan(each.name)} for folder in pair]
             if alone := sorted(set(found[0]) ^ set(found[1])):
-                raise ValueError(f"root_path: {alone[0]} is in one of {pair[0]} and {pair[1]} alone")
+                raise ValueError(f"root_path: {alone[0]} is in only one of {pair[0]} and {pair[1]}")
             self.paths += [(found[0][key], found[1][key]) for key in sorted(found[0])]
         if not self.paths or repeat < 1:
             raise ValueError(f"root_path: no scans in {root}/*/{low}, or repeat is below 1")
@@ -214,20 +214,20 @@ class RangeFolders:
 
 @register("lidar-implicit")
 class LidarImplicit(torch.utils.data.Dataset[Sample]):
-    """Queries in a range image: what a network for LiDAR is trained on.
+    """Draw queries from range images to train a network for LiDAR.
 
     Args:
         dataset: pairs of range images.
-        sample_q: queries a sample, drawn without replacement.
-        columns: width of a random crop of the input; None takes all of it.
-        margin: columns of true neighbours on either side of a crop, from which no query is drawn; with a crop at
-            least the encoder's receptive radius, or the circle of its columns shows.
-        returns: this part of the queries is drawn from the directions with a return.
-        norm_range: metres that stand for 1; a direction without a return has this range.
-        min_range: metres; nearer returns become 0, as ILN crops them.
-        max_range: metres; farther returns count as none.
-        augment: mirror images, and other sizes of the world.
-        seed: of every draw.
+        sample_q: queries per sample, drawn without replacement.
+        columns: width of a random crop of the input; None takes all columns.
+        margin: columns on either side of a crop from which no query is drawn. It must be at least the encoder's
+            receptive radius, because the encoder pads the crop circularly.
+        returns: share of the queries drawn from directions with a return.
+        norm_range: metres that map to 1; a direction without a return has this range.
+        min_range: metres; nearer returns become 0, as in ILN.
+        max_range: metres; farther returns count as no return.
+        augment: mirror the scans and scale their ranges.
+        seed: seed of all draws.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class LidarImplicit(torch.utils.data.Dataset[Sample]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next samples are of."""
+        """Set the epoch of the next samples."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -299,7 +299,7 @@ class LidarImplicit(torch.utils.data.Dataset[Sample]):
 
 
 def crop(ranges: np.ndarray, min_range: float, max_range: float, norm_range: float) -> np.ndarray:
-    """Return metres as ILN reads them: no return is `norm_range`, too near is 0, too far is `norm_range`."""
+    """Map ranges in metres as ILN does: no return and too far become `norm_range`, too near becomes 0."""
     ranges = np.where(ranges < 1e-9, np.float32(norm_range), ranges)
     ranges = np.where(ranges < min_range, np.float32(0), ranges)
     return np.where(ranges > max_range, np.float32(norm_range), ranges).astype(np.float32)

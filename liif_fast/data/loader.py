@@ -1,4 +1,4 @@
-"""From a wrapper to float batches on the model's device."""
+"""Load a wrapper's samples as float batches on the model's device."""
 
 import os
 import signal
@@ -22,25 +22,22 @@ def make_loader(
     num_workers: int = 0,
     grouped: bool = False,
 ) -> "WorkerLoader | DeviceLoader":
-    """Make what a training iterates over: float batches on its device, `len()` of them.
+    """Return a loader of float batches on the model's device; `len()` is their number.
 
-    Either way makes the same samples, bit for bit. They depend on the wrapper's seed, its epoch and their indices
-    alone; call `wrapper.set_epoch` before an iteration starts.
+    Workers and `data_device` make the same samples, bit for bit. They depend on the wrapper's seed, its epoch and their
+    indices alone; call `wrapper.set_epoch` before iterating.
 
     Args:
-        wrapper: one of `liif_fast.data.wrappers`, or a dataset of float samples of one's own.
-        batches: the indices of every batch, as a `torch.utils.data.BatchSampler` yields them. Order, sharding by rank,
-            and where a resumed epoch goes on, are its business.
-        device: of the model.
-        data_device: where samples are made (`liif_fast.data.device`); None means on the CPU, by workers.
-        num_workers: worker processes; 0 makes the samples in this one. A device needs none.
+        wrapper: one of `liif_fast.data.wrappers`, or a user's dataset of float samples.
+        batches: the indices of every batch, as a `torch.utils.data.BatchSampler` yields them. It decides the order,
+            the share of each rank, and where a resumed epoch continues.
+        device: the model's device.
+        data_device: device that makes the samples (`liif_fast.data.device`); None uses CPU workers.
+        num_workers: worker processes; 0 makes the samples in this process. Ignored with `data_device`.
         grouped: yield each batch as a list of groups, so that its samples may differ in size (`samples.group`).
 
-    Returns:
-        The loader.
-
     Raises:
-        ValueError: if the wrapper or the device cannot make samples there.
+        ValueError: the wrapper or the device cannot make samples there.
     """
     if data_device is None:
         return WorkerLoader(wrapper, batches, device, num_workers, grouped)
@@ -48,7 +45,7 @@ def make_loader(
 
 
 class WorkerLoader:
-    """Samples made by CPU workers and sent packed, a quarter of their bytes; floats are made on the model's device."""
+    """Let CPU workers make packed samples, a quarter of the bytes, and unpack them on the model's device."""
 
     def __init__(
         self,
@@ -84,24 +81,24 @@ class WorkerLoader:
 
 
 def _leave_signals(worker: int) -> None:
-    """Leave a terminal's or a job's signals to the main process: it may finish its step, and ends the workers."""
+    """Ignore the terminal's and the job's signals, so that the main process can finish its step and end the workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows, where SIGTERM ends a worker whoever sends it
+    if hasattr(signal, "sigwaitinfo"):  # absent on macOS and Windows, where anybody's SIGTERM ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_end, daemon=True).start()
 
 
 def _await_end() -> None:
-    """End this worker when the main process terminates it, even in the midst of a sample; nobody else may."""
+    """End this worker, even within a sample, when the main process sends SIGTERM; ignore it from other processes."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
 class _Batches(Dataset[Any]):
-    """A wrapper's batches. In a worker one that cannot be made is the reason why: PyTorch would raise a traceback."""
+    """Make a wrapper's batches; in a worker return errors as items, because PyTorch would raise a traceback."""
 
     def __init__(self, wrapper: Any, packed: bool, collate: Callable[[list[Any]], Any]) -> None:
         self.wrapper, self.packed, self.collate = wrapper, packed, collate
@@ -111,7 +108,7 @@ class _Batches(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         try:
-            if not self.packed and hasattr(self.wrapper, "__getitems__"):  # the user's, as PyTorch calls it
+            if not self.packed and hasattr(self.wrapper, "__getitems__"):  # a user's dataset, called as PyTorch does
                 return self.collate(self.wrapper.__getitems__(indices))
             make = self.wrapper.packed if self.packed else self.wrapper.__getitem__
             return self.collate([make(index) for index in indices])
@@ -119,7 +116,7 @@ class _Batches(Dataset[Any]):
             if get_worker_info() is None:
                 raise
             if not isinstance(reason, OSError):
-                return ValueError(str(reason))  # not itself: a subclass may not be one that pickle can make again
+                return ValueError(str(reason))  # a copy, because pickle may fail to restore a subclass
             return OSError(reason.errno, reason.strerror, reason.filename) if reason.strerror else OSError(str(reason))
 
 

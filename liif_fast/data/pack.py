@@ -1,6 +1,6 @@
-"""The decoded images of a folder as .npy files, each of which is mapped into memory when it is asked for.
+"""Store the decoded images of a folder as .npy files and map them into memory on access.
 
-A file's name holds the size and time of the image that it was made from, so a changed image gets a new file.
+A file's name contains the size and time of its image, so a changed image gets a new file.
 """
 
 import os
@@ -16,7 +16,7 @@ from liif_fast.files import atomic_file
 
 try:
     import fcntl
-except ImportError:  # Windows: two builds at once do double work, no harm
+except ImportError:  # on Windows two processes may build at once, which only wastes work
     fcntl = None  # type: ignore[assignment]
 
 
@@ -24,8 +24,10 @@ class Pack:
     """Images, uint8 [H, W, 3], each mapped from its file.
 
     Args:
-        names: of the images in it. Those without a whole file are decoded; other processes wait meanwhile.
-        read: makes uint8 [H, W, 3] of an image file.
+        folder: folder of the .npy files; created if missing.
+        root: folder of the images.
+        names: names of the images. Those without an intact file are decoded, while other processes wait.
+        read: decodes an image file to uint8 [H, W, 3].
     """
 
     def __init__(self, folder: Path, root: Path, names: Sequence[str], read: Callable[[Path], np.ndarray]) -> None:
@@ -37,7 +39,7 @@ class Pack:
                 return
             made = {(root / names[number], self.files[number]) for number in missing}
             outdated = {file.name.rsplit(".", 3)[0] for _, file in made}
-            for file in folder.iterdir():  # of images that have changed, and of a build that was killed
+            for file in folder.iterdir():  # remove files of changed images and of a killed build
                 if file.suffix == ".part" or file.name.rsplit(".", 3)[0] in outdated:
                     file.unlink()
 
@@ -54,7 +56,7 @@ class Pack:
         return len(self.files)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        # Copy-on-write: PyTorch wants arrays that may be written to, and nothing may reach the file.
+        # Copy-on-write, because PyTorch wants writable arrays and the file must not change.
         return np.load(self.files[index], mmap_mode="c", allow_pickle=False)
 
     def _is_whole(self, number: int) -> bool:
@@ -65,14 +67,14 @@ class Pack:
 
 
 def _file(folder: Path, root: Path, name: str) -> Path:
-    """Name the file of an image after it and its state; the name has no folders in it."""
+    """Return the path of an image's file; its name encodes the image's name without folders, size and time."""
     state = (root / name).stat()
     return folder / f"{name.replace(os.sep, '%')}.{state.st_size:x}.{state.st_mtime_ns:x}.npy"
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Admit one process at a time; the lock of a process that dies is free."""
+    """Admit one process at a time; the system releases the lock of a process that dies."""
     if fcntl is None:
         yield
         return

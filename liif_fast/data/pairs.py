@@ -1,4 +1,4 @@
-"""The scale of a low- and a high-resolution image that belong together."""
+"""Find the scale between the low- and the high-resolution image of a pair."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 def pair_scale(low: Size, high: Size, stated: int | None = None, names: Sequence[str] = ("low", "high")) -> int:
-    """Find the scale at which the high-resolution image was reduced, or check the stated one.
+    """Return the scale by which the high-resolution image was reduced, or check the stated one.
 
-    A whole scale s fits if the low-resolution sides are floor(high / s) both, or ceil(high / s) both. Of several the
-    exact multiple counts, then the smallest of floor, then the smallest of ceil.
+    A whole scale s fits if both low-resolution sides are floor(high / s), or both are ceil(high / s). If several fit,
+    the exact multiple wins, then the smallest by floor, then the smallest by ceil. ValueError if none fits.
     """
     floor = range(
         max(h // (n + 1) + 1 for n, h in zip(low, high, strict=True)),

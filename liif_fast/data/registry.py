@@ -1,4 +1,4 @@
-"""Datasets and wrappers as a YAML configuration writes them."""
+"""Make datasets and wrappers from their specifications in a YAML configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from liif_fast.config.registry import Registry
 _registry = Registry(text_numbers=True)
 register, make = _registry.register, _registry.make
 
-_WRAPPER_GIVEN = ("dataset", "seed")  # what is added to a wrapper's arguments when it is made
+_WRAPPER_GIVEN = ("dataset", "seed")  # arguments of a wrapper that do not come from the configuration
 _FILES = {"root_path": "folder", "root_path_1": "folder", "root_path_2": "folder", "split_file": "file"}
 
 
 def check_split(split: Any, place: str, folders: list[Path]) -> None:
-    """Check a dataset, its wrapper and the size of a batch; a file's name becomes the path at which it was found."""
+    """Check a dataset, its wrapper and the batch size; replace file names by the paths where they are found."""
     mapping(split, place, ("dataset", "wrapper", "batch_size"), ("dataset", "wrapper", "batch_size"))
     _check_dataset(split["dataset"], f"{place}.dataset", folders)
     _registry.check(split["wrapper"], f"{place}.wrapper", _WRAPPER_GIVEN)
@@ -32,10 +32,10 @@ def _check_dataset(spec: Any, place: str, folders: list[Path]) -> None:
 
 
 def _found(name: str, kind: str, place: str, folders: list[Path]) -> str:
-    """Find a file or folder: as it is written, below the current folder, or else in one of `folders`."""
+    """Find a file or folder relative to the current folder, or else to one of `folders`."""
     exists = Path.is_file if kind == "file" else Path.is_dir
     path = Path(name).expanduser()
-    tried = dict.fromkeys([path, *(folder / path for folder in folders)])  # in order; all the same if path is absolute
+    tried = dict.fromkeys([path, *(folder / path for folder in folders)])  # ordered; one entry if path is absolute
     for each in tried:
         if exists(each):
             return str(each)

@@ -1,14 +1,14 @@
-"""Pillow's bicubic resizing of 8-bit images, bit for bit, on any device that computes in float64.
+"""Resize 8-bit images by Pillow's bicubic filter, bit for bit, on any device that computes in float64.
 
 Pillow resizes in integers: each pass weighs pixels with coefficients of 22 fractional bits, adds a half, shifts and
-clips to 8 bits. The filter is Keys' cubic with a = -0.5, stretched by the reduction, so that it is antialiased.
+clips to 8 bits. The filter is Keys' cubic with a = -0.5, stretched by the reduction for antialiasing.
 
-Here a pass is a product with a matrix of those integers, in float64. It is exact whatever the order of additions:
-no sum reaches 2^32, and float64 holds every integer up to 2^53. A matrix may be padded with zeros, so that crops of
-different sizes are resized in one batched product.
+Here a pass is a product with a matrix of those integers in float64. It is exact in any order of additions, because
+no sum reaches 2^32 and float64 holds every integer up to 2^53. Zeros may pad a matrix, so that one batched product
+resizes crops of different sizes.
 
-`resize` does the same on the CPU with a kernel of ours (csrc/cpu/resize.cpp), which takes a third of Pillow's time for
-the crops of training that are reduced, or with Pillow itself where that is not built.
+On the CPU `resize` uses the kernel in csrc/cpu/resize.cpp, which takes a third of Pillow's time for the reductions in
+training, or Pillow itself if the kernel is not built.
 """
 
 from collections.abc import Sequence
@@ -24,26 +24,26 @@ from liif_fast.backends import cpu
 from liif_fast.ops import resize as _ops
 
 _BITS = 22  # 32 less 8 for the pixel and 2 for the overshoot of the filter
-UNIT = 1 << _BITS  # what stands for 1 in a matrix
-_SUPPORT = 2.0  # of the cubic, in input pixels at no reduction
-_BLOCK = 64  # outputs of one product: a matrix of a whole axis would be mostly zeros
+UNIT = 1 << _BITS  # stands for 1 in a matrix
+_SUPPORT = 2.0  # of the cubic in input pixels, without reduction
+_BLOCK = 64  # outputs per product, because the matrix of a whole axis would be mostly zeros
 
 
 def bicubic_resize(image: Tensor, size: Sequence[int], *, height_first: bool | None = None) -> Tensor:
-    """Resize as `PIL.Image.resize(..., BICUBIC)` does, without a differing value.
+    """Resize exactly as `PIL.Image.resize(..., BICUBIC)` does.
 
     Args:
         image: uint8 [..., H, W], on any device that computes in float64.
         size: (height, width) in pixels.
-        height_first: which pass comes first; it decides some roundings. None does as the installed Pillow does:
-            the width's, but from Pillow 13 on the height's where `pillow_takes_height_first`.
+        height_first: resize the height first; the order decides some roundings. None follows the installed Pillow:
+            the width first, but from Pillow 13 on the height first if `pillow_takes_height_first`.
 
     Returns:
         uint8 [..., height, width].
 
     Raises:
-        TypeError: if the image is not uint8.
-        ValueError: if a side is below 1.
+        TypeError: the image is not uint8.
+        ValueError: a side is below 1.
     """
     if image.dtype != torch.uint8:
         raise TypeError(f"image must be uint8, got {image.dtype}")
@@ -58,51 +58,51 @@ def bicubic_resize(image: Tensor, size: Sequence[int], *, height_first: bool | N
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize as Pillow's bicubic filter does, without a differing value, the width first whatever Pillow's version.
+    """Resize exactly as Pillow's bicubic filter does, the width first in every version of Pillow.
 
     Args:
         image: uint8 [H, W, 3].
         size: (height, width) in pixels.
 
     Returns:
-        uint8 [height, width, 3], never the image's own memory.
+        uint8 [height, width, 3] in new memory.
 
     Raises:
-        TypeError: if the image is not uint8.
-        ValueError: if it is not [H, W, 3], or a side is below 1.
+        TypeError: the image is not uint8.
+        ValueError: the image is not [H, W, 3], or a side is below 1.
     """
     if image.dtype != np.uint8:
         raise TypeError(f"image must be uint8, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or len(size) != 2 or min(*size, *image.shape) < 1:
         raise ValueError(f"image must be [H, W, 3], sides at least 1, got {list(image.shape)} and size {tuple(size)}")
     if image.shape[:2] == tuple(size):
-        return image.copy(order="C")  # as Pillow does; the passes would give the same values
-    image = np.require(image, requirements=["C", "W"])  # writeable: PyTorch wants it, though nothing is written
+        return image.copy(order="C")  # the passes would give the same values
+    image = np.require(image, requirements=["C", "W"])  # writable only because PyTorch warns otherwise
     old = image.shape[:2]
     if cpu.ISA:
         axes = [_table(*sides) for sides in zip(old, size, strict=True)]
         return _ops.bicubic_resize(torch.from_numpy(image), *axes[0], *axes[1]).numpy()
     result = Image.frombuffer("RGB", old[::-1], image, "raw", "RGB", 0, 1)
-    if pillow_takes_height_first(old, size):  # asked for the width alone, it cannot
+    if pillow_takes_height_first(old, size):  # a call for the width alone forces the order
         result = result.resize((size[1], old[0]), Image.Resampling.BICUBIC)
     result = result.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.frombuffer(result.tobytes(), np.uint8).reshape(*size, 3)
 
 
 def pillow_takes_height_first(old: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether Pillow from 13 on resizes (height, width) old to new with the height first: where it saves much work.
+    """Return whether Pillow 13 and later resize (height, width) from old to new with the height first.
 
-    Source: python-pillow/Pillow pull request 9549; the rule is what Pillow 13.0 was seen to do.
+    Source: python-pillow/Pillow pull request 9549; the rule was observed in Pillow 13.0.
     """
     return old[0] > new[0] and old[0] - new[0] > 2 * (old[1] - new[1])
 
 
 def resize_crops(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Resize crops of different sizes, padded to one, the width first.
+    """Resize crops of different sizes, padded to a common one, the width first.
 
     Args:
-        crops: uint8 [..., H, W]; what the padding holds does not count.
-        rows: [..., height, H], the matrix of each crop as `coefficients` gives it; broadcasts.
+        crops: uint8 [..., H, W]; the values in the padding do not matter.
+        rows: [..., height, H], the matrix of each crop (`coefficients`); broadcasts.
         columns: [..., width, W], likewise.
 
     Returns:
@@ -113,7 +113,7 @@ def resize_crops(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def coefficients(size_in: int, size_out: int, padded: int) -> np.ndarray:
-    """Make the matrix of one pass, int32 [size_out, padded] in units of 2^-22; columns beyond size_in are 0."""
+    """Return the matrix of one pass, int32 [size_out, padded] in units of 2^-22; columns beyond size_in are 0."""
     return _matrix(*_taps(size_in, size_out), padded)
 
 
@@ -141,9 +141,9 @@ def _to_8_bits(total: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first input pixel [size_out] and the coefficients int32 [size_out, taps] of every output pixel.
+    """Return each output pixel's first input pixel [size_out] and coefficients int32 [size_out, taps].
 
-    The double operations and their order are Pillow's, since a coefficient may lie close to a half.
+    The double operations and their order are Pillow's, because a coefficient may lie close to a half.
     """
     scale = size_in / size_out
     stretch = max(scale, 1.0)
@@ -153,7 +153,7 @@ def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     count = (centre + support + 0.5).astype(np.int64).clip(max=size_in) - first
     weight = np.zeros((size_out, count.max()))
     total = np.zeros(size_out)
-    for tap in range(weight.shape[1]):  # one after the other: a sum in another order would round differently
+    for tap in range(weight.shape[1]):  # in this order, because another order of additions would round differently
         weight[:, tap] = np.where(tap < count, _cubic((tap + first - centre + 0.5) * (1.0 / stretch)), 0.0)
         total += weight[:, tap]
     weight /= total[:, None]
@@ -162,7 +162,7 @@ def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1024)
 def _table(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
-    """`_taps` as the kernel takes them: int64 [size_out], float64 [size_out, taps]."""
+    """Return `_taps` as the kernel takes them, int64 [size_out] and float64 [size_out, taps]."""
     first, weight = _taps(size_in, size_out)
     return torch.from_numpy(first), torch.from_numpy(weight.astype(np.float64))
 

@@ -1,13 +1,13 @@
-"""Samples: how they travel, and what a model is given.
+"""Packed samples for transfer, and float samples for models.
 
-A packed sample is `inp` uint8 [3, h, w], `gt` uint8 [Q, 3], `pixel` int32 [Q] and `size` int32 [2]: the queries are
-pixels, row * width + column, of a target of that (height, width). It has a quarter of the bytes of the float sample,
-which is made of it on the device of the model: `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column),
-`gt` [Q, 3] in [0, 1], all float32. A batch of either has a leading dimension.
-
-A training's batch is a list of groups, each a batch of samples of equal sizes (`group`). Where the queries are all
-pixels of the target in order, `gt` is that image, [b, H, W, 3], and there are no `pixel`, `coord` and `cell`: a grid
-needs none. `place` [b] says which samples of the batch a group holds.
+* A packed sample has `inp` uint8 [3, h, w], `gt` uint8 [Q, 3], `pixel` int32 [Q] and `size` int32 [2]. The queries are
+  pixels, row * width + column, of a target of that (height, width).
+* The float sample has `inp` [3, h, w] in [0, 1], `coord` and `cell` [Q, 2] (row, column), and `gt` [Q, 3] in [0, 1],
+  all float32. It takes four times the bytes, so it is made on the model's device.
+* A batch of either has a leading dimension.
+* In training a batch is a list of groups, each a batch of samples of equal sizes (`group`). If the queries are all
+  pixels of the target in order, `gt` is that image, [b, H, W, 3], and `pixel`, `coord` and `cell` are left out, because
+  a grid needs none. `place` [b] gives the positions of a group's samples in the batch.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Sample = dict[str, Tensor]
 
 
 class Batches(Protocol):
-    """Lists of indices, one a batch, as `torch.utils.data.BatchSampler` yields them."""
+    """Lists of indices, one per batch, as `torch.utils.data.BatchSampler` yields them."""
 
     def __iter__(self) -> Iterator[list[int]]: ...
 
@@ -29,15 +29,15 @@ class Batches(Protocol):
 
 
 def unpack(packed: Packed) -> Sample:
-    """Make the float sample of a packed one, or the batch of a packed batch, on its device.
+    """Return the float sample of a packed one, or the batch of a packed batch, on its device.
 
-    Coordinates and cells are those of make_coord and make_cell, bit for bit.
+    Coordinates and cells equal those of make_coord and make_cell bit for bit.
     """
     if "pixel" not in packed:
         return {**packed, "inp": _unit(packed["inp"]), "gt": _unit(packed["gt"])}
     size, width = packed["size"].double(), packed["size"][..., 1:]
     pixel = packed["pixel"]
-    row = pixel.double().add_(0.5).div_(width).floor_().int()  # exact, and far quicker than a division of integers
+    row = pixel.double().add_(0.5).div_(width).floor_().int()  # exact, and much faster than an integer division
     column = pixel - row * width
     # The operations of liif_fast.coord, one rounding each: fl(fl(fl(2/n) * i) + fl(-1 + 1/n)).
     cell, first = (value.float().unsqueeze(-1) for value in (2 / size, -1 + 1 / size))
@@ -52,7 +52,7 @@ def unpack(packed: Packed) -> Sample:
 
 
 def _unit(values: Tensor) -> Tensor:
-    # By a tensor: by a number, a GPU would multiply with the rounded inverse.
+    # By a tensor, because for a number a GPU multiplies by the rounded inverse.
     return values.float().div_(torch.full((), 255.0, device=values.device))
 
 
@@ -66,7 +66,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def group(samples: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Stack samples of any sizes, packed or not, into a training's batch (see the module)."""
+    """Stack samples of any sizes, packed or not, into a training batch (see the module)."""
     groups: dict[Any, list[dict[str, Tensor]]] = {}
     for place, sample in enumerate(samples):
         sample = whole(sample) | {"place": torch.tensor(place)}
@@ -75,7 +75,7 @@ def group(samples: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 def whole(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A packed sample without its queries if they are all pixels in order, as it is if not."""
+    """Drop a packed sample's queries if they are all pixels in order; return other samples unchanged."""
     if "pixel" not in packed:
         return packed
     height, width = packed["size"].tolist()

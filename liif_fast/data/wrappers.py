@@ -1,13 +1,13 @@
 """Wrappers that cut training samples out of whole images.
 
-A wrapper makes a sample in two steps. `recipe` draws everything that is random about it: windows, sizes, flips and the
-pixels that are queries, all integers, no pixel touched. `liif_fast.data.cut` follows the recipe on the CPU, in uint8:
+A wrapper makes a sample in two steps. First `recipe` draws everything random: windows, sizes, flips and the pixels that
+are queries. These are integers; no pixel is touched. Then `liif_fast.data.cut` follows the recipe on the CPU in uint8:
 crop, colour, Pillow's resizing (`liif_fast.data.resize`), flips, and the colours of the queries.
-`liif_fast.data.device` follows the same recipes on any device, to the same bits. What comes out is packed
-(`liif_fast.data.samples`); an item of a wrapper is the float sample that is made of it.
+`liif_fast.data.device` follows the same recipes on any device, with the same bits. The result is a packed sample
+(`liif_fast.data.samples`); an item of a wrapper is the float sample made from it.
 
-A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers, so a resumed
-training sees what an uninterrupted one would have seen. Without one it draws from torch's global generator.
+A wrapper with a `seed` draws sample i of epoch e from (seed, e, i) alone, whatever the number of workers. So a resumed
+training sees the samples of an uninterrupted one. Without a seed it draws from torch's global generator.
 """
 
 import copy
@@ -49,7 +49,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         self.epoch = 0
 
     def _check_sizes(self) -> None:
-        """Raise at once what would be wrong with an image at its largest crop, if the dataset tells sizes."""
+        """Raise at once if an image is too small for its largest crop, as far as the dataset knows sizes."""
         seen = set()
         for index in range(len(self.dataset)):
             key = image_id(self.dataset, index)
@@ -58,18 +58,18 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             seen.add(key)
 
     def _check_size(self, index: int, shapes: list[Size]) -> None:
-        """Raise what `recipe` might, whatever it draws; arguments and errors as there."""
+        """Raise the errors that `recipe` may raise for any draw."""
 
     def _named(self, index: int, *without: str) -> list[str]:
-        """The files of an image or a pair for messages; `without` files what to call them."""
+        """Return the files of an image or a pair for messages; `without` if the dataset names none."""
         found = headers(self.dataset, index)
         return list(without) if found is None else [header.name for header in found]
 
     def at_scale(self, scale: int) -> "_Wrapper":
-        """Return the wrapper for an evaluation at a stated scale of every pair; only pairs leave it open.
+        """Return the wrapper for an evaluation with the scale of every pair fixed; for single images, unchanged.
 
         Raises:
-            ValueError: if a pair is of another scale.
+            ValueError: a pair has another scale.
         """
         return self
 
@@ -80,7 +80,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return unpack(self.packed(index))
 
     def packed(self, index: int) -> Packed:
-        """Make a sample as it travels, in small integers; arguments and errors as for an item."""
+        """Return a packed sample; arguments and errors as for an item."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         low, high = self.images(index)
@@ -98,21 +98,21 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
         return low, high
 
     def rng(self, index: int) -> Generator:
-        """Return where the draws of a sample come from."""
+        """Return the generator of a sample's draws."""
         if self.seed is None:
             return np.random.default_rng(int(torch.randint(2**62, ())))
         return np.random.default_rng([self.seed, self.epoch, index])
 
     def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
-        """Draw from `rng` how sample `index` is made, of images of these (height, width).
+        """Draw the recipe of sample `index` from `rng`, given its images' (height, width).
 
         Raises:
-            ValueError: if the images do not fit the wrapper's arguments.
+            ValueError: the images do not fit the wrapper's arguments.
         """
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next samples are of."""
+        """Set the epoch of the next samples."""
         self.epoch = epoch
 
     def _flips(self, rng: Generator) -> tuple[bool, bool, bool]:
@@ -124,7 +124,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
 
     def _check_crop(self, index: int, shape: Size, side: int) -> None:
         if side > min(shape):
-            name = self._named(index, f"image {index}")[0]  # of a pair: crops are of the low-resolution image
+            name = self._named(index, f"image {index}")[0]  # in a pair, the low-resolution image is cropped
             raise ValueError(f"{name} is {shape[0]} x {shape[1]}, too small for a crop of {side} x {side}")
 
     def _crop(self, index: int, shape: Size, side: int, rng: Generator) -> Window:
@@ -133,7 +133,7 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
 
     def _check_queries(self, index: int, grid: Size) -> None:
         if self.sample_q is not None and self.sample_q > grid[0] * grid[1]:
-            name = self._named(index, f"image {index}")[-1]  # of a pair: queries are of the high-resolution image
+            name = self._named(index, f"image {index}")[-1]  # in a pair, queries lie in the high-resolution image
             raise ValueError(
                 f"sample_q must be at most the {grid[0]} x {grid[1]} pixels there are, got {self.sample_q} for {name}"
             )
@@ -147,17 +147,17 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
 
 
 def shorter_side(shape: Size, side: int) -> Size:
-    """The size that makes the shorter side `side`, the longer one int(side * longer / shorter)."""
+    """Return the size with the shorter side `side` and the longer one int(side * longer / shorter)."""
     height, width = shape
     other = int(side * max(shape) / min(shape))
     return (side, other) if height <= width else (other, side)
 
 
 def colour_matrix(rng: Generator) -> np.ndarray:
-    """Draw a change of colours: channel permutation, hue rotation and saturation, float32 [3, 3] for (R, G, B).
+    """Draw a change of colours, float32 [3, 3] for (R, G, B): channel permutation, hue rotation and saturation.
 
-    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so that products with 8 bits
-    and their sums are exact in float32 already.
+    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so products with 8-bit values
+    and their sums are exact in float32.
     """
     matrix = np.eye(3)[rng.permutation(3)]
     if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)
@@ -174,22 +174,22 @@ def colour_matrix(rng: Generator) -> np.ndarray:
 
 @register("sr-implicit-downsampled")
 class SRImplicitDownsampled(_Wrapper):
-    """A crop of the image at a random scale, and its own PIL-bicubic reduction as the input.
+    """Pair a crop of the image at a random scale with its own PIL-bicubic reduction as the input.
 
     Args:
         dataset: single images.
         inp_size: side of the input in pixels; None takes the whole image.
         scale_min: smallest scale, at least 1.
         scale_max: largest scale; None means scale_min.
-        augment: flips and transposition, after resizing.
+        augment: flip and transpose, after resizing.
         sample_q: queries per sample, drawn without replacement; None or "all" takes all pixels.
-        color_augment: channel permutation, hue and saturation (ours), before resizing.
+        color_augment: change channel order, hue and saturation, before resizing (not in the original).
         seed: see the module; None draws from torch's generator.
         degrade: blur, noise and JPEG compression of the input (ours): true, or ranges as
             `liif_fast.data.damage.Degrade` takes them.
 
     Raises:
-        ValueError: if an argument is out of its range, or an image is smaller than its crop.
+        ValueError: an argument is out of its range, or an image is smaller than its crop.
     """
 
     def __init__(
@@ -245,21 +245,21 @@ class SRImplicitDownsampled(_Wrapper):
 
 @register("sr-implicit-paired")
 class SRImplicitPaired(_Wrapper):
-    """A crop of the low-resolution image and the same place of the high-resolution one.
+    """Pair a crop of the low-resolution image with the same region of the high-resolution one.
 
     Args:
-        dataset: pairs (low, high), each of the scale that `liif_fast.data.pairs` finds. Where the low-resolution image
-            was rounded up, its last row and column are left out.
+        dataset: pairs (low, high), each with the scale that `liif_fast.data.pairs` finds. If the low-resolution sides
+            were rounded up, its last row and column are left out.
         inp_size: side of the input in pixels; None takes the whole image.
-        augment: flips and transposition.
-        sample_q, color_augment, seed, degrade: as in sr-implicit-downsampled; all of the blur is of the input.
+        augment: flip and transpose.
+        sample_q, color_augment, seed, degrade: as in sr-implicit-downsampled; the blur comes after the reduction.
 
     Raises:
-        ValueError: if an argument is out of its range, an image is smaller than its crop, or a pair has no one scale.
+        ValueError: an argument is out of its range, an image is smaller than its crop, or a pair fits no whole scale.
     """
 
     pairs = True
-    scale: int | None = None  # of every pair, if it has been stated
+    scale: int | None = None  # of every pair, once `at_scale` has fixed it
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class SRImplicitPaired(_Wrapper):
         self._check_queries(index, (usable[0] * scale, usable[1] * scale))
 
     def _fit(self, index: int, shapes: list[Size]) -> tuple[int, Size]:
-        """The scale of a pair, and the (height, width) of its low-resolution image that the other one covers."""
+        """Return a pair's scale, and the (height, width) of the low-resolution image that the other one covers."""
         low, high = shapes
         names = self._named(index, f"image {index} of low resolution", "that of high resolution")
         scale = pair_scale(low, high, self.scale, names)
@@ -310,18 +310,18 @@ class SRImplicitPaired(_Wrapper):
 
 @register("sr-implicit-uniform-varied")
 class SRImplicitUniformVaried(_Wrapper):
-    """The low-resolution image whole, and the high-resolution one at a size that grows with the index.
+    """Pair the whole low-resolution image with the high-resolution one at a size that grows with the index.
 
     Args:
         dataset: pairs (low, high).
         size_min: shorter side of the first image's target in pixels.
-        size_max: that of the last image; None means size_min.
-        augment: horizontal flip.
+        size_max: shorter side of the last image's target; None means size_min.
+        augment: flip horizontally.
         gt_resize: resize the target again, to this shorter side.
         sample_q, color_augment, seed, degrade: as in sr-implicit-downsampled; all of the blur is of the input.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of its range.
     """
 
     pairs = True
@@ -351,7 +351,7 @@ class SRImplicitUniformVaried(_Wrapper):
         self._check_queries(index, after or before)
 
     def _targets(self, index: int, high: Size) -> tuple[Size, Size | None]:
-        """The (height, width) to which the high-resolution image is resized, and that of `gt_resize`."""
+        """Return the (height, width) to which the high-resolution image is resized, and that after `gt_resize`."""
         place = index / max(len(self.dataset) - 1, 1)
         before = shorter_side(high, round(self.size_min + (self.size_max - self.size_min) * place))
         return before, None if self.gt_resize is None else shorter_side(before, self.gt_resize)

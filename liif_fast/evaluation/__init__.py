@@ -1,4 +1,4 @@
-"""Evaluation on test sets: their configuration, and the scores of a model."""
+"""Score models on test sets."""
 
 from liif_fast.evaluation.config import EvalConfig, load_test_config
 from liif_fast.evaluation.testset import (

@@ -1,4 +1,4 @@
-"""The YAML configuration of a test, such as those of the original's `configs/test`."""
+"""Check a test configuration, such as the original's `configs/test`."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from liif_fast.models.norm import DataNorm, check_data_norm
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """A checked configuration of a test; `raw` is the YAML as read, the rest its parts with defaults filled in."""
+    """A checked test configuration: `raw` is the YAML as read, the other fields have their defaults filled in."""
 
     raw: dict[str, Any]
     test_dataset: dict[str, Any]
@@ -26,7 +26,7 @@ class EvalConfig:
 
 
 def load_test_config(path: str | Path) -> EvalConfig:
-    """Read and check the configuration of a test; arguments and errors as of `liif_fast.config.reading.load`."""
+    """Read and check a test configuration; `liif_fast.config.reading.load` lists the errors."""
     return load(path, _check)
 
 
@@ -38,7 +38,7 @@ def _check(raw: Any, folders: list[Path]) -> EvalConfig:
 
 
 def check_shared(raw: Any, keys: Collection[str], needed: tuple[str, ...], folders: list[Path]) -> dict[str, Any]:
-    """Check the names of a configuration's keys, and what those of tests and of trainings have in common."""
+    """Check the names of all keys and the values of those that tests and trainings share; return the latter."""
     own = {key: raw[key] for key in raw if not str(key).startswith("x-")} if isinstance(raw, dict) else raw
     mapping(own, "config", keys, needed)
     import_plugins(raw.get("plugins"), folders)

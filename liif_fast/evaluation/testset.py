@@ -1,7 +1,7 @@
-"""Evaluation on test sets, by the protocol of LIIF's published figures.
+"""Score models on test sets by the protocol of LIIF's published figures.
 
-An image is enlarged whole, its prediction is clamped to [0, 1] and not rounded to 8 bits, and `liif_fast.metrics`
-compares it with the target as the test's `eval_type` says.
+Each image is enlarged as a whole. Its prediction is clamped to [0, 1], not rounded to 8 bits, and compared with the
+target by `liif_fast.metrics` under the test's `eval_type`.
 """
 
 import json
@@ -26,7 +26,7 @@ from liif_fast.models.base import FeatureModel
 from liif_fast.models.norm import DataNorm, Norm
 from liif_fast.models.tiles import TILE
 
-CLIPPED_ABOVE = 4  # the largest scale of training, beyond which cell_clip keeps the cell from shrinking
+CLIPPED_ABOVE = 4  # the largest scale in training; cell_clip keeps the cell of larger scales from shrinking further
 
 # PSNR in dB on DIV2K validation, LIIF (arXiv 2012.09161), table 1.
 PUBLISHED = {
@@ -42,7 +42,7 @@ Predict = Callable[[Tensor, tuple[int, int]], Tensor]  # (inp [1, C, h, w] in [0
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's figures: its name, (height, width) of the target, dB, and None where SSIM was not asked for."""
+    """The scores of an image; `size` is the target's (height, width), `psnr` in dB, `ssim` None if not measured."""
 
     index: int
     name: str
@@ -54,7 +54,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A test's figures: PSNR of each batch's pooled error, averaged by batch size; and the means over images."""
+    """The scores of a test: `psnr` pools the error of each batch and averages by batch size; the rest are means."""
 
     test: str
     model: str
@@ -66,15 +66,15 @@ class Score:
 
 
 def of_model(model: FeatureModel, data_norm: DataNorm, *, cell_clip: bool = False) -> Predict:
-    """Make the prediction of a model a function of an image and a size.
+    """Return a model's prediction as a function of an image and a size.
 
     Args:
-        model: in evaluation mode; the work is done on its device.
-        data_norm: `inp` and `gt`, each `sub` and `div`.
-        cell_clip: multiply the cell by max(s / 4, 1), s the scale of each side, as LTE, SRNO and LMF do.
+        model: in evaluation mode; its device does the work.
+        data_norm: `inp` and `gt`, each with `sub` and `div`.
+        cell_clip: multiply the cell by max(s / 4, 1) with s the scale of each side, as LTE, SRNO and LMF do.
 
     Returns:
-        (inp [1, C, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
+        A function from (inp [1, C, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
     """
     norm = Norm(data_norm)
 
@@ -89,7 +89,7 @@ def of_model(model: FeatureModel, data_norm: DataNorm, *, cell_clip: bool = Fals
 
 
 def bicubic(inp: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pillow's bicubic enlargement, rounded to 8 bits: what models are compared with."""
+    """Enlarge by Pillow's bicubic filter, rounded to 8 bits, as the baseline of every comparison."""
     pixels = (inp * 255).round().to(torch.uint8)
     return bicubic_resize(pixels, size, height_first=False).float() / 255
 
@@ -108,19 +108,19 @@ def evaluate(
 
     Args:
         predict: see `of_model`.
-        wrapper: yields whole images: all pixels of its targets are queries.
-        indices: which of its images; None means all.
+        wrapper: yields whole images, with all pixels of the target as queries.
+        indices: the images to score; None means all.
         eval_type: see `liif_fast.metrics.psnr`.
-        with_ssim: also SSIM, which takes longer than most predictions.
-        save: folder that gets each prediction as <name>.png; made if missing.
-        label: of the progress bar.
+        with_ssim: also measure SSIM, which takes longer than most predictions.
+        save: folder for each prediction as <name>.png; created if missing.
+        label: text of the progress bar.
 
     Returns:
-        The figures of each image, in the order of the indices.
+        The scores of the images, in the order of `indices`.
 
     Raises:
-        ValueError: if an image cannot be used, a pair is not of the scale of eval_type, or a prediction has another
-            shape or is not finite, naming the image.
+        ValueError: an image is unusable, a pair does not have eval_type's scale, or a prediction has a wrong shape or
+            is not finite; the message names the image.
     """
     wrapper = at_eval_type(wrapper, eval_type)
     indices = list(range(len(wrapper)) if indices is None else indices)
@@ -151,10 +151,10 @@ def evaluate(
 
 
 def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
-    """Return a wrapper, or anything that makes samples, for an evaluation whose eval_type states the scale of pairs.
+    """Return the wrapper with the scale of its pairs fixed to eval_type's, if it supports that.
 
     Raises:
-        ValueError: if a pair is of another scale, naming its files.
+        ValueError: a pair has another scale; the message names its files.
     """
     if eval_type is None or not hasattr(wrapper, "at_scale"):
         return wrapper
@@ -162,7 +162,7 @@ def at_eval_type(wrapper: Any, eval_type: str | None) -> Any:
 
 
 def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:
-    """Input [1, C, h, w] and target [1, C, H, W] of a sample whose queries are all pixels."""
+    """Return the input [1, C, h, w] and the target [1, C, H, W] of a sample whose queries are all pixels."""
     if hasattr(wrapper, "packed"):
         sample = whole(wrapper.packed(index))
         if "pixel" not in sample:
@@ -177,13 +177,13 @@ def _whole(wrapper: Any, index: int, name: str) -> tuple[Tensor, Tensor]:
 
 
 def summarise(test: str, model: str, eval_type: str | None, batch_size: int, images: Sequence[ImageScore]) -> Score:
-    """Put the figures of a test's images together.
+    """Combine the scores of a test's images.
 
     Args:
-        batch_size: images whose errors are pooled before the logarithm, as the original does; 1 in all its tests.
+        batch_size: number of images whose errors are pooled before the logarithm; 1 in all of the original's tests.
 
     Raises:
-        ValueError: if there is no image, or the images of a batch differ in size.
+        ValueError: there is no image, or the images of a batch differ in size.
     """
     if not images:
         raise ValueError(f"{test}: there is no image")
@@ -210,7 +210,7 @@ def _db(error: float) -> float:
 
 
 def markdown(scores: Sequence[Score]) -> str:
-    """A table with a row for each model and a column for each test, under the published rows where there are any."""
+    """Return a table with a row per model and a column per test; tests on DIV2K come with the published rows."""
     tests, models = ([*dict.fromkeys(getattr(score, key) for score in scores)] for key in ("test", "model"))
     cells = {(score.model, score.test): score for score in scores}
     published = [_published_column(next(score for score in scores if score.test == test)) for test in tests]
@@ -230,7 +230,7 @@ def markdown(scores: Sequence[Score]) -> str:
 
 
 def _published_column(score: Score) -> int | None:
-    """The place of a test's scale in the published rows, if the test calls itself one of DIV2K."""
+    """Return the index of a test's scale in the published rows, or None unless its name says DIV2K."""
     if score.eval_type is None or "div2k" not in score.test.lower():
         return None
     kind, scale = parse_eval_type(score.eval_type)
@@ -238,12 +238,12 @@ def _published_column(score: Score) -> int | None:
 
 
 def to_json(scores: Sequence[Score], **about: Any) -> str:
-    """All figures, of each image too, and what else is to be said about them, as JSON."""
+    """Return all scores, including each image's, and the keywords as JSON."""
     return json.dumps(_plain({**about, "scores": [asdict(score) for score in scores]}), indent=1) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no word for, the infinite PSNR of equal images, as null."""
+    """Replace infinite values (the PSNR of equal images) by None, because JSON has no infinity."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a bad path is reported before anything heavy is loaded.
 """
 
+from liif_fast.images.background import Colour, flat_channels, flatten, parse_colour
 from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
 from liif_fast.images.formats import (
     FORMATS,

@@ -125,7 +125,9 @@ def check_content(path: str | os.PathLike[str], kind: Format, mode: str, size: t
         ImageFileError: it cannot.
     """
     if mode not in kind.modes:
-        raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file")
+        deep = mode.endswith(";16")
+        other = "" if deep or mode not in ("LA", "RGBA") else ", or give a background"
+        raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file{other}")
     if max(size) > kind.max_side:
         raise ImageFileError(
             f"{path}: {kind.name} holds at most {kind.max_side} pixels a side, the output is {size[0]}x{size[1]}"

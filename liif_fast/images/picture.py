@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from PIL import Image
 
 from liif_fast.images.errors import ImageFileError, reason, too_large
-from liif_fast.window import Window, crop
+from liif_fast.window import TURNS, Turn, Window, crop, turn, turn_back, window_before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +23,6 @@ logger = logging.getLogger("liif_fast.images")
 
 DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
 PALETTE, ONE_BIT = "a palette", "1 bit a pixel"
-
-# orientation (TIFF 6, section 8) -> rows and columns are swapped; then rows are turned over, columns are
-_TURNS = {
-    1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
-}  # fmt: skip
 
 
 class Picture:
@@ -71,7 +66,7 @@ class Picture:
             raise too_large(path)
         self.path, self.format, self.dtype, self._decode, self._whole = path, format, dtype, decode, whole
         self.info, self.notices = {key: value for key, value in info.items() if value}, notices
-        self._turn = _TURNS.get(orientation, _TURNS[1])
+        self._turn = TURNS.get(orientation, TURNS[1])
         self.shape = (width, height, channels) if self._turn[0] else shape
 
     @property
@@ -114,17 +109,12 @@ class Picture:
     def _read(self, window: Window) -> NDArray:
         import numpy as np
 
-        (top, left, height, width), (swap, flip_rows, flip_columns) = window, self._turn
-        top = self.shape[0] - top - height if flip_rows else top
-        left = self.shape[1] - left - width if flip_columns else left
-        if swap:
-            top, left, height, width = left, top, width, height
-        pixels, row = np.empty((height, width, self.shape[2]), self.dtype), 0
-        for block in self.blocks((top, left, height, width)):
+        stored = window_before(window, self.shape, self._turn)
+        pixels, row = np.empty((*stored[2:], self.shape[2]), self.dtype), 0
+        for block in self.blocks(stored):
             pixels[row : row + len(block)] = block
             row += len(block)
-        pixels = pixels.swapaxes(0, 1) if swap else pixels
-        return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        return turn(pixels, self._turn)
 
 
 class Part:
@@ -149,6 +139,13 @@ class Part:
             return part
         (top, left, _, _), (rows, columns) = self.window, index
         return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+    def turn_back(self, how: Turn) -> Part:
+        """Return the part of which the turn would make this one."""
+        part = copy.copy(self)
+        part.pixels, part.window = turn_back(self.pixels, how), window_before(self.window, self.shape, how)
+        part.shape = (*(self.shape[1::-1] if how[0] else self.shape[:2]), self.shape[2])
+        return part
 
 
 def in_memory(pixels: NDArray | Part) -> NDArray:

@@ -1,4 +1,4 @@
-"""ROS bags, through rosbags (extra [lidar]): the clouds of one topic are made dense, everything else is copied."""
+"""Densify the point clouds of one topic in a ROS bag and copy everything else, through rosbags (extra [lidar])."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from liif_fast.lidar.scan import Scan, ScanFileError, from_fields
+from liif_fast.files import reason
+from liif_fast.lidar.scan import Scan, ScanFileError, from_fields, table_of
 
 CLOUD = "sensor_msgs/msg/PointCloud2"
 KINDS = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")  # PointField's datatypes 1 to 8
@@ -19,7 +20,7 @@ BAGS = (".bag", ".mcap")
 
 
 def is_bag(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path is a bag of ROS 1 or 2: by its extension, or a folder with metadata.yaml."""
+    """Return whether a path is a bag of ROS 1 or 2, by its extension or as a folder with metadata.yaml."""
     path = Path(path)
     return path.suffix.lower() in BAGS or (path / "metadata.yaml").is_file()
 
@@ -40,24 +41,19 @@ def cloud(message: Any) -> Scan:
     sizes = [offset + np.dtype(kind).itemsize for offset, kind in zip(offsets, formats, strict=True)]
     data = np.asarray(message.data, np.uint8)
     if max(sizes, default=0) > step or data.size < count * step or int(message.row_step) != step * int(message.width):
-        raise ScanFileError("a PointCloud2 whose fields, steps and data do not fit together")
+        raise ScanFileError("the fields, steps and data of a PointCloud2 do not fit together")
     layout = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
     table = np.frombuffer(data.tobytes(), layout, count)
     return from_fields({name: table[name].astype(table.dtype[name].newbyteorder("=")) for name in names})
 
 
 def message_of(types: Any, header: Any, points: np.ndarray, channels: dict[str, np.ndarray]) -> Any:
-    """Return a PointCloud2 of points [N, 3] with their channels [N], under the header of the one they come from."""
-    columns = {name: np.ascontiguousarray(points[:, i], "<f4") for i, name in enumerate("xyz")} | channels
-    layout = np.dtype([(name, np.dtype(values.dtype).newbyteorder("<")) for name, values in columns.items()])
-    table = np.empty(len(points), layout)
-    for name, values in columns.items():
-        table[name] = values
-    field = types["sensor_msgs/msg/PointField"]
-    offsets = np.cumsum([0, *(layout[name].itemsize for name in columns)]).tolist()
+    """Return a PointCloud2 of points [N, 3] with their channels [N] under a given header."""
+    table = table_of(points, channels)
+    layout, field = table.dtype, types["sensor_msgs/msg/PointField"]
     fields = [
-        field(name=name, offset=offset, datatype=1 + KINDS.index(layout[name].str[1:]), count=1)
-        for name, offset in zip(columns, offsets, strict=False)
+        field(name=name, offset=offset, datatype=1 + KINDS.index(kind.str[1:]), count=1)
+        for name, (kind, offset, *_) in (layout.fields or {}).items()
     ]
     return types[CLOUD](
         header=header,
@@ -78,19 +74,16 @@ def densify_bag(
     topic: str | None,
     work: Callable[[Scan], tuple[np.ndarray, dict[str, np.ndarray]]],
 ) -> int:
-    """Make the clouds of a bag dense.
+    """Densify the clouds of a bag and return their number.
 
     Args:
         source: a `.bag` of ROS 1, an `.mcap`, or the folder of a bag of ROS 2.
-        target: of the same kind; replaced as a whole at the end, and left alone on any failure.
-        topic: which clouds; None where the bag has one topic of them.
-        work: from a cloud to the points [N, 3] and the channels [N] of the dense one.
-
-    Returns:
-        How many clouds there were.
+        target: path of the same kind; replaced as a whole at the end, unchanged on any failure.
+        topic: topic of the clouds; None if only one topic has clouds.
+        work: maps a cloud to the points [N, 3] and the channels [N] of the dense one.
 
     Raises:
-        ScanFileError: the bag cannot be read, or has no such topic; naming it.
+        ScanFileError: the bag cannot be read or has no such topic; the message names the bag.
         ImportError: rosbags is not installed.
         OSError: a file cannot be written.
     """
@@ -105,12 +98,12 @@ def densify_bag(
     source, target = Path(source), Path(target)
     old = source.suffix.lower() == ".bag"
     if old != (target.suffix.lower() == ".bag"):
-        raise ScanFileError(f"{target}: a bag of the kind of {source.name} is written; choose such a name")
+        raise ScanFileError(f"{target}: the output must be a bag of the same kind as {source.name}; choose such a name")
     room = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
-    part = room / target.name  # of a bag that is a folder, files inside have its name
+    part = room / target.name  # the files inside a bag that is a folder take its name
     room.mkdir()
     try:
-        # Bags of ROS 2 before Iron do not carry their messages' definitions.
+        # The default, because bags of ROS 2 before Iron do not contain the definitions of their messages.
         with AnyReader([source], default_typestore=get_typestore(Stores.LATEST)) as reader:
             chosen = _topic(source, reader, topic)
             types = reader.typestore
@@ -130,9 +123,8 @@ def densify_bag(
         return count
     except (OSError, ScanFileError, ImportError):
         raise
-    except Exception as error:  # of the readers of damaged bags
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ScanFileError(f"{source}: {reason}") from error
+    except Exception as error:  # readers of damaged bags raise anything
+        raise ScanFileError(f"{source}: {reason(error)}") from error
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
@@ -143,7 +135,7 @@ def _topic(source: Path, reader: Any, topic: str | None) -> str:
         return clouds[0]
     if topic is None or topic not in clouds:
         listed = ", ".join(clouds) or "none"
-        raise ScanFileError(f"{source}: --topic must be one of its topics of PointCloud2 ({listed}), got {topic}")
+        raise ScanFileError(f"{source}: --topic must be one of its PointCloud2 topics ({listed}), got {topic}")
     return topic
 
 
@@ -152,12 +144,12 @@ def _is_mcap(source: Path) -> bool:
 
 
 def _replace(part: Path, target: Path, inner: bool) -> None:
-    """Move what was written to its place; of a folder that holds one .mcap the file alone, if that was asked for."""
+    """Move the bag to its place; with `inner`, only the .mcap file inside its folder."""
     if inner:
         (file,) = part.glob("*.mcap")
         os.replace(file, target)
     elif part.is_dir() and target.is_dir():
-        os.replace(target, part.with_name("old"))  # goes with the room
+        os.replace(target, part.with_name("old"))  # deleted with its parent
         os.replace(part, target)
     else:
         os.replace(part, target)

@@ -1,4 +1,4 @@
-"""From a scan to a dense one: find the sensor, project, ask the model, keep what was measured."""
+"""Densify a scan: find the sensor, project the points, run the model, keep the measured points."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from liif_fast.lidar.scan import Scan
 from liif_fast.lidar.sensor import Sensor
 from liif_fast.lidar.upsampler import Upsampled, Upsampler
 
-SAME_BEAM = 0.05  # degrees that a beam found in one scan may be from the same one found in another
+SAME_BEAM = 0.05  # degrees by which a beam may differ between two scans of one sensor
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense scan, and what became of the directions.
+    """A dense scan and statistics of its directions.
 
     Attributes:
-        points: float32 [N, 3], metres: the measured points as they came, then the new ones.
-        channels: of the points [N]: `intensity` if the scan has it, `measured` (0 or 1), `ring` (row of the sensor).
-        ranges: float32 [H', W'], metres, 0 without a return; measured where the scan looks in the same direction.
-        sensor: of ranges.
+        points: float32 [N, 3] in metres; the measured points unchanged, then the new ones.
+        channels: values of the points [N]: `intensity` if the scan has it, `measured` (0 or 1), `ring` (the row).
+        ranges: float32 [H', W'] in metres, 0 without a return; measured values in the directions of the scan.
+        sensor: the sensor of `ranges`.
         source: the scan as a range image, with its counts.
-        sensor_in: of source.
-        new, edge, beyond: directions with a new point; left out at an edge; left out beyond the measured ranges.
-        seconds: by stage.
+        sensor_in: the sensor of `source`.
+        new, edge, beyond: number of directions with a new point, dropped at an edge, dropped beyond the sensor's range.
+        seconds: time of each stage.
     """
 
     points: np.ndarray
@@ -48,18 +48,18 @@ class Dense:
 
 
 class Densifier:
-    """A model at work on scans of one sensor, whose plan is made once.
+    """Densify scans of one sensor with a model; the plan is made once.
 
     Args:
         model: an ILN or a LiDAR-LIIF.
-        target: the sensor that is asked for, from the scan's own.
-        sensor: of the scans; None finds it in each: from beams in the file, rings, the order or the elevations.
+        target: maps the scan's sensor to the sensor of the dense scan.
+        sensor: the scans' sensor; None detects it from the beams in the file, the rings, the order or the elevations.
         edge: as for `Upsampler`.
-        replace: leave the measured points out, and ask the model in their directions, too.
+        replace: drop the measured points and run the model in their directions, too.
         device: as for `Upsampler`.
 
     Attributes:
-        found: how the sensor was found, in words, once there was a scan.
+        found: how the sensor was found, in words; set by the first scan.
     """
 
     def __init__(
@@ -78,17 +78,7 @@ class Densifier:
         self.upsampler: Upsampler | None = None
 
     def __call__(self, scan: Scan) -> Dense:
-        """Make a scan dense.
-
-        Args:
-            scan: points or a range image.
-
-        Returns:
-            The dense scan.
-
-        Raises:
-            ValueError: the sensor cannot be found, or is not the scan's.
-        """
+        """Densify a scan of points or ranges; raise ValueError if the sensor cannot be found or does not fit."""
         clock = [time.perf_counter()]
         sensor, source = self._projected(scan)
         clock.append(time.perf_counter())
@@ -130,7 +120,7 @@ class Densifier:
                 raise ValueError(f"the image has {lines} lines, the sensor {self.sensor.name} has {self.sensor.lines}")
             return self.sensor.with_columns(columns)
         if scan.beams is None:
-            raise ValueError("the file does not say where its beams point; --sensor says it")
+            raise ValueError("the file has no beam elevations; give --sensor")
         self.found = f"{lines} beams from the file"
         return Sensor(tuple(scan.beams.tolist()), columns, 0.3, 200.0, "auto")
 
@@ -176,7 +166,7 @@ class Densifier:
     def _measured(
         scan: Scan, source: Projection, sensor_in: Sensor, sensor: Sensor
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the points that came, as they came, and their channels."""
+        """Return the measured points, unchanged, and their channels."""
         if scan.ranges is not None:
             points, pixel = unproject(scan.ranges, sensor_in)
             intensity = {name: values.ravel()[pixel] for name, values in source.channels.items()}
@@ -190,7 +180,7 @@ class Densifier:
 
 
 def colours(ranges: np.ndarray) -> np.ndarray:
-    """Return metres [H, W] as RGB, uint8 [H, W, 3]: near is red, far is blue, no return is black."""
+    """Map ranges in metres [H, W] to RGB, uint8 [H, W, 3]: near is red, far is blue, no return is black."""
     from PIL import Image
 
     depth = np.log(np.maximum(ranges, 1.0)) / np.log(100)
@@ -199,7 +189,7 @@ def colours(ranges: np.ndarray) -> np.ndarray:
 
 
 def picture(dense: Dense, path: str | Path) -> None:
-    """Write a PNG of the scan before and after, in the colours of `colours`."""
+    """Write a PNG of the scan before and after, coloured by `colours`."""
     from PIL import Image
 
     from liif_fast.files import atomic_file

@@ -1,4 +1,4 @@
-"""Which sensor has made a cloud of points: its beams from a ring field, the file's order, or the elevations."""
+"""Detect the sensor of a point cloud: find its beams from a ring field, the order of points, or the elevations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from liif_fast.lidar.sensor import Sensor
 
-COLUMNS = (512, 1024, 2048, 4096, 900, 1800, 3600, 2083, 2170)  # that sensors have, 10 turns a second
+COLUMNS = (512, 1024, 2048, 4096, 900, 1800, 3600, 2083, 2170)  # of real sensors at 10 turns a second
 FEWEST = 8  # points of a beam
-CLUSTER = 0.02  # degrees that one beam's elevations are apart at most, where they are exact
+CLUSTER = 0.02  # largest gap in degrees between one beam's elevations, if these are exact
 
 
 class Detected(NamedTuple):
-    """A sensor, the row of every point (-1: none), and how it was found, in words."""
+    """A sensor, the row of each point (-1: none), and how the sensor was found, in words."""
 
     sensor: Sensor
     rings: np.ndarray  # int64 [N]
@@ -25,21 +25,21 @@ def detect(points: np.ndarray, ring: np.ndarray | None = None) -> Detected:
     """Find the beams of a scan.
 
     Args:
-        points: [N, 3] metres.
-        ring: a number for each point that is the same for all of one beam, if the file has it.
+        points: [N, 3] in metres.
+        ring: [N], the number of each point's beam, if the file has it.
 
     Returns:
         The sensor, lowest beam first.
 
     Raises:
-        ValueError: no beams can be told apart.
+        ValueError: the beams cannot be separated.
     """
     xyz = np.asarray(points, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         distance = np.sqrt((xyz**2).sum(1))
     valid = np.isfinite(distance) & (distance > 1e-9)
     if valid.sum() < FEWEST:
-        raise ValueError(f"{int(valid.sum())} points are too few to find a sensor's beams in; --sensor names it")
+        raise ValueError(f"{int(valid.sum())} points are too few to detect a sensor's beams; give --sensor")
     elevation, azimuth = np.full(len(xyz), np.nan), np.full(len(xyz), np.nan)
     elevation[valid] = np.degrees(np.arctan2(xyz[valid, 2], np.hypot(xyz[valid, 0], xyz[valid, 1])))
     azimuth[valid] = np.arctan2(xyz[valid, 0], xyz[valid, 1])
@@ -50,7 +50,7 @@ def detect(points: np.ndarray, ring: np.ndarray | None = None) -> Detected:
         if found is None:
             found, how = _by_elevation(elevation, valid), "from its elevations"
     if found is None:
-        raise ValueError("no beams can be told apart in it; --sensor names the sensor")
+        raise ValueError("its beams cannot be separated; give --sensor")
     beams, rings = found
     columns = _columns(azimuth, rings)
     sensor = Sensor(tuple(beams.tolist()), columns, 0.3, 200.0, "auto")
@@ -59,7 +59,7 @@ def detect(points: np.ndarray, ring: np.ndarray | None = None) -> Detected:
 
 
 def _by_label(label: np.ndarray, elevation: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Sort beams that are told apart already by their elevations."""
+    """Sort labelled beams by their elevations."""
     names, group, counts = np.unique(label[valid], return_inverse=True, return_counts=True)
     if len(names) > 1024:
         return None
@@ -76,15 +76,15 @@ def _by_label(label: np.ndarray, elevation: np.ndarray, valid: np.ndarray) -> tu
 
 
 def _by_order(azimuth: np.ndarray, elevation: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Beam after beam, as KITTI's files have them: the azimuth goes round once for each."""
+    """Separate points stored beam by beam, as in KITTI's files, where the azimuth turns once per beam."""
     kept = np.flatnonzero(valid)
     jumps = np.abs(np.diff(azimuth[kept])) > np.pi
     label = np.concatenate(([0], np.cumsum(jumps)))
     count = int(label[-1]) + 1
     if not 4 <= count <= 300:
         return None
-    # The turn begins somewhere: the first and last beam may be parts. What is one beam is narrow, and the beams ascend
-    # or descend.
+    # A file may start within a turn, so the first and the last beam may be incomplete. A beam's elevations spread
+    # little, and the beams ascend or descend.
     middle = np.array([np.median(elevation[kept][label == each]) for each in range(count)])
     spread = np.array(
         [np.percentile(np.abs(elevation[kept][label == each] - middle[each]), 75) for each in range(count)]
@@ -98,7 +98,7 @@ def _by_order(azimuth: np.ndarray, elevation: np.ndarray, valid: np.ndarray) -> 
 
 
 def _by_elevation(elevation: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Elevations that are a few numbers, and nothing in between."""
+    """Separate beams whose elevations form few narrow clusters."""
     kept = np.flatnonzero(valid)
     order = kept[np.argsort(elevation[kept], kind="stable")]
     new = np.diff(elevation[order]) > CLUSTER
@@ -116,7 +116,7 @@ def _by_elevation(elevation: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray,
 
 
 def _columns(azimuth: np.ndarray, rings: np.ndarray) -> int:
-    """The number of columns, from the steps between the azimuths of the fullest beam."""
+    """Return the number of columns, from the azimuth steps of the beam with the most points."""
     counts = np.bincount(rings[rings >= 0])
     ring = np.sort(azimuth[rings == int(counts.argmax())])
     steps = np.diff(ring)

@@ -1,4 +1,4 @@
-"""PCD, the point clouds of PCL: ascii, binary and binary_compressed (LZF) in; binary out."""
+"""Read PCD, PCL's point clouds, in its forms ascii, binary and binary_compressed (LZF); write binary."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ MAX_HEADER = 1 << 16
 
 
 def read(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Read the fields of every point, [N] each; fields of several values are left out.
-
-    Raises:
-        ValueError: the file is damaged or of another kind.
-    """
+    """Read all fields with one value per point, [N] each; raise ValueError if the file is damaged or not a PCD."""
     header: dict[str, list[str]] = {}
     while "DATA" not in header:
         line = file.readline(MAX_HEADER)
@@ -45,7 +41,7 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
     elif data == "binary_compressed":
         return _single(_columns(body, form, number), names, counts)
     else:
-        raise ValueError(f"DATA {data!r:.40} is none of ascii, binary and binary_compressed")
+        raise ValueError(f"DATA must be ascii, binary or binary_compressed, got {data!r:.40}")
     return _single({f"{i}": table[f"{i}"] for i in range(len(names))}, names, counts)
 
 
@@ -97,7 +93,7 @@ def _ascii(body: bytes, layout: np.dtype, number: int) -> np.ndarray:
 
 
 def _columns(body: bytes, form: list[tuple[str, np.dtype, tuple[int]]], number: int) -> dict[str, np.ndarray]:
-    """Take apart the compressed form, in which each field's values lie together."""
+    """Unpack the compressed form, in which each field's values are contiguous."""
     packed, size = np.frombuffer(_enough(body, 8), "<u4", 2).tolist()
     wanted = number * sum(kind.itemsize * count[0] for _, kind, count in form)
     if size != wanted:
@@ -111,15 +107,7 @@ def _columns(body: bytes, form: list[tuple[str, np.dtype, tuple[int]]], number: 
 
 
 def lzf(packed: bytes, size: int) -> bytes:
-    """Unpack LZF: runs of up to 32 bytes as they are, and copies of what came before.
-
-    Args:
-        packed: the data.
-        size: bytes that come out.
-
-    Raises:
-        ValueError: the data are damaged.
-    """
+    """Unpack LZF (literal runs and copies of earlier output) to `size` bytes; raise ValueError for damaged data."""
     out, at, end = bytearray(), 0, len(packed)
     try:
         while at < end:
@@ -139,7 +127,7 @@ def lzf(packed: bytes, size: int) -> bytes:
             if first < 0 or len(out) + length > size:
                 raise ValueError("damaged: its compressed data do not unpack")
             piece = out[first : first + length]
-            out += (piece * (length // len(piece) + 1))[:length]  # a copy may reach into what it writes
+            out += (piece * (length // len(piece) + 1))[:length]  # a copy may overlap its own output
     except IndexError:
         raise ValueError("damaged: its compressed data end too early") from None
     if len(out) != size:

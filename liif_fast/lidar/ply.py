@@ -1,4 +1,4 @@
-"""PLY, the Stanford polygon format: the vertices of ascii and binary files in, binary little-endian out."""
+"""Read the vertices of ascii and binary PLY files (Stanford polygon format); write binary little-endian."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MAX_HEADER = 1 << 16
 
 
 def read(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Read the properties of every vertex, [N] each.
+    """Read the properties of all vertices, [N] each.
 
     Raises:
-        ValueError: the file is damaged or of another kind, or its vertices are not its first element.
+        ValueError: the file is damaged or not a PLY, or its first element is not the vertices.
     """
     if file.readline(MAX_HEADER).strip() != b"ply":
         raise ValueError("does not begin with 'ply': not a PLY file")
@@ -53,7 +53,7 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
             elements.append((words[1], int(words[2])))
         elif words[:1] == ["property"] and len(elements) == 1:
             if words[1] not in _KINDS:
-                raise ValueError(f"a property of its vertices is {words[1]!r:.40}; single numbers are read alone")
+                raise ValueError(f"a property of its vertices is {words[1]!r:.40}, expected a number")
             properties.append((words[2], _KINDS[words[1]]))
     if not elements or elements[0][0] != "vertex":
         raise ValueError("its first element is not 'vertex'")

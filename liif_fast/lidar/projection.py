@@ -1,4 +1,4 @@
-"""Points to range images and back: the nearest point of a pixel wins, and nothing is stretched."""
+"""Convert points to range images and back; each pixel keeps its nearest point, unchanged."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from liif_fast.lidar.sensor import Sensor
 
 
 class Projection(NamedTuple):
-    """A scan as a range image, and what became of its points."""
+    """A scan as a range image, and counts of its points."""
 
-    ranges: np.ndarray  # float32 [lines, columns], metres, 0 without a return
-    channels: dict[str, np.ndarray]  # of each pixel's point, [lines, columns], 0 without a return
-    point: np.ndarray  # int64 [lines, columns], the index of each pixel's point, -1 without a return
-    points: int  # that came in
-    invalid: int  # not finite, or at the sensor itself
-    outside: int  # above, below or between the beams' reach
-    hidden: int  # behind a nearer point of the same pixel
+    ranges: np.ndarray  # float32 [lines, columns] in metres, 0 without a return
+    channels: dict[str, np.ndarray]  # values of each pixel's point, [lines, columns], 0 without a return
+    point: np.ndarray  # int64 [lines, columns], index of each pixel's point, -1 without a return
+    points: int  # all points
+    invalid: int  # points that are not finite or at the sensor itself
+    outside: int  # points above, below or between the beams
+    hidden: int  # points behind a nearer one in the same pixel
 
     @property
     def filled(self) -> float:
-        """Share of the pixels with a return."""
+        """Return the share of pixels with a return."""
         return float((self.ranges > 0).mean())
 
 
@@ -37,10 +37,10 @@ def project(
 
     Args:
         points: [N, 3] x, y, z in metres from the sensor, any float dtype.
-        sensor: whose beams and columns.
-        channels: further values of each point, [N] each, such as intensity.
-        rings: row of each point, int [N], -1 for a point of no row; None takes the nearest beam, and drops points that
-            are farther than half the outermost spacing beyond the first or the last.
+        sensor: gives the beams and columns.
+        channels: further values per point, [N] each, such as intensity.
+        rings: row of each point, int [N], -1 for none. None takes the nearest beam and drops points more than half the
+            outermost spacing beyond the first or the last beam.
 
     Returns:
         The range image with its counts.
@@ -54,7 +54,7 @@ def project(
     channels = dict(channels or {})
     for name, values in (*channels.items(), *(() if rings is None else (("rings", rings),))):
         if np.shape(values) != (len(points),):
-            raise ValueError(f"{name} must have shape [{len(points)}], one value a point, got {list(np.shape(values))}")
+            raise ValueError(f"{name} must have shape [{len(points)}], one per point, got {list(np.shape(values))}")
     if rings is not None and len(rings) and not (-1 <= np.min(rings) and np.max(rings) < sensor.lines):
         raise ValueError(f"rings must be from -1 to {sensor.lines - 1}, got {np.min(rings)} to {np.max(rings)}")
     xyz = points.astype(np.float64)
@@ -73,7 +73,7 @@ def project(
     pixel = row[inside].astype(np.int64) * sensor.columns + column[inside]
     farthest_first = np.argsort(-distance[kept], kind="stable")
     point = np.full(sensor.lines * sensor.columns, -1, np.int64)
-    point[pixel[farthest_first]] = kept[farthest_first]  # of equal indices NumPy assigns the last
+    point[pixel[farthest_first]] = kept[farthest_first]  # NumPy lets the last of equal indices win
     found = point >= 0
     shape = (sensor.lines, sensor.columns)
 
@@ -94,17 +94,17 @@ def project(
 
 
 def unproject(ranges: np.ndarray, sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a range image into points.
+    """Convert a range image to points.
 
     Args:
-        ranges: [lines, columns] metres; what is not positive and finite is no return.
-        sensor: whose beams and columns.
+        ranges: [lines, columns] in metres; values that are not positive and finite mean no return.
+        sensor: gives the beams and columns.
 
     Returns:
         Points float32 [N, 3] (x, y, z), and the pixel of each, int64 [N], row * columns + column.
 
     Raises:
-        ValueError: the shape is not the sensor's.
+        ValueError: the shape does not fit the sensor.
     """
     ranges = np.asarray(ranges)
     if ranges.shape != (sensor.lines, sensor.columns):

@@ -1,4 +1,4 @@
-"""Scans in files: points or range images, read whole and checked, written whole or not at all."""
+"""Read and check scans, points or range images, from files, and write them atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from liif_fast.files import atomic_file
+from liif_fast.files import atomic_file, reason
 from liif_fast.lidar import pcd, ply
 from liif_fast.lidar.sensor import Sensor
 
@@ -20,25 +20,25 @@ FORMATS = (*POINT_FORMATS, *IMAGE_FORMATS)
 
 
 class ScanFileError(ValueError):
-    """A file that holds no scan that can be used, and why."""
+    """A file holds no usable scan; the message says why."""
 
 
 class Scan(NamedTuple):
     """Points, or a range image."""
 
-    points: np.ndarray  # float32 [N, 3], metres
-    channels: dict[str, np.ndarray]  # of the points [N], or of the image [H, W]
-    ranges: np.ndarray | None = None  # float32 [H, W], metres, 0 without a return
-    beams: np.ndarray | None = None  # elevation of the image's rows in degrees, if the file says
+    points: np.ndarray  # float32 [N, 3] in metres
+    channels: dict[str, np.ndarray]  # values of the points [N] or of the image [H, W]
+    ranges: np.ndarray | None = None  # float32 [H, W] in metres, 0 without a return
+    beams: np.ndarray | None = None  # elevations of the image's rows in degrees, if the file has them
 
     @property
     def size(self) -> int:
-        """Number of returns."""
+        """Return the number of returns."""
         return len(self.points) if self.ranges is None else int((self.ranges > 0).sum())
 
 
 def is_scan(name: str) -> bool:
-    """Say whether a name ends as those of scans do."""
+    """Return whether a file name has a scan's extension."""
     return Path(name).suffix.lower() in FORMATS
 
 
@@ -48,19 +48,19 @@ def read_scan(path: str | os.PathLike[str], point_floats: int | None = None) -> 
     Args:
         path: `.bin` (float32 x, y, z, intensity; `.pcd.bin` has the ring as a fifth), `.pcd`, `.ply`, `.npy` (a range
             image, or points where there are 3 to 6 columns), `.npz` (`range_m` [H, W], `altitude_deg` [H]) or `.rimg`.
-        point_floats: floats a point of a `.bin`, where its name says another number than there is.
+        point_floats: number of floats per point of a `.bin`, if its name implies a wrong one.
 
     Returns:
-        The scan; values that are not finite come through.
+        The scan, including values that are not finite.
 
     Raises:
-        ScanFileError: the file is not one of these, or damaged; naming it.
-        OSError: it cannot be read.
+        ScanFileError: the file is not one of these or is damaged; the message names it.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in FORMATS:
-        raise ScanFileError(f"{path}: not a kind of scan that can be read; known are {', '.join(FORMATS)}")
+        raise ScanFileError(f"{path}: unknown scan format; known are {', '.join(FORMATS)}")
     if not path.is_file():
         raise ScanFileError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
@@ -72,13 +72,12 @@ def read_scan(path: str | os.PathLike[str], point_floats: int | None = None) -> 
         return {".npy": _read_npy, ".npz": _read_npz, ".rimg": _read_rimg}[kind](path)
     except OSError:
         raise
-    except Exception as error:  # whatever a damaged file makes a parser raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ScanFileError(f"{path}: {reason}") from error
+    except Exception as error:  # parsers of damaged files raise anything
+        raise ScanFileError(f"{path}: {reason(error)}") from error
 
 
 def write_points(path: str | os.PathLike[str], points: np.ndarray, channels: dict[str, np.ndarray]) -> None:
-    """Write points; the old file stays until the new one is whole.
+    """Write points to a file atomically.
 
     Args:
         path: ends in `.bin` (x, y, z, intensity), `.pcd` or `.ply` (binary, with all channels).
@@ -86,40 +85,45 @@ def write_points(path: str | os.PathLike[str], points: np.ndarray, channels: dic
         channels: float32, uint16 or uint8 [N] each.
 
     Raises:
-        ValueError: the ending is another one.
+        ValueError: the path has another extension.
     """
     kind = Path(path).suffix.lower()
     if kind not in POINT_FORMATS:
-        raise ValueError(f"{path}: points are written as {', '.join(POINT_FORMATS)}")
+        raise ValueError(f"{path}: cannot write points in this format; use {', '.join(POINT_FORMATS)}")
     if kind == ".bin":
         intensity = channels.get("intensity", np.zeros(len(points)))
         rows = np.column_stack((points, intensity)).astype("<f4")
         with atomic_file(path) as file:
             file.write(rows.tobytes())
         return
+    write: Callable[[IO[bytes], np.ndarray], None] = (pcd if kind == ".pcd" else ply).write
+    with atomic_file(path) as file:
+        write(file, table_of(points, channels))
+
+
+def table_of(points: np.ndarray, channels: dict[str, np.ndarray]) -> np.ndarray:
+    """Return points [N, 3] and their channels [N] as one structured little-endian array [N]."""
     fields = {name: np.ascontiguousarray(points[:, i], "<f4") for i, name in enumerate("xyz")} | channels
     table = np.empty(len(points), [(name, np.dtype(values.dtype).newbyteorder("<")) for name, values in fields.items()])
     for name, values in fields.items():
         table[name] = values
-    write: Callable[[IO[bytes], np.ndarray], None] = (pcd if kind == ".pcd" else ply).write
-    with atomic_file(path) as file:
-        write(file, table)
+    return table
 
 
 def write_image(path: str | os.PathLike[str], ranges: np.ndarray, sensor: Sensor) -> None:
-    """Write a range image; the old file stays until the new one is whole.
+    """Write a range image to a file atomically.
 
     Args:
         path: ends in `.npy`, `.npz` (top beam first, with its beams) or `.rimg` (lowest beam first, half precision).
-        ranges: float32 [H, W], metres, 0 without a return, rows as `sensor` has them.
-        sensor: of the rows.
+        ranges: float32 [H, W] in metres, 0 without a return, rows in the order of `sensor`.
+        sensor: gives the beams.
 
     Raises:
-        ValueError: the ending is another one.
+        ValueError: the path has another extension.
     """
     kind = Path(path).suffix.lower()
     if kind not in IMAGE_FORMATS:
-        raise ValueError(f"{path}: range images are written as {', '.join(IMAGE_FORMATS)}")
+        raise ValueError(f"{path}: cannot write range images in this format; use {', '.join(IMAGE_FORMATS)}")
     beams = np.asarray(sensor.beams)
     ascends = len(beams) > 1 and beams[0] < beams[-1]
     with atomic_file(path) as file:
@@ -143,9 +147,7 @@ def _read_bin(path: Path, point_floats: int | None) -> Scan:
         raise ScanFileError(f"--point-floats must be at least 3, got {floats}")
     size = path.stat().st_size
     if size % (4 * floats):
-        raise ScanFileError(
-            f"{size} bytes are no whole number of points of {floats} floats; --point-floats says another"
-        )
+        raise ScanFileError(f"{size} bytes are not a whole number of points of {floats} floats; give --point-floats")
     values = np.fromfile(path, "<f4").reshape(-1, floats)
     channels = {"intensity": values[:, 3]} if floats > 3 else {}
     if floats == 5:
@@ -154,7 +156,7 @@ def _read_bin(path: Path, point_floats: int | None) -> Scan:
 
 
 def from_fields(fields: dict[str, np.ndarray]) -> Scan:
-    """Return the points x, y, z and the other fields as channels; ScanFileError without x, y or z."""
+    """Return x, y, z as points and the other fields as channels; raise ScanFileError if x, y or z is missing."""
     by_name = {name.lower(): values for name, values in fields.items()}
     missing = [name for name in "xyz" if name not in by_name]
     if missing:
@@ -203,6 +205,6 @@ def _read_rimg(path: Path) -> Scan:
         head = file.read(16)
         height, width = np.frombuffer(head, "<u8").tolist() if len(head) == 16 else (0, 0)
         if height * width * 2 != size - 16:
-            raise ScanFileError(f"{size} bytes are not those of a .rimg: height and width, then half-precision ranges")
+            raise ScanFileError(f"{size} bytes do not make a .rimg: height, width, then half-precision ranges")
         values = np.frombuffer(file.read(), "<f2").reshape(width, height)
     return _image(values.T)

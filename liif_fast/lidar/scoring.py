@@ -1,4 +1,4 @@
-"""Scores of range images: errors in metres, and overlap of voxels."""
+"""Score range images by errors in metres and by the overlap of voxels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from liif_fast.lidar.sensor import Sensor
 
 
 class Scores(NamedTuple):
-    """Means over a range image; metres where not a share. The voxels' are NaN without a sensor."""
+    """Scores of a range image; errors in metres. The voxels' scores are NaN without a sensor."""
 
-    mae: float  # over all directions
-    mae_returns: float  # over those in which the truth has a return
-    median: float  # of the same
-    within: float  # share of them with an error of at most `near`
+    mae: float  # mean error over all directions
+    mae_returns: float  # mean error over directions in which the truth has a return
+    median: float  # median error over the same directions
+    within: float  # share of the same directions with an error of at most `near`
     iou: float
     precision: float
     recall: float
@@ -36,21 +36,21 @@ def scores(
     """Compare a range image with the truth.
 
     Args:
-        ranges: [H, W] metres, 0 without a return.
-        truth: the same of the true ranges.
-        sensor: of both, for the voxels; None leaves those out.
-        max_range: metres; farther returns of the truth count as none.
-        norm_range: metres that no return counts as, on either side.
-        near: metres of the share `within`.
-        voxel: side of a voxel, metres.
+        ranges: [H, W] in metres, 0 without a return.
+        truth: true ranges, likewise.
+        sensor: sensor of both; None leaves the voxels out.
+        max_range: metres; farther returns of the truth count as no return.
+        norm_range: metres that stand for no return, in both images.
+        near: limit of the share `within` in metres.
+        voxel: side of a voxel in metres.
 
     Returns:
-        The scores; NaN where there is nothing to average.
+        The scores; a mean over nothing is NaN.
 
     Raises:
         ValueError: the shapes differ.
 
-    Source: ILN (arXiv 2203.06413), section of the experiments, for mae and the voxels.
+    Source: mae and the voxels are those of ILN's experiments (arXiv 2203.06413).
     """
     ranges, truth = np.asarray(ranges, np.float64), np.asarray(truth, np.float64)
     if ranges.shape != truth.shape:

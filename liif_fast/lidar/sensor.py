@@ -1,4 +1,4 @@
-"""Sensors: where the beams of a spinning LiDAR point."""
+"""Describe the beam directions of spinning LiDAR sensors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from typing import Any
 
 import numpy as np
 
+from liif_fast.files import reason
+
 MAX_LINES = 4096
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """The directions of a range image: one row a beam, one column an azimuth.
+    """The directions of a range image: one row per beam, one column per azimuth.
 
     Args:
         beams: elevation of each row in degrees, ascending or descending; real beams are not evenly spaced.
-        columns: azimuths of a turn, evenly spaced; column j looks at -180 + 360 j / columns degrees.
-        min_range: metres; nearer returns are not to be believed.
-        max_range: metres; farther returns count as none.
-        name: for messages.
+        columns: number of azimuths per turn, evenly spaced; column j is at -180 + 360 j / columns degrees.
+        min_range: metres; nearer returns are unreliable.
+        max_range: metres; farther returns count as no return.
+        name: name for messages.
 
     Raises:
-        ValueError: a value cannot be used; the message says which.
+        ValueError: a value is out of its range; the message names it.
     """
 
     beams: tuple[float, ...]
@@ -58,23 +60,23 @@ class Sensor:
 
     @property
     def lines(self) -> int:
-        """Number of beams."""
+        """Return the number of beams."""
         return len(self.beams)
 
     @property
     def elevations(self) -> np.ndarray:
-        """Elevation of each row in radians, float64 [lines]."""
+        """Return the elevation of each row in radians, float64 [lines]."""
         return np.radians(self.beams)
 
     @property
     def azimuths(self) -> np.ndarray:
-        """Azimuth of each column in radians, float64 [columns]: 0 along +y, growing towards +x."""
+        """Return the azimuth of each column in radians, float64 [columns]; 0 along +y, growing towards +x."""
         return -np.pi + np.arange(self.columns) * (2 * np.pi / self.columns)
 
     def row_of(self, elevation: np.ndarray) -> np.ndarray:
-        """Return the places of elevations (radians) in beam index, float64; linear between and beyond the beams."""
+        """Return fractional row indices of elevations (radians), float64; linear between and beyond the beams."""
         beams, index = self.elevations, np.arange(self.lines, dtype=np.float64)
-        if self.lines == 1:  # any spacing will do, all corners are that row
+        if self.lines == 1:  # any spacing works, because all corners are the same row
             return (np.asarray(elevation, np.float64) - beams[0]) / np.radians(1.0)
         if beams[0] > beams[-1]:
             beams, index = beams[::-1], index[::-1]
@@ -83,7 +85,7 @@ class Sensor:
         return index[at] + part * (index[at + 1] - index[at])
 
     def elevation_of(self, row: np.ndarray) -> np.ndarray:
-        """Return the elevations (radians) at places in beam index: the inverse of `row_of`."""
+        """Return the elevations (radians) of fractional row indices; the inverse of `row_of`."""
         row, beams = np.asarray(row, np.float64), self.elevations
         if self.lines == 1:
             return beams[0] + row * np.radians(1.0)
@@ -95,7 +97,7 @@ class Sensor:
         return self._changed(np.linspace(self.beams[0], self.beams[-1], lines), f"{lines} lines")
 
     def between(self, factor: int) -> Sensor:
-        """Return a sensor with factor - 1 new beams between each two of this one, evenly in beam index."""
+        """Return a sensor with factor - 1 new beams between neighbouring beams of this one."""
         rows = np.arange((self.lines - 1) * factor + 1) / factor
         return self._changed(np.degrees(self.elevation_of(rows)), f"x{factor}")
 
@@ -111,7 +113,7 @@ class Sensor:
         return Sensor(tuple(map(float, beams)), self.columns, self.min_range, self.max_range, f"{self.name} {how}")
 
     def lidar_in(self, norm_range: float) -> dict[str, Any]:
-        """Return the sensor as ILN's authors write it into a checkpoint: angles in radians, lowest beam first."""
+        """Return the sensor as in checkpoints of ILN's authors: angles in radians, lowest beam first."""
         low, high = sorted((self.beams[0], self.beams[-1]))
         return {
             "max_r": self.max_range,
@@ -127,11 +129,7 @@ class Sensor:
 
     @classmethod
     def named(cls, name: str) -> Sensor:
-        """Return a sensor by the name of its model, as `vlp-16` or `os1-64`.
-
-        Raises:
-            ValueError: no sensor has that name.
-        """
+        """Return a sensor by its model name, such as `vlp-16` or `os1-64`; raise ValueError for unknown names."""
         table, key = _table(), name.lower()
         parted = re.fullmatch(r"(os[012])-([1-9]\d*)", key)
         if parted and key not in table and f"{parted[1]}-128" in table and 128 % int(parted[2]) == 0:
@@ -148,10 +146,10 @@ class Sensor:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Sensor:
-        """Return the sensor of a name, a YAML file, an Ouster's JSON metadata, or an .npz scan with its beams.
+        """Return the sensor given by a name, a YAML file, an Ouster's JSON metadata, or an .npz scan with its beams.
 
         Raises:
-            ValueError: the file is none of these, or a value cannot be used; naming the file.
+            ValueError: the file is none of these, or a value is out of its range; the message names the file.
             OSError: the file cannot be read.
         """
         path = Path(source)
@@ -171,14 +169,16 @@ class Sensor:
             import yaml
 
             return cls._from_mapping(yaml.safe_load(text), path.stem)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: {_said(error)}") from error
-        except Exception as error:  # of the YAML parser
-            raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from error
+        except KeyError as error:
+            raise ValueError(f"{path}: no {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {reason(error)}") from error
+        except Exception as error:  # from the YAML parser
+            raise ValueError(f"{path}: not readable as YAML: {reason(error)}") from error
 
     @classmethod
     def _from_mapping(cls, content: Any, name: str) -> Sensor:
-        """The authors' keys in degrees, and `beams`; all of them perhaps one level deeper."""
+        """Read `beams`, or ILN's keys in degrees, from the mapping or from a single mapping inside it."""
         if isinstance(content, Mapping) and len(content) == 1:
             (inner,) = content.values()
             content = inner if isinstance(inner, Mapping) else content
@@ -202,21 +202,17 @@ class Sensor:
 
     @classmethod
     def _from_ouster(cls, content: Any, name: str) -> Sensor:
-        """The metadata of an Ouster, old (flat) and new (`beam_intrinsics`, `lidar_data_format`, `config_params`)."""
+        """Read an Ouster's metadata, flat (old) or with `beam_intrinsics`, `lidar_data_format` and so on (new)."""
         flat = dict(content)
         for part in ("beam_intrinsics", "lidar_data_format", "config_params", "sensor_info"):
             inner = flat.get(part)
             flat |= dict(inner) if isinstance(inner, Mapping) else {}
         angles = flat.get("beam_altitude_angles")
         if not angles:
-            raise ValueError("no beam_altitude_angles: not the metadata of an Ouster")
+            raise ValueError("no beam_altitude_angles: not an Ouster's metadata")
         columns = flat.get("columns_per_frame") or int(str(flat.get("lidar_mode", "1024x10")).split("x")[0])
         angles = np.sort(np.asarray(angles, np.float64).ravel())[::-1]
         return cls(tuple(angles.tolist()), int(columns), 0.3, 200.0, flat.get("prod_line", name))
-
-
-def _said(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
 
 
 @cache

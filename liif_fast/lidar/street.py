@@ -1,7 +1,7 @@
-"""Ray-cast streets: random scenes of boxes, cylinders and leaves, scanned by a sensor's own beams.
+"""Ray-cast random streets of boxes, cylinders and leaves with a sensor's own beams; needs embreex, [lidar-train].
 
-Needs embreex, the extra [lidar-train]. A scene is triangles with a reflectivity each; a ray has no return
-where the reflectivity, the angle of incidence and the distance leave too little light.
+A scene consists of triangles, each with a reflectivity. A ray has no return if the reflectivity, the angle of incidence
+and the distance leave too little light.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-REACH = 150.0  # metres at which a white surface, seen at right angles, is still detected
-HEIGHT = (1.4, 2.4)  # metres of the sensor above the road
+REACH = 150.0  # metres up to which a white surface at a right angle is detected
+HEIGHT = (1.4, 2.4)  # height of the sensor above the road in metres
 
 
 class Scene:
@@ -26,12 +26,12 @@ class Scene:
         self.reflectivity.append(np.broadcast_to(np.float32(reflectivity), len(triangles)).astype(np.float32))
 
     def box(self, centre: tuple[float, ...], size: tuple[float, ...], yaw: float, reflectivity: float) -> None:
-        """Add a box that stands upright, turned by `yaw` radians."""
+        """Add an upright box, turned by `yaw` radians."""
         corners = (_CUBE - 0.5) * np.asarray(size)
         self.add((_turn(corners, yaw) + np.asarray(centre))[_FACES], reflectivity)
 
     def rod(self, start: np.ndarray, end: np.ndarray, radius: float, reflectivity: float) -> None:
-        """Add a cylinder of eight faces, without lids."""
+        """Add an open cylinder of eight faces."""
         axis = end - start
         across = np.cross(axis, (1.0, 0, 0) if abs(axis[0]) < abs(axis[2]) else (0, 0, 1.0))
         across /= max(np.linalg.norm(across), 1e-9)
@@ -43,7 +43,7 @@ class Scene:
         self.add(np.concatenate(sides), reflectivity)
 
     def leaves(self, rng: Generator, centre: np.ndarray, radii: np.ndarray, count: int, reflectivity: float) -> None:
-        """Add small triangles of any direction, denser towards the surface of an ellipsoid."""
+        """Add small, randomly oriented triangles, denser towards the surface of an ellipsoid."""
         place = rng.standard_normal((count, 1, 3))
         place *= rng.uniform(0.3, 1, (count, 1, 1)) ** 0.4 / np.linalg.norm(place, axis=2, keepdims=True)
         self.add(centre + place * radii + rng.normal(0, rng.uniform(0.06, 0.2), (count, 3, 3)), reflectivity)
@@ -62,24 +62,17 @@ def _turn(points: np.ndarray, yaw: float) -> np.ndarray:
 
 
 def street(rng: Generator) -> Scene:
-    """Make a random street with buildings, parked cars, poles, trees and people.
-
-    Args:
-        rng: where every draw comes from.
-
-    Returns:
-        The scene.
-    """
+    """Draw a random street with buildings, parked cars, poles, trees and people from `rng`."""
     scene = Scene()
     ground = -rng.uniform(*HEIGHT)
-    half = rng.uniform(3.5, rng.choice([8, 16]))  # of the road
-    walk = half + rng.uniform(2, 6)  # where the buildings begin
+    half = rng.uniform(3.5, rng.choice([8, 16]))  # half the road's width
+    walk = half + rng.uniform(2, 6)  # the buildings begin here
     cross = rng.uniform(-40, 40) if rng.random() < 0.6 else None
     _floor(scene, rng, ground, half)
     for side in (-1, 1):
         if rng.random() < 0.85:
             _buildings(scene, rng, ground, side, walk, cross)
-    for _ in range(rng.integers(0, 8)):  # beyond the first row
+    for _ in range(rng.integers(0, 8)):  # behind the first row
         a, far = rng.uniform(0, 2 * np.pi), rng.uniform(40, 130)
         at = (far * np.cos(a), far * np.sin(a))
         if abs(at[1]) > walk + 15:
@@ -118,7 +111,7 @@ def street(rng: Generator) -> Scene:
 
 
 def _floor(scene: Scene, rng: Generator, ground: float, half: float) -> None:
-    """A road and two pavements a little higher, in patches with slow waves."""
+    """Add a road and two slightly higher pavements, with long waves."""
     x = np.linspace(-200, 200, 81)
     y = np.unique(np.concatenate((np.linspace(-200, 200, 41), [-half, half, -half - 0.01, half + 0.01])))
     phase, length = rng.uniform(0, 2 * np.pi, 2), rng.uniform(20, 80, 2)
@@ -143,7 +136,7 @@ def _buildings(scene: Scene, rng: Generator, ground: float, side: int, walk: flo
 def _house(
     scene: Scene, rng: Generator, at: tuple[float, float], size: tuple[float, float, float], ground: float, yaw: float
 ) -> None:
-    """A box; often with pillars and bands before it, so that its windows lie deeper than its wall, or balconies."""
+    """Add a box, often with pillars and bands in front, so that its windows are recessed, or with balconies."""
     width, depth, height = size
     wall = rng.uniform(0.2, 0.9)
     relief = rng.choice(["plain", "windows", "balconies"], p=[0.15, 0.6, 0.25])
@@ -179,7 +172,7 @@ def _car(scene: Scene, rng: Generator, at: tuple[float, float], yaw: float, grou
         for y in (-0.42, 0.42):
             offset = _turn(np.array([x * length, y * width, 0.0]), yaw)
             scene.box((at[0] + offset[0], at[1] + offset[1], ground + 0.3), (0.6, 0.2, 0.6), yaw, 0.05)
-    front, back = rng.uniform(0.1, 0.28), rng.uniform(-0.5, -0.3)  # of the cabin, in parts of the length
+    front, back = rng.uniform(0.1, 0.28), rng.uniform(-0.5, -0.3)  # of the cabin, relative to the length
     corners = np.array(
         [
             [(x + 0.06 - 0.12 * z) * length, y * width / 2 * (0.95 - 0.15 * z), waist + z * (height - waist)]
@@ -253,7 +246,7 @@ def _fence(scene: Scene, rng: Generator, y: float, ground: float) -> None:
 
 
 class Caster:
-    """A scene that rays can be shot into."""
+    """Cast rays into a scene."""
 
     def __init__(self, scene: Scene) -> None:
         try:
@@ -269,12 +262,12 @@ class Caster:
         """Measure the ranges of an image.
 
         Args:
-            elevation: of the rows, radians [H].
-            azimuth: of the columns, radians [W]; 0 along +y and growing towards +x.
-            rng: makes the limit of detection a little uncertain; None makes it sharp.
+            elevation: elevations of the rows in radians [H].
+            azimuth: azimuths of the columns in radians [W]; 0 along +y, growing towards +x.
+            rng: randomises the limit of detection slightly; None makes it sharp.
 
         Returns:
-            float32 metres [H, W], 0 without a return.
+            float32 [H, W] in metres, 0 without a return.
         """
         elevation, azimuth = np.broadcast_arrays(elevation[:, None], azimuth)
         flat = np.cos(elevation)

@@ -1,4 +1,4 @@
-"""Scans with more lines: an ILN asked for the ranges in other directions, planned once for a stream."""
+"""Upsample scans by running an ILN in the directions of another sensor, planned once for a stream of scans."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from liif_fast.lidar.sensor import Sensor
 from liif_fast.models.iln import ILN, LidarLIIF
 from liif_fast.models.tiles import encode
 
-DEFAULT_NORM = {"min_r": 0.3, "max_r": 80.0, "norm_r": 100.0}  # of a model whose file names no sensor
-JUMP = (1.0, 0.05)  # metres and share of the range: corners that differ by more are at an edge
+DEFAULT_NORM = {"min_r": 0.3, "max_r": 80.0, "norm_r": 100.0}  # for a model whose file names no sensor
+JUMP = (1.0, 0.05)  # metres, and share of the range; corners that differ by more than the sum are at an edge
 TILE = 1 << 14  # columns encoded at a time
 
 
 class Upsampled(NamedTuple):
-    """Ranges in the directions of another sensor; rows and columns as that sensor has them."""
+    """Ranges in the directions of another sensor, in its order of rows and columns."""
 
-    ranges: Tensor  # float32 [B, H', W'], metres as the network gives them, kept or not
-    weights: Tensor  # float32 [B, H', W', 4], of the four pixels around; empty if the network has none
+    ranges: Tensor  # float32 [B, H', W'] in metres, the network's output, kept or not
+    weights: Tensor  # float32 [B, H', W', 4] of the four pixels around
     channels: Tensor  # float32 [B, V, H', W'], blended by the same weights
-    beyond: Tensor  # bool [B, H', W'], outside of the ranges that the sensor measures
-    edge: Tensor  # bool [B, H', W'], between near and far with no weight that decides
+    beyond: Tensor  # bool [B, H', W'], outside the ranges that the sensor measures
+    edge: Tensor  # bool [B, H', W'], between near and far pixels without one dominant weight
 
     @property
     def kept(self) -> Tensor:
-        """Where there is a point, bool [B, H', W']."""
+        """Return where there is a point, bool [B, H', W']."""
         return ~(self.beyond | self.edge)
 
 
 class Upsampler:
-    """A model between two sensors. What depends on these alone is computed once.
+    """Run a model between two sensors; what depends on the sensors alone is computed once.
 
     Args:
-        model: an ILN, or a LiDAR-LIIF (which has no weights, so that edges and channels go by the nearest pixel).
-        sensor_in: of the scans that come.
-        sensor_out: of the directions that are asked for.
-        edge: least weight of one pixel that makes a point believable where the four around it differ by more than
-            1 m + 5 %; 0 keeps all.
-        device: where it computes; None is the model's.
+        model: an ILN, or a LiDAR-LIIF. The latter has no weights, so the nearest pixel decides edges and channels.
+        sensor_in: sensor of the input scans.
+        sensor_out: sensor whose directions to compute.
+        edge: smallest weight of one pixel to accept a point if the four pixels around it differ by more than 1 m + 5 %;
+            0 accepts all.
+        device: device to compute on; None means the model's.
 
     Attributes:
-        remarks: how far the sensor is from the one that the model was trained for, in words.
-        measured: int64 [H' * W'], the pixel of the input that looks in the same direction, -1 where none does.
+        remarks: lines on how the sensor differs from the one that the model was trained for.
+        measured: int64 [H' * W'], the input's pixel in the same direction, -1 if there is none.
 
     Raises:
-        TypeError: the model is neither.
+        TypeError: the model is of another class.
         ValueError: edge is not in [0, 1].
     """
 
@@ -78,7 +78,7 @@ class Upsampler:
         rows = sensor_in.row_of(sensor_out.elevations)
         columns = np.arange(sensor_out.columns) * (sensor_in.columns / sensor_out.columns)
         self.measured = _same(rows, columns, sensor_in)
-        if self.descends:  # the networks know the lowest beam as row 0
+        if self.descends:  # in the networks, row 0 is the lowest beam
             rows = sensor_in.lines - 1 - rows
         axes = [(2 * place + 1) / count - 1 for place, count in ((rows, sensor_in.lines), (columns, sensor_in.columns))]
         grid = np.stack(np.broadcast_arrays(axes[0][:, None], axes[1]), -1).reshape(1, -1, 2).astype(np.float32)
@@ -89,17 +89,17 @@ class Upsampler:
 
     @torch.inference_mode()
     def __call__(self, ranges: Tensor | np.ndarray, channels: Tensor | np.ndarray | None = None) -> Upsampled:
-        """Ask the model for the ranges in the directions of `sensor_out`.
+        """Compute the ranges in the directions of `sensor_out`.
 
         Args:
-            ranges: [B, H, W] or [H, W] metres, 0 (or NaN) without a return; rows and columns as `sensor_in` has them.
-            channels: [B, V, H, W] or [V, H, W], what else to blend, such as intensity.
+            ranges: [B, H, W] or [H, W] in metres, 0 (or NaN) without a return, in `sensor_in`'s order of rows.
+            channels: [B, V, H, W] or [V, H, W], further values to blend, such as intensity.
 
         Returns:
-            The ranges with their weights; B = 1 without one.
+            The ranges with their weights; B is 1 for an unbatched input.
 
         Raises:
-            ValueError: a shape is not the sensor's.
+            ValueError: a shape does not fit the sensor.
         """
         device = self.coord.device
         metres = torch.as_tensor(ranges).to(device, torch.float32)
@@ -149,14 +149,14 @@ class Upsampler:
         return self.sensor_out.lines, self.sensor_out.columns
 
     def _normalised(self, metres: Tensor) -> Tensor:
-        """Crop as ILN's authors do, in their order: no return is norm_range, too near is 0, too far is norm_range."""
+        """Clip ranges in the order of ILN's authors: no return and too far become norm_range, too near becomes 0."""
         metres = torch.where(metres.isfinite() & (metres >= 1e-9), metres, self.norm_range)
         metres = torch.where(metres < self.min_range, 0.0, metres)
         metres = torch.where(metres > self.max_range, self.norm_range, metres)
         return metres * (2 / self.norm_range) - 1
 
     def _edges(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Return where the corners' ranges differ and no weight decides, bool [B, Q]."""
+        """Return where the corners' ranges differ and no weight dominates, bool [B, Q]."""
         if not self.edge:
             return weights.new_zeros(weights.shape[:2], dtype=torch.bool)
         metres = (values.flatten(1) + 1) * (self.norm_range / 2)
@@ -166,7 +166,7 @@ class Upsampler:
 
 
 def _same(rows: np.ndarray, columns: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return for every direction the pixel of the input that looks there, -1 where none does."""
+    """Return each direction's pixel of the input, -1 if no pixel has that direction."""
     near = [np.round(each).astype(np.int64) for each in (rows, columns)]
     hit = [np.abs(each - number) < 1e-6 for each, number in zip((rows, columns), near, strict=True)]
     hit[0] &= (near[0] >= 0) & (near[0] < sensor.lines)
@@ -175,7 +175,7 @@ def _same(rows: np.ndarray, columns: np.ndarray, sensor: Sensor) -> np.ndarray:
 
 
 def _compare(sensor: Sensor, trained: dict[str, Any] | None) -> list[str]:
-    """Say where a sensor is far from the one that a model was trained for."""
+    """Return remarks on how a sensor differs from the one that a model was trained for."""
     if trained is None:
         return []
     own = sensor.lidar_in(trained["norm_r"])
@@ -183,8 +183,8 @@ def _compare(sensor: Sensor, trained: dict[str, Any] | None) -> list[str]:
     remarks = []
     if min(spacing) > 0 and not 0.5 <= spacing[0] / spacing[1] <= 2:
         remarks.append(
-            f"the scan's lines are {spacing[0]:.2f} degrees apart, those that the model was trained on {spacing[1]:.2f}"
+            f"the scan's lines are {spacing[0]:.2f} degrees apart, those of the model's training {spacing[1]:.2f}"
         )
     if sensor.max_range > trained["max_r"]:
-        remarks.append(f"returns beyond {trained['max_r']:g} m are left out: the model was trained up to there")
+        remarks.append(f"returns beyond {trained['max_r']:g} m are dropped, because the model was trained up to there")
     return remarks

@@ -1,4 +1,4 @@
-"""Our kernels under an instance of somebody else's LIIF or MetaSR class, found by its attributes."""
+"""Run an instance of the original LIIF or MetaSR class, recognised by its attributes, on our kernels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,28 +14,28 @@ from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
 
 SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
-SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # LIIF has them, MetaSR has none
-TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by some 1e-6
+SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF; MetaSR has none
+TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by about 1e-6
 
 
 def accelerate(module: nn.Module) -> nn.Module:
     """Make an instance of the original LIIF or MetaSR class decode through our kernels.
 
-    The module stays the same object with the same parameters, hooks and training; only its class becomes a
-    subclass of its own, whose `query_rgb` is ours and which has `render`. The module's own `query_rgb` runs
-    where ours does not apply, e.g. once a hook is put on LIIF's network.
+    The module stays the same object with the same parameters, hooks and training. Its class becomes a subclass of its
+    own class with our `query_rgb` and a `render`. The module's own `query_rgb` still runs where ours does not apply,
+    e.g. after a hook is added to LIIF's network.
 
     Args:
-        module: has the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ..., Linear), gen_feat,
-            query_rgb, and if it is a LIIF local_ensemble, feat_unfold, cell_decode; float32 or float64.
+        module: float32 or float64, with the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ...,
+            Linear), gen_feat, query_rgb, and for LIIF local_ensemble, feat_unfold, cell_decode.
 
     Returns:
         `module`.
 
     Raises:
         TypeError: an attribute is missing or of the wrong kind.
-        ValueError: its outputs on a small random image are not ours, so it computes something else, or it does not
-            run on this machine; the module is as it was.
+        ValueError: its outputs on a small random image differ from ours, or it does not run on this machine; the
+            module is unchanged.
     """
     if isinstance(module, FeatureModel | _Accelerated):
         return module
@@ -45,7 +45,7 @@ def accelerate(module: nn.Module) -> nn.Module:
 
 
 def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
-    """Put the subclass in place if its outputs are those of the module's own class."""
+    """Set the subclass, and keep it if its outputs equal those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
         image, coord, cell = _probe(next(module.parameters()))
@@ -53,9 +53,9 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
             feat = module.gen_feat(image)
             own_queries = module.query_rgb(coord, cell)
             own_output = module(image, coord, cell)
-        except Exception as error:  # the original's query_rgb needs a GPU, for one
+        except Exception as error:  # e.g. the original's query_rgb needs a GPU
             raise ValueError(
-                f"module does not run here, so that there is nothing to compare with ({error}); "
+                f"module does not run here, so its outputs cannot be compared ({error}); "
                 "liif_fast.load_model reads its checkpoint on any machine"
             ) from error
         module.__class__ = _accelerated(ours, own_class)
@@ -69,7 +69,7 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
 
 
 class _Accelerated:
-    """Goes before the original class, whose attributes it reads."""
+    """Precedes the original class in the subclass's bases and reads its attributes."""
 
     NAME: str
     backend = "auto"
@@ -85,7 +85,7 @@ class _Accelerated:
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        """As `render` of `liif_fast.LIIF` and `liif_fast.MetaSR`."""
+        """Encode an image and decode a grid; see `liif_fast.LIIF.render`."""
         self.gen_feat(inp)
         return self._render(size, region, cell)
 
@@ -102,7 +102,7 @@ class _AcceleratedLIIF(_Accelerated):
     def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
         chain = chain_of(self.imnet)
         if chain is None:
-            raise ValueError("render needs an imnet of Linear and ReLU layers alone, without hooks")
+            raise ValueError("render needs an imnet of only Linear and ReLU layers, without hooks")
         options = {"region": region, "cell": cell, "backend": self.backend, **_switches(self)}
         return functional.liif_render(self.feat, size, *chain, **options)
 
@@ -128,7 +128,7 @@ def _accelerated(ours: type[_Accelerated], own_class: type) -> type:
 
 
 def _restore(ours: type[_Accelerated], own_class: type) -> Any:
-    """For pickle and copy: the subclass is made at run time and cannot be named in a file."""
+    """Restore a pickled or copied instance; pickle cannot name a class made at run time."""
     return object.__new__(_accelerated(ours, own_class))
 
 
@@ -146,7 +146,7 @@ def _check_attributes(module: nn.Module) -> None:
     if missing:
         raise TypeError(
             f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}; for "
-            "a network of your own use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
+            "your own network use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
     if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
         raise TypeError(
@@ -155,13 +155,13 @@ def _check_attributes(module: nn.Module) -> None:
     dtypes = {parameter.dtype for parameter in module.parameters()}
     if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
         raise TypeError(
-            f"module must be float32 or float64 to be compared, got {sorted(map(str, dtypes))}; convert it after"
+            f"module must be float32 or float64 to be compared, got {sorted(map(str, dtypes))}; convert it afterwards"
         )
 
 
 @contextmanager
 def _undisturbed(module: Any) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every mode, the features and the random state are as before."""
+    """Switch to evaluation mode; restore all modes, the features and the random state afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     had, feat = "feat" in vars(module), vars(module).get("feat")
     device = next(module.parameters()).device
@@ -178,7 +178,7 @@ def _undisturbed(module: Any) -> Iterator[None]:
 
 
 def _probe(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A small image, and queries of it: all of x3, where ties are, and random ones beyond the edges."""
+    """Return a small image, and coord and cell of all pixels at x3, which include ties, and of random queries."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, 9, 11, generator=generator).mul(2).sub(1).to(like)
     size = (3 * image.shape[2], 3 * image.shape[3])

@@ -1,7 +1,7 @@
-"""What LIIF, MetaSR and their relatives share: an encoder, features that are kept, queries of them, and a contract.
+"""The common base of LIIF, MetaSR and their relatives: an encoder, kept features and queries.
 
-Upscaling, evaluation, verification, training and the benchmarks know of a model what the contract says and nothing
-else. A model of one's own states what differs from the defaults, as a class attribute or a property.
+Upscaling, evaluation, verification, training and the benchmarks rely on this contract alone. A model of your own
+overrides the defaults that do not fit by a class attribute or a property.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from liif_fast.layers import render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
 
-PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time: bounds what `predict` needs beside the output
+PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time; bounds the memory of `predict` beside its output
 
 
 class FeatureModel(nn.Module):
     """An encoder whose features are kept between `gen_feat` and the queries.
 
-    The encoder is a module from `[B, C, H, W]` to `[B, out_dim, s*H, s*W]`. It has the attribute `out_dim`, and where
-    they differ from the defaults `channels_in` (3), `enlargement` (s, 1) and `receptive_radius` (None).
+    The encoder is a module from `[B, C, H, W]` to `[B, out_dim, s*H, s*W]`. It has the attribute `out_dim`, and if they
+    differ from the defaults, `channels_in` (3), `enlargement` (s = 1) and `receptive_radius` (None).
 
-    Copies and pickles leave the features (and the image they came from) behind: they are results, not state,
-    and a tensor with a graph cannot be copied.
+    Copies and pickles drop the features and their image, because these are results, not state, and a tensor with a
+    graph cannot be copied.
 
     Attributes:
         data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5 everywhere unless a file says otherwise.
-        backend: which backend decodes, if the model leaves that to one; "auto" at first.
+        backend: the backend that decodes, if the model uses one; initially "auto".
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
         inp: the last image, if `reads_input`.
         inp_place: (top, left, H, W) of `inp` in the whole image, if it is a part of one.
@@ -43,7 +43,7 @@ class FeatureModel(nn.Module):
     inp_place: Sequence[int] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let a class that renders in its own way say anew what depends on that."""
+        """Reset the attributes that depend on `render_rgb` in a class that overrides it."""
         super().__init_subclass__(**options)
         if "render_rgb" in cls.__dict__:
             for name, unknown in (("channels_out", None), ("renders_parts", False)):
@@ -52,34 +52,34 @@ class FeatureModel(nn.Module):
 
     @property
     def channels_in(self) -> int:
-        """Channels of the input."""
+        """Return the number of input channels."""
         return getattr(self.encoder, "channels_in", 3)
 
     @property
     def channels_out(self) -> int | None:
-        """Channels of the output; None where only running the model tells."""
+        """Return the number of output channels; None if only a run of the model shows it."""
         return None
 
     @property
     def receptive_radius(self) -> int | None:
-        """Input pixels beyond its own that a feature depends on, at most; None: all of the image."""
+        """Return how many pixels beyond its own a feature depends on at most; None means the whole image."""
         return getattr(self.encoder, "receptive_radius", None)
 
     @property
     def enlargement(self) -> int:
-        """Features per input pixel along each side."""
+        """Return the number of features per input pixel along each side."""
         return getattr(self.encoder, "enlargement", 1)
 
     @property
     def reads_input(self) -> bool:
-        """Whether queries read `inp` beside the features."""
+        """Return whether queries read `inp` in addition to the features."""
         return False
 
     @property
     def renders_parts(self) -> bool:
-        """Whether `render_rgb` takes `place` (`functional.liif_render`), with the bits of the whole feature map.
+        """Return whether `render_rgb` takes `place` (`functional.liif_render`) and gives the bits of the whole map.
 
-        Such a model reads of its input no pixel outside of `functional.latents_read`, and knows `inp_place`.
+        Such a model reads no pixel of its input outside `functional.latents_read`, and respects `inp_place`.
         """
         return False
 
@@ -97,14 +97,14 @@ class FeatureModel(nn.Module):
         tile: int | None = None,
         norm: Norm | None = None,
     ) -> Tensor:
-        """Enlarge images that fit into memory; `liif_fast.upscale` is for all others, and for alpha and files.
+        """Enlarge images that fit into memory; for larger ones, alpha and files use `liif_fast.upscale`.
 
         Args:
             image: `[B, channels_in, H, W]` in [0, 1], on any device.
             size: (H_out, W_out).
             cell: as for `render`.
-            tile: side of the tiles in which it is encoded, pixels; None encodes it at once.
-            norm: in the place of the model's own.
+            tile: side of the encoder's tiles in pixels; None encodes the image as a whole.
+            norm: replaces the model's own normalisation.
 
         Returns:
             float32 `[B, channels_out, H_out, W_out]` on the model's device, nominally in [0, 1] but not clamped.
@@ -137,7 +137,7 @@ class FeatureModel(nn.Module):
         return feat
 
     def keep(self, feat: Tensor, inp: Tensor) -> None:
-        """Keep features that have been encoded elsewhere, and the input that they are of, for `query_rgb`."""
+        """Keep features encoded elsewhere, and their input, for `query_rgb`."""
         self.feat, self.inp = feat, inp if self.reads_input else None
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
@@ -152,7 +152,7 @@ class FeatureModel(nn.Module):
 
         Raises:
             ValueError, TypeError: a shape or dtype is wrong.
-            RuntimeError: there are no features yet.
+            RuntimeError: no features are kept yet.
         """
         raise NotImplementedError
 
@@ -167,7 +167,7 @@ class FeatureModel(nn.Module):
         return render_by_query(self.query_rgb, feat, size, region, cell)
 
     def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """`gen_feat` and `query_rgb` in one; afterwards `self.feat` holds the features without their graph.
+        """Run `gen_feat` and `query_rgb`; afterwards `self.feat` holds the features without their graph.
 
         Args:
             inp: `[B, channels_in, H, W]`, normalised as in training.
@@ -192,12 +192,12 @@ class FeatureModel(nn.Module):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
     ) -> Tensor:
-        """Encode an image and decode a regular grid, equal to `forward` on make_coord and make_cell of it.
+        """Encode an image and decode a regular grid; equals `forward` on its make_coord and make_cell.
 
         Args:
             inp: `[B, channels_in, H, W]`, normalised as in training.
             size: (H_out, W_out) of the whole grid.
-            region: (top, left, height, width): only this window of the grid.
+            region: (top, left, height, width) of a window of the grid; None means all of it.
             cell: (row, column) for the whole image, a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
 
         Returns:
@@ -212,11 +212,7 @@ class FeatureModel(nn.Module):
         return pred
 
     def features(self) -> Tensor:
-        """Return the features that are kept.
-
-        Raises:
-            RuntimeError: there are none yet.
-        """
+        """Return the kept features; raise RuntimeError before `gen_feat`."""
         if self.feat is None:
             raise RuntimeError("no features to query: call gen_feat(inp) first")
         return self.feat

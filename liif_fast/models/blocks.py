@@ -1,20 +1,20 @@
-"""Layers that the EDSR family of encoders shares."""
+"""Layers shared by the EDSR family of encoders."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in units of rgb_range
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, relative to rgb_range
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
-    """A convolution that keeps the image's size."""
+    """Return a convolution that keeps the image's size."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
 class MeanShift(nn.Conv2d):
-    """Adds sign * rgb_range * RGB_MEAN; frozen. Only its tensors matter here: no encoder of LIIF applies it."""
+    """Add sign * rgb_range * RGB_MEAN; frozen. LIIF's encoders never apply it, but checkpoints hold its tensors."""
 
     def __init__(self, rgb_range: float, sign: int) -> None:
         super().__init__(3, 3, 1)
@@ -25,7 +25,7 @@ class MeanShift(nn.Conv2d):
 
 
 def upsampler(scale: int, n_feats: int) -> nn.Sequential:
-    """Convolutions and pixel shuffles that enlarge by 3, or by 2 once for each power of two in `scale`."""
+    """Return convolutions and pixel shuffles that enlarge by `scale`, 3 or a power of two."""
     if scale == 3:
         steps = [3]
     elif scale >= 1 and scale & (scale - 1) == 0:
@@ -39,11 +39,11 @@ def upsampler(scale: int, n_feats: int) -> nn.Sequential:
 
 
 class Trunk(nn.Module):
-    """A head, a body with a skip around it, and a tail that enlarges; the encoders' constructors say the arguments.
+    """A head, a body with a skip connection, and an enlarging tail; EDSR and RCAN document the other arguments.
 
     Args:
-        blocks: of the body, made after the head, so that a seed gives the original's weights.
-        receptive_radius: of head and body; None: the whole image.
+        blocks: the body's blocks, made after the head, so that a seed gives the original's weights.
+        receptive_radius: of head and body together; None means the whole image.
     """
 
     def __init__(

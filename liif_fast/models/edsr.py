@@ -7,7 +7,7 @@ from liif_fast.models.registry import register
 
 
 class ResBlock(nn.Module):
-    """x + res_scale * conv(relu(conv(x)))."""
+    """Compute x + res_scale * conv(relu(conv(x)))."""
 
     def __init__(self, n_feats: int, res_scale: float) -> None:
         super().__init__()
@@ -21,15 +21,15 @@ class ResBlock(nn.Module):
 
 @register("edsr-baseline")
 class EDSR(Trunk):
-    """EDSR's network, by default the baseline; without upsampling its features are at the input's resolution.
+    """EDSR, by default the baseline; without upsampling its features have the input's resolution.
 
     Args:
         n_resblocks: number of residual blocks.
         n_feats: channels of every hidden feature map.
         res_scale: factor on each block's residual.
-        scale: of the upsampler, 3 or a power of two; unused without upsampling.
-        no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
-        rgb_range: largest pixel value; it only sets the frozen mean tensors.
+        scale: factor of the upsampler, 3 or a power of two; unused without upsampling.
+        no_upsampling: leave the tail out, so that out_dim is n_feats, not n_colors.
+        rgb_range: largest pixel value; only sets the frozen mean tensors.
         n_colors: channels of the input.
     """
 
@@ -57,5 +57,5 @@ def edsr(
     rgb_range: float = 1,
     n_colors: int = 3,
 ) -> EDSR:
-    """EDSR's large configuration; arguments as `EDSR`."""
+    """Return EDSR's large configuration; arguments as for `EDSR`."""
     return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range, n_colors)

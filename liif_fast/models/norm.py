@@ -1,4 +1,4 @@
-"""The normalisation of a model's data, in one place: images in [0, 1] outside, a network's numbers inside."""
+"""Convert between images in [0, 1] and a network's normalised values."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 DataNorm = dict[str, dict[str, list[float]]]
 
 HALF = {"sub": [0.5], "div": [0.5]}
-DATA_NORM: DataNorm = {"inp": HALF, "gt": HALF}  # of every config of the original; its .pth files do not say
+DATA_NORM: DataNorm = {"inp": HALF, "gt": HALF}  # of every config of the original, whose .pth files hold none
 
 
 class Norm(nn.Module):
-    """Normalise images and undo it; a module so that `to(device)` moves its constants, which no checkpoint holds.
+    """Normalise images and undo it; a module so that `to(device)` moves its constants, which are not saved.
 
     Args:
         data_norm: `{'inp': {'sub': [...], 'div': [...]}, 'gt': {...}}`, each one value or one per channel.
@@ -32,7 +32,7 @@ class Norm(nn.Module):
                 self.register_buffer(f"{part}_{key}", torch.tensor(value, dtype=torch.float32), persistent=False)
 
     def inp(self, image: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalise inputs `[..., C, H, W]` in [0, 1]; `out` may be `image` itself, outside of autograd."""
+        """Normalise inputs `[..., C, H, W]` in [0, 1]; outside autograd `out` may be `image` itself."""
         sub, div = (values.view(-1, 1, 1) for values in (self.inp_sub, self.inp_div))
         return torch.sub(image, sub, out=out).div_(div)
 
@@ -41,16 +41,16 @@ class Norm(nn.Module):
         return (values - self.gt_sub) / self.gt_div
 
     def values(self, pred: Tensor) -> Tensor:
-        """Undo the normalisation of predictions `[..., C]`; in [0, 1] nominally, not clamped."""
+        """Undo the normalisation of predictions `[..., C]`; the result is not clamped to [0, 1]."""
         return pred * self.gt_div + self.gt_sub
 
     def image(self, pred: Tensor) -> Tensor:
-        """Undo the normalisation of predictions `[..., C, H, W]`; in [0, 1] nominally, not clamped."""
+        """Undo the normalisation of predictions `[..., C, H, W]`; the result is not clamped to [0, 1]."""
         return pred * self.gt_div.view(-1, 1, 1) + self.gt_sub.view(-1, 1, 1)
 
 
 def check_data_norm(value: Any) -> dict[str, dict[str, list[float]]]:
-    """A data_norm as floats in lists, all four of inp/gt x sub/div; what is absent is sub 0, div 1."""
+    """Return a data_norm with lists of floats for inp/gt x sub/div; absent ones become sub 0 and div 1."""
     fallback = {"sub": [0.0], "div": [1.0]}
     if not isinstance(value, Mapping) or not set(value) <= {"inp", "gt"}:
         raise ValueError(f"data_norm must be a mapping with 'inp' and 'gt', got {value!r:.80}")

@@ -7,7 +7,7 @@ from liif_fast.models.registry import register
 
 
 class ChannelAttention(nn.Module):
-    """x scaled per channel by what its mean over the whole image says."""
+    """Scale each channel of x by a factor computed from the channels' means over the whole image."""
 
     def __init__(self, n_feats: int, reduction: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ChannelAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + body(x)."""
+    """Compute x + body(x)."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 def attention_block(n_feats: int, reduction: int) -> Residual:
-    """Two convolutions and a channel attention, with a skip."""
+    """Return two convolutions and a channel attention with a skip connection."""
     return Residual(
         conv(n_feats, n_feats),
         nn.ReLU(inplace=True),
@@ -46,16 +46,16 @@ def attention_block(n_feats: int, reduction: int) -> Residual:
 
 @register("rcan")
 class RCAN(Trunk):
-    """RCAN's network; without upsampling its features are at the input's resolution.
+    """RCAN; without upsampling its features have the input's resolution.
 
     Args:
         n_resgroups: number of residual groups.
-        n_resblocks: attention blocks of a group.
+        n_resblocks: attention blocks per group.
         n_feats: channels of every hidden feature map.
         reduction: the attention's inner width is n_feats // reduction.
-        scale: of the upsampler, 3 or a power of two; unused without upsampling.
-        no_upsampling: leave the tail out, so that out_dim is n_feats and not n_colors.
-        rgb_range: largest pixel value; it only sets the mean tensors, frozen here because nothing uses them.
+        scale: factor of the upsampler, 3 or a power of two; unused without upsampling.
+        no_upsampling: leave the tail out, so that out_dim is n_feats, not n_colors.
+        rgb_range: largest pixel value; only sets the mean tensors, which are frozen because nothing uses them.
         n_colors: channels of the input.
     """
 

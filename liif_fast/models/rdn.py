@@ -11,7 +11,7 @@ CONFIGS = {"A": (20, 6, 32), "B": (16, 8, 64)}
 
 
 class DenseLayer(nn.Module):
-    """Appends relu(conv(x)) to the channels of x."""
+    """Append relu(conv(x)) to the channels of x."""
 
     def __init__(self, in_channels: int, growth: int, kernel_size: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class DenseLayer(nn.Module):
 
 
 class ResidualDenseBlock(nn.Module):
-    """x plus the fusion of a chain of dense layers."""
+    """Add the fusion of a chain of dense layers to x."""
 
     def __init__(self, n_feats: int, n_layers: int, growth: int, kernel_size: int) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class ResidualDenseBlock(nn.Module):
 
 @register("rdn")
 class RDN(nn.Module):
-    """RDN's network; without upsampling its features are at the input's resolution.
+    """RDN; without upsampling its features have the input's resolution.
 
     Args:
         G0: channels of the features.
         RDNkSize: kernel size, odd.
         RDNconfig: 'A' (20 blocks of 6 layers, growth 32) or 'B' (16 of 8, growth 64).
-        scale: of the upsampler, 2, 3 or 4; unused without upsampling.
-        no_upsampling: leave the upsampler out, so that out_dim is G0 and not n_colors.
+        scale: factor of the upsampler, 2, 3 or 4; unused without upsampling.
+        no_upsampling: leave the upsampler out, so that out_dim is G0, not n_colors.
         n_colors: channels of the input.
     """
 

@@ -1,4 +1,4 @@
-"""Models by name: a spec is `{'name': str, 'args': {...}}`, with the weights under 'sd' in a checkpoint."""
+"""Build models from specs, `{'name': str, 'args': {...}}`; in a checkpoint the weights are under 'sd'."""
 
 import copy
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ register = _registry.register
 
 
 def make(spec: Mapping[str, Any], args: Mapping[str, Any] | None = None, load_sd: bool = False) -> nn.Module:
-    """Build the model a spec names.
+    """Build the model of a spec.
 
     Args:
         spec: `{'name': str, 'args': {...}}`; with `load_sd` also `'sd'`, its state_dict.
-        args: arguments added to the spec's own, or in their place.
+        args: arguments that extend or override the spec's own.
         load_sd: load `spec['sd']`, strictly.
 
     Returns:
-        The model; its attribute `spec` is what it was built from (name and arguments, no weights).
+        The model; its attribute `spec` holds the name and arguments it was built from.
 
     Raises:
         TypeError: the spec or its arguments have the wrong type.
-        ValueError: unknown name, unknown or missing argument, or no 'sd' although asked for.
+        ValueError: a name or argument is unknown, an argument is missing, or `load_sd` finds no 'sd'.
     """
     if not isinstance(spec, Mapping):
         raise TypeError(
-            f"spec must be a mapping with 'name' and 'args', got {type(spec).__name__}; register a class of your own "
-            "with liif_fast.models.register and give its name"
+            f"spec must be a mapping with 'name' and 'args', got {type(spec).__name__}; register your own class with "
+            "liif_fast.models.register and give its name"
         )
     if load_sd and "sd" not in spec:
         raise ValueError(f"spec of {spec.get('name')!r} has no 'sd' to load")

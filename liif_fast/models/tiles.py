@@ -1,4 +1,4 @@
-"""Features of an image of any size, or of a part of one, in overlapping tiles with the same result."""
+"""Encode images of any size, or parts of them, in overlapping tiles with the same result."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -6,14 +6,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-TILE = 512  # pixels a side without the overlap; 64 float32 channels of a tile with EDSR's are 86 MB
+TILE = 512  # pixels per side without the overlap; with EDSR's overlap, 64 float32 channels of a tile are 86 MB
 
 Span = tuple[int, int]
 Read = Callable[[Span, Span], Tensor]
 
 
 def encode(encoder: nn.Module, inp: Tensor, tile: int = TILE) -> Tensor:
-    """Encode a whole image `[B, C, H, W]`; the other arguments and the result as of `encode_window`."""
+    """Encode a whole image `[B, C, H, W]`; other arguments and result as for `encode_window`."""
     height, width = inp.shape[2:]
 
     def read(rows: Span, cols: Span) -> Tensor:
@@ -34,17 +34,17 @@ def encode_window(
     """Encode a window of an image, tile by tile if it is larger than a tile.
 
     Neighbouring tiles overlap by the encoder's receptive radius, so each feature sees the pixels that it would see in
-    the whole image, with the same padding at the image's border and nowhere else; for an encoder with `wraps_columns`
-    (range images) the neighbours of the first column are the last ones. An encoder whose
-    `receptive_radius` is None or absent (RCAN pools over the whole image) is run on the whole image.
+    the whole image, with padding only at the image's border. For an encoder with `wraps_columns` (range images) the
+    last columns are the neighbours of the first. An encoder without `receptive_radius` (RCAN pools over the whole
+    image) runs on the whole image.
 
     Args:
-        encoder: `[B, C, h, w]` to `[B, D, s*h, s*w]` with an integer s (1 without upsampling).
-        read: gives the pixels `[B, C, h, w]` of a window of rows and columns, normalised as in training.
+        encoder: maps `[B, C, h, w]` to `[B, D, s*h, s*w]` with an integer s (1 without upsampling).
+        read: returns the pixels `[B, C, h, w]` of a window of rows and columns, normalised as in training.
         shape: (H, W) of the whole image.
-        rows, cols: the window's first and the one after its last.
-        tile: largest side of a tile without its overlap, pixels.
-        report: called after each tile with the number of its pixels.
+        rows, cols: (first, last + 1) of the window.
+        tile: largest side of a tile in pixels, without its overlap.
+        report: receives the number of pixels of each finished tile.
 
     Returns:
         `[B, D, s*h, s*w]`, equal to that part of the whole image's features up to the rounding of float sums.
@@ -79,7 +79,7 @@ def encode_window(
 def _columns(left: int, right: int, width: int, circle: bool) -> tuple[list[Span], int]:
     """Return the pieces of columns that a tile reads, from left to right, and the number of the first column.
 
-    Beyond the border there is nothing, or on a circle the other end; a tile that goes all around is the whole circle.
+    A tile ends at the border, or on a circle continues at the other end. A tile longer than the circle is all of it.
     """
     if not circle or right - left >= width:
         left, right = max(0, left), min(width, right)
@@ -89,7 +89,7 @@ def _columns(left: int, right: int, width: int, circle: bool) -> tuple[list[Span
 
 
 def _spans(span: Span, tile: int) -> list[Span]:
-    """Cut a span into the fewest of at most `tile`, as equal as can be."""
+    """Cut a span into the fewest parts of at most `tile`, as equal as possible."""
     first, last = span
     count = -(-(last - first) // tile)
     return list(pairwise(first + (last - first) * i // count for i in range(count + 1)))

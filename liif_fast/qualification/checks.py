@@ -1,7 +1,7 @@
-"""What a kind of call must show before `auto` takes it: each check raises `Wrong` with what is not right.
+"""Check a kind of call before `auto` may take it; each check raises `Wrong` with the reason.
 
-The bounds are the promises of docs/backends.md: at most twice the error of plain PyTorch in the same dtype against
-float64, for gradients three times, and FLOOR units in the last place where that error may be small by luck.
+The bounds are the promises of docs/backends.md: against float64, at most twice the error of plain PyTorch in the same
+dtype, three times for gradients. FLOOR units in the last place are added, because that error may be small by luck.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from liif_fast.qualification.problems import Network, Problem, Unit
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
 FLOOR = 12
-FLIPS = 0.1  # of a gradient's size: rounded to few bits, a ReLU near 0 may fall either way
-NEAR_ZERO = 4e-6  # in float32 it may as well, so that a query with one as near gets no gradient
-LOOSE = 0.05  # of an output's size: what a wrong address gives is further off
+FLIPS = 0.1  # relative to a gradient: in half precision a ReLU's input near 0 may round to either side
+NEAR_ZERO = 4e-6  # it may in float32 too, so a query with an input this near to 0 gets no gradient
+LOOSE = 0.05  # relative to an output: a wrong address causes larger errors
 CPU = torch.device("cpu")
 
 
 class Wrong(Exception):
-    """A kernel gives something else than it must."""
+    """A kernel's result is wrong."""
 
 
 def examine(
     unit: Unit, device: torch.device, networks: Sequence[Network], seed: int, tell: Callable[[str], None]
 ) -> None:
-    """Run every check of a kind of call on the first network, and that of values on the others.
+    """Run every check of a kind of call on the first network, and `values` on the others.
 
     Args:
         unit: the kind of call.
-        device: where.
-        networks: those that the backend takes.
-        seed: of the inputs.
-        tell: gets the name of each check before it runs.
+        device: the device to run it on.
+        networks: the networks that the backend takes.
+        seed: seed of the inputs.
+        tell: receives the name of each check before it runs.
 
     Raises:
         Wrong: a check fails.
@@ -65,7 +65,7 @@ def _compare(name: str, unit: Unit, times: int, ours: Tensor, plain: Tensor, exa
 
 
 def values(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """Outputs and gradients against float64; what is allocated is full of NaN where sums are deterministic."""
+    """Compare outputs and gradients with float64; in the deterministic mode fresh memory is full of NaN."""
     problem = Problem(network, unit, device, seed)
     here, double = problem.to(device), problem.to(CPU, torch.float64)
     hidden: list[Tensor] = []
@@ -107,7 +107,7 @@ def _deterministic(ordered: bool) -> Iterator[None]:
 
 
 def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """The corner plan and what it gathers, bit for bit, at coordinates on borders, beyond the edges, and none."""
+    """Compare corner plans and gathered latents bit for bit, at coordinates on borders, beyond the edges, and NaN."""
     if unit.op != "gather_corners" or unit.training:
         return
     odd = torch.tensor([-1, 1, -1 + 1e-6, 1 - 1e-6, 0, 1e-6, -1e-6, 3, -3, math.inf, -math.inf, math.nan])
@@ -120,11 +120,11 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
         ours = problem.to(device).run(unit.backend).cpu()
         exact = problem.to(CPU).run("reference")
         if not ((ours == exact) | (ours.isnan() & exact.isnan())).all():
-            raise Wrong(f"a map of {shape[0]}x{shape[1]}: other bits than the formula's")
+            raise Wrong(f"a map of {shape[0]}x{shape[1]}: the bits differ from the formula's")
 
 
 def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """Small integers, whose sums any order and precision holds: a register or buffer reused too early shows."""
+    """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early."""
     if unit.op == "gather_corners" or unit.training:
         return
     network = network._replace(switches=Switches(local_ensemble=False))
@@ -139,14 +139,14 @@ def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> N
         fill(each, 1.0)
     for weight in problem.weights:
         fill(weight, 2 / weight.shape[1])
-    problem.weights[0][:, -problem.terms :] = 0  # rel and cell are no integers
+    problem.weights[0][:, -problem.terms :] = 0  # rel and cell are not integers
     exact = problem.to(CPU, torch.float64).formula([])
     if not torch.equal(problem.to(device).run(unit.backend).cpu().double(), exact):
         raise Wrong("sums of small integers are not exact")
 
 
 def nans(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """A NaN in one latent reaches the queries that read it, and no bit of the others."""
+    """Check that a NaN in one latent reaches the queries that read it and changes no bit of the others."""
     if unit.training:
         return
     problem = Problem(network, unit, device, seed)
@@ -158,11 +158,11 @@ def nans(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     spoiled = problem.to(device)
     ours, expected = spoiled.run(unit.backend), spoiled.run("reference").isnan()
     if not torch.equal(ours.isnan(), expected) or not torch.equal(ours[~expected], clean[~expected]):
-        raise Wrong("a NaN in one latent reaches other queries, or not its own")
+        raise Wrong("a NaN in one latent reaches queries that do not read it, or misses one that does")
 
 
 def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """The same bits every time while another stream works; nothing beside the outputs is written."""
+    """Check that repeated calls give the same bits while another stream works, and write only the outputs."""
     problem = Problem(network, unit, device, seed, queries=1001 if device.type == "cuda" else None)
     here, before = problem.to(device), problem.to(device)
     grad = torch.randn(here.run(unit.backend).shape, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -174,7 +174,7 @@ def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> No
                 found = [out.detach(), *_gradients(here, out, grad)]
             first = first or found
             if not all(map(torch.equal, first, found)):
-                raise Wrong("other bits when called again")
+                raise Wrong("the bits differ when called again")
     inputs = [(each.coord, each.cell, each.feat, each.x, *each.weights, *each.biases) for each in (here, before)]
     if not all(map(torch.equal, *inputs)):
         raise Wrong("an input is written")
@@ -182,14 +182,14 @@ def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> No
 
 @contextlib.contextmanager
 def _canaries(device: torch.device) -> Iterator[None]:
-    """Leave gaps for what is allocated inside, between blocks that must stay as they are."""
+    """Leave gaps for allocations inside the context, between blocks that must not change."""
     sizes = [1 << power for power in range(9, 21) for _ in range(8)]
     blocks = [torch.full((size,), 165, dtype=torch.uint8, device=device) for size in sizes]
     kept = blocks[::2]
     del blocks
     yield
     if any((block != 165).any() for block in kept):
-        raise Wrong("memory is written that is not its own")
+        raise Wrong("the kernel writes outside its own memory")
 
 
 @contextlib.contextmanager
@@ -202,7 +202,7 @@ def _noise(device: torch.device) -> Iterator[None]:
 
 
 def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """However many queries a call has, each has the same bits; in the interpreter nearly, by NumPy's products."""
+    """Check that a query's bits do not depend on the number of queries (in the interpreter nearly, due to NumPy)."""
     if unit.training:
         return
     sizes = (1, 63, 1000, 30_001) if device.type == "cuda" else (2, 7)
@@ -217,11 +217,11 @@ def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
         else:
             same = torch.equal(part, expected)
         if not same:
-            raise Wrong(f"the first {size} of {whole.shape[axis]} have other bits alone")
+            raise Wrong(f"the bits of the first {size} of {whole.shape[axis]} differ when computed alone")
 
 
 def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """On another stream, and captured in a graph that is replayed on other inputs."""
+    """Run on another stream, and replay a captured graph on other inputs."""
     if device.type != "cuda" or unit.training:
         return
     problem = Problem(network, unit, device, seed).to(device)
@@ -239,20 +239,20 @@ def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> No
         out = problem.run(unit.backend)
     torch.cuda.current_stream(device).wait_stream(other)
     if not torch.equal(out, problem.run(unit.backend)):
-        raise Wrong("other bits on another stream")
+        raise Wrong("the bits differ on another stream")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = problem.run(unit.backend)
     change()
     graph.replay()
     if not torch.equal(out, problem.run(unit.backend)):
-        raise Wrong("other bits in a CUDA graph")
+        raise Wrong("the bits differ in a CUDA graph")
 
 
 def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: Callable[[str], None]) -> None:
-    """Offsets beyond 2^31 elements, in float16 and where memory allows: of the map, and in training of what is kept.
+    """Check offsets beyond 2^31 elements in the map and, in training, in the stored activations.
 
-    Not one of `CHECKS`, because several processes at once would take each other's memory.
+    It runs in float16 and if memory allows. It is not in `CHECKS`, because parallel processes would compete for memory.
     """
     tell("offsets beyond 2^31")
     if device.type != "cuda" or unit.precision != "float16" or unit.op == "gather_corners":
@@ -267,7 +267,7 @@ def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: C
 
 
 def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, side: int) -> None:
-    """The last latents of a map of side x side."""
+    """Check the last latents of a map of side x side."""
     problem = Problem(network, unit, device, seed, queries=64, batch=1).to(device)
     problem.feat = torch.randn(1, network.channels, side, side, device=device, dtype=problem.feat.dtype)
     problem.coord.clamp_(0, 1).mul_(0.001).add_(0.999)
@@ -281,7 +281,7 @@ def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, s
 
 
 def far_activations(unit: Unit, device: torch.device, network: Network, seed: int, queries: int) -> None:
-    """Gradients from activations that are kept, against those computed again."""
+    """Compare gradients from stored activations with those from recomputed ones."""
     rows = queries * (4 if unit.op == "fused_mlp" else 1)
     network = network._replace(channels=2, switches=Switches(feat_unfold=False))  # small inputs
     problem = Problem(network, unit, device, seed, queries=rows, batch=1).to(device)
@@ -291,7 +291,7 @@ def far_activations(unit: Unit, device: torch.device, network: Network, seed: in
         found.append(_gradients(problem, out, torch.ones_like(out)))
     for kept, again in zip(*found, strict=True):
         if not rms(kept - again) <= LOOSE * rms(again):
-            raise Wrong(f"gradients of {rows} queries that are kept differ from those computed again")
+            raise Wrong(f"gradients of {rows} queries from stored and from recomputed activations differ")
 
 
 CHECKS = (values, plan, integers, nans, repeats, cuts, streams)

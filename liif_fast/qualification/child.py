@@ -1,7 +1,7 @@
-"""The process that examines kernels, since one that is wrong may end it, hang it, or poison its context.
+"""Examine kernels in a process of their own, because a wrong kernel may kill it, hang it, or poison its context.
 
-Reads a job, one line of JSON, from stdin and writes lines of JSON to stdout: the key of the device, each check as it
-begins, and how each kind of call stands. It ends when stdin does, which it does with the process that started it.
+The process reads a job, one line of JSON, from stdin. It writes lines of JSON to stdout: the key of the device, each
+check as it begins, and the result of each kind of call. It ends when stdin closes, so it ends with its parent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from liif_fast.qualification.checks import Wrong, examine, large
 from liif_fast.qualification.problems import NETWORKS, Problem, Unit
 from liif_fast.qualification.speed import race
 
-# What says nothing about a kernel: the device is taken, lost, or not ready.
+# Errors that say nothing about a kernel: the device is taken, lost, or not ready.
 NO_DEVICE = (
     "busy or unavailable",
     "no cuda-capable device",
@@ -34,11 +34,11 @@ NO_DEVICE = (
 
 
 def main() -> None:
-    """Do the job that stdin gives."""
+    """Run the job that stdin gives."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no message
+    os.dup2(2, 1)  # so that output of libraries does not mix with messages
 
     def send(**message: Any) -> None:
         print(json.dumps(message), file=pipe, flush=True)
@@ -54,11 +54,11 @@ def main() -> None:
                 break
     except Exception as error:
         send(unavailable=_line(error))
-    os._exit(0)  # what a driver does on the way out is no kernel's fault
+    os._exit(0)  # a driver that crashes at exit is not the kernel's fault
 
 
 def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Callable[..., None]) -> bool:
-    """Examine a kind of call and send how it stands; return whether the process can go on."""
+    """Examine a kind of call and send the result; return whether the process can continue."""
 
     def tell(check: str) -> None:
         send(at=check, unit=unit)
@@ -82,7 +82,7 @@ def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Call
             send(unavailable=_line(error))
         else:
             send(unit=unit, correct=False, why=_line(error))
-        return False  # an error of the device stays with the process
+        return False  # a CUDA error persists in its process
     return True
 
 
@@ -92,7 +92,7 @@ def _line(error: Exception) -> str:
 
 def _end_with_stdin() -> None:
     sys.stdin.read()
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # with the compilers it has started
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # also ends the compilers it started
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The kinds of call that are examined, and the problems: small ones on a CPU, where an interpreter runs them."""
+"""The kinds of call to examine and their inputs; those for a CPU are small, because an interpreter runs the kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from liif_fast.call import Call, Switches
 OPS = ("gather_corners", "decode", "render", "fused_mlp")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",)}
-# (H, W) of the map, queries of an image, images: of most checks.
+# (H, W) of the map, queries per image, and images of most checks.
 USUAL = {"cuda": ((13, 17), 301, 2), "cpu": ((3, 4), 7, 1)}
 GUARD = 64  # elements of NaN on either side of each input
 
@@ -34,7 +34,7 @@ class Unit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in a verdict."""
+        """Return the unit's name in a verdict."""
         return verdict.unit(self.op, self.precision, self.training)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Unit(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A decoder: widths of its hidden layers, outputs, channels of the map, and switches."""
+    """A decoder: the widths of its hidden layers, its outputs, the channels of the map, and its switches."""
 
     hidden: tuple[int, ...]
     out: int
@@ -61,16 +61,16 @@ NETWORKS = {
 
 
 class Problem:
-    """Inputs of one call, made on the CPU from a seed and then put on a device.
+    """The inputs of one call, made on the CPU from a seed and then moved to a device.
 
     Args:
         network: the decoder.
-        unit: the kind of call; says the dtype, and with `training` that half precision is autocast's.
-        device: where the call is to run.
-        seed: of all numbers.
-        shape: (H, W) of the feature map; None, here and below, is the device's usual.
-        queries: of each image; rows of `fused_mlp`, and of `render` about as many pixels.
-        batch: images.
+        unit: the kind of call; it gives the dtype, and in training half precision comes from autocast.
+        device: the device to run the call on.
+        seed: seed of all numbers.
+        shape: (H, W) of the feature map; None, here and below, takes the device's usual value.
+        queries: queries per image; rows of `fused_mlp`, or about as many pixels of `render`.
+        batch: number of images.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Problem:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What training differentiates: the map or x, then weights and biases if the operator has them."""
+        """Return the inputs that training differentiates: the map or x, then weights and biases if there are any."""
         first = self.x if self.unit.op == "fused_mlp" else self.feat
         return [first] if self.unit.op == "gather_corners" else [first, *self.weights, *self.biases]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Problem:
-        """Return the same problem elsewhere, each input between two bands of NaN; dtype is not of coord and cell."""
+        """Return a copy on a device, each input between two bands of NaN; `dtype` does not apply to coord and cell."""
         other = object.__new__(Problem)
         other.__dict__.update(self.__dict__, device=device, autocast=self.autocast and dtype is None)
         for name in ("feat", "x"):
@@ -132,7 +132,7 @@ class Problem:
         return other
 
     def run(self, backend: str, recompute: bool | None = None, part: slice = slice(None)) -> Tensor:
-        """Return what a backend makes of the problem, or of some of its queries; of `render`, of some rows."""
+        """Return a backend's output for all queries or a part of them; for `render`, a part of the rows."""
         with self.mode():
             if self.unit.op == "fused_mlp":
                 x = self.x[:, part]
@@ -151,7 +151,7 @@ class Problem:
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
-        """Autocast and TF32 as the unit has them; gradients only in training."""
+        """Set autocast, TF32 and gradient recording as the unit requires."""
         kind = self.device.type
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.unit.precision == "tf32"
@@ -162,7 +162,7 @@ class Problem:
             torch.backends.cuda.matmul.allow_tf32 = before
 
     def refusal(self) -> str:
-        """Return why the unit's backend does not take the problem; "" if it does."""
+        """Return why the unit's backend refuses the problem; "" if it does not."""
         op, layered = self.unit.op, self.unit.op != "gather_corners"
         call = Call(
             op=op,
@@ -181,7 +181,7 @@ class Problem:
         return "" if can else reason
 
     def formula(self, hidden: list[Tensor]) -> Tensor:
-        """Return the plain formula's output; `hidden` collects what goes into the ReLUs, rows first."""
+        """Return the plain formula's output; `hidden` collects the inputs of the ReLUs, rows first."""
         if self.unit.op == "fused_mlp":
             return self._network(self.x, hidden)
         coord, cell = self.coord, self.cell

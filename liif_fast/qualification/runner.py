@@ -1,4 +1,4 @@
-"""Starts the processes that examine kernels, ends those that hang, and makes a verdict of what they say."""
+"""Start the processes that examine kernels, kill those that hang, and combine their results into a verdict."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from liif_fast.backends.verdict import Verdict
 from liif_fast.devices import pick_device
 from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
 
-ROUNDS = 3  # processes that must each find a kernel right: some faults are one process's and not the next one's
-PATIENCE = 120.0  # seconds for one check, the compilation of its kernels included
+ROUNDS = 3  # so many processes must find a kernel correct, because some faults show in one process only
+PATIENCE = 120.0  # seconds for one check, including the compilation of its kernels
 
 Tell = Callable[[str], None]
 
 
 class Unavailable(RuntimeError):
-    """The device cannot be used now, which says nothing about kernels."""
+    """The device cannot be used now; that says nothing about the kernels."""
 
 
 def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: Tell | None = None) -> Verdict:
-    """Examine the fused kernels on this machine and keep the verdict, by which `auto` takes those that are faster.
+    """Examine the fused kernels on this machine and store the verdict, so that `auto` takes those that are faster.
 
-    Each kind of call (operator, precision, inference or training) is examined in three fresh processes, which are ended
-    when they hang. In this process `auto` stays as it is once it has looked for a verdict.
+    Three fresh processes examine each kind of call (operator, precision, inference or training). One that hangs is
+    killed. If `auto` has looked for a verdict in this process already, the new one counts in later processes.
 
     Args:
-        device: a CUDA device; "cpu" with TRITON_INTERPRET=1, which runs the kernels in Triton's interpreter.
-        seconds: after which what is not decided stays off.
-        tell: gets a line about each step; None tells nothing.
+        device: a CUDA device; or "cpu" with TRITON_INTERPRET=1, which runs the kernels in Triton's interpreter.
+        seconds: time limit; kernels not examined by then stay off.
+        tell: receives a line about each step.
 
     Returns:
-        The verdict, which has been written to its file.
+        The verdict, already written to its file.
 
     Raises:
-        ValueError: there is no such device, or nothing to examine on it.
-        OSError: the verdict cannot be kept.
-        RuntimeError: the device is busy, out of memory or gone; nothing has been written.
+        ValueError: the device does not exist or has no kernels to examine.
+        OSError: the verdict cannot be written.
+        RuntimeError: the device is busy, out of memory or gone; nothing is written.
     """
     device = pick_device(device)
     if device.type not in PRECISIONS or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
@@ -72,7 +72,7 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
 
 
 def _check_place() -> None:
-    """Raise before the work if a verdict could not be kept."""
+    """Raise OSError before the work if the verdict cannot be written."""
     folder = verdict.path_of({}).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,15 +83,15 @@ def _check_place() -> None:
 
 
 class Exam:
-    """The examination of kinds of call on a device.
+    """Examine kinds of call on a device.
 
     Args:
-        device: its name.
-        seconds: how long all of it may take.
-        tell: gets a line about each step.
+        device: name of the device.
+        seconds: time limit.
+        tell: receives a line about each step.
 
     Attributes:
-        key: what the verdict holds for, as the processes say; None before.
+        key: the hardware and software that the verdict holds for, as the processes report it; None before.
         refusal: why a backend refused a kind of call.
     """
 
@@ -101,15 +101,15 @@ class Exam:
         self.patience = min(PATIENCE, seconds / 2)
         self.key: verdict.Key | None = None
         self.refusal = ""
-        self._passed: dict[Unit, list[dict[str, Any]]] = {}  # what each process that found it right said of its speed
-        self._over: dict[Unit, dict[str, Any] | None] = {}  # how those stand that are out of the race; None: refused
+        self._passed: dict[Unit, list[dict[str, Any]]] = {}  # the speeds from each process that found it correct
+        self._over: dict[Unit, dict[str, Any] | None] = {}  # final results of the others; None: refused
         self._stop = threading.Event()
 
     def run(self, units: Sequence[Unit]) -> dict[Unit, dict[str, Any]]:
-        """Examine kinds of call; return how each that the backend does not refuse stands (`Verdict.results`).
+        """Examine kinds of call and return the results of all that the backend does not refuse (`Verdict.results`).
 
-        Precisions go side by side, because compilers take most of the time, and one by one in the last round, which
-        measures.
+        Precisions run in parallel, because most of the time goes into compilation. The last round, which measures
+        speed, does not.
 
         Raises:
             Unavailable: the device cannot be used.
@@ -140,7 +140,7 @@ class Exam:
                 raise
 
     def _round(self, units: Sequence[Unit], number: int) -> None:
-        """Examine in a fresh process what has passed all rounds before; what one process leaves the next takes."""
+        """Examine what has passed all earlier rounds in a fresh process; a further one continues if that one ends."""
         left = [unit for unit in units if unit not in self._over and len(self._passed[unit]) == number - 1]
         while left and not self._is_over():
             before = len(left)
@@ -153,11 +153,11 @@ class Exam:
         return self._stop.is_set() or time.monotonic() > self.deadline
 
     def _process(self, units: Sequence[Unit], number: int) -> None:
-        """Let one process examine kinds of call until it ends, or is ended."""
+        """Let one process examine kinds of call until it ends or is killed."""
         job = {"device": self.device, "units": units, "seed": 100 * number, "last": number == ROUNDS}
         with _Process(job) as process:
             at, unit, waiting = "", None, time.monotonic()
-            patience = PATIENCE  # to begin, whatever the checks may take
+            patience = PATIENCE  # for the start, whatever the time limit of a check
             while True:
                 line = process.line()
                 now = time.monotonic()
@@ -197,10 +197,10 @@ class Exam:
 
 
 class _Process:
-    """A process that does a job; at the end of the block it ends, with what it has started."""
+    """A process that runs a job; leaving the context kills it and the processes it started."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        path = os.pathsep.join(place for place in sys.path if place)  # the packages that are used here
+        path = os.pathsep.join(place for place in sys.path if place)  # so that it imports the same packages
         settings = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -227,18 +227,14 @@ class _Process:
         self._lines.put("")
 
     def line(self) -> str | None:
-        """Return the next line, "" after the last, None if none has come within a second."""
+        """Return the next line, "" after the last, None if none arrives within a second."""
         try:
             return self._lines.get(timeout=1)
         except queue.Empty:
             return None
 
     def ended(self) -> str:
-        """Say how the process has ended; "" if as it should.
-
-        Raises:
-            Unavailable: somebody has killed it.
-        """
+        """Return how the process failed, "" if it did not; raise Unavailable if somebody killed it."""
         code = self._process.wait()
         if code in (-getattr(signal, "SIGKILL", 9), -signal.SIGTERM):
             raise Unavailable("a process was killed, perhaps because memory ran out")
@@ -257,7 +253,7 @@ class _Process:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for ever
+        with suppress(subprocess.TimeoutExpired):  # a driver may never release it
             self._process.wait(10)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             assert pipe is not None

@@ -1,4 +1,4 @@
-"""How fast a kind of call is, measured in pairs with the backend that `auto` would take in its place."""
+"""Measure the speed of a kind of call in pairs with the backend that `auto` would take instead."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from liif_fast.backends import AUTO, RefusedError
 from liif_fast.qualification.problems import Network, Problem, Unit
 
 PAIRS = 7
-WINS = 6  # of the small size's pairs; there a call's fixed costs show
-FASTER = 1.15  # at the large size
-# (H, W), queries and images: small, large in inference, large in training (the paper's setting).
+WINS = 6  # pairs to win at the small size, where a call's fixed costs show
+FASTER = 1.15  # ratio to reach at the large size
+# (H, W), queries and images of the small size, of the large one in inference, and in training (the paper's setting).
 SIZES = {
     "cuda": (((48, 48), 2304, 1), ((128, 128), 65_536, 1), ((48, 48), 2304, 16)),
     "cpu": (((2, 3), 2, 1), ((3, 4), 4, 1), ((3, 4), 4, 1)),
@@ -26,8 +26,8 @@ def race(unit: Unit, device: torch.device, network: Network, seed: int, tell: Ca
     """Measure a kind of call on a network that the backend takes.
 
     Returns:
-        `than`: the other backend; `ratio`: the median of its time to ours at the large size; `small`: at the small one;
-        a race ends once it is lost; `taken`: whether ours is to be taken.
+        `than`: the other backend. `ratio`, `small`: median of its time relative to ours at the large and the small
+        size; a race ends once it is lost. `taken`: whether `auto` should take ours.
     """
     small, infer, train = SIZES[device.type]
     found: dict[str, Any] = {"taken": True}

@@ -1,6 +1,6 @@
-"""The YAML configuration of a training, checked as a whole before anything starts.
+"""Check a training configuration as a whole before anything starts.
 
-The keys of the original's files work unchanged; those of ours are listed in docs/training.md.
+The keys of the original's files work unchanged. docs/training.md lists the others.
 """
 
 import inspect
@@ -21,13 +21,13 @@ from liif_fast.models import make
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AMP = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
-# Where a key that is absent does not mean what null means.
+# Values of absent keys whose default is not null.
 _DEFAULTS: dict[str, Any] = {"seed": 0, "val_seed": 0, "grad_accum": 1, "channels_last": True, "save_minutes": 10}
 
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration; `raw` is the YAML as read, the rest its parts with defaults filled in."""
+    """A checked configuration: `raw` is the YAML as read, the other fields have their defaults filled in."""
 
     raw: dict[str, Any]
     train_dataset: dict[str, Any]
@@ -64,13 +64,13 @@ class Config:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The dtype that `amp` names."""
+        """Return the dtype that `amp` names."""
         return None if self.amp is None else AMP[self.amp]
 
     def rate(self, epochs: float) -> float:
-        """Return the learning rate after `epochs` (a fraction inside one, from 0 to epoch_max).
+        """Return the learning rate after `epochs`, a float from 0 to epoch_max.
 
-        It is initial_lr * gamma^(milestones <= epochs), the cosine from initial_lr to min_lr, or initial_lr.
+        It is lr * gamma^(milestones <= epochs), the cosine from lr to min_lr, or lr.
         """
         first = self.optimizer["args"]["lr"]
         if self.multi_step_lr is not None:
@@ -86,12 +86,12 @@ class Config:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check the configuration of a training; arguments and errors as of `liif_fast.config.reading.load`."""
+    """Read and check a training configuration; `liif_fast.config.reading.load` lists the errors."""
     return load(path, check_config)
 
 
 def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
-    """Check a configuration that has been read already."""
+    """Check a parsed configuration."""
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
     folders = folders or []
     shared = check_shared(raw, keys, ("train_dataset", "model", "optimizer", "epoch_max"), folders)
@@ -121,7 +121,7 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
         if not Path(raw["resume"]).is_file():
             raise FileNotFoundError(f"resume: no file {raw['resume']}")
     known = {key: raw.get(key, _DEFAULTS.get(key)) for key in keys} | shared
-    for key in ("seed", "grad_accum", "channels_last"):  # null is no value of these
+    for key in ("seed", "grad_accum", "channels_last"):  # null means the default
         known[key] = _DEFAULTS[key] if known[key] is None else known[key]
     return Config(raw=raw, **known)
 
@@ -130,12 +130,12 @@ def _model(spec: Any) -> None:
     try:
         with torch.device("meta"):  # no memory, no random numbers
             make(spec)
-    except Exception as error:  # whatever a constructor makes of a value that it does not expect
+    except Exception as error:  # a constructor may raise anything on an unexpected value
         raise ValueError(f"model: {error or type(error).__name__}") from error
 
 
 def _optimizer(spec: Any) -> None:
-    """Let the optimizer itself check its arguments, in a step of one parameter."""
+    """Check the arguments by one step of the optimizer on one parameter."""
     mapping(spec, "optimizer", ("name", "args"), ("name", "args"))
     if spec["name"] not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: expected one of {', '.join(OPTIMIZERS)}, got {spec['name']!r:.80}")

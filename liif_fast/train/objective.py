@@ -1,7 +1,7 @@
-"""What is minimised: the L1 error of a model on a batch, whatever the sizes of its samples.
+"""The L1 error of a model on a batch whose samples may differ in size.
 
-Where there is a teacher, a part of the error is the distance to its predictions. They lack the details that nothing in
-the input tells, so that a small model learns from fewer samples.
+With a teacher, a part of the error is the distance to its predictions. They lack the details that nothing in the input
+tells, so a small model learns from fewer samples.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from liif_fast.models.norm import DataNorm, Norm
 
 
 class Objective(nn.Module):
-    """A model (any module of inp, coord, cell) and the normalisation of its data, from a batch to its samples' errors.
+    """Compute the errors of a batch's samples under a model, any module of (inp, coord, cell).
 
     `autocast` is the dtype of the forward pass; None means float32. `weight`, from 0 to 1, is the part of the error
     that is the distance to the predictions of the `teacher`, a model of the same normalisation.
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.norm = Norm(data_norm)
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
-        """Sum the absolute normalised errors of each sample of groups in [0, 1] (`samples.group`), float32 [B]."""
+        """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
         preds = self._predict(self.model, batch, self.autocast)
         errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
         if self.teacher is not None:
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         return torch.cat(errors)
 
     def images(self, model: nn.Module, batch: Sequence[Sample]) -> list[Tensor]:
-        """Predict the targets of each group, [b, Q, C] or [b, H, W, C] in [0, 1], not rounded, in float32."""
+        """Predict each group's targets in float32, [b, Q, C] or [b, H, W, C], clamped to [0, 1] and not rounded."""
         preds = self._predict(model, batch, None)
         return [self.norm.values(pred).clamp(0, 1) for pred in preds]
 
@@ -78,7 +78,7 @@ def _error(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _decode(model: Any, groups: Sequence[Sample]) -> list[Tensor]:
-    """Encode inputs of equal size together, and decode each group by itself."""
+    """Encode inputs of equal size together, then decode each group separately."""
     if not isinstance(model, FeatureModel):
         return [_call(model, group) for group in groups]
     if len(groups) == 1 and "coord" in groups[0]:
@@ -94,7 +94,7 @@ def _decode(model: Any, groups: Sequence[Sample]) -> list[Tensor]:
         for number, feat, part in parts:
             model.keep(feat, part)
             preds[number] = _query(model, groups[number])
-    model.feat = model.inp = None  # with them goes the graph
+    model.feat = model.inp = None  # they would keep the graph alive
     return [preds[number] for number in range(len(groups))]
 
 
@@ -105,7 +105,7 @@ def _query(model: FeatureModel, group: Sample) -> Tensor:
 
 
 def _call(model: nn.Module, group: Sample) -> Tensor:
-    """Call a model of the user's, which knows nothing of grids."""
+    """Call a user's model, which takes coordinates only, no grids."""
     if "coord" in group:
         return model(group["inp"], group["coord"], group["cell"])
     size, device = group["gt"].shape[1:3], group["inp"].device

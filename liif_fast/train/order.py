@@ -1,4 +1,4 @@
-"""Which samples each step of an epoch takes, drawn from the seed and the epoch alone."""
+"""Draw the samples of each step from nothing but the seed and the epoch."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from liif_fast import distributed
 
 
 class Order:
-    """The batches of an epoch, as far as this process makes them; a batch sampler.
+    """Yield this process's share of each batch of an epoch; a batch sampler.
 
-    The whole batch is the same however many processes share it: process r takes every world_size-th sample from its
-    r-th on. Where a last, smaller batch leaves nothing for a process, it takes the first sample, which does not count.
+    The whole batch does not depend on the number of processes: process r takes every world_size-th sample, starting
+    with the r-th. If a smaller last batch leaves a process none, it takes the first sample, which does not count.
 
     Args:
-        seed: of the order; None means in order.
+        seed: seed of the shuffle; None keeps the order.
     """
 
     def __init__(self, length: int, size: int, seed: int | None = None) -> None:
@@ -23,7 +23,7 @@ class Order:
         self.begin(0)
 
     def begin(self, epoch: int, first: int = 0) -> None:
-        """Say which epoch the next batches are of, and the batch to begin with where it is resumed."""
+        """Start an epoch at its batch `first`."""
         self.first = first
         self.indices = list(range(self.length))
         if self.seed is not None:
@@ -38,12 +38,12 @@ class Order:
             yield self.share(batch) or self.indices[:1]
 
     def share(self, batch: int) -> list[int]:
-        """Return this process's samples of a batch; it may be empty."""
+        """Return this process's samples of a batch, possibly none."""
         return distributed.share(self.indices[batch * self.size : (batch + 1) * self.size])
 
 
 def mix(*numbers: int) -> int:
-    """Make one seed of several numbers."""
+    """Combine several numbers into one seed."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number) % 2**63

@@ -1,4 +1,4 @@
-"""A picture of a training: loss, validation PSNR and learning rate by step, from its log.csv."""
+"""Plot loss, validation PSNR and learning rate by step from a training's log.csv."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from liif_fast.train.records import read_log
 
 
 def plot(run: str | Path, out: str | Path | None = None) -> Path:
-    """Draw the curves of a run folder, or a log.csv, as PNG, by default curves.png beside the log, and return its path.
+    """Draw the curves of a run folder or a log.csv as a PNG (default: curves.png beside the log) and return its path.
 
     Raises:
-        FileNotFoundError: if there is no log.
-        ValueError: if it is none of a training, or no epoch is complete yet.
-        ImportError: if matplotlib is not installed.
+        FileNotFoundError: there is no log.
+        ValueError: the file is not a training log, or no epoch is complete yet.
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure  # not pyplot, which looks for a screen
@@ -21,7 +21,7 @@ def plot(run: str | Path, out: str | Path | None = None) -> Path:
     log = Path(run)
     log = log / "log.csv" if log.is_dir() else log
     if not log.is_file():
-        raise FileNotFoundError(f"{log}: no such log of a training")
+        raise FileNotFoundError(f"{log}: no training log here; expected a run folder or its log.csv")
     rows = read_log(log)
     if not rows:
         raise ValueError(f"{log}: no epoch is complete yet")

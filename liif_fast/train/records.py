@@ -1,4 +1,4 @@
-"""What a training leaves for people: log.txt, log.csv, TensorBoard's events, and images of the validation."""
+"""Write what people read of a training: log.txt, log.csv, TensorBoard events and validation images."""
 
 import contextlib
 import csv
@@ -12,13 +12,16 @@ from tqdm import tqdm
 
 from liif_fast.files import atomic_file
 
-# epoch, steps of the optimizer in all, mean L1 loss of the epoch, validation PSNR in dB (pooled by batch as the
-# original reports it, and the mean over images), learning rate of the epoch's last step, seconds of training.
+# epoch, optimizer steps so far, mean L1 loss of the epoch, validation PSNR in dB (pooled by batch, as the original
+# reports it, and averaged over images), learning rate of the epoch's last step, seconds of training.
 FIELDS = ("epoch", "steps", "loss", "psnr", "psnr_per_image", "lr", "seconds")
 
 
 class Records:
-    """The records of a run folder, kept by the main process; TensorBoard's where it is installed, or demanded."""
+    """The records of a run folder, written by the main process.
+
+    `tensorboard` is True (raise ValueError if it is not installed), None (write events if it is) or False.
+    """
 
     def __init__(self, folder: Path, tensorboard: bool | None, main: bool, steps: int) -> None:
         self.folder, self.main = folder, main
@@ -38,17 +41,17 @@ class Records:
         if self.main:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            with contextlib.suppress(OSError):  # a terminal that has been closed
+            with contextlib.suppress(OSError):  # the terminal may be closed
                 tqdm.write(line)
 
     def steps(self, steps: int, loss: float, rate: float) -> None:
-        """Record the loss of the last of so many steps."""
+        """Record the loss and the learning rate of step number `steps`."""
         if self.events is not None:
             self.events.add_scalar("train/loss", loss, steps)
             self.events.add_scalar("train/lr", rate, steps)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Record the figures of an epoch, by FIELDS; those that are absent stay empty."""
+        """Append an epoch's row to log.csv; fields missing from `record` stay empty."""
         if not self.main:
             return
         path = self.folder / "log.csv"
@@ -66,7 +69,7 @@ class Records:
             self.events.flush()
 
     def image(self, image: Image.Image, name: str, steps: int) -> None:
-        """Keep a picture of the validation as a PNG of that name, and among TensorBoard's."""
+        """Save a validation picture as `name`.png and as a TensorBoard image."""
         if not self.main:
             return
         with atomic_file(self.folder / f"{name}.png") as file:
@@ -77,7 +80,7 @@ class Records:
             self.events.add_image("validation", np.asarray(image), steps, dataformats="HWC")
 
     def trim(self, epoch: int) -> None:
-        """Drop the rows of log.csv beyond an epoch, and one that was not finished."""
+        """Drop the rows of log.csv after an epoch, and an incomplete one."""
         path = self.folder / "log.csv"
         if not self.main or not path.exists():
             return
@@ -90,17 +93,17 @@ class Records:
             file.write(table.getvalue().encode())
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close the event file."""
         if self.events is not None:
             self.events.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a log.csv, without empty fields; a row that a kill has cut is left out."""
+    """Return the rows of a log.csv without their empty fields; skip a row cut short by a kill."""
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
-            raise ValueError(f"{path}: no log of a training: its first line must be {','.join(FIELDS)}")
+            raise ValueError(f"{path}: not a training log: its first line must be {','.join(FIELDS)}")
         rows = []
         for values in reader:
             try:

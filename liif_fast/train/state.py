@@ -1,7 +1,7 @@
-"""Checkpoints: the original's format, and under `liif_fast` what continuing bit for bit needs beside it.
+"""Checkpoints in the original's format, with what an exact resume needs under the key `liif_fast`.
 
-The random numbers of a step are drawn from the seed and the number of the step, so that there is no state of a
-generator to keep: a checkpoint says which step of which epoch comes next.
+A step draws its random numbers from the seed and the step's number. So a checkpoint holds no generator state, only
+which step of which epoch comes next.
 """
 
 import math
@@ -19,35 +19,35 @@ from liif_fast.train.stepper import Stepper
 
 @dataclass
 class Progress:
-    """How far a training has come."""
+    """The position of a training in its schedule."""
 
-    epoch: int = 0  # epochs that are complete
-    step: int = 0  # steps of the next one that are done
-    losses: list[float] = field(default_factory=list)  # of those
-    seconds: float = 0.0  # that those took
+    epoch: int = 0  # complete epochs
+    step: int = 0  # complete steps of the next epoch
+    losses: list[float] = field(default_factory=list)  # of those steps
+    seconds: float = 0.0  # those steps took
     best: float = -math.inf  # validation PSNR in dB
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a training, ours or the original's, running no code that it carries."""
+    """Read a training checkpoint, ours or the original's, without running code from the file."""
     checkpoint = dict(read_checkpoint(path))
     with naming(str(path)):
         missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
         if missing:
-            raise ValueError(f"no checkpoint of a training: it has no {' and no '.join(missing)}")
+            raise ValueError(f"not a training checkpoint: it has no {' and no '.join(missing)}")
         optimizer, epoch = checkpoint["optimizer"], checkpoint["epoch"]
         if not isinstance(optimizer, dict) or not {"name", "sd"} <= optimizer.keys():
-            raise ValueError("no checkpoint of a training: its optimizer has no name or no sd")
+            raise ValueError("not a training checkpoint: its optimizer has no name or no sd")
         if not isinstance(epoch, int) or epoch < 0:
             raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r:.80}")
     return checkpoint
 
 
 def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Progress, order: list[int]) -> Any:
-    """Make what `torch.save` is to write.
+    """Compose the checkpoint for `torch.save`.
 
-    With `ema` the model's weights are the averaged ones, and the trained ones are under `liif_fast`. In the midst of an
-    epoch `order`, on which the order of the samples depends, must not change.
+    With `ema`, `model` holds the averaged weights and `liif_fast` the trained ones. `order` holds the numbers that
+    determine the order of the samples; a resume within an epoch requires the same ones.
     """
     extra: dict[str, Any] = {"best": progress.best, "steps": stepper.steps, "backend": stepper.backend}
     if progress.step:
@@ -62,7 +62,7 @@ def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Pr
         "model": {**spec, "sd": (stepper.average or stepper.model).state_dict()},
         "optimizer": {"name": optimizer["name"], "args": optimizer["args"], "sd": stepper.optimizer_state()},
         "epoch": progress.epoch,
-        "data_norm": config.data_norm,  # what load_model reads; the original leaves it to the reader
+        "data_norm": config.data_norm,  # for load_model; the original's files do not have it
         "liif_fast": extra,
     }
 
@@ -70,11 +70,11 @@ def compose(spec: dict[str, Any], stepper: Stepper, config: Config, progress: Pr
 def restore(
     checkpoint: dict[str, Any], stepper: Stepper, config: Config, order: list[int]
 ) -> tuple[Progress, list[str]]:
-    """Take over the state of a checkpoint, whose model's weights are loaded already.
+    """Restore everything but the model's weights, which are loaded already, from a checkpoint.
 
-    Returns how far it had come, and remarks on what does not go on as it was.
+    Returns the progress and remarks on what differs from before.
     """
-    extra = checkpoint.get("liif_fast", {})  # the original's files have none
+    extra = checkpoint.get("liif_fast", {})  # absent from the original's files
     if "trained" in extra:
         stepper.model.load_state_dict(extra["trained"])
     if stepper.average is not None:
@@ -88,7 +88,7 @@ def restore(
     stepper.steps = extra.get("steps", 0)
     progress = Progress(checkpoint["epoch"], best=extra.get("best", -math.inf))
     if extra.get("step") and list(extra["order"]) != order:
-        remarks.append("the order of the samples is another one now, so that the unfinished epoch starts again")
+        remarks.append("the order of the samples has changed, so the unfinished epoch starts again")
     elif extra.get("step"):
         losses: Tensor = extra["losses"]
         progress.step, progress.losses, progress.seconds = extra["step"], losses.tolist(), extra["seconds"]

@@ -1,4 +1,4 @@
-"""One step of the optimizer, and the state that it changes."""
+"""One optimizer step and the state that it changes."""
 
 import contextlib
 import copy
@@ -20,20 +20,18 @@ Batch = list[Sample]
 
 
 class Result(NamedTuple):
-    """What a step tells, on its device."""
+    """The result of a step, on its device."""
 
-    loss: Tensor  # [], this process's part of the mean over all pixels of all processes
-    errors: list[Tensor]  # of every batch: [b] in the order of its groups
+    loss: Tensor  # [], this process's share of the mean over all pixels of all processes
+    errors: list[Tensor]  # one [b] per batch, in the order of its groups
 
 
 class Stepper:
-    """A model and its optimizer, gradient scaling and averaged weights.
-
-    Nothing here waits for the device.
+    """A model with its optimizer, gradient scaler and averaged weights. A step does not wait for the device.
 
     Attributes:
         average: the averaged model; None without `ema`.
-        backend: which decodes; None until `trial.settle`, and where the model leaves no choice.
+        backend: the decoder's backend; None before `trial.settle`, or if the model leaves no choice.
     """
 
     def __init__(self, model: Any, config: Config) -> None:
@@ -54,15 +52,15 @@ class Stepper:
             self._call.broadcast_buffers = False  # the argument's name depends on PyTorch's version
         args = config.optimizer["args"]
         if not args.get("foreach") and args.get("fused") is None:
-            # One kernel for all parameters; it looks at a scaler's findings on the device.
+            # One kernel for all parameters; it reads the scaler's result on the device.
             args = {**args, "fused": True}
-        # Frozen parameters too: the original's optimizer states count them.
+        # Frozen parameters too, because the original's optimizer state counts them.
         self.optimizer = OPTIMIZERS[config.optimizer["name"]](model.parameters(), **args)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == torch.float16)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: list[Batch], counts: list[bool]) -> Result:
-        """Minimise the mean error over all pixels of all processes' batches; the others take part with 0."""
+        """Minimise the mean error over all pixels of all processes' batches; batches not counted weigh 0."""
         values = sum(g["gt"].numel() for batch, counted in zip(batches, counts, strict=True) if counted for g in batch)
         share = self._share(values)
         self.optimizer.zero_grad(set_to_none=True)
@@ -90,30 +88,30 @@ class Stepper:
             group["initial_lr"] = self.config.optimizer["args"]["lr"]
 
     def release(self) -> None:
-        """Let go of what joins the processes, so that `distributed.cleanup` finds itself the last to hold it.
+        """Drop DDP's reference to the process group, so `distributed.cleanup` holds the last one.
 
-        DDP would destroy it holding Python's lock, and wait for threads of gloo that may wait for that lock.
+        DDP would destroy the group while holding the GIL and wait for gloo threads that may need the GIL.
         """
         self._call = self.objective
-        gc.collect()  # DDP is in circles of references
+        gc.collect()  # DDP is part of reference cycles
 
     def is_finite(self) -> bool:
-        """Whether all weights are finite; waits for the device."""
+        """Return whether all weights are finite; waits for the device."""
         sums = torch.stack([p.detach().sum() for p in (self.average or self.model).parameters()])
         return bool(sums.isfinite().all())
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state as the original writes it: `fused` is a matter of this machine."""
+        """Return the optimizer's state as the original writes it, without `fused`, which depends on the machine."""
         state = self.optimizer.state_dict()
         state["param_groups"] = [{**group, "fused": None} for group in state["param_groups"]]
         return state
 
     def load_optimizer_state(self, state: dict[str, Any]) -> list[str]:
-        """Take over an optimizer's state, ours or the original's; its settings stay those of the configuration."""
-        settings = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}  # the schedule's
-        groups = [{**group, "fused": settings["fused"]} for group in state["param_groups"]]  # decides where steps lie
+        """Load an optimizer's state, ours or the original's; keep the configuration's settings, return the changes."""
+        settings = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}  # the schedule sets lr
+        groups = [{**group, "fused": settings["fused"]} for group in state["param_groups"]]  # decides the steps' device
         self.optimizer.load_state_dict({**state, "param_groups": groups})
-        (group,) = self.optimizer.param_groups  # of all parameters
+        (group,) = self.optimizer.param_groups
         missing = [key for key in settings if key not in group]
         if missing:
             raise ValueError(f"optimizer.sd: a group of parameters lacks {', '.join(missing)}")
@@ -131,11 +129,12 @@ class Stepper:
                     shapes = f"{list(value.shape)}, its parameter {list(parameter.shape)}"
                     raise ValueError(f"optimizer.sd: a {key} has shape {shapes}")
                 if isinstance(value, Tensor) and value.ndim:
-                    values[key] = _laid_out_as(parameter, value)
+                    # In its parameter's strides, because fused optimizers on a CPU walk raw memory.
+                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         return remarks
 
     def _share(self, values: int) -> float | Tensor:
-        """What one value's error weighs here, so that DDP's mean over the processes is the mean over all values."""
+        """Return the weight of one value's error with which DDP's mean over processes is the mean over all values."""
         if distributed.world_size() == 1:
             return 1 / values
         total = torch.tensor(float(values), dtype=torch.float64)
@@ -148,7 +147,7 @@ class Stepper:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the averaged weights towards the weights; quickly at first."""
+        """Move the averaged weights towards the weights, faster in the first steps."""
         if self.average is not None:
             decay = min(self.config.ema or 0.0, (1 + self.steps) / (10 + self.steps))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -164,11 +163,6 @@ def _teacher(config: Config) -> Any:
     if teacher.data_norm != config.data_norm:
         raise ValueError(f"teacher.model: {name} has data_norm {teacher.data_norm}, the training {config.data_norm}")
     return teacher.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-
-
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return a value in its parameter's strides, because fused optimizers on a CPU walk raw memory."""
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _comparable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request that the training loop grants when its step is done."""
+"""Turn Ctrl-C, SIGTERM and a closed terminal into a request that the training loop grants after its step."""
 
 import signal
 import threading
@@ -11,10 +11,10 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Stop:
-    """Within it a first signal only sets `signum`; a second ends the process at once. It may be entered again.
+    """A reentrant context in which the first signal only sets `signum` and the second ends the process.
 
-    With several processes a second one is ignored, since a terminal and torchrun both send Ctrl-C on; torchrun itself
-    kills what has not ended after half a minute.
+    With several processes the second signal is ignored, because the terminal and torchrun both forward Ctrl-C.
+    torchrun itself kills processes that have not ended after half a minute.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Stop:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # only there Python may
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses to set handlers
             for signum in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     self._previous[signum] = signal.signal(signum, self._handle)
@@ -41,7 +41,7 @@ class Stop:
 
 
 def end(signum: int) -> NoReturn:
-    """End as the signal would have: KeyboardInterrupt for Ctrl-C, else exit code 128 + signum."""
+    """Raise KeyboardInterrupt for Ctrl-C, SystemExit(128 + signum) for other signals."""
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + signum)

@@ -1,7 +1,7 @@
 """The training loop, in one process or in several started by torchrun.
 
-What a step does depends on the configuration, its number and the state before it alone, so that a resumed training is
-bit for bit the uninterrupted one.
+A step depends only on the configuration, its number and the state before it. So a resumed training equals an
+uninterrupted one bit for bit.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from liif_fast.train.stopping import Stop, end
 from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
 
-_ADVICE = "--resume goes on from the last checkpoint, with any number of processes"
-LOOK_EVERY = 20  # steps between looks at the loss, each of which makes a GPU wait; a CPU has nothing to wait for
+_ADVICE = "--resume continues from the last checkpoint, with any number of processes"
+LOOK_EVERY = 20  # steps between reads of the loss, because each read waits for the GPU
 
 
 class DivergedError(ValueError):
@@ -50,27 +50,27 @@ def train(
     save_root: str | Path = "save",
     device: str | torch.device = "auto",
 ) -> Path:
-    """Train as a configuration says; under torchrun, together with the other processes.
+    """Train from a configuration; under torchrun, together with the other processes.
 
     Args:
         config_path: YAML file (see `liif_fast.train.config`).
         name: name of the run folder; None means `_<config>[_tag]`.
-        tag: added to the folder's default name.
-        resume: continue from the folder's epoch-last.pth if there is one.
-        save_root: folder of the run folders.
+        tag: suffix of the folder's default name.
+        resume: continue from the folder's epoch-last.pth if it exists.
+        save_root: parent of the run folder.
         device: "auto" takes a GPU if there is one.
 
     Returns:
         The run folder, with config.yaml, log.txt, log.csv, epoch-last.pth, epoch-best.pth and epoch-N.pth.
 
     Raises:
-        FileNotFoundError: if something that the configuration names is missing.
-        FileExistsError: if the folder holds a training already and resume is not set.
-        ValueError: if the configuration is wrong or does not fit the checkpoint, or there is no such device.
-        DivergedError: if the loss is not finite.
-        OSError: if a checkpoint cannot be written; the last one is as it was.
-        ConnectionError: if another process is gone, or cannot be reached within `LIIF_FAST_TIMEOUT`.
-        KeyboardInterrupt: on Ctrl-C, after a checkpoint of the step that was under way.
+        FileNotFoundError: a file or folder named by the configuration is missing.
+        FileExistsError: the folder holds a training already and `resume` is not set.
+        ValueError: the configuration is wrong, does not fit the checkpoint, or the device does not exist.
+        DivergedError: the loss is not finite.
+        OSError: a checkpoint cannot be written; the previous one is unchanged.
+        ConnectionError: another process is gone, or does not answer within `LIIF_FAST_TIMEOUT`.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint of the current step.
     """
     config = load_config(config_path)
     folder = Path(save_root) / (name or "_" + Path(config_path).stem + (f"_{tag}" if tag else ""))
@@ -83,8 +83,8 @@ def train(
             device = distributed.init(pick_device(device))
             run = Run(config, folder, device, None if source is None else Path(source))
             if resume and source != last:
-                begin = "the training begins" if source is None else f"the training goes on from {source}"
-                run.log(f"--resume: {folder} has no epoch-last.pth to go on from; {begin}")
+                begin = "training starts from the beginning" if source is None else f"training continues from {source}"
+                run.log(f"--resume: {folder} has no epoch-last.pth; {begin}")
             try:
                 run.train()
             finally:
@@ -101,7 +101,7 @@ class Run:
         self.config, self.folder, self.device = config, folder, device
         self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
         if len(set(distributed.gather(None if source is None else str(source)))) > 1:
-            raise ValueError(f"{folder}: not all processes see it: it must be on a file system that they share")
+            raise ValueError(f"{folder}: not all processes see it; put it on a file system that they share")
         checkpoint = None if source is None else state.read(source)
         torch.manual_seed(config.seed)
         model: Any = models.make(config.model) if checkpoint is None else models.make(checkpoint["model"], load_sd=True)
@@ -134,7 +134,7 @@ class Run:
         for remark in remarks:
             self.log(remark)
         if self.spec != _spec(config.model):
-            self.log("the configuration's model differs from the checkpoint's, which is the one that is trained")
+            self.log("the configuration's model differs from the checkpoint's; training continues the checkpoint's")
 
     def _read_data(self) -> None:
         config, world = self.config, distributed.world_size()
@@ -142,11 +142,11 @@ class Run:
         if size < world:
             raise ValueError(f"train_dataset.batch_size: {world} processes cannot share batches of {size}")
         self.order = Order(len(self.train_set), size, config.seed)
-        self.steps = -(-self.order.batches // config.grad_accum)  # of an epoch
+        self.steps = -(-self.order.batches // config.grad_accum)  # per epoch
         workers = config.num_workers
         if workers is None:
             cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            workers = max(1, min(8, cores)) if self.device.type == "cuda" else 0  # on a CPU they only take cores away
+            workers = max(1, min(8, cores)) if self.device.type == "cuda" else 0  # on a CPU they take cores away
         self.loader = make_loader(
             self.train_set,
             self.order,
@@ -165,40 +165,40 @@ class Run:
         return [self.order.length, self.order.size, self.config.grad_accum, self.config.seed]
 
     def _try(self, recorded: Any) -> list[str]:
-        """Make a sample of each set, and put the training's through the model, before anything is written."""
+        """Make a sample of each set and run the training sample through the model, before anything is written."""
         if self.validation is not None:
             first_batch(self.validation.dataset, self.device)
         batch = first_batch(self.train_set, self.device, self.config.data_device)
         return settle(self.stepper, batch, self.config.backend, recorded)
 
     def train(self) -> None:
-        """Train until epoch_max, leaving a checkpoint after every epoch, and on Ctrl-C or SIGTERM.
+        """Train until epoch_max, writing a checkpoint after every epoch and on Ctrl-C or SIGTERM.
 
-        After either it may be called again, and goes on.
+        A further call continues where the last one stopped.
         """
-        self.stop.signum = 0  # what ended an earlier call
+        self.stop.signum = 0  # it may have ended an earlier call
         while self.progress.epoch < self.config.epoch_max:
             self._train_epoch()
             self._finish_epoch()
-        # Nobody is done before the main process has written everything; nor is a signal since the last look lost.
+        # Wait until the main process has written everything, and act on a signal that arrived meanwhile.
         if signum := max(distributed.gather(self.stop.signum)):
             end(signum)
 
     def close(self) -> None:
-        """End the records and the connection to the other processes; nothing can be trained any more."""
+        """Close the records and the connection to the other processes. The run cannot train afterwards."""
         self.records.close()
         if distributed.world_size() > 1:
             self.stepper.release()
 
     def _train_epoch(self) -> None:
-        """Go on with the current epoch to its end."""
+        """Train to the end of the current epoch."""
         config, progress, stepper = self.config, self.progress, self.stepper
         epoch = progress.epoch + 1
         self.train_set.set_epoch(epoch)
         self.order.begin(epoch, progress.step * config.grad_accum)
-        torch.manual_seed(mix(config.seed, epoch))  # for wrappers of the user's that draw from the global generator
+        torch.manual_seed(mix(config.seed, epoch))  # for user wrappers that draw from the global generator
         stepper.objective.train()
-        self.unread: list[tuple[Any, ...]] = []  # of steps that have not been looked at: loss, shares, errors, places
+        self.unread: list[tuple[Any, ...]] = []  # loss, shares, errors, places of each step since the last look
         before, started = progress.seconds, time.perf_counter()
         description = f"epoch {epoch}/{config.epoch_max}"
         hidden = None if distributed.is_main() else True
@@ -221,16 +221,16 @@ class Run:
                 progress.seconds = before + time.perf_counter() - started
                 if self._asked() or progress.step % self.look_every == 0 or progress.step == self.steps:
                     self._look(bar)
-        if self._asked():  # after the last look; several processes agree on it in the next epoch
+        if self._asked():  # several processes agree on it in the next epoch instead
             self._save("epoch-last")
             self._end(self.stop.signum)
 
     def _asked(self) -> bool:
-        """Whether this process has been asked to stop and may do so on its own."""
+        """Return whether a signal has arrived that this process may obey without asking others."""
         return bool(self.stop.signum) and distributed.world_size() == 1
 
     def _look(self, bar: Any) -> None:
-        """Read the losses since the last look, agree with the other processes, and save if it is time or asked for."""
+        """Read the losses since the last look, agree with the other processes, and save if due or asked to stop."""
         progress, minutes = self.progress, self.config.save_minutes
         losses = torch.stack([loss for loss, *_ in self.unread])
         signum, due = self.stop.signum, minutes is not None and time.monotonic() - self.saved >= 60 * minutes
@@ -255,13 +255,13 @@ class Run:
             self._end(signum)
 
     def _end(self, signum: int) -> NoReturn:
-        """End as asked; what has been done is saved already."""
+        """Log the position, which is saved already, and end."""
         step, epoch = self.progress.step, self.progress.epoch + 1
-        self.log(f"stopped after step {step} of epoch {epoch}; --resume goes on from there")
+        self.log(f"stopped after step {step} of epoch {epoch}; --resume continues from there")
         end(signum)
 
     def _diverged(self, step: int, loss: float, number: int) -> None:
-        """Say which step it was, and which sample."""
+        """Raise DivergedError naming the step and the samples."""
         _, *batches = self.unread[number]
         found = []
         for share, errors, places in zip(*batches, strict=True):
@@ -275,12 +275,12 @@ class Run:
         )
 
     def _sample_name(self, index: int) -> str:
-        """A sample's number, and its image, of a pair the larger one, if the dataset tells."""
+        """Return a sample's number and, if the dataset names it, its image (of a pair, the larger one)."""
         found = headers(getattr(self.train_set, "dataset", None), index)
         return f"{index} ({found[-1].name})" if found else str(index)
 
     def _finish_epoch(self) -> None:
-        """Validate if it is time, record, and save; what has been trained is saved before."""
+        """Save, validate if due, record the epoch, and save again."""
         config, progress, best = self.config, self.progress, False
         epoch, model = progress.epoch + 1, self.stepper.average or self.stepper.model
         record: dict[str, Any] = {"epoch": epoch, "steps": self.stepper.steps, "lr": self._rate()}
@@ -297,9 +297,9 @@ class Run:
             self._picture(model, epoch)
         self.records.epoch(record)  # before the checkpoint: resuming drops what is beyond it
         self.progress = state.Progress(epoch, best=progress.best)
-        self._set_rate(epoch)  # as the original's files have it: the next epoch's
+        self._set_rate(epoch)  # the original's files hold the next epoch's rate
         names = ["epoch-best"] * best + [f"epoch-{epoch}"] * bool(config.epoch_save and epoch % config.epoch_save == 0)
-        self._save(*names, "epoch-last")  # the last at the end: resuming starts from it
+        self._save(*names, "epoch-last")  # epoch-last last, because resuming starts from it
         self.log(f"{line}, {self._left()} left")
 
     def _picture(self, model: Any, epoch: int) -> None:
@@ -313,7 +313,7 @@ class Run:
                 self.records.image(picture, f"epoch-{epoch}", self.stepper.steps)
 
     def _save(self, *names: str) -> None:
-        """Write the present state under some names; a state that is not finite is never written."""
+        """Write the state under each name; raise DivergedError instead if it is not finite."""
         if not self.stepper.is_finite():
             raise DivergedError(
                 f"the weights are not finite after step {self.progress.step} of epoch {self.progress.epoch + 1}; "
@@ -326,15 +326,15 @@ class Run:
                 write_checkpoint(content, self.folder / f"{name}.pth")
 
     def checkpoint(self) -> Any:
-        """The present state in the original's format, and what resuming needs beside it (`state.compose`)."""
+        """Return the state in the original's format, with what resuming needs (`state.compose`)."""
         return state.compose(self.spec, self.stepper, self.config, self.progress, self._ordered_by())
 
     def done(self) -> int:
-        """Steps of the schedule that are behind."""
+        """Return the number of completed steps."""
         return self.progress.epoch * self.steps + self.progress.step
 
     def _left(self) -> datetime.timedelta:
-        """Time until the end, at this process's pace so far."""
+        """Estimate the remaining time from this process's pace so far."""
         begun, first = self.begun
         pace = (time.monotonic() - begun) / max(self.done() - first, 1)
         return datetime.timedelta(seconds=round(pace * (self.config.epoch_max * self.steps - self.done())))
@@ -363,7 +363,7 @@ def _make_split(place: str, split: dict[str, Any], seed: int) -> tuple[Any, int]
 
 @contextlib.contextmanager
 def _arithmetic(deterministic: bool) -> Iterator[None]:
-    """Let PyTorch choose the fastest kernels for the sizes that it sees, or only those that repeat themselves."""
+    """Let PyTorch benchmark its kernels, or restrict it to deterministic ones."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its start

@@ -1,4 +1,4 @@
-"""A sample that goes through the model before anything is written, and the backend that decodes from then on."""
+"""Run one sample through the model before anything is written, and choose the decoder's backend for the training."""
 
 import copy
 from typing import Any
@@ -13,20 +13,20 @@ from liif_fast.train.stepper import Batch, Stepper
 
 
 def automatic(device: torch.device, autocast: torch.dtype | None) -> tuple[str, ...]:
-    """Return the backends that "auto" tries in a training, in every process the same.
+    """Return the backends that "auto" tries in a training, the same in every process.
 
-    The main process reads the verdict of `liif-fast qualify`, which counts if all processes have such a device, such
-    kernels and such libraries.
+    The main process reads the verdict of `liif-fast qualify`. It counts if all processes have the same device model,
+    kernels and libraries.
 
     Args:
-        device: of this process.
+        device: this process's device.
         autocast: dtype of the forward pass.
     """
     step = Call(
         op="decode",
         device=device,
         dtype=torch.float32,
-        shape=(16, 64, 48, 48),  # the paper's setting, in which the verdict's speed was measured
+        shape=(16, 64, 48, 48),  # the paper's setting, for which the verdict's speed was measured
         queries=2304,
         widths=(256, 256, 256, 256, 3),
         switches=Switches(),
@@ -44,18 +44,20 @@ def automatic(device: torch.device, autocast: torch.dtype | None) -> tuple[str, 
 
 
 def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> list[str]:
-    """Put a batch through the model as training and validation do, and let the first backend that can run both decode.
+    """Set the decoder to the first backend that can run a batch as training and validation do; return remarks.
 
-    "auto" is decided here, once, so that a training that is resumed elsewhere does not change it unseen.
+    "auto" is decided once, here, so that a resume elsewhere does not change the backend unnoticed.
 
     Args:
-        asked: the configuration's backend, "auto" for the fastest; None keeps the recorded one where it can run.
-        recorded: the checkpoint's; None if it has none.
+        asked: the configuration's backend, "auto" for the fastest; None keeps the recorded one if it can run.
+        recorded: the checkpoint's backend; None if it has none.
     """
     names: list[Any] = [asked]
     if not _undecided(stepper.model):
         if asked not in (None, "auto"):
-            raise ValueError(f"backend: {asked} is of no use: the model has no decoder that leaves the choice open")
+            raise ValueError(
+                f"backend: {asked} has no effect: no decoder of the model has backend 'auto'; remove the key"
+            )
         names = [None]
     elif asked in (None, "auto"):
         before = [recorded] if asked is None and recorded is not None else []
@@ -74,11 +76,11 @@ def settle(stepper: Stepper, batch: Batch, asked: str | None, recorded: Any) -> 
     if recorded in (None, name) or name is None:
         return []
     why = f": {refusals[0]}" if asked is None else ""
-    return [f"backend: {name} decodes from here on, it was {recorded}{why}"]
+    return [f"backend: {name} from here on, it was {recorded}{why}"]
 
 
 def _refusal(stepper: Stepper, batch: Batch, name: Any) -> str | None:
-    """Say why a backend cannot run what training needs; None if it can."""
+    """Return why a backend cannot run what training needs; None if it can."""
     if name is not None and name not in backends.NAMES:
         return f"there is no backend {name!r:.80} here"
     trial = copy.deepcopy(stepper.objective).train()  # with dropout, which not every backend has
@@ -98,7 +100,7 @@ def _refusal(stepper: Stepper, batch: Batch, name: Any) -> str | None:
 
 
 def _undecided(model: nn.Module | None) -> list[Any]:
-    """The modules that leave the choice of a backend open."""
+    """Return the modules whose backend is "auto"."""
     return [] if model is None else [part for part in model.modules() if getattr(part, "backend", None) == "auto"]
 
 

@@ -1,4 +1,4 @@
-"""The PSNR on the validation set, and pictures of it."""
+"""Measure the PSNR on the validation set and draw pictures of it."""
 
 import copy
 import math
@@ -18,8 +18,8 @@ from liif_fast.train.config import Config
 from liif_fast.train.objective import Objective
 from liif_fast.train.order import Order
 
-PICTURE_SIDE = 256  # pixels; of a larger image the middle is shown
-CAPTION = (110, 16)  # pixels: the room that a caption takes
+PICTURE_SIDE = 256  # pixels; a larger image is cropped to its middle
+CAPTION = (110, 16)  # width and height of a caption in pixels
 
 
 class Validation:
@@ -32,23 +32,23 @@ class Validation:
         dataset = at_eval_type(dataset, config.eval_type)
         self.dataset, self.config, self.objective, self.device = dataset, config, objective, device
         order = Order(len(dataset), config.val_dataset["batch_size"])
-        # Every process takes whole batches, so that what is pooled does not depend on their number.
+        # Every process takes whole batches, so the pooled error does not depend on the number of processes.
         batches = distributed.share([order.indices[i : i + order.size] for i in range(0, order.length, order.size)])
         self.loader = make_loader(dataset, batches, device, num_workers=num_workers, grouped=True)
 
     @torch.inference_mode()
     def psnr(self, model: Any, epoch: int) -> tuple[float, float]:
-        """Measure a model, on crops of `epoch` where `val_seed` is null.
+        """Measure a model; if `val_seed` is null, on the crops of `epoch`.
 
-        Returns dB of each batch's pooled error, averaged by batch size, as the original reports it (samples of
-        different sizes are pooled by size); and the mean over images.
+        Returns two PSNRs in dB. The first pools the error of each batch (samples of different sizes by size) and
+        averages by batch size, as the original does. The second is the mean over images.
         """
         if self.config.val_seed is None:
             self.dataset.set_epoch(epoch)
         training = model.training
         model.eval()
         pooled, single, count = 0.0, 0.0, 0
-        with torch.compiler.set_stance("force_eager"):  # its batches would compile anew
+        with torch.compiler.set_stance("force_eager"):  # other sizes would recompile
             for batch in self.loader:
                 for pred, group in zip(self.objective.images(model, batch), batch, strict=True):
                     gt, eval_type = group["gt"], self.config.eval_type
@@ -67,13 +67,13 @@ class Validation:
     def picture(self, model: Any, count: int) -> Image.Image | None:
         """Show the first samples: the input enlarged by bicubic interpolation, the prediction, and the target.
 
-        Above each row stand the PSNR of the two, in 8 bits and all of the sample, and the scale.
+        Captions give the 8-bit PSNR over the whole sample and the scale. None if there is nothing to show.
         """
         count = min(count, len(self.dataset))
         if not count or not hasattr(self.dataset, "sample_q"):
             return None
         whole = copy.copy(self.dataset)
-        whole.sample_q = None  # the same crops: pixels are drawn last
+        whole.sample_q = None  # the crops stay the same, because pixels are drawn last
         loader = make_loader(whole, [[i] for i in range(count)], self.device, grouped=True)
         training, rows = model.training, []
         model.eval()
@@ -93,7 +93,7 @@ class Validation:
 
 
 def _as_pil(image: Tensor) -> Image.Image:
-    """An image [H, W, 1 or 3] in [0, 1]."""
+    """Convert an image [H, W, 1 or 3] in [0, 1]."""
     pixels = image.clamp(0, 1).mul(255).round().byte().cpu().numpy()
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
@@ -104,7 +104,7 @@ def _db(image: Image.Image, target: Image.Image) -> str:
 
 
 def _table(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
-    """Rows of images of one size, each under its caption."""
+    """Arrange rows of equally large images, each under its caption."""
     gap, (least, line) = 8, CAPTION
     width = max(least, *(image.width for row in rows for _, image in row)) + gap
     heights = [line + row[0][1].height + gap for row in rows]
@@ -126,7 +126,7 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def _as_image(values: Tensor, inp: Tensor, eval_type: str) -> Tensor:
-    """Whole images [B, H, W, 3] as [B, 3, H, W], the scale being that of eval_type."""
+    """Permute whole images [B, H, W, 3] to [B, 3, H, W]; raise if their size is not eval_type's scale times inp's."""
     scale = parse_eval_type(eval_type)[1]
     size = [side * scale for side in inp.shape[-2:]]
     if values.ndim != 4 or list(values.shape[1:3]) != size:
@@ -136,5 +136,5 @@ def _as_image(values: Tensor, inp: Tensor, eval_type: str) -> Tensor:
 
 
 def first_batch(dataset: Any, device: torch.device, data_device: str | None = None) -> list[Sample]:
-    """Make a batch of a wrapper's first sample."""
+    """Return a batch of a wrapper's first sample."""
     return next(iter(make_loader(dataset, [[0]], device, data_device=data_device, grouped=True)))

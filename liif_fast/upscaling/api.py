@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.images import (
+    Colour,
     Format,
     Part,
     Picture,
     check_content,
     check_output,
+    flat_channels,
+    flatten,
     mode_of,
     normalise,
     open_picture,
+    parse_colour,
+    tuned,
     write_strips,
 )
 from liif_fast.images.exif import resized
@@ -31,7 +36,7 @@ from liif_fast.upscaling.features import input_window
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, frame
 from liif_fast.upscaling.strips import check_image, render_strips
-from liif_fast.window import Window
+from liif_fast.window import TURNS, Window, union, window_after
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +60,7 @@ def upscale(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
 ) -> ImageLike:
     """Upscale an image to any size with a LIIF model (LIIF, section 3).
 
@@ -83,6 +89,8 @@ def upscale(
             finite, float32 is used from there on, with a notice.
         tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
         progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).
+        self_ensemble: the mean over the eight turns of the image (EDSR, section 3.4): eight times the work, a little
+            sharper. The output is held in floating point.
 
     Returns:
         An image of the same kind; values are clamped to the range of the dtype and rounded to nearest.
@@ -93,7 +101,7 @@ def upscale(
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
     pixels, restore = _unpack(image)
-    options = Options(backend, precision, tile, progress)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
     rendered = _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
     out = np.empty(rendered.shape, rendered.dtype)
@@ -131,12 +139,13 @@ def upscale_strips(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
 ) -> Strips:
     """Upscale an image, strip by strip, so that the whole output never is in memory.
 
     Args:
-        image, model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`. Of a PIL image
-            only the pixels come back, as an array.
+        image, model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
+            Of a PIL image only the pixels come back, as an array.
 
     Returns:
         `Strips`, with the output's shape and dtype; nothing is computed before it is iterated over.
@@ -145,7 +154,7 @@ def upscale_strips(
         ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
     """
     pixels, _ = _unpack(image)
-    options = Options(backend, precision, tile, progress)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
     return _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
 
@@ -163,6 +172,10 @@ def upscale_file(
     precision: str = "float32",
     tile: int = TILE,
     progress: Progress | None = None,
+    self_ensemble: bool = False,
+    quality: int | None = None,
+    lossless: bool = False,
+    background: str | Sequence[int] | None = None,
 ) -> None:
     """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
 
@@ -171,16 +184,20 @@ def upscale_file(
             model sees, where the file and the model allow that.
         target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
             made; for the other formats the output is first collected in memory.
-        model, scale, size, region, device, backend, precision, tile, progress: as for `upscale`.
+        model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
+        quality: of JPEG, WebP and AVIF, 1 to 100; None is 95, 95 and 90.
+        lossless: keep every pixel in WebP, as PNG, TIFF, BMP, PPM and PGM always do; others are refused.
+        background: an opaque colour, as "white", "#fff" or (255, 255, 255), on which a picture with alpha is laid.
 
     Raises:
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
         ValueError, TypeError, RuntimeError: as `upscale`.
     """
-    kind = check_output(target)
+    kind = tuned(target, check_output(target), quality, lossless)
+    colour = None if background is None else parse_colour(background)
     picture = open_picture(source)
-    checked = check_target(target, kind, picture, scale, size, region)
-    options = Options(backend, precision, tile, progress)
+    checked = check_target(target, kind, picture, scale, size, region, colour)
+    options = Options(backend, precision, tile, progress, self_ensemble)
     upscale_picture(picture, checked, resolve_model(chosen(model, picture), device), options)
 
 
@@ -190,6 +207,7 @@ class Target(NamedTuple):
     path: str | os.PathLike[str]
     kind: Format
     frame: Frame
+    background: Colour | None
 
 
 def check_target(
@@ -199,6 +217,7 @@ def check_target(
     scale: float | None,
     size: tuple[int | None, int | None] | None,
     region: Window | None,
+    background: Colour | None = None,
 ) -> Target:
     """Check that the output of a picture fits into a file of the kind that `check_output` has found.
 
@@ -208,27 +227,35 @@ def check_target(
     """
     wanted = frame(picture.size, scale, size, region, MAX_FILE_PIXELS)
     height, width = wanted.region[2:]
-    check_content(path, kind, mode_of(picture.shape[2], picture.depth), (width, height))
+    check_content(path, kind, mode_of(flat_channels(picture.shape[2], background), picture.depth), (width, height))
     # Without streaming the output is in memory; a region is all that is held.
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
             "write a .png or .tif file"
         )
-    return Target(path, kind, wanted)
+    return Target(path, kind, wanted, background)
 
 
 def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
     """Upscale a picture that is open into a file that has been checked; otherwise as `upscale_file`."""
     _notice_drawn(picture.path, picture.info)
-    rendered = _strips(_needed(picture, model, target.frame), model, target.frame, options)
+    rendered = _strips(_needed(picture, model, target.frame, options), model, target.frame, options)
+    if target.background and picture.shape[2] in (2, 4):
+        channels = flat_channels(picture.shape[2], target.background)
+        made = (flatten(strip, target.background) for strip in rendered)
+        rendered = Strips((*rendered.shape[:2], channels), rendered.dtype, made)
     write_strips(target.path, rendered, rendered.shape, picture.depth, picture.info, target.kind)
 
 
-def _needed(picture: Picture, model: FeatureModel, wanted: Frame) -> NDArray | Part:
+def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Options) -> NDArray | Part:
     """Return the pixels that the output depends on: all where some are hidden, since their colours come from afar."""
     whole = picture.shape[:2]
-    window = input_window(model, *wanted, whole)
+    windows = []
+    for how in TURNS.values() if options.self_ensemble else [TURNS[1]]:
+        turned = whole[::-1] if how[0] else whole
+        windows.append(window_after(input_window(model, *wanted.turn_back(how), turned), turned, how))
+    window = union(windows)
     if window[2:] == whole:
         return picture.pixels
     part = Part(picture, window)
@@ -240,8 +267,11 @@ def _needed(picture: Picture, model: FeatureModel, wanted: Frame) -> NDArray | P
 
 def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options: Options) -> Strips:
     check_image(pixels, model)
+    height, width = wanted.region[2:]
+    if options.self_ensemble and height * width > MAX_PIXELS:
+        raise ValueError(f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which a self-ensemble holds")
     made = render_strips(pixels, model, wanted, options)
-    return Strips((*wanted.region[2:], pixels.shape[2]), pixels.dtype, made)
+    return Strips((height, width, pixels.shape[2]), pixels.dtype, made)
 
 
 def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:

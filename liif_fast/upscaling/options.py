@@ -1,4 +1,4 @@
-"""How to compute, none of which changes what is computed beyond rounding."""
+"""How to compute; but for the self-ensemble none of it changes what is computed beyond rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class Options:
     precision: str = "float32"
     tile: int = TILE
     progress: Progress | None = None
+    self_ensemble: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:

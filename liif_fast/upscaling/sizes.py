@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 
 from liif_fast.checks import check_integers
 from liif_fast.images.errors import WHY_NOT_SMALLER
-from liif_fast.window import Window
+from liif_fast.window import Turn, Window, window_before
 
 MAX_PIXELS = 2**30  # of an output that is held in memory
 MAX_FILE_PIXELS = 2**36  # of an output that is written strip by strip: beyond, it is a slip of the keyboard
@@ -17,6 +17,10 @@ class Frame(NamedTuple):
 
     size: tuple[int, int]  # (height, width) of the whole
     region: Window
+
+    def turn_back(self, how: Turn) -> "Frame":
+        """Return the frame of which the turn would make this one."""
+        return Frame(self.size[::-1] if how[0] else self.size, window_before(self.region, self.size, how))
 
 
 def frame(

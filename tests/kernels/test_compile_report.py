@@ -1,8 +1,8 @@
 """What the compiler makes of the kernels, without a GPU, with every version of Triton that the table has forms for.
 
-Compiling all there is takes too long for every change. `make test` has one version: every kernel on sm_90, and render
-in strict float32 on sm_80. `make ptx` has decode on sm_80, render on the other architectures, a small network, and the
-other versions, too. LIIF_FAST_TEST_COMPILE=all compiles everything.
+Compiling all there is takes too long for every change. `make ptx` compiles every kernel on sm_90, decode and strict
+float32 on sm_80, render on the other architectures and a small network, with the pinned version of Triton, and a part
+with the others. LIIF_FAST_TEST_COMPILE=all compiles everything.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import pytest
 from benchmarks import compile_report
 from liif_fast.kernels import host
 
+pytestmark = pytest.mark.ptx
 ROOT = Path(__file__).parents[2]
 PINNED = [
     line.split("==")[1].split()[0]
@@ -25,7 +26,7 @@ PINNED = [
     if line.startswith("triton==")
 ]
 MAIN, *OTHERS = PINNED
-TRIED = PINNED if "LIIF_FAST_TEST_TRITONS" in os.environ else [MAIN]  # make ptx sets it
+LONG = os.environ.get("LIIF_FAST_TEST_COMPILE") == "all"
 ALL = "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16"
 # Options of the report; those of one list share a process.
 SOME = ["--arch 90 --case decode gather_corners fused_mlp project --precision fp16",
@@ -33,13 +34,11 @@ SOME = ["--arch 90 --case decode gather_corners fused_mlp project --precision fp
 MORE = ["--arch 80 --case decode --precision fp16", "--arch 90 --case decode-64-8 --precision fp16",
         "--arch 89 100 120 --case render --precision bf16"]  # fmt: skip
 OTHER = ["--arch 90 80 --case decode --precision fp16", "--arch 80 --case render --precision tf32x3"]
-if os.environ.get("LIIF_FAST_TEST_COMPILE") == "all":
+if LONG:
     RUNS = [
         (version, [f"--arch {arch} --case {ALL} --precision {precision}"])
         for version, arch, precision in itertools.product(PINNED, host.ARCHITECTURES, compile_report.PRECISIONS)
     ]
-elif TRIED == [MAIN]:
-    RUNS = [(MAIN, SOME)]
 else:
     RUNS = [(MAIN, SOME), (MAIN, MORE), *((version, OTHER) for version in OTHERS)]
 CODE = """
@@ -117,7 +116,6 @@ def test_the_full_report_is_of_this_table(version):
     assert reported == expected
 
 
-@pytest.mark.skipif(TRIED == [MAIN], reason="make ptx runs it")
 @pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
     """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""

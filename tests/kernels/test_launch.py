@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from .test_compile_report import TRIED, environment
+from .test_compile_report import PINNED, environment
 
+pytestmark = pytest.mark.ptx
 KERNELS = "atomic chain decode gather mlp project render segment"
 
 
-@pytest.mark.parametrize("version", TRIED)
+@pytest.mark.parametrize("version", PINNED)
 def test_no_size_makes_a_binary_of_its_own(version, tmp_path):
     variables = environment(version, TRITON_CACHE_DIR=str(tmp_path))
     root = Path(__file__).parents[2]

@@ -136,7 +136,7 @@ def test_forms_of_ply(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.bin", b"123", "no whole number of points"),
+        ("a.bin", b"123", "not a whole number of points"),
         ("a.pcd", b"hello", "no DATA line"),
         ("a.pcd", b"FIELDS x y\nSIZE 4 4\nTYPE F F\nPOINTS 9\nDATA binary\n", "cut short"),
         ("a.pcd", b"FIELDS x y\nSIZE 4 4\nTYPE F F\nPOINTS 0\nDATA binary\n", "no field z"),
@@ -152,13 +152,13 @@ def test_forms_of_ply(form: str, tmp_path: Path) -> None:
         (
             "a.ply",
             b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\n",
-            "single numbers",
+            "expected a number",
         ),
         ("a.npy", b"123", "a.npy: "),
         ("a.npz", b"123", "a.npz: "),
         ("a.rimg", b"123", "not those of a .rimg"),
         ("a.rimg", struct.pack("<QQ", 1 << 62, 4), "not those of a .rimg"),
-        ("a.xyz", b"", "not a kind of scan"),
+        ("a.xyz", b"", "unknown scan format"),
     ],
 )
 def test_what_is_no_scan_says_so_in_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:

@@ -156,5 +156,5 @@ def test_a_stream_keeps_its_plan() -> None:
     assert plans[0] is plans[1] is plans[2] and "8 beams from its ring field" in densifier.found
     with pytest.raises(ValueError, match="8 lines, the sensor low has 3"):
         Densifier(small(), lambda own: own, Sensor(BEAMS[:3], 24, name="low"))(Scan(points, {}, image(), None))
-    with pytest.raises(ValueError, match="--sensor says it"):
+    with pytest.raises(ValueError, match="give --sensor"):
         Densifier(small(), lambda own: own)(Scan(points, {}, image(), None))

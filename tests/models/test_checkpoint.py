@@ -230,7 +230,7 @@ def test_what_cannot_be_saved(tmp_path, tiny):
         save_model(torch.nn.Linear(1, 1), tmp_path / "model.pth")
     own = torch.nn.Conv2d(3, 4, 3, padding=1)
     edsr, tiny.encoder = tiny.encoder, own
-    with pytest.raises(ValueError, match=r"built again from its spec \(tensors do not fit .*: register the"):
+    with pytest.raises(ValueError, match=r"rebuilt from its spec \(tensors do not fit .*: register the"):
         save_model(tiny, tmp_path / "model.pth")
     tiny.encoder = edsr
     own.spec = {"name": "test-unregistered", "args": {}}
@@ -342,7 +342,7 @@ ARGS = ("model", "args")
         ((*ARGS, "residual"), "bicubic", "residual must be None or 'bilinear'"),
         ((*ARGS, "extra"), torch.zeros(1), "spec must hold plain values only, got Tensor"),
         ((*SD, "encoder.head.0.weight"), None, "'encoder.head.0.weight' is missing"),
-        ((*SD, "extra"), torch.zeros(1), "'extra' is not one of the model's"),
+        ((*SD, "extra"), torch.zeros(1), "'extra' does not belong to the model"),
         (
             (*SD, "imnet.layers.0.bias"),
             torch.zeros(3),

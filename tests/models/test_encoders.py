@@ -188,7 +188,7 @@ def test_specs_of_the_wrong_type(spec):
 
 
 def test_a_module_is_no_spec():
-    with pytest.raises(TypeError, match="got Conv2d; register a class of your own"):
+    with pytest.raises(TypeError, match="got Conv2d; register your own class"):
         models.LIIF(torch.nn.Conv2d(3, 4, 1))
 
 

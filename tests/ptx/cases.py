@@ -1,6 +1,6 @@
 """Operators whose kernels run as compiled PTX, against the formula: a process of test_operators.py.
 
-    python -m tests.ptx.cases DTYPE (atomic | sorted) (keep | recompute) HIDDEN ...
+    python -m tests.ptx.cases ARCHITECTURE PRECISION (atomic | sorted) (keep | recompute) HIDDEN ...
 
 Prints a line of JSON: for each tensor [name, error, error that plain PyTorch makes, size]; whether the corner plan is
 equal, bit for bit; the instructions executed of each kernel.
@@ -35,9 +35,10 @@ def compared(name, problems, run):
 
 
 def main():
-    execute.install()
-    dtype, order, keep, *hidden = sys.argv[1:]
-    dtype, recompute = getattr(torch, dtype), keep == "recompute"
+    architecture, precision, order, keep, *hidden = sys.argv[1:]
+    tf32, recompute = precision == "tf32", keep == "recompute"
+    dtype = torch.float32 if tf32 else getattr(torch, precision)
+    execute.install(int(architecture), tf32)
     torch.use_deterministic_algorithms(order == "sorted")
     fill_with_nan()
 

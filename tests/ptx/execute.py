@@ -18,19 +18,19 @@ from benchmarks import compile_report
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
 
-from .machine import Block
+from . import hopper, machine
 from .memory import Global
 from .parser import Program, parse
 
-ARCHITECTURE = 80
+BLOCKS: dict[int, type[machine.Block]] = {80: machine.Block, 90: hopper.Block}
 TYPES = compile_report.TYPES
 
 
 class Binary:
     """A compiled kernel: its program and how much shared memory a block takes."""
 
-    def __init__(self, launch: compile_report.Launch) -> None:
-        kernel = compile_report.compiled(launch, ARCHITECTURE)
+    def __init__(self, launch: compile_report.Launch, architecture: int) -> None:
+        kernel = compile_report.compiled(launch, architecture)
         self.program, self.shared = parse(kernel.asm["ptx"]), kernel.metadata.shared
 
 
@@ -41,6 +41,8 @@ class Executor:
     executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel
     change: Callable[[str, Program], Program] = staticmethod(lambda name, program: program)
     truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))  # see matrix.multiply
+
+    architecture = 80
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -59,7 +61,7 @@ class Executor:
         launch = compile_report.Launch(self.kernel.fn.__name__, "", "", self.kernel, plain, options)
         key = str((launch.name, plain, options))
         if key not in self.binaries:
-            self.binaries[key] = Binary(launch)
+            self.binaries[key] = Binary(launch, self.architecture)
         return self.binaries[key]
 
     def launch(self, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -79,19 +81,20 @@ class Executor:
                     storages[storage.data_ptr()] = memory.add(raw), raw
                 value = storages[storage.data_ptr()][0] + value.storage_offset() * value.element_size()
             values.append(value)
-        program = self.change(name, binary.program)
+        program, kind = self.change(name, binary.program), BLOCKS[self.architecture]
         values += [0] * (len(program.parameters) - len(values))  # Triton's own: scratch memory, not used
         for y in range(grid[1] if len(grid) > 1 else 1):
             for x in range(grid[0]):
-                block = Block(program, values, (x, y), 32 * options["num_warps"], binary.shared, memory, self.truncate)
+                block = kind(program, values, (x, y), 32 * options["num_warps"], binary.shared, memory, self.truncate)
                 self.executed[name] += block.run()
         for address, raw in storages.values():
             raw[:] = memory.read_back(address, raw.size)
 
 
-def install(tf32: bool = False) -> None:
-    """Put executors in the place of the kernels, as on a GPU of the architecture."""
-    host.architecture, host.tf32_allowed = lambda device: ARCHITECTURE, lambda: tf32
+def install(architecture: int, tf32: bool = False) -> None:
+    """Put executors in the place of the kernels, as on a GPU of an architecture."""
+    Executor.architecture = architecture
+    host.architecture, host.tf32_allowed = lambda device: architecture, lambda: tf32
     backend._why_not_on = lambda kind, index: ""
     backend.run_on_cpu()
     for module in compile_report.MODULES:

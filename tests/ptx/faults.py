@@ -70,9 +70,9 @@ def unguarded(opcode: str, number: int = 0) -> Change:
     return edited(opcode, number, lambda each: [each._replace(guard="", negated=False)])
 
 
-def guarded(opcode: str, number: int = 0) -> Change:
-    """Let only every lane but one of the block reach an instruction."""
-    test = Instruction("", False, ("setp", "ne", "u32"), ("%p9999", "%tid.x", "7"))
+def guarded(opcode: str, number: int = 0, threads: int = 1) -> Change:
+    """Keep the first threads of the block from an instruction."""
+    test = Instruction("", False, ("setp", "ge", "u32"), ("%p9999", "%tid.x", str(threads)))
     return edited(opcode, number, lambda each: [test, each._replace(guard="%p9999", negated=False)])
 
 

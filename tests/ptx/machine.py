@@ -26,10 +26,12 @@ LIMIT = 2_000_000  # instructions of a block
 class Block:
     """One thread block."""
 
+    MEMORY: type[Shared] = Shared
+
     def __init__(self, program: Program, arguments: Sequence[int | float], place: tuple[int, ...], threads: int,
                  shared: int, memory: Global, truncate: int = 0) -> None:  # fmt: skip
         self.program, self.memory, self.truncate, self.threads = program, memory, truncate, threads
-        self.shared = Shared(shared, threads // 32)
+        self.shared = self.MEMORY(shared, threads // 32)
         self.warp = np.arange(threads) // 32
         self.all = np.ones(threads, bool)
         self.registers: dict[str, np.ndarray] = {}
@@ -244,13 +246,15 @@ class Block:
             self.memory.bytes[self.memory.places(address, data.shape[1])] = data
 
     def do_atom(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
-        if opcode[-2:] != ("add", "f32") or "relaxed" not in opcode or not mask.any():
-            if mask.any():
-                raise NotImplementedError(f"PTX instruction {'.'.join(opcode)}")
+        if opcode[-1] != "f32" or not {"add", "relaxed"} <= {*opcode}:
+            raise NotImplementedError(f"PTX instruction {'.'.join(opcode)}")
+        if not mask.any():
             return
-        address, target = operands if opcode[0] == "red" else operands[1:], self.memory
-        places = target.places(self.address(address[0])[mask], 4)[:, 0]
-        np.add.at(target.bytes.view(np.float32), places // 4, self.get(address[1], "f32")[mask])
+        address, values = operands if opcode[0] == "red" else operands[1:]
+        sources = elements(values)
+        places = self.memory.places(self.address(address)[mask], 4 * len(sources))[:, ::4] // 4
+        added = np.stack([self.get(each, "f32")[mask] for each in sources], 1)
+        np.add.at(self.memory.bytes.view(np.float32), places, added)
 
     do_red = do_atom
 

@@ -65,3 +65,15 @@ def spread(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
         low, high = matrix[:, ROW, 2 * PAIR], matrix[:, ROW, 2 * PAIR + 1]
         registers.append((low | high << 16).ravel())
     return registers
+
+
+def gathered(registers: list[np.ndarray], transposed: bool) -> np.ndarray:
+    """Return the rows that stmatrix writes, the reverse of `spread`: bytes [warps * 8 * matrices, 16]."""
+    matrices = []
+    for register in registers:
+        lanes = register.reshape(-1, 32)
+        matrix = np.empty((len(lanes), 8, 8), np.uint16)
+        matrix[:, ROW, 2 * PAIR], matrix[:, ROW, 2 * PAIR + 1] = lanes & 0xFFFF, lanes >> 16
+        matrices.append(matrix.transpose(0, 2, 1) if transposed else matrix)
+    rows = np.ascontiguousarray(np.stack(matrices, 1))
+    return rows.reshape(-1, 8).view(np.uint8)

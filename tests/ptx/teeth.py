@@ -1,11 +1,17 @@
-"""Plant each fault of TABLE into a compiled kernel, execute it, and print how it is found: a process of test_teeth.py.
+"""Plant each fault of a table into a compiled kernel, execute it, and print how it is found.
+
+    python -m tests.ptx.teeth ARCHITECTURE
+
+A process of test_teeth.py. Every barrier and every fence of some kernels is taken out in turn, too.
 
 A line of JSON: {name: what the machine says, "other results" or null where it is not found}.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 
 import torch
 
@@ -14,70 +20,10 @@ from tests.ops.support import Problem, same_bits
 from tests.ptx import machine
 from tests.ptx.cases import hostile
 from tests.ptx.execute import Executor, install
-from tests.ptx.faults import (
-    contracted,
-    cut_to_32_bits,
-    everywhere,
-    guarded,
-    moved,
-    operand,
-    plus,
-    positions,
-    removed,
-    renamed,
-    swapped,
-    unguarded,
-)
+from tests.ptx.faults import positions, removed
+from tests.ptx.planted import TABLES
 
-NOTHING = "{0f00000000,0f00000000,0f00000000,0f00000000}"
-LAX = operand("cp.async.wait_group", 0, plus(1))
-# Every barrier is taken out in turn, too.
-TABLE = {
-    "copy: the first wait is lax": ("decode", LAX),
-    "copy: the last wait is lax": ("decode", operand("cp.async.wait_group", 0, plus(1), -1)),
-    "copy: no first wait": ("decode", removed("cp.async.wait_group")),
-    "copy: no last wait": ("decode", removed("cp.async.wait_group", -1)),
-    "copy: no commit": ("decode", removed("cp.async.commit_group", -1)),
-    "copy: never made": ("decode", removed("cp.async.cg")),
-    "copy: half as long": ("decode", operand("cp.async.cg", 3, lambda _: "8")),
-    "copy: from one row on": ("decode", operand("cp.async.cg", 1, moved(256))),
-    "copy: to the place of another": ("decode", operand("cp.async.cg", 0, moved(64))),
-    "copy: of a projection, the wait is lax": ("project", LAX),
-    "barrier: of a warp only": ("decode", renamed("bar.sync", "bar.warp.sync", 3)),
-    "barrier: reached by a part": ("decode", guarded("bar.sync")),
-    "address: cut to 32 bits, load": ("decode", cut_to_32_bits("ld.global", 1)),
-    "address: cut to 32 bits, store": ("decode", cut_to_32_bits("st.global", 0)),
-    "address: cut to 32 bits, copy": ("decode", cut_to_32_bits("cp.async.cg", 1)),
-    "address: cut to 32 bits, atomic": ("atomic", cut_to_32_bits("atom", 1)),
-    "address: beside its alignment": ("decode", operand("ld.global.v4", 1, moved(4))),
-    "address: beyond the tensor": ("decode", operand("ld.global.v4", 1, moved(4096))),
-    "address: one element on": ("decode", operand("st.global", 0, moved(4))),
-    "mask: a load without": ("decode", everywhere(unguarded, "ld.global.b32")),
-    "mask: a store without": ("decode", unguarded("st.global", -1)),
-    "mask: off by one": ("decode", everywhere(renamed, "setp.lt.s64", "setp.le.s64")),
-    "mask: off by one, every row of a gradient": ("chain", renamed("setp.lt.s32", "setp.le.s32")),
-    "shared: another swizzle": ("decode", operand("xor.b32", 2, lambda _: "16", 12)),
-    "shared: written one line on": ("decode", operand("st.shared.v4.b16", 0, moved(16))),
-    "shared: read beyond the end": ("decode", operand("ld.shared", 1, moved(1 << 16))),
-    "shared: never written": ("chain", removed("st.shared.v4.b16", -1)),
-    "matrix: not transposed": (
-        "decode", renamed("ldmatrix.sync.aligned.m8n8.x4.trans", "ldmatrix.sync.aligned.m8n8.x4.shared.b16")
-    ),
-    "matrix: two fragments exchanged": ("decode", swapped("mma", 1)),
-    "matrix: nothing is added up": ("decode", operand("mma", 3, lambda _: NOTHING, -2)),
-    "matrix: one product is missing": ("decode", removed("mma")),
-    "matrix: by a part of a warp": ("decode", guarded("mma")),
-    "shuffle: another lane": ("decode", operand("shfl", 2, lambda lane: str(int(lane, 0) ^ 16))),
-    "shuffle: by a part of a warp": ("decode", guarded("shfl")),
-    "branch: the block divides": ("decode", guarded("bra")),
-    "relu: NaN is lost": ("decode", renamed("max.NaN.f32", "max.f32")),
-    "relu: of the gradient, other side": ("chain", renamed("setp.le.f16", "setp.ge.f16")),
-    "atomic: lost": ("atomic", removed("atom")),
-    "plan: contracted": ("gather", contracted),
-    "register: never written": ("gather", removed("add.rn.f32", 5)),
-    "gather: a neighbour's tap": ("gather", operand("ld.global", 1, moved(4), -1)),
-    "sum: one row on": ("segment", operand("ld.global.b64", 1, moved(8), -1)),
-}  # fmt: skip
+EACH = {"barrier": "bar.sync", "fence": "fence.proxy"}
 
 
 class Recorded:
@@ -119,10 +65,10 @@ class Recorded:
         same = all(map(same_bits, results, self.results[name]))
         return None if same else "other results"
 
-    def barriers(self, name):
-        """How many barriers a kernel has."""
+    def count(self, name, opcode):
+        """How many instructions of an opcode a kernel has."""
         count = []
-        self.run(name, lambda program: count.append(len(positions(program, "bar.sync"))) or program)
+        self.run(name, lambda program: count.append(len(positions(program, opcode))) or program)
         return count[0]
 
 
@@ -132,14 +78,15 @@ def copies(values):
 
 
 def main():
-    install()
+    architecture = int(sys.argv[1])
+    install(architecture)
     machine.LIMIT = 20_000  # a planted fault may be a loop that does not end
     recorded = Recorded()
     recorded.results = {name: recorded.run(name) for name in recorded.calls}
-    table = dict(TABLE)
-    for name in ("decode", "chain", "project"):
-        for number in range(recorded.barriers(name)):
-            table[f"barrier: {name} without number {number}"] = name, removed("bar.sync", number)
+    table = dict(TABLES[architecture])
+    for name, (kind, opcode) in itertools.product(("decode", "chain", "project"), EACH.items()):
+        for number in range(recorded.count(name, opcode)):
+            table[f"{kind}: {name} without number {number}"] = name, removed(opcode, number)
     print(json.dumps({title: recorded.found(*fault) for title, fault in table.items()}))
 
 

@@ -89,7 +89,7 @@ FAULTS = {
     "integers": (checks.integers, "fused_mlp", False, lambda out, _: out + 0.25, "small integers"),
     "spread": (checks.nans, "decode", False, spread, "a NaN in one latent"),
     "dropped": (checks.nans, "render", False, lambda out, _: out.nan_to_num(), "a NaN in one latent"),
-    "repeats": (checks.repeats, "decode", False, later(1e-6), "other bits when called again"),
+    "repeats": (checks.repeats, "decode", False, later(1e-6), "the bits differ when called again"),
     "input": (checks.repeats, "decode", False, writes, "an input is written"),
     "cuts": (checks.cuts, "decode", False, few, "the first 2 of 7"),
     "kept": (lambda *a: checks.far_activations(*a, 9), "decode", True, kept, "gradients of 9 queries"),
@@ -109,7 +109,7 @@ def test_each_fault_is_found(name, spoil):
 def test_memory_beside_is_watched(monkeypatch):
     full, blocks = torch.full, []
     monkeypatch.setattr(torch, "full", lambda *args, **options: blocks.append(full(*args, **options)) or blocks[-1])
-    with pytest.raises(Wrong, match="not its own"), checks._canaries(CPU):
+    with pytest.raises(Wrong, match="outside its own memory"), checks._canaries(CPU):
         blocks[2][3] = 0
 
 

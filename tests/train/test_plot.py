@@ -34,10 +34,10 @@ def test_what_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such log of a training"),
+        (None, "no training log here"),
         (HEAD, "no epoch is complete yet"),
-        ("a,b\n1,2\n", "no log of a training: its first line must be epoch,steps,loss"),
-        ("", "no log of a training"),
+        ("a,b\n1,2\n", "not a training log: its first line must be epoch,steps,loss"),
+        ("", "not a training log"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(tmp_path, content, message, capsys):

@@ -80,7 +80,7 @@ def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, 
     stopped = load(folder / "epoch-last.pth")
     # each epoch ends with one more call, for the rate of the next
     assert (stopped["epoch"], stopped["liif_fast"]["step"]) == divmod(9 - 9 // (steps + 1), steps)
-    assert "; --resume goes on from there" in (folder / "log.txt").read_text()
+    assert "; --resume continues from there" in (folder / "log.txt").read_text()
     monkeypatch.undo()
     torch.manual_seed(99)  # whatever the process did before
     assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))

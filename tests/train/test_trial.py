@@ -16,7 +16,7 @@ from .support import load, run, same
 
 
 def resumed(tmp_path, tiny, write, recorded, name="next", **keys):
-    """A run that goes on from a checkpoint in which a backend is recorded, and what it says of it."""
+    """Resume from a checkpoint that records a backend; return the run and its remarks."""
     folder = run(write, tiny | {"epoch_max": 1, "backend": "torch"}, tmp_path, name=name)
     checkpoint = load(folder / "epoch-last.pth")
     assert checkpoint["liif_fast"]["backend"] == "torch"
@@ -54,7 +54,7 @@ def test_another_is_asked_for(tmp_path, tiny, write, asked):
     going_on, lines = resumed(tmp_path, tiny, write, "triton", backend=asked)
     used = going_on.stepper.backend
     assert used == asked or (asked == "auto" and used in backends.AUTO)
-    assert lines == [f"backend: {used} decodes from here on, it was triton"]
+    assert lines == [f"backend: {used} from here on, it was triton"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_another_is_asked_for(tmp_path, tiny, write, asked):
 def test_the_recorded_one_cannot_run_here(tmp_path, tiny, write, recorded, why):
     going_on, (line,) = resumed(tmp_path, tiny, write, recorded)
     assert going_on.stepper.backend in backends.AUTO
-    assert line.startswith(f"backend: {going_on.stepper.backend} decodes from here on, it was {recorded}: {why}")
+    assert line.startswith(f"backend: {going_on.stepper.backend} from here on, it was {recorded}: {why}")
 
 
 def test_nothing_is_recorded(tmp_path, tiny, write):
@@ -98,17 +98,17 @@ def test_a_model_that_leaves_no_choice(tmp_path, tiny, monkeypatch):
     tiny["model"] = {"name": "plain"}
     going_on = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
     assert going_on.checkpoint()["liif_fast"]["backend"] is None
-    with pytest.raises(ValueError, match="backend: torch is of no use"):
+    with pytest.raises(ValueError, match="backend: torch has no effect"):
         Run(check_config(tiny | {"backend": "torch"}), tmp_path / "asked", torch.device("cpu"))
 
 
 def test_resume_that_finds_nothing_says_so(tmp_path, tiny, write):
     folder = run(write, tiny | {"epoch_max": 1}, tmp_path, resume=True)
-    line = f"--resume: {folder} has no epoch-last.pth to go on from; the training begins"
+    line = f"--resume: {folder} has no epoch-last.pth; training starts from the beginning"
     assert line in (folder / "log.txt").read_text().splitlines()
     tiny["resume"] = str(folder / "epoch-last.pth")
     other = run(write, tiny, tmp_path, name="other", resume=True)
-    assert f"to go on from; the training goes on from {tiny['resume']}" in (other / "log.txt").read_text()
+    assert f"has no epoch-last.pth; training continues from {tiny['resume']}" in (other / "log.txt").read_text()
     run(write, tiny, tmp_path, name="other", resume=True)
     assert (other / "log.txt").read_text().count("--resume: ") == 1
 

@@ -131,6 +131,48 @@ def test_alpha(model: nn.Module, mode: str) -> None:
     assert np.array_equal(upscale(pixels, model, scale=SCALE), out)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_self_ensemble(model: nn.Module, channels: int) -> None:
+    """The mean over all turns of what the model makes of the turned image, rounded once."""
+    pixels = photo(channels=channels)
+    pixels[..., -1] |= channels == 4
+    result = upscale(pixels, model, scale=SCALE, self_ensemble=True)
+    colour = np.repeat(pixels, 3, 2) if channels == 1 else np.ascontiguousarray(pixels[..., :3])
+    made = []
+    for mirror in (False, True):
+        for quarters in range(4):
+            turned = np.rot90(colour[:, ::-1] if mirror else colour, quarters)
+            out = np.rot90(whole_render(model, turned / 255, sides(turned)), -quarters)
+            made.append(out[:, ::-1] if mirror else out)
+    expected = np.mean(made, 0)
+    assert np.std(made, 0).max() * 255 > 1
+    expected = expected.mean(2, keepdims=True) if channels == 1 else expected
+    assert_within_one_level(result[..., :3], expected)
+    window = result[3:14, 5:26]
+    assert np.array_equal(upscale(pixels, model, scale=SCALE, self_ensemble=True, region=(3, 5, 11, 21)), window)
+
+
+def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
+    """A window of it too, of which only a part is read; opaque stays opaque; progress goes on over the turns."""
+    pixels = photo(40, 60)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    seen: list[float] = []
+    options: dict[str, Any] = {"scale": 1.5, "self_ensemble": True, "region": (20, 30, 9, 13)}
+    read = []
+    whole = Picture.window
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Picture, "window", lambda self, window: read.append(window) or whole(self, window))
+        upscaling.upscale_file(
+            tmp_path / "in.png", tmp_path / "out.png", model, **options,
+            progress=lambda stage, done, total: seen.append(done / total) if stage == "render" else None,
+        )  # fmt: skip
+    assert len(read) == 1 and read[0][2] * read[0][3] < 40 * 60
+    assert np.array_equal(read_image(tmp_path / "out.png").pixels, upscale(pixels, model, **options))
+    assert seen == sorted(seen) and seen[-1] == 1
+    with pytest.raises(ValueError, match="has more than 1073741824 pixels, which a self-ensemble holds"):
+        upscaling.upscale_strips(pixels, model, size=(40_000, 30_000), self_ensemble=True)
+
+
 def disc(colour: int, hidden: int) -> NDArray[np.uint8]:
     """An antialiased disc of one colour; `hidden` is the colour where nothing is visible."""
     y, x = np.mgrid[:24, :24]

@@ -1,4 +1,4 @@
-"""What nvcc compiles of csrc/cuda/decode_sm90.cu is executed on the CPU, and gives what it should. Part of `make ptx`.
+"""What nvcc compiles of csrc/cuda/decode_sm90.cu is executed on the CPU, and gives what it should.
 
 Each run has another order of warps, copies and products; LIIF_FAST_TEST_COMPILE=all makes more of them, on larger
 problems. Without nvcc all is skipped, unless LIIF_FAST_TEST_NVCC=1 says that there must be one.
@@ -22,6 +22,7 @@ from . import launch
 from .support import LONG, decoded, require
 
 require()
+pytestmark = pytest.mark.ptx
 
 KERNELS = list(itertools.product((torch.float16, torch.bfloat16), (True, False), (1, 2)))
 

@@ -1,4 +1,4 @@
-"""Faults planted into the compiled Hopper kernel are found by executing it: the checks have teeth. `make ptx` alone."""
+"""Faults planted into the compiled Hopper kernel are found by executing it: the checks have teeth."""
 
 import re
 
@@ -12,6 +12,7 @@ from .faults import PAIRS, PLAIN
 from .support import decoded, require
 
 require()
+pytestmark = pytest.mark.ptx
 
 
 @pytest.fixture(scope="module")

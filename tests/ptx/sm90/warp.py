@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import machine
+from .. import machine, wgmma
 from ..arithmetic import TYPES, UNSIGNED
 from ..memory import Fault, Global
 from ..parser import Instruction, Program, elements
-from . import products
 from .order import RANK, START, WARPS, Barrier, Order
 
 if TYPE_CHECKING:
     from .cluster import Block, Cluster
 
+COLUMNS = 256  # of a product
 LAUNCHED = 168  # registers a thread: the 65,536 of an SM for 384 threads, a multiple of 8
 WAIT = object()  # what an instruction returns that cannot be executed yet
 
@@ -305,7 +305,7 @@ class Warp(machine.Block):
             raise Fault("the warps of a warpgroup issue different products")
         self.issued += 1
         shared, known = self.block.shared, self.order.known(True, self.block.shared.generic)
-        words = np.unique((products.operand_addresses(product.descriptor) - START) // 4)
+        words = np.unique((wgmma.addresses(product.descriptor, COLUMNS, 2, False) - START) // 4)
         if words[0] < 0 or words[-1] >= shared.writer.size:
             raise Fault("a product of memory outside of the block's")
         shared.read(words, self.unit, self.committed + 1, known)
@@ -319,10 +319,11 @@ class Warp(machine.Block):
         if not self.queue:
             return
         d, a, descriptor, kind = self.queue.pop(0)
-        values = np.stack([self.registers[each] for each in d]).view(np.float32)
-        places = (products.operand_addresses(descriptor) - START) // 2
-        b = self.block.shared.bytes.view(np.uint16)[places]
-        result = products.multiply(values, [self.registers[each] for each in a], b, kind, self.truncate)
+        sums = np.stack([self.registers[each] for each in d]).view(np.float32)
+        places = (wgmma.addresses(descriptor, COLUMNS, 2, False) - START) // 2
+        left = wgmma.fragment([self.registers[each] for each in a], kind)
+        right = wgmma.values(self.block.shared.bytes.view(np.uint16)[places], kind).T
+        result = wgmma.multiply(sums, left, right, self.truncate)
         self.registers |= zip(d, result.view(np.uint32), strict=True)
 
     def wait_for_products(self, left: int) -> None:

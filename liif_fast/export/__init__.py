@@ -1,0 +1,186 @@
+"""Write a LIIF as an ONNX graph of standard operators, for runtimes other than PyTorch; docs/export.md shows how."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liif_fast import __version__
+from liif_fast.export.graph import Decoder, Encoder, Planned, Whole
+from liif_fast.export.plan import graph_inputs
+from liif_fast.files import atomic_file, why_not_writable
+from liif_fast.layers import fusable
+from liif_fast.models.liif import LIIF
+
+OPSET = 18
+FORMS = ("whole", "parts", "onnxruntime-only")
+PLAN = ("row_index", "column_index", "row_rel", "column_rel", "cell")
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    form: str = "whole",
+    licence: str = "unknown",
+) -> list[Path]:
+    """Write a LIIF as ONNX, opset 18, standard operators, any height, width and output size.
+
+    Args:
+        model: a `LIIF` whose imnet is Linear and ReLU in turn, as `load_model` returns it.
+        path: of the file, ends in `.onnx`.
+        half: store the encoder and the hidden layers in float16. Inputs, outputs and the plan stay as they are.
+        form: "whole" takes the image and the plan (`plan.graph_inputs` makes it, docs/export.md); "parts" writes the
+            same as NAME-encoder.onnx, image to `latents`, and NAME-decoder.onnx, so that strips of an output share
+            one encoding; "onnxruntime-only" takes the image and `size` int64 [2], makes the plan inside, and is wrong
+            in runtimes that round otherwise.
+        licence: of the weights, for the metadata.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        TypeError, ValueError: the model cannot be written, or another argument is wrong; the message says why.
+        OSError: a file cannot be written.
+
+    Source: LIIF (arXiv 2012.09161), section 3; the plan is that of docs/semantics.md.
+    """
+    path = Path(path)
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"path must end in .onnx, got {str(path)!r}")
+    checked = check_exportable(model)
+    try:
+        import onnx
+        import onnxscript
+    except ImportError as error:
+        raise ImportError(f"export needs the package {error.name}: pip install 'liif-fast[onnx]'") from error
+    stems = (f"{path.stem}-encoder", f"{path.stem}-decoder") if form == "parts" else (path.stem,)
+    paths = [path.with_name(f"{stem}{path.suffix}") for stem in stems]
+    for each in paths:
+        if why := why_not_writable(each):
+            raise OSError(f"{each}: {why}")
+    metadata = _metadata(checked, half, form, licence)
+    dtype = torch.float16 if half else torch.float32
+    for each, graph in zip(paths, _graphs(checked, dtype, form), strict=True):
+        content = _trace(*graph, metadata)
+        with atomic_file(each) as file:
+            file.write(content)
+    return paths
+
+
+def check_exportable(model: nn.Module) -> LIIF:
+    """Return the model if `export_onnx` can write it.
+
+    Raises:
+        TypeError: it is not a LIIF of pictures.
+        ValueError: its network is not Linear and ReLU in turn, or its residual does not fit its output.
+    """
+    if type(model) is not LIIF:
+        raise TypeError(
+            f"model must be a LIIF, got a {type(model).__name__}: only LIIF's decoder has a graph (projected latents, "
+            "Linear and ReLU in turn, blended by area), and this one computes something else"
+        )
+    chain = fusable(model.imnet)
+    if chain is None:
+        what = "has no imnet" if model.imnet is None else f"has a {type(model.imnet).__name__} as imnet"
+        raise ValueError(f"the model {what}, expected Linear and ReLU in turn without hooks: only these are exported")
+    if model.reads_input and len(chain[1][-1]) != model.channels_in:
+        raise ValueError(
+            f"residual={model.residual!r} needs as many output channels as the input has, {model.channels_in}, "
+            f"got {len(chain[1][-1])}"
+        )
+    return model
+
+
+def _metadata(model: LIIF, half: bool, form: str, licence: str) -> dict[str, str]:
+    return {
+        "liif_fast.version": __version__,
+        "liif_fast.form": form,
+        "liif_fast.spec": json.dumps(model.spec),
+        "liif_fast.data_norm": json.dumps(model.data_norm),  # applied inside, for information
+        "liif_fast.residual": model.residual or "none",
+        "liif_fast.corners": "2" if model.local_ensemble else "1",
+        "liif_fast.enlargement": str(model.enlargement),  # latents per pixel of the image along each side
+        "liif_fast.precision": "float16" if half else "float32",
+        "licence": licence,
+    }
+
+
+Graph = tuple[nn.Module, dict[str, Tensor], str]  # module, an example of each input by name, name of the output
+
+
+def _graphs(model: LIIF, dtype: torch.dtype, form: str) -> Iterator[Graph]:
+    image = torch.zeros(1, model.channels_in, 7, 9)
+    latents = torch.zeros(7 * model.enlargement, 9 * model.enlargement, len(fusable(model.imnet)[1][0]), dtype=dtype)  # type: ignore[index]
+    made = graph_inputs(latents.shape[:2], (17, 19), 2 if model.local_ensemble else 1)
+    plan = {name: torch.from_numpy(made[name]) for name in PLAN}
+    if form == "parts":
+        yield Encoder(model, dtype), {"image": image}, "latents"
+        yield Decoder(model, dtype), {"image": image, "latents": latents, **plan}, "output"
+    elif form == "whole":
+        yield Whole(model, dtype), {"image": image, **plan}, "output"
+    else:
+        yield Planned(model, dtype), {"image": image, "size": torch.tensor([17, 19])}, "output"
+
+
+def _free(name: str) -> dict[int, Any]:
+    """Return the free dimensions of an input."""
+    dims = {"image": {2: "H", 3: "W"}, "latents": {0: "sH", 1: "sW"}}.get(name, {})
+    if name in PLAN and name != "cell":
+        dims = {1: "h" if name.startswith("row") else "w"}
+    return {axis: torch.export.Dim(dim, min=1) for axis, dim in dims.items()}
+
+
+def _trace(module: nn.Module, inputs: dict[str, Tensor], output: str, metadata: dict[str, str]) -> bytes:
+    """Return the file of a graph."""
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=[output],
+                opset_version=OPSET,
+                dynamic_shapes=tuple(map(_free, inputs)),
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            why = error.__cause__ or error
+            raise ValueError(
+                f"the model cannot be written as ONNX, which is a matter of its encoder: {type(why).__name__}: "
+                f"{str(why).strip().splitlines()[0] if str(why).strip() else ''}"
+            ) from error
+    assert program is not None
+    for node in program.model.graph.all_nodes():  # stack traces, with paths of this machine
+        for each in (node, *node.outputs):
+            each.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    program.model.producer_name, program.model.producer_version = "liif_fast", __version__
+    return program.model_proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporter prints, logs and warns of: torchvision, which is not needed, and its own progress."""
+    noise = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noise.setLevel(level)
