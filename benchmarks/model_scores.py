@@ -27,13 +27,17 @@ import torch
 from PIL import Image
 
 from benchmarks import records
+from benchmarks.report import fill
 from benchmarks.set5_set14 import BICUBIC, COLUMNS, predictor
 from liif_fast import data, evaluation
 from liif_fast.data.drawings import drawing
 from liif_fast.data.resize import resize
 from liif_fast.evaluation.testset import Predict
 from liif_fast.metrics import psnr
+from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO
 
+RECORD, SECTION = records.RESULTS / "model_scores.json", "jpeg"
+DOCUMENTS = (records.ROOT / "docs" / "evaluation.md", records.ROOT / "liif_fast" / "assets" / "PHOTO_MODEL_CARD.md")
 CROP = 192  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
 SCALES, LARGE, QUALITIES = (2, 3, 4), (6, 8), (None, 90, 70, 50)
 PAGES = (1, 5, 11, 14)  # of `drawing`, from a seed that no training has
@@ -143,6 +147,24 @@ def table(means: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def jpeg_table(record: records.Record) -> str:
+    """Return the documents' table: a row for each quality and model, a column for each scale."""
+    lines = ["| input | enlarged by | " + " | ".join(f"x{scale}" for scale in SCALES) + " |", "|---" * 5 + "|"]
+    for quality in QUALITIES:
+        group = "photographs" if quality is None else f"JPEG {quality}"
+        for model in (BICUBIC, SHIPPED, SHIPPED_PHOTO):
+            values = [f"{record['results'][model][f'{group} x{scale}']:.2f}" for scale in SCALES]
+            lines.append(f"| {'clean' if quality is None else group} | {model} | {' | '.join(values)} |")
+    about = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}, {record['date'][:10]}"
+    return "\n".join([*lines, "", f"Measured by {about}."])
+
+
+def write() -> None:
+    """Bring the documents up to the record."""
+    for path in DOCUMENTS:
+        path.write_text(fill(path.read_text(), SECTION, jpeg_table(json.loads(RECORD.read_text()))))
+
+
 def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | None) -> None:
     """Write a picture for each case that is shown: the input by pixels, the models, the truth."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,12 +180,17 @@ def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_scores", description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
     parser.add_argument("--sets", type=Path, help="folder of Set5 and Set14")
     parser.add_argument("--wallpapers", type=Path, help="folder that benchmarks/wallpapers.py has written")
     parser.add_argument("--out", type=Path, help="JSON record; models that it has already stay in it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures to look at")
+    parser.add_argument("--write", action="store_true", help="fill the documents from the record")
     args = parser.parse_args()
+    if args.write:
+        write()
+    if not args.models:
+        return
     means, shown = {}, {}
     for model in args.models:
         means[model], shown[model] = measure(model, args.sets, args.wallpapers)

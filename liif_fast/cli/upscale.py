@@ -37,8 +37,9 @@ _EPILOG = """\
 The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG, WebP and TIFF files
 keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
 are written while they are made: the output may be larger than memory. In a folder a file that fails is named and
-the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. The models are
-trained on clean, bicubically reduced images: they restore detail, not noise or compression damage.
+the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. Without --model,
+JPEG, HEIC, AVIF and lossy WebP images go through a model trained with compression and noise, all others through one for
+clean images, which would sharpen such damage.
 """
 
 
@@ -60,8 +61,8 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--model",
         type=expanduser,
         metavar="MODEL",
-        help="a .safetensors or .pth file, or a name; see models (default: the package's own, edsr-small-liif-photo "
-        "for JPEG, HEIC, AVIF and lossy WebP, edsr-small-liif for all else)",
+        help="a .safetensors or .pth file, or a name; see models (default: one of the package's own, by how the "
+        "image was stored)",
     )
     add_plugin(parser)
     folders = parser.add_argument_group("folders")

@@ -163,7 +163,7 @@ def test_without_an_index_or_without_pip(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("edsr-small-liif", "is in the package"),
+        ("edsr-small-liif", "ships with the package"),
         ("esrgan", "no published model of that name; known are edsr-baseline-liif"),
         ("rdn-liif", "no package contains it; download it from https://github.com/yinboc/liif#quick-start into"),
         ("rdn-metasr", "no file is offered; train it"),
