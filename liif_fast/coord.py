@@ -130,9 +130,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("liif_fast::centres", "CompositeExplicitAutograd")
-def _centres_impl(index: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    return _centres(index, n, dtype)
+torch.library.impl("liif_fast::centres", "CompositeExplicitAutograd", _centres)
 
 
 @torch.library.register_fake("liif_fast::centres")

@@ -58,15 +58,11 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the context ends, or is removed on any failure or Ctrl-C.
 
-    <<<<<<< HEAD
-        The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept.
-    =======
-        A symbolic link is followed; an existing file's permissions are kept. Standard output gets the whole file at the
-        end, or nothing.
-    >>>>>>> main
+    The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept. Standard output
+    receives the whole file at the end, or nothing.
     """
     if path == STANDARD:
-        with tempfile.NamedTemporaryFile() as file:  # named, as tifffile wants it
+        with tempfile.NamedTemporaryFile() as file:  # named, because tifffile needs a name
             yield file.file
             file.seek(0)
             shutil.copyfileobj(file, sys.stdout.buffer)

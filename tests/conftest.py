@@ -1,7 +1,7 @@
-"""Imports the Triton kernels for Triton's interpreter, unless the tests run on a GPU, and gives signals their meaning.
+"""Import the Triton kernels for Triton's interpreter, unless the tests run on a GPU, and reset signals.
 
-Triton has to be told before it is first imported, and tests of every folder share a process. What the tests start does
-not inherit it; tests/kernels sets it again for the backend.
+Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
+inherit the setting; tests/kernels sets it again for the backend.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.fi
     if before is None:
         del os.environ["TRITON_INTERPRET"]
 
-# A run in the background, or under nohup, is started deaf to these, and what the tests start would be, too.
+# A run in the background or under nohup ignores these signals, and processes that tests start would, too.
 for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
     if each is not None and signal.getsignal(each) is signal.SIG_IGN:
         signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""setup.py compiles again only what was changed: shown in a tree of a few lines, with the compilers found here."""
+"""setup.py recompiles only what changed, as a small source tree shows with the installed compilers."""
 
 import os
 import re
@@ -27,7 +27,7 @@ FILES = {
 
 @pytest.fixture
 def tree(tmp_path):
-    """A source tree whose extensions carry the marks that liif_fast/extension.py asks for; its path has a space."""
+    """Make a source tree, with a space in its path, whose extensions carry the marks of liif_fast/extension.py."""
     root = tmp_path / "a tree"
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def tree(tmp_path):
 
 
 def build(root, part, **environment):
-    """Build one part; return the names of the files that were written anew."""
+    """Build one part; return the names of the rewritten files."""
     switches = {f"LIIF_FAST_BUILD_{name}": str(int(name == part)) for name in ("CPU", "CUDA")}
     env = {key: value for key, value in os.environ.items() if "LIIF_FAST" not in key}
     before = {path: path.stat().st_mtime_ns for path in root.glob("build/temp*/*/*")}
@@ -73,7 +73,7 @@ def test_only_what_changed_is_compiled(tree):
     rules = tree / "csrc/build.py"
     rules.write_text(rules.read_text().replace('"kernel_portable": ["-ffp', '"kernel_portable": ["-DNEW", "-ffp'))
     assert build(tree, "CPU") == {portable, module}
-    # Objects with -Werror are apart: the two kinds of build can follow each other.
+    # Objects with -Werror are separate, so the two kinds of build can alternate.
     assert build(tree, "CPU", LIIF_FAST_WERROR="1") == {library, portable, module}
     assert build(tree, "CPU") == set()
 
@@ -110,6 +110,6 @@ def test_a_library_that_would_not_be_loaded_says_why(tree):
     source.write_text(re.sub(r"interface \d+", "interface 1000", text))
     with pytest.raises(AssertionError, match=r"lacks the mark .*: the sources in csrc hold another number"):
         build(tree, "CPU")
-    source.write_text(text.replace("extern const", "// extern const"))  # a const without extern is the file's own
+    source.write_text(text.replace("extern const", "// extern const"))  # a const without extern is local to the file
     with pytest.raises(AssertionError, match=r"lacks the mark .*: the linker has dropped it, look at LDFLAGS"):
         build(tree, "CPU")

@@ -1,4 +1,4 @@
-"""The one registry behind models, datasets and wrappers."""
+"""Test the registry behind models, datasets and wrappers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

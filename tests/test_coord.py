@@ -1,4 +1,4 @@
-"""Coordinates and the corner plan, against an independent numpy float32 oracle and hand-worked values."""
+"""Compare coordinates and the corner plan with an independent numpy float32 oracle and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ F32 = np.float32
 
 
 def oracle_centres(n):
-    """fl(fl(fl(2/n) * i) + fl(-1 + 1/n)), with numpy rounding after every operation."""
+    """Return fl(fl(fl(2/n) * i) + fl(-1 + 1/n)), with numpy rounding after every operation."""
     return F32(2 / n) * np.arange(n).astype(F32) + F32(-1 + 1 / n)
 
 
 def oracle_plan(coord, shape, local_ensemble):
-    """The plan of float32 coord [..., 2], one corner at a time."""
+    """Plan float32 coord [..., 2], one corner at a time."""
     shifts = [(a, b) for a in (-1, 1) for b in (-1, 1)] if local_ensemble else [(0, 0)]
     index, rel, area = [], [], []
     for shift in shifts:
@@ -72,7 +72,9 @@ def test_plan_by_hand():
     index, rel, weight = corner_plan(torch.tensor([[[0.25, 0.0]]]), (2, 2))
     assert index.tolist() == [[[[0, 0], [0, 1], [1, 0], [1, 1]]]]
     assert rel.tolist() == [[[[1.5, 1.0], [1.5, -1.0], [-0.5, 1.0], [-0.5, -1.0]]]]
-    assert weight.tolist() == [[[0.125, 0.125, 0.375, 0.375]]]  # the near row counts most: the diagonal swap
+    assert weight.tolist() == [
+        [[0.125, 0.125, 0.375, 0.375]]
+    ]  # the near row has the largest weight, by the diagonal swap
 
 
 def test_plan_of_the_nearest_by_hand():
@@ -100,7 +102,7 @@ def test_plan_is_exact_anywhere(local_ensemble):
 
 
 def test_the_order_of_operations_shows():
-    """At x3 the outermost areas are rounding noise: an equal formula for the centre gives other weights."""
+    """At x3 the outermost areas are rounding noise, so an equivalent formula for the centre gives other weights."""
     coord, shape = make_coord((27, 33)).unsqueeze(0), (9, 11)
     index, _, weight = corner_plan(coord, shape)
     n = torch.tensor(shape)
@@ -161,7 +163,7 @@ def test_centres_operator():
 
 
 def test_compiled_plan_keeps_its_bits():
-    """Compiled, a*b + c may be contracted: the plan of the outermost rows at x3 would change."""
+    """A compiler may contract a*b + c, which would change the plan of the outermost rows at x3."""
 
     @torch.compile(fullgraph=True, dynamic=True)
     def plan(height, width, shape):

@@ -1,4 +1,4 @@
-"""`torch.set_default_dtype` changes no result: what the package makes for itself has a dtype of its own."""
+"""`torch.set_default_dtype` changes no result, because the package's own tensors have explicit dtypes."""
 
 import copy
 
@@ -16,7 +16,7 @@ NORM = {part: {"sub": [0.4488, 0.4371, 0.404], "div": [0.3]} for part in ("inp",
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64], ids=str)
 def under(request):
-    """Run a function under another default."""
+    """Run a function under another default dtype."""
 
     def run(function):
         torch.set_default_dtype(request.param)

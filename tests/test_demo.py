@@ -1,4 +1,4 @@
-"""The demo runs on any image and writes what it says."""
+"""The demo runs on any image and writes its outputs."""
 
 import importlib.util
 import sys

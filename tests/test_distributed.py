@@ -10,7 +10,7 @@ from liif_fast import distributed
 
 @pytest.fixture
 def process(monkeypatch):
-    """Be one of several processes, as far as the environment goes."""
+    """Set the environment of one of several processes."""
 
     def be(rank, world_size):
         monkeypatch.setenv("RANK", str(rank))
@@ -22,7 +22,7 @@ def process(monkeypatch):
 
 def test_one_process(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set it for themselves
+    monkeypatch.setenv("WORLD_SIZE", "8")  # some schedulers set it, too
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.share("abc") == distributed.merge("abc") == ["a", "b", "c"]
     assert distributed.init(torch.device("cpu")) == torch.device("cpu")

@@ -19,12 +19,12 @@ def noise(height, width, seed=0):
 
 
 def halves(images):
-    """A test set of whole images and their halves."""
+    """Return a test set of whole images and their halves."""
     return make({"name": "sr-implicit-downsampled", "args": {"scale_min": 2}}, dataset=images, seed=0)
 
 
 def plus(*offsets):
-    """A prediction that is the target, made known to it, and an offset."""
+    """Return a prediction that knows the targets and adds an offset."""
     offsets = iter(offsets)
 
     def predict(inp, size):
@@ -39,7 +39,7 @@ FLAT = [np.full((20, 24, 3), value, np.uint8) for value in (51, 102)]
 
 
 def test_by_hand():
-    """Errors of 0.1 and 0.2 everywhere: 20 dB and 13.98 dB, their mean at batch 1, the pooled error at batch 2."""
+    """Errors of 0.1 and 0.2 are 20 dB and 13.98 dB; batch 1 gives their mean, batch 2 the pooled error."""
     images = evaluate(plus(0.1, 0.2), halves(FLAT), with_ssim=False)
     values = [-10 * math.log10(0.01), -10 * math.log10(0.04)]
     assert [image.psnr for image in images] == pytest.approx(values, abs=1e-4)
@@ -93,7 +93,7 @@ def test_bicubic_is_that_of_pillow():
 
 @pytest.fixture(scope="module", params=["liif", "metasr"])
 def model(request):
-    """A small network with random weights."""
+    """Return a small network with random weights."""
     torch.manual_seed(0)
     args = {"encoder_spec": {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}}
     if request.param == "liif":
@@ -103,7 +103,7 @@ def model(request):
 
 @pytest.mark.parametrize(("size", "clip"), [((22, 31), False), ((22, 31), True), ((60, 73), True)])
 def test_a_model_is_queried_at_every_pixel(model, monkeypatch, size, clip):
-    """In strips as in one piece; the clipped cell is that of x4 along each axis."""
+    """Strips equal one piece; the clipped cell is that of x4 along each axis."""
     monkeypatch.setattr("liif_fast.models.base.PREDICT_QUERIES", 7 * size[1])
     inp = torch.rand(1, 3, 10, 12, generator=torch.Generator().manual_seed(1))
     cell = make_cell(size)[None]

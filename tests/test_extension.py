@@ -1,4 +1,4 @@
-"""A compiled extension is loaded only if it was built from sources with the operators that Python defines."""
+"""A compiled extension loads only if it was built from sources with the operators that Python defines."""
 
 import hashlib
 import shutil
@@ -11,11 +11,11 @@ import torch
 from liif_fast import extension
 from liif_fast.backends import cpu, cuda
 
-# For each extension its interface's number, and the digest of the schemas that had it.
+# For each extension, its interface's number and the digest of its schemas.
 SCHEMAS = {"_C": (4, "01ac122eef8b5527"), "_C_sm90": (2, "d58b44134bb5562b")}
 
 
-# In a process of its own: the other tests import operators that are made elsewhere.
+# In a process of its own, because other tests import further operators.
 SCRIPT = """
 import sys, torch
 from liif_fast.backends import cpu, cuda
@@ -61,7 +61,7 @@ def test_older_sources_are_not_loaded(backend, tmp_path, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the flag is GNU ld's")
 @pytest.mark.parametrize(("name", "source"), [("_C", "cpu/library.cpp"), ("_C_sm90", "cuda/operators.h")])
 def test_a_linker_that_drops_unreferenced_sections_keeps_the_mark(name, source, tmp_path):
-    """As conda's default flags do; the mark's lines alone are compiled, in seconds not minutes."""
+    """The mark survives conda's default flags; only its lines are compiled, in seconds."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")

@@ -1,4 +1,4 @@
-"""The public functions: what they refuse and how they say it, the choice of backend, grids, layouts and empty input."""
+"""Test the public functions: refusals and their messages, the choice of backend, grids, layouts and empty input."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ def problem(batch=2, queries=7, **switches):
 
 
 def change(position, make):
-    """A call in which one argument of the five is what `make` makes of it."""
+    """Return a call in which `make` replaces one of the five arguments."""
 
     def call(arguments):
         arguments[position] = make(arguments[position])
@@ -233,7 +233,7 @@ def fake_backend(can, reason):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Put a backend in the place of cuda, the first choice."""
+    """Replace cuda, the first choice, by a fake backend."""
 
     def put(can, reason):
         monkeypatch.setitem(backends._backends, "cuda", fake_backend(can, reason))
@@ -354,7 +354,7 @@ def test_empty_input(backend):
 
 @pytest.mark.parametrize("backend", PLAIN)
 def test_one_latent(backend):
-    """On a 1x1 map all corners are the latent: the ensemble is the nearest one's prediction."""
+    """On a 1x1 map all corners are the one latent, so the ensemble is its prediction."""
     feat, coord, cell, weights, biases = problem()
     feat = feat[:, :, :1, :1]
     out = liif_decode(feat, coord, cell, weights, biases, backend=backend)

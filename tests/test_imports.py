@@ -1,4 +1,4 @@
-"""Imports run downwards: the ground, the operators, the modules, the models, the jobs, the command line."""
+"""Imports run downwards: the command line, the jobs, the models, the modules, the operators, the ground."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import liif_fast
 
 ROOT = Path(liif_fast.__file__).parent
-# Each may import those before it, and itself.
+# Each may import itself and those before it.
 STOREYS = (
     *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
     *("call", "coord", "ops", "backends", "checks", "functional", "layers", "models", "data"),
@@ -17,7 +17,7 @@ STOREYS = (
 
 
 def imported(source: str) -> set[str]:
-    """Return the rooms of liif_fast that a module imports, wherever in the module it does so."""
+    """Return the rooms of liif_fast that a module imports, anywhere in the module."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "liif_fast":

@@ -1,4 +1,4 @@
-"""The decoder as a module: names, shapes, copying, moving, replicating and compiling."""
+"""Test the decoder as a module: names, shapes, copying, moving, replicating and compiling."""
 
 import copy
 import io
@@ -85,7 +85,7 @@ def test_recompute_reaches_the_function(decoder, queries, monkeypatch):
 
 
 def test_the_network_of_a_whole_liif_is_loaded(queries):
-    """As `imnet.*` of the original's file; also where the decoder is a part of something, and no other prefix."""
+    """Load `imnet.*` of the original's file, also into a decoder inside a module, but no other prefix."""
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8, 8]}}
     model = liif_fast.LIIF(encoder, imnet)
@@ -157,7 +157,7 @@ def test_to_another_device(decoder, queries, backend):
 
 
 def test_replicas_have_no_parameters_but_decode(decoder, queries):
-    """DataParallel's replicas hold plain tensors where the module has parameters."""
+    """DataParallel's replicas hold plain tensors instead of parameters."""
     replica = decoder._replicate_for_data_parallel()
     replica.layers = decoder.layers._replicate_for_data_parallel()
     for name, layer in decoder.layers.named_children():
@@ -171,7 +171,7 @@ def test_replicas_have_no_parameters_but_decode(decoder, queries):
 
 
 def by_hand(decoder, feat, coord, cell):
-    """The decoder's formula with its layers called as they are."""
+    """Compute the decoder's formula by calling its layers."""
     x, weight = gather_corners(feat, coord, cell, backend="reference")
     return (decoder.layers(x) * weight[..., None]).sum(2)
 
@@ -218,13 +218,13 @@ def test_hooks_are_called(decoder, queries):
     decoder(*queries).sum().backward()
     assert calls == [8, 8, 0]
     handle.remove()
-    decoder.layers[4].forward = torch.zeros_like  # as tools that move weights about do
+    decoder.layers[4].forward = torch.zeros_like  # as tools that move weights do
     assert torch.equal(decoder(*queries), torch.zeros(2, 9, 8))
 
 
 @pytest.mark.parametrize("kind", ["hook", "parametrization"])
 def test_changing_weights_are_read_anew(decoder, queries, kind):
-    """Pruning's weight is made by a hook at every call; weight_norm's by a parametrization."""
+    """Pruning makes the weight by a hook at every call, weight_norm by a parametrization."""
     if kind == "hook":
         prune.l1_unstructured(decoder.layers[2], "weight", 0.5)
     else:

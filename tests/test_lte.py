@@ -1,4 +1,4 @@
-"""The example of a relative: LTE from the public pieces against LTE written plainly, corner by corner."""
+"""Compare the example LTE, made of public pieces, with a plain LTE, corner by corner."""
 
 import copy
 import importlib.util
@@ -26,7 +26,7 @@ def lte():
 
 @pytest.fixture
 def model(lte):
-    """A small one with random weights, whose output moves with every part."""
+    """Return a small LTE with random weights, whose output depends on every part."""
     torch.manual_seed(0)
     spec = copy.deepcopy(lte.SPEC)
     spec["args"]["encoder_spec"]["args"] |= {"n_resblocks": 1, "n_feats": 6}
@@ -35,7 +35,7 @@ def model(lte):
 
 
 def plain(model, inp, coord, cell):
-    """LTE as its paper has it (section 3), one corner after the other, nearest latents by grid_sample."""
+    """Compute LTE by its paper (section 3), one corner after the other, nearest latents by grid_sample."""
     feat = model.encoder(inp)
     amplitudes, frequencies = model.coef(feat), model.freq(feat)
     n = torch.tensor(feat.shape[2:], dtype=torch.float32)

@@ -46,14 +46,14 @@ def test_wrong_arguments():
 
 
 def window_of_ssim():
-    """An 11 x 11 Gaussian of sigma 1.5 that adds up to 1."""
+    """Return an 11 x 11 Gaussian of sigma 1.5 with sum 1."""
     x = torch.arange(11, dtype=torch.float64) - 5
     line = torch.exp(-(x**2) / (2 * 1.5**2))
     return (line[:, None] * line / line.sum() ** 2)[None, None]
 
 
 def plain_ssim(a, b):
-    """Mean of the SSIM index over the windows that lie inside, for one channel [H, W] (Wang et al., equation 13)."""
+    """Return the mean SSIM over the windows inside one channel [H, W] (Wang et al., equation 13)."""
 
     def mean(x):
         return torch.nn.functional.conv2d(x[None, None].double(), window_of_ssim())[0, 0]

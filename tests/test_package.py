@@ -1,4 +1,4 @@
-"""The package as people get it: sdist, wheel, editable install and bare tree, with and without a compiler."""
+"""Test the package as users get it: sdist, wheel, editable install and bare tree, with and without a compiler."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_HOME = Path(importlib.util.find_spec("torch").origin).parents[1]  # found, not imported
 
-# One worker builds the wheel once for all of them.
+# One worker builds the wheel once for all these tests.
 pytestmark = pytest.mark.xdist_group("package")
 
 DECODE = """
@@ -36,7 +36,7 @@ print(liif_fast.__file__, liif_fast.__version__)
 
 
 def sh(*command, **environment):
-    """Run outside the source tree, with nothing of this process's Python path; the completed process."""
+    """Run a command outside the source tree, without this process's Python path; return the completed process."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_PRELOAD") and "LIIF_FAST" not in k}
     cwd = environment.pop("cwd", "/")
     return subprocess.run(
@@ -51,7 +51,7 @@ def ok(process):
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """A copy of the source tree as git sees it, new files included; of an unpacked sdist, all but what was built."""
+    """Copy the source tree by git's list, including new files; of an unpacked sdist, everything except builds."""
     copy = tmp_path_factory.mktemp("tree")
     if not (ROOT / ".git").exists():
         built = shutil.ignore_patterns(
@@ -78,9 +78,10 @@ def build_info(wheel):
 
 @pytest.fixture(scope="session")
 def wheel(tree, tmp_path_factory):
-    """A wheel built from the sdist, not from the tree: so the sdist is complete.
+    """Build a wheel from the sdist, not from the tree, so the sdist must be complete.
 
-    The C++ kernels are compiled without optimisation, and nvcc's, which take minutes, are looked for in the sdist only.
+    The C++ kernels are compiled without optimisation. The CUDA kernels, which take minutes, are only looked for in the
+    sdist.
     """
     out = tmp_path_factory.mktemp("dist")
     compiler = tmp_path_factory.mktemp("compiler") / "c++"
@@ -99,11 +100,11 @@ def wheel(tree, tmp_path_factory):
 
 @pytest.fixture
 def clean_python(tmp_path):
-    """The interpreter of an empty environment that sees torch and the other dependencies, but no liif_fast."""
+    """Return the interpreter of an environment that sees torch and the other dependencies, but not liif_fast."""
     home = tmp_path / "venv"
     ok(sh(sys.executable, "-m", "venv", "--without-pip", home))
     site = ok(sh(home / "bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")).strip()
-    Path(site, "dependencies.pth").write_text(f"{TORCH_HOME}\n")  # its own .pth files are not followed
+    Path(site, "dependencies.pth").write_text(f"{TORCH_HOME}\n")  # its .pth files are not followed
     assert sh(home / "bin/python", "-c", "import liif_fast").returncode != 0
     return home / "bin/python"
 
@@ -130,7 +131,7 @@ def test_wheel_decodes_outside_the_tree(tree, wheel, clean_python):
     info, names = build_info(wheel)
     assert info["cpu"]["built"]
     wanted = {str(p.relative_to(tree)) for p in (tree / "liif_fast").rglob("*") if p.is_file()}
-    wanted.remove("liif_fast/kernels.py")  # stands for kernels/ in the tree
+    wanted.remove("liif_fast/kernels.py")  # replaces kernels/ in the tree
     wanted |= {f"liif_fast/{p.relative_to(tree)}" for p in (tree / "kernels").rglob("*.py")}
     ours = {n for n in names if ".dist-info/" not in n} - {"liif_fast/_build_info.json", "liif_fast/_C.abi3.so"}
     assert ours == wanted
@@ -197,7 +198,7 @@ NVCC = "#!/bin/sh\ncase $1 in --version) echo release 1.0;; *) echo '{}' >&2; ex
     [
         (NVCC.format("error: no"), "CompileError: nvcc failed: error: no"),
         (NVCC.format("nvcc fatal : Unsupported gpu architecture"), "nvcc failed: nvcc fatal : Unsupported gpu arch"),
-        ("#!/bin/sh\nexit 1\n", "CalledProcessError"),  # does not even tell its version
+        ("#!/bin/sh\nexit 1\n", "CalledProcessError"),  # has not even a version
         ("no program", "OSError"),
     ],
     ids=["broken", "too old", "dead", "no program"],

@@ -30,8 +30,8 @@ void run(const Tensors& weights, const Tensors& biases, int64_t terms, unsigned 
     }
     const auto affine = source<S>(weights[0], weights[0].size(1) - terms);
     for (int c = 0; c < sm90::kHidden; ++c) {
-        sm90::pack_table(affine, static_cast<int>(terms), source<S>(weights[last]), source<S>(biases[last]),
-                         static_cast<int>(weights[last].size(0)), c, reinterpret_cast<float*>(to));
+        sm90::pack_table<T>(affine, static_cast<int>(terms), source<S>(weights[last]), source<S>(biases[last]),
+                            static_cast<int>(weights[last].size(0)), c, reinterpret_cast<float*>(to));
     }
 }
 

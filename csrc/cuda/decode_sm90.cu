@@ -83,28 +83,34 @@ LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], R
     keep(a);
 }
 
-template <typename U, bool kEnsemble>
-LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const float* table, float (&sum)[2][kMaxOut]) {
+// Stores the outputs y of last_layer. Each of a quad's lanes stores one channel.
+template <bool kEnsemble>
+LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const float* table, const float (&weight)[2],
+                       const float (&y)[4]) {
+    const bool odd = lane.q > 1;
+    const int channel = 2 * (lane.q & 1) + odd;
+    float out[2] = {odd ? y[1] : y[0], odd ? y[3] : y[2]};
+    if (kEnsemble) {  // two corners here, two in the lanes of the neighbouring row
+        out[0] = fmaf(weight[1], out[1], mul(weight[0], out[0]));
+        out[0] += __shfl_xor_sync(0xFFFFFFFF, out[0], 4);
+    }
 #pragma unroll
     for (int low = 0; low < (kEnsemble ? 1 : 2); ++low) {
-#pragma unroll
-        for (int o = 0; o < kMaxOut; ++o) {
-            float& s = sum[low][o];
-            s += __shfl_xor_sync(0xFFFFFFFF, s, 1);
-            s += __shfl_xor_sync(0xFFFFFFFF, s, 2);
-            if (kEnsemble) s += __shfl_xor_sync(0xFFFFFFFF, s, 4);
-        }
-        const int q = lane.q;  // lane q of a quad stores channel q
-        const float mine = q == 0 ? sum[low][0] : q == 1 ? sum[low][1] : q == 2 ? sum[low][2] : sum[low][3];
-        const float out = mine + table[kLastBias + q];
         const int64_t number = first + query_of<kEnsemble>(lane, low);
-        if (q < problem.out_dim && number < problem.total && (!kEnsemble || row_corner(lane.g) == 0)) {
+        if (channel < problem.out_dim && number < problem.total && (!kEnsemble || row_corner(lane.g) == 0)) {
             const Query query = find_query(problem, number);
-            const int64_t at =
-                query.image * problem.out_steps[0] + query.index * problem.out_steps[1] + q * problem.out_steps[2];
-            problem.out[at] = out;
+            const int64_t at = query.image * problem.out_steps[0] + query.index * problem.out_steps[1] +
+                               channel * problem.out_steps[2];
+            problem.out[at] = out[low] + table[kLastBias + channel];
         }
     }
+}
+
+// Lanes diverge in find_rows and in store; the instructions behind them need whole warps.
+template <bool kEnsemble>
+LIIF_DEVICE void find_rows_together(const Problem& problem, int64_t first, Lane lane, Rows& rows) {
+    find_rows<kEnsemble>(problem, first, lane, rows);
+    __syncwarp();
 }
 
 template <typename U, bool kEnsemble, int kCluster>
@@ -122,13 +128,14 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
 
     if (group == 1) turn_give(other);  // the first turn is warpgroup 0's
     int64_t first = static_cast<int64_t>(blockIdx.x) * kPerTile + warp * kPerWarp;
-    find_rows<kEnsemble>(problem, first, lane, rows);
+    find_rows_together<kEnsemble>(problem, first, lane, rows);
     gather<U>(rows, lane, a);
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const bool last_tile = tile + gridDim.x >= tiles;
         add_affine<U>(rows, lane, table, a);
         keep(a);
         const float weight[2] = {rows.weight[0], rows.weight[1]};
+        const int64_t next = first + static_cast<int64_t>(gridDim.x) * kPerTile;
         int left = problem.products;  // at least one: the compiler must see that `d` is written
 #pragma unroll 1
         while (true) {
@@ -138,17 +145,18 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
             turn_wait(mine);
             // Warpgroup 1's very last turn has no successor.
             multiply<U, kCluster>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
+            // The next tile is planned behind the first product, while the partner multiplies. Between two tiles its
+            // chain of loads and divisions would take longer than the partner's turn.
+            if (left == problem.products) find_rows_together<kEnsemble>(problem, next, lane, rows);
             if (--left == 0) break;
             to_operand<U>(d, a);
             keep(a);
         }
-        // The next tile's rows load while this one's last layer is computed.
-        const int64_t next = first + static_cast<int64_t>(gridDim.x) * kPerTile;
-        find_rows<kEnsemble>(problem, next, lane, rows);
-        gather<U>(rows, lane, a);
-        float sum[2][kMaxOut];
-        last_layer<U, kEnsemble>(d, weight, lane, table, sum);
-        store<U, kEnsemble>(problem, first, lane, table, sum);
+        gather<U>(rows, lane, a);  // loads while this tile's last layer is computed
+        float y[4];
+        last_layer<U>(d, lane, table, y);
+        store<kEnsemble>(problem, first, lane, table, weight, y);
+        __syncwarp();
         first = next;
     }
 }

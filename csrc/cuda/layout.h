@@ -116,10 +116,21 @@ LIIF_HD constexpr uint32_t step_address(uint32_t slice, int step) {
     return slice + static_cast<uint32_t>(step * kK * 2);
 }
 
-// ---- After the products the packed weights hold, all float: the first layer's columns for rel and cell, the last
-// layer's rows, its bias.
-constexpr int kAffine = 0, kLast = kAffine + kTerms * kHidden, kLastBias = kLast + kMaxOut * kHidden;
+// ---- After the products the packed weights hold a table: the first layer's columns for rel and cell, float; the last
+// layer's rows, in 16 bits; its bias, float. Places are counted in floats.
+constexpr int kAffine = 0, kLast = kAffine + kTerms * kHidden, kLastBias = kLast + kMaxOut * kHidden / 2;
 constexpr int kTableFloats = kLastBias + kMaxOut, kTableBytes = kTableFloats * 4;
+
+// The last layer is 16 products m16n8k16 (PTX ISA, mma): lane (q, g) holds of operand B, for column g, the channels
+// 2 q + {0, 1} and 8 + 2 q + {0, 1} of a step, 8 bytes. Column n is output n % 4, so each output is computed twice. A
+// lane reads two steps at a time, 16 bytes:
+LIIF_HD constexpr int last_piece(int two_steps, int out, int q) {
+    return kLast + ((two_steps * kMaxOut + out) * 4 + q) * 4;
+}
+// The place of weight (out, channel c) among 16-bit elements behind kLast.
+LIIF_HD constexpr int last_place(int out, int c) {
+    return 2 * (last_piece(c / 32, out, c % 8 / 2) - kLast) + c % 32 / 8 * 2 + c % 2;
+}
 
 LIIF_HD constexpr int64_t packed_bytes(int64_t products) {
     return products * kProductBytes + kTableBytes;

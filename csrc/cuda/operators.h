@@ -226,7 +226,7 @@ __global__ void pack_sm90(const __grid_constant__ Packing<S> from, unsigned char
         pack_weight<T>(from.weight[product], from.first + product == 0, n, k, at);
         if (k == 0) pack_bias(from.bias[product], n, at);
     } else if (n == 0) {
-        pack_table(from.affine, from.terms, from.last, from.last_bias, from.out, k, reinterpret_cast<float*>(at));
+        pack_table<T>(from.affine, from.terms, from.last, from.last_bias, from.out, k, reinterpret_cast<float*>(at));
     }
 }
 

@@ -27,12 +27,12 @@ LIIF_HD void pack_bias(const Source<S>& bias, int n, unsigned char* product) {
 }
 
 // Channel c of the table: `affine` are the first layer's last `terms` columns [256, terms]; `last` [out, 256].
-template <typename S>
+template <typename T, typename S>
 LIIF_HD void pack_table(const Source<S>& affine, int terms, const Source<S>& last, const Source<S>& bias, int out,
                         int c, float* table) {
     for (int j = 0; j < kTerms; ++j) table[kAffine + j * kHidden + c] = j < terms ? affine(c, j) : 0.0f;
     for (int o = 0; o < kMaxOut; ++o) {
-        table[kLast + o * kHidden + vector_place(c)] = o < out ? last(o, c) : 0.0f;
+        reinterpret_cast<T*>(table + kLast)[last_place(o, c)] = static_cast<T>(o < out ? last(o, c) : 0.0f);
         if (c == 0) table[kLastBias + o] = o < out ? bias(o, 0) : 0.0f;
     }
 }

@@ -134,6 +134,13 @@ LIIF_DEVICE void keep(uint32_t (&registers)[kCount]) {  // in use up to here, wh
         : LIIF_128(LIIF_D)                                                           \
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
 
+// d += a B of one warp: rows g and g + 8, columns 2 q and 2 q + 1.
+#define LIIF_MMA(type)                                                                  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+
 struct Memory {
     LIIF_DEVICE static void load16(const uint32_t* from, uint32_t (&to)[4]) {
         const uint4 v = __ldg(reinterpret_cast<const uint4*>(from));
@@ -145,10 +152,10 @@ struct Memory {
                      : "=f"(to.x), "=f"(to.y), "=f"(to.z), "=f"(to.w)
                      : "r"(shared_address(from)));
     }
-    LIIF_DEVICE static float relu(float x) {  // passes NaN on, which fmaxf drops
-        float y;
-        asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
-        return y;
+    LIIF_DEVICE static void load4(const float* from, uint32_t (&to)[4]) {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(shared_address(from)));
     }
 };
 
@@ -169,6 +176,9 @@ struct Half : Memory {
                                   uint64_t b) {
         LIIF_WGMMA("f16");
     }
+    LIIF_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[kRegistersA], uint32_t b0, uint32_t b1) {
+        LIIF_MMA("f16");
+    }
 };
 
 struct Bfloat : Memory {
@@ -182,6 +192,9 @@ struct Bfloat : Memory {
     LIIF_DEVICE static void wgmma(float (&d)[kAccumulators], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                   uint64_t b) {
         LIIF_WGMMA("bf16");
+    }
+    LIIF_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[kRegistersA], uint32_t b0, uint32_t b1) {
+        LIIF_MMA("bf16");
     }
 };
 

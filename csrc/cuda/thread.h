@@ -191,34 +191,32 @@ LIIF_HD void to_operand(const float (&d)[kAccumulators], uint32_t (&a)[kOperands
     }
 }
 
-// The thread's share of the last layer: over its 64 channels, of its two corners' blend (sum[0]) or of each row. The
-// shares of lanes with the same g (and, with the ensemble, of g and g ^ 1) make up the output; the bias is not in it.
-template <typename U, bool kEnsemble>
-LIIF_HD void last_layer(const float (&d)[kAccumulators], const float (&weight)[2], Lane lane, const float* table,
-                        float (&sum)[2][kMaxOut]) {
+// The last layer without its bias, as a product of the whole warp: y are the outputs 2 (q & 1) + {0, 1} of row g, then
+// of row g + 8. The activations are rounded to 16 bits, like those of all other layers.
+template <typename U>
+LIIF_HD void last_layer(const float (&d)[kAccumulators], Lane lane, const float* table, float (&y)[4]) {
+    float sum[2][4] = {};  // two chains of sums, because a product takes long to complete
 #pragma unroll
-    for (int o = 0; o < kMaxOut; ++o) sum[0][o] = sum[1][o] = 0.0f;
+    for (int two_steps = 0; two_steps < kSteps / 2; ++two_steps) {
+        uint32_t b[4];
+        U::load4(table + last_piece(two_steps, lane.g % kMaxOut, lane.q), b);
 #pragma unroll
-    for (int blocks = 0; blocks < kHidden / 16; ++blocks) {
-        float h[2][4];
+        for (int odd = 0; odd < 2; ++odd) {
+            uint32_t a[kRegistersA];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            const float x = U::relu(d[accumulator(2 * blocks + e / 2, 0, e % 2)]);
-            const float y = U::relu(d[accumulator(2 * blocks + e / 2, 1, e % 2)]);
-            h[0][e] = kEnsemble ? fmaf(weight[1], y, mul(weight[0], x)) : x;
-            h[1][e] = y;
-        }
+            for (int high = 0; high < 2; ++high) {
 #pragma unroll
-        for (int o = 0; o < kMaxOut; ++o) {
-            float4_ w;
-            U::load4(table + kLast + o * kHidden + (blocks * 4 + lane.q) * 4, w);
-#pragma unroll
-            for (int low = 0; low < (kEnsemble ? 1 : 2); ++low) {
-                sum[low][o] =
-                    fmaf(h[low][3], w.w, fmaf(h[low][2], w.z, fmaf(h[low][1], w.y, fmaf(h[low][0], w.x, sum[low][o]))));
+                for (int low = 0; low < 2; ++low) {
+                    const int block = 2 * (2 * two_steps + odd) + high;
+                    a[operand_register(0, high, low)] =
+                        U::pack_relu(d[accumulator(block, low, 0)], d[accumulator(block, low, 1)]);
+                }
             }
+            U::mma(sum[odd], a, b[2 * odd], b[2 * odd + 1]);
         }
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[i] = sum[0][i] + sum[1][i];
 }
 
 }  // namespace liif::sm90

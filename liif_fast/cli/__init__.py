@@ -1,9 +1,10 @@
-"""The command `liif-fast`: one module a subcommand, each with `add(subparsers)` and `run(args)` to an exit code.
+"""The command `liif-fast`: one module per subcommand, with `add(subparsers)` and `run(args)`, which returns a code.
 
-Heavy imports (torch, the models) happen inside `run`, so that `--help` and a usage error answer at once.
+`run` imports heavy modules (torch, the models) itself, so that `--help` and usage errors are quick.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,18 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _ArgumentGroup
 
-# A signal that ends the run, or that would (a pipe's reader has left), gives 128 plus its number, as in a shell.
+# As in a shell, 128 plus the number of the signal that ends the run, or would (SIGPIPE).
 BROKEN_PIPE = 141
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 129 terminal closed, 130 interrupted, "
-    "141 nobody reads the output (as head does when it has enough), 143 terminated."
+    "141 the output's reader has gone (such as head), 143 terminated."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; without `argv` the process ends with this command."""
     try:
-        from liif_fast.cli.program import run  # here, since Ctrl-C may come while Pillow is being imported
+        from liif_fast.cli.program import run  # here, because Ctrl-C may come during the import of Pillow
 
         return run(argv)
     except KeyboardInterrupt:
@@ -35,33 +36,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """One line on stderr, if anybody is there to read it: a closed pipe or terminal is no failure of the work."""
-    if sys.stderr is not None:  # closed by `2>&-`; print would take stdout
+    """Print a line to stderr; ignore a closed pipe or terminal, because the work itself has not failed."""
+    if sys.stderr is not None:  # None if closed by `2>&-`; print would then use stdout
         with suppress(OSError, ValueError):
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
 
 
 def add_plugin(parser: "ArgumentParser") -> None:
-    """Add the option that makes models of the user's own known."""
+    """Add the option that imports a user's modules."""
     parser.add_argument(
         "--plugin",
         action="append",
         default=[],
         type=lambda text: text.removesuffix(".py"),
         metavar="MODULE",
-        help="import this module of yours first, which registers a model or an encoder; may be repeated",
+        help="import this module first, which registers a model or an encoder of your own; may be repeated",
     )
 
 
 def add_device(parser: "ArgumentParser | _ArgumentGroup") -> None:
-    """Add the option that says where to compute."""
+    """Add the option for the device."""
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:N or mps"
     )
 
 
+def positive(text: str) -> int:
+    """Parse an option's positive whole number."""
+    from argparse import ArgumentTypeError  # here, because Ctrl-C may come during its import
+
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
+        raise ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
 def _give_up() -> None:
-    """Leave nothing unwritten that cannot be written: Python would try on its way out, complain, and exit with 120."""
+    """Discard output that cannot be written, because Python would fail to flush it at exit and return 120."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None:  # closed by `>&-`
             continue

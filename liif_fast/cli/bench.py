@@ -8,8 +8,8 @@ from pathlib import Path
 
 import liif_fast
 
-_ABOUT = """Run the benchmark suites of the source tree, each against its rivals and after a check of its results, and
-print a table. All of them take some ten minutes on two cores."""
+_ABOUT = """Run the benchmark suites of the source tree against their rivals, check the results, and print a table. All
+suites take about ten minutes on two cores."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,16 +20,16 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only benchmarks that match (as pytest -k)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: about a minute")
-    length.add_argument("--check", action="store_true", help="tiny sizes, one round: only that everything runs")
-    length.add_argument("--long", action="store_true", help="also what takes minutes each on a CPU")
-    parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads; default: as PyTorch chooses")
+    length.add_argument("--check", action="store_true", help="tiny sizes, one round, to see that everything runs")
+    length.add_argument("--long", action="store_true", help="include cases that take minutes each on a CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads (default: PyTorch's choice)")
     parser.add_argument("--device", metavar="D", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
     parser.add_argument(
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="measure nothing; show what the records say of two commits, and what of it is noise",
+        help="measure nothing; compare the records of two commits, and mark differences within noise",
     )
     parser.set_defaults(run=run)
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     known = {path.stem.removeprefix("bench_"): path for path in sorted((root / "benchmarks").glob("bench_*.py"))}
     if not known:
         raise FileNotFoundError(
-            f"the benchmarks are not part of the installed package; run this from a source tree ({root} has none)"
+            f"the benchmarks are not part of the installed package; run this in a source tree ({root} has none)"
         )
     if args.compare:
         command = [sys.executable, "-m", "benchmarks.compare", *args.compare]

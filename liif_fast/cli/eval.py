@@ -1,4 +1,4 @@
-"""`liif-fast eval`: PSNR and SSIM of models on test sets, from YAML files of the original's format."""
+"""`liif-fast eval`: measure PSNR and SSIM of models on test sets given by YAML files in the original's format."""
 
 import argparse
 import logging
@@ -11,9 +11,9 @@ from typing import Any
 from liif_fast.cli import add_device, add_plugin
 from liif_fast.files import distinct_names
 
-_ABOUT = "Score models on test sets: YAML files in the format of the original code, one a column of the table."
+_ABOUT = "Score models on test sets: YAML files in the original's format, one per column of the table."
 _EPILOG = """\
-Where a test's name has div2k in it, the rows published for DIV2K validation stand above the measured ones.
+For a test with div2k in its name, the rows published for DIV2K validation are listed above the measured ones.
 Under torchrun the images are shared among the processes.
 """
 BICUBIC = "bicubic"
@@ -28,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         required=True,
         nargs="+",
         metavar="FILE",
-        help="the YAML files, one for each test",
+        help="the YAML files, one per test",
     )
     parser.add_argument(
         "--model",
@@ -42,16 +42,16 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
     )
-    parser.add_argument("--no-ssim", action="store_true", help="PSNR alone: SSIM takes longer than most models")
+    parser.add_argument("--no-ssim", action="store_true", help="only PSNR; SSIM takes longer than most models")
     parser.add_argument(
         "--save", type=expanduser, metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png"
     )
-    parser.add_argument("--markdown", type=expanduser, metavar="FILE", help="write the table into a file, too")
+    parser.add_argument("--markdown", type=expanduser, metavar="FILE", help="also write the table to a file")
     parser.add_argument(
-        "--json", type=expanduser, metavar="FILE", help="write all figures, of each image too, into a file"
+        "--json", type=expanduser, metavar="FILE", help="write all scores, including each image's, to a file"
     )
     add_device(parser)
-    parser.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    parser.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")
     parser.set_defaults(run=run)
 
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = distributed.init(pick_device(args.device))
     try:
-        with distributed.reporting("start it again"):
+        with distributed.reporting("restart the evaluation"):
             _run(args, device)
     finally:
         distributed.cleanup()
@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     from liif_fast import data, distributed, evaluation
     from liif_fast.config.plugins import import_plugins
     from liif_fast.evaluation import load_test_config
+    from liif_fast.models.catalogue import resolve_model
 
     for path in filter(None, (args.markdown, args.json)):
         if obstacle := liif_fast.files.why_not_writable(path):
@@ -87,13 +88,14 @@ def _run(args: argparse.Namespace, device: Any) -> None:
         dataset = data.make(config.test_dataset["dataset"])
         wrapper = data.make(config.test_dataset["wrapper"], dataset=dataset, seed=0)
         tests.append((name, config, evaluation.at_eval_type(wrapper, config.eval_type)))
-    models = {
-        name: None if path == BICUBIC else _load(path, args.backend, device)
-        for name, path in _names(args.model).items()
-    }
+    models: dict[str, Any] = {}
+    for name, path in _names(args.model).items():
+        models[name] = None if path == BICUBIC else resolve_model(path, device)
+        if models[name] is not None and args.backend is not None:
+            models[name].backend = args.backend
     with_ssim = not args.no_ssim and find_spec("skimage") is not None
     if not (with_ssim or args.no_ssim) and distributed.is_main():
-        logger.warning("PSNR alone: SSIM needs scikit-image (pip install scikit-image)")
+        logger.warning("only PSNR: SSIM needs scikit-image (pip install scikit-image)")
 
     scores = []
     for label, model in models.items():
@@ -122,29 +124,20 @@ def _run(args: argparse.Namespace, device: Any) -> None:
 
 
 def _names(paths: list[str], prefix: str = "") -> dict[str, str]:
-    """The paths by short names, from which a prefix is taken if they are different without it."""
+    """Map short names to the paths; drop a prefix if the names stay distinct."""
     for path in paths:
         if paths.count(path) > 1:
-            raise ValueError(f"{path} is named twice")
+            raise ValueError(f"{path} is given twice")
     names = distinct_names(paths)
     short = [name.removeprefix(prefix) for name in names]
     return dict(zip(short if len({name.casefold() for name in short}) == len(short) else names, paths, strict=True))
 
 
-def _load(path: str, backend: str | None, device: Any) -> Any:
-    from liif_fast.models.catalogue import resolve_model
-
-    model: Any = resolve_model(path, device)
-    if backend is not None:
-        model.backend = backend
-    return model
-
-
 def _predict(model: Any, config: Any, args: argparse.Namespace, test: str) -> Callable[..., Any]:
-    """A model's prediction, normalised as the test says; as its file says, if that differs, it is worth a notice."""
+    """Return a model's prediction with the test's normalisation; warn if the model's differs."""
     from liif_fast import evaluation
 
     norm = config.data_norm
     if norm != model.data_norm:
-        logger.warning("%s: data_norm is %s, the model's %s; the test's counts", test, norm, model.data_norm)
+        logger.warning("%s: uses its own data_norm %s; the model's is %s", test, norm, model.data_norm)
     return evaluation.of_model(model, norm, cell_clip=args.cell_clip)

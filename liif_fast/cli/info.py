@@ -1,12 +1,12 @@
-"""`liif-fast info`: versions, the machine, the backends and the shipped model, for bug reports."""
+"""`liif-fast info`: print versions, the machine, the backends and the shipped model for bug reports."""
 
 import argparse
 
-_ABOUT = "Print versions, the machine, the backends and the shipped model, for bug reports."
+_ABOUT = "Print versions, the machine, the backends and the shipped model for bug reports."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("info", help="print what a bug report needs", description=_ABOUT)
+    parser = subparsers.add_parser("info", help="print the information for a bug report", description=_ABOUT)
     parser.set_defaults(run=run)
 
 

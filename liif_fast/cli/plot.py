@@ -1,9 +1,9 @@
-"""`liif-fast plot`: a picture of a training's loss, PSNR and learning rate."""
+"""`liif-fast plot`: draw a training's loss, PSNR and learning rate."""
 
 import argparse
 from os.path import expanduser
 
-_ABOUT = "Draw loss, validation PSNR and learning rate of a training as PNG."
+_ABOUT = "Draw a training's loss, validation PSNR and learning rate as a PNG."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

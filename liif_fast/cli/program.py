@@ -1,4 +1,4 @@
-"""What the command `liif-fast` does: the parser of its command line, and one line for every error."""
+"""Parse the command line of `liif-fast`, run the command, and report every error in one line."""
 
 import argparse
 import logging
@@ -13,19 +13,20 @@ from typing import NoReturn
 
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, say
+from liif_fast.files import reason
 
 COMMANDS = ("upscale", "lidar", "verify", "models", "export", "train", "plot", "eval", "qualify", "info", "bench")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors as one line, like every other error."""
+    """Report usage errors in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"liif-fast: error: {message} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; `args.run` is the subcommand's function."""
+    """Return the parser of the whole command line; it sets `args.run` to the subcommand's function."""
     parser = _Parser(
         prog="liif-fast",
         description="Arbitrary-scale super-resolution with LIIF, decoded by fused kernels.",
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run one command; arguments and exit code as for `main`, but KeyboardInterrupt passes."""
+    """Run one command; arguments and exit code as for `main`, but KeyboardInterrupt propagates."""
     args: argparse.Namespace | None = None
 
     def parse() -> int:
@@ -52,9 +53,9 @@ def run(argv: Sequence[str] | None) -> int:
             known, surplus = parser.parse_known_args(argv)
             if any(len(each) > 1 and each.startswith("-") for each in surplus) or (surplus and "more" not in known):
                 parser.error(f"unrecognized arguments: {' '.join(surplus)}")
-            known.more = surplus  # argparse takes no further files once an option stands between them
+            known.more = surplus  # argparse does not collect the files after an option among them
             args = known
-        except SystemExit as stop:  # help or the version has been printed, or the usage was wrong
+        except SystemExit as stop:  # after help, the version or a usage error
             return stop.code if isinstance(stop.code, int) else 0
         return 0
 
@@ -65,12 +66,12 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
-    # A termination request and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
-    main = threading.current_thread() is threading.main_thread()  # only there Python lets handlers be set
+    # SIGTERM and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
+    main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
     stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
     previous = {each: signal.getsignal(each) for each in stops}
     for each in stops:
-        if previous[each] is not signal.SIG_IGN:  # nohup
+        if previous[each] is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, _terminated)
     try:
         return _guarded(partial(args.run, args), args.traceback)
@@ -81,15 +82,15 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _guarded(work: Callable[[], int], traceback: bool) -> int:
-    """The exit code of some work, whose output is written when this returns; an error is one line."""
+    """Run `work`, flush its output and return its exit code; report an error in one line."""
     try:
         code = int(work())
-        if sys.stdout is not None:  # closed by `>&-`
-            sys.stdout.flush()  # here, where a full disk gets its line
+        if sys.stdout is not None:  # None if closed by `>&-`
+            sys.stdout.flush()  # here, so that a full disk is reported
         return code
-    except BrokenPipeError:  # nobody reads the output any more
+    except BrokenPipeError:
         return BROKEN_PIPE
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # the last: out of memory, for one
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # RuntimeError: e.g. out of memory
         if traceback:
             raise
         say(f"error: {_one_line(error)}")
@@ -101,6 +102,5 @@ def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    named = isinstance(error, OSError) and error.strerror and error.filename
+    return (f"{named}: " if named else "") + reason(error)

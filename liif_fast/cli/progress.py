@@ -1,15 +1,15 @@
-"""A progress bar with the time left, on a terminal; nothing otherwise."""
+"""Show progress and the remaining time, on a terminal only."""
 
 import logging
 import sys
 from contextlib import ExitStack, suppress
 from typing import Any
 
-ENCODING = 0.2  # of all work, about: 0.05 for the package's model, 0.5 for RDN at a scale of 4
+ENCODING = 0.2  # rough share of all work: 0.05 for the package's model, 0.5 for RDN at a scale of 4
 
 
 class Bar:
-    """One bar for an image: the encoding and the rendering, each with its share of the work."""
+    """One bar per image, weighted between encoding and rendering."""
 
     def __init__(self, label: str = "") -> None:
         self.label = label
@@ -25,10 +25,10 @@ class Bar:
             self.open.close()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Take what `upscale` reports."""
-        if sys.stderr is None or not sys.stderr.isatty():  # None: closed by `2>&-`
+        """Show the progress that `upscale` reports."""
+        if sys.stderr is None or not sys.stderr.isatty():  # None if closed by `2>&-`
             return
-        with suppress(OSError):  # the terminal has gone; the work need not
+        with suppress(OSError):  # a closed terminal must not end the work
             self._show(stage, done, total)
 
     def _show(self, stage: str, done: int, total: int) -> None:

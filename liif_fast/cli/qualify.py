@@ -6,9 +6,9 @@ import math
 
 from liif_fast.cli import say
 
-_ABOUT = """Examine the fused GPU kernels on this machine: their results, in three fresh processes, and their speed. The
-verdict is kept; from then on `auto` takes what is right and faster. Takes up to five minutes, and wants the GPU for
-itself. Exit code 1 if a kernel is wrong or nothing could be examined."""
+_ABOUT = """Examine the results of the fused GPU kernels on this machine in three fresh processes, and their speed. The
+verdict is stored; from then on `auto` takes the kernels that are correct and faster. This takes up to five minutes and
+needs the GPU for itself. The exit code is 1 if a kernel is wrong or nothing could be examined."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,16 +20,16 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         type=_seconds,
         default=300,
         metavar="S",
-        help="stop after so long; the rest stays off (default 300)",
+        help="stop after this time; kernels not examined stay off (default: 300)",
     )
     parser.add_argument(
-        "--report", action="store_true", help="print the verdict as JSON, to post; qualifies first if there is none"
+        "--report", action="store_true", help="print the verdict as JSON; qualify first if there is none"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Qualify and print; returns the exit code."""
+    """Qualify, print the verdict, and return the exit code."""
     from liif_fast.backends import verdict
     from liif_fast.devices import pick_device
     from liif_fast.qualification import Unavailable, qualify
@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
         found = verdict.read(device.type, device.index) if args.report else None
         found = found or qualify(device, seconds=args.seconds, tell=say)
     except Unavailable as error:
-        say(f"error: {error}; nothing was kept")
+        say(f"error: {error}; nothing was stored")
         return 1
     if args.report:
         print(json.dumps({"made": found.made, "key": found.key, "results": found.results}, indent=1))
     else:
-        print(f"{found}\n{found.summary()}; kept in {found.path}")
+        print(f"{found}\n{found.summary()}; stored in {found.path}")
     wrong = [of for units in found.results.values() for of in units.values() if of.get("correct") is False]
     return 1 if wrong else 0
 

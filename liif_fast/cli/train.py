@@ -1,11 +1,11 @@
-"""`liif-fast train`: train a model from a YAML file of the original's format."""
+"""`liif-fast train`: train a model from a YAML file in the original's format."""
 
 import argparse
 from os.path import expanduser
 
 from liif_fast.cli import add_device
 
-_ABOUT = "Train a model from a YAML file in the format of the original code."
+_ABOUT = "Train a model from a YAML file in the original's format."
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,7 +13,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("--config", type=expanduser, required=True, metavar="FILE", help="the YAML file")
     parser.add_argument("--name", help="name of the run's folder under save/ (default: _<config>[_<tag>])")
     parser.add_argument("--tag", help="a suffix for the default name")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's epoch-last.pth")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's epoch-last.pth")
     add_device(parser)
     parser.set_defaults(run=run)
 

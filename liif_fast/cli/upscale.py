@@ -1,4 +1,4 @@
-"""`liif-fast upscale`: image files in, larger ones out."""
+"""`liif-fast upscale`: enlarge image files."""
 
 import argparse
 import functools
@@ -10,7 +10,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_device, add_plugin, say
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
 from liif_fast.cli.progress import Bar
 from liif_fast.files import STANDARD, reason
@@ -32,7 +32,7 @@ from liif_fast.images import (
     tuned,
 )
 
-_ABOUT = "Upscale one image file, or all in a folder, to any larger size."
+_ABOUT = "Upscale one image file, or all images in a folder, to any larger size."
 _EPILOG = """\
 The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG, WebP and TIFF files
 keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
@@ -49,10 +49,10 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "output",
         metavar="OUT",
-        help="the file to write, its extension names the format; or a folder, for several IN; - is stdout",
+        help="the file to write, whose extension sets the format; a folder for several IN; - is stdout",
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--scale", type=_scale, metavar="S", help="output over input size: any number from 1, as 3.7")
+    target.add_argument("--scale", type=_scale, metavar="S", help="output size over input size, at least 1, e.g. 3.7")
     target.add_argument("--size", type=_size, metavar="WxH", help="output size in pixels; Wx or xH keeps the aspect")
     parser.add_argument(
         "--region", type=_region, metavar="WxH+X+Y", help="only this window of the output: its size, left and top edge"
@@ -66,46 +66,46 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     add_plugin(parser)
     folders = parser.add_argument_group("folders")
-    folders.add_argument("--recursive", action="store_true", help="the folders inside, too; OUT gets the same ones")
-    folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="added to the outputs' names")
+    folders.add_argument("--recursive", action="store_true", help="include nested folders; OUT gets the same ones")
+    folders.add_argument("--suffix", type=_suffix, metavar="TEXT", help="text added to the outputs' names")
     folders.add_argument(
         "--format",
         choices=[key[1:] for key in FORMATS],
-        help="of the outputs, also of - (default: the input's, else png)",
+        help="format of the outputs, also of - (default: the input's, or png)",
     )
     written = parser.add_argument_group("how to write")
     loss = written.add_mutually_exclusive_group()
     loss.add_argument(
-        "--quality", type=_quality, metavar="N", help="1 to 100, of JPEG, WebP and AVIF (default: 95, 95, 90)"
+        "--quality", type=_quality, metavar="N", help="1 to 100 for JPEG, WebP and AVIF (default: 95, 95, 90)"
     )
-    loss.add_argument("--lossless", action="store_true", help="keep every pixel; WebP can, JPEG and AVIF are refused")
+    loss.add_argument("--lossless", action="store_true", help="keep every pixel, also in WebP; refused for JPEG, AVIF")
     written.add_argument(
-        "--background", type=_colour, metavar="COLOUR", help="lay alpha on it, as JPEG needs: white, #fff, rgb(9,8,7)"
+        "--background", type=_colour, metavar="COLOUR", help="replace alpha by white, #fff, rgb(9,8,7), e.g. for JPEG"
     )
     written.add_argument(
         "--existing",
         choices=EXISTING,
         default=EXISTING[0],
-        help="what to do with outputs that exist (default: replace)",
+        help="how to treat existing outputs (default: replace)",
     )
     compute = parser.add_argument_group("how to compute")
     add_device(compute)
-    compute.add_argument("--backend", metavar="NAME", help="what decodes (default: the fastest that can; see info)")
+    compute.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")
     compute.add_argument(
         "--precision",
         choices=("float32", "bf16", "fp16"),
         default="float32",
-        help="of the encoder and the decoder; float32 where the result is not finite (default: float32)",
+        help="precision of encoder and decoder; float32 if the result is not finite (default: float32)",
     )
     compute.add_argument(
-        "--tile", type=_positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
+        "--tile", type=positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
     )
     compute.add_argument(
-        "--self-ensemble", action="store_true", help="the mean over the eight turns: 8 times the work, for figures"
+        "--self-ensemble", action="store_true", help="average over the eight turns of the image: 8 times the work"
     )
     compute.add_argument(
         "--max-input-pixels",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="refuse larger inputs as decompression bombs (default: Pillow's limit, 178956970)",
     )
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_input_pixels:
         from PIL import Image
 
-        Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow's error comes at twice that
+        Image.MAX_IMAGE_PIXELS = args.max_input_pixels // 2  # Pillow raises at twice its limit
     named: list[str] = [*args.inputs, args.output, *args.more]
     *inputs, output = named
     check_standard(inputs, output)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         existing=args.existing,
         background=args.background,
     )
-    # Read before torch is loaded, since most that can go wrong shows here.
+    # Read before torch is loaded, because most errors show here.
     first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
 
     from liif_fast import distributed
@@ -187,7 +187,7 @@ class _Models:
 
 
 def _offer() -> None:
-    """Mention the authors' weights to who has none of them."""
+    """Mention the authors' weights if they are not in the models folder."""
     from liif_fast.models.catalogue import fetchable, find_model
 
     for name in fetchable():
@@ -198,13 +198,13 @@ def _offer() -> None:
 
 
 def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
-    """Read the input of a job, of a part only what is needed, and decide on the format of its output."""
+    """Read a job's input, or only the header for a region, and choose the output's format."""
     if job.source != STANDARD:
         return _opened(job.source, job, args)
     with spooled(sys.stdin.buffer) as path:
         picture, kind = _opened(path, job, args)
         picture.path = STANDARD
-        picture.pixels  # noqa: B018 - read now, since the file goes
+        picture.pixels  # noqa: B018 - read now, because the file will be removed
         return picture, kind
 
 
@@ -221,7 +221,7 @@ def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Fo
 
 
 def _upscale(job: Job, picture: Picture, kind: Format, model: Any, args: argparse.Namespace, label: str) -> Any:
-    """Upscale one picture and return the (width, height) that was written."""
+    """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 
     if not job.ready:
@@ -237,7 +237,7 @@ def _upscale(job: Job, picture: Picture, kind: Format, model: Any, args: argpars
 
 def _complain(job: Job, error: Exception) -> int:
     text = reason(error)
-    if isinstance(error, OSError) and error.filename:  # as of the output's folder, which cannot be made
+    if isinstance(error, OSError) and error.filename:  # e.g. an output folder that cannot be created
         text = f"{error.filename}: {text}"
     say(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
     return 1
@@ -249,17 +249,17 @@ def _summary(jobs: Jobs, done: int, failed: int) -> int:
     if jobs.many:
         parts = [f"{done} written"]
         parts += [f"{failed} failed"] if failed else []
-        parts += [f"{jobs.skipped} left as they were"] if jobs.skipped else []
+        parts += [f"{jobs.skipped} left unchanged"] if jobs.skipped else []
         if jobs.passed_over and distributed.is_main():
             say(f"passed over: {counted(jobs.passed_over)}")
         say(", ".join(parts))
     elif jobs.skipped:
-        say("the output exists and is left as it was")
+        say("the output exists and is unchanged")
     return 1 if failed else 0
 
 
 def _device(name: str) -> str:
-    """Of several processes of one machine that torchrun has started, each takes its own GPU."""
+    """Return the device's name; under torchrun each process takes its own GPU."""
     from liif_fast import distributed
     from liif_fast.devices import pick_device
 
@@ -269,7 +269,7 @@ def _device(name: str) -> str:
 
 
 def _scale(text: str) -> float:
-    """A scale as argparse wants it, refused with the reason before anything is loaded."""
+    """Parse and check a scale before anything is loaded."""
     try:
         scale = float(text)
     except ValueError:
@@ -282,26 +282,26 @@ def _scale(text: str) -> float:
 
 
 def _size(text: str) -> tuple[int | None, int | None]:
-    """WxH, Wx or xH."""
+    """Parse WxH, Wx or xH."""
     match = re.fullmatch(r"(\d{0,9})x(\d{0,9})", text, re.ASCII | re.IGNORECASE)
     sides = [int(side) if side else None for side in match.groups()] if match else []
     if not any(sides) or 0 in sides:
-        raise argparse.ArgumentTypeError(f"expected WxH, Wx or xH in pixels, as 3840x2160, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WxH, Wx or xH in pixels, e.g. 3840x2160, got {text!r}")
     return sides[0], sides[1]
 
 
 def _region(text: str) -> tuple[int, int, int, int]:
-    """WxH+X+Y as (top, left, height, width)."""
+    """Parse WxH+X+Y to (top, left, height, width)."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})\+(\d{1,9})\+(\d{1,9})", text, re.ASCII | re.IGNORECASE)
     if not match or 0 in map(int, match.groups()[:2]):
-        raise argparse.ArgumentTypeError(f"expected WxH+X+Y in pixels of the output, as 800x600+100+50, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WxH+X+Y in output pixels, e.g. 800x600+100+50, got {text!r}")
     width, height, left, top = map(int, match.groups())
     return top, left, height, width
 
 
 def _suffix(text: str) -> str:
     if not text or os.sep in text or "/" in text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"expected a part of a file name, as _x4, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a part of a file name, e.g. _x4, got {text!r}")
     return text
 
 
@@ -315,10 +315,4 @@ def _colour(text: str) -> Colour:
 def _quality(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""`liif-fast verify`: anyone's checkpoint, plain formula against every backend of this machine."""
+"""`liif-fast verify`: compare a checkpoint's plain formula with every available backend."""
 
 import argparse
 from os.path import expanduser
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
     from liif_fast.verification import Report, Row
 
-_ABOUT = "Compare a model's plain formula with every backend of this machine, on an image."
+_ABOUT = "Compare a model's plain formula with every available backend on an image."
 _EPILOG = """\
-The image is reduced by Pillow's bicubic filter and enlarged again; of a large one the middle is taken. The decoder row
-compares on the same features; the whole model compares the plain model, run at once, with what `upscale` does. An error
-is a part of the largest output. Exit codes: 0 all agree, 1 a backend disagrees or something failed, 2 wrong usage.
+The image is reduced by Pillow's bicubic filter and enlarged again; a large image is cropped to its middle. The decoder
+rows compare outputs on the same features. The whole-model rows compare `upscale` with the plain model run on the whole
+image. Errors are relative to the largest output. Exit codes: 0 all agree, 1 a backend disagrees or something failed, 2
+wrong usage.
 """
 
 
@@ -27,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "image", type=expanduser, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
     )
     add_plugin(parser)
-    parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="how far it is reduced (default: 4)")
+    parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="factor of the reduction (default: 4)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed rounds; medians (default: 5)")
     add_device(parser)
     parser.set_defaults(run=run)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def render(report: "Report", model_name: str, image_name: str, scale: float, model: "FeatureModel") -> str:
-    """The report as text."""
+    """Format the report as text."""
     import torch
 
     import liif_fast

@@ -1,4 +1,4 @@
-"""Image files, read and written safely: what is kept is kept, what is lost is said, one error, one atomic write.
+"""Read and write image files safely: keep their metadata, warn about losses, raise one error, write atomically.
 
 Nothing here imports torch, so that a bad path is reported before anything heavy is loaded.
 """

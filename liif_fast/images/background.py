@@ -1,4 +1,4 @@
-"""Alpha laid on a colour, for formats that hold none."""
+"""Compose alpha over a colour, for formats without alpha."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 
 def parse_colour(colour: str | Sequence[int]) -> Colour:
-    """Return a colour given as Pillow takes it (`white`, `#fff`, `rgb(0, 80, 100)`) or as three numbers from 0 to 255.
+    """Parse a colour in Pillow's notation (`white`, `#fff`, `rgb(0, 80, 100)`) or as three numbers from 0 to 255.
 
     Raises:
-        ValueError: it is no colour, or not opaque.
+        ValueError: it is not a colour, or not opaque.
     """
     try:
         values = ImageColor.getrgb(colour) if isinstance(colour, str) else tuple(map(int, colour))
     except (TypeError, ValueError):
         values = ()
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):
-        raise ValueError(f"background must be an opaque colour, as white, #fff or rgb(0, 80, 100), got {colour!r:.80}")
+        raise ValueError(f"background must be an opaque colour: white, #fff or rgb(0, 80, 100), got {colour!r:.80}")
     return values
 
 
 def flat_channels(channels: int, background: Colour | None) -> int:
-    """Return how many channels an image of 1 to 4 has once it lies on a background; gray on a colour becomes RGB."""
+    """Return the number of channels (1 to 4 before) of an image over a background; gray over a colour becomes RGB."""
     if background is None or channels in (1, 3):
         return channels
     return 1 if channels == 2 and len(set(background)) == 1 else 3
 
 
 def flatten(pixels: NDArray[np.unsignedinteger], background: Colour) -> NDArray[np.unsignedinteger]:
-    """Lay pixels [h, w, 2 or 4] of 8 or 16 bits, alpha last, on a background; rounded to nearest."""
+    """Compose pixels [h, w, 2 or 4] of 8 or 16 bits, alpha last, over a background; round to nearest."""
     import numpy as np
 
     top = np.iinfo(pixels.dtype).max

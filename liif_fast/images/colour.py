@@ -1,16 +1,16 @@
-"""Which colours the samples of a PNG stand for, where it is not an ICC profile that says so (ISO/IEC 15948, 11.3.2)."""
+"""Read the colour space of a PNG from its chunks other than an ICC profile (ISO/IEC 15948, 11.3.2)."""
 
 import os
 import struct
 from collections.abc import Mapping
 
-COLOUR = "png_colour"  # the key in `info` under which the chunks are kept, {name: data}
+COLOUR = "png_colour"  # the key of the chunks, {name: data}, in `info`
 
 _CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
 _OTHERS = (b"IHDR", b"pHYs", b"acTL", b"tRNS")
-_BOXES = 1 << 16  # bytes of an AVIF or HEIC file in which the boxes of its properties are looked for
+_BOXES = 1 << 16  # bytes of an AVIF or HEIC file that are searched for the boxes of its properties
 _UNSPECIFIED = 2
-_LARGEST = 32  # bytes of the largest of them, cHRM
+_LARGEST = 32  # bytes of the largest chunk, cHRM
 _SRGB = {
     b"cICP": bytes((1, 13, 0, 1)),
     b"gAMA": struct.pack(">I", 45455),
@@ -19,7 +19,7 @@ _SRGB = {
 
 
 def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """Read the small chunks before the pixels of a PNG file: header, colours, resolution, what is transparent."""
+    """Read the small chunks before a PNG file's pixels: header, colours, resolution, transparency."""
     found = {}
     with open(path, "rb") as file:
         file.seek(8)
@@ -37,12 +37,12 @@ def read_chunks(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
 
 
 def read_colour(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """Read those chunks of a PNG file that say which colours its samples stand for; see `read_chunks`."""
+    """Read the chunks of a PNG file that define its colours; see `read_chunks`."""
     return {name: data for name, data in read_chunks(path).items() if name in _CHUNKS}
 
 
 def read_cicp(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
-    """Read the colours of an AVIF or HEIC file as the PNG chunk that says the same (ITU-T H.273); empty if unsaid."""
+    """Read the colours of an AVIF or HEIC file as the equivalent PNG chunk (ITU-T H.273); empty if unspecified."""
     with open(path, "rb") as file:
         head = file.read(_BOXES)
     at = head.find(b"colrnclx") + 8
@@ -51,11 +51,11 @@ def read_cicp(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
     primaries, transfer = struct.unpack_from(">HH", head, at)
     if _UNSPECIFIED in (primaries, transfer) or max(primaries, transfer) > 255:
         return {}
-    return {b"cICP": bytes((primaries, transfer, 0, 1))}  # as RGB of full range, which the pixels are once decoded
+    return {b"cICP": bytes((primaries, transfer, 0, 1))}  # RGB of full range, because that is how pixels are decoded
 
 
 def looks_like_srgb(chunks: Mapping[bytes, bytes], profile: bytes | None) -> bool:
-    """Say whether an image looks the same without these chunks; untagged is taken as sRGB."""
+    """Return whether an image looks the same without these chunks, since untagged images are shown as sRGB."""
     if b"cICP" in chunks:
         return chunks[b"cICP"] == _SRGB[b"cICP"]
     if profile or b"sRGB" in chunks:

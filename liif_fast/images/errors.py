@@ -1,4 +1,4 @@
-"""The one error of image files."""
+"""The error of image files."""
 
 import os
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 from liif_fast.files import reason as reason
 
-# Why it does not reduce; here, since the command line says so before torch is loaded.
+# Here, because the command line reports it before torch is loaded.
 WHY_NOT_SMALLER = "the model interpolates without a low-pass filter, so it would alias; use an ordinary resize"
 
 
@@ -15,9 +15,9 @@ class ImageFileError(ValueError):
 
 
 def too_large(path: str | os.PathLike[str]) -> ImageFileError:
-    """The error of an image with more pixels than Pillow lets pass."""
+    """Return the error for an image with more pixels than Pillow accepts."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return ImageFileError(
-        f"{path}: refused as a possible decompression bomb, since it has more than {limit} pixels; "
-        "--max-input-pixels, or PIL.Image.MAX_IMAGE_PIXELS, moves that limit"
+        f"{path}: refused as a possible decompression bomb, because it has more than {limit} pixels; "
+        "--max-input-pixels, or PIL.Image.MAX_IMAGE_PIXELS, changes the limit"
     )

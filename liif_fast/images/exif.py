@@ -1,4 +1,4 @@
-"""EXIF data that stays true of an image whose size changes (CIPA DC-008, section 4)."""
+"""Update EXIF data when an image's size or orientation changes (CIPA DC-008, section 4)."""
 
 import struct
 
@@ -10,9 +10,9 @@ _ENTRY = 12  # bytes: tag, type, count, value or its offset
 
 
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
-    """EXIF data of an image for another size (width, height), without its thumbnail; None if the data is damaged.
+    """Return EXIF data with a new size (width, height) and without the thumbnail; None if the data is damaged.
 
-    Nothing else changes, and nothing moves: a maker's note may hold offsets, which Pillow's own writing would break.
+    Nothing moves, because a maker's note may hold offsets, which Pillow's writer would break.
     """
     data = bytearray(exif.removeprefix(_HEADER))
     try:
@@ -28,7 +28,7 @@ def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
 
 
 def upright(exif: bytes) -> bytes | None:
-    """EXIF data of an image, after it has been turned upright; as of `resized`, nothing moves."""
+    """Return EXIF data with the orientation set to upright; nothing moves, and None means damaged data."""
     data = bytearray(exif.removeprefix(_HEADER))
     try:
         order, tags, _ = _first(data)
@@ -40,14 +40,14 @@ def upright(exif: bytes) -> bytes | None:
 
 
 def _first(data: bytearray) -> tuple[str, dict[int, int], int]:
-    """The byte order, and of the first folder what `_folder` gives."""
+    """Return the byte order, and `_folder` of the first IFD."""
     order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
     (first,) = struct.unpack_from(f"{order}I", data, 4)
     return order, *_folder(data, order, first)
 
 
 def _folder(data: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:
-    """Where the entries of a folder are, by tag, and where it names the next folder."""
+    """Return the offset of each entry of an IFD by tag, and the offset of its link to the next IFD."""
     (count,) = struct.unpack_from(f"{order}H", data, at)
     places = [at + 2 + _ENTRY * index for index in range(count)]
     tags = {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places}
@@ -55,33 +55,33 @@ def _folder(data: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:
 
 
 def _value(data: bytearray, order: str, place: int) -> int:
-    """The value of an entry of type LONG, or the offset that stands for it."""
+    """Return the value of an entry of type LONG, or the offset of a longer value."""
     return struct.unpack_from(f"{order}I", data, place + 8)[0]
 
 
 def _set(data: bytearray, order: str, tags: dict[int, int], names: tuple[int, int], size: tuple[int, int]) -> None:
     for name, side in zip(names, size, strict=True):
-        if name in tags:  # as LONG: a SHORT might not hold it
+        if name in tags:  # as LONG, because a SHORT may be too small
             struct.pack_into(f"{order}HII", data, tags[name] + 2, _LONG, 1, side)
 
 
 def _drop_thumbnail(data: bytearray, order: str, first: dict[int, int], next_at: int) -> None:
-    """Unlink the second folder, if there is one, and wipe out the image that it names."""
-    if next_at + 4 > len(data):  # some writers leave it out
+    """Unlink the second IFD, if there is one, and erase the image that it names."""
+    if next_at + 4 > len(data):  # some writers omit the link
         return
     (second,) = struct.unpack_from(f"{order}I", data, next_at)
     if second == 0:
         return
     try:
         tags, _ = _folder(data, order, second)
-    except struct.error:  # no link but a value, where a writer has left the link out; or it leads nowhere
+    except struct.error:  # a dangling link, or a value in the place of an omitted link
         return
     struct.pack_into(f"{order}I", data, next_at, 0)
     if ExifTags.Base.JpegIFOffset in tags and ExifTags.Base.JpegIFByteCount in tags:
         start = _value(data, order, tags[ExifTags.Base.JpegIFOffset])
         end = start + _value(data, order, tags[ExifTags.Base.JpegIFByteCount])
         others = [_value(data, order, first[tag]) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) if tag in first]
-        if start < next_at or any(start <= other < end for other in others):  # it would take a folder along
+        if start < next_at or any(start <= other < end for other in others):  # another IFD lies inside
             raise KeyError
         if end >= len(data):
             del data[start:]

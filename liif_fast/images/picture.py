@@ -1,4 +1,4 @@
-"""A picture in a file: its shape and metadata now, its pixels or a part of them when they are asked for."""
+"""A picture in a file: its shape and metadata at once, its pixels or a part of them on demand."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("liif_fast.images")
 
-DRAWN = "drawn"  # the key in `info` of an image that had a palette or 1 bit a pixel; the value says which
-PALETTE, ONE_BIT = "a palette", "1 bit a pixel"
+DRAWN = "drawn"  # a key in `info` that marks an image with a palette or 1 bit per pixel
+PALETTE, ONE_BIT = "a palette", "1 bit per pixel"
 
 
 class Picture:
@@ -34,17 +34,17 @@ class Picture:
         shape: (height, width, channels) in the file; 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         dtype: uint8 or uint16.
         decode: yields the rows of a window of the file, from top to bottom, as arrays [rows, width, channels].
-        info: as of a PIL image: `icc_profile`, `exif`, `dpi`, where the file has them; of PNG and AVIF also
-            `colour.COLOUR`; of an image with a palette or 1 bit a pixel `DRAWN`.
-        notices: what does not reach the pixels; logged when these are first read.
-        orientation: of the file, 1 to 8; others are taken as 1.
-        whole: why a window costs as much memory as all of it; empty where it does not.
+        info: like a PIL image's: `icc_profile`, `exif`, `dpi`, if the file has them; for PNG and AVIF also
+            `colour.COLOUR`; for an image with a palette or 1 bit per pixel `DRAWN`.
+        notices: what the pixels lose; logged when they are first read.
+        orientation: the file's orientation, 1 to 8; other values count as 1.
+        whole: why a window needs as much memory as the whole picture; "" if it does not.
 
     Attributes:
         lossy: whether the file was compressed with loss (`sniffing.is_lossy`).
 
     Raises:
-        ImageFileError: it has more pixels than twice `Image.MAX_IMAGE_PIXELS`.
+        ImageFileError: the picture has more pixels than twice `Image.MAX_IMAGE_PIXELS`.
     """
 
     lossy = False
@@ -71,39 +71,39 @@ class Picture:
 
     @property
     def depth(self) -> int:
-        """Bits a channel."""
+        """Return the bits per channel."""
         return 8 * self.dtype.itemsize
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height)."""
+        """Return (width, height)."""
         return self.shape[1], self.shape[0]
 
     @cached_property
     def pixels(self) -> NDArray:
-        """All pixels, [height, width, channels]."""
+        """Return all pixels, [height, width, channels]."""
         return self._read((0, 0, *self.shape[:2]))
 
     def window(self, window: Window) -> NDArray:
-        """Read only these pixels: (top, left, height, width); errors as of `pixels`.
+        """Read the pixels of a window (top, left, height, width); errors as for `pixels`.
 
-        A tiled TIFF is read at these places alone; other files in one pass down to the window's last row.
+        Of a tiled TIFF only the window is decoded; other files are decoded down to the window's last row.
         """
         if "pixels" in self.__dict__ or window[2:] == self.shape[:2]:
             return crop(self.pixels, window)
         if self._whole:
-            self.notices.append(f"{self._whole} is decoded as a whole, whatever part of it is wanted")
+            self.notices.append(f"{self._whole} is decoded as a whole even for a part")
             self._whole = ""
         return self._read(window)
 
     def blocks(self, window: Window | None = None) -> Iterator[NDArray]:
-        """Yield the rows of a window as they lie in the file, not upright; of None all of them, in one pass."""
+        """Yield the rows of a window (None: all) in the file's orientation, in one pass."""
         while self.notices:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
         height, width = self.shape[1::-1] if self._turn[0] else self.shape[:2]
         try:
             yield from self._decode(window or (0, 0, height, width))
-        except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
+        except Exception as error:  # decoders of damaged files raise anything
             raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
 
     def _read(self, window: Window) -> NDArray:
@@ -118,7 +118,7 @@ class Picture:
 
 
 class Part:
-    """A window of a picture that stands for the whole: it has its shape, and is indexed as an array of it would be."""
+    """A window of a picture that acts as the whole: it has the whole's shape and is indexed like its array."""
 
     def __init__(self, picture: Picture, window: Window) -> None:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window
@@ -149,5 +149,5 @@ class Part:
 
 
 def in_memory(pixels: NDArray | Part) -> NDArray:
-    """Return an array, or those pixels of a part that it has."""
+    """Return an array itself, or the pixels that a part holds."""
     return pixels.pixels if isinstance(pixels, Part) else pixels

@@ -1,4 +1,4 @@
-"""Files that libvips does not read, or all where it is missing, and images of Pillow."""
+"""Read files through Pillow: those that libvips does not read, or all if it is missing. Normalise Pillow's images."""
 
 import os
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
 from liif_fast.window import crop
 
-# What upscale() works on; every other mode of Pillow is first converted to one of these, or refused.
+# The modes that upscale() accepts; any other is converted to one of these or refused.
 SUPPORTED_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 _DRAWN_MODES = {"1": ONE_BIT, "P": PALETTE, "PA": PALETTE}
 
 
 def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None = None) -> Picture:
-    """Read a file of 8 bits a channel, or of 16 in gray."""
+    """Read a file with 8 bits per channel, or with 16-bit gray."""
     import numpy as np
 
     Image.init()
@@ -47,22 +47,22 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
 def normalise(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and convert to one of `SUPPORTED_MODES`.
 
-    Palette images become RGB, or RGBA where the palette has transparency, 1-bit images L, CMYK, YCbCr and HSV
-    images RGB, premultiplied alpha straight alpha, and 16-bit gray of either byte order I;16. A CMYK profile is
-    dropped, since it does not describe the RGB that comes out.
+    Palette images become RGB (RGBA if the palette has transparency), 1-bit images L, CMYK, YCbCr and HSV images RGB,
+    premultiplied alpha straight alpha, and 16-bit gray of either byte order I;16. A CMYK profile is dropped, because it
+    does not describe the resulting RGB.
 
     Args:
         image: any image of Pillow.
 
     Returns:
-        The image itself where nothing had to be done, else a new one with the same profile and EXIF data.
+        The image itself if nothing had to change, else a new one with the same profile and EXIF data.
 
     Raises:
-        ImageFileError: the mode holds no image that can be upscaled (LAB; 32-bit values beyond 16 bits).
+        ImageFileError: images of this mode cannot be upscaled (LAB; 32-bit values beyond 16 bits).
     """
     before = image.info.get("exif")
     image = ImageOps.exif_transpose(image)
-    if before and image.info.get("exif", before) != before:  # Pillow has written it anew, which moves a maker's note
+    if before and image.info.get("exif", before) != before:  # undo Pillow's rewriting, which moves a maker's note
         image.info["exif"] = upright(before) or image.info["exif"]
     mode = image.mode
     transparent = image.has_transparency_data
@@ -85,7 +85,7 @@ def normalise(image: Image.Image) -> Image.Image:
 
 
 def _to_16_bit(image: Image.Image) -> Image.Image:
-    """Convert 16-bit gray of either byte order, or in the 32-bit mode in which Pillow opens PGM, to mode I;16."""
+    """Convert 16-bit gray of either byte order, or of the 32-bit mode that Pillow uses for PGM, to mode I;16."""
     import numpy as np
 
     pixels = np.asarray(image)
@@ -97,18 +97,18 @@ def _to_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _notices(path: str | os.PathLike[str], image: Any) -> Iterator[str]:
-    """Say what of the file does not reach the output. Looks at the decoder's plan, so before `load`."""
+    """Yield notices about losses; call it before `load`, because it reads the decoder's plan."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews
         yield f"only the first of {frames} frames is used"
     if image.info.get("bit_depth", 8) > 8 or _shortened(path, image):
-        yield "more than 8 bits a channel; read as 8 bits"
+        yield "more than 8 bits per channel; read as 8 bits"
     if image.mode == "CMYK":
         yield "CMYK, converted to RGB without its colour profile"
 
 
 def _shortened(path: str | os.PathLike[str], image: Any) -> bool:
-    """Tell whether Pillow keeps 8 bits of more; signed samples raise ValueError."""
+    """Return whether Pillow reduces the samples to 8 bits; raise ValueError for signed samples."""
     if image.format == "PPM" and image.mode == "RGB":
         decoder, _, _, args = image.tile[0]
         return decoder != "raw" and args[-1] > 255  # rawmode and largest value
@@ -116,5 +116,5 @@ def _shortened(path: str | os.PathLike[str], image: Any) -> bool:
         return False
     bits = Path(path).read_bytes().partition(b"\xff\x4f\xff\x51")[2][38:39]  # ISO/IEC 15444-1, A.5.1
     if bits and bits[0] & 0x80:
-        raise ValueError("signed samples; supported are those from 0 (black) up")
+        raise ValueError("signed samples; supported are unsigned ones from 0 (black)")
     return bool(bits) and bits[0] > 7 and not image.mode.startswith("I")

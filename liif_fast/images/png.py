@@ -1,6 +1,6 @@
-"""PNG written row by row (ISO/IEC 15948), so that an image larger than memory can be.
+"""Write PNG row by row (ISO/IEC 15948), so that an image may be larger than memory.
 
-Pillow needs the whole image; pypng streams, but does not filter rows, which makes photographs half as large again.
+Pillow needs the whole image. pypng streams but does not filter rows, so its photographs are larger by half.
 """
 
 import struct
@@ -24,9 +24,9 @@ def write_png(
     """Write an image whose rows come in strips.
 
     Args:
-        strips: [rows, width, channels] each, uint8 or uint16, from top to bottom; as many rows as `shape` says.
+        strips: [rows, width, channels] each, uint8 or uint16, from top to bottom, with `height` rows in total.
         shape: (height, width, channels) of the image, 1 to 4 channels.
-        metadata: may hold `icc_profile` and `exif` (bytes), `dpi`, and what `read_colour` gave under `COLOUR`.
+        metadata: may hold `icc_profile` and `exif` (bytes), `dpi`, and under `COLOUR` the result of `read_colour`.
     """
     height, width, channels = shape
     file.write(b"\x89PNG\r\n\x1a\n")
@@ -58,7 +58,7 @@ def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
 
 
 def _filter(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Filter rows [h, n] of bytes, each by what makes its sum smallest, with that number in front (section 12.8)."""
+    """Filter each row [h, n] of bytes by the filter with the smallest sum, and prefix its number (section 12.8)."""
     up = np.concatenate((above[None], rows[:-1]))
     left, corner = np.zeros_like(rows), np.zeros_like(rows)
     left[:, step:], corner[:, step:] = rows[:, :-step], up[:, :-step]

@@ -1,4 +1,4 @@
-"""Reading image files: upright, in channels and a depth that can be upscaled, with what is lost said."""
+"""Read image files upright, with channels and a depth that can be upscaled, and log what is lost."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ _HIGH_BITDEPTH = 0x40  # of the third byte in AVIF's box av1C
 
 
 def read_image(path: str | os.PathLike[str]) -> Picture:
-    """Read a whole image file with all its bits, turned upright; 8 or 16 bits a channel.
+    """Read a whole image file upright, with all its bits, 8 or 16 per channel.
 
     Args:
-        path: an image file. Of an animation or a multi-page file the first frame is taken, with a logged notice.
+        path: an image file. Of an animation or a multi-page file the first frame is read, with a logged notice.
 
     Raises:
-        ImageFileError: as `open_picture`, or the file is damaged.
+        ImageFileError: as for `open_picture`, or the file is damaged.
     """
     picture = open_picture(path)
     picture.pixels  # noqa: B018 - read now
@@ -40,12 +40,9 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
 
 
 def read_rgb(path: str | os.PathLike[str]) -> "NDArray":
-    """Read an image file as uint8 RGB [H, W, 3], as training, evaluation and `verify` take it.
+    """Read an image file as uint8 RGB [H, W, 3] for training, evaluation and `verify`; errors as for `read_image`.
 
-    Alpha is left out, gray is given three times, and 16 bits are rounded to the nearest of 8.
-
-    Raises:
-        ImageFileError: as `read_image`.
+    Alpha is dropped, gray becomes three equal channels, and 16 bits are rounded to 8.
     """
     import numpy as np
 
@@ -57,17 +54,17 @@ def read_rgb(path: str | os.PathLike[str]) -> "NDArray":
 
 
 def open_picture(path: str | os.PathLike[str]) -> Picture:
-    """Open an image file; its header is read and checked, its pixels are not where libvips reads them.
+    """Open an image file and check its header; libvips reads the pixels later, Pillow at once.
 
     Raises:
-        ImageFileError: the file is missing, is no image or of a kind that is not read, has more pixels than twice
+        ImageFileError: the file is missing or not an image of a supported format, has more pixels than twice
             `Image.MAX_IMAGE_PIXELS`, or samples that are not whole numbers of 8 or 16 bits.
     """
     path = Path(path)
     check_input(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images (the error at twice the limit stays), of odd metadata
+            warnings.simplefilter("ignore")  # about large images (the error at twice the limit stays) and odd metadata
             picture = _opened(path)
             picture.lossy = is_lossy(path, picture.format)
             return picture
@@ -75,12 +72,12 @@ def open_picture(path: str | os.PathLike[str]) -> Picture:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
+    except Exception as error:  # decoders of damaged files raise anything
         raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _opened(path: Path) -> Picture:
-    from liif_fast.images import vips  # it needs numpy, which takes longer to load than most mistakes to be found
+    from liif_fast.images import vips  # here, because it loads numpy, which most errors do not need
 
     kind = readable(path)
     tiff = read_tiff(path) if kind == "TIFF" else None
@@ -91,12 +88,12 @@ def _opened(path: Path) -> Picture:
     if vips.library():
         return vips.open_with_vips(path, kind, tiff)
     if what := _deep(path, kind, tiff):
-        raise ValueError(f"{what}, which only libvips reads rightly: pip install 'pyvips[binary]'")
+        raise ValueError(f"{what}, which only libvips reads correctly: pip install 'pyvips[binary]'")
     return open_with_pillow(path, kind, tiff)
 
 
 def _deep(path: Path, kind: str, tiff: Tiff | None) -> str:
-    """Name what Pillow would read wrongly or with fewer bits; empty if it reads all."""
+    """Name what Pillow would read wrongly or with fewer bits; "" if nothing."""
     bits = tiff.bits if tiff else 8
     if kind == "PNG":
         chunks = read_chunks(path)
@@ -107,19 +104,19 @@ def _deep(path: Path, kind: str, tiff: Tiff | None) -> str:
         with path.open("rb") as file:
             flags = file.read(1 << 16).partition(b"av1C")[2][2:3]
         bits = 10 if flags and flags[0] & _HIGH_BITDEPTH else 8
-    return "more than 8 bits a channel" if bits > 8 else ""
+    return "more than 8 bits per channel" if bits > 8 else ""
 
 
 @contextmanager
 def spooled(stream: IO[bytes], head: bytes = b"") -> Iterator[Path]:
-    """Give an image that comes through a pipe as a file, since readers go back and forth; messages call it `-`.
+    """Store an image from a pipe in a file, because readers must seek; messages call it `-`.
 
     Args:
-        stream: of it all is read, if it begins as an image does.
-        head: what has been read of it.
+        stream: the pipe; read to its end if it begins like an image.
+        head: bytes of it that have been read already.
 
     Raises:
-        ImageFileError: it is no image; also in place of one that is raised meanwhile.
+        ImageFileError: it is not an image; errors raised within the context are renamed, too.
     """
     with TemporaryDirectory(prefix="liif-fast-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "input")

@@ -1,4 +1,4 @@
-"""Which kind of file this is, by its content; its name is not asked."""
+"""Recognise the kind of a file by its content, not its name."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from PIL import Image
 
 from liif_fast.images.errors import ImageFileError
 
-# Pillow's names. Only raster formats: libvips or Ghostscript would draw others.
+# Pillow's names, only of raster formats; libvips or Ghostscript would render others.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
 LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")  # Pillow's names of formats that lose detail, whatever their settings
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are examined
 
 
 class Kind(NamedTuple):
-    """A kind of file."""
+    """A kind of file and what to do with it."""
 
     name: str
     advice: str = ""
@@ -33,7 +33,7 @@ _RAW = "develop it to a TIFF first"
 _PNG, _DEEP = "save it as PNG", "save it as a 16-bit PNG or TIFF"
 _DRAWN = "render it to a PNG first"
 
-# How files begin. The first that fits counts.
+# How files begin; the first match counts.
 _KINDS = (
     (rb"\x89PNG\r\n\x1a\n", Kind("PNG")),
     (rb"\xff\xd8\xff\xf7", Kind("a JPEG-LS image", _PNG)),
@@ -74,7 +74,7 @@ _KINDS = (
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", Kind("an archive", "unpack it first")),
     (rb"\x93NUMPY", Kind("a NumPy array", "give it to liif_fast.upscale in Python")),
     (rb"version https://git-lfs", Kind("a Git LFS pointer", "git lfs pull fetches the image itself")),
-    # No mark, but a plausible header: colour map, type, size, bits a pixel
+    # No signature, but a plausible header: colour map, type, size, bits per pixel
     (rb".[\0\x01][\x01-\x03\x09-\x0b].{13}[\x01\x08\x0f\x10\x18\x20]", Kind("TGA")),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<svg|(<\?xml|<!--|<!doctype svg).*<svg)", Kind("an SVG drawing", _DRAWN)),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html)", Kind("a web page", "the download gave no image")),
@@ -90,19 +90,19 @@ def readable(path: str | os.PathLike[str]) -> str:
         return name
     if kind not in (UNKNOWN, TEXT):
         raise ImageFileError(f"{path}: is {kind}")
-    if Path(path).stat().st_size == 0:  # as a copy or download leaves it that did not happen
+    if Path(path).stat().st_size == 0:  # e.g. after a failed copy or download
         raise ImageFileError(f"{path}: is empty")
     raise ImageFileError(f"{path}: not an image in a known format ({', '.join(READABLE)})")
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """Name the kind of a file that is not read, or is not looked for under its name, as a noun with its article."""
+    """Name the kind of a file that is not read, or has another format's extension, as a noun with its article."""
     try:
         kind = _sniff(path)
     except OSError:
         return "a file that cannot be read"
     if kind.name in READABLE:
-        return f"{kind.name} under another ending"
+        return f"{kind.name} with another extension"
     return str(kind) if kind in (HEIC, JXL) else kind.name
 
 
@@ -125,7 +125,7 @@ def is_lossy(path: str | os.PathLike[str], name: str) -> bool:
 
 
 def endings() -> set[str]:
-    """Return the endings of image files that can be read here, in small letters, each with its dot."""
+    """Return the extensions of readable image files, lower case and with their dot."""
     Image.init()
     names = {*READABLE, _plugin(HEIC), _plugin(JXL)}
     return {ending for ending, name in Image.EXTENSION.items() if name in names}
@@ -138,7 +138,7 @@ def _sniff(path: str | os.PathLike[str]) -> Kind:
 
 
 def _plugin(kind: Kind) -> str:
-    """Register the optional plugin that reads a kind, and return its name of the format; empty without a plugin."""
+    """Register the optional plugin for a kind and return its name of the format; "" without a plugin."""
     try:
         if kind == HEIC:
             from pillow_heif import HeifImagePlugin  # noqa: F401

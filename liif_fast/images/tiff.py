@@ -1,4 +1,4 @@
-"""A TIFF's first page: what its samples are, and what its tags say of the picture."""
+"""Read the first page of a TIFF: the layout of its samples, and the tags that describe the picture."""
 
 import io
 import logging
@@ -17,16 +17,16 @@ from liif_fast.window import Window, crop
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Tags of the first folder that are of the picture: document's name, description, make, model, date, artist, host
-# computer, copyright, two ratings, and what Windows adds: title, comment, author, keywords, subject.
+# Tags of the first IFD that describe the picture: document's name, description, make, model, date, artist, host
+# computer, copyright, two ratings, and those of Windows: title, comment, author, keywords, subject.
 _OF_THE_PICTURE = (
     *(0x010D, 0x010E, 0x010F, 0x0110, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749),
     *range(0x9C9B, 0x9CA0),
 )
-# Orientation and software: of the file, which the output is not; EXIF data of a picture has them.
+# Orientation and software describe the file, not the picture; EXIF data has them.
 _OF_AN_EXPORT = (0x0112, 0x0131)
 _FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
-# The maker's note holds offsets, so it cannot move; Microsoft's tag says by how much it has.
+# The maker's note holds offsets, so it cannot move; Microsoft's tag holds the distance it has moved.
 _BOUND = (0x927C, 0xEA1D)
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
 
@@ -34,7 +34,7 @@ _WHITE_IS_ZERO, _GRAY, _RGB, _PALETTE, _SEPARATED = 0, 1, 2, 3, 5  # of the phot
 _COLOURS = {_WHITE_IS_ZERO: 1, _GRAY: 1, _RGB: 3, _PALETTE: 3, _SEPARATED: 4, 6: 3}  # samples, with YCbCr
 _INK_SET, _CMYK = 332, 1
 _STRANGE = {4: "a mask", 8: "in CIELAB", 9: "in CIELAB", 10: "in CIELAB", 32844: "in LogL", 32845: "in LogLuv"}
-_CFA = (32803, 34892)  # the sensor's mosaic, and what was made of it
+_CFA = (32803, 34892)  # the sensor's mosaic, raw or linear
 _UNSIGNED = (1, 4)  # of the sample formats; 4 is undefined
 _SIGNS = {2: "signed whole numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
 _ASSOCIATED, _ALPHA = 1, 2  # of the meanings of extra samples
@@ -44,9 +44,9 @@ class Tiff(NamedTuple):
     """The first page of a TIFF.
 
     Args:
-        shape: (height, width, channels) of what is read.
-        bands: the channels that are read, of those that a decoder gives: colours, and alpha if there is any.
-        apart: they lie in planes, which libvips refuses (in tiles) or mixes up (gray).
+        shape: (height, width, channels) of the picture.
+        bands: the decoder's channels to keep: colours, and alpha if there is any.
+        apart: whether channels are in separate planes, which libvips refuses (in tiles) or confuses (gray).
     """
 
     bits: int
@@ -63,7 +63,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     import numpy as np
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is raised
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises on damage that matters
     try:
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
@@ -74,15 +74,15 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     stored = 1 if page.photometric == _PALETTE else colours
     said = np.ravel(tags.valueof(_EXTRA_SAMPLES, default=())).tolist()
     extra = [*said, *[0] * page.samplesperpixel][: page.samplesperpixel - stored]
-    # An associated one comes first, because the colours have been multiplied with it.
+    # Associated alpha comes first, because the colours are multiplied by it.
     alpha = [place for kind in (_ASSOCIATED, _ALPHA) for place, meaning in enumerate(extra) if meaning == kind][:1]
     bands = [*range(colours), *(colours + place for place in alpha)]
     notices = [f"only the first of {frames} frames is used"] if frames > 1 else []
     if left := len(extra) - len(alpha):
-        notices.append(f"{left} of its channels {'is' if left == 1 else 'are'} neither colour nor alpha; left out")
+        notices.append(f"{left} of its channels {'is' if left == 1 else 'are'} neither colour nor alpha; dropped")
     apart = page.planarconfig == 2 and (page.is_tiled or colours == 1) and page.samplesperpixel > 1
     if apart and (page.photometric not in (_GRAY, _RGB) or _ASSOCIATED in extra):
-        raise ValueError("channels in planes of their own; save it with the channels of a pixel together")
+        raise ValueError("channels in separate planes; save it with interleaved channels")
     measured = _X_RESOLUTION in tags and _Y_RESOLUTION in tags and tags.valueof(_RESOLUTION_UNIT, default=2) in (2, 3)
     info = {
         "icc_profile": page.iccprofile if isinstance(page.iccprofile, bytes) else None,
@@ -95,7 +95,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
 
 
 def _colours(page: Any) -> int:
-    """Count the channels of its colours, a palette's as the three it names; ValueError if it cannot be read rightly."""
+    """Return the number of colour channels (a palette has 3); raise ValueError if it cannot be read correctly."""
     bits, photometric, samples = page.bitspersample, page.photometric, page.samplesperpixel
     if _DNG in page.tags or photometric in _CFA:
         raise ValueError(f"a raw camera file{' (DNG)' if _DNG in page.tags else ''}: develop it to a TIFF first")
@@ -104,15 +104,15 @@ def _colours(page: Any) -> int:
     sign = page.sampleformat if isinstance(page.sampleformat, int) else None
     if sign not in _UNSIGNED:
         kind = _SIGNS.get(sign or 0, "mixed numbers")
-        raise ValueError(f"a TIFF of {bits}-bit {kind}; supported are whole numbers of 8 or 16 bits from 0 (black) up")
+        raise ValueError(f"a TIFF of {bits}-bit {kind}; supported are unsigned whole numbers of 8 or 16 bits")
     if photometric not in _COLOURS:
         raise ValueError(f"a TIFF {_STRANGE.get(photometric, f'of photometric {photometric}')}; save it as gray or RGB")
     if photometric == _SEPARATED and page.tags.valueof(_INK_SET, default=_CMYK) != _CMYK:
-        raise ValueError("a TIFF of inks other than CMYK; save it as RGB")
+        raise ValueError("a TIFF with inks other than CMYK; save it as RGB")
     if photometric == _PALETTE and page.colormap is None:
         raise ValueError("a palette without colours")
     if not isinstance(bits, int) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
-        raise ValueError(f"a TIFF of {bits} bits a sample; supported are 8 or 16; save it so")
+        raise ValueError(f"a TIFF of {bits} bits per sample; save it with 8 or 16")
     if page.imagedepth > 1:
         raise ValueError("a volume, not an image")
     if not page.imagewidth or not page.imagelength:
@@ -121,7 +121,7 @@ def _colours(page: Any) -> int:
 
 
 def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
-    """Open a TIFF whose channels lie apart."""
+    """Open a TIFF whose channels are in separate planes."""
     import numpy as np
     import tifffile
 
@@ -133,7 +133,7 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
 
 
 class _NoLargerThanItself(io.FileIO):
-    """A file of which no more is read than it has: many tags that share their bytes would make much out of little."""
+    """A file that limits the bytes read to twice its size, because many tags may share the same bytes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
@@ -146,10 +146,10 @@ class _NoLargerThanItself(io.FileIO):
 
 
 def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes | None:
-    """Return as EXIF data what a folder says of the picture; its other tags are untrue of the output."""
+    """Return an IFD's tags that describe the picture as EXIF data; the others do not hold for the output."""
     tags, kept = Image.Exif(), Image.Exif()
     tags.endian, tags.bigtiff = order, big
-    with suppress(Exception), _NoLargerThanItself(path) as file:  # damaged: Pillow raises nearly anything
+    with suppress(Exception), _NoLargerThanItself(path) as file:  # on damage Pillow raises anything
         tags.load_from_fp(file, at)
         kept.update(_as_bytes(_of_the_picture(tags, _OF_THE_PICTURE)))
         return kept.tobytes() if kept else None
@@ -157,23 +157,23 @@ def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes
 
 
 def _as_bytes(value: Any) -> Any:
-    """Turn text beyond ASCII back into its bytes, in folders as well, because Pillow would write question marks."""
+    """Convert text beyond ASCII back to bytes, also in nested IFDs, because Pillow would write question marks."""
     if isinstance(value, dict):
         return {tag: _as_bytes(each) for tag, each in value.items()}
     return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
-    """Return what EXIF data says of the picture as tifffile's extratags, and whether exposure or place find no room."""
+    """Return EXIF data about the picture as tifffile's extratags, and whether exposure or place are lost."""
     tags, found = [], Image.Exif()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged entries
-        with suppress(Exception):  # Pillow raises nearly anything
+        warnings.simplefilter("ignore")  # about damaged entries
+        with suppress(Exception):  # on damage Pillow raises anything
             found.load(exif)
         said = _of_the_picture(found, (*_OF_THE_PICTURE, *_OF_AN_EXPORT))
     for tag, value in said.items():
         if isinstance(value, str):
-            data = value.encode("latin-1") + b"\0"  # as Pillow has decoded the bytes of the file, whatever they mean
+            data = value.encode("latin-1") + b"\0"  # inverts Pillow's decoding, whatever the encoding
             tags.append((tag, 2, len(data), data, True))
         elif isinstance(value, bytes):
             tags.append((tag, 1, len(value), value, True))
@@ -183,10 +183,10 @@ def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bo
 
 
 def _of_the_picture(tags: Image.Exif, names: tuple[int, ...]) -> dict[int, Any]:
-    """Return the named tags that are there, and from each folder that EXIF adds all that may move."""
+    """Return the named tags that exist, and all relocatable tags of the Exif and GPS IFDs."""
     said = {tag: tags[tag] for tag in names if tag in tags}
     for folder in _FOLDERS:
-        with suppress(Exception):  # it is damaged
+        with suppress(Exception):  # a damaged IFD
             if inner := {tag: value for tag, value in tags.get_ifd(folder).items() if tag not in _BOUND}:
                 said[folder] = inner
     return said

@@ -1,12 +1,12 @@
-"""Reading PNG, JPEG, TIFF and deep AVIF with libvips, whose traps are dealt with here.
+"""Read PNG, JPEG, TIFF and deep AVIF with libvips and avoid its traps.
 
-WebP, GIF and AVIF of 8 bits are left to Pillow: the first starts threads, see below; of the others libvips makes other
-pixels (it blackens what is transparent in a GIF, and interpolates no chroma of an AVIF).
+Pillow reads WebP, GIF and 8-bit AVIF. libvips starts threads for WebP (see below), blackens transparent pixels of a
+GIF, and does not interpolate the chroma of an AVIF.
 
-* The loader is named after our own look at the content: libvips would open CSV and SVG as well.
-* `fail_on="error"`: else a truncated file is filled up with gray. `revalidate`: else a rewritten file is read stale.
-* Rows are fetched through a region, which decodes in the calling thread. Any other way starts libvips's threads, which
-  do not exist in a child that is forked later: it would wait for them for ever.
+* The loader is chosen by our own examination of the content, because libvips would also open CSV and SVG.
+* Without `fail_on="error"` a truncated file is padded with gray. Without `revalidate` a rewritten file is read stale.
+* Rows are fetched through a region, which decodes in the calling thread. Any other way starts libvips's threads. They
+  do not exist in a child process forked later, which would wait for them forever.
 """
 
 import io
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "TIFF": "tiffload", "AVIF": "heifload"}
 _IN_ONE_PIECE = {"PNG": "an interlaced PNG", "JPEG": "a progressive JPEG"}
-_FETCHED = 1 << 22  # bytes at a time, about
+_FETCHED = 1 << 22  # approximate number of bytes fetched at a time
 
 
 def library() -> Any:
-    """Import pyvips; None where it cannot be (pyvips raises OSError where it finds no libvips)."""
+    """Import pyvips; return None if it is missing or finds no libvips (OSError)."""
     try:
         import pyvips
     except (ImportError, OSError):
         return None
-    logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings are for developers; ours say what is lost
+    logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings are for developers; our notices replace them
     return pyvips
 
 
 def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -> Picture:
-    """Read the header of a file; its pixels are read when they are asked for."""
+    """Read the header of a file; the pixels are read on demand."""
     image = _load(path, kind)
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")
     if tiff:
         info, notices, turn, bands = {**tiff.info}, [*tiff.notices], tiff.orientation, tiff.bands
-        if image.bands == 1 and info[DRAWN] == PALETTE:  # of grays
+        if image.bands == 1 and info[DRAWN] == PALETTE:  # a palette of grays
             bands = [0]
     else:
         info, notices = _metadata(path, kind, image)
@@ -67,15 +67,15 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         bands = [0, 1, 2, *(band - 1 for band in bands[4:])]
         convert += [] if through else [_without_ink]
     if len(bands) > image.bands - ink:
-        raise ValueError(f"{image.bands} samples a pixel, where its colours need {len(bands) + ink}")
+        raise ValueError(f"{image.bands} samples per pixel, but its colours need {len(bands) + ink}")
     if len(bands) < image.bands - ink:
         convert.append(lambda pixels: pixels[..., bands])
-    if kind == "AVIF":  # libvips shifts 10 and 12 bits up; with their upper bits below, white is white
+    if kind == "AVIF":  # libvips shifts 10 and 12 bits up; filling the lower bits with the upper ones keeps white
         bits = _field(image, "bits-per-sample")
         convert.append(lambda pixels: pixels | pixels >> bits)
 
     def decode(window: Window) -> "Iterator[NDArray]":
-        image = _load(path, kind)  # a sequential image can be read once
+        image = _load(path, kind)  # anew, because a sequential image can be read only once
         return _fetch(_rgb(image) if through else image, window, convert)
 
     shape, dtype = (image.height, image.width, len(bands)), _dtype(image)
@@ -104,12 +104,12 @@ def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict
     if frames > 1 and kind != "JPEG":  # the further frames of an MPO are previews
         notices.append(f"only the first of {frames} frames is used")
     if b"iCCP" in chunks and not info["icc_profile"]:
-        notices.append("its colour profile is damaged, or for another kind of image; left out")
+        notices.append("its colour profile is damaged or for another kind of image; dropped")
     return info, notices
 
 
 def _load(path: str | os.PathLike[str], kind: str) -> Any:
-    # libtiff's own limit refuses an image in a single large strip; ours, on the pixels, holds.
+    # libtiff's limit would refuse a single large strip; our limit on pixels still applies.
     options = {"unlimited": True} if kind == "TIFF" else {}
     load = getattr(library().Image, LOADERS[kind])
     return load(os.fsencode(path), access="sequential", revalidate=True, fail_on="error", **options)
@@ -120,20 +120,20 @@ def _dtype(image: Any) -> "np.dtype":
 
 
 def _rgb(image: Any) -> Any:
-    """Convert CMYK to RGB through its profile; further channels stay."""
+    """Convert CMYK to RGB through its profile; keep further channels."""
     rgb = image.extract_band(0, n=4).icc_transform("srgb", embedded=True, depth=8 * _dtype(image).itemsize)
     return rgb if image.bands == 4 else rgb.bandjoin(image.extract_band(4, n=image.bands - 4))
 
 
 def _describes_cmyk(profile: bytes | None) -> bool:
-    """Tell whether this is a whole profile of CMYK; for any other libvips would take one of its own without a word."""
-    with suppress(OSError, ImportError):  # it is damaged, there is none, or this Pillow reads none
+    """Return whether this is an intact CMYK profile; otherwise libvips would silently use its own."""
+    with suppress(OSError, ImportError):  # a damaged or missing profile, or a Pillow without ImageCms
         return ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")).profile.xcolor_space.strip() == "CMYK"
     return False
 
 
 def _without_ink(pixels: "NDArray") -> "NDArray":
-    """Convert CMYK of any depth to RGB as Pillow does, white paper less ink and black; further channels stay."""
+    """Convert CMYK of any depth to RGB as Pillow does, as white less ink and black; keep further channels."""
     top = int(np.iinfo(pixels.dtype).max)
     light = (top - pixels[..., 3:4]).astype(np.uint64)
     rgb = (light - (pixels[..., :3] * light + top // 2) // top).astype(pixels.dtype)

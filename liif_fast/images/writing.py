@@ -1,4 +1,4 @@
-"""Writing image files, strip by strip where the format allows it, atomically always."""
+"""Write image files atomically, and strip by strip if the format allows it."""
 
 import logging
 import os
@@ -23,21 +23,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("liif_fast.images")
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
-_SPACE = slice(16, 20)  # of an ICC profile, the colours that it describes (ICC.1, 7.2.6)
+_SPACE = slice(16, 20)  # the colour space in an ICC profile (ICC.1, 7.2.6)
 _SPACES = (b"GRAY", b"RGB ", b"CMYK")
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
-_MAX_DPI = 65_535  # likewise of JPEG
-_TIFF_STRIP = 1 << 18  # bytes of a strip before compression, about
-_CLASSIC_TIFF = 2**32 - 2**24  # beyond that many bytes it must be a BigTIFF
+_MAX_DPI = 65_535  # likewise 16 bits in JPEG
+_TIFF_STRIP = 1 << 18  # approximate bytes of a strip before compression
+_CLASSIC_TIFF = 2**32 - 2**24  # a file with more bytes must be a BigTIFF
 
 
 def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write an image atomically: `path` is either the complete new file or what it was before.
+    """Write an image atomically.
 
     Args:
-        image: in one of `SUPPORTED_MODES`; of the ICC profile and EXIF data in its `info` a logged notice says what the
-            format does not store.
-        path: where to write; the extension names the format. An existing file is replaced.
+        image: in one of `SUPPORTED_MODES`; a warning names the ICC profile or EXIF data that the format does not store.
+        path: the file to write or replace; its extension sets the format.
 
     Raises:
         ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
@@ -59,22 +58,22 @@ def write_strips(
     info: Mapping[Any, Any],
     kind: Format | None = None,
 ) -> None:
-    """Write an image whose rows come in strips, atomically; PNG, TIFF, PPM and PGM never hold more than a strip.
+    """Write an image given as strips of rows atomically; for PNG, TIFF, PPM and PGM only a strip is in memory.
 
     Args:
-        path: where to write; the extension names the format. A TIFF that could pass 4 GiB becomes a BigTIFF.
-        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, any number of rows each; one
-            is written while the next is made, so none may be changed later. What the iterator raises passes through,
-            and `path` stays what it was.
+        path: the file to write; its extension sets the format. A TIFF that might exceed 4 GiB becomes a BigTIFF.
+        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, with any number of rows each. One
+            is written while the next is made, so none may change later. Exceptions of the iterator propagate, and
+            `path` is unchanged.
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
-        info: as of a PIL image; `icc_profile`, `exif` and `dpi` are kept where the format stores them, with the size in
-            the EXIF data set right and its thumbnail left out; what `read_colour` gave is kept in PNG.
-        kind: the format, if `check_output` and `check_content` have been asked about the path and the image.
+        info: like a PIL image's. If the format stores them, `icc_profile`, `exif` (with the new size, without its
+            thumbnail) and `dpi` are kept; PNG also keeps the result of `read_colour`.
+        kind: the format, if `check_output` and `check_content` have approved the path and the image already.
 
     Raises:
         ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
-        ValueError: the strips are of another shape or dtype, or have fewer or more rows than the image.
+        ValueError: the strips have a wrong shape or dtype, or too few or too many rows.
     """
     height, width, channels = shape
     if kind is None:
@@ -91,13 +90,13 @@ def write_strips(
                 image = _collect(source, (height, width, channels))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
-        if failures or isinstance(error, BrokenPipeError):  # of the strips, or the reader of standard output has left
+        if failures or isinstance(error, BrokenPipeError):  # the strips failed, or the reader of stdout has gone
             raise
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[NDArray]") -> None:
-    """Let `write` have strips in a thread, so that one is compressed while the next is made; errors of both pass."""
+    """Run `write` in a thread, so that one strip is compressed while the next is made; propagate errors of both."""
     waiting: Queue[NDArray | None] = Queue(maxsize=1)
     failure: list[BaseException] = []
 
@@ -111,10 +110,10 @@ def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[N
             write(arriving)
         except BaseException as error:
             failure.append(error)
-        for _ in arriving:  # after a failure, so that `put` below waits for nobody
+        for _ in arriving:  # drain the queue after a failure, so that `put` below does not block
             pass
 
-    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # no second Ctrl-C may wait for it
+    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # daemon, so a second Ctrl-C does not wait for it
     thread.start()
     try:
         for strip in strips:
@@ -149,7 +148,7 @@ def _write(
 def _checked(
     strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, failures: list[BaseException]
 ) -> "Iterator[NDArray]":
-    """Yield strips that make up the image; errors of theirs, not of the writing, go to `failures` as well."""
+    """Yield the strips after checks; record errors of making them, unlike those of writing, in `failures`."""
     height, width, channels = shape
     rows = 0
     try:
@@ -159,12 +158,12 @@ def _checked(
                 raise ValueError(f"expected strips {expected}, got {list(strip.shape)} of {strip.dtype}")
             rows += len(strip)
             if rows > height:
-                break  # no more are asked for, however many there would be
+                break  # request no more
             if len(strip):
                 yield strip
         if rows != height:
             raise ValueError(f"expected {height} rows in all, got {rows}{' or more' if rows > height else ''}")
-    except GeneratorExit:  # the writer has failed
+    except GeneratorExit:  # raised when the writer fails
         raise
     except BaseException as error:
         failures.append(error)
@@ -178,50 +177,48 @@ def _kept(
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
         metadata["dpi"] = dpi
-    wanted = b"RGB " if shape[2] > 2 or kind.name in (WEBP.name, AVIF.name) else b"GRAY"  # these two store gray as RGB
+    wanted = b"RGB " if shape[2] > 2 or kind.name in (WEBP.name, AVIF.name) else b"GRAY"  # both store gray as RGB
     space = metadata.get("icc_profile", b"")[_SPACE]
     if space in _SPACES and space != wanted:
         spaces = space.decode().strip(), wanted.decode().strip()
-        logger.warning("%s: the ICC profile describes %s and the file holds %s; it is left out", path, *spaces)
+        logger.warning("%s: the ICC profile describes %s, but the file holds %s; it is dropped", path, *spaces)
         del metadata["icc_profile"]
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
-            logger.warning("%s: the %s is not kept in %s", path, what, kind.name)
+            logger.warning("%s: the %s is lost in %s", path, what, kind.name)
     colour = info.get(COLOUR, {})
     if COLOUR not in kind.metadata and not looks_like_srgb(colour, info.get("icc_profile")):
         names = ", ".join(name.decode() for name in colour)
-        logger.warning("%s: the description of the colours (%s) is not kept in %s", path, names, kind.name)
+        logger.warning("%s: the description of the colours (%s) is lost in %s", path, names, kind.name)
     if "exif" in metadata:
         metadata["exif"] = resized(metadata["exif"], (shape[1], shape[0]))
         if metadata["exif"] is None:
-            logger.warning("%s: the EXIF data is damaged and is left out", path)
+            logger.warning("%s: the EXIF data is damaged and is dropped", path)
             del metadata["exif"]
         elif kind.name == JPEG.name and len(metadata["exif"]) > _MAX_JPEG_EXIF:
-            logger.warning("%s: the EXIF data is too long for JPEG and is left out", path)
+            logger.warning("%s: the EXIF data is too long for JPEG and is dropped", path)
             del metadata["exif"]
         elif kind == TIFF and extra_tags(metadata["exif"])[1]:
-            logger.warning(
-                "%s: of the EXIF data names, dates and rights are kept in TIFF, exposure and place are not", path
-            )
+            logger.warning("%s: TIFF keeps the EXIF data's names, dates and rights; exposure and place are lost", path)
     return metadata
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:
-    """Two numbers that every format can hold; else None, since a file or a caller may say anything."""
-    if isinstance(dpi, str | bytes):  # two characters would be two numbers
+    """Return a resolution as two numbers that every format can hold; None for any other value."""
+    if isinstance(dpi, str | bytes):  # two characters would pass as two numbers
         return None
     try:
         across, down = map(float, dpi)
     except (TypeError, ValueError, ArithmeticError):
         return None
-    # Neither is NaN above 1, which is Pillow's word for none.
+    # The comparison also rejects NaN, and 1, by which Pillow means none.
     return (across, down) if all(1 < each <= _MAX_DPI for each in (across, down)) else None
 
 
 def _write_tiff(
     file: IO[bytes], strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, metadata: dict[str, Any]
 ) -> None:
-    """Deflate with horizontal differences, which every reader of TIFF 6 with Adobe's additions knows."""
+    """Write deflated horizontal differences, which every reader of TIFF 6 with Adobe's additions supports."""
     import numpy as np
     import tifffile
 
@@ -258,7 +255,7 @@ def _write_tiff(
 
 
 def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":
-    """The same rows, `count` at a time; fewer at the end."""
+    """Yield the same rows in arrays of `count`, the last one possibly shorter."""
     import numpy as np
 
     held: list[NDArray] = []
@@ -283,7 +280,7 @@ def _write_ppm(file: IO[bytes], strips: "Iterable[NDArray]", shape: tuple[int, i
 
 
 def _collect(strips: "Iterable[NDArray]", shape: tuple[int, int, int]) -> Image.Image:
-    """The whole image of 8 bits a channel, in Pillow's memory and nowhere else."""
+    """Collect an image of 8 bits per channel directly in Pillow's memory."""
     height, width, channels = shape
     image = Image.new(mode_of(channels, 8), (width, height))
     top = 0

@@ -1,6 +1,6 @@
 """LIIF, MetaSR, ILN and their encoders, built from specs, with the parameter names of the original code."""
 
-from liif_fast.models import edsr, mlp, rcan, rdn
+from liif_fast.models import edsr, rcan, rdn
 from liif_fast.models.accelerate import accelerate
 from liif_fast.models.checkpoint import ModelFileError, load_model, save_model
 from liif_fast.models.iln import ILN, LidarLIIF

@@ -7,9 +7,11 @@ from typing import Any
 from torch import nn
 
 from liif_fast.config.registry import Registry
+from liif_fast.layers import MLP
 
 _registry = Registry()
 register = _registry.register
+register("mlp")(MLP)
 
 
 def make(spec: Mapping[str, Any], args: Mapping[str, Any] | None = None, load_sd: bool = False) -> nn.Module:

@@ -13,7 +13,7 @@ from liif_fast.ops import define
 # and the last layer (csrc/cuda/layout.h).
 HIDDEN, MAX_OUT = 256, 4
 PRODUCT_BYTES = HIDDEN * HIDDEN * 2 + HIDDEN * 4
-TABLE_BYTES = (4 * HIDDEN + MAX_OUT * HIDDEN + MAX_OUT) * 4
+TABLE_BYTES = 4 * HIDDEN * 4 + MAX_OUT * HIDDEN * 2 + MAX_OUT * 4
 
 
 def _fake(weights: Sequence[Tensor], biases: Sequence[Tensor], terms: int, bfloat: bool) -> Tensor:

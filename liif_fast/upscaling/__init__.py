@@ -1,8 +1,8 @@
-"""The main job: an image in, the same image at any larger size out, strip by strip.
+"""Enlarge an image to any size, strip by strip.
 
-`sizes` checks the output's size and window, `options` say how to compute, `alpha` keeps transparency, `features` holds
-the rows of features that are read while strips are rendered, `strips` makes the output. `choice` picks a model where
-none is asked for.
+`sizes` checks the output's size and window. `options` holds the options of the computation. `alpha` preserves
+transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output. `choice` picks a model
+if none is given.
 """
 
 from liif_fast.upscaling.api import (

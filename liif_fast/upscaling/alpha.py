@@ -1,4 +1,4 @@
-"""Transparency and gray: no hidden colour bleeds into the edges, opaque stays opaque, gray stays gray."""
+"""Preserve transparency and gray: hidden colours do not bleed, opaque pixels stay opaque, gray ones gray."""
 
 from itertools import chain
 
@@ -14,11 +14,11 @@ from liif_fast.window import Window
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
-    """Tell whether R, G and B are equal in every visible pixel of an image.
+    """Return whether R, G and B are equal in every visible pixel of an image.
 
     Args:
-        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. Of a part the
-            whole picture counts, so that a region is what it is in the whole; with alpha some of it is visible.
+        pixels: [H, W, 3], or [H, W, 4] with alpha last; if alpha is 0 everywhere, every pixel counts. A part stands
+            for its whole picture, so that a region is rendered as in the whole; a part with alpha has visible pixels.
     """
     blocks = chain([pixels.pixels], pixels.picture.blocks()) if isinstance(pixels, Part) else [pixels]
     hides = pixels.shape[2] == 4 and bool(in_memory(pixels)[..., 3].any())
@@ -32,14 +32,14 @@ def _row_is_gray(row: NDArray, hides: bool) -> bool:
 
 
 def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
-    """The colour of an image with alpha, with that of visible pixels where nothing is visible.
+    """Return the colour of an image with alpha; transparent pixels take the colour of visible ones.
 
     Args:
-        pixels: [H, W, C + 1], alpha last, not 0 everywhere; of a part every pixel is visible.
-        top: the value that stands for 1.
+        pixels: [H, W, C + 1], alpha last, not 0 everywhere; in a part every pixel is visible.
+        top: the value that means 1.
 
     Returns:
-        float32 [H, W, C] in [0, 1], or `pixels` without alpha where every pixel is visible.
+        float32 [H, W, C] in [0, 1], or `pixels` without alpha if every pixel is visible.
     """
     if isinstance(pixels, Part) or pixels[..., -1].min() > 0:
         return pixels[..., :-1]
@@ -48,7 +48,7 @@ def fill_hidden(pixels: NDArray | Part, top: float) -> NDArray | Part:
 
 
 def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Give fully transparent pixels the colour of the visible ones around, found on ever coarser grids.
+    """Give fully transparent pixels the colour of visible ones around, found on successively coarser grids.
 
     Args:
         colour: `[1, C, H, W]`.
@@ -68,15 +68,15 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
 def within_neighbours(
     values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Window
 ) -> Tensor:
-    """Clamp rendered alpha to what the low-resolution plane around each pixel allows.
+    """Clamp rendered alpha to the range of the low-resolution plane around each pixel.
 
-    The range is that of the 3x3 nearest pixels. Where the nearest pixel and the bicubic interpolation both say 0, or
-    both 1, nothing else is allowed, because a model rings around an outline.
+    The range is that of the 3x3 nearest pixels. If the nearest pixel and the bicubic interpolation are both 0 or both
+    1, the result is too, because a model rings around an outline.
 
     Args:
         values: `[h, w]`, the window `region` of an image of `size`.
-        plane: [H, W, 1], what it was rendered from.
-        top: the value of the plane that stands for 1.
+        plane: [H, W, 1], the alpha it was rendered from.
+        top: the value of the plane that means 1.
         size: (height, width) of the output.
         region: (top, left, height, width).
     """
@@ -104,12 +104,12 @@ def _positions(first: int, count: int, size_in: int, size_out: int) -> tuple[Ten
 
     Args:
         first: the first output pixel.
-        count: how many.
+        count: number of output pixels.
         size_in, size_out: pixels of the whole axis.
 
     Returns:
         The nearest input pixel `[count]`, the four that the bicubic kernel reads `[4, count]`, and their weights
-        `[4, count]`: Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
+        `[4, count]` by Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
     """
     twice = (torch.arange(first, first + count) * 2 + 1) * size_in  # the centre times 2 * size_out: exact
     taps = (twice - size_out).div(2 * size_out, rounding_mode="floor") + torch.arange(-1, 3)[:, None]
@@ -122,7 +122,7 @@ def _positions(first: int, count: int, size_in: int, size_out: int) -> tuple[Ten
 def _sum_of_four(plane: Tensor, taps: Tensor, weights: Tensor, levels: float) -> Tensor:
     """Weigh four rows of a plane `[n, m]` for each of `count` rows, rounded to levels as in Pillow.
 
-    Sums one row after the other, so that every window gives the same bits.
+    The sum has a fixed order, so every window gives the same bits.
     """
     first, *others = (plane[taps[k]] * weights[k, :, None] for k in range(4))
     return (sum(others, first) + 0.5).floor().clamp(0, levels)

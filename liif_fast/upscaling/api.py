@@ -1,4 +1,4 @@
-"""`upscale` an image, a file, or strip by strip."""
+"""Upscale an image, a file, or an image strip by strip."""
 
 import logging
 import os
@@ -64,32 +64,34 @@ def upscale(
 ) -> ImageLike:
     """Upscale an image to any size with a LIIF model (LIIF, section 3).
 
-    Colour, gray and alpha come out as they came in: mode, dtype, ICC profile, EXIF data (with the new size). Gray goes
-    through the model as three equal channels and their mean comes back; so does RGB where R, G and B are equal in every
-    visible pixel of the whole input. Alpha goes through it alone, like a gray image, and is kept within the range of
-    the 3x3 input pixels around; where the nearest input pixel and the bicubic interpolation both are 0, or both 1, so
-    is it. The colour under fully transparent pixels is first replaced by that of the visible pixels next to it. So no
-    hidden colour bleeds into the edges, nothing appears outside an outline, and what was opaque stays opaque.
+    The output has the input's mode, dtype, ICC profile and EXIF data (with the new size).
+
+    * Gray, and RGB whose visible pixels are all gray, goes through the model as three equal channels. Their mean is the
+      result.
+    * Alpha goes through the model separately, like a gray image, and is clamped to the range of the 3x3 input pixels
+      around. If the nearest input pixel and the bicubic interpolation are both 0 or both 1, alpha is too. So nothing
+      appears outside an outline, and opaque pixels stay opaque.
+    * Fully transparent pixels first take the colour of visible pixels next to them, so no hidden colour bleeds.
 
     Args:
         image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 2] (gray, alpha), [H, W, 3] or [H, W, 4] of uint8,
-            uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation; a palette
-            image becomes RGB or RGBA, a 1-bit image L, either with a logged notice. For a model of neither 1 nor 3
-            channels an array [H, W, C] of that many, without alpha.
-        model: a model (it is used as it is), the path or name of a checkpoint, or None for the one of the package's
-            models that `choose` takes. A model of 1 channel takes gray images.
+            uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation. A palette image
+            becomes RGB or RGBA, a 1-bit image L, with a logged notice. For a model of neither 1 nor 3 channels, an
+            array [H, W, C] of that many, without alpha.
+        model: a model (used unchanged), the path or name of a checkpoint, or None for one of the package's models
+            (`choose`). A model of 1 channel takes gray images.
         scale: output size over input size, at least 1; each side is `round(side * scale)`.
-        size: instead of scale, (width, height) in pixels, neither below the input's; one of them may be None, and
-            then keeps the aspect.
-        region: (top, left, height, width) in pixels of the output: only this window of it is made, with the values that
-            it has in the whole.
-        device: "auto" (where a given model is; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
-        backend: which backend decodes; None leaves the choice to the model ("auto" unless set otherwise).
-        precision: "float32", or "bf16" or "fp16" for the encoder and the decoder; where the result is not
-            finite, float32 is used from there on, with a notice.
-        tile: largest side of the tiles in which the image is encoded, pixels. It changes the result by rounding alone.
+        size: instead of scale, (width, height) in pixels, not below the input's; one of them may be None and then
+            keeps the aspect ratio.
+        region: (top, left, height, width) in pixels of the output; only this window is made, with its values in the
+            whole.
+        device: "auto" (a given model's device; else a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        backend: the decoder's backend; None means the model's choice ("auto" unless set otherwise).
+        precision: "float32", or "bf16" or "fp16" for encoder and decoder. If a result is not finite, float32 is used
+            from there on, with a notice.
+        tile: largest side of the encoder's tiles in pixels; affects only rounding.
         progress: called as `progress(stage, done, total)` with stage "encode" (in input pixels) and "render" (in rows).
-        self_ensemble: the mean over the eight turns of the image (EDSR, section 3.4): eight times the work, a little
+        self_ensemble: average over the eight turns of the image (EDSR, section 3.4): eight times the work, a little
             sharper. The output is held in floating point.
 
     Returns:
@@ -97,7 +99,7 @@ def upscale(
 
     Raises:
         ValueError: a wrong shape, scale, size, region or device, or values outside [0, 1].
-        TypeError: a dtype or an object that is no image.
+        TypeError: the object is not an image, or has a wrong dtype.
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
     pixels, restore = _unpack(image)
@@ -113,11 +115,11 @@ def upscale(
 
 
 class Strips:
-    """An upscaled image that is made while it is read: iterate over it once, for its rows from top to bottom.
+    """An upscaled image computed during iteration, which yields its rows from top to bottom, once.
 
     Attributes:
         shape: (height, width, channels) of the whole.
-        dtype: of the strips, arrays [rows, width, channels].
+        dtype: dtype of the strips, arrays [rows, width, channels].
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, made: Iterator[NDArray]) -> None:
@@ -141,17 +143,17 @@ def upscale_strips(
     progress: Progress | None = None,
     self_ensemble: bool = False,
 ) -> Strips:
-    """Upscale an image, strip by strip, so that the whole output never is in memory.
+    """Upscale an image strip by strip, so that the whole output is never in memory.
 
     Args:
         image, model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
-            Of a PIL image only the pixels come back, as an array.
+            For a PIL image the strips are arrays, too.
 
     Returns:
-        `Strips`, with the output's shape and dtype; nothing is computed before it is iterated over.
+        `Strips`, with the output's shape and dtype; iteration computes them.
 
     Raises:
-        ValueError, TypeError: as `upscale`, at once; RuntimeError: while iterating.
+        ValueError, TypeError: as for `upscale`, at once; RuntimeError: during iteration.
     """
     pixels, _ = _unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
@@ -177,21 +179,21 @@ def upscale_file(
     lossless: bool = False,
     background: str | Sequence[int] | None = None,
 ) -> None:
-    """Upscale an image file into another, strip by strip; `target` is the whole new file or what it was before.
+    """Upscale an image file to another file strip by strip; `target` is replaced atomically.
 
     Args:
-        source: the image file; see `liif_fast.images.read_image`. For a region only the part of it is decoded that the
-            model sees, where the file and the model allow that.
-        target: the file to write; its extension names the format. PNG, TIFF, PPM and PGM are written while they are
-            made; for the other formats the output is first collected in memory.
+        source: the image file; see `liif_fast.images.read_image`. For a region only the part that the model sees is
+            decoded, if the file and the model allow that.
+        target: the file to write; its extension sets the format. PNG, TIFF, PPM and PGM are written during the
+            computation; for other formats the output is first collected in memory.
         model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
-        quality: of JPEG, WebP and AVIF, 1 to 100; None is 95, 95 and 90.
-        lossless: keep every pixel in WebP, as PNG, TIFF, BMP, PPM and PGM always do; others are refused.
-        background: an opaque colour, as "white", "#fff" or (255, 255, 255), on which a picture with alpha is laid.
+        quality: 1 to 100 for JPEG, WebP and AVIF; None means 95, 95 and 90.
+        lossless: keep every pixel in WebP, as PNG, TIFF, BMP, PPM and PGM always do; refused for others.
+        background: an opaque colour, such as "white", "#fff" or (255, 255, 255), that replaces alpha.
 
     Raises:
         ImageFileError: the source cannot be read, or the target cannot be written or cannot hold the output.
-        ValueError, TypeError, RuntimeError: as `upscale`.
+        ValueError, TypeError, RuntimeError: as for `upscale`.
     """
     kind = tuned(target, check_output(target), quality, lossless)
     colour = None if background is None else parse_colour(background)
@@ -202,7 +204,7 @@ def upscale_file(
 
 
 class Target(NamedTuple):
-    """A file to write that has been checked, and what goes into it."""
+    """A checked output file and its content."""
 
     path: str | os.PathLike[str]
     kind: Format
@@ -219,16 +221,16 @@ def check_target(
     region: Window | None,
     background: Colour | None = None,
 ) -> Target:
-    """Check that the output of a picture fits into a file of the kind that `check_output` has found.
+    """Check that a picture's output fits into a file of the format that `check_output` returned.
 
     Raises:
         ImageFileError: the format cannot hold the output.
-        ValueError, TypeError: as `upscale`.
+        ValueError, TypeError: as for `upscale`.
     """
     wanted = frame(picture.size, scale, size, region, MAX_FILE_PIXELS)
     height, width = wanted.region[2:]
     check_content(path, kind, mode_of(flat_channels(picture.shape[2], background), picture.depth), (width, height))
-    # Without streaming the output is in memory; a region is all that is held.
+    # Without streaming the output, or its region, is held in memory.
     if not kind.streams and width * height > MAX_PIXELS:
         raise ValueError(
             f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
@@ -238,7 +240,7 @@ def check_target(
 
 
 def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
-    """Upscale a picture that is open into a file that has been checked; otherwise as `upscale_file`."""
+    """Upscale an open picture to a checked target; otherwise as `upscale_file`."""
     _notice_drawn(picture.path, picture.info)
     rendered = _strips(_needed(picture, model, target.frame, options), model, target.frame, options)
     if target.background and picture.shape[2] in (2, 4):
@@ -249,7 +251,7 @@ def upscale_picture(picture: Picture, target: Target, model: FeatureModel, optio
 
 
 def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Options) -> NDArray | Part:
-    """Return the pixels that the output depends on: all where some are hidden, since their colours come from afar."""
+    """Return the pixels that the output depends on; all if some are hidden, because their colours come from afar."""
     whole = picture.shape[:2]
     windows = []
     for how in TURNS.values() if options.self_ensemble else [TURNS[1]]:
@@ -261,7 +263,7 @@ def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Optio
     part = Part(picture, window)
     if picture.shape[2] in (1, 3) or part.pixels[..., -1].all():
         return part
-    logger.warning("%s: is decoded as a whole, since the region has transparent pixels", picture.path)
+    logger.warning("%s: is decoded as a whole, because the region has transparent pixels", picture.path)
     return picture.pixels
 
 
@@ -275,7 +277,7 @@ def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options:
 
 
 def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
-    """Pixels `[H, W, C]`, and what makes the same kind of image of such an array."""
+    """Return pixels `[H, W, C]`, and a function that converts such an array to the same kind of image."""
     if isinstance(image, Image.Image):
         upright = normalise(image)
         _notice_drawn("image", upright.info)

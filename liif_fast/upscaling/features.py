@@ -1,4 +1,4 @@
-"""One image of a model's channels, of which only some rows of features are held while its output is rendered."""
+"""Hold only those rows of an image's features that are needed while its output is rendered."""
 
 import copy
 import logging
@@ -23,19 +23,19 @@ from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
-FEATURE_BYTES = 128 << 20  # of the rows held, about; on a GPU a quarter of its free memory
+FEATURE_BYTES = 128 << 20  # approximate size of the held rows; on a GPU a quarter of its free memory
 
 
 class Features:
-    """The features of an image, encoded row of tiles by row of tiles as the output's rows ask for them.
+    """The features of an image, encoded by rows of tiles as the output's rows need them.
 
-    A model that renders parts and whose encoder has a receptive radius is rendered from the rows at hand, with the same
-    bits as from the whole map. Any other model keeps the features of the whole region.
+    A model that renders parts and whose encoder has a receptive radius renders from the held rows, with the same bits
+    as from the whole map. For any other model the features of the whole image are held.
 
     Args:
-        plane: [H, W, C], C the model's channels, or the part of it that `input_window` names; one channel is given
-            to the model as often as it wants.
-        top: the value of `plane` that stands for 1.
+        plane: [H, W, C] with the model's channels, or its part `input_window`; a single channel is repeated for the
+            model.
+        top: the value of `plane` that means 1.
         size: (height, width) of the whole output.
     """
 
@@ -58,14 +58,14 @@ class Features:
         self.plane, self.top, self.size = plane, top, size
         self.encoder, self.report = encoder, report
         self.dtype, self.tile = options.dtype, options.tile
-        self.norm = model.norm()  # on the device once: each copy there would wait for its work
+        self.norm = model.norm()  # moved to the device once, because each copy would wait for its work
         self.shape, self.channels = plane.shape[:2], model.channels_in
         self.tiles = model.receptive_radius is not None
         self.whole_map = not _in_parts(model)
         first, left, height, width = latents_read(size, region, self.shape)
         if self.whole_map:
             first, left, (height, width) = 0, 0, self.shape
-        self.rows, self.cols = (first, first + height), (left, left + width)  # what will be encoded
+        self.rows, self.cols = (first, first + height), (left, left + width)  # to be encoded
         self.held = (first, first)
         self.pixels, self.encoded = height * width, 0
         if model.reads_input:
@@ -75,7 +75,7 @@ class Features:
                 self.view.inp_place = (y, x, *self.shape)
 
     def render(self, region: Window) -> Tensor:
-        """Render a window, `[C, h, w]` float32 in [0, 1] but not clamped; windows must come from top to bottom."""
+        """Render a window, float32 `[C, h, w]`, not clamped to [0, 1]; call it for windows from top to bottom."""
         place = self._provide(region)
         out = self._decode(region, place)
         if self.dtype is not None and not out.isfinite().all():
@@ -86,7 +86,7 @@ class Features:
         return out
 
     def _provide(self, region: Window) -> Place | None:
-        """Hold the rows of features that a window of the output reads; their place in the map."""
+        """Hold the rows of features that a window of the output reads; return their place in the map."""
         if self.whole_map:
             if self.held != self.rows:
                 self.view.feat = self._encode(self.rows)
@@ -96,7 +96,7 @@ class Features:
         while self.held[1] < first + count:
             more = (self.held[1], min(self.held[1] + self._band(), self.rows[1]))
             kept = None
-            if self.held[1] > first:  # a few rows that the new window shares with the old ones
+            if self.held[1] > first:  # a few rows that both windows read
                 kept = self.view.feat[:, :, first - self.held[0] :].clone()
             self.view.feat = None
             feat = self._encode(more)
@@ -107,7 +107,7 @@ class Features:
         return self.held[0], self.cols[0], *self.shape
 
     def _band(self) -> int:
-        """How many rows to encode at a time."""
+        """Return how many rows to encode at a time."""
         budget = FEATURE_BYTES
         if self.device.type == "cuda":
             budget = max(budget, torch.cuda.mem_get_info(self.device)[0] // 4)
@@ -116,7 +116,7 @@ class Features:
         return max(min(self.tile, 64), rows if rows < self.tile else rows // self.tile * self.tile)
 
     def _encode(self, rows: Span) -> Tensor:
-        """Features of some rows, finite where float32 makes them so; the tile is halved when memory runs out."""
+        """Encode some rows; halve the tile if memory runs out, and switch to float32 if they are not finite."""
         before = self.encoded
         while True:
             try:
@@ -128,7 +128,7 @@ class Features:
             self.encoded = before
             free_cached(self.device)
             self.tile = max(MIN_TILE, self.tile // 2)
-            logger.warning("out of memory: going on with tiles of %d pixels", self.tile)
+            logger.warning("out of memory: continuing with tiles of %d pixels", self.tile)
         if self.dtype is not None and not feat.isfinite().all():
             self._to_float32()
             self.encoded = before
@@ -142,7 +142,7 @@ class Features:
         if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
             raise RuntimeError(
                 f"the encoder makes {feat.shape[2]}x{feat.shape[3]} features of {height}x{width} pixels: "
-                "it must say how many a pixel, in the attribute enlargement"
+                "its attribute enlargement must give their number per pixel"
             )
         return feat.to(self.own_dtype) if self.device.type == "cpu" else feat
 
@@ -164,30 +164,31 @@ class Features:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def _to_float32(self) -> None:
-        logger.warning("the result in %s has NaN or infinite values: going on in float32", self.dtype)
+        logger.warning("the result in %s has NaN or infinite values: continuing in float32", self.dtype)
         self.dtype = None
         if self.view.feat is not None:
             self.view.feat = self.view.feat.to(self.own_dtype)
 
     def _read(self, rows: Span, cols: Span) -> Tensor:
-        """Pixels of a window, `[1, C, h, w]`, normalised, on the device."""
+        """Return the normalised pixels of a window, `[1, C, h, w]`, on the device."""
         part = self.plane[rows[0] : rows[1], cols[0] : cols[1]].transpose(2, 0, 1)
-        host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy: it is changed in place
+        host = torch.from_numpy(np.array(part, np.float32, order="C"))[None]  # a copy, because it is modified in place
         host = host.pin_memory() if self.device.type == "cuda" else host
         inp = host.to(self.device, non_blocking=True).div_(self.top).expand(-1, self.channels, -1, -1).contiguous()
-        inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place: a model that reads it gets the whole image
+        inp = self.norm.inp(inp, out=inp).to(self.own_dtype)  # in place, because it may be the whole image
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
 
 def _in_parts(model: FeatureModel) -> bool:
-    """Say whether a model renders from some rows of its features with the same bits as from all of them."""
+    """Return whether a model renders from some rows of its features with the same bits as from all of them."""
     return model.renders_parts and model.receptive_radius is not None and model.enlargement == 1
 
 
 def input_window(model: FeatureModel, size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Give the window of the input (height, width) that a region of the output depends on, or the whole.
+    """Return the window of the input of a shape (height, width) that a region of the output depends on.
 
-    Two pixels around those that are read are in it, since alpha is compared with its bicubic interpolation.
+    It includes at least two pixels around those that are read, because alpha is compared with its bicubic
+    interpolation.
     """
     radius = model.receptive_radius
     if radius is None or not _in_parts(model):
@@ -200,13 +201,13 @@ def input_window(model: FeatureModel, size: tuple[int, int], region: Window, sha
 
 
 def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:
-    """The model's encoder; for a GPU a copy whose weights are channels last, as cuDNN's fast half-precision wants."""
+    """Return the model's encoder; for a GPU a copy with channels-last weights, for cuDNN's fast half precision."""
     encoder: nn.Module = model.encoder
     if device.type != "cuda":
         return encoder
     try:
         encoder = copy.deepcopy(encoder)
-    except RuntimeError:  # PyTorch's old weight_norm, for one, keeps a tensor that cannot be copied; slower, but right
+    except RuntimeError:  # e.g. PyTorch's old weight_norm keeps a tensor that cannot be copied; slower, but correct
         return encoder
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not among its overloads
     return encoder

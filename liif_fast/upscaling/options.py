@@ -1,4 +1,4 @@
-"""How to compute; but for the self-ensemble none of it changes what is computed beyond rounding."""
+"""Options of the computation; except for the self-ensemble, they affect only rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from liif_fast.models.tiles import TILE
 Progress = Callable[[str, int, int], None]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_TILE = 32  # pixels; halving stops there, since the overlap is by then most of a tile
+MIN_TILE = 32  # pixels; smaller tiles would consist mostly of overlap
 
 
 @dataclass(frozen=True)
 class Options:
-    """Arguments of `upscale`; see there."""
+    """The arguments of `upscale` on how to compute."""
 
     backend: str | None = None
     precision: str = "float32"
@@ -27,11 +27,11 @@ class Options:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Autocast dtype; None keeps the model's."""
+        """Return the autocast dtype; None keeps the model's dtype."""
         return PRECISIONS[self.precision]
 
     def __post_init__(self) -> None:
-        """Check them."""
+        """Check the options."""
         if self.backend not in (None, "auto", *backends.NAMES):
             raise ValueError(f"backend must be one of {', '.join(('auto', *backends.NAMES))}, got {self.backend!r}")
         if self.precision not in PRECISIONS:

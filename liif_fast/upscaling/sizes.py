@@ -1,4 +1,4 @@
-"""The size of the output, and the part of it that is wanted."""
+"""Compute and check the size of the output and its window."""
 
 import math
 import operator
@@ -8,12 +8,12 @@ from liif_fast.checks import check_integers
 from liif_fast.images.errors import WHY_NOT_SMALLER
 from liif_fast.window import Turn, Window, window_before
 
-MAX_PIXELS = 2**30  # of an output that is held in memory
-MAX_FILE_PIXELS = 2**36  # of an output that is written strip by strip: beyond, it is a slip of the keyboard
+MAX_PIXELS = 2**30  # of an output held in memory
+MAX_FILE_PIXELS = 2**36  # of an output written strip by strip; more would be a typing error
 
 
 class Frame(NamedTuple):
-    """An output, and the window of it that is made."""
+    """An output's size, and the window of it to make."""
 
     size: tuple[int, int]  # (height, width) of the whole
     region: Window
@@ -30,7 +30,7 @@ def frame(
     region: Window | None,
     limit: int,
 ) -> Frame:
-    """Check which output is wanted; arguments and errors as of `output_size` and `upscale`."""
+    """Return the checked output size and window; arguments and errors as for `output_size` and `upscale`."""
     width, height = output_size(size_in, scale, size, limit)
     return Frame((height, width), _check_region(region, (width, height)))
 
@@ -44,18 +44,19 @@ def output_size(
     """Return the output's (width, height), at most `limit` pixels, from the input's; scale and size as in `upscale`.
 
     Raises:
-        ValueError: both or none of scale and size; not finite, below the input, or more than `limit` pixels.
-        TypeError: scale is no number, or size does not hold whole numbers.
+        ValueError: both or neither of scale and size are given, or the output is not finite, smaller than the input, or
+            larger than `limit`.
+        TypeError: scale is not a number, or size does not hold whole numbers.
     """
     width, height = size_in
     if (scale is None) == (size is None):
         raise ValueError("exactly one of scale and size must be given")
     if scale is not None:
         scale = check_scale(scale)
-        if width * scale * height * scale <= 2 * limit:  # else refused below, and perhaps beyond an int
+        if width * scale * height * scale <= 2 * limit:  # beyond, round() might overflow
             width_out, height_out = round(width * scale), round(height * scale)
         else:
-            raise ValueError(f"scale {scale:g} makes too many pixels of {width}x{height}; the limit is {limit}")
+            raise ValueError(f"scale {scale:g} makes too many pixels from {width}x{height}; the limit is {limit}")
     else:
         w, h = _sides(size)
         width_out = w if w is not None else max(1, round(width * cast(int, h) / height))
@@ -70,12 +71,12 @@ def output_size(
 
 
 def check_scale(scale: float) -> float:
-    """A scale as a float."""
+    """Check a scale and return it as a float."""
     if isinstance(scale, str | bytes) or not hasattr(scale, "__float__"):
         raise TypeError(f"scale must be a number, got {scale!r:.80}")
     try:
         scale = float(scale)
-    except OverflowError:  # a whole number beyond a float
+    except OverflowError:  # an int too large for a float
         scale = math.inf
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
@@ -90,7 +91,7 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
     form = f"size must be (width, height) in pixels, one of them may be None; got {size!r:.80}"
     try:
         sides = [None if side is None else operator.index(side) for side in size]
-    except TypeError:  # no sequence, or no whole numbers in it; NumPy's have an index
+    except TypeError:  # not a sequence, or not of whole numbers
         raise TypeError(form) from None
     if len(sides) != 2 or sides == [None, None] or any(side is not None and side < 1 for side in sides):
         raise ValueError(form)
@@ -98,7 +99,7 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
 
 
 def _check_region(region: Window | None, size: tuple[int, int]) -> Window:
-    """Return the window to make of an output of (width, height), the whole image for None."""
+    """Return the checked window of an output of (width, height); None means all of it."""
     width, height = size
     if region is None:
         return 0, 0, height, width

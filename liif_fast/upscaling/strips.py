@@ -1,4 +1,4 @@
-"""The output, strip by strip: colour and alpha put together, quantised, and brought to the host."""
+"""Make the output strip by strip: combine colour and alpha, quantise, and copy to the host."""
 
 import logging
 from collections import deque
@@ -23,7 +23,7 @@ from liif_fast.window import TURNS, Window, turn_back
 
 logger = logging.getLogger("liif_fast.upscaling")
 
-STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for every core, a second or so of work on two
+STRIP_QUERIES = 2**17  # output pixels rendered at a time: enough for all cores, about a second of work on two
 GPU_STRIP_QUERIES = 2**21
 
 
@@ -36,8 +36,8 @@ def render_strips(
     """Render an image strip by strip, from top to bottom.
 
     Args:
-        pixels: [H, W, C] as `check_image` wants it; uint8, uint16, or floating point. The part that
-            `features.input_window` names is enough where all of it is visible.
+        pixels: [H, W, C] as `check_image` requires; uint8, uint16, or floating point. If all its pixels are visible,
+            the part `features.input_window` suffices.
 
     Yields:
         Rows [h, width, C] in the dtype of `pixels`.
@@ -69,20 +69,20 @@ def _self_ensemble(pixels: NDArray | Part, model: FeatureModel, frame: Frame, op
 
 
 def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
-    """Raise ValueError unless a model can be given an image.
+    """Raise ValueError unless a model can take an image.
 
     Args:
-        pixels: [H, W, C]. A model of 1 or 3 channels takes pictures, C = 1 to 4: gray or RGB, each with or without
-            alpha; colours only if it has 3. Any other takes as many channels as it has, and none of them is alpha.
+        pixels: [H, W, C]. A model of 1 or 3 channels takes pictures with C = 1 to 4: gray or RGB, each with or without
+            alpha; colours only if it has 3. Any other model takes exactly its number of channels, without alpha.
     """
     shape, wanted = pixels.shape, model.channels_in
     if not _takes_pictures(model):
         if shape[2] != wanted:
-            raise ValueError(f"image must have shape [H, W, {wanted}], as the model has, got {list(shape)}")
+            raise ValueError(f"image must have shape [H, W, {wanted}] for this model, got {list(shape)}")
     elif shape[2] not in (1, 2, 3, 4):
         raise ValueError(f"image must have shape [H, W] or [H, W, C] with C = 1 to 4, got {list(shape)}")
     elif wanted == 1 and shape[2] >= 3 and not is_gray(pixels):
-        raise ValueError("image must be gray, since the model has 1 channel, got RGB")
+        raise ValueError("image must be gray, because the model has 1 channel, got RGB")
 
 
 def _takes_pictures(model: FeatureModel) -> bool:
@@ -90,7 +90,7 @@ def _takes_pictures(model: FeatureModel) -> bool:
 
 
 class _Canvas:
-    """The planes of one image and what makes strips of them, in a dtype; None is as the model gives them."""
+    """Render the planes of an image to strips of a dtype; None means float32, neither clamped nor rounded."""
 
     def __init__(
         self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options, dtype: np.dtype | None
@@ -100,7 +100,7 @@ class _Canvas:
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
-        if picture and self.colours == 3 and is_gray(pixels):  # of the whole image, so that every region of it agrees
+        if picture and self.colours == 3 and is_gray(pixels):  # in the whole image, so that every region agrees
             pixels = pixels[..., ::3]  # R, and alpha if any
         self.gray = picture and pixels.shape[2] < 3
         self.alpha: NDArray | Part | None = None
@@ -113,20 +113,20 @@ class _Canvas:
                 colour = fill_hidden(pixels, self.top)
                 planes = [(colour, 1.0 if colour.dtype != pixels.dtype else self.top), (self.alpha, self.top)]
         self.device = next(model.parameters()).device
-        self.frozen = frozen_weights()  # entered within a strip only, so that a consumer of strips is not in it
+        self.frozen = frozen_weights()  # entered only within a strip, so that the consumer of strips is outside it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
             self.planes = [Features(model, encoder, plane, top, *frame, options, self._report) for plane, top in planes]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
             logger.warning(
-                "the model's encoder looks at the whole image: it is run on all %dx%d pixels at once, without tiles, "
+                "the model's encoder needs the whole image: it runs on all %dx%d pixels at once, without tiles, "
                 "whatever memory that takes",
                 *pixels.shape[1::-1],
             )
         self.total = sum(plane.pixels for plane in self.planes)
 
     def strips(self) -> Iterator[Tensor]:
-        """Strips `[h, w, C]` on the device, as `_quantise` gives them."""
+        """Yield strips `[h, w, C]` on the device, as `_quantise` returns them."""
         first, left, height, width = self.region
         budget = STRIP_QUERIES if self.device.type == "cpu" else GPU_STRIP_QUERIES
         step = max(1, budget // width)
@@ -141,7 +141,7 @@ class _Canvas:
                 if not out_of_memory(error) or rows == 1:
                     raise
                 strip = None
-            if strip is None:  # not in the handler, which keeps the failed call's tensors alive
+            if strip is None:  # outside the handler, which keeps the failed call's tensors alive
                 free_cached(self.device)
                 step = rows // 2
                 continue
@@ -151,7 +151,7 @@ class _Canvas:
 
     @torch.inference_mode()
     def _strip(self, region: Window) -> Tensor:
-        """A window `[h, w, C]`, float32 in [0, 1] but not clamped."""
+        """Render a window, float32 `[h, w, C]`, not clamped to [0, 1]."""
         with self.frozen:
             channels = self.planes[0].render(region)
         if self.gray:
@@ -162,7 +162,7 @@ class _Canvas:
                 opacity = self.planes[1].render(region).mean(0)
             kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
             channels = torch.cat([channels, kept[None]])
-        elif self.alpha is not None:  # the same everywhere
+        elif self.alpha is not None:  # a constant alpha
             opacity = in_memory(self.alpha).flat[0] / self.top
             channels = torch.cat([channels, channels.new_full((1, *channels.shape[1:]), opacity)])
         return channels.permute(1, 2, 0)
@@ -172,7 +172,7 @@ class _Canvas:
 
 
 def _to_host(strips: Iterable[Tensor], device: torch.device, dtype: np.dtype) -> Iterator[NDArray]:
-    """Bring to the host; from a GPU on a stream of its own, while the next strip is rendered."""
+    """Copy strips to the host; from a GPU on a separate stream, while the next strip is rendered."""
     if device.type != "cuda":
         for strip in strips:
             yield strip.cpu().numpy().astype(dtype, copy=False)
@@ -199,7 +199,7 @@ def _to_host(strips: Iterable[Tensor], device: torch.device, dtype: np.dtype) ->
 
 
 def _quantise(values: Tensor, dtype: np.dtype | None) -> Tensor:
-    """Values clamped to [0, 1] as those of `dtype`, rounded to nearest; of 16 bits as int32; of None as they are."""
+    """Clamp values to [0, 1] and round them to `dtype`, with int32 for 16 bits; None leaves them unchanged."""
     if dtype is None:
         return values.contiguous()
     values = values.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The backend `cuda` without a GPU: what it refuses and why, that its extension loads, and its operators' fakes."""
+"""Test the backend `cuda` without a GPU: its refusals with reasons, loading its extension, its operators' fakes."""
 
 import itertools
 import re
@@ -34,7 +34,7 @@ CALL = Call(
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """As on a machine with a Hopper GPU and the extension."""
+    """Simulate a machine with a Hopper GPU and the extension."""
     monkeypatch.setattr(cuda, "_missing", "")
     monkeypatch.setattr(cuda, "_capability", lambda index: (9, 0))
     return monkeypatch
@@ -104,7 +104,7 @@ def test_by_name_on_the_cpu_it_raises():
 
 @BUILT
 def test_the_extension_needs_no_cuda_in_pytorch():
-    """It names no library of CUDA: its runtime is inside, and PyTorch's stream is looked up when it is needed."""
+    """The extension links no CUDA library: the runtime is inside, and PyTorch's stream is looked up when needed."""
     (extension,) = Path(cuda.__file__).parents[1].glob("_C_sm90.*")
     needed = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
     assert "libtorch_cpu.so" in needed
@@ -120,7 +120,7 @@ def test_the_extension_registers_every_operator():
 
 
 def test_one_kernel_under_the_key_cuda_calls_the_backend_named():
-    """A key holds one kernel: two backends that registered theirs would silently replace each other."""
+    """A dispatch key holds one kernel, so two backends registering theirs would silently replace each other."""
     for name in {*cuda.OPERATORS, *triton.OPERATORS}:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"liif_fast::{name}", "CUDA")
     p, run = torch.empty(1, 2, 2, 8, device="meta"), backends.runner("decode_backward")
@@ -134,7 +134,7 @@ def test_one_kernel_under_the_key_cuda_calls_the_backend_named():
 @pytest.mark.parametrize("switches", [Switches(*each) for each in itertools.product((True, False), repeat=3)])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_calls_reach_the_operators(switches, autocast, monkeypatch):
-    """The whole path but for the kernels, on fake tensors on the CPU: shapes, dtypes, the window of a render."""
+    """Run the whole path except the kernels on fake CPU tensors: shapes, dtypes, the window of a render."""
     dtype = torch.float32 if autocast else torch.float16
     problem = Problem(channels=8, shape=(13, 17), queries=9, hidden=(256, 256, 256), switches=switches).to(dtype)
     seen = []
@@ -142,7 +142,7 @@ def test_calls_reach_the_operators(switches, autocast, monkeypatch):
     for name, way, operator in ways:
 
         def run(*args, name=name, operator=operator):
-            cuda.OPERATORS[name](*args[:-1])  # as under the key CUDA
+            cuda.OPERATORS[name](*args[:-1])  # as for the key CUDA
             return operator(*torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), args))
 
         monkeypatch.setattr(cuda, way, run)

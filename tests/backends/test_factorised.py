@@ -1,4 +1,4 @@
-"""The factorised form: equal to the plain one, forward and backward, chunked, recomputed, compiled and exported."""
+"""The factorised form equals the plain one: forward and backward, chunked, recomputed, compiled and exported."""
 
 import itertools
 
@@ -10,11 +10,11 @@ from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_de
 from liif_fast.layers import LIIFDecoder, linear_chain
 
 SWITCHES = list(itertools.product((True, False), repeat=3))
-TOLERANCE = 1e-5  # of the largest value: float32's promise; float64 is held to 1e-13
+TOLERANCE = 1e-5  # relative to the largest value, the promise for float32; float64 must reach 1e-13
 
 
 def problem(switches=(True, True, True), shape=(2, 5, 9, 11), queries=50, hidden=(16, 16), dtype=torch.float32):
-    """Feature map, queries and network; coord and cell in float64, so that their gradients can be compared."""
+    """Make a feature map, queries and a network; coord and cell are float64, to compare their gradients."""
     torch.manual_seed(0)
     unfold, ensemble, cell = switches
     decoder = LIIFDecoder(shape[1], 3, hidden, feat_unfold=unfold, local_ensemble=ensemble, cell_decode=cell).to(dtype)
@@ -171,14 +171,14 @@ def test_nan_reaches_the_queries_that_read_it(unfold):
 
 @pytest.mark.usefixtures("form")
 def test_autocast():
-    """The MLP in bfloat16, 8 bits of mantissa; the plan in float32, so that no neighbour changes."""
+    """The MLP runs in bfloat16 with its 8 bits of mantissa, the plan in float32, so no neighbour changes."""
     feat, coord, cell, weights, biases, options = problem(hidden=(32, 32))
     exact = liif_decode(feat, coord, cell, weights, biases, backend="reference", **options)
     with torch.autocast("cpu", torch.bfloat16):
         out = liif_decode(feat.requires_grad_(), coord, cell, weights, biases, backend="torch", **options)
         plain = liif_decode(feat, coord, cell, weights, biases, backend="reference", **options)
     assert out.dtype == torch.float32
-    assert (out - exact).abs().max() <= 2 * (plain - exact).abs().max()  # the promise: twice eager's error
+    assert (out - exact).abs().max() <= 2 * (plain - exact).abs().max()  # the promise is twice eager's error
     out.sum().backward()
     assert feat.grad.dtype == torch.float32
 
@@ -194,8 +194,8 @@ def test_half(dtype):
     assert_near(out.float(), exact, 8 * torch.finfo(dtype).eps)
 
 
-# B, H, W, Q. The first sizes differ from one another and from C = 4 and the 2 of coord: dynamic=True takes sizes that
-# are equal at first for one size.
+# B, H, W, Q. The first sizes differ from one another, from C = 4 and from coord's 2, because dynamic=True treats sizes
+# that are equal at first as one.
 SIZES = [(3, 9, 11, 1400), (2, 12, 13, 2100), (4, 14, 10, 1300), (5, 11, 12, 1200)]
 
 

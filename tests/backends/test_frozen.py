@@ -1,4 +1,4 @@
-"""Weights packed once: in `frozen_weights` only, and a change that PyTorch can show is noticed."""
+"""Weights are packed once, only within `frozen_weights`, and visible changes are noticed."""
 
 import copy
 import threading
@@ -26,7 +26,7 @@ def decoder():
 
 @pytest.fixture
 def count(monkeypatch):
-    """How often weights have been packed."""
+    """Count how often weights are packed."""
     calls, pack = [], sm90.pack
 
     def counted(*arguments):
@@ -47,14 +47,14 @@ def packed(decoder, dtype=torch.float16, switches=ALL):
 
 
 def fresh(decoder):
-    """What a packing of the weights as they are now gives."""
+    """Pack the present weights."""
     return packed(copy.deepcopy(decoder))
 
 
 def test_outside_every_call_packs(decoder, count):
     before = packed(decoder)
     for parameter in decoder.parameters():
-        parameter.data.mul_(2)  # counted by no version counter
+        parameter.data.mul_(2)  # no version counter counts this
     assert not torch.equal(packed(decoder), before)
     assert count() == 2
 
@@ -90,7 +90,7 @@ def replace(decoder):
 
 
 def swap_data(decoder):
-    """Twice, so that an allocator may give the first address out again."""
+    """Run twice, so that the allocator may reuse the first address."""
     for _ in range(2):
         decoder.layers[2].weight.data = decoder.layers[2].weight.data * 2
 
@@ -146,7 +146,7 @@ def test_another_thread_is_not_in_the_context(decoder, count):
 
 
 def test_threads_share_one_object(decoder, count):
-    """The first to enter leaves first, while the other is inside."""
+    """The first thread to enter leaves first, while the other is inside."""
     frozen, inside, left = frozen_weights(), threading.Event(), threading.Event()
     failed = []
 
@@ -185,7 +185,7 @@ def test_generators_may_end_out_of_order(decoder, count):
 
 
 def test_tensors_made_for_each_call_are_not_kept(decoder):
-    """`weight.data` has a counter of its own each time, which tells nothing."""
+    """Each `weight.data` has its own version counter, which shows no change."""
 
     def packed_data():
         weights, biases = linear_chain(decoder.layers)
@@ -223,7 +223,7 @@ def test_no_more_than_some_are_kept(decoder):
 
 
 def test_compiled_code_packs_in_every_call(decoder):
-    """Its packing is part of the graph, so that even a write through .data is seen."""
+    """The packing is part of a compiled graph, so even a write through .data takes effect."""
     weights, biases = linear_chain(decoder.layers)
 
     @torch.compile(backend="eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""The projection of the map: each form equal to PyTorch's convolution, forward and backward."""
+"""Each form of the map's projection equals PyTorch's convolution, forward and backward."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def assert_near(got, expected, tolerance=1e-5):
 @pytest.mark.parametrize("unfold", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 4, 1, 1), (3, 2, 7, 1), (0, 2, 3, 3)])
 def test_projection_by_taps(shape, unfold):
-    """The form for GPUs, run here: equal to the convolution, and a NaN reaches no further."""
+    """The form for GPUs, run on the CPU, equals the convolution, and a NaN spreads no further."""
     torch.manual_seed(0)
     feat = torch.randn(shape, dtype=torch.float64)
     weight, bias = torch.randn(8, shape[1] * (9 if unfold else 1), dtype=torch.float64), torch.randn(8).double()

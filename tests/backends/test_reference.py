@@ -1,4 +1,4 @@
-"""The plain formula, against a network and a map that can be worked by hand, and its gradients."""
+"""Test the plain formula and its gradients on a network and a map that can be computed by hand."""
 
 import itertools
 
@@ -24,13 +24,13 @@ def in_dim(channels, unfold, cell):
 
 
 def test_blend_by_hand():
-    """A network that hands on the latent: the output is the ensemble's blend of the map."""
+    """With a network that passes the latent through, the output is the ensemble's blend of the map."""
     feat = torch.tensor([[[[1.0, 2.0], [4.0, 8.0]]]])
     coord = torch.tensor([[[0.25, 0.0], [-0.5, -0.5]]])
     weights, biases = [torch.tensor([[1.0, 0.0, 0.0]])], [torch.zeros(1)]
     options = {"feat_unfold": False, "cell_decode": False, "backend": "reference"}
     out = liif_decode(feat, coord, None, weights, biases, **options)
-    # 1/8 * 1 + 1/8 * 2 + 3/8 * 4 + 3/8 * 8 at the first; at a latent's centre, that latent
+    # the first query: 1/8 * 1 + 1/8 * 2 + 3/8 * 4 + 3/8 * 8; at a latent's centre: that latent
     torch.testing.assert_close(out, torch.tensor([[[4.875], [1.0]]]), rtol=1e-6, atol=1e-6)
     nearest = liif_decode(feat, coord, None, weights, biases, local_ensemble=False, **options)
     assert nearest.flatten().tolist()[1] == 1.0
@@ -71,7 +71,7 @@ def test_decode_is_the_weighted_sum_over_corners(unfold, ensemble, cell):
     ("unfold", "ensemble", "cell"), [(True, True, True), (False, True, True), (True, False, False)]
 )
 def test_gradients(unfold, ensemble, cell):
-    """First and second derivatives with respect to everything, coord and cell too (hence a float64 plan)."""
+    """Check first and second derivatives with respect to all inputs, also coord and cell (hence a float64 plan)."""
     torch.manual_seed(1)
     weights, biases = network(in_dim(2, unfold, cell), (4,), out=2)
     feat = torch.randn(1, 2, 3, 4, dtype=torch.float64)

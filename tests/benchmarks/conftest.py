@@ -4,5 +4,5 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pytest_benchmark")
-# Last: an instrumented or installed liif_fast that stands before the source tree stays the one that is tested.
+# Appended, so that an instrumented or installed liif_fast earlier in the path is still the one tested.
 sys.path.append(str(Path(__file__).parents[2]))

@@ -61,7 +61,7 @@ class SignalStack(ctypes.Structure):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals have no stack of their own there")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_signals_arrive_after_openvino_is_gone(tmp_path):
-    """Two of them, since it puts back the stack it found when it is gone, which may be the one of the other."""
+    """Nest two of them, because each restores the stack that it found, which may be the other's."""
     pytest.importorskip("openvino")
     before = SignalStack.current()
     runtimes.export(torch.nn.Linear(2, 2), {"coord": torch.ones(1, 3, 2)}, tmp_path / "linear.onnx")
@@ -126,7 +126,7 @@ def test_race():
         "lap": 0.0,
     }
     result, laps = common.race("name", "title", always | rivals, rounds=3, **machine)
-    # Before, each is called to warm up and to be checked, and those that are right to choose the number of repeats.
+    # Before, each is called to warm up and to be checked, and correct ones also to choose the number of repeats.
     assert order[-9:] == ["reference", "a", "ours", "a", "reference", "ours", "reference", "a", "ours"]
     assert set(result["figures"]) == {"liif_fast", "reference", "a", "sgemm", "matrix", "copy"}
     assert [("share" in figure, "memory" in figure) for figure in result["figures"].values()] == [
@@ -165,7 +165,7 @@ def test_rounds_end_when_their_time_is_used_up():
 
 
 def test_share_of_the_limit():
-    """Bound by whatever takes longer: 100 operations at 50 a second, or 30 bytes at 10 a second."""
+    """The longer time is the bound: 100 operations at 50 per second, or 30 bytes at 10 per second."""
     assert common._shares(limits.Work(100, 30), [6.0, 4.0], [50.0, 10.0], [10.0, 10.0]) == [0.5, 2.5]
 
 

@@ -11,7 +11,7 @@ def figure(median, spread=0.0, **more):
 
 
 def record(commit, ratio, *, spread=0.01, seconds=1.0, threads=2):
-    """The plain formula takes `ratio` times as long as we do."""
+    """Make a record in which the plain formula takes `ratio` times as long as ours."""
     figures = {OURS: figure(seconds, spread, error=0.0)}
     figures[EAGER] = figure(seconds * ratio, spread, error=0.0, ratio=figure(ratio, spread))
     result = {"name": "x", "title": "the title", "unit": "s", "rounds": 9, "figures": figures, "missing": {}}
@@ -59,7 +59,7 @@ def test_a_matrix_product_is_the_better_yardstick():
 
 
 def test_a_share_of_nothing_is_no_yardstick():
-    """gather_corners multiplies nothing; records say that it has a share of 0."""
+    """gather_corners multiplies nothing, so its share in records is 0."""
     before, after = record("aaaaaaa", 4.0), record("bbbbbbb", 5.0)
     for each in (before, after):
         each["results"][0]["share_of_sgemm"] = figure(0.0, 0.0)
@@ -79,6 +79,6 @@ def test_only_like_is_compared_with_like():
         verdicts(before, after)
     with pytest.raises(ValueError, match="no record of commit bbbbbbb; there are records of aaaaaaa"):
         verdicts(before)
-    changed = copy.deepcopy(before) | {"commit": "bbbbbbb+"}  # measured with changes that are not in the commit
+    changed = copy.deepcopy(before) | {"commit": "bbbbbbb+"}  # measured with uncommitted changes
     with pytest.raises(ValueError, match="no record of commit bbbbbbb"):
         verdicts(before, changed)

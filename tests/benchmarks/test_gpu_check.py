@@ -1,4 +1,4 @@
-"""The script that a GPU's record comes from works, on a CPU and without figures; and it can fail."""
+"""The script that records a GPU works on a CPU, without figures, and it can fail."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_every_section_runs(run, monkeypatch):
-    """In this process, and of the groups of tests three: a start of PyTorch takes as long as most sections."""
+    """Run in this process and only three groups of tests, because starting PyTorch takes as long as most sections."""
     for group in gpu_check.GROUPS.values():
         text = "".join((ROOT / path).read_text() for path in group.paths)
         assert group.chosen.removeprefix("not ") in text
@@ -89,7 +89,7 @@ def test_a_section_that_hangs_loses_nothing_and_leaves_nothing_behind(script, tm
 
 
 def _ends(pid: int) -> bool:
-    """Whether a process ends within ten seconds: a signal takes its time."""
+    """Return whether a process ends within ten seconds, because a signal takes time."""
     status = Path("/proc", str(pid), "status")
     for _ in range(100):
         try:
@@ -115,7 +115,7 @@ def test_one_section_later_is_added_to_the_file(run):
 
 @pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGKILL])
 def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
-    """And what an earlier run has found of the same section; nothing goes on alone."""
+    """It also keeps an earlier run's results of the same section, and no process survives."""
     out = tmp_path / "record.json"
     known = {"device": "cpu", "commit": records.environment()["commit"], "check": True}
     out.write_text(json.dumps({**known, "sections": {"tests": {"ok": True, "passed": 512}}}))

@@ -1,4 +1,4 @@
-"""The gate on instruction counts of the CPU kernels, and that it can fail."""
+"""The gate on the CPU kernels' instruction counts holds, and it can fail."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""The figures of the shipped LiDAR model: the card says what was measured, and it is good enough on a scan of today."""
+"""The model card shows the measured figures of the shipped LiDAR model, and a new scan confirms its quality."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The documents and the pictures show what the newest complete record says."""
+"""The documents and pictures show the newest complete record."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def figure(median, **more):
 
 @pytest.fixture
 def whole():
-    """A record with everything that is drawn and written."""
+    """Make a record with everything that is drawn and written."""
     record = copy.deepcopy(RECORD)
     result = next(result for result in record["results"] if result["name"] == "render-x4-48")
     result["figures"][report.OURS]["share"] = figure(0.7)
@@ -95,7 +95,7 @@ def test_pictures_of_a_whole_record(whole, tmp_path):
     for name, data in plot.parts(whole).items():
         assert plot.stamp(data) in (tmp_path / f"benchmark-{name}.svg").read_text()
     assert stale.stat().st_size > 0
-    plot.draw(RECORD, tmp_path)  # what a record has no figures for is removed
+    plot.draw(RECORD, tmp_path)  # a part without figures in the record is removed
     assert {path.name for path in tmp_path.glob("*.svg")} == {f"benchmark-{n}.svg" for n in plot.parts(RECORD)}
 
 

@@ -1,4 +1,4 @@
-"""A race becomes rows of pytest-benchmark's table: the laps, what is skipped and why, what is selected."""
+"""A race becomes rows of pytest-benchmark's table: its laps, skipped rows with their reasons, and the selection."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_bad(bench):
 def run(pytester, monkeypatch):
     """run(*options): the outcome of the suite and its rows."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # where it is set, pytest-benchmark measures nothing
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # if it is set, pytest-benchmark measures nothing
     suite, report = pytester.makepyfile(bench_few=SUITE), pytester.path / "report.json"
 
     def call(*options):

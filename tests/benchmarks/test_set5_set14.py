@@ -1,4 +1,4 @@
-"""The figures on Set5 and Set14: the documents show what the record says, and the record is whole."""
+"""The documents show the record's figures on Set5 and Set14, and the record is complete."""
 
 import json
 
@@ -31,13 +31,13 @@ def test_the_record_has_every_image_of_every_set():
     ("model", "expected"), [("bicubic", (33.66, 30.39, 28.42)), ("edsr-baseline-liif", (37.99, 34.40, 32.24))]
 )
 def test_known_figures_on_set5(model, expected):
-    """Of bicubic as published for MATLAB's, of the authors' weights as measured by another run."""
+    """Compare bicubic with the published figures of MATLAB's, and the authors' weights with another run."""
     for scale, value in zip((2, 3, 4), expected, strict=True):
         assert set5_set14.mean(RECORD["results"], model, "Set5", scale) == pytest.approx(value, abs=0.015)
 
 
 def test_measuring(tmp_path, monkeypatch):
-    """From folders as the sets have them to a result."""
+    """Compute a result from folders laid out like the sets."""
     monkeypatch.setattr(set5_set14, "COLUMNS", [("Set5", 2)])
     monkeypatch.setattr(set5_set14, "MODELS", ["bicubic"])
     for folder, side in (("LR_bicubic/X2", 12), ("HR_X2", 24)):

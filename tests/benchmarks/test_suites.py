@@ -1,4 +1,4 @@
-"""Every suite runs, is right, and reports; at tiny sizes, and without timing anything that counts."""
+"""Every suite runs, gives correct results and reports, at tiny sizes and without meaningful timings."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def run(*options):
 
 @pytest.mark.parametrize("suites", [SUITES[::2], SUITES[1::2]], ids=" ".join)
 def test_suites_run(suites):
-    """Several in a process, whose start takes as long as a suite; in two, for two workers."""
+    """Run several suites per process, because its start takes as long as a suite; two processes for two workers."""
     done = run(*suites, "--check", "--threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(f"bench_{suite}.py" in done.stdout for suite in suites)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def files(backend):
-    """Return how many files a call goes through, in its own process: other tests replace the CPU kernels."""
+    """Return how many files a call goes through, in its own process, because other tests replace the CPU kernels."""
     script = f"from benchmarks.walk import walk; print(len(walk({backend!r})))"
     command = [sys.executable, "-c", f"import os; os.environ['TRITON_INTERPRET'] = '1'; {script}"]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)

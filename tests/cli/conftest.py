@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures of the command line's tests."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from liif_fast.models import make
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a tiny model with random weights."""
+    """Return the path of a tiny model with random weights."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """A small RGB photograph as a file."""
+    """Return the path of a small RGB photograph."""
     path = tmp_path / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).save(path)
     return path
@@ -33,7 +33,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_models_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty models folder, whatever this machine has; and Pillow's limit as it was."""
+    """Use an empty models folder, and restore Pillow's limit."""
     folder = tmp_path_factory.mktemp("models")
     monkeypatch.setenv("LIIF_FAST_MODELS", str(folder))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Helpers of the command line's tests."""
 
 import re
 from collections.abc import Callable
@@ -17,12 +17,12 @@ def assert_one_line(err: str, message: str) -> None:
 
 
 def without_result(err: str) -> str:
-    """What was said except for the line at the end of a single file: output, size, seconds."""
+    """Return the messages except the last line of a single file: output, size, seconds."""
     return re.sub(r"(?m)^liif-fast: .*: \d+x\d+, \d+\.\d s\n", "", err)
 
 
 def without_notices(err: str) -> str:
-    """What was said except for that line and the notice of a palette."""
+    """Return the messages except that line and the notice about a palette."""
     return re.sub(r"(?m)^liif-fast: .*: has a palette; .*\n", "", without_result(err))
 
 
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def raising(error: BaseException | type[BaseException]) -> Callable[..., None]:
-    """What raises when it is called, whatever with."""
+    """Return a function that raises an error for any arguments."""
 
     def call(*args: object, **options: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""`liif-fast upscale` on folders: which files, under which names, and what one failure does to the others."""
+"""Test `liif-fast upscale` on folders: which files, under which names, and how one failure affects the others."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ PASSED = "liif-fast: passed over: a text file (1)"
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """A folder as people have it: images of every kind, a broken one, other files, folders."""
+    """Make a typical folder: images of every kind, a broken one, other files, folders."""
     folder = tmp_path / "in"
     (folder / "deeper" / "still").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
@@ -54,7 +54,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_mixed_folder(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
-    """The broken file is named, the others are there, and the exit code says that not all went well."""
+    """The broken file is named, the others are written, and the exit code is 1."""
     out = tmp_path / "new" / "out"
     code, err = run(capsys, mixed, out, "--scale", 2, "--model", model)
     assert code == 1
@@ -91,7 +91,7 @@ def test_recursive_keeps_the_layout(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
     (mixed / "broken.png").unlink()
-    out = mixed / "out"  # inside of the input: its own files are none of the next run's inputs
+    out = mixed / "out"  # inside the input; its files are not inputs of the next run
     args = (mixed, out, "--size", "20x", "--model", model, "--recursive", "--suffix", "_big")
     for _ in range(2):
         code, err = run(capsys, *args)
@@ -116,13 +116,13 @@ def test_into_the_same_folder(mixed: Path, capsys: pytest.CaptureFixture[str], m
         "alpha@2x.png", "deep@2x.png", "gray@2x.tif", "palette@2x.png", "photo@2x.jpg"
     }  # fmt: skip
 
-    (mixed / "gray@2x.tif").unlink()  # as after an interruption
+    (mixed / "gray@2x.tif").unlink()  # left by an interruption
     after = {path: path.read_bytes() for path in mixed.glob("*@2x.*")}
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x")
     assert code == 1
-    assert "is an input, too" in err[0]
+    assert "is also an input" in err[0]
     code, err = run(capsys, mixed, mixed, "--scale", 2, "--model", model, "--suffix", "@2x", "--existing", "skip")
-    assert (code, err) == (0, [PASSED, "liif-fast: 1 written, 4 left as they were"])
+    assert (code, err) == (0, [PASSED, "liif-fast: 1 written, 4 left unchanged"])
     assert set(mixed.glob("*@2x*")) - set(after) == {mixed / "gray@2x.tif"}
     assert all(path.read_bytes() == old for path, old in after.items())
 
@@ -137,26 +137,26 @@ def test_existing_outputs(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 1
     assert "photo.jpg: exists" in err[0]
     assert names(out) == ["photo.jpg"]
-    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 4 written, 1 left as they were"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 4 written, 1 left unchanged"])
     assert (out / "photo.jpg").read_bytes() == b"old"
-    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 0 written, 5 left as they were"])
+    assert run(capsys, *args, "skip") == (0, [PASSED, "liif-fast: 0 written, 5 left unchanged"])
     assert run(capsys, *args, "replace") == (0, [PASSED, "liif-fast: 5 written"])
     assert read_image(out / "photo.jpg").size == (16, 12)
 
 
 def test_format_and_its_limits(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
-    """What the format cannot hold fails alone and leaves nothing."""
+    """An image that the format cannot hold fails alone and leaves no file."""
     (mixed / "broken.png").unlink()
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "jpg")
     assert code == 1
     assert err[-1] == "liif-fast: 3 written, 2 failed"
     assert any("alpha.jpg: JPEG cannot hold an alpha channel" in line for line in err)
-    assert any("deep.jpg: JPEG cannot hold 16 bits a channel" in line for line in err)
+    assert any("deep.jpg: JPEG cannot hold 16 bits per channel" in line for line in err)
     assert names(tmp_path / "out") == ["gray.jpg", "palette.jpg", "photo.jpg"]
 
 
 def test_odd_names_and_links(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
-    """Names of any characters are kept; links to files are followed, and those that lead nowhere are named."""
+    """Names with any characters are kept; links to files are followed, and dangling links are named."""
     (mixed / "broken.png").unlink()
     odd = ["\u597d \U0001f431.png", " - .png", "-x.png", "new\nline.png", os.fsdecode(b"no utf-8 \xff.png")]
     for name in odd:
@@ -180,34 +180,34 @@ def test_two_inputs_for_one_output(mixed: Path, tmp_path: Path, capsys: pytest.C
     Image.new("RGB", (3, 3)).save(mixed / "photo.png")
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert code == 1
-    assert "photo.png: would be made of both" in err[0]
+    assert "photo.png: is the output of both" in err[0]
     assert err[0].endswith("; rename one of them")
     assert not (tmp_path / "out").exists()
     Image.new("RGB", (3, 3)).save(mixed / "palette.bmp")
     code, err = run(capsys, mixed, tmp_path / "out", "--scale", 2, "--model", model, "--format", "png")
     assert (code, len(err)) == (1, 1)
-    assert "palette.png: would be made of both" in err[0]
+    assert "palette.png: is the output of both" in err[0]
     assert err[0].endswith("; rename one of them (and 1 more like these)")
 
 
 def test_capitals_that_the_file_system_does_not_tell_apart(
     tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
-    """A second hard link looks like that: another name, the same file, in the same folder."""
+    """Simulate a case-insensitive file system by a hard link: another name, the same file, the same folder."""
     before = photo.read_bytes()
     os.link(photo, photo.with_name("IN.PNG"))
     code, err = run(capsys, photo, photo.with_name("IN.PNG"), "--scale", 2, "--model", model)
     assert code == 1
     assert "IN.PNG: is the input itself" in err[0]
     assert photo.read_bytes() == before
-    os.link(photo, photo.with_name("other.png"))  # a hard link and no more: the input stays
+    os.link(photo, photo.with_name("other.png"))  # only a hard link, so the input stays
     assert run(capsys, photo, photo.with_name("other.png"), "--scale", 2, "--model", model) == (0, [])
     assert photo.read_bytes() == before
 
 
 @pytest.mark.parametrize(("gone", "broken"), [("pipe", False), ("terminal", True)])
 def test_nobody_reads_what_is_said(mixed: Path, tmp_path: Path, model: str, gone: str, broken: bool) -> None:
-    """All images are done, and the exit code is that of the work."""
+    """All images are written, and the exit code is the work's."""
     if not broken:
         (mixed / "broken.png").unlink()
     reading, writing = os.pipe() if gone == "pipe" else os.openpty()
@@ -224,7 +224,7 @@ def test_a_folder_without_permission_is_not_passed_over(
 ) -> None:
     scandir = os.scandir
 
-    def refuse(path: str) -> object:  # what the system does, but for root
+    def refuse(path: str) -> object:  # as the system does, except for root
         if Path(path).name == "deeper":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)
@@ -238,7 +238,7 @@ def test_a_folder_without_permission_is_not_passed_over(
 def test_a_folder_that_cannot_be_made_is_named(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    """And not taken for a fault of the input."""
+    """The message blames the output folder, not the input."""
     (mixed / "broken.png").unlink()
 
     def refuse(path: Path, *args: object, **options: object) -> None:
@@ -298,7 +298,7 @@ def test_other_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "b.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     (folder / ".hidden.svg").write_text("<svg/>")
     Image.new("RGB", (5, 5)).save(folder / "image.dat", "PNG")
-    counted = "PNG under another ending (1), a video (2), an SVG drawing (1)"
+    counted = "PNG with another extension (1), a video (2), an SVG drawing (1)"
     args = (folder, tmp_path / "out", "--scale", 2, "--model", model)
     code, err = run(capsys, *args)
     assert code == 1
@@ -310,7 +310,7 @@ def test_other_files_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_its_own_format_cannot_hold_becomes_a_png(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
-    """A BMP with alpha, and PNG with alpha or 16 bits under foreign names; what fits keeps its ending."""
+    """A BMP with alpha, and PNG with alpha or 16 bits under foreign names, become .png; others keep their extension."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     rgba = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8))
@@ -331,7 +331,7 @@ def test_what_its_own_format_cannot_hold_becomes_a_png(
 def test_processes_of_torchrun_share_the_images(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    """One after the other: they share no more than the variables that torchrun sets."""
+    """Run the processes one after the other, because they only share torchrun's variables."""
     (mixed / "broken.png").unlink()
     out = tmp_path / "out"
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -351,7 +351,7 @@ def test_interrupted_in_a_folder(
     model: str,
     failure: type[BaseException],
 ) -> None:
-    """Ctrl-C ends the run, and what is finished stays; another failure ends its file alone."""
+    """Ctrl-C ends the run and finished files stay; another failure ends only its own file."""
     from liif_fast.images import tiff, writing  # noqa: F401 - imported before the failure
 
     def fail(*args: object) -> None:
@@ -375,7 +375,7 @@ def test_interrupted_in_a_folder(
 def test_16_bits_in_colour_and_with_alpha(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, channels: int, extension: str
 ) -> None:
-    """File to file with its profile, turned upright, within one level of 65,536 of the untiled render in float."""
+    """A 16-bit file keeps its profile, is turned upright, and is within one level of the untiled float render."""
     y, x = np.mgrid[:14, :10]
     waves = np.stack([0.5 + 0.4 * np.sin(0.3 * x + 0.2 * y + c) for c in range(channels)], -1)
     pixels = (waves * 65535).astype(np.uint16)

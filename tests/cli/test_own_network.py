@@ -1,4 +1,4 @@
-"""From a network of one's own to a picture, as the README has it."""
+"""Take your own network to a picture by the README's commands."""
 
 import os
 import re
@@ -32,7 +32,7 @@ class Own(FeatureModel):
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder with the package importable, as an installed one is."""
+    """Run Python in a folder with the package importable as if installed."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
@@ -62,7 +62,7 @@ def test_the_lines_of_the_readme(tmp_path: Path, photo: Path) -> None:
 def test_plugins_of_all_commands(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a family of one's own, which has neither an encoder_spec nor a choice of backends."""
+    """A model of your own family has neither an encoder_spec nor a choice of backends."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     save = ""

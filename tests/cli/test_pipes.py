@@ -1,4 +1,4 @@
-"""Several inputs, standard input and output, and how an output is written."""
+"""Test several inputs, standard input and output, and the options of writing."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from .support import without_result
 
 
 class Pipe(io.BytesIO):
-    """Standard input or output that is a pipe, or a terminal."""
+    """Simulate standard input or output as a pipe or a terminal."""
 
     def __init__(self, data: bytes = b"", terminal: bool = False) -> None:
         super().__init__(data)
@@ -29,7 +29,7 @@ class Pipe(io.BytesIO):
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str):
-    """Run `liif-fast upscale --scale 2` with this standard input: exit code, standard output, and what was said."""
+    """Run `liif-fast upscale --scale 2` with this standard input; return exit code, standard output and messages."""
 
     def run(*args: object, stdin: Pipe | bytes = b"", stdout: Pipe | None = None) -> tuple[int, bytes, str]:
         out = stdout or Pipe()
@@ -49,7 +49,7 @@ def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 
 def test_several_inputs(run, photo: Path, tmp_path: Path) -> None:
-    """Files and folders, with an option in their midst; one that is bad is named, and the others are made."""
+    """Files and folders may have an option among them; a bad one is named, and the others are written."""
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "folder" / "one.jpg")
     (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:200])
@@ -66,16 +66,16 @@ def test_several_inputs(run, photo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["a/in.png", "b/in.png"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
-        (["a", "b"], "out", "in.png: would be made of both a/in.png and b/in.png; rename one of them"),
+        (["a/in.png", "b/in.png"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
+        (["a", "b"], "out", "in.png: is the output of both a/in.png and b/in.png; rename one of them"),
         (["a/in.png", "a/in.png"], "out", "a/in.png: is given twice"),
         (["a/in.png", "a"], "out", "a/in.png: is given twice"),
-        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, and there are 2 inputs; give a folder as OUT"),
+        (["a/in.png", "b/in.png"], "out.png", "out.png: names a file, but there are 2 inputs; give a folder as OUT"),
         (["a/in.png", "b/in.png"], "-", "- is standard output, which takes one image; give a folder as OUT"),
         (["a/in.png", "-"], "out", "- is one image from standard input; give it as the only IN"),
         (["-"], "a", "a: is a folder, and - has no name; give a file as OUT"),
         (["a/in.png", ""], "out", "IN is empty; give a file or a folder"),
-        (["a/in.png"], "-", "-: JPEG is not written without loss; write a .png, .tif or .webp file"),
+        (["a/in.png"], "-", "-: JPEG cannot be lossless; write a .png, .tif or .webp file"),
     ],
 )
 def test_inputs_that_make_no_outputs(
@@ -85,7 +85,7 @@ def test_inputs_that_make_no_outputs(
     for folder in ("a", "b"):
         Path(folder).mkdir()
         Path(folder, "in.png").write_bytes(photo.read_bytes())
-    options = ["--format=jpg", "--lossless"] if "without loss" in message else []
+    options = ["--format=jpg", "--lossless"] if "cannot be lossless" in message else []
     code, out, err = run(*inputs, output, *options, stdin=photo.read_bytes())
     assert (code, out) == (1, b"")
     assert err.startswith("liif-fast: error: ")
@@ -109,7 +109,7 @@ def test_inputs_that_make_no_outputs(
 def test_from_standard_input_to_standard_output(
     run, mode: str, format: str, args: list[str], expected: str, model: str
 ) -> None:
-    """In the format of the input, or as PNG where that is not written or cannot hold the picture."""
+    """The output has the input's format, or PNG if that is not written or cannot hold the picture."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     image = (
         Image.fromarray(pixels).convert(mode)
@@ -164,7 +164,7 @@ def test_a_pipe_that_brings_no_whole_image(run, photo: Path, tmp_path: Path, dat
 
 
 def test_what_is_no_image_is_not_read_to_its_end(run) -> None:
-    """As /dev/zero has none."""
+    """An endless stream such as /dev/zero is refused by its first bytes."""
     stdin = Pipe(b"\0" * 100_000)
     assert run("-", "-", stdin=stdin)[0] == 1
     assert stdin.tell() < 10_000
@@ -173,8 +173,8 @@ def test_what_is_no_image_is_not_read_to_its_end(run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("-", "out.png"), "IN is -, and standard input is a terminal; pipe an image into it, or give a file"),
-        (("in.png", "-"), "OUT is -, and standard output is a terminal; redirect it, or give a file"),
+        (("-", "out.png"), "IN is -, but standard input is a terminal; pipe an image into it, or give a file"),
+        (("in.png", "-"), "OUT is -, but standard output is a terminal; redirect it, or give a file"),
     ],
 )
 def test_a_terminal_is_no_place_for_images(
@@ -207,7 +207,7 @@ def test_standard_output_that_takes_nothing(run, photo: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk(run, photo: Path, tmp_path: Path) -> None:
-    """Which is what the output's folder lies on."""
+    """A full temporary folder gives a one-line error."""
     with open("/dev/full", "wb", buffering=0) as full:
         stdout = Pipe()
         stdout.buffer = full  # type: ignore[assignment]
@@ -223,7 +223,7 @@ def test_quality(run, photo: Path, format: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_lossless_webp(run, tmp_path: Path, mode: str) -> None:
-    """Every pixel is that of the PNG, also where nothing is visible."""
+    """Every pixel equals the PNG's, even where nothing is visible."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     pixels[2:8, 3:9, 3] = 0
     data = saved(Image.fromarray(pixels).convert(mode))
@@ -237,7 +237,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     target = tmp_path / "out.png"
     assert (
         run(photo, target, "--quality=9")[2]
-        == f"liif-fast: {target}: the quality is of no effect, since PNG has none\n"
+        == f"liif-fast: {target}: the quality has no effect, because PNG has none\n"
     )
     assert run(photo, target, "--lossless") == (0, b"", "")
 
@@ -247,7 +247,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     [("RGBA", "#10a0ff", (16, 160, 255)), ("LA", "gray", (128,)), ("LA", "rgb(1, 2, 3)", (1, 2, 3))],
 )
 def test_background(run, mode: str, colour: str, expected: tuple[int, ...]) -> None:
-    """Alpha blends with it, after the enlargement, in every format."""
+    """Alpha blends with the background after the enlargement, in every format."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 4), np.uint8)
     pixels[:, :7, 3], pixels[:, 7:, 3] = 0, 255
     data = saved(Image.fromarray(pixels).convert(mode))
@@ -280,7 +280,7 @@ def test_background_in_16_bits_and_in_a_folder(run, photo: Path, tmp_path: Path)
 def test_no_background(run, photo: Path, tmp_path: Path, colour: str) -> None:
     code, _, err = run(photo, tmp_path / "out.png", f"--background={colour}")
     assert code == 2
-    assert "argument --background: background must be an opaque colour, as white, #fff" in err
+    assert "argument --background: background must be an opaque colour: white, #fff" in err
 
 
 def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:
@@ -293,7 +293,7 @@ def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:
         ({"background": "sky"}, "background must be an opaque colour"),
         ({"quality": 0}, "quality must be a whole number from 1 to 100, got 0"),
         ({"quality": True, "lossless": True}, "quality and lossless exclude each other"),
-        ({"lossless": True}, "out.jpg: JPEG is not written without loss"),
+        ({"lossless": True}, "out.jpg: JPEG cannot be lossless"),
     ):
         with pytest.raises(ValueError, match=message):
             upscaling.upscale_file(source, tmp_path / "out.jpg", model, scale=2, **options)  # type: ignore[arg-type]

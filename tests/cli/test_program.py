@@ -1,4 +1,4 @@
-"""The program around the commands: signals, pipes, help, and what each small command does."""
+"""Test the program around the commands (signals, pipes, help) and each small command."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from .support import ROOT, assert_one_line
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
-    """A real process, stopped between the first and the last byte of the output."""
+    """Stop a real process between the first and the last byte of the output."""
     script = (
         "import sys, time\n"
         "import numpy as np\n"
@@ -79,7 +79,7 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
 
 @pytest.mark.parametrize("command", [["models"], ["--help"]])
 def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
-    """As `liif-fast models | head -1` does."""
+    """Simulate `liif-fast models | head -1`."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # argparse ignores errors
     process = subprocess.Popen(
         [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=env
@@ -95,7 +95,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> No
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["models", "--help"])
 def test_a_full_disk_behind_stdout_is_one_line(command: str) -> None:
-    """And not one more of Python, which would write the rest on its way out and end with 120."""
+    """Python adds no message of its own; it would fail to flush at exit and return 120."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
         args = [sys.executable, "-m", "liif_fast", command]
@@ -164,7 +164,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_of_a_damaged_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: str
 ) -> None:
-    """Every row is there, and that of the damaged file says why."""
+    """Every row is printed, and that of the damaged file gives the reason."""
     (tmp_path / "_build_info.json").write_text(damaged, encoding="latin-1")
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     monkeypatch.setattr(liif_fast, "__file__", str(tmp_path / "__init__.py"))

@@ -1,4 +1,4 @@
-"""`liif-fast upscale` end to end: what it writes, how it fails, and what it leaves behind."""
+"""Test `liif-fast upscale` end to end: its output, its failures, and the files it leaves."""
 
 import errno
 import functools
@@ -30,7 +30,7 @@ from .support import assert_one_line, contents, raising, without_result
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
-    """Exit code and stderr of `liif-fast upscale`; stdout must stay empty."""
+    """Return exit code and stderr of `liif-fast upscale`; stdout must stay empty."""
     code = main(["upscale", *map(str, args)])
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -92,7 +92,7 @@ def test_every_kind(
     notices = {
         "CMYK": "converted to RGB",
         "P": "in.tif: has a palette; the models",
-        "1": "in.tif: has 1 bit a pixel; the",
+        "1": "in.tif: has 1 bit per pixel; the",
     }
     assert (notices[mode] in err) if mode in notices else (err == "")
     assert err.count("\n") == (mode in notices)
@@ -111,7 +111,7 @@ def test_one_file_ends_with_a_line(tmp_path: Path, photo: Path, capsys: pytest.C
         said = capsys.readouterr().err
         assert re.fullmatch(rf"liif-fast: {re.escape(str(target))}: {size}, \d+\.\d s\n", said)
     assert main(["upscale", str(photo), str(target), "--scale=3", f"--model={model}", "--existing=skip"]) == 0
-    assert capsys.readouterr().err == "liif-fast: the output exists and is left as it was\n"
+    assert capsys.readouterr().err == "liif-fast: the output exists and is unchanged\n"
 
 
 @pytest.mark.parametrize(("size", "expected"), [("30x25", (30, 25)), ("28x", (28, 20)), ("x20", (28, 20))])
@@ -203,8 +203,8 @@ def test_usage_errors(
         ("in.png", "out.jpg", ["--size=70000x10"], "JPEG holds at most 65535"),
         ("in.png", "out.webp", ["--size=20x17000"], "WEBP holds at most 16383"),
         ("alpha.png", "out.jpg", ["--scale=2"], "cannot hold an alpha channel"),
-        ("in.png", "out.jpg", ["--scale=2", "--lossless"], "out.jpg: JPEG is not written without loss; write a .png"),
-        ("in.png", "out.avif", ["--scale=2", "--lossless"], "out.avif: AVIF is not written without loss; write a .png"),
+        ("in.png", "out.jpg", ["--scale=2", "--lossless"], "out.jpg: JPEG cannot be lossless; write a .png"),
+        ("in.png", "out.avif", ["--scale=2", "--lossless"], "out.avif: AVIF cannot be lossless; write a .png"),
         ("in.png", "out.png", ["--scale=2", "--device=cuda:99"], "device 'cuda:99' is not available"),
         ("in.png", "out.png", ["--scale=2", "--device=toaster"], "device must be auto, cpu"),
         ("in.png", "out.png", ["--scale=2", "--backend=magic"], "backend must be one of"),
@@ -248,7 +248,7 @@ def test_failures(
 
 
 class Malice:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("owned",)
@@ -317,7 +317,7 @@ def test_a_failure_leaves_no_output(
     model: str,
     failure: str,
 ) -> None:
-    """Whether it shows before the work or in the midst of it."""
+    """The error is the same whether it shows before or during the work."""
     args = ["--scale", "1e7" if failure == "scale" else "2", "--model", "none.pth" if failure == "model" else model]
     if failure == "render":
         monkeypatch.setattr(features.Features, "render", raising(MemoryError))
@@ -349,7 +349,7 @@ def test_progress_bar_on_a_terminal_only(
 def test_a_terminal_that_goes_takes_no_image_along(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str, after: int
 ) -> None:
-    """As a connection that breaks, under nohup: the bar cannot be drawn any more."""
+    """Under nohup a connection may break, and the bar cannot be drawn any more."""
 
     class Terminal(io.StringIO):
         calls = 0
@@ -376,7 +376,7 @@ def test_a_terminal_that_goes_takes_no_image_along(
 def test_closed_stderr(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
-    """As after `2>&-`, where Python has None for it."""
+    """After `2>&-` Python's stderr is None."""
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]) == 0
     assert (tmp_path / "out.png").exists()
@@ -385,7 +385,7 @@ def test_closed_stderr(
 
 
 def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bar is wiped, the notice stands on a line of its own, and the bar is drawn below; then all is as it was."""
+    """The bar is erased, the notice printed on its own line, and the bar drawn below; then logging is restored."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, ncols=60, mininterval=0))
     logger, handler = logging.getLogger("liif_fast"), logging.StreamHandler(sys.stderr)

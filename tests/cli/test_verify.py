@@ -1,4 +1,4 @@
-"""`liif-fast verify`: what it prints, and that it finds what is wrong."""
+"""Test `liif-fast verify`: its output, and that it finds errors."""
 
 import math
 import re
@@ -40,7 +40,7 @@ FORM = [
 
 
 def assert_form(text: str) -> None:
-    """Every line as the command prints it; a backend's line as often as there are backends."""
+    """Return patterns of all output lines; the pattern of a backend's line repeats for each backend."""
     lines = text.splitlines()
     for index, form in enumerate(FORM):
         assert lines, f"no line for {form}"
@@ -99,7 +99,7 @@ def test_a_backend_that_computes_something_else(
         return out
 
     monkeypatch.setattr(cpu, "render", wrong)
-    if math.isnan(change):  # upscale itself refuses to go on
+    if math.isnan(change):  # upscale itself refuses to continue
         code, out, err = verify(capsys, model, picture, "--turns", 1)
         assert code == 1
         assert "NaN" in err
@@ -179,7 +179,7 @@ def test_the_document_shows_what_the_command_prints() -> None:
 
 
 def test_a_disturbed_round_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ratio is the median of the rounds' ratios: what slows down two whole rounds of five moves nothing."""
+    """The ratio is the median over rounds, so slowing down two whole rounds of five changes nothing."""
     taken = iter([7.0, 1.0, 70.0, 10.0, 7.0, 7.0, 7.0, 1.0, 14.0, 2.0])
     monkeypatch.setattr(verification, "_timed", lambda run, device: next(taken))
     rows = verification._compare(

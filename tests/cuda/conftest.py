@@ -5,5 +5,5 @@ from . import model
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
-    """The kernel's headers, compiled for the host."""
+    """Compile the kernel's headers for the host."""
     return model.compile_host(tmp_path_factory.mktemp("host"))

@@ -1,7 +1,7 @@
 """A model of the Hopper kernel's data movement, register by register and byte by byte.
 
-What a thread does is executed by the kernel's own headers, compiled for the host (host.cpp). What the hardware does is
-written here from the PTX ISA alone: the fragment tables of wgmma m64n256k16, the matrix descriptor, the swizzle.
+The kernel's own headers, compiled for the host (host.cpp), execute the work of each thread. The hardware is modelled
+here from the PTX ISA alone: the fragment tables of wgmma m64n256k16, the matrix descriptor, the swizzle.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED_START = 0x400  # where a block's shared memory starts: any multiple of 1024
+SHARED_START = 0x400  # a block's shared memory starts at any multiple of 1024
 
 
 def compile_host(folder, mutate=None):
@@ -50,7 +50,7 @@ def constant(host, name):
 
 
 def halves(registers, bfloat):
-    """Registers [..., n] of pairs to float32 [..., 2 n], low half first."""
+    """Unpack registers [..., n] of pairs to float32 [..., 2 n], low half first."""
     words = np.ascontiguousarray(registers).view(np.uint16)
     if bfloat:
         return (words.astype(np.uint32) << 16).view(np.float32)
@@ -58,7 +58,7 @@ def halves(registers, bfloat):
 
 
 def a_fragment(registers, bfloat):
-    """Matrix A, 64 x 16, of four registers of each of 128 threads (PTX ISA, wgmma m64nNk16, figure of A)."""
+    """Return matrix A, 64 x 16, from four registers of each of 128 threads (PTX ISA, wgmma m64nNk16, figure of A)."""
     elements = halves(registers, bfloat)  # a0 .. a7
     matrix = np.full((64, 16), np.nan, np.float32)
     for thread in range(128):
@@ -70,14 +70,14 @@ def a_fragment(registers, bfloat):
 
 
 def d_places():
-    """Row and column of accumulator i of every thread (PTX ISA, figure of D): two arrays [128, 128]."""
+    """Return row and column of accumulator i of every thread (PTX ISA, figure of D): two arrays [128, 128]."""
     thread, i = np.mgrid[:128, :128]
     row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (i // 2 % 2)
     return row, 8 * (i // 4) + 2 * (thread % 4) + i % 2
 
 
 def b_operand(memory, descriptor, bfloat):
-    """Matrix B, 16 x 256, K-major in shared memory, of its matrix descriptor."""
+    """Return matrix B, 16 x 256, K-major in shared memory, from its matrix descriptor."""
     start = (descriptor & 0x3FFF) << 4
     stride = (descriptor >> 32 & 0x3FFF) << 4  # from 8 rows to the next 8
     assert descriptor >> 62 == 1, "128-byte swizzle"
@@ -91,7 +91,7 @@ def b_operand(memory, descriptor, bfloat):
 
 
 def wgmma(d, a, memory, descriptor, bfloat):
-    """d [128 threads, 128] += a [128, 4] times B: exact for integers of moderate size, whatever the order."""
+    """Compute d [128 threads, 128] += a [128, 4] times B, exact for integers of moderate size in any order."""
     row, column = d_places()
     d += (a_fragment(a, bfloat) @ b_operand(memory, descriptor, bfloat))[row, column]
 
@@ -100,7 +100,7 @@ def wgmma(d, a, memory, descriptor, bfloat):
 
 
 class Kernel:
-    """Runs tiles of a problem as csrc/cuda/decode_sm90.cu does."""
+    """Run tiles of a problem as csrc/cuda/decode_sm90.cu does."""
 
     def __init__(self, host, packed, products, out_dim, *, ensemble, bfloat, cluster=1):
         self.cluster, self.host, self.packed, self.products, self.out_dim = cluster, host, packed, products, out_dim
@@ -110,7 +110,7 @@ class Kernel:
         self.stage = 0
 
     def load_slice(self, product, slice_):
-        """The bulk copies, one of each block of the cluster, into the ring's next stage; its address."""
+        """Copy in bulk, once from each block of the cluster, into the ring's next stage; return its address."""
         at = SHARED_START + self.stage * constant(self.host, "stage_bytes")
         self.stage = (self.stage + 1) % constant(self.host, "stages")
         start = product * constant(self.host, "product_bytes") + self.host.copy_offset(slice_)
@@ -121,7 +121,7 @@ class Kernel:
         return at
 
     def warpgroup(self, problem, first):
-        """64 rows from the query number `first`: the shares [128 threads, 2 rows, 4 channels] of the last layer."""
+        """Compute 64 rows from query `first`; return the last layer's shares [128 threads, 2 rows, 4 channels]."""
         host, steps = self.host, constant(self.host, "steps_per_slice")
         a, d = np.zeros((128, 64), np.uint32), np.full((128, 128), np.nan, np.float32)
         weight, share = np.zeros((128, 2), np.float32), np.zeros((128, 2, 4), np.float32)
@@ -143,7 +143,7 @@ class Kernel:
         return share
 
     def run(self, problem, total):
-        """The output [total, out_dim]; the shuffles and the stores of the kernel's `store`."""
+        """Return the output [total, out_dim] by the shuffles and stores of the kernel's `store`."""
         out = np.full((total, self.out_dim), np.nan, np.float32)
         per_warp = 4 if self.ensemble else 16
         bias = self.table[constant(self.host, "last_bias") :]
@@ -164,7 +164,7 @@ class Kernel:
 
 
 def make_problem(host, p, shape, ensemble, *, window=(0, 0), coord=None, cell=None, grid=None, region=None):
-    """A problem of p [B, h, w, 128] uint32 at `window` of a map of `shape`; coord [B, Q, 2], or a region of a grid."""
+    """Make a problem of p [B, h, w, 128] uint32 at `window` of a map of `shape`; coord [B, Q, 2] or a grid's region."""
     batch = p.shape[0]
     queries = coord.shape[1] if coord is not None else region[2] * region[3]
     grid, region = grid or (1, 1), region or (0, 0, 1, 1)

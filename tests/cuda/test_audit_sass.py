@@ -1,4 +1,4 @@
-"""The audit of the machine code of Hopper kernels, and that it finds what it is for."""
+"""The audit of the Hopper kernels' machine code passes, and it finds the faults that it is for."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks import audit_sass
 
 ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("wgmma.cu")
-# Two groups of two products, the first waited for while the second runs; written as cuobjdump prints it.
+# Two groups of two products, in cuobjdump's format; the first is waited for while the second runs.
 GOOD = """
     Function : kernel
         WARPGROUP.ARRIVE ;
@@ -27,7 +27,7 @@ GOOD = """
 
 
 def sass(listing: str) -> str:
-    """Number the instructions as cuobjdump does, 16 bytes each, and put addresses in the place of labels."""
+    """Number the instructions as cuobjdump does, 16 bytes each, and replace labels by addresses."""
     lines, labels, address = [], {}, 0
     for line in listing.splitlines():
         if line.endswith(":"):
@@ -47,7 +47,7 @@ def sass(listing: str) -> str:
 
 
 def doctored(before: str, *lines: str, end: str = "") -> str:
-    """Put lines before the first one that has a text in it, and some at the end."""
+    """Insert lines before the first one that contains a text, and append some."""
     parts = GOOD.rstrip().splitlines()
     at = next(n for n, line in enumerate(parts) if before in line)
     return sass("\n".join([*parts[:at], *(f"        {line} ;" for line in lines), *parts[at:], end]))
@@ -59,7 +59,7 @@ def test_a_good_kernel_passes():
 
 WRITES = [
     ("MOV R152, R3", "R152"),
-    ("@!P0~MOV R155, R3", "R155"),  # a predicated instruction may be executed
+    ("@!P0~MOV R155, R3", "R155"),  # a predicated instruction may execute
     ("LDG.E.128.CONSTANT R156, desc[UR4][R2.64]", "R156"),
     ("LDG.E.64 R151, desc[UR4][R2.64]", "R152"),
     ("IMAD.WIDE R158, R3, 0x4, R4", "R158"),
@@ -98,7 +98,7 @@ def test_what_the_first_wait_frees_may_be_written_and_nothing_else():
 
 
 def test_a_write_on_another_path_is_found():
-    # Placed behind the end, as compilers do with what is seldom needed.
+    # Placed behind the end, as compilers place rarely executed code.
     away = "AWAY:\n        {} ;\n        BRA BACK ;"
     for line, wrong in (("MOV R160, R3", True), ("MOV R3, R160", False)):
         listing = doctored("MOV R3", "@P0~BRA AWAY", "NOP", end=away.format(line)).replace("BACK", "0x70")
@@ -106,7 +106,7 @@ def test_a_write_on_another_path_is_found():
 
 
 def test_a_write_in_the_next_round_of_a_loop_is_found():
-    # Without the last wait the loop comes back to its first write while the last group may run.
+    # Without the last wait the loop returns to its first write while the last group may still run.
     loop = """
     Function : kernel
       ROUND:

@@ -1,4 +1,4 @@
-"""The kernel's data movement, executed: exact on integers, and the plan bit for bit."""
+"""Execute the kernel's data movement: exact on integers, and the plan bit for bit."""
 
 import ctypes
 
@@ -21,7 +21,7 @@ def integers(rng, shape, low, high, density=1.0):
 
 
 def network(rng, terms, out_dim, hidden=4):
-    """Integer weights and biases behind P; the first layer's latent columns (5 here) are of no account."""
+    """Make integer weights and biases behind P; the first layer's latent columns (5 here) do not matter."""
     weights = [integers(rng, (256, 5 + terms), -1, 1)]
     weights += [integers(rng, (256, 256), -1, 1, 0.01) for _ in range(hidden - 1)]
     weights.append(integers(rng, (out_dim, 256), -2, 2))
@@ -43,7 +43,7 @@ def operator_pack(weights, biases, terms, bfloat):
 
 
 def expected(p, coord, cell, weights, biases, terms, ensemble):
-    """The reference, in float64: [B, Q, out]."""
+    """Return the reference in float64, [B, Q, out]."""
     index, rel, weight = (t.numpy() for t in plan_corners(torch.from_numpy(coord), *SHAPE, ensemble))
     affine = weights[0][:, -terms:].astype(np.float64)
     values = np.stack([p[b][index[b, ..., 0], index[b, ..., 1]] for b in range(len(p))]).astype(np.float64)
@@ -57,7 +57,7 @@ def expected(p, coord, cell, weights, biases, terms, ensemble):
 
 
 def sample(rng, queries, ensemble):
-    """Coordinates on the edges between latents, where rel is 1 or -1, and cells of whole numbers of latents."""
+    """Make coordinates on the edges between latents, where rel is 1 or -1, and cells of whole numbers of latents."""
     edges = [rng.integers(0, n + 1, (2, queries)) * (2 / n) - 1 for n in SHAPE]
     coord = np.stack(edges, -1).astype(np.float32)
     cell = rng.integers(0, 3, (2, queries, 2)).astype(np.float32) / np.float32(SHAPE)
@@ -77,7 +77,7 @@ def run(host, packed, p, coord, cell, products, out_dim, *, ensemble, bfloat, cl
 
 
 def exact_case(host, pack, *, bfloat=False, cluster=1, terms=4, out_dim=3, hidden=4, queries=45):
-    """Output and reference without the ensemble, where every number is an integer."""
+    """Return output and reference without the ensemble, so that every number is an integer."""
     rng = np.random.default_rng(hidden)
     weights, biases = network(rng, terms, out_dim, hidden)
     p, (coord, cell) = integers(rng, (2, *SHAPE, 256), -2, 2), sample(rng, queries, False)
@@ -110,7 +110,7 @@ def test_integers_are_exact(host, bfloat, cluster, terms, out_dim, hidden):
     ("thread.h", "row_query(lane.g) : lane.g + 8 * low", "row_query(lane.g) : lane.g + 7 * low"),
 ])  # fmt: skip
 def test_a_wrong_formula_fails(tmp_path, mutation):
-    """The model can fail: each formula changed a little gives another output."""
+    """The model can fail, because a small change of any formula changes the output."""
     mutant = model.compile_host(tmp_path, mutation)
     out, right = exact_case(mutant, lambda *arguments: pack_with(mutant, *arguments), cluster=2)
     assert not np.array_equal(out, right)
@@ -118,7 +118,7 @@ def test_a_wrong_formula_fails(tmp_path, mutation):
 
 @pytest.mark.parametrize("bfloat", [False, True])
 def test_ensemble(host, bfloat):
-    """Hidden activations are integers where rel has no weight; the blend is rounded, in float32."""
+    """Hidden activations are integers if rel has no weight; the blend is rounded in float32."""
     rng = np.random.default_rng(7)
     weights, biases = network(rng, 4, 3)
     weights[0][:, -4:-2] = 0

@@ -1,4 +1,4 @@
-"""The packing operator: byte for byte what numpy makes of the PTX ISA's tables."""
+"""The packing operator equals numpy's packing by the PTX ISA's tables, byte for byte."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ for j in range(8):
 
 
 def quads(vector):
-    """A vector of 256 as threads read it, four at a time: columns 2 q, 2 q + 1 of two neighbouring blocks of 8."""
+    """Return a vector of 256 in the order of the threads, four at a time: columns 2 q, 2 q + 1 of two blocks of 8."""
     return vector.reshape(16, 2, 4, 2).transpose(0, 2, 1, 3).ravel()
 
 

@@ -31,7 +31,7 @@ def test_image_folder_is_sorted_cut_and_repeated(tmp_path, cache):
         assert np.array_equal(dataset[index], images[name])
     if cache == "bin":
         assert isinstance(dataset[0], np.memmap)
-        assert len(list(tmp_path.glob("_npy_hr/*.npy"))) == 2  # of the part that is asked for
+        assert len(list(tmp_path.glob("_npy_hr/*.npy"))) == 2  # of the requested part
 
 
 def test_split_file_gives_the_order(tmp_path):
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, cache):
     (tmp_path / "hr" / "notes.txt").write_text("words")
     with pytest.raises(ValueError, match=r"notes\.txt: not an image"):
         folder(tmp_path / "hr", cache=cache)[0]
-    assert {path.name for path in tmp_path.rglob("*")} <= {"hr", "notes.txt", "_npy_hr", ".lock"}  # no unfinished pack
+    assert {path.name for path in tmp_path.rglob("*")} <= {"hr", "notes.txt", "_npy_hr", ".lock"}  # no unfinished file
 
 
 def test_what_systems_leave_in_a_folder_is_passed_over(tmp_path):

@@ -47,8 +47,8 @@ def test_dataset_and_its_cache(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
 def test_a_set_drawn_by_several_processes(monkeypatch):
-    """A large set would keep a GPU waiting for minutes."""
-    module = importlib.import_module("liif_fast.data.dead_leaves")  # the package has its function by that name
+    """A large set is drawn by several processes, because a GPU would wait for minutes."""
+    module = importlib.import_module("liif_fast.data.dead_leaves")  # the package exports a function of that name
     alone = [dead_leaves(16, 3, index) for index in range(5)]
     drawn_by = []
     monkeypatch.setattr(module, "SHARE", 2)
@@ -83,6 +83,6 @@ def test_drawing_processes_end_with_a_killed_one():
 
 def _runs(pid):
     try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()  # nobody may be there to collect it
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()  # possibly nobody collects it
     except (FileNotFoundError, ProcessLookupError):
         return False

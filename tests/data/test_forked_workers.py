@@ -1,4 +1,4 @@
-"""Loader workers decode after the main process has, as in a run with an in-memory part and a validation set."""
+"""Loader workers can decode after the main process has, as in a run with an in-memory part and a validation set."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-# A hang would be one of the whole process: it is one of its own, under a time-out.
+# In a process of its own, under a time-out, because a hang would stop the whole process.
 SCRIPT = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Pairs of range images and the queries drawn from them; a training that is killed and goes on."""
+"""Test pairs of range images and the queries drawn from them, and a training that is killed and resumed."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ needs_embreex = pytest.mark.skipif(
 
 
 class Ramp:
-    """Pairs whose range says where it was measured: 10 + row + column / 100, in the index of low."""
+    """Pairs whose range encodes its position in low: 10 + row + column / 100."""
 
     def __init__(self, height: int = 5, width: int = 40, finer: int = 4) -> None:
         self.size, self.finer = (height, width), finer
@@ -49,7 +49,7 @@ def test_queries_lie_where_their_ranges_were_measured(args: dict) -> None:
         if args:
             assert place[:, 1].min() >= 2.9 and place[:, 1].max() < 15.1
         image = sample["inp"][0].double().numpy() * 100
-        # What the world was scaled by, and the place of each query's column in the world, from the image itself.
+        # The scale of the world, and each query's column in it, from the image itself.
         step = np.diff(image, axis=0).mean()
         column = np.interp(place[:, 1], np.arange(width), (image[0] / step - 10) * 100)
         seam = np.abs(np.diff(image[0])).max() > 1.5 * np.abs(np.median(np.diff(image[0])))
@@ -89,7 +89,7 @@ def test_arguments_out_of_range(args: dict) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two towns in the authors' layout."""
+    """Make two towns in the authors' layout."""
     rng = np.random.default_rng(0)
     for town in ("Town01", "Town02"):
         for name, (lines, columns) in (("4_16", (4, 16)), ("8_32", (8, 32))):

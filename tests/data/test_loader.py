@@ -1,4 +1,4 @@
-"""However samples are made, they are those of the wrapper, bit for bit."""
+"""However samples are made, they equal the wrapper's bit for bit."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ DEGRADED = {"augment": True, "degrade": {"clean": 0.3}}
 
 
 class Images(list):
-    """A dataset of few images, over and over, that counts how often it is read."""
+    """A dataset that repeats few images and counts how often it is read."""
 
     repeat, read = 3, 0
 
@@ -141,7 +141,7 @@ def test_groups_are_the_samples_by_size(sample_q, data_device):
 
 
 def test_all_pixels_in_another_order_are_no_image():
-    """At scale 1 a sample of as many queries as there are pixels has them in the order in which they were drawn."""
+    """At scale 1, a sample with as many queries as pixels keeps them in the order of the draw."""
     wrapper = wrap(DOWNSAMPLED, scale_max=1, sample_q=144)
     for data_device in (None, "cpu"):
         ((group,),) = make_loader(wrapper, [[0, 1]], "cpu", data_device=data_device, grouped=True)
@@ -189,7 +189,7 @@ def test_samples_of_ones_own():
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
-    """In one line, not as a traceback within a traceback."""
+    """An error is one line, not a traceback within a traceback."""
     wrapper = wrap(DOWNSAMPLED, sample_q=60 * 60)
     expected = "sample_q must be at most the "
     for num_workers in (0, 1):
@@ -202,7 +202,7 @@ def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
 
 
 class Batched(torch.utils.data.Dataset):
-    """One's own, which makes a batch at once; index 9 is a file that is not there."""
+    """A user's dataset that makes a whole batch at once; index 9 is a missing file."""
 
     def __len__(self):
         return 10
@@ -237,7 +237,7 @@ def test_a_device_without_float64_is_refused():
 
 
 def test_the_way_through_workers_is_lean():
-    """What travels: a byte for each value and 4 for each query, not 12 + 16."""
+    """A packed sample has a byte per value and 4 bytes per query, instead of 12 + 16."""
     loader = WorkerLoader(wrap(DOWNSAMPLED), [[0, 1]], "cpu")
     (packed,) = loader.loader
     assert {key: value.dtype for key, value in packed.items()} == {

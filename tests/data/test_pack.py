@@ -16,7 +16,7 @@ from liif_fast.data.pack import Pack
 
 @pytest.fixture
 def images(tmp_path):
-    """Three image files of different sizes."""
+    """Write three image files of different sizes."""
     (tmp_path / "hr").mkdir()
     for i in range(3):
         array = np.random.default_rng(i).integers(0, 256, (5 + i, 9 - i, 3), dtype=np.uint8)
@@ -25,7 +25,7 @@ def images(tmp_path):
 
 
 def packed(images, read=None):
-    """Their pack; the names of the files that are decoded for it go to the list `read`."""
+    """Return their pack; the list `read` collects the names of decoded files."""
 
     def note(path):
         if read is not None:
@@ -71,7 +71,7 @@ def test_a_changed_folder(images):
     read = []
     check(packed(images, read), images)
     assert read == ["0.png"]
-    assert np.array_equal(mapped, first)  # who has the old one mapped keeps it
+    assert np.array_equal(mapped, first)  # existing mappings of the old file stay valid
     for changed in (images[:2], images[::-1]):
         check(packed(changed, read), changed)
     assert read == ["0.png"]
@@ -83,7 +83,7 @@ def test_a_changed_folder(images):
 
 
 def test_a_copy_is_of_the_same_images_or_none(images):
-    """A worker that starts after an image has changed must not read other pixels in its place."""
+    """A worker that starts after an image has changed must not read its old pixels."""
     copied = pickle.dumps(packed(images))
     Image.fromarray(np.full((5, 9, 3), 9, np.uint8)).save(images[0])
     packed(images)

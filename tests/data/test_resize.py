@@ -1,4 +1,4 @@
-"""Pillow's own resize is the oracle: not one value may differ."""
+"""Compare with Pillow's resize; no value may differ."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,18 @@ from liif_fast.ops import resize as ops
 
 
 def pil(array, size):
-    """Pillow's bicubic of uint8 [C, H, W] to size (height, width)."""
+    """Resize uint8 [C, H, W] to (height, width) by Pillow's bicubic filter."""
     image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def width_first(array, size):
-    """Pillow's two passes one by one, which no version turns round."""
+    """Run Pillow's two passes one by one, whose order no version changes."""
     return pil(pil(array, (array.shape[1], size[1])), size)
 
 
 def noise(rng, height, width):
-    """Values of the whole range, or black and white only, which overshoots most."""
+    """Make values of the whole range, or only black and white, which overshoot most."""
     if rng.random() < 0.5:
         return rng.integers(0, 256, (3, height, width), dtype=np.uint8)
     return (rng.integers(0, 2, (3, height, width)) * 255).astype(np.uint8)
@@ -62,7 +62,7 @@ def test_what_the_order_of_passes_depends_on():
 
 
 def test_crops_of_different_sizes_in_one_product():
-    """Zeros in the matrices hide what the padding of a crop holds."""
+    """Zeros in the matrices hide the content of a crop's padding."""
     rng = np.random.default_rng(0)
     sizes = [(9, 31), (31, 9), (24, 24), (8, 8)]
     crops = rng.integers(0, 256, (len(sizes), 3, 31, 31), dtype=np.uint8)
@@ -84,7 +84,7 @@ def test_layouts():
 
 @pytest.fixture(params=["kernel", "Pillow"])
 def way(request, monkeypatch):
-    """What `resize` resizes with."""
+    """Select the code by which `resize` works."""
     if request.param == "Pillow":
         monkeypatch.setattr(cpu, "ISA", "")
     elif not cpu.ISA:

@@ -29,7 +29,7 @@ def as_array(inp):
 
 
 def test_downsampled_whole_image():
-    """21 x 31 at 2.5: floor(21 / 2.5) = 8 and 12 low-resolution pixels, 20 x 30 of the image."""
+    """21 x 31 at 2.5 gives floor(21 / 2.5) = 8 and 12 low-resolution pixels and uses 20 x 30 of the image."""
     high = image(21, 31)
     sample = wrap("sr-implicit-downsampled", [high], scale_min=2.5)[0]
     assert np.array_equal(as_array(sample["inp"]), pil(high[:20, :30].copy(), 8, 12))
@@ -40,7 +40,7 @@ def test_downsampled_whole_image():
 
 
 def test_downsampled_crop_and_queries():
-    """At scale 3.5 a 5-pixel input has a crop of round(17.5) = 18 (half to even), whose own reduction it is."""
+    """At scale 3.5 a 5-pixel input is the reduction of a crop of round(17.5) = 18 pixels (half to even)."""
     high = image(40, 30)
     sample = wrap("sr-implicit-downsampled", [high], inp_size=5, scale_min=3.5, sample_q=100)[0]
     windows = np.lib.stride_tricks.sliding_window_view(high, (18, 18, 3))[:, :, 0]
@@ -53,7 +53,7 @@ def test_downsampled_crop_and_queries():
     crop = windows[places[0]]
     grid = make_coord((18, 18))
     which = (sample["coord"][:, None] == grid).all(-1).nonzero()[:, 1]
-    assert len(which) == 100 == len(set(which.tolist()))  # each query a pixel centre, none twice
+    assert len(which) == 100 == len(set(which.tolist()))  # each query is a pixel centre, none occurs twice
     assert torch.equal(sample["gt"], torch.from_numpy(crop.reshape(-1, 3)[which]) / 255)
     assert torch.equal(sample["cell"], torch.full((100, 2), 2 / 18))
 
@@ -68,7 +68,7 @@ def test_scales_cover_their_range():
 
 
 def test_the_scale_of_a_sample_is_the_first_draw():
-    """Crops of round(inp_size * s), half to even, with s uniform in [1, 4] from (seed, epoch, index)."""
+    """Crops have round(inp_size * s) pixels, half to even, with s uniform in [1, 4] from (seed, epoch, index)."""
     wrapper = wrap(
         "sr-implicit-downsampled", [image(100, 100)] * 40, inp_size=9, scale_max=4, augment=True, sample_q=5, seed=11
     )
@@ -99,7 +99,7 @@ def test_cells_of_a_pair_turn_with_it():
 
 
 def test_augmentation_comes_after_resizing_and_is_shared():
-    """Every sample is one of the 8 flips and transposes of the same pair, and all 8 come up."""
+    """Every sample is one of the 8 flips and transposes of the same pair, and all 8 occur."""
     high = image(12, 18)
     low = pil(high, 4, 6)
     wrapper = wrap("sr-implicit-downsampled", [high] * 80, scale_min=3, augment=True)
@@ -119,7 +119,7 @@ def test_augmentation_comes_after_resizing_and_is_shared():
 
 
 def test_paired_takes_the_same_place():
-    """Scale 25 // 8 = 3 from the rows; HR pixel (row, col) is made to tell its own place."""
+    """The scale is 25 // 8 = 3 from the rows; each HR pixel encodes its own (row, col)."""
     low = np.arange(8 * 9, dtype=np.uint8).reshape(8, 9, 1).repeat(3, 2)
     high = np.zeros((25, 27, 3), np.uint8)
     high[:24] = low.repeat(3, 0).repeat(3, 1)
@@ -132,7 +132,7 @@ def test_paired_takes_the_same_place():
 
 
 def test_uniform_varied_size_follows_the_index():
-    """Sizes 4..9 over 3 items: round(4), round(6.5) = 6, round(9); the longer side int(size * 14 / 10)."""
+    """Sizes 4..9 over 3 items are round(4), round(6.5) = 6, round(9), the longer side int(size * 14 / 10)."""
     pairs = [(image(5, 7, i), image(10, 14, i)) for i in range(3)]
     wrapper = wrap("sr-implicit-uniform-varied", pairs, size_min=4, size_max=9)
     for i, (height, width) in enumerate([(4, 5), (6, 8), (9, 12)]):
@@ -194,7 +194,7 @@ def test_resize_takes_the_width_first_in_tall_images_too():
 
 
 def reductions(high, scale):
-    """The sizes that reductions have, rounded down and up."""
+    """Find the scale from sizes that reductions round down or up."""
     return [tuple(side // scale for side in high), tuple(-(-side // scale) for side in high)]
 
 
@@ -210,7 +210,7 @@ def test_the_scale_of_a_pair_is_found_however_it_was_rounded(scale):
 
 
 def test_the_scale_of_a_pair_by_trial():
-    """All small sizes against the definition: the exact multiple, then rounded down, then the smaller one."""
+    """Compare all small sizes with the definition: the exact multiple, then rounded down, then the smaller one."""
     for low in np.ndindex(6, 4):
         for high in np.ndindex(14, 11):
             low_size, high_size = tuple(n + 1 for n in low), tuple(n + 1 for n in high)
@@ -329,7 +329,7 @@ def test_a_dataset_of_the_wrong_kind_is_refused():
 @pytest.mark.parametrize("wrong", [image(9, 9) / 255, image(9, 9)[..., 0], np.dstack([image(9, 9)] * 2)[..., :4]])
 @pytest.mark.parametrize("data_device", [None, "cpu"])
 def test_images_of_another_kind_are_refused(wrong, data_device):
-    """They would be read as other pixels."""
+    """Images of another dtype are refused, because they would be read as other pixels."""
     wrapper = wrap("sr-implicit-downsampled", [image(9, 9), wrong], inp_size=4)
     with pytest.raises(ValueError, match=r"images must be uint8 \[H, W, 3\], number 1 is"):
         list(make_loader(wrapper, [[0], [1]], "cpu", data_device=data_device))

@@ -1,6 +1,6 @@
-"""Tests of what only a GPU can show: skipped without one, run and recorded one by one by benchmarks/gpu_check.py.
+"""Tests that need a GPU, skipped without one; benchmarks/gpu_check.py runs and records them one by one.
 
-LIIF_FAST_TEST_DEVICE=cpu runs those that use no feature of CUDA on a CPU, on the backends that work there.
+LIIF_FAST_TEST_DEVICE=cpu runs those without CUDA features on a CPU, on the backends that work there.
 """
 
 import os
@@ -33,7 +33,7 @@ def device():
 
 @pytest.fixture
 def needs():
-    """needs(backend, problem): skip, with the backend's own reason, where it cannot run this call."""
+    """Return needs(backend, problem), which skips with the backend's reason if it cannot run the call."""
 
     def ask(backend, problem):
         for name, can, reason in functional.explain(*problem.arguments, **problem.switches._asdict()).answers:

@@ -1,4 +1,4 @@
-"""Samples made on a GPU: the CPU's, bit for bit."""
+"""Samples made on a GPU equal the CPU's bit for bit."""
 
 import numpy as np
 import pytest

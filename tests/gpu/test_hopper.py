@@ -1,4 +1,4 @@
-"""The Hopper kernel on a GPU beside what holds for every backend: packing there, and its two variants."""
+"""Test the Hopper kernel on a GPU beyond the common promises: packing there, and its two variants."""
 
 import pytest
 import torch

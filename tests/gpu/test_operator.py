@@ -1,6 +1,6 @@
-"""The operator on a GPU: exactness, accuracy in half precision, repeatability, graphs, streams.
+"""Test the operator on a GPU: exactness, accuracy in half precision, repeatability, graphs, streams.
 
-What holds on every device is in tests/ops, which LIIF_FAST_TEST_DEVICE=cuda runs on a GPU.
+Promises for every device are in tests/ops, which LIIF_FAST_TEST_DEVICE=cuda runs on a GPU.
 """
 
 import os
@@ -89,7 +89,7 @@ def test_gradients_in_half_precision(backend, dtype, device, needs):
 @FUSED
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
 def test_integers_are_exact(backend, dtype, device, needs):
-    """Small integers, whose sums any order and precision holds exactly: one register reused too early would show."""
+    """Sums of small integers are exact in any order and precision, so one register reused too early would show."""
     problem = wide(device, dtype, shape=(6, 7), queries=1, switches=DEFAULT._replace(local_ensemble=False))
     needs(backend, problem)
     generator = torch.Generator().manual_seed(3)
@@ -101,7 +101,7 @@ def test_integers_are_exact(backend, dtype, device, needs):
     problem.feat = integers(problem.feat, -1, 1, 1.0)
     problem.weights = [integers(w, -1, 1, 0.01) for w in problem.weights]
     problem.biases = [integers(b, -2, 2, 1.0) for b in problem.biases]
-    problem.weights[0][:, -4:] = 0  # rel and cell are no integers
+    problem.weights[0][:, -4:] = 0  # rel and cell are not integers
     feat, _, _, weights, biases = problem.arguments
     options = {**problem.switches._asdict(), "backend": backend}
     expected = None
@@ -117,7 +117,7 @@ def test_integers_are_exact(backend, dtype, device, needs):
 @FUSED
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
 def test_250_repeats(backend, dtype, device, needs):
-    """Promise 3, and the race test: the same bits every time, whatever else is in flight."""
+    """Promise 3, also a race test: the same bits every time, whatever else is running."""
     problem = wide(device, dtype, shape=(48, 48), queries=4097)
     needs(backend, problem)
     first = decode(problem, backend)
@@ -159,7 +159,7 @@ def test_nan_stays_where_it_is(backend, device, needs):
 @pytest.mark.cuda
 @FUSED
 def test_graph_capture(backend, device, needs):
-    """A captured call computes from what the inputs hold when it is replayed."""
+    """A captured call computes from the inputs' values at replay."""
     problem = wide(device, torch.float16, queries=2000)
     needs(backend, problem)
     decode(problem, backend)  # compiles, packs
@@ -208,7 +208,7 @@ def test_compiled(backend, device, needs):
     """Promise 6: no graph break, no new graph for a new size."""
     problem = wide(device, torch.float16, queries=100)
     needs(backend, problem)
-    torch.compiler.reset()  # the function below is the same to it for every backend
+    torch.compiler.reset()  # because it sees the same function below for every backend
     compiled = torch.compile(lambda p: decode(p, backend), fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for queries, shape in ((100, (13, 17)), (333, (13, 17)), (1000, (21, 19))):

@@ -1,4 +1,4 @@
-"""The main jobs on a GPU: a photograph upscaled, a model trained."""
+"""Run the main jobs on a GPU: upscale a photograph, train a model."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def photograph():
 
 @pytest.mark.parametrize(("precision", "levels"), [("float32", 1), ("fp16", 2), ("bf16", 6)])
 def test_upscale(device, photograph, precision, levels):
-    """The CPU's pixels within one level; in half precision within what its operands' 11 and 8 bits make of 255."""
+    """Pixels are within one level of the CPU's; in half precision within the error of 11 or 8 bits at 255."""
     expected = liif_fast.upscale(photograph, scale=3.7, device="cpu").astype(int)
     result = liif_fast.upscale(photograph, scale=3.7, device=device, precision=precision).astype(int)
     assert np.abs(result - expected).max() <= levels

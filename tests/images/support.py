@@ -1,4 +1,4 @@
-"""Pictures that the tests of image files share."""
+"""Pictures for the tests of image files."""
 
 import struct
 import zlib
@@ -12,7 +12,7 @@ from liif_fast.images import read_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
-    """Random pixels of any mode."""
+    """Return random pixels of any mode."""
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
     if mode == "I;16":
@@ -30,7 +30,7 @@ def as_pil(path: str | Path) -> Image.Image:
 
 
 def gradient(mode: str, height: int = 37, width: int = 53) -> NDArray:
-    """A smooth picture with some noise, [H, W, C]."""
+    """Return a smooth picture with some noise, [H, W, C]."""
     deep = mode.endswith(";16")
     channels = {"L": 1, "I;16": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode if mode == "I;16" else mode.removesuffix(";16")]
     y, x = np.mgrid[:height, :width]
@@ -40,7 +40,7 @@ def gradient(mode: str, height: int = 37, width: int = 53) -> NDArray:
 
 
 def png(width: int, height: int, raw: bytes, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG file with any header, however untrue."""
+    """Return a PNG file with any header, even a false one."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,4 +1,4 @@
-"""Every kind of PNG and TIFF against the known picture, the traps of libvips, and decoding in forked children."""
+"""Compare every kind of PNG and TIFF with a known picture; test libvips's traps and decoding in forked children."""
 
 import itertools
 import os
@@ -20,19 +20,19 @@ HEIGHT, WIDTH = 21, 30
 
 
 def samples(bits: int, channels: int) -> NDArray:
-    """Random values of so many bits, [H, W, C]."""
+    """Return random values of a number of bits, [H, W, C]."""
     return np.random.default_rng(bits * 8 + channels).integers(0, 2**bits, (HEIGHT, WIDTH, channels))
 
 
 def spread(values: NDArray, bits: int) -> NDArray:
-    """Values as the reader gives them: below 8 bits so that white stays white."""
+    """Return the reader's values; those below 8 bits are scaled so that white stays white."""
     if bits > 8:
         return values.astype(np.uint16)
     return (values * 255 // (2**bits - 1)).astype(np.uint8)
 
 
 def packed(values: NDArray, bits: int) -> bytes:
-    """Rows as PNG has them: big-endian, each row from a new byte, filter 0 in front."""
+    """Return rows in PNG's layout: big-endian, each row from a new byte, with filter 0 in front."""
     rows = values.reshape(len(values), -1)
     if bits == 16:
         data = rows.astype(">u2").view(np.uint8).reshape(len(rows), -1)
@@ -45,7 +45,7 @@ PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 
 
 def make_png(values: NDArray, bits: int, colour: int, interlaced: bool, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG of any colour type (ISO/IEC 15948)."""
+    """Return a PNG of any colour type (ISO/IEC 15948)."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -92,7 +92,7 @@ def test_every_png(tmp_path: Path, colour: int, bits: int, interlaced: bool, tra
     assert np.array_equal(read.pixels, expected)
 
 
-# White-is-zero stands alone, since TIFF 6 does not say whether alpha is turned over with it.
+# White-is-zero has no alpha here, because TIFF 6 does not define whether alpha is inverted with it.
 TIFFS = [
     (photometric, bits, extra, planes, layout)
     for photometric, bits, extra, planes, layout in itertools.product(
@@ -151,7 +151,7 @@ def test_the_pages_of_a_tiff_in_planes_are_counted(tmp_path: Path, caplog: pytes
 
 @pytest.mark.parametrize("photometric", [2, 3])
 def test_a_tiff_without_all_of_its_colours_is_refused(tmp_path: Path, photometric: int) -> None:
-    """RGB of one sample, and a palette whose colours are missing."""
+    """RGB with one sample, and a palette without colours, are refused."""
     path, entry = tmp_path / "a.tif", struct.pack("<HHI", 262, 3, 1)
     tifffile.imwrite(path, samples(8, 1)[..., 0].astype(np.uint8), photometric="minisblack", metadata=None)
     old = entry + struct.pack("<H", 1)
@@ -161,7 +161,7 @@ def test_a_tiff_without_all_of_its_colours_is_refused(tmp_path: Path, photometri
 
 
 def test_what_is_lost_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """However many windows are read."""
+    """A notice is logged once, however many windows are read."""
     image = Image.fromarray(samples(8, 3).astype(np.uint8))
     image.save(tmp_path / "a.tif", save_all=True, append_images=[image])
     picture = open_picture(tmp_path / "a.tif")
@@ -223,7 +223,7 @@ def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     data, old = path.read_bytes(), struct.pack("<HHIH", 258, 3, 1, 8)
     for bits in (10, 12, 14):
         path.write_bytes(data.replace(old, struct.pack("<HHIH", 258, 3, 1, bits)))
-        with pytest.raises(ImageFileError, match=f"{bits} bits a sample"):
+        with pytest.raises(ImageFileError, match=f"{bits} bits per sample"):
             read_image(path)
 
 
@@ -243,7 +243,7 @@ JPEGS = [{"quality": q, "subsampling": s, "progressive": p} for q, s, p in itert
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_8_bits_are_pillows(tmp_path: Path, extension: str, options: dict[str, object], channels: int) -> None:
-    """Bit for bit, so that training is what it was."""
+    """Photographs are read bit for bit as Pillow reads them, so that training does not change."""
     path = tmp_path / f"a.{extension}"
     Image.fromarray(samples(8, channels).astype(np.uint8).squeeze()).save(path, **options)
     with Image.open(path) as image:
@@ -273,7 +273,7 @@ def test_white_of_a_deep_avif_is_white(tmp_path: Path, bits: int) -> None:
 
 
 def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
-    """Without one as Pillow converts it."""
+    """CMYK without a profile is converted as Pillow does."""
     cmyk = Image.fromarray(samples(8, 4).astype(np.uint8), "CMYK")
     cmyk.save(tmp_path / "a.tif")
     assert np.array_equal(read_image(tmp_path / "a.tif").pixels, np.asarray(cmyk.convert("RGB")))
@@ -290,7 +290,7 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
 def test_cmyk_with_a_profile_that_is_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, extension: str, profile: str
 ) -> None:
-    """As without one; libvips would take a profile of its own."""
+    """A damaged profile counts as none, although libvips would use its own."""
     cmyk, data = Image.fromarray(samples(8, 4).astype(np.uint8), "CMYK"), b"\0" * 200
     if profile == "of RGB":
         data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -302,7 +302,7 @@ def test_cmyk_with_a_profile_that_is_none(
 
 
 def test_other_inks_than_cmyk_are_refused(tmp_path: Path) -> None:
-    """Four of them would be taken for RGB and alpha."""
+    """Four channels could be mistaken for RGB and alpha."""
     inks = [(332, 3, 1, 2, True)]
     tifffile.imwrite(tmp_path / "a.tif", samples(8, 4).astype(np.uint8), photometric="separated", extratags=inks)
     with pytest.raises(ImageFileError, match="inks other than CMYK"):
@@ -310,7 +310,7 @@ def test_other_inks_than_cmyk_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_palette_of_grays_is_read(tmp_path: Path) -> None:
-    """libvips gives one channel of it."""
+    """A gray palette is one channel in libvips."""
     values, grays = samples(8, 1)[..., 0], np.random.default_rng(0).permutation(256)
     colours = np.stack([grays * 257] * 3).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", values.astype(np.uint8), photometric="palette", colormap=colours)
@@ -331,7 +331,7 @@ def test_a_truncated_file_is_no_gray_one(tmp_path: Path, extension: str) -> None
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif", "avif", "bmp"])
 def test_a_rewritten_file_is_read_anew(tmp_path: Path, extension: str) -> None:
-    """Of the same size and at the same moment, which libvips's cache takes for the same."""
+    """A rewritten file of the same size and time is read anew, although libvips's cache cannot tell it apart."""
     path = tmp_path / f"a.{extension}"
     for value in (10, 200, 90):
         Image.new("RGB", (16, 16), (value,) * 3).save(path)
@@ -404,7 +404,7 @@ def test_a_dng_is_a_raw_camera_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("extension", "extra"), [("heic", "heif"), ("jxl", "jxl")])
 def test_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, extra: str) -> None:
-    """Used where they are installed, and named by the error where they are not."""
+    """Optional plugins are used if installed, and named by the error otherwise."""
     plugin = pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[extension])
     if extension == "heic":
         plugin.register_heif_opener()
@@ -465,7 +465,7 @@ def test_what_cannot_be_read_in_parts_says_so(
     assert f"{what} is decoded as a whole" in caplog.text
 
 
-# In a process of its own: by how much a window raises its peak.
+# In a process of its own, which measures by how much a window raises its peak.
 LARGE = """
 import resource, sys
 import numpy as np, tifffile
@@ -485,7 +485,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.parametrize("name", ["striped.tif", "tiled.tif"])
 def test_a_window_of_a_large_file_takes_little_memory(tmp_path: Path, name: str) -> None:
-    """The whole would take 192 MiB."""
+    """A window takes little memory; the whole would take 192 MiB."""
     pytest.importorskip("resource")
     done = subprocess.run(
         [sys.executable, "-c", LARGE, tmp_path / name], capture_output=True, text=True, check=True, timeout=120
@@ -508,11 +508,11 @@ def test_without_libvips_8_bits_are_read_and_deeper_is_refused(tmp_path: Path, m
     for name in ("a.png", "a.tif", "a.bmp"):
         assert np.array_equal(read_image(tmp_path / name).pixels, values)
     for name in ("deep.tif", "deep.png", "key.png"):
-        with pytest.raises(ImageFileError, match=r"only libvips reads rightly: pip install 'pyvips\[binary\]'"):
+        with pytest.raises(ImageFileError, match=r"only libvips reads correctly: pip install 'pyvips\[binary\]'"):
             read_image(tmp_path / name)
 
 
-# In a process of its own, whose threads no other test has started.
+# In a process of its own, so that no other test has started threads.
 FORKED = """
 import os, sys, signal
 from liif_fast.images import read_image
@@ -528,7 +528,7 @@ sys.exit(os.waitpid(child, 0)[1] != 0)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_child_decodes_after_its_parent_has(tmp_path: Path) -> None:
-    """The threads that libvips starts for any other way of reading would be waited for in the child for ever."""
+    """A forked child can read, because no libvips threads were started; it would wait for those forever."""
     values, paths = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), []
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.avif", "a.gif"):
         Image.fromarray(values).save(tmp_path / name)
@@ -549,7 +549,7 @@ def outside() -> list[Path]:
 
 @pytest.mark.skipif(not outside(), reason="LIIF_FAST_TEST_IMAGES names no folder of images")
 def test_outside_files() -> None:
-    """Each is read, or refused in a line; PngSuite's damaged files, and only those of its files, begin with x."""
+    """Each file is read, or refused in one line; of PngSuite's files only the damaged ones begin with x."""
     for path in outside():
         reason = None
         try:

@@ -1,4 +1,4 @@
-"""What of a file is not its pixels: orientation, colours, resolution, EXIF; kept, set right, or said to be lost."""
+"""Metadata (orientation, colours, resolution, EXIF) is kept, corrected, or reported as lost."""
 
 import struct
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_a_gray_profile_never_lands_in_an_rgb_file(
         write_strips(path, [pixels], pixels.shape, 8, {"icc_profile": gray})
         with Image.open(path) as image:
             assert ("icc_profile" in image.info) == kept[channels]
-        assert ("the ICC profile describes GRAY and the file holds RGB" in caplog.text) != kept[channels]
+        assert ("the ICC profile describes GRAY, but the file holds RGB" in caplog.text) != kept[channels]
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
@@ -82,7 +82,7 @@ def test_the_colours_of_an_avif_are_kept_or_said(
     write_strips(tmp_path / f"b.{extension}", [read.pixels], read.pixels.shape, 8, read.info)
     if extension == "png":
         assert read_colour(tmp_path / "b.png") == {b"cICP": bytes((9, 16, 0, 1))}
-    assert ("the description of the colours (cICP) is not kept in JPEG" in caplog.text) == (extension == "jpg")
+    assert ("the description of the colours (cICP) is lost in JPEG" in caplog.text) == (extension == "jpg")
 
 
 def test_cmyk_profile_is_dropped(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_exif_of_a_tiff_is_kept(tmp_path: Path) -> None:
 
 
 def camera_exif(order: str, size: tuple[int, int] = (9, 5)) -> bytes:
-    """As a camera writes it: the size twice, as SHORT, a note with an offset in it, and a thumbnail with its folder."""
+    """Return a camera's EXIF data: the size twice as SHORT, a note with an offset, a thumbnail with its IFD."""
 
     def folder(at: int, entries: dict[int, tuple[int, int, bytes]], following: int) -> bytes:
         rest_at = at + 2 + 12 * len(entries) + 4
@@ -155,7 +155,7 @@ def test_exif_says_the_new_size_and_has_no_old_thumbnail(tmp_path: Path, extensi
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_changes_nowhere_else(order: str) -> None:
-    """The note of the maker stays at its place, where its offsets are right; sizes grow beyond a SHORT."""
+    """The maker's note stays at its place, so its offsets stay right; sizes grow beyond a SHORT."""
     old, new = camera_exif(order), resized(camera_exif(order), (90_000, 5))
     assert new is not None
     assert new.index(b"a note") == old.index(b"a note")
@@ -167,12 +167,12 @@ def test_exif_changes_nowhere_else(order: str) -> None:
     following = [6 + 8 + 2 + 4 * 12 + byte for byte in range(4)]
     assert set(changed) <= {*entries, *following}
     assert len(new) == len(old) - len("small image")
-    assert resized(new[6:], (90_000, 5)) == new  # as PNG and WebP have it, without the header
+    assert resized(new[6:], (90_000, 5)) == new  # without the header, as in PNG and WebP
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_of_a_turned_image_changes_in_its_orientation_alone(tmp_path: Path, order: str) -> None:
-    """As photographs of a phone held upright; the entry of the maker is made the orientation."""
+    """A photograph of a phone held upright is turned; the maker's entry becomes the orientation."""
     maker = struct.pack(f"{order}HHI", 0x010F, 2, 8)
     turned = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 6, 0)
     data = camera_exif(order)
@@ -190,7 +190,7 @@ def test_exif_of_a_turned_image_changes_in_its_orientation_alone(tmp_path: Path,
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
 def test_exif_of_a_webp_is_read_by_all(tmp_path: Path, extension: str) -> None:
-    """WebP stores it without the header that JPEG must have."""
+    """WebP stores EXIF data without the header that JPEG requires."""
     picture().save(tmp_path / "a.webp", exif=camera_exif("<"))
     read = read_image(tmp_path / "a.webp")
     assert not read.info["exif"].startswith(b"Exif")
@@ -205,7 +205,7 @@ def test_a_thumbnail_that_is_not_last_is_wiped_out() -> None:
 
 
 def test_a_link_to_no_thumbnail_costs_nothing() -> None:
-    """It leads nowhere, or is a value, where a writer has left the link out."""
+    """The link to the next IFD dangles, or is a value because a writer has omitted the link."""
     data = bytearray(camera_exif("<"))
     struct.pack_into("<I", data, data.index(struct.pack("<I", 200)), 0x41414141)
     new = resized(bytes(data), (90, 70))
@@ -215,7 +215,7 @@ def test_a_link_to_no_thumbnail_costs_nothing() -> None:
 
 
 def test_a_thumbnail_that_takes_a_folder_along_is_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its length reaches over the folder behind it, which must not be lost without a notice."""
+    """The thumbnail's length covers the next IFD, which must not be lost without a notice."""
 
     def folder(entries: dict[int, int], following: int) -> bytes:
         packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
@@ -227,11 +227,11 @@ def test_a_thumbnail_that_takes_a_folder_along_is_damage(tmp_path: Path, caplog:
         data = data.ljust(120, b"\0") + folder({0xA002: 9}, 0)
         assert resized(data, (90, 70)) is None
         write_strips(tmp_path / "a.png", [np.zeros((1, 1, 3), np.uint8)], (1, 1, 3), 8, {"exif": data})
-        assert "EXIF data is damaged and is left out" in caplog.text
+        assert "EXIF data is damaged and is dropped" in caplog.text
 
 
 def full_exif() -> Image.Exif:
-    """Every folder and every way in which a value lies: short and long ones, bytes, fractions, an odd length."""
+    """Return a file with every IFD and every layout of values: short and long ones, bytes, fractions, an odd length."""
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = "a description"
     exif[ExifTags.Base.Make] = "abc"
@@ -255,7 +255,7 @@ def full_exif() -> Image.Exif:
 def test_exif_in_a_tiff(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, order: str, big: bool
 ) -> None:
-    """Pillow reads the picture's tags back, of a file of several strips; into a PNG they come from there again."""
+    """Pillow reads the picture's tags back from a file of several strips, and they go on into a PNG."""
     if big:
         monkeypatch.setattr(writing, "_CLASSIC_TIFF", 1000)
     monkeypatch.setattr(writing, "_TIFF_STRIP", 1000)
@@ -270,7 +270,7 @@ def test_exif_in_a_tiff(
         assert first == {tag: exif[tag] for tag in (*FIRST, ExifTags.Base.Orientation)}
         assert (found[ExifTags.Base.ImageWidth], found[ExifTags.Base.XResolution]) == (53, 300)
         assert not found.get_ifd(ExifTags.IFD.Exif)
-    assert "exposure and place are not" in caplog.text
+    assert "exposure and place are lost" in caplog.text
     read = read_image(path)  # turned, as other formats are
     assert np.array_equal(read.pixels, np.rot90(pixels, -1))
     write_strips(tmp_path / "b.png", [read.pixels], read.pixels.shape, 8, read.info)
@@ -283,7 +283,7 @@ FIRST = (ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Softw
 
 
 def test_exposure_and_place_are_read_out_of_a_tiff(tmp_path: Path) -> None:
-    """But for the maker's note."""
+    """All tags of the Exif IFD are read except the maker's note."""
     exif = full_exif()
     picture().save(tmp_path / "a.tif", exif=exif.tobytes())
     read = read_image(tmp_path / "a.tif")
@@ -300,7 +300,7 @@ def test_exposure_and_place_are_read_out_of_a_tiff(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png"])
 def test_text_beyond_ascii_keeps_its_bytes(tmp_path: Path, name: str) -> None:
-    """From a JPEG, by way of a TIFF, into any file; Pillow would make question marks, or code the codes again."""
+    """Text goes from a JPEG through a TIFF into any file; Pillow would write question marks or encode twice."""
     text = "\u00a9 J\u00f6rg".encode()
     exif = Image.Exif()
     exif[ExifTags.Base.Copyright] = text
@@ -312,7 +312,7 @@ def test_text_beyond_ascii_keeps_its_bytes(tmp_path: Path, name: str) -> None:
 
 
 def test_exif_of_a_deep_tiff(tmp_path: Path) -> None:
-    """Which Pillow does not read."""
+    """A BigTIFF's EXIF data is read, which Pillow does not read."""
     pixels, exif = gradient("LA;16"), full_exif()
     write_strips(tmp_path / "a.tif", [pixels], pixels.shape, 16, {"exif": exif.tobytes()})
     read = read_image(tmp_path / "a.tif")
@@ -325,7 +325,7 @@ def test_exif_of_a_deep_tiff(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_damaged_exif_costs_no_tiff(tmp_path: Path, order: str) -> None:
-    """Cut anywhere, or with any byte of it another: the pixels are there, and what is read of it can be written."""
+    """If EXIF data is cut anywhere or any byte changes, the pixels are read, and all tags read can be written."""
     data, rng = camera_exif(order), np.random.default_rng(0)
     pixels, path = gradient("L"), tmp_path / "a.tif"
     damaged = [data[:cut] for cut in range(6, len(data), 9)]
@@ -349,7 +349,7 @@ def test_a_tiff_whose_exif_leads_nowhere_is_read(tmp_path: Path, at: int) -> Non
 
 
 def test_exif_that_shares_its_bytes_does_not_grow(tmp_path: Path) -> None:
-    """A thousand entries that all name the same megabyte."""
+    """A thousand entries that share one megabyte are read quickly."""
     entries = b"".join(struct.pack("<HHII", tag, 7, 1 << 20, 8) for tag in (*range(0x9000, 0x9400),))
     inner = struct.pack("<H", 0x400) + entries + bytes(4)
     data = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 26, 0) + inner
@@ -358,7 +358,7 @@ def test_exif_that_shares_its_bytes_does_not_grow(tmp_path: Path) -> None:
 
 
 def test_a_tiff_whose_folders_share_their_bytes_does_not_grow(tmp_path: Path) -> None:
-    """Exif, GPS and Interop in one folder of 1,900 entries, each of which names nearly the whole file."""
+    """Exif, GPS and Interop share an IFD of 1,900 entries that each cover nearly the whole file."""
     Image.fromarray(gradient("L")[:, :, 0]).save(tmp_path / "a.tif")
     data = (tmp_path / "a.tif").read_bytes()
     first = struct.unpack_from("<I", data, 4)[0]
@@ -378,7 +378,7 @@ def test_a_tiff_whose_folders_share_their_bytes_does_not_grow(tmp_path: Path) ->
 
 @pytest.mark.parametrize("count", [17 << 20, 0x7FFFFFFF])
 def test_a_large_or_cut_value_costs_no_other(tmp_path: Path, count: int) -> None:
-    """A Photoshop block is often large; a damaged count is no reason to lose the rest."""
+    """A large Photoshop block or a damaged count does not lose the rest."""
     entries = [(0x0109, 7, count, 56), (0x010F, 2, 4, int.from_bytes(b"abc\0", "little")), (0x8769, 4, 1, 50)]
     data = b"II*\0" + struct.pack("<IH", 8, 3) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
     data = data.ljust(50, b"\0") + struct.pack("<HHHII", 1, 0x9000, 7, 4, 0x30323330) + bytes(4)
@@ -401,7 +401,7 @@ def test_exif_without_a_size_gets_none() -> None:
     [b"Exif\0\0", b"Exif\0\0" + bytes(90), b"\xff" * 90, *(camera_exif("<")[:length] for length in (9, 60, 120))],
 )
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, data: bytes) -> None:
-    """Neither when it is written nor when it is read; what of it can be read may stay."""
+    """Damaged EXIF data does no harm, neither in reading nor in writing; its readable part may stay."""
     picture().save(tmp_path / "a.jpg", exif=data)
     read = read_image(tmp_path / "a.jpg")
     write_strips(tmp_path / "b.png", [read.pixels], read.pixels.shape, 8, {"exif": data})
@@ -434,7 +434,7 @@ def test_the_colours_of_a_png_are_kept_in_a_png(
 
 
 def test_colours_of_a_damaged_png(tmp_path: Path) -> None:
-    """And what is too long to be such a chunk is none."""
+    """A chunk that is too long is ignored."""
     write_strips(tmp_path / "a.png", [np.zeros((1, 1, 3), np.uint8)], (1, 1, 3), 8, {COLOUR: {b"gAMA": bytes(1000)}})
     assert read_colour(tmp_path / "a.png") == {}
     data = png(1, 1, b"\0\0")
@@ -481,7 +481,7 @@ def test_resolution_in_numbers_of_any_kind(tmp_path: Path, extension: str, kind:
 
 @pytest.mark.parametrize("value", [(0, 0), (1, 0), (0, 1)])
 def test_odd_resolution_of_a_deep_tiff(tmp_path: Path, value: tuple[int, int]) -> None:
-    """It costs neither the image nor the next one."""
+    """A damaged profile spoils neither this image nor the next."""
     pixels, path = gradient("LA;16"), tmp_path / "a.tif"
     write_strips(path, [pixels], pixels.shape, 16, {"dpi": (300, 300)})
     data = path.read_bytes()

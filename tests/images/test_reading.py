@@ -1,4 +1,4 @@
-"""Reading image files: every mode and depth, what is refused, and that damage gives one line."""
+"""Read image files of every mode and depth; refuse others; report damage in one line."""
 
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
 
 
 def test_tiffs_that_are_no_picture_to_enlarge(tmp_path: Path) -> None:
-    """Floating point, and the preview that a raw camera file begins with."""
+    """Floating-point samples, and the preview at the start of a raw camera file, are refused."""
     pixels = gradient("RGB")
     for dtype in (np.float16, np.float32, np.float64):
         tifffile.imwrite(tmp_path / "a.tif", (pixels / 255).astype(dtype), photometric="rgb")
@@ -149,7 +149,7 @@ def test_tiffs_that_are_no_picture_to_enlarge(tmp_path: Path) -> None:
 
 def test_decompression_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, b"\0"))
-    with pytest.raises(ImageFileError, match=r"decompression bomb, since it has more than 178956970 pixels"):
+    with pytest.raises(ImageFileError, match=r"decompression bomb, because it has more than 178956970 pixels"):
         as_pil(tmp_path / "bomb.png")
 
 

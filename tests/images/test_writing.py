@@ -1,4 +1,4 @@
-"""Writing image files: every format bit for bit, checked before any work, whole or not at all."""
+"""Write image files: every format bit for bit, checked before any work, atomically."""
 
 import errno
 import os
@@ -43,8 +43,8 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         ("a.jpg", "RGBA", (1, 1), "JPEG cannot hold an alpha channel"),
         ("a.jpg", "I;16", (1, 1), "JPEG cannot hold 16 bits"),
         ("a.webp", "I;16", (1, 1), "WEBP cannot hold 16 bits"),
-        ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels a side"),
-        ("a.webp", "RGB", (10, 16384), "at most 16383 pixels a side"),
+        ("a.jpg", "RGB", (65536, 10), "at most 65535 pixels per side"),
+        ("a.webp", "RGB", (10, 16384), "at most 16383 pixels per side"),
     ]
     for name, mode, size, message in cases:
         with pytest.raises(ImageFileError, match=message):
@@ -66,7 +66,7 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, whom nothing stops
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root has every permission
     with pytest.raises(ImageFileError, match="no permission to write into"):
         check_output(tmp_path / "a.png")
     (tmp_path / "a.png").touch()
@@ -75,7 +75,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
-    """255 bytes, and characters of three; the temporary name beside it must not be longer."""
+    """Names of 255 bytes, also of three-byte characters, work; the temporary name must not be longer."""
     for name in ("x" * 251, "\u597d" * 83):
         write_image(picture(), tmp_path / f"{name}.png")
         assert as_pil(tmp_path / f"{name}.png").size == (9, 5)
@@ -84,7 +84,7 @@ def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [1, 5, 37])
 @pytest.mark.parametrize("extension", [key[1:] for key in images.FORMATS])
 def test_every_format_is_written(tmp_path: Path, extension: str, rows: int) -> None:
-    """In strips of any height, bit for bit where the format is lossless."""
+    """Strips of any height give the same file, bit for bit if the format is lossless."""
     path = tmp_path / f"a.{extension}"
     for mode in check_output(path).modes:
         pixels = gradient(mode)
@@ -106,7 +106,7 @@ def test_every_format_is_written(tmp_path: Path, extension: str, rows: int) -> N
 
 @pytest.mark.parametrize("mode", ["RGB", "LA;16"])
 def test_png_rows_are_filtered(tmp_path: Path, mode: str) -> None:
-    """Pillow filters rows as well; what comes out must not be larger than its file by much."""
+    """Pillow filters rows too; our file must not be much larger than its file."""
     pixels = gradient(mode, 200, 200)
     write_strips(tmp_path / "a.png", [pixels[:77], pixels[77:]], pixels.shape, 16 if ";16" in mode else 8, {})
     size = (tmp_path / "a.png").stat().st_size
@@ -180,7 +180,7 @@ def test_strips_in_the_other_byte_order(tmp_path: Path, extension: str) -> None:
 def test_a_strip_is_written_while_the_next_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
 ) -> None:
-    """The writer holds the first strip until the second is there; without a thread that would never be."""
+    """The writer holds the first strip until the second exists, which needs a thread."""
     second = threading.Event()
 
     def strips() -> Iterator[NDArray]:
@@ -205,7 +205,7 @@ def test_a_strip_is_written_while_the_next_is_made(
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_full_disk_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """No more is made than a strip or two, however many there would be."""
+    """Only a strip or two are made, however many there would be."""
     made = 0
 
     def strips() -> Iterator[NDArray]:

@@ -1,8 +1,7 @@
-"""Launch every Triton kernel as on an sm_90 GPU, up to the launch itself, on sizes that follow one another.
+"""Launch every Triton kernel as on an sm_90 GPU, up to the launch itself, on successive sizes.
 
-Run by test_launch.py in a process that has not imported Triton for its interpreter. What JITFunction makes of the
-arguments and compiles is Triton's own; only the driver is not there. Prints how many binaries each kernel came to, once
-after every size.
+test_launch.py runs it in a process that has not imported Triton for its interpreter. Triton itself handles the
+arguments and compiles; only the driver is replaced. After every size it prints the number of binaries of each kernel.
 """
 
 import json
@@ -19,7 +18,7 @@ from tests.ops.support import Problem
 
 
 class Driver:
-    """What Triton asks of one before it launches."""
+    """The methods that Triton calls before a launch."""
 
     def get_current_target(self):
         return GPUTarget("cuda", 90, 32)

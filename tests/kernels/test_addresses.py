@@ -1,4 +1,4 @@
-"""Saved layers that lie 2^31 elements and more apart, as those of 700,000 queries do, are where 64 bits say."""
+"""Saved layers 2^31 or more elements apart, as for 700,000 queries, are addressed in 64 bits."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from liif_fast import functional
 from ..ops.support import Problem, same_bits
 
 LAYERS = 4
-APART = 2**31 // (LAYERS - 1) // 64 * 64 + 64  # elements between two layers: three of them pass 32 bits
+APART = 2**31 // (LAYERS - 1) // 64 * 64 + 64  # elements between two layers; three layers exceed 32 bits
 
 
 def spread(like, *shape, **options):

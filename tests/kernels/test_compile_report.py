@@ -1,8 +1,8 @@
-"""What the compiler makes of the kernels, without a GPU, with every version of Triton that the table has forms for.
+"""Compile the kernels without a GPU, with every version of Triton that the table has forms for.
 
-Compiling all there is takes too long for every change. `make ptx` compiles every kernel on sm_90, decode and strict
-float32 on sm_80, render on the other architectures and a small network, with the pinned version of Triton, and a part
-with the others. LIIF_FAST_TEST_COMPILE=all compiles everything.
+Compiling everything takes too long for every change. With the pinned version of Triton `make ptx` compiles every kernel
+on sm_90, decode and strict float32 on sm_80, render on the other architectures, and a small network; with the other
+versions a part. LIIF_FAST_TEST_COMPILE=all compiles everything.
 """
 
 import itertools
@@ -56,7 +56,7 @@ LAUNCHED = {
 
 
 def environment(version, **more):
-    """That of a process with another version of Triton, which the Makefile has installed."""
+    """Return the environment of a process with another version of Triton, installed by the Makefile."""
     found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if version != MAIN:
         folder = Path(sys.prefix, "tritons", version)
@@ -83,19 +83,19 @@ def test_no_kernel_spills_or_lacks_matrix_instructions(version, runs, tmp_path):
         entries += report
     assert {entry["triton"] for entry in entries} == {version}
     for entry in entries:
-        assert entry["spill_bytes"] == 0  # said once more, because the script might forget it
+        assert entry["spill_bytes"] == 0  # repeated here, because the script might drop it
         if entry["matrix"]:
             assert entry["matrix_instructions"] > 0
             assert entry["narrow_accesses"] <= 4
             assert not entry["warnings"] or " blocks=1 " in entry["config"]  # small networks have one form
-            assert entry["shuffles"] <= 18  # corners of 3 outputs are summed over lanes, not of 256 hidden values
+            assert entry["shuffles"] <= 18  # shuffles sum the corners of 3 outputs over lanes, not of 256 hidden values
             if entry["arch"] == "sm_90" and " tf32x3 " not in entry["config"]:
                 assert entry["instructions"]["HGMMA"] > 0
 
 
 @pytest.mark.parametrize("version", PINNED)
 def test_the_full_report_is_of_this_table(version):
-    """Every form of the table has been compiled, and what is written down of it is without faults."""
+    """Every form of the table has been compiled, and its recorded results show no faults."""
     entries = json.loads((ROOT / f"benchmarks/results/triton-{version}.json").read_text())
     reported = set()
     for entry in entries:
@@ -118,7 +118,7 @@ def test_the_full_report_is_of_this_table(version):
 
 @pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
-    """Some of the operator's tests with another version of Triton, which has an interpreter of its own."""
+    """Run some of the operator's tests with another version of Triton and its interpreter."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_operator.py", "-k"]
     command += ["test_render or (test_fused_mlp and dtype0) or test_atomic"]
     done = subprocess.run(

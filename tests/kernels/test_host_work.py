@@ -1,4 +1,4 @@
-"""How many launches of PyTorch's own a call makes beside our kernels, counted while those do nothing."""
+"""Count PyTorch's launches in a call, beside our kernels, which do nothing here."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "lift_fresh", "_l
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations of PyTorch that run something on a device."""
+    """Count PyTorch's operations that run something on a device."""
 
     def __init__(self):
         super().__init__()

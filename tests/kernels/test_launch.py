@@ -1,4 +1,4 @@
-"""The kernels' launches pass Triton's own checks, with every version tried, and no size makes a binary of its own."""
+"""The kernels' launches pass Triton's checks in every version, and no size compiles a binary of its own."""
 
 import json
 import subprocess

@@ -1,7 +1,7 @@
-"""Promise 4 on a GPU, without one: the tensors that a call makes, counted while no kernel runs.
+"""Check promise 4 for a GPU without one: count the tensors that a call makes while no kernel runs.
 
-The launchers run as they are, on fake tensors, with kernels that do nothing, and matrix products that make their result
-only, as cuBLAS does. What is counted are the bytes of all storages alive at once; an allocator's rounding is not.
+The launchers run unchanged on fake tensors, with kernels that do nothing and matrix products that only allocate their
+result, as cuBLAS does. The count is the bytes of all storages alive at once, without an allocator's rounding.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Idle:
 
 
 class Counter(TorchDispatchMode):
-    """Bytes of the storages that are alive, and the most there were."""
+    """Count the bytes of live storages, and their maximum."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Counter(TorchDispatchMode):
 
 @pytest.fixture
 def idle(monkeypatch):
-    """A GPU whose kernels do nothing, behind the operators."""
+    """Simulate a GPU whose kernels do nothing behind the operators."""
     for module in (backward, decode, project, render, scatter):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Idle())
@@ -89,7 +89,7 @@ def test_the_counter():
 
 
 def training(dtype, recompute, queries):
-    """The most bytes of a training step of decode, beyond P."""
+    """Return the peak bytes of a training step of decode, beyond P."""
     with FakeTensorMode(), Counter() as counter:
         weights, biases = network(dtype)
         feat = torch.empty(16, 64, 48, 48, dtype=dtype)
@@ -102,7 +102,7 @@ def training(dtype, recompute, queries):
 
 @pytest.mark.parametrize(("dtype", "deterministic"), [(torch.float16, True), (torch.float32, False)])
 def test_a_million_training_queries(idle, dtype, deterministic):
-    """Under 4 GiB beyond P, inputs and gradients included; and what grows with queries are rows of a few numbers."""
+    """A step takes under 4 GiB beyond P, with inputs and gradients; only rows of a few numbers grow with queries."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic)
     try:
@@ -118,7 +118,7 @@ def test_a_million_training_queries(idle, dtype, deterministic):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_4k_frame(idle, dtype):
-    """3840 x 2160 from a quarter of it each way: under 256 MiB beyond P, output and map."""
+    """A render of 3840 x 2160 at x4 takes under 256 MiB beyond P, output and map."""
     with FakeTensorMode(), torch.no_grad(), Counter() as counter:
         weights, biases = network(dtype)
         feat = torch.empty(1, 64, 540, 960, dtype=dtype)

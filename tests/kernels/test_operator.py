@@ -1,9 +1,9 @@
-"""Every operator of the backend `triton`, forward and backward, against the formula in float64.
+"""Compare every operator of the backend `triton`, forward and backward, with the formula in float64.
 
-The interpreter is slow, so the problems are small; sizes are odd, maps are as small as one latent, queries lie beyond
-the edges, and NaN is in every uninitialised tensor. Bounds are those of promise 2 (docs/backends.md): at most twice,
-for gradients three times, the error of the plain form in PyTorch in the same dtype, and for tensors of a few elements,
-where that may be exact by luck, FLOOR units in the last place of the tensor's size.
+The interpreter is slow, so the problems are small. Sizes are odd, maps as small as one latent, queries beyond the
+edges, and every uninitialised tensor is full of NaN. The bounds are promise 2's (docs/backends.md): at most twice, for
+gradients three times, the error of plain PyTorch in the same dtype. FLOOR units in the last place are added for tensors
+of a few elements, where that error may be 0 by luck.
 """
 
 import functools
@@ -34,7 +34,7 @@ def rms(tensor):
 
 
 def clear_of_zero(hidden, margin):
-    """Which queries have no pre-activation that rounding might push over 0, where a gradient jumps."""
+    """Return which queries have no pre-activation so near 0 that rounding may change its sign and the gradient."""
     closest = torch.cat([h.detach().abs() for h in hidden], -1).amin(-1)
     return closest > margin
 
@@ -113,7 +113,7 @@ def test_render(switches, dtype):
 
 
 def test_render_of_a_part():
-    """From a part of the map, what a render of the whole map gives, bit for bit."""
+    """A render from a part of the map equals that from the whole map bit for bit."""
     problem = Problem(shape=(13, 4), channels=3, hidden=NETWORKS[0])
     feat, _, _, weights, biases = problem.arguments
     size, region = (26, 8), (20, 1, 2, 3)
@@ -140,7 +140,7 @@ def test_fused_mlp(at, dtype):
 
 @pytest.mark.parametrize(("switches", "dtype"), [(each, DTYPES[i % 3]) for i, each in enumerate(ALL_SWITCHES)])
 def test_gather_corners(switches, dtype):
-    """Values are copied, so that they are equal; the gradient is a sum of copies."""
+    """Values are copied, so they are equal; the gradient is a sum of copies."""
     problem = Problem(shape=(4, 5), queries=19, switches=switches, dtype=dtype)
     options = {**switches._asdict(), "backend": "triton"}
     x, weight = functional.gather_corners(*problem.arguments[:3], **options)
@@ -162,7 +162,7 @@ def test_gather_corners(switches, dtype):
 
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_atomic_and_sorted_gradients_agree(ensemble):
-    """What use_deterministic_algorithms chooses between; the sorted one repeats itself."""
+    """use_deterministic_algorithms selects the sorted form, which is repeatable."""
     switches = DEFAULT._replace(local_ensemble=ensemble)
     problem = Problem(shape=(3, 4), queries=40, switches=switches).requires_grad()
 
@@ -179,7 +179,7 @@ def test_atomic_and_sorted_gradients_agree(ensemble):
 
 @pytest.mark.parametrize("switches", ALL_SWITCHES[::7])
 def test_chunks_are_summed(switches, monkeypatch):
-    """Gradients in chunks of 128 rows, some kept and some computed again, are those of one chunk."""
+    """Gradients in chunks of 128 rows, some kept and some recomputed, equal those of one chunk."""
     from liif_fast.backends import triton
     from liif_fast.kernels import backward
 
@@ -204,9 +204,9 @@ def test_chunks_are_summed(switches, monkeypatch):
 
 
 def test_cuts_do_not_show():
-    """However queries are cut, and render is decode of the same grid.
+    """Cutting queries changes nothing, and render equals decode of the same grid.
 
-    Promise 3 has the same bits; NumPy's matrix products, which the interpreter uses, do not keep it.
+    Promise 3 requires the same bits, but the interpreter's NumPy matrix products do not keep them.
     """
     problem = Problem(batch=2, shape=(6, 7), hidden=(33, 20), queries=1)
     feat, _, _, weights, biases = problem.arguments

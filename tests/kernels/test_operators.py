@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator on Triton; torch.compile and torch.export through them; what is refused."""
+"""Run torch.library.opcheck, torch.compile and torch.export on every operator on Triton, and test refusals."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_compile():
 
 
 def test_export():
-    """An exported program has the operators as nodes, and takes other sizes."""
+    """An exported program has the operators as nodes and accepts other sizes."""
     problem = Problem(channels=2, hidden=(9, 8), queries=5, shape=(4, 3))
     module = LIIFDecoder(2, hidden_list=(9, 8), backend="triton").eval()
     sizes = {name: torch.export.Dim(name, min=2, max=8192) for name in ("height", "width", "queries")}
@@ -119,7 +119,7 @@ def test_what_is_refused(options, reason):
 
 
 def test_only_by_name():
-    """Until `liif-fast qualify` has passed it here; `explain` says so."""
+    """auto refuses Triton until `liif-fast qualify` has passed on this machine, and `explain` says so."""
     problem = Problem()
     can, reason = answer(problem)
     assert can
@@ -156,7 +156,7 @@ def test_nothing_to_do():
 
 
 def test_a_bad_latent_reaches_its_readers_only():
-    """A NaN passes every ReLU and stays with the queries that read it, forward and backward."""
+    """A NaN passes every ReLU and reaches only the queries that read it, forward and backward."""
     problem = Problem(batch=1, shape=(6, 5), queries=60, hidden=(9, 8))
     feat, coord, cell, weights, biases = problem.arguments
     clean = functional.liif_decode(*problem.arguments, backend="triton")

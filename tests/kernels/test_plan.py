@@ -1,6 +1,6 @@
-"""Promise 1, the corner plan bit for bit, of the Triton kernels in the interpreter: tests/ops/test_plan.py on few maps.
+"""Check promise 1, the corner plan bit for bit, of the interpreted Triton kernels by tests/ops/test_plan.py.
 
-The interpreter takes about a millisecond for four queries: maps of sides 1 to 40 there, of SIDES here, fewer scales.
+The interpreter takes about a millisecond for four queries, so here are few maps (SIDES instead of 1 to 40) and scales.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The tests that benchmarks/gpu_check.py runs on a GPU: what of them can be seen to work without one."""
+"""The tests that benchmarks/gpu_check.py runs on a GPU work, as far as that shows without one."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from ..ops.support import run_python
 
 
 def test_what_the_kernels_do_not_take_is_skipped():
-    """float64, for one."""
+    """A backend's refusal, e.g. of float64, skips a test."""
     run_python(
         "import sys, pytest; sys.exit(pytest.main(['tests/ops/test_same_bits.py', '-q', '-p', 'no:cacheprovider', "
         "'-k', 'dtype1 and (few or repeat)']))",

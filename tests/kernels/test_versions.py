@@ -1,4 +1,4 @@
-"""Known faults of Triton: which (version, architecture) is refused or warned of, and the order the report looks for."""
+"""Test Triton's known faults: which (version, architecture) is refused or warned about, in which order to search."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_the_backend_refuses(monkeypatch):
 
 
 def test_amd_is_refused(monkeypatch):
-    """An MI200 says 9.0, too."""
+    """An MI200 also reports capability 9.0."""
     assert "NVIDIA" in answer(monkeypatch, (9, 0), (3, 9), hip="6.2")
 
 

@@ -1,4 +1,4 @@
-"""Bags of ROS 1 and 2 there and back; messages that are damaged."""
+"""Write and read bags of ROS 1 and 2, and refuse damaged messages."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ POINTS = np.random.default_rng(0).normal(0, 9, (20, 3)).astype(np.float32)
 
 
 def message(**changes):
-    """A PointCloud2 of big-endian points with a gap, an intensity and a field of three values."""
+    """Return a PointCloud2 of big-endian points with a gap, an intensity and a field of three values."""
     layout = np.dtype(
         {
             "names": ["z", "x", "y", "intensity"],
@@ -59,7 +59,7 @@ def test_a_damaged_message(changes: dict) -> None:
 
 
 def write(path: Path, topics: tuple[str, ...]) -> None:
-    """A bag with two clouds in each topic and a string beside them."""
+    """Write a bag with two clouds in each topic, and a string."""
     from rosbags.rosbag1 import Writer as Writer1
     from rosbags.rosbag2 import StoragePlugin
     from rosbags.rosbag2 import Writer as Writer2

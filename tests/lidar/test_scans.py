@@ -1,4 +1,4 @@
-"""Files of scans: every format there and back, and files that are none."""
+"""Write and read scans in every format, and refuse other files."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def test_images_there_and_back(ending: str, beams: tuple[float, ...], tmp_path: 
     assert np.array_equal(scan.ranges, ranges[::-1] if flipped else ranges)
     if ending == "npz":
         assert scan.beams is not None and scan.beams.tolist() == [5, 0, -3]
-    if ending == "rimg":  # as ILN's authors have it: height, width, then half precision column by column
+    if ending == "rimg":  # ILN's authors store height, width, then half precision column by column
         raw = path.read_bytes()
         assert struct.unpack("<QQ", raw[:16]) == (3, 14)
         lowest = ranges if ascends else ranges[::-1]
@@ -68,7 +68,7 @@ def test_other_bins_and_arrays(tmp_path: Path) -> None:
 
 
 def packed(data: bytes) -> bytes:
-    """LZF without a search for copies but for runs of one byte, which overlap what they write."""
+    """Pack LZF with copies only for runs of one byte, which overlap their own output."""
     out, at = bytearray(), 0
     while at < len(data):
         run = 1
@@ -144,7 +144,7 @@ def test_forms_of_ply(form: str, tmp_path: Path) -> None:
         ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS -1\nDATA binary\n", "negative"),
         ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 99999999999999\nDATA binary\n", "cut short"),
         ("a.pcd", b"FIELDS x\nSIZE 3\nTYPE F\nPOINTS 1\nDATA binary\n1234", "a.pcd: "),
-        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA\n", "none of ascii"),
+        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA\n", "DATA must be ascii"),
         ("a.ply", b"plywood", "not a PLY file"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement face 3\nend_header\n", "not 'vertex'"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nend_header\n1 2", "cut short"),
@@ -156,8 +156,8 @@ def test_forms_of_ply(form: str, tmp_path: Path) -> None:
         ),
         ("a.npy", b"123", "a.npy: "),
         ("a.npz", b"123", "a.npz: "),
-        ("a.rimg", b"123", "not those of a .rimg"),
-        ("a.rimg", struct.pack("<QQ", 1 << 62, 4), "not those of a .rimg"),
+        ("a.rimg", b"123", "do not make a .rimg"),
+        ("a.rimg", struct.pack("<QQ", 1 << 62, 4), "do not make a .rimg"),
         ("a.xyz", b"", "unknown scan format"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sensors, projection, scores: against numbers that can be made by hand."""
+"""Compare sensors, projection and scores with numbers computed by hand."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def test_a_row_is_a_place_in_beam_index_whatever_the_spacing() -> None:
 
 
 def test_an_even_table_gives_the_queries_of_ilns_authors() -> None:
-    """row = (v - (min_v - res/2)) / ((max_v + res/2) - (min_v - res/2)) * 2 - 1, columns from -pi on."""
+    """Check row = (v - (min_v - res/2)) / ((max_v + res/2) - (min_v - res/2)) * 2 - 1, and columns from -pi on."""
     sensor = Sensor(tuple(np.linspace(-25, 3, 16)), 64)
     v = np.linspace(*np.radians([-25, 3]), 37)
     res = math.radians(28) / 15
@@ -138,7 +138,7 @@ def test_scores_by_hand() -> None:
 
 
 def scan(sensor: Sensor, seed: int = 0, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a random scan, beam after beam, and the row of each."""
+    """Return the points of a random scan, beam by beam, and the row of each."""
     rng = np.random.default_rng(seed)
     points, pixel = unproject(rng.uniform(5, 40, (sensor.lines, sensor.columns)), sensor)
     row = pixel // sensor.columns
@@ -152,7 +152,7 @@ def test_beams_are_found_from_rings_order_and_elevations() -> None:
     uneven = Sensor(tuple(np.cumsum(np.linspace(0.3, 2, 24)) - 20), 900)
     points, row = scan(uneven, noise=0.001)
     shuffled = np.random.default_rng(1).permutation(len(points))
-    labels = np.random.default_rng(2).permutation(24)  # numbers that say nothing about the order
+    labels = np.random.default_rng(2).permutation(24)  # numbers unrelated to the order
     by_ring = detect(points[shuffled], labels[row][shuffled])
     by_order = detect(points)
     exact, exact_row = scan(uneven)

@@ -1,4 +1,4 @@
-"""The upsampler against the model itself, and scans of every odd kind through the whole way."""
+"""Compare the upsampler with the model itself, and densify scans of every odd kind."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_edges_are_where_the_corners_differ_and_no_weight_decides() -> None:
     assert not made.edge[..., 1:11].any() and not made.edge[..., 13:23].any()
     assert torch.equal(made.edge[..., 11], ~decided[..., 11]) and made.edge[..., 11].any()
     assert not Upsampler(model, LOW, out, edge=0.0)(ranges).edge.any()
-    near = np.where(ranges > 20, 11.2, 10).astype(np.float32)  # a step of 1.2 m at 10 m is none
+    near = np.where(ranges > 20, 11.2, 10).astype(np.float32)  # a step of 1.2 m at 10 m is not an edge
     assert not Upsampler(model, LOW, out, edge=1.0)(near).edge.any()
 
 
@@ -91,7 +91,7 @@ def test_remarks_about_other_sensors() -> None:
     assert Upsampler(small(), Sensor(BEAMS, 24, 0.5, 70.0), LOW).remarks == []
     dense = Sensor(tuple(np.linspace(-1, 1, 32)), 24, 0.5, 200.0)
     remarks = " ".join(Upsampler(small(), dense, LOW).remarks)
-    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are left out" in remarks
+    assert "lines are 0.06 degrees apart" in remarks and "beyond 80 m are dropped" in remarks
     with pytest.raises(TypeError, match="must be an ILN or a LiDAR-LIIF, got Linear"):
         Upsampler(torch.nn.Linear(1, 1), LOW, LOW)
     with pytest.raises(ValueError, match=r"edge must be in \[0, 1\]"):
@@ -101,7 +101,7 @@ def test_remarks_about_other_sensors() -> None:
 def test_measured_points_stay_and_new_ones_lie_between() -> None:
     ranges = image()
     points, _ = unproject(ranges, LOW)
-    more = np.vstack((points, [[np.nan, 0, 0], [0, 0, 90.0]])).astype(np.float32)  # kept, though in no pixel
+    more = np.vstack((points, [[np.nan, 0, 0], [0, 0, 90.0]])).astype(np.float32)  # kept, although in no pixel
     intensity = np.arange(len(more), dtype=np.float32)
     dense = Densifier(small(), lambda own: own.between(4), LOW, edge=0)(Scan(more, {"intensity": intensity}))
     assert np.array_equal(dense.points[: len(more)], more, equal_nan=True)
@@ -111,7 +111,7 @@ def test_measured_points_stay_and_new_ones_lie_between() -> None:
     assert np.array_equal(old[ranges > 0], dense.source.ranges[ranges > 0])
     back = project(dense.points[len(more) :], dense.sensor)
     assert back.hidden == 0 and (back.ranges > 0).sum() == dense.new
-    assert not (back.ranges[::4] * (ranges > 0)).any()  # no second point where there was one
+    assert not (back.ranges[::4] * (ranges > 0)).any()  # no second point in a measured direction
     assert (dense.source.invalid, dense.source.outside) == (1, 1)
 
     alone = Densifier(small(), lambda own: own.between(4), LOW, edge=0, replace=True)(Scan(more, {}))

@@ -1,4 +1,4 @@
-"""A stand-in for the original LIIF class, and the names and shapes of the original's tensors."""
+"""Stand-ins for the original's classes, and the names and shapes of its tensors."""
 
 import itertools
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainLIIF(nn.Module):
-    """The attributes of the original and the formula of the decoder, corner by corner."""
+    """The original's attributes with the decoder's formula, corner by corner."""
 
     shift = 1e-6
 
@@ -83,7 +83,7 @@ class PlainLIIF(nn.Module):
 
 
 class PlainMetaSR(nn.Module):
-    """The attributes of the original and the formula of MetaSR: a matrix for every query, one neighbour."""
+    """The original's attributes with MetaSR's formula: a matrix for every query, one neighbour."""
 
     def __init__(self, channels=4):
         super().__init__()
@@ -114,13 +114,13 @@ class PlainMetaSR(nn.Module):
 
 @pytest.fixture
 def plain():
-    """The stand-in classes."""
+    """Return the stand-in classes."""
     return SimpleNamespace(LIIF=PlainLIIF, MetaSR=PlainMetaSR, MLP=PlainMLP, Encoder=PlainEncoder)
 
 
 @pytest.fixture
 def tiny_spec():
-    """A function: spec of a small LIIF, with changed arguments."""
+    """Return a function that makes the spec of a small LIIF with changed arguments."""
 
     def make_spec(**args):
         encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}

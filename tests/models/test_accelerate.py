@@ -1,4 +1,4 @@
-"""accelerate: the same module with our kernels, or a refusal that leaves it as it was."""
+"""accelerate puts our kernels under a module, or refuses and leaves it unchanged."""
 
 import copy
 import pickle
@@ -113,7 +113,7 @@ def test_a_module_that_computes_something_else_is_refused(plain, differ):
     module = Different()
     if differ == "network":
         module.imnet.__class__ = OtherMLP
-    if differ == "forward":  # it does not go through query_rgb, so what ours computes is not what comes out
+    if differ == "forward":  # it does not use query_rgb, so our output never appears
         calls = iter(range(9))
         module.encoder.register_forward_hook(lambda m, a, out: out + next(calls))
     before = torch.random.get_rng_state()

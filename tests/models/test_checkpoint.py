@@ -1,4 +1,4 @@
-"""Model files: strict loading of the original's format, round trips, and files that lie."""
+"""Test model files: strict loading of the original's format, round trips, and forged files."""
 
 import collections
 import io
@@ -24,7 +24,7 @@ HALF = {"sub": [0.5], "div": [0.5]}
 
 
 def original_state(n=64, blocks=16, hidden=(256, 256, 256, 256)):
-    """Tensors named and shaped as the original's EDSR-baseline-LIIF has them."""
+    """Return tensors with the names and shapes of the original's EDSR-baseline-LIIF."""
     generator = torch.Generator().manual_seed(0)
     sd = collections.OrderedDict()
 
@@ -126,7 +126,7 @@ def test_failed_saving_keeps_the_old_file(tmp_path, tiny, monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_saving_as_any_file_is_written(tmp_path, tiny, suffix):
-    """A new file has the mode the umask leaves, an old one keeps its own, and links are followed."""
+    """A new file has the umask's mode, an old one keeps its mode, and links are followed."""
     path, link = tmp_path / f"model{suffix}", tmp_path / f"link{suffix}"
     before = os.umask(0o027)
     try:
@@ -146,7 +146,7 @@ def test_saving_as_any_file_is_written(tmp_path, tiny, suffix):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_is_not_a_regular_file(tmp_path):
-    """Refused before it is opened: reading a device might never end, opening a pipe might wait for ever."""
+    """Devices and pipes are refused before they are opened, because they might block forever."""
     (tmp_path / "zero.pth").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.pth").mkdir()
@@ -163,7 +163,7 @@ def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
     monkeypatch.setattr("liif_fast.models.checkpoint.MAX_BYTES", size)
     load_model(path)
     monkeypatch.setattr("liif_fast.models.checkpoint.MAX_BYTES", size - 1)
-    monkeypatch.setattr("builtins.open", None)  # it is judged by its size
+    monkeypatch.setattr("builtins.open", None)  # its size is checked
     monkeypatch.setattr("safetensors.safe_open", None)
     message = f"{path}: has {size} bytes, a model file may have {size - 1}"
     with pytest.raises(ModelFileError, match=re.escape(message)):
@@ -172,7 +172,7 @@ def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
 
 @models.register("test-counts")
 class Counts(torch.nn.Module):
-    """An encoder of a user's, with what is no weight."""
+    """A user's encoder with tensors that are not weights."""
 
     out_dim = 4
 
@@ -188,7 +188,7 @@ class Counts(torch.nn.Module):
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_integers_and_switches_come_back(tmp_path, ending):
-    """Such as BatchNorm's count of batches; they keep their dtype, and a float never becomes one."""
+    """Integer tensors such as BatchNorm's count keep their dtype, and a float is refused for them."""
     model = models.make({"name": "test-counts"})
     model(torch.rand(1, 3, 5, 6))
     model.mask[1] = True
@@ -258,7 +258,7 @@ def test_pickled_code_does_not_run(tmp_path, tiny, form):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    reason = "not a readable" if form == "raw" else r"holds (posix|nt)\.mkdir, expected tensors"
+    reason = "not a readable" if form == "raw" else r"holds (posix|nt)\.mkdir, expected only tensors"
     with pytest.raises(ModelFileError, match=rf"model\.pth: {reason}"):
         load_model(path)
     assert not target.exists()
@@ -379,7 +379,7 @@ def test_a_file_that_holds_something_else(tmp_path):
 
 
 def test_tensors_larger_than_the_file(tmp_path, tiny):
-    """Strides of zero: some bytes that claim a terabyte, and a spec that agrees."""
+    """Strides of zero let a few bytes claim a terabyte, with a spec that agrees."""
     checkpoint = tiny_checkpoint(tiny)
     width = 10**6
     sd = checkpoint["model"]["sd"]
@@ -428,7 +428,7 @@ TRACE = "liif_fast.metadata_version"
     ],
 )
 def test_dropped_metadata_is_noticed(tmp_path, tiny_spec, change, traced):
-    """A reader of the tensors alone refuses a file that would give it another image; every other file is as before."""
+    """A reader of the tensors alone refuses a file only if it would give another image."""
     args = {key: value for key, value in change.items() if key not in ("res_scale", "data_norm")}
     spec = tiny_spec(**args)
     shown = tiny_spec(**{key: value for key, value in args.items() if key in ("feat_unfold", "cell_decode")})
@@ -467,7 +467,7 @@ def test_the_shipped_model_is_not_misread():
 
 
 def test_save_to_a_buffer_of_the_original(tiny):
-    """What `torch.save` made in memory loads as well, through the dict."""
+    """A checkpoint in memory loads as a dict."""
     buffer = io.BytesIO()
     torch.save(tiny_checkpoint(tiny), buffer)
     buffer.seek(0)

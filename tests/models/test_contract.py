@@ -1,4 +1,4 @@
-"""What a model says of itself is what upscaling, evaluation, verification and training go by."""
+"""Upscaling, evaluation, verification and training follow a model's description of itself."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_what_the_models_say():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_one_channel(dtype, tmp_path, monkeypatch):
-    """Gray goes through as it is, with and without alpha, from arrays and files; colours are refused."""
+    """A model of 1 channel takes gray, with and without alpha, from arrays and files; colours are refused."""
     monkeypatch.setattr(features, "MIN_TILE", 8)
     monkeypatch.setattr(options, "MIN_TILE", 8)
     model = build(1)
@@ -87,7 +87,7 @@ def test_one_channel(dtype, tmp_path, monkeypatch):
     assert np.array_equal(upscale(np.stack([given] * 3, -1), model, scale=2, tile=8)[..., 1], result)
     opaque = np.stack([given, np.full_like(given, scale)], -1)
     assert np.array_equal(upscale(opaque, model, scale=2, tile=8)[..., 0], result)
-    with pytest.raises(ValueError, match="image must be gray, since the model has 1 channel, got RGB"):
+    with pytest.raises(ValueError, match="image must be gray, because the model has 1 channel, got RGB"):
         upscale(np.stack([given, given, given[::-1]], -1), model, scale=2)
     if dtype is wide:
         Image.fromarray(pixels).save(tmp_path / "in.png")
@@ -98,14 +98,14 @@ def test_one_channel(dtype, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_data_of_other_channels(channels):
-    """No channel is alpha, none is taken for gray, and the number must be the model's."""
+    """No channel counts as alpha or gray, and their number must be the model's."""
     model = build(channels)
     data = np.random.default_rng(0).random((6, 7, channels), np.float32)
     data[..., 1] = data[..., 0]
     result = upscale(data, model, scale=3)
     expected = model.predict(torch.from_numpy(data).permute(2, 0, 1)[None], (18, 21))[0].clamp(0, 1)
     np.testing.assert_allclose(result, expected.permute(1, 2, 0).numpy(), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=rf"shape \[H, W, {channels}\], as the model has, got \[6, 7, 1\]"):
+    with pytest.raises(ValueError, match=rf"shape \[H, W, {channels}\] for this model, got \[6, 7, 1\]"):
         upscale(data[..., :1], model, scale=3)
 
 
@@ -120,7 +120,7 @@ def test_verification_of_one_channel(tmp_path):
 
 
 class Halves(torch.utils.data.Dataset):
-    """Images of one channel and their halves, as a wrapper of one's own makes samples."""
+    """Samples of one channel and their halves, from a user's wrapper."""
 
     def __len__(self):
         return 2
@@ -150,7 +150,7 @@ def test_evaluation_and_training_of_one_channel(tmp_path):
 
 
 class Own(FeatureModel):
-    """The input's nearest pixel and the features' mean: neither a LIIF nor anything that it inherits from one."""
+    """Add the input's nearest pixel and the features' mean; inherits nothing from LIIF."""
 
     reads_input = True
 

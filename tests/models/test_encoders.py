@@ -1,4 +1,4 @@
-"""Names, shapes, order and number of every encoder's tensors are the original's; radii bound what is read."""
+"""Every encoder has the original's tensors (names, shapes, order), and radii bound the pixels that are read."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_names_shapes_and_order(name, args, shapes, out_dim):
     with torch.device("meta"):
         encoder = models.make({"name": name, "args": args})
     assert [(key, list(value.shape)) for key, value in encoder.state_dict().items()] == list(shapes.items())
-    assert [key for key, _ in encoder.named_parameters()] == list(shapes)  # the optimizer's state goes by this order
+    assert [key for key, _ in encoder.named_parameters()] == list(shapes)  # the optimizer's state relies on this order
     assert encoder.out_dim == out_dim
 
 
@@ -130,7 +130,7 @@ def test_receptive_radius(name, args, radius):
 def test_receptive_radius_is_what_an_output_reads():
     encoder = models.make({"name": "edsr-baseline", "args": {**PLAIN, "n_resblocks": 2, "n_feats": 4}}).double()
     for conv_layer in (m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)):
-        torch.nn.init.uniform_(conv_layer.weight, 0.1, 1)  # positive weights: every path reaches the output
+        torch.nn.init.uniform_(conv_layer.weight, 0.1, 1)  # with positive weights every path reaches the output
     inp = torch.rand(1, 3, 33, 33, dtype=torch.float64, requires_grad=True)
     encoder(inp)[0, :, 16, 16].sum().backward()
     rows = inp.grad.abs().sum((0, 1, 3)).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""ILN and LiDAR-LIIF against plain independent forms and against numbers that the authors' code made."""
+"""Compare ILN and LiDAR-LIIF with independent plain forms and with numbers from the authors' code."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ NAMES = ("reference", "torch", "cpu") if cpu.ISA else ("reference", "torch")
 
 
 def small(d: int = 1, h: int = 2, **args) -> models.ILN:
-    """An ILN whose norms and biases are not at their neutral start."""
+    """Return an ILN whose norms and biases are not at their neutral initial values."""
     torch.manual_seed(d + 10 * h)
     model = models.make({"name": "iln", "args": {"d": d, "h": h, "encoder_spec": SMALL, **args}}).eval()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def small(d: int = 1, h: int = 2, **args) -> models.ILN:
 
 
 def one_query(feat: np.ndarray, ranges: np.ndarray, coord: np.ndarray, state: dict[str, np.ndarray], d: int, h: int):
-    """Compute a query by itself, in float64 but for the plan, which decides in float32."""
+    """Compute a query by itself in float64, except the plan, which is float32."""
     f32, (height, width) = np.float32, ranges.shape
     tokens, values = [], []
     for v_row in (-1, 1):
@@ -123,7 +123,7 @@ def test_turning_the_sensor_turns_the_features() -> None:
 @pytest.mark.parametrize("name", ["iln_1d_h4"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_numbers_of_the_authors_code(name: str, backend: str) -> None:
-    """The decoder on features and seeded weights; outputs 1e-5, gradients 1e-4 of the largest."""
+    """Test the decoder on features and seeded weights; outputs within 1e-5, gradients within 1e-4 of the largest."""
     data = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / f"{name}.npz").items()}
     model = models.make({"name": "iln", "args": {"d": 1, "h": 4, "dropout": 0.0}})
     model.attention.load_state_dict({key[4:]: value for key, value in data.items() if key.startswith("par:")})
@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
     out = model(torch.rand(1, 1, 4, 6), coord)
     assert seen == [128, 128, 128, 16]
     out.sum().backward()
-    assert sorted(seen[4:]) == sorted(seen[:4])  # computed again, chunk by chunk
+    assert sorted(seen[4:]) == sorted(seen[:4])  # recomputed, chunk by chunk
 
 
 def test_dropout_is_for_training_alone() -> None:

@@ -1,4 +1,4 @@
-"""LIIF's interface: queries, rendering, networks of the user's own, the residual, and life as a module."""
+"""Test LIIF's interface: queries, rendering, users' networks, the residual, and its behaviour as a module."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from liif_fast import make_cell, make_coord, models
+from liif_fast import layers, make_cell, make_coord, models
 
 SWITCHES = [
     {"local_ensemble": e, "feat_unfold": u, "cell_decode": c}
@@ -34,7 +34,7 @@ def seed():
 
 @models.register("test-tanh")
 class TanhNet(nn.Module):
-    """A network that is not an `mlp`."""
+    """A network other than an `mlp`."""
 
     def __init__(self, in_dim: int, out_dim: int = 3):
         super().__init__()
@@ -92,7 +92,7 @@ def test_own_network_in_chunks_and_gradients(tiny_spec, monkeypatch):
 
 
 def test_own_network_gets_what_an_mlp_gets(tiny_spec):
-    class Shifted(models.mlp.MLP):
+    class Shifted(layers.MLP):
         def forward(self, x):
             return super().forward(x) + 1
 
@@ -254,6 +254,6 @@ def test_empty(tiny_spec):
 def test_spec_rebuilds_the_model(tiny_spec):
     spec = tiny_spec(local_ensemble=False)
     direct = models.LIIF(**spec["args"])
-    assert "residual" not in direct.spec["args"]  # the original's constructor must be able to read it
+    assert "residual" not in direct.spec["args"]  # the original's constructor must accept it
     assert models.make(spec).spec == spec
     models.make(direct.spec).load_state_dict(direct.state_dict())

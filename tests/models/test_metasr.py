@@ -1,4 +1,4 @@
-"""MetaSR against a loop over single queries."""
+"""Compare MetaSR with a loop over single queries."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def model():
 
 
 def one_query(z, mlp, coord, cell):
-    """MetaSR: one neighbour, the index from the nudged and clamped q, the rest in float32 step by step."""
+    """Compute MetaSR: one neighbour, the index from the shifted and clamped q, the rest in float32 step by step."""
     f32 = np.float32
     n = z.shape[:2]
     index, inp = [], []

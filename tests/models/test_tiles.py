@@ -28,7 +28,7 @@ def test_tiles_equal_the_whole(name: str, args: dict, shape: tuple[int, int], mo
         whole = encoder(inp)
         calls.clear()
         tiled = encode(encoder, inp, tile=16)
-    # float64, so that what is left is the order of sums; a radius too small by one shows as 1e-6 and more
+    # in float64 only the order of sums remains; a radius too small by one causes 1e-6 and more
     torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-12)
     assert (len(calls) > 1) == (encoder.receptive_radius is not None and max(shape) > 16)
 
@@ -50,7 +50,7 @@ def test_a_window_equals_that_of_the_whole(name: str, args: dict, monkeypatch: p
 
 
 def test_the_overlap_is_needed_and_bounded() -> None:
-    """The encoder sees tiles of at most tile + 2 * radius, and a smaller overlap would not do."""
+    """The encoder sees tiles of at most tile + 2 * radius, and a smaller overlap would not suffice."""
     torch.manual_seed(0)
     encoder = make({"name": "edsr-baseline", "args": {"n_resblocks": 2, "n_feats": 4, "no_upsampling": True}}).double()
     radius = encoder.receptive_radius

@@ -10,7 +10,7 @@ from .support import is_limit
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """A limited backend that refuses a test's dtype or network skips it, with its reason."""
+    """Skip a test, with the reason, if a limited backend refuses its dtype or network."""
     try:
         return (yield)
     except RuntimeError as error:
@@ -21,7 +21,7 @@ def pytest_runtest_call(item):
 
 @pytest.fixture
 def nan_empty():
-    """Uninitialised tensors are full of NaN, PyTorch's own and the C++ kernels': what is not written shows."""
+    """Fill uninitialised tensors of PyTorch and of the C++ kernels with NaN, so that unwritten elements show."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -32,7 +32,7 @@ def nan_empty():
 
 @pytest.fixture
 def threads():
-    """A function that sets the number of threads; the number before comes back at the end."""
+    """Return a function that sets the number of threads, which is restored at the end."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -40,7 +40,7 @@ def threads():
 
 @pytest.fixture
 def poison():
-    """A function that leaves NaN in the scratch memory that the kernels keep between calls."""
+    """Return a function that fills the kernels' persistent scratch memory with NaN."""
     nan = float("nan")
     widths = (322, 300, 300, 300, 300, 300, 70)
     weights = [torch.full((outs, ins), nan) for ins, outs in itertools.pairwise(widths)]

@@ -1,6 +1,6 @@
-"""What LIIF computes, written a second time: the plan in numpy float32, the network in plain PyTorch of any dtype.
+"""A second implementation of LIIF: the plan in numpy float32, the network in plain PyTorch of any dtype.
 
-Nothing of liif_fast is used here; every backend, the reference included, is measured against this file.
+It uses nothing of liif_fast. Every backend, including the reference, is compared with it.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ f32 = np.float32
 
 
 class Switches(NamedTuple):
-    """The decoder's options, to be passed on as keyword arguments."""
+    """The decoder's options, passed on as keyword arguments."""
 
     feat_unfold: bool = True
     local_ensemble: bool = True
@@ -21,18 +21,18 @@ class Switches(NamedTuple):
 
 
 def centres(n):
-    """Pixel centres of an axis of n pixels: fl(fl(fl(2/n) * i) + fl(-1 + 1/n)); numpy rounds after every operation."""
+    """Return the pixel centres of an axis, fl(fl(fl(2/n) * i) + fl(-1 + 1/n)); numpy rounds after every operation."""
     return f32(2 / n) * np.arange(n, dtype=f32) + f32(-1 + 1 / n)
 
 
 def grid(size):
-    """(row, column) of every pixel of a grid, float32 [H*W, 2]."""
+    """Return (row, column) of every pixel of a grid, float32 [H*W, 2]."""
     rows, columns = np.meshgrid(centres(size[0]), centres(size[1]), indexing="ij")
     return np.stack((rows, columns), -1).reshape(-1, 2)
 
 
 def axis_plan(coord, n, ensemble):
-    """One axis: coord [...] -> index int64 and rel float32, [..., V] for the shifts -1, +1 (or the one without)."""
+    """Plan one axis: coord [...] to index int64 and rel float32, [..., V] for the shifts -1, +1 (or none)."""
     indices, rels = [], []
     for shift in (f32(-1 / n + 1e-6), f32(1 / n + 1e-6)) if ensemble else (None,):
         moved = coord if shift is None else coord + shift
@@ -45,7 +45,7 @@ def axis_plan(coord, n, ensemble):
 
 
 def plan(coord, shape, ensemble=True):
-    """coord float32 [..., 2] -> index int64 [..., K, 2], rel [..., K, 2], weight [..., K] (diagonal swap done)."""
+    """Plan coord float32 [..., 2]: index int64 [..., K, 2], rel [..., K, 2], weight [..., K] (diagonal swap done)."""
     with np.errstate(all="ignore"):  # infinities and NaN are tested too
         (row, row_rel), (column, column_rel) = (axis_plan(coord[..., k], shape[k], ensemble) for k in (0, 1))
         if not ensemble:
@@ -60,7 +60,7 @@ def plan(coord, shape, ensemble=True):
 
 
 def gather(feat, coord, cell, switches):
-    """The network's input x [B, Q, K, in_dim] in the dtype of feat, and weight float32 [B, Q, K]."""
+    """Return the network's input x [B, Q, K, in_dim] in feat's dtype, and weight float32 [B, Q, K]."""
     batch, _, height, width = feat.shape
     planned = plan(coord.cpu().numpy(), (height, width), switches.local_ensemble)
     index, rel, weight = (torch.from_numpy(part).to(feat.device) for part in planned)
@@ -78,7 +78,7 @@ def gather(feat, coord, cell, switches):
 
 
 def mlp(x, weights, biases, hidden=None):
-    """Linear, ReLU, ..., Linear; `hidden` collects what goes into the ReLUs."""
+    """Apply Linear, ReLU, ..., Linear; `hidden` collects the inputs of the ReLUs."""
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if layer:
             if hidden is not None:
@@ -89,13 +89,13 @@ def mlp(x, weights, biases, hidden=None):
 
 
 def decode(feat, coord, cell, weights, biases, switches, hidden=None):
-    """The plain form: every corner through the network, then the blend. [B, Q, out]."""
+    """Decode by the plain form, every corner through the network, then the blend: [B, Q, out]."""
     x, weight = gather(feat, coord, cell, switches)
     return (mlp(x, weights, biases, hidden) * weight.unsqueeze(-1).to(feat.dtype)).sum(2)
 
 
 def render(feat, size, region, cell, weights, biases, switches, hidden=None):
-    """The plain form on a window (top, left, height, width) of a grid; cell [B, 2]. [B, out, h, w]."""
+    """Decode a window (top, left, height, width) of a grid by the plain form; cell [B, 2]. [B, out, h, w]."""
     top, left, height, width = region
     coord = grid(size).reshape(*size, 2)[top : top + height, left : left + width].reshape(1, -1, 2)
     coord = torch.from_numpy(coord).to(feat.device).expand(feat.shape[0], -1, -1)

@@ -1,4 +1,4 @@
-"""The backends under test, and how the tests make their inputs."""
+"""The backends under test, and the tests' inputs."""
 
 import itertools
 import os
@@ -11,15 +11,15 @@ from liif_fast.attention import Block, CornerTransformer
 
 from .oracle import Switches
 
-# Every backend that is to keep the promises; a new one joins by its name.
+# Every backend that must keep the promises; add a new one by its name.
 BACKENDS = tuple(os.environ.get("LIIF_FAST_TEST_BACKENDS", "reference,torch,cpu").split(","))
-DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu")  # where the backends compute
+DEVICE = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu")  # the device of the backends
 LIMITED = ("triton",)  # backends that take only some widths, depths and dtypes; the others take every test
-NOT_HERE = ("is not installed", "runs on cuda", "needs compute capability")  # what they say where they take nothing
+NOT_HERE = ("is not installed", "runs on cuda", "needs compute capability")  # their message if they take nothing
 
 
 def is_limit(error: BaseException) -> bool:
-    """Whether a limited backend refuses a test's dtype or network, and not the whole machine."""
+    """Return whether a limited backend refuses only a test's dtype or network, not the whole machine."""
     text = str(error)
     named = any(text.startswith(f"backend {name!r} cannot run") for name in LIMITED)
     return named and not any(each in text for each in NOT_HERE)
@@ -30,12 +30,12 @@ DEFAULT = Switches()
 
 
 def in_dim(channels, switches):
-    """Width of the network's input."""
+    """Return the width of the network's input."""
     return channels * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
 
 
 def make_layers(widths, generator=None, dtype=torch.float32):
-    """Weights and biases of an MLP with these widths, in the range in which nn.Linear makes them."""
+    """Return weights and biases of an MLP with these widths, in nn.Linear's initial range."""
     weights, biases = [], []
     for ins, outs in itertools.pairwise(widths):
         for parameters, shape in ((weights, (outs, ins)), (biases, (outs,))):
@@ -45,7 +45,7 @@ def make_layers(widths, generator=None, dtype=torch.float32):
 
 
 def make_transformer(width, depth, heads, hidden=None, seed=0, dtype=torch.float32):
-    """Parameters of a CornerTransformer, norms and biases off their neutral values."""
+    """Return the parameters of a CornerTransformer, with norms and biases off their neutral values."""
     generator, hidden = torch.Generator().manual_seed(seed), hidden or width
 
     def made(*shape, around=0.0, scale=0.3):
@@ -79,7 +79,7 @@ class Problem:
         self.to(DEVICE)
 
     def to(self, *target):
-        """Move or convert everything, coord and cell but for their dtype, and return self."""
+        """Move or convert everything, except the dtype of coord and cell, and return self."""
         self.feat = self.feat.to(*target)
         self.coord, self.cell = (t.to(self.feat.device) for t in (self.coord, self.cell))
         self.weights, self.biases = ([p.to(*target) for p in ps] for ps in (self.weights, self.biases))
@@ -87,28 +87,28 @@ class Problem:
 
     @property
     def arguments(self):
-        """The positional arguments of liif_decode."""
+        """Return the positional arguments of liif_decode."""
         return self.feat, self.coord, self.cell, self.weights, self.biases
 
     @property
     def leaves(self):
-        """What a training step differentiates."""
+        """Return the tensors that a training step differentiates."""
         return [self.feat, *self.weights, *self.biases]
 
     def requires_grad(self):
-        """Ask for every gradient, and return self."""
+        """Require every gradient, and return self."""
         for leaf in self.leaves:
             leaf.requires_grad_()
         return self
 
 
 def same_bits(a, b):
-    """Equality of bits, any NaN being equal to any other."""
+    """Compare bits; all NaNs are equal."""
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def run_python(code, *arguments, **environment):
-    """Run code in a Python of its own, which may be given arguments and variables, and return what it prints."""
+    """Run code in a new Python process with arguments and variables, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},

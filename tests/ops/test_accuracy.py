@@ -1,8 +1,8 @@
-"""Promise 2 where it is hardest: gradients summed over many rows, without the floor that test_random.py allows.
+"""Check promise 2 where it is hardest: gradients summed over many rows, without test_random.py's floor.
 
-Rounding errors of a chain of n additions grow with n, those of PyTorch's blocked sums hardly. What is compared is the
-root mean square over a gradient of some hundreds of elements or more, where luck averages out: at most 3 times that of
-the plain form in PyTorch (2 times for the output).
+Rounding errors of a chain of n additions grow with n, those of PyTorch's blocked sums hardly do. The root mean square
+over a gradient of some hundreds of elements or more, where luck averages out, must be at most 3 times that of plain
+PyTorch (2 times for the output).
 """
 
 import pytest
@@ -21,13 +21,13 @@ def rms(tensor):
 
 
 def clear_of_zero(hidden):
-    """Which queries have no pre-activation that rounding might push over 0 (as in test_random.py)."""
+    """Return which queries have no pre-activation near 0, whose sign rounding may change (as in test_random.py)."""
     closest = torch.cat([h.abs() for h in hidden], -1).amin(-1)
     return closest if closest.ndim == 2 else closest.amin(-1)
 
 
 def run(backend, problem, grad, recompute):
-    """Output and gradients of a backend, or of the plain form in the problem's dtype (backend None)."""
+    """Return output and gradients of a backend, or of the plain form in the problem's dtype (backend None)."""
     problem.requires_grad()
     if backend is None:
         out = oracle.decode(*problem.arguments, problem.switches)
@@ -39,7 +39,7 @@ def run(backend, problem, grad, recompute):
 
 @pytest.mark.parametrize("shape", [(24, 25), (12, 11), (3, 3)])
 def test_many_queries(shape):
-    """Some 25, 120 and 1,800 queries a latent, 65,536 rows."""
+    """Test about 25, 120 and 1,800 queries per latent, 65,536 rows."""
     options = {"seed": 5, "batch": 1, "channels": 8, "shape": shape, "queries": ROWS, "hidden": (32, 24)}
     problem, double = Problem(**options), Problem(**options)
     double.to(torch.float64)
@@ -81,7 +81,7 @@ def test_fused_mlp():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_psnr_does_not_move(backend):
-    """A trained model's usual size of output; PSNR against a target 30 dB away moves by less than 0.005 dB."""
+    """At a trained model's usual output, PSNR against a target 30 dB away moves by less than 0.005 dB."""
     problem = Problem(channels=16, hidden=(64, 64), queries=1)
     feat, _, _, weights, biases = problem.arguments
     size = 31, 40

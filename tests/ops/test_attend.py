@@ -1,4 +1,4 @@
-"""attend_corners: every form against the plain one, over depths, heads, widths and maps; the bits of the fused one."""
+"""Compare every form of attend_corners with the plain one over depths, heads, widths and maps; check the fused bits."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ class Attention:
 
 
 def compare(ours, expected, tolerance):
-    """Outputs to `tolerance`, gradients to ten times that, relative to the largest of a tensor and of all."""
+    """Compare outputs to `tolerance`, gradients to ten times that, relative to the largest of a tensor and of all."""
     for one, other in zip(ours[0], expected[0], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
     least = max(grad.abs().max().item() for grad in expected[1].values() if grad is not None) * 0.1
@@ -59,7 +59,7 @@ def compare(ours, expected, tolerance):
 @pytest.mark.parametrize("backend", ["torch", FUSED])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_against_the_plain_form(backend, network, dtype, tolerance):
-    """float64 too, where the plan's rel is float32 all the same."""
+    """Test float64, too, in which the plan's rel is still float32."""
     problem = Attention(*network, values=2, dtype=dtype)
     compare(problem.gradients(backend), problem.gradients("reference"), tolerance)
 
@@ -148,7 +148,7 @@ def test_nan_stays_with_its_queries(where):
 
 
 def test_extreme_latents():
-    """Equal channels have variance 0; huge ones overflow in neither form."""
+    """Equal channels have variance 0, and huge ones overflow in neither form."""
     for scale, spread in ((1.0, 0.0), (1e4, 1.0), (1e-6, 1.0)):
         problem = Attention(8, 2, 2, 8)
         problem.feat = scale * (1 + spread * problem.feat)

@@ -1,4 +1,4 @@
-"""Autocast, and half precision: the network in the low dtype, the plan in float32."""
+"""Under autocast and in half precision the network uses the low dtype, the plan float32."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ HAS_BFLOAT16 = pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has n
 
 
 def at_scale_3(switches):
-    """Every query of x3, half of which a bfloat16 coordinate would send to a wrong latent."""
+    """Test every query of x3; with a bfloat16 coordinate half of them would read a wrong latent."""
     problem = Problem(shape=(9, 11), switches=switches)
     problem.coord = make_coord((27, 33)).expand(2, -1, -1)
     problem.cell = make_cell((27, 33)).expand(2, -1, -1)
@@ -30,7 +30,7 @@ def test_autocast(backend, switches):
     n = len(problem.weights)
 
     def plain(cast):
-        """The plain form with x and the parameters in one dtype."""
+        """Compute the plain form with x and the parameters in one dtype."""
         leaves = [t.to(cast).requires_grad_() for t in doubles]
         out = oracle.decode(leaves[0], problem.coord, problem.cell, leaves[1 : 1 + n], leaves[1 + n :], switches)
         return out, torch.autograd.grad(out, leaves, grad.to(cast))
@@ -46,7 +46,7 @@ def test_autocast(backend, switches):
     def norm(t):
         return t.double().norm().item()
 
-    # Promise 2: the same dtype in plain PyTorch errs at least half (a third) as much.
+    # Promise 2: plain PyTorch in the same dtype has at least half (for gradients a third) of the error.
     assert norm(out - exact) <= 2 * norm(low - exact)
     for ours, e, each in zip(grads, exact_grads, low_grads, strict=True):
         assert ours.dtype == torch.float32
@@ -68,7 +68,7 @@ def test_plan_under_autocast(backend):
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the backend cpu is not under test")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_without_instructions(dtype, monkeypatch):
-    """A processor without products of bfloat16 computes in float32 under autocast, and refuses such tensors."""
+    """A processor without bfloat16 products computes in float32 under autocast, and refuses bfloat16 tensors."""
     monkeypatch.setattr(cpu, "BFLOAT16", False)
     problem = Problem()
     exact = functional.liif_decode(*problem.arguments, backend="cpu")
@@ -86,7 +86,7 @@ def test_without_instructions(dtype, monkeypatch):
 @pytest.mark.parametrize("shape", [(9, 11), (61, 70)])  # the second: few queries on a large map, the direct form
 @pytest.mark.parametrize("recompute", [True, False])
 def test_bfloat16_tensors(hidden, shape, recompute):
-    """Over some networks, output and gradients err at most two and three times as much as plain PyTorch in bfloat16."""
+    """Over several networks, output and gradients have at most two and three times plain PyTorch's bfloat16 error."""
 
     def run(seed, backend, dtype):
         options = {"channels": 5, "shape": shape, "queries": 37, "hidden": hidden, "dtype": torch.bfloat16}
@@ -112,7 +112,7 @@ def test_bfloat16_tensors(hidden, shape, recompute):
 
 @HAS_BFLOAT16
 def test_whole_numbers_are_exact():
-    """Sums of small whole numbers are exact in bfloat16 products summed in float32."""
+    """bfloat16 products of small whole numbers are summed exactly in float32."""
     generator = torch.Generator().manual_seed(0)
 
     def whole(*shape):

@@ -1,4 +1,4 @@
-"""Promise 6: torch.compile without graph breaks and without a recompile for each new size; torch.export; autocast."""
+"""Check promise 6: torch.compile without graph breaks or a recompile for each new size; torch.export; autocast."""
 
 import os
 import sysconfig
@@ -11,7 +11,7 @@ from liif_fast import LIIFDecoder, functional
 from . import oracle
 from .support import ALL_SWITCHES, BACKENDS, Problem, same_bits
 
-# Whatever the sizes, one graph, or one for many queries and one for few on a large map (see backends.factorises).
+# One graph for all sizes, or one for many queries and one for few on a large map (see backends.factorises).
 SIZES = {
     "many": [((13, 17), 163), ((9, 21), 1000), ((2, 3), 5), ((40, 33), 4097)],
     "few": [((13, 17), 11), ((40, 33), 63), ((9, 30), 7), ((60, 3), 2)],
@@ -21,7 +21,7 @@ INDUCTOR = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"
 
 @pytest.fixture(autouse=True)
 def no_recompiling():
-    """Another graph for the same function is an error."""
+    """Make a second graph for the same function an error."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
@@ -35,14 +35,14 @@ def problems(sizes="many", **options):
 
 
 def check_close(a, b):
-    """The same backend, traced: the same sums, perhaps in another order (test_random.py's bound)."""
+    """A traced backend computes the same sums, possibly in another order (test_random.py's bound)."""
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("switches", "sizes"), [(ALL_SWITCHES[0], "many"), (ALL_SWITCHES[7], "few")])
 def test_decode(backend, switches, sizes):
-    """All switches with many queries are test_training's."""
+    """Test few queries here; test_training has all switches with many queries."""
     options = {**switches._asdict(), "backend": backend}
 
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
@@ -109,9 +109,9 @@ def test_gather_corners_and_fused_mlp(backend):
 @pytest.mark.skipif(not INDUCTOR, reason="PyTorch's own compiler needs Python.h (python3-dev)")
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "torch")])
 def test_inductor_keeps_the_plan(backend):
-    """Through PyTorch's own compiler, which fuses multiply-adds: at x3 one fused plan operation would show.
+    """PyTorch's compiler fuses multiply-adds, and at x3 one fused plan operation would show.
 
-    The other backends are single operators to it.
+    It sees the other backends as single operators.
     """
     problem = Problem(queries=1, shape=(9, 11), batch=1)
     size = 27, 33
@@ -141,7 +141,7 @@ def test_export(backend):
 
 
 def test_export_of_sizes():
-    """Sizes that are symbols pass the checks of size, region and shape."""
+    """Symbolic sizes pass the checks of size, region and shape."""
 
     class Windows(torch.nn.Module):
         def forward(self, feat, like):

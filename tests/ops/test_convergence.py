@@ -1,4 +1,4 @@
-"""A small decoder and its features trained with our kernels and with the plain form: the same curves."""
+"""Training a small decoder and its features gives the same curves with our kernels and the plain form."""
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ STEPS = 300
 
 
 def train(backend, disturbed=0.0):
-    """Losses of fitting a smooth image, from features and a decoder that start the same in every call.
+    """Return the losses of fitting a smooth image, from the same initial features and decoder in every call.
 
-    `disturbed` is added to the features, to see what rounding may do.
+    `disturbed` is added to the features to show the effect of rounding.
     """
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -43,9 +43,9 @@ def plain():
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_convergence(backend, plain):
-    """The first steps agree to rounding; then Adam's normalised steps amplify it, so that the band is one of means."""
+    """The first steps agree up to rounding, which Adam's normalised steps then amplify, so later means are compared."""
     ours = train(backend)
-    assert plain[-50:].mean() < plain[:10].mean() / 5  # something was learnt
+    assert plain[-50:].mean() < plain[:10].mean() / 5  # the training has learnt something
     torch.testing.assert_close(ours[:10], plain[:10], rtol=1e-4, atol=0)
     # Means of 25 steps, within 5 %: two runs of the plain form whose features differ by 1e-7 differ by up to 2 %.
     torch.testing.assert_close(ours.view(-1, 25).mean(1), plain.view(-1, 25).mean(1), rtol=0.05, atol=0)

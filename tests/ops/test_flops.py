@@ -16,7 +16,7 @@ FUSED = "cpu"
 
 
 def counted(call, *leaves):
-    """Operations of the forward pass and of both passes."""
+    """Return the operations of the forward pass and of both passes."""
     with FlopCounterMode(display=False) as counter:
         out = call()
         forward = counter.get_total_flops()
@@ -61,7 +61,7 @@ def test_decode_and_render(switches, hidden, recompute):
 
 
 def test_few_queries_of_a_large_map():
-    """The first layer is applied to gathered rows; our backward pass computes them again, as with `recompute`."""
+    """The first layer applies to gathered rows; our backward pass recomputes them, as with `recompute`."""
     feat = torch.randn(1, 16, 90, 110, requires_grad=True)
     weights, biases = layers(148, *[64] * 4, 3)
     coord, cell = torch.rand(1, 7, 2), torch.full((1, 7, 2), 0.1)
@@ -93,7 +93,7 @@ def test_mlp_and_gather(recompute):
 
 
 def test_the_counter_may_be_imported_first():
-    """The other tests import it after the package, as tests/ops/conftest.py does."""
+    """The counter may be imported first; tests/ops/conftest.py imports the package first in other tests."""
     script = (
         "import torch.utils.flop_counter as counter\n"
         "import torch, liif_fast\n"

@@ -1,6 +1,6 @@
-"""Gradients against finite differences in float64, and what is wanted of them is all that is given.
+"""Compare gradients with finite differences in float64; only the requested gradients are computed.
 
-fast_mode compares random projections of the Jacobians; each backend has some compared element by element.
+fast_mode compares random projections of the Jacobians. For each backend some are compared element by element.
 """
 
 import pytest
@@ -20,7 +20,7 @@ def small(switches, hidden=(6, 5), seed=3):
 
 
 def decoder(problem, backend, recompute=None):
-    """A function of feat, coord, cell, then weights and biases in turn."""
+    """Return a function of feat, coord, cell, then alternating weights and biases."""
 
     def decode(feat, coord, cell, *parameters):
         options = {**problem.switches._asdict(), "backend": backend, "recompute": recompute}
@@ -84,7 +84,7 @@ def test_fused_mlp(backend, recompute, nan_empty):
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in PLAIN])
 @pytest.mark.parametrize("switches", ALL_SWITCHES[::3])
 def test_coord_and_cell(backend, switches):
-    """In float64 throughout, at coordinates away from the edges of cells, where the plan jumps."""
+    """Check in float64 throughout, at coordinates away from the edges of cells, where the plan jumps."""
     problem = small(switches).requires_grad()
     coord = (problem.coord.double() * 0.8).requires_grad_()
     cell = problem.cell.double().requires_grad_(switches.cell_decode)
@@ -99,9 +99,9 @@ def test_coord_and_cell(backend, switches):
 @pytest.mark.parametrize("switches", ALL_SWITCHES)
 @pytest.mark.parametrize(("shape", "hidden"), [((3, 4), (40, 9)), ((3, 4), (9,)), ((60, 50), (9, 8))])
 def test_coord_and_cell_of_the_kernels(backend, switches, shape, hidden, nan_empty):
-    """Equal to those of the plain form in float64, also where few queries meet a large map (`decode_direct`).
+    """Gradients equal those of the plain form in float64, also for few queries on a large map (`decode_direct`).
 
-    The plain form's own, in float32, are off by 1e-5 where gradients at a query's corners nearly cancel.
+    The plain form in float32 is off by 1e-5 where gradients at a query's corners nearly cancel.
     """
 
     def gradients(name, recompute, dtype):
@@ -143,7 +143,7 @@ def test_second_derivatives_of_the_reference(switches):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("recompute", [True, False])
 def test_only_what_is_wanted(backend, recompute):
-    """Each gradient alone equals the same gradient among all, bit for bit; what is frozen gets none."""
+    """Each gradient alone equals the same gradient among all bit for bit; frozen tensors get none."""
     problem = Problem(batch=1).requires_grad()
     decode = decoder(problem, backend, recompute)
     leaves = [problem.feat, *parameters(problem)]
@@ -160,7 +160,7 @@ def test_only_what_is_wanted(backend, recompute):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_changed_weights_are_noticed(backend):
-    """A weight changed in place changes the next output; changed between forward and backward, it is an error."""
+    """A weight changed in place changes the next output; a change between forward and backward is an error."""
     problem = Problem().requires_grad()
     decode = decoder(problem, backend)
     first = decode(*problem.arguments[:3], *parameters(problem))

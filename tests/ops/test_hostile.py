@@ -1,4 +1,4 @@
-"""Promise 5: hostile values, sizes and layouts."""
+"""Check promise 5: hostile values, sizes and layouts."""
 
 import mmap
 import os
@@ -17,14 +17,14 @@ NAN = float("nan")
 
 
 def surrounded(tensor):
-    """The same values as a view into a tensor full of NaN."""
+    """Return the same values as a view into a tensor full of NaN."""
     around = torch.full([n + 4 for n in tensor.shape], NAN, dtype=tensor.dtype)
     inside = around[tuple(slice(2, n + 2) for n in tensor.shape)]
     return inside.copy_(tensor)
 
 
 def everything(problem, backend, recompute=None):
-    """Outputs and gradients of every operator."""
+    """Return outputs and gradients of every operator."""
     feat, coord, cell, weights, biases = problem.arguments
     options = {**problem.switches._asdict(), "backend": backend}
     x, weight = functional.gather_corners(feat, coord, cell, **options)
@@ -41,7 +41,7 @@ def everything(problem, backend, recompute=None):
 @pytest.mark.parametrize("switches", ALL_SWITCHES)
 @pytest.mark.parametrize("recompute", [True, False])
 def test_surroundings_change_no_bit(backend, switches, recompute, nan_empty, poison):
-    """NaN around every input, in every uninitialised tensor and in the scratch memory of earlier calls."""
+    """NaN around inputs, in uninitialised tensors and in the scratch memory of earlier calls has no effect."""
     clean = everything(Problem(switches=switches).requires_grad(), backend, recompute)
     problem = Problem(switches=switches)
     problem.feat, problem.coord, problem.cell = map(surrounded, (problem.feat, problem.coord, problem.cell))
@@ -86,13 +86,13 @@ def test_one_bad_latent_reaches_its_readers_only(backend, switches, value):
     assert same_bits(render[0], clean_render[0])
     assert same_bits(render[1][:, ~read], clean_render[1][:, ~read])
     assert not render[1][:, read].isfinite().all(0).any()
-    few = functional.liif_decode(bad, coord[:, :3], cell[:, :3], weights, biases, **options)  # perhaps the direct form
+    few = functional.liif_decode(bad, coord[:, :3], cell[:, :3], weights, biases, **options)  # possibly the direct form
     assert same_bits(few.isfinite(), out[:, :3].isfinite())
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_nan_passes_relu(backend, layer):
-    """In any layer, forward (max(x, 0) written the wrong way round gives 0) and backward."""
+    """A NaN in any layer survives forward (a swapped max(x, 0) would give 0) and backward."""
     problem = Problem().requires_grad()
     with torch.no_grad():
         problem.biases[layer][1] = NAN
@@ -113,7 +113,7 @@ def test_nan_passes_relu(backend, layer):
 
 @pytest.mark.parametrize("switches", ALL_SWITCHES[::3])
 def test_nothing_to_do(backend, switches):
-    """Q = 0, B = 0, a window of no pixels: empty outputs and gradients of 0."""
+    """Q = 0, B = 0 or an empty window give empty outputs and gradients of 0."""
     options = {**switches._asdict(), "backend": backend}
     for batch, queries in ((2, 0), (0, 5), (0, 0)):
         problem = Problem(batch=batch, queries=queries, switches=switches).requires_grad()
@@ -141,14 +141,14 @@ def test_nothing_to_do(backend, switches):
 
 @pytest.mark.parametrize("switches", ALL_SWITCHES)
 def test_one_latent(backend, switches):
-    """A map of 1x1: every corner is the same latent, and the ensemble is its prediction."""
+    """On a 1x1 map every corner is the same latent, and the ensemble is its prediction."""
     problem = Problem(shape=(1, 1), queries=257, switches=switches)
     out = functional.liif_decode(*problem.arguments, **switches._asdict(), backend=backend)
     torch.testing.assert_close(out, oracle.decode(*problem.arguments, switches), rtol=1e-5, atol=1e-6)
 
 
 def lazy(elements):
-    """A float32 tensor of zeros whose memory exists only where it is touched."""
+    """Return a float32 tensor of zeros whose memory exists only where it is touched."""
     no_reserve = 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0
     memory = mmap.mmap(-1, elements * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     return torch.frombuffer(memory, dtype=torch.float32)
@@ -156,7 +156,7 @@ def lazy(elements):
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="needs memory that is not reserved")
 def test_offsets_of_64_bits(backend):
-    """Inputs whose elements lie more than 2^31 apart, in each direction that an operator steps."""
+    """Test inputs whose elements lie more than 2^31 apart in each direction that an operator steps."""
     problem = Problem(channels=3, shape=(5, 4), queries=40, hidden=(9, 8))
     expected = everything(problem.requires_grad(), backend)
     far = 2**31 // 3 + 11
@@ -188,7 +188,7 @@ def test_offsets_of_64_bits(backend):
             original[1] = view
         else:
             setattr(hostile, name, view)
-        if name == "feat":  # PyTorch's own gradients keep a leaf's strides, and would touch all of them
+        if name == "feat":  # PyTorch's gradients keep a leaf's strides and would touch all the memory
             feat, coord, cell, weights, biases = hostile.arguments
             out = functional.liif_decode(feat, coord, cell, weights, biases, backend=backend)
             torch.testing.assert_close(out, expected[0], rtol=1e-5, atol=1e-6)
@@ -205,7 +205,7 @@ def test_offsets_of_64_bits(backend):
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="needs memory that is not reserved")
 def test_projection_beyond_2_31_elements(backend):
-    """The cpu operator on a P of 2^31 elements and more, of which the last few are read."""
+    """Test the cpu operator on a P of more than 2^31 elements, of which it reads the last few."""
     if backend != "cpu":
         pytest.skip("no other backend has P as an input")
     height, width, hidden = 4099, 8193, 64

@@ -1,4 +1,4 @@
-"""Where the fused kernels end: derivatives that they lack, sizes that strain float32, operators called by hand."""
+"""Test the limits of the fused kernels: missing derivatives, sizes that strain float32, direct calls of operators."""
 
 from typing import Any
 

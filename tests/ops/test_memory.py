@@ -1,7 +1,7 @@
-"""Promise 4: memory beyond inputs, outputs and P does not grow with the number of queries.
+"""Check promise 4: memory beyond inputs, outputs and P does not grow with the number of queries.
 
-Each measurement is the growth of the peak resident size of a process of its own, after a small call of the same kind.
-One process loads PyTorch and forks for each.
+Each measurement is the growth of the peak resident size of a separate process after a small call of the same kind. One
+process loads PyTorch and forks for each.
 """
 
 import pytest
@@ -65,7 +65,7 @@ for backend in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def beyond():
-    """Bytes beyond what is counted, by measurement and backend, the largest size last."""
+    """Return the bytes beyond those counted, by measurement and backend, the largest size last."""
     found, sizes = {}, []
     for line in run_python(CODE, *(name for name in BACKENDS if name != "reference"), OMP_NUM_THREADS="1").splitlines():
         if line.lstrip("-").isdigit():
@@ -77,7 +77,7 @@ def beyond():
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_inference(beyond, backend):
-    """A render of 2.25 million queries: 64 MiB, or, in plain PyTorch, some chunks of 8 MiB an activation."""
+    """A render of 2.25 million queries takes 64 MiB, or in plain PyTorch some chunks of 8 MiB per activation."""
     small, large = beyond["inference", backend]
     assert large < (64 if backend == "cpu" else 256) * MIB
     assert large - small < (8 if backend == "cpu" else 32) * MIB  # nine times the queries; allocators round
@@ -85,7 +85,7 @@ def test_inference(beyond, backend):
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_training(beyond, backend):
-    """A step on a network so small that many queries are quick: a constant, where activations are not kept."""
+    """A step takes constant memory if activations are not kept; the network is small, so many queries are quick."""
     small, large = beyond["training", backend]
     assert large < 256 * MIB
     assert large - small < 32 * MIB  # keeping them would be 800,000 rows of 96 activations: 300 MiB
@@ -93,5 +93,5 @@ def test_training(beyond, backend):
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "torch")])
 def test_a_million_training_queries(beyond, backend):
-    """By default, too: kept would be 1.5 GiB of hidden activations, and the budget of 4 GiB is for 256 wide layers."""
+    """The default also recomputes, instead of keeping 1.5 GiB; the 4 GiB budget is for layers 256 wide."""
     assert beyond["default", backend][0] < 768 * MIB

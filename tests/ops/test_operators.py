@@ -1,4 +1,4 @@
-"""torch.library.opcheck of every operator that the package defines: schema, fake, autograd, traced with sizes free."""
+"""Run torch.library.opcheck on every operator of the package: schema, fake, autograd, tracing with free sizes."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def samples():
     for keep in (0, 5, 11):
         saved = torch.randn(keep, 11)
         yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
-    weights, biases = make_layers((4, 5))  # one layer: nothing hidden to save
+    weights, biases = make_layers((4, 5))  # one layer has no hidden activations to save
     yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
     yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
@@ -78,7 +78,7 @@ def samples():
 
 
 def attend_samples(depth, heads):
-    """A transformer over the corners, as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
+    """Return a transformer over the corners as liif_fast.backends.attention prepares it; 4 channels, 2 values."""
     transformer = make_transformer(4, depth, heads, hidden=5)
     first = attention.split(torch.randn(2, 4, 3, 5), torch.randn(2, 2, 3, 5), transformer)
     table, by_rel, layers = first.table, first.by_rel, attention.folded(transformer)
@@ -90,7 +90,7 @@ def attend_samples(depth, heads):
 
 
 def low_samples():
-    """The same in bfloat16: outputs, and gradients but those of feat and x, are float32."""
+    """In bfloat16, outputs and all gradients except those of feat and x are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
@@ -119,7 +119,10 @@ SAMPLES = list(samples())
 
 def test_every_operator_has_a_sample():
     defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("liif_fast::")}
-    hopper = {"decode_sm90", "render_sm90"}  # without a CPU implementation; tests/backends/test_cuda.py has their fakes
+    hopper = {
+        "decode_sm90",
+        "render_sm90",
+    }  # they have no CPU implementation; tests/backends/test_cuda.py tests their fakes
     assert defined - hopper == {name for name, _ in SAMPLES}
 
 

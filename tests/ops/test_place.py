@@ -35,7 +35,7 @@ def test_part_equals_whole(backend: str, unfold: bool, size: tuple[int, int]) ->
         result = liif_render(part, size, region=region, place=(top, left, *SHAPE), **network)
         if backend == "cpu":
             assert torch.equal(result, whole)
-        else:  # another size of convolution or product may sum in another order
+        else:  # a convolution or product of another size may sum in another order
             torch.testing.assert_close(result, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
 
 

@@ -1,6 +1,6 @@
-"""Promise 1: the corner plan, bit for bit, on every backend and in every operator that makes one.
+"""Check promise 1, the corner plan bit for bit, on every backend and in every operator that makes one.
 
-Expected values come from oracle.py (numpy float32, no operation fused); no tolerance anywhere but where it says so.
+Expected values come from oracle.py (numpy float32 without fused operations). There is no tolerance except where noted.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def scaled(shape, scale):
 
 
 def edge_coords(shape):
-    """Coordinates at and beyond the edges of the map, of latents and of cells, each with its float32 neighbours."""
+    """Return coordinates at and beyond the edges of map, latents and cells, each with its float32 neighbours."""
     special = [0.0, -0.0, 1, 1.5, 1 + 1e-6, 1 - 1e-6, 1 - 2e-6, 2, 3, 1e-6, 1e-30, 1e-45, 1e30, 3e38, np.inf, np.nan]
     values = [np.float32(v) * sign for v in special for sign in (1, -1)]
     for n in shape:
@@ -42,10 +42,10 @@ def edge_coords(shape):
 
 
 def check_plan(got, coord, shape, ensemble):
-    """The plan `got` (index, rel, weight) of coord [Q, 2] is the oracle's."""
+    """Assert that the plan `got` (index, rel, weight) of coord [Q, 2] equals the oracle's."""
     for name, ours, expected in zip(("index", "rel", "weight"), got, oracle.plan(coord, shape, ensemble), strict=True):
         expected, ours = torch.from_numpy(expected).unsqueeze(0), ours.cpu()
-        if name == "index":  # which latent a NaN reads is nobody's business, as long as there is one
+        if name == "index":  # a NaN may read any latent, as long as it exists
             known = ~torch.from_numpy(np.isnan(coord)).view(1, -1, 1, 2).expand(expected.shape)
             assert torch.equal(ours[known], expected[known])
             assert bool(((ours >= 0) & (ours < torch.tensor(shape))).all())
@@ -71,7 +71,7 @@ def test_corner_plan(n, ensemble):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_gather_corners(backend, ensemble):
-    """The plan inside gather_corners: the latents say where they are."""
+    """The plan inside gather_corners is right, as latents that encode their position show."""
     for n in SIDES:
         shape = height, width = grid_of(n)
         coord = np.concatenate([oracle.grid(scaled(shape, scale))[:: 1 + n % 5] for scale in SCALES])
@@ -88,30 +88,30 @@ def test_gather_corners(backend, ensemble):
         assert same_bits(scale, expected.unsqueeze(2).expand(scale.shape))
 
 
-# ---- The plan inside decode and render, read off through networks whose arithmetic is exact.
+# ---- The plan inside decode and render, read through networks with exact arithmetic.
 
 
 def nearest_network():
-    """One corner: out = (row of the latent, its column, rel_row, rel_column, cell_row * H, cell_column * W).
+    """Make a network for one corner: out = (row, column, rel_row, rel_column, cell_row * H, cell_column * W).
 
-    Through a hidden layer of both signs, which fused kernels need: x = relu(x) - relu(-x).
+    Fused kernels need a hidden layer, which holds both signs: x = relu(x) - relu(-x).
     """
     first = torch.cat((torch.eye(6), -torch.eye(6)))
     return [first, first.T.contiguous()], [torch.zeros(12), torch.zeros(6)]
 
 
 def parity_map(height, width):
-    """Sixteen channels, four kinds of latents (neighbours differ): is it, its row, its column, is it not."""
+    """Make sixteen channels for four kinds of latents (neighbours differ): is it, its row, its column, is it not."""
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     kind = torch.nn.functional.one_hot(row % 2 * 2 + column % 2, 4).permute(2, 0, 1).float()
     return torch.cat((kind, kind * row, kind * column, 1 - kind)).unsqueeze(0)
 
 
 def blended_network():
-    """Four corners: for each kind of latents its weight, and weight times row, column, rel_row+-, rel_column+-.
+    """Make a network for four corners: each kind's weight, and weight times row, column, rel_row+-, rel_column+-.
 
-    A hidden unit is relu(-4 * not_kind +- rel): rel where the latent is of the kind, else 0 (for |rel| < 4), both
-    exactly. Sums over the corners have one term that is not 0 where the four latents are distinct.
+    A hidden unit is relu(-4 * not_kind +- rel): exactly rel if the latent is of the kind, else exactly 0 (|rel| < 4).
+    If the four latents are distinct, sums over the corners have one nonzero term.
     """
     first = torch.zeros(28, 20)  # of 16 channels, 2 of rel, 2 of cell
     first[:12, :12] = torch.eye(12)
@@ -122,7 +122,7 @@ def blended_network():
 
 
 def blended_expected(coord, shape):
-    """What blended_network makes of a plan, [Q, 28], and where the four latents are distinct [Q]."""
+    """Return blended_network's output for a plan, [Q, 28], and where the four latents are distinct, [Q]."""
     index, rel, weight = oracle.plan(coord, shape)
     kind = index[..., 0] % 2 * 2 + index[..., 1] % 2
     hidden = np.zeros((*kind.shape, 28), np.float32)
@@ -137,7 +137,7 @@ def blended_expected(coord, shape):
 
 
 def decoded(backend, shape, size, switches, network, feat):
-    """The same grid through decode, render, and a window of render: [H*W, out] each, and the window's rows."""
+    """Return the same grid by decode, render, and a window of render, [H*W, out] each, and the window's rows."""
     feat, coord, cell = (t.to(DEVICE) for t in (feat, make_coord(size)[None], torch.tensor([0.25, 0.125])))
     network = [[p.to(DEVICE) for p in ps] for ps in network]
     options = {**switches._asdict(), "backend": backend}
@@ -150,10 +150,10 @@ def decoded(backend, shape, size, switches, network, feat):
 
 
 def check_exact(backend, out, expected):
-    """The bits; of three TF32 products, which stand for a float32 one, what the last bit's rounding leaves.
+    """Compare bits; for backends that replace a float32 product by three TF32 ones, allow the last bit's rounding.
 
-    There each factor is split into two of 11 bits, so that of 24 bits the last may be lost; the plan of such a backend
-    is held to the bit by test_gather_corners.
+    Such a product splits each factor into two of 11 bits, so the last of 24 bits may be lost. test_gather_corners
+    checks such a backend's plan bit for bit.
     """
     if backend == "triton" and DEVICE != "cpu":
         torch.testing.assert_close(out, expected, rtol=2.0**-22, atol=0)
@@ -184,12 +184,12 @@ def test_decode_and_render_of_the_blend(backend):
             expected, distinct = map(torch.from_numpy, blended_expected(oracle.grid(size), shape))
             for out in decoded(backend, shape, size, BLENDED, blended_network(), parity_map(*shape)):
                 check_exact(backend, out[distinct], expected[distinct])
-                # Elsewhere terms of one kind are added, perhaps fused: three sums of at most 40 round by 2^-24 each.
+                # Elsewhere terms of one kind are added, possibly fused: three sums of at most 40 round by 2^-24 each.
                 torch.testing.assert_close(out, expected, rtol=2.0**-22, atol=1e-9)
 
 
 def test_compiled_plan():
-    """No compiler may fuse the plan's operations: the operator is opaque to it."""
+    """The operator is opaque to compilers, so none may fuse the plan's operations."""
 
     def both(coord, height, width):
         return functional.corner_plan(coord, (height, width))

@@ -1,19 +1,19 @@
-"""Random configurations: every operator and backend, forward and backward, against float64 (promises 2 and 5).
+"""Compare every operator and backend with float64 on random configurations, forward and backward (promises 2 and 5).
 
-LIIF_FAST_TEST_CONFIGS is how many, LIIF_FAST_TEST_SEED the first of them. A failure prints the line that repeats it.
+LIIF_FAST_TEST_CONFIGS is their number, LIIF_FAST_TEST_SEED the first one. A failure prints the line that repeats it.
 
-Tolerances, all of the root mean square of a tensor's error:
-* FORWARD, GRADIENT: promise 2, at most 2 (gradients 3) times the error that plain PyTorch makes in the same dtype. For
-  float64, that error is taken from float32, in units in the last place.
-* FLOOR: beside it, units in the last place of the tensor's size, for tensors of a few elements, where plain PyTorch may
-  be exact by luck; 1.3 times (in float64, whose yardstick rounds too, 2 times) what plain PyTorch itself needs against
-  another order of its own sums over 700 configurations. A gradient's size is what it is for DRAWS other random
-  gradients at the output, for its own terms may happen to cancel. test_accuracy.py has no such floor.
-* PLAIN: promise 2, the largest deviation from the plain form, relative to the largest output: 1e-5 in float32, in
-  float64 as many units in the last place.
-Gradients do not depend on the sign of rounding noise: a query gets no output gradient if the network has a
-pre-activation within MARGIN of 0 for it (float32 errs there by some 1e-7), for then a ReLU may legitimately fall either
-way. KEPT says how many queries must remain.
+The tolerances limit the root mean square of a tensor's error:
+* FORWARD, GRADIENT: promise 2, at most 2 (gradients 3) times plain PyTorch's error in the same dtype. For float64, that
+  error is taken from float32, in units in the last place.
+* FLOOR: in addition, units in the last place of the tensor's size, for tensors of a few elements, where plain PyTorch
+  may be exact by luck. It is 1.3 times (in float64, whose yardstick rounds too, 2 times) the difference between two
+  orders of plain PyTorch's sums over 700 configurations. A gradient's size is measured with DRAWS other random
+  gradients at the output, because its own terms may cancel. test_accuracy.py has no such floor.
+* PLAIN: promise 2, the largest deviation from the plain form, relative to the largest output: 1e-5 in float32, the same
+  number of units in the last place in float64.
+Gradients must not depend on the sign of rounding noise. So a query gets no output gradient if one of its
+pre-activations is within MARGIN of 0 (float32 errs there by about 1e-7), where a ReLU may round to either side. KEPT is
+the share of queries that must remain.
 """
 
 import itertools
@@ -36,7 +36,7 @@ FIRST = int(os.environ.get("LIIF_FAST_TEST_SEED", 0))
 FORWARD, GRADIENT, DRAWS, PLAIN, MARGIN, KEPT = 2, 3, 2, 1e-5, 4e-6, 0.5
 FLOOR = {torch.float32: 12, torch.float64: 32}
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
-WORK = 1.5e7  # multiply-adds of a configuration's network, so that a thousand of them stay quick
+WORK = 1.5e7  # limit of a network's multiply-adds, so that a thousand configurations stay quick
 
 
 def side(rng):
@@ -87,7 +87,7 @@ class Config:
         if self.op == "fused_mlp":
             feat = normal(*self.rng.choice(((), (self.queries,), (self.batch, self.queries))), self.channels)
         coord = torch.rand(self.batch, self.queries, 2, generator=generator) * 2.2 - 1.1
-        if self.rng.random() < 0.5:  # a regular grid's pixel centres, where the plan's ties are
+        if self.rng.random() < 0.5:  # a regular grid's pixel centres, which have the plan's ties
             full = torch.from_numpy(oracle.grid([n * self.rng.choice((2, 3, 5)) for n in self.shape]))
             coord = full[torch.randint(len(full), (self.batch, self.queries), generator=generator)]
         shape = (self.batch, 2) if self.op == "render" else (self.batch, self.queries, 2)
@@ -97,7 +97,7 @@ class Config:
         return feat, coord, cell, weights, biases
 
     def lay_out(self, tensor):
-        """The same values in another memory layout, sometimes with NaN all around."""
+        """Return the same values in another memory layout, sometimes with NaN all around."""
         kind = self.rng.choice(("contiguous", "padded", "padded", "strided", "transposed", "channels_last", "expanded"))
         tensor = tensor.to(DEVICE)
         if kind == "padded":
@@ -117,7 +117,7 @@ class Config:
         return tensor.clone()
 
     def plain(self, inputs, hidden=None):
-        """The plain form of this configuration."""
+        """Compute this configuration by the plain form."""
         feat, coord, cell, weights, biases = inputs
         if self.op == "fused_mlp":
             return oracle.mlp(feat, weights, biases, hidden)
@@ -129,7 +129,7 @@ class Config:
         return oracle.decode(feat, coord, cell, weights, biases, self.switches, hidden)
 
     def ours(self, backend, inputs):
-        """What a backend makes of it."""
+        """Compute this configuration by a backend."""
         feat, coord, cell, weights, biases = inputs
         options = {"backend": backend, "recompute": self.recompute}
         if self.op == "fused_mlp":
@@ -152,7 +152,7 @@ class Config:
         return [leaf.requires_grad_() for leaf, want in zip(leaves, wanted, strict=False) if want]
 
     def gradients_at_output(self, out, hidden):
-        """Random output gradients, 0 where a ReLU's sign is rounding noise (see the top of this file)."""
+        """Return random output gradients, 0 where a ReLU's sign is rounding noise (see the top of this file)."""
         generator = torch.Generator().manual_seed(self.seed)
         grads = torch.randn((1 + DRAWS, *out.shape), generator=generator, dtype=torch.float64)
         if hidden:
@@ -166,7 +166,7 @@ class Config:
         return [self.lay_out(grad) for grad in grads.to(self.dtype)]
 
     def expected(self, inputs, wanted):
-        """The plain form in float64 and in float32, the gradients at the output, and Expected for all there is."""
+        """Compute the plain form in float64 and float32, the gradients at the output, and Expected for each tensor."""
         hidden, grads, results = [], None, []
         for dtype in (torch.float64, torch.float32):
             at = convert(inputs, dtype)
@@ -196,7 +196,7 @@ class Expected(NamedTuple):
 
 
 def convert(inputs, dtype):
-    """Copies on the CPU; coord and cell keep their dtype."""
+    """Return copies on the CPU; coord and cell keep their dtype."""
     feat, coord, cell, weights, biases = inputs
     feat, *parameters = (t.detach().to("cpu", dtype, copy=True) for t in (feat, *weights, *biases))
     return feat, coord.cpu(), cell.cpu(), parameters[: len(weights)], parameters[len(weights) :]
@@ -207,7 +207,7 @@ def rms(tensor):
 
 
 def compare(name, got, dtype, expected, times):
-    """Complain of a wrong shape or dtype, or of an error too large."""
+    """Fail on a wrong shape or dtype, or too large an error."""
     assert got.shape == expected.exact.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(expected.exact.shape)}"
     assert got.dtype == dtype, f"{name}: dtype {got.dtype}"
     error, usual = rms(got.cpu().double() - expected.exact), expected.error * EPS[dtype] / EPS[torch.float32]
@@ -222,7 +222,7 @@ def check(config, backend, inputs, wanted, plain, grad, expected, expected_grads
     plain = plain if config.dtype == torch.float32 else expected.exact
     far = ((out.cpu() - plain).abs().max() / plain.abs().max()).item()
     limit = PLAIN * EPS[config.dtype] / EPS[torch.float32]
-    few = plain.numel() < 16  # all of them may be near 0, where their terms happen to cancel
+    few = plain.numel() < 16  # all of them may be near 0 if their terms cancel
     assert few or far <= limit, f"output: {far:.3g} of the largest from the plain form, allowed {limit:.3g}"
     if not leaves:
         return

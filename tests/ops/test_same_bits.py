@@ -1,4 +1,4 @@
-"""Promise 3: the forward's bits depend on nothing but the query; the backward repeats itself."""
+"""Check promise 3: the forward's bits depend only on the query, and the backward is repeatable."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_chunks_and_batches(backend, switches, dtype):
 @DTYPES
 @pytest.mark.parametrize("switches", ALL_SWITCHES)
 def test_few_queries_of_a_large_map(backend, switches, dtype):
-    """The direct form, which the cost model takes for one query, equals the factorised form, taken for many."""
+    """The direct form, chosen for one query, equals the factorised form, chosen for many."""
     problem = Problem(shape=(41, 37), queries=1600, switches=switches, dtype=dtype)
     whole = decode(problem, backend)
     for train in (False, True):
@@ -51,7 +51,7 @@ def test_few_queries_of_a_large_map(backend, switches, dtype):
 @DTYPES
 @pytest.mark.parametrize("switches", ALL_SWITCHES)
 def test_regions(backend, switches, dtype):
-    """Windows and strips of a render, and a decode of the same grid."""
+    """Windows and strips of a render equal a decode of the same grid."""
     feat, _, _, weights, biases = Problem(shape=(13, 9), switches=switches, dtype=dtype).arguments
     options = {**switches._asdict(), "backend": backend}
     for size in ((40, 31), (13, 27), (5, 4), (1, 1), (117, 3)):
@@ -98,9 +98,9 @@ def test_threads(backend, dtype, threads):
 @DTYPES
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_gradients_repeat(backend, dtype, count, threads, request):
-    """Run to run at one number of threads, with activations kept, computed again, or some of each."""
+    """Gradients repeat at one number of threads, with activations kept, recomputed, or some of each."""
     threads(count)
-    if backend == "triton":  # which adds up in a fixed order only where PyTorch is asked to
+    if backend == "triton":  # which adds in a fixed order only if PyTorch is told to
         request.getfixturevalue("nan_empty")
     problem = Problem(batch=3, shape=(5, 4), queries=4097, dtype=dtype).requires_grad()
 
@@ -121,7 +121,7 @@ def test_gradients_repeat(backend, dtype, count, threads, request):
 
 
 def test_threads_of_python(backend):
-    """Several Python threads at once, each with a problem of its own, disturb one another in nothing."""
+    """Several Python threads, each with its own problem, do not disturb one another."""
     from concurrent.futures import ThreadPoolExecutor
 
     problems = [Problem(seed, queries=500 + seed, hidden=(40 + seed, 24)) for seed in range(6)]
@@ -134,7 +134,7 @@ def test_threads_of_python(backend):
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_micro_kernels(backend, isa):
-    """Each instruction set that this processor has passes a reduced random suite, in a process of its own."""
+    """Each instruction set of this processor passes a reduced random suite in its own process."""
     from liif_fast.backends import cpu
 
     if backend != "cpu":

@@ -1,4 +1,4 @@
-"""torch.jit.trace: what it records is right at sizes that it has not seen, or the call is refused."""
+"""torch.jit.trace records what is right at unseen sizes, or the call is refused."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def inputs(queries, height, width):
 
 @torch.no_grad()
 def test_a_trace_is_right_at_other_sizes():
-    """Recorded operators of our own would keep the first map's size and decode others wrongly."""
+    """Our operators are refused, because a recording would keep the first map's size and decode others wrongly."""
     decoder = LIIFDecoder(8, hidden_list=(16, 16))
     traced = torch.jit.trace(decoder, inputs(50, 9, 11))
     for sizes in ((50, 9, 11), (80, 9, 11), (50, 13, 7), (5, 40, 40)):

@@ -1,4 +1,4 @@
-"""PTX arithmetic on arrays of lanes: one function an opcode, each (opcode parts, operands in order) -> result."""
+"""PTX arithmetic on arrays of lanes, one function per opcode, each (opcode parts, operands in order) -> result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPARE = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operat
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c of float32, rounded once: the float64 sum is rounded to odd, so that the second rounding is exact."""
+    """Compute a b + c of float32, rounded once; the float64 sum is rounded to odd, so the second rounding is exact."""
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend
     part = total - product
@@ -30,7 +30,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Integer division towards zero; by zero anything, as PTX has it."""
+    """Divide integers towards zero; division by zero gives anything, as in PTX."""
     b = np.where(b == 0, b.dtype.type(1), b)
     if a.dtype.kind == "u":
         return a // b
@@ -62,7 +62,7 @@ def shift_right(a: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def field(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """bfe: `length` bits of a from bit `start`, sign extended if a is signed."""
+    """Compute bfe: `length` bits of a from bit `start`, sign-extended if a is signed."""
     found = (a.astype(np.int64) >> start.astype(np.int64)) & ((1 << length.astype(np.int64)) - 1)
     if a.dtype.kind == "i":
         found = np.where(
@@ -72,7 +72,7 @@ def field(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
-    """prmt: four bytes out of the eight of b:a."""
+    """Compute prmt: select four of the eight bytes of b:a."""
     both, chosen = b.astype(np.uint64) << np.uint64(32) | a, np.zeros(a.shape, np.uint64)
     for i in range(4):
         select = selector.astype(np.uint64) >> np.uint64(4 * i)

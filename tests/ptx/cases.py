@@ -1,9 +1,9 @@
-"""Operators whose kernels run as compiled PTX, against the formula: a process of test_operators.py.
+"""Compare operators whose kernels run as compiled PTX with the formula, in a process of test_operators.py.
 
     python -m tests.ptx.cases ARCHITECTURE PRECISION (atomic | sorted) (keep | recompute) HIDDEN ...
 
-Prints a line of JSON: for each tensor [name, error, error that plain PyTorch makes, size]; whether the corner plan is
-equal, bit for bit; the instructions executed of each kernel.
+It prints a line of JSON: for each tensor [name, error, plain PyTorch's error, size]; whether the corner plan is equal
+bit for bit; the number of instructions executed of each kernel.
 """
 
 import json
@@ -43,7 +43,7 @@ def main():
     fill_with_nan()
 
     def problems():
-        # The same rounded numbers for all three, so that errors are the computation's alone.
+        # The same rounded numbers for all three, so that all errors come from the computation.
         made = [Problem(shape=(4, 5), queries=9, hidden=tuple(map(int, hidden))).to(dtype) for _ in range(3)]
         made[2].to(torch.float64)
         return [each.requires_grad() for each in made]
@@ -75,7 +75,7 @@ def main():
 
 
 def hostile(shape):
-    """Coordinates [2, Q, 2] on centres and borders of pixels, beside them, beyond the map, and NaN."""
+    """Return coordinates [2, Q, 2] on centres and borders of pixels, beside them, beyond the map, and NaN."""
     axes = []
     for n in shape:
         places = torch.arange(2 * n + 1) / n - 1
@@ -87,7 +87,7 @@ def hostile(shape):
 
 
 def plan_bits(problem, shape, coord):
-    """Yield whether inputs of the network and weights are those of the reference, bit for bit."""
+    """Yield whether the network's inputs and the weights equal the reference's bit for bit."""
     feat = torch.randn(2, 5, *shape, generator=torch.Generator().manual_seed(7)).to(problem.feat.dtype)
     cell = torch.full_like(coord, 0.3)
     plans = [functional.gather_corners(feat, coord, cell, backend=backend) for backend in ("triton", "reference")]

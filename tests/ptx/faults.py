@@ -1,4 +1,4 @@
-"""Faults to plant into a program: each function returns a changed copy of it."""
+"""Plant faults into a program; each function returns a changed copy of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Change = Callable[[Program], Program]
 
 
 def positions(program: Program, opcode: str) -> list[int]:
-    """Return where the instructions lie whose opcode begins like this."""
+    """Return the positions of instructions whose opcode begins like this."""
     wanted = tuple(opcode.split("."))
     return [at for at, each in enumerate(program.code) if each.opcode[: len(wanted)] == wanted]
 
 
 def replaced(program: Program, at: int, *instructions: Instruction) -> Program:
-    """Put instructions in the place of one, and move the labels behind it."""
+    """Replace an instruction by others, and move the labels behind it."""
     shift = len(instructions) - 1
     labels = {name: place + shift if place > at else place for name, place in program.labels.items()}
     return program._replace(code=[*program.code[:at], *instructions, *program.code[at + 1 :]], labels=labels)
@@ -71,7 +71,7 @@ def unguarded(opcode: str, number: int = 0) -> Change:
 
 
 def guarded(opcode: str, number: int = 0, threads: int = 1) -> Change:
-    """Keep the first threads of the block from an instruction."""
+    """Disable an instruction in the first threads of the block."""
     test = Instruction("", False, ("setp", "ge", "u32"), ("%p9999", "%tid.x", str(threads)))
     return edited(opcode, number, lambda each: [test, each._replace(guard="%p9999", negated=False)])
 
@@ -100,7 +100,7 @@ def swapped(opcode: str, index: int, number: int = 0) -> Change:
 
 
 def contracted(program: Program) -> Program:
-    """Fuse each product into the sum behind it that takes it, as a compiler may if it is not told otherwise."""
+    """Fuse each product into the sum that uses it, as a compiler may unless told otherwise."""
     products = {each.operands[0]: each for each in program.code if each.opcode == ("mul", "rn", "f32")}
     code = []
     for each in program.code:
@@ -115,7 +115,7 @@ def contracted(program: Program) -> Program:
 
 
 def everywhere(change: Callable[..., Change], opcode: str, *args: object) -> Change:
-    """Make a change of one instruction to all of its opcode, the last one first."""
+    """Apply a change to all instructions of an opcode, from the last to the first."""
 
     def changed(program: Program) -> Program:
         for number in reversed(range(len(positions(program, opcode)))):

@@ -58,7 +58,7 @@ def multiply(
 
 
 def spread(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
-    """Deal 8x8 matrices of 16 bits out to lanes, as ldmatrix: rows uint16 [warps, matrices, 8, 8]."""
+    """Distribute 8x8 matrices of 16 bits to lanes as ldmatrix does: rows uint16 [warps, matrices, 8, 8]."""
     registers = []
     for matrix in rows.transpose(1, 0, 2, 3):
         matrix = (matrix.transpose(0, 2, 1) if transposed else matrix).astype(np.uint32)

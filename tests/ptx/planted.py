@@ -87,7 +87,7 @@ def descriptor(added: int, of: int = 2) -> Callable[[Instruction], list[Instruct
 
 
 def in_flight(index: int, opcode: str, *operands: str) -> Callable[[Instruction], list[Instruction]]:
-    """Put an instruction behind a product; %0 stands for the first register of its operand `index`."""
+    """Insert an instruction behind a product; %0 means the first register of its operand `index`."""
 
     def edit(each: Instruction) -> list[Instruction]:
         register = elements(each.operands[index])[0]

@@ -2,9 +2,8 @@
 
     python -m tests.ptx.teeth ARCHITECTURE
 
-A process of test_teeth.py. Every barrier and every fence of some kernels is taken out in turn, too.
-
-A line of JSON: {name: what the machine says, "other results" or null where it is not found}.
+test_teeth.py starts this process. Every barrier and fence of some kernels is also removed in turn. The output is a line
+of JSON: {name: the machine's message, "other results", or null if the fault is not found}.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Recorded:
         return None if same else "other results"
 
     def count(self, name, opcode):
-        """How many instructions of an opcode a kernel has."""
+        """Return the number of instructions of an opcode in a kernel."""
         count = []
         self.run(name, lambda program: count.append(len(positions(program, opcode))) or program)
         return count[0]
@@ -80,7 +79,7 @@ def copies(values):
 def main():
     architecture = int(sys.argv[1])
     install(architecture)
-    machine.LIMIT = 20_000  # a planted fault may be a loop that does not end
+    machine.LIMIT = 20_000  # a planted fault may cause an endless loop
     recorded = Recorded()
     recorded.results = {name: recorded.run(name) for name in recorded.calls}
     table = dict(TABLES[architecture])

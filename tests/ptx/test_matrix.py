@@ -1,4 +1,4 @@
-"""The tensor core of the interpreter: exact on integers, and cut towards zero where it is told to truncate."""
+"""The interpreter's tensor core is exact on integers, and cuts towards zero if told to truncate."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from .matrix import LANE, PAIR, ROW, multiply
 
 
 def product(a, b, truncate):
-    """a [16, 8] b [8, 8] of TF32 through the fragments of one warp."""
+    """Compute a [16, 8] b [8, 8] in TF32 through the fragments of one warp."""
     left = [a[ROW + 8 * (i & 1), PAIR + 4 * (i >> 1)].view(np.uint32) for i in range(4)]
     right = [b[PAIR + 4 * i, ROW].view(np.uint32) for i in range(2)]
     registers = multiply(left, right, [np.zeros(32, np.float32)] * 4, "tf32", truncate)

@@ -1,7 +1,7 @@
-"""What Triton compiles for sm_80 and sm_90 is executed on the CPU, and gives what it should.
+"""Execute Triton's code for sm_80 and sm_90 on the CPU and check the results.
 
-Bounds are those of promise 2 (docs/backends.md): at most twice, for gradients three times, the error of the plain form
-in PyTorch in the same dtype, and FLOOR units in the last place of the tensor's size, where that is exact by luck.
+The bounds are promise 2's (docs/backends.md): at most twice, for gradients three times, plain PyTorch's error in the
+same dtype, and FLOOR units in the last place of the tensor's size, where that error may be 0 by luck.
 LIIF_FAST_TEST_COMPILE=all executes every combination of RUNS' columns, and hidden layers up to 256 wide.
 """
 
@@ -75,7 +75,7 @@ def test_why_a_version_is_refused(version, tmp_path):
 
 
 def test_strict_float32_where_tensor_cores_truncate(tmp_path):
-    """With sums of 4 products cut towards zero, as on an A100, and no floor: the error grows with a product's depth."""
+    """Cut sums of 4 products towards zero, as an A100 does, without a floor; the error grows with a product's depth."""
     arguments = ["80", "float32", "sorted", "keep", "32", "24"]
     found = errors(executed(MAIN, arguments, tmp_path, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
     for name, ours, plain, _ in found["errors"]:

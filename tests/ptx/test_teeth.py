@@ -1,4 +1,4 @@
-"""Faults planted into compiled kernels are found by executing them: the checks have teeth."""
+"""Executing compiled kernels finds planted faults, so the checks are effective."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from ..kernels.test_compile_report import MAIN, ROOT, environment
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
 
-# Triton 3.7.1 places these without need: across the barriers, each warp touches only what no other warp does; between
-# the fences, nothing is written.
+# Triton 3.7.1 places these needlessly: across the barriers each warp touches only its own memory, and between the
+# fences nothing is written.
 REDUNDANT = {
     80: {f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16))},
     90: {f"barrier: {name} without number {number}" for name, number in (("decode", 16), ("chain", 16), ("chain", 18))}
@@ -33,7 +33,7 @@ NAMED = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the machine says of each fault, by architecture: executed once in this process."""
+    """Return the machine's result for each fault, by architecture, executed once in this process."""
     results = {}
 
     def of(architecture):

@@ -1,4 +1,4 @@
-"""Each check finds the fault that it is for, and finds none in a backend that is right: here in backend `torch`."""
+"""Each check finds its fault, and none in a correct backend, here `torch`."""
 
 import itertools
 import types
@@ -17,7 +17,7 @@ SMALL = NETWORKS["cpu"][0]
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """spoil(op, change): what backend torch returns for op goes through change(out, arguments)."""
+    """Return spoil(op, change), which passes backend torch's results of op through change(out, arguments)."""
 
     def use(op, change):
         real = backends._backends["torch"]
@@ -45,7 +45,7 @@ def test_one_that_is_right_passes(op, training):
 
 
 def later(factor):
-    """Another result with every call."""
+    """Return another result with every call."""
     count = itertools.count()
     return lambda out, arguments: out * (1 + factor * next(count))
 
@@ -113,7 +113,7 @@ def test_memory_beside_is_watched(monkeypatch):
         blocks[2][3] = 0
 
 
-# Seconds of the rival for one of ours, at the small size and at the large one.
+# The rival's time relative to ours, at the small and the large size.
 RACES = {
     "faster": ([2.0] * 7, [1.5] * 7, True),
     "slower once at the small size": ([2.0] * 3 + [0.9] + [2.0] * 3, [1.5] * 7, True),

@@ -1,6 +1,6 @@
-"""The whole way with real processes: kernels with planted faults, in Triton's interpreter on the CPU.
+"""Qualify kernels with planted faults in real processes, in Triton's interpreter on the CPU.
 
-The processes find the planted kernels by a sitecustomize.py, since they get this process's path.
+The processes find the planted kernels by a sitecustomize.py, because they inherit this process's path.
 """
 
 import os
@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.fixture
 def plant(monkeypatch, tmp_path):
-    """plant(file, old, new): replace a piece of a kernel file, for the processes that are started."""
+    """Return plant(file, old, new), which replaces a piece of a kernel file for the started processes."""
     folder = tmp_path / "planted"
     shutil.copytree(next(iter(kernels.__path__)), folder / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     code = f"import liif_fast.kernels\nliif_fast.kernels.__path__ = [{str(folder / 'kernels')!r}]\n"
@@ -45,7 +45,7 @@ def plant(monkeypatch, tmp_path):
 
 
 def test_a_wrong_kernel_is_found_named_and_stays_off(plant, monkeypatch):
-    """One of two corners' areas are mixed up in decode; one that ends its process does not spoil the third."""
+    """A fault in decode's areas is found, and a kernel that ends its process does not affect the third."""
     monkeypatch.setattr(runner, "OPS", ("decode", "gather_corners", "fused_mlp"))
     monkeypatch.setattr(runner, "QUALIFIED", ("triton",))
     monkeypatch.setattr(runner, "product", lambda *parts: [("triton", op, "float32", False) for op in parts[1]])
@@ -73,7 +73,7 @@ def test_a_hanging_kernel_is_ended_and_stays_off(plant):
 
 
 def _children() -> list[str]:
-    """The commands of this process's children, on Linux."""
+    """Return the commands of this process's children, on Linux."""
     me, found = str(os.getpid()), []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

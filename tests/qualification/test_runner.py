@@ -1,4 +1,4 @@
-"""What becomes of what the examining processes say; they are played here, those of test_planted.py are real."""
+"""Test how the runner handles messages; the processes are simulated here, those of test_planted.py are real."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SPEED = {"taken": True, "ratio": 2.0, "small": 1.5, "than": "torch"}
 
 @pytest.fixture
 def play(monkeypatch, tmp_path):
-    """play(act): act(unit, job) is the message on a unit, or how the process ends there ("hangs", or an exit)."""
+    """Return play(act), where act(unit, job) is a message or how the process ends ("hangs", or an exit code)."""
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path))
     jobs = []
 
@@ -112,7 +112,7 @@ def test_one_that_hangs_is_ended(play):
 
 
 def test_where_only_one_process_has_room_they_go_one_by_one(play):
-    """As on a GPU in exclusive mode, or with little memory."""
+    """A GPU in exclusive mode, or with little memory, has room for one process only."""
     jobs = play(lambda unit, job: right(unit, job) if threading.current_thread() is threading.main_thread()
                 else {"unavailable": "CUDA error: all CUDA-capable devices are busy or unavailable"})  # fmt: skip
     found = exam().run([FIRST, OTHER])
@@ -121,7 +121,7 @@ def test_where_only_one_process_has_room_they_go_one_by_one(play):
 
 
 def test_after_an_error_the_rest_goes_on_in_another_process(play):
-    """The child ends by itself then, without a fault of the next unit."""
+    """The child then ends by itself, which is not a fault of the next unit."""
     jobs = []
 
     def act(unit, job):
@@ -146,7 +146,7 @@ def test_what_is_refused_has_no_verdict(play):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Take device "cpu" for one with kernels, of one precision."""
+    """Treat device "cpu" as one with kernels of one precision."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
@@ -169,7 +169,7 @@ def test_nothing_is_kept_of_a_device_that_cannot_be_used(play, here, tmp_path, c
     play(lambda unit, job: answer if unit[1] == "render" else {"refused": "no"})
     assert main(["qualify", "--device", "cpu"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("liif-fast: error: ") and last.endswith("; nothing was kept")
+    assert last.startswith("liif-fast: error: ") and last.endswith("; nothing was stored")
     assert answer.get("unavailable", "could be examined on cpu: no") in last
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The verdict as `auto` reads it: whose file it must be, for what it holds, and what is said without one."""
+"""Test how `auto` reads the verdict: the file's owner, what it holds for, and the message without one."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ RIGHT = {"correct": True, "taken": True, "ratio": 2.0, "than": "cpu"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """An empty folder of verdicts, and a process that has read none."""
+    """Use an empty folder of verdicts, and forget verdicts read before."""
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path))
     monkeypatch.setattr(backends, "_said", set())
     read = verdict.read
@@ -81,7 +81,7 @@ def test_sources_and_settings_are_in_the_key(tmp_path, monkeypatch):
 
 
 def test_a_gpu_is_described_by_what_matters(monkeypatch):
-    """The driver's build is NVML's, or without NVML the version of CUDA that the driver offers."""
+    """The driver's build comes from NVML, or without NVML from the driver's CUDA version."""
     has = {"name": "GPU", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 150 * 2**30 + 5}
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**has))
     nvml = SimpleNamespace(
@@ -196,7 +196,7 @@ def test_precisions_of_float32(monkeypatch):
 
 
 def test_compiled_calls_take_it_and_exported_programs_do_not(monkeypatch):
-    """A program that is exported runs on other machines, too."""
+    """An exported program ignores the verdict, because it also runs on other machines."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     keep({"triton": {"decode, float32": RIGHT}})

@@ -40,7 +40,7 @@ TINY = {
 
 @pytest.fixture
 def tiny():
-    """A configuration that trains in a second."""
+    """Return a configuration that trains in a second."""
     return copy.deepcopy(TINY)
 
 
@@ -58,7 +58,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def uneven(tiny):
-    """Batches of 3, 3 and 1 samples, of all pixels of crops of several sizes, two to a step."""
+    """Use batches of 3, 3 and 1 samples of all pixels of crops of several sizes, two batches per step."""
     tiny["train_dataset"]["dataset"]["args"] |= {"count": 7, "repeat": 1}
     tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"
     tiny["train_dataset"]["batch_size"] = 3

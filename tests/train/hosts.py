@@ -15,7 +15,7 @@ def ip(*words):
 
 
 def problem():
-    """Say why this machine cannot have such hosts; None if it can."""
+    """Return why this machine cannot have such hosts; None if it can."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "network namespaces need Linux and root"
     if shutil.which("ip") is None:
@@ -28,7 +28,7 @@ def problem():
 
 
 class Hosts:
-    """Two hosts, which see each other only; `with` makes and removes them."""
+    """Two hosts that see only each other; `with` makes and removes them."""
 
     def __enter__(self):
         self.names = [f"liif-{os.getpid()}-{number}" for number in (0, 1)]
@@ -59,7 +59,7 @@ class Hosts:
         ip("netns", "delete", self.names[number])
 
     def torchrun(self, *command, **environment):
-        """Start a command on both hosts, a process on each."""
+        """Start a command on both hosts, one process on each."""
         for rank, name in enumerate(self.names):
             launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"]
             launcher += [f"--master-addr={ADDRESSES[0]}", "--master-port=29400"]
@@ -75,12 +75,12 @@ class Hosts:
         return self.processes[-2:]
 
     def kill(self, number):
-        """End everything on a host at once, torchrun and what it started."""
+        """Kill everything on a host, torchrun and its processes."""
         listed = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
         for pid in map(int, listed.stdout.split()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def cut(self):
-        """Pull the cable: nothing is told to either host."""
+        """Pull the cable without notice to either host."""
         ip("-n", self.names[1], "link", "set", "wire", "down")

@@ -1,11 +1,11 @@
-"""The models' formulas in plain PyTorch, after the encoder's features: what training is compared with."""
+"""The models' formulas in plain PyTorch after the encoder, for comparison with training."""
 
 import torch
 import torch.nn.functional as F
 
 
 def axis(coord, n, shift):
-    """Index of the nearest latent and the coordinate's distance from it, in latents, along an axis."""
+    """Return the index of the nearest latent along an axis and the coordinate's distance from it in latents."""
     moved = (coord + (shift / n + 1e-6 if shift else 0)).clamp(-1 + 1e-6, 1 - 1e-6)
     index = (((moved + 1) * n - 1) / 2).round().long()
     centres = torch.arange(n).float() * (2 / n) + (-1 + 1 / n)

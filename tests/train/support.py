@@ -1,4 +1,4 @@
-"""What the tests of training share."""
+"""Helpers of the training tests."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def load(path):
 
 
 def same(a, b):
-    """Equality of nested containers, bit for bit in tensors."""
+    """Assert equality of nested containers, bit for bit in tensors."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -25,7 +25,7 @@ def run(write, config, root, **args):
 
 
 def assert_same_training(one, two):
-    """Equality, to rounding, of the losses, the validation and the weights of two run folders."""
+    """Assert that the losses, the validation and the weights of two run folders are equal up to rounding."""
     logs = [read_log(folder / "log.csv") for folder in (one, two)]
     assert len(logs[0]) == len(logs[1]) > 0
     for a, b in zip(*logs, strict=True):
@@ -34,5 +34,5 @@ def assert_same_training(one, two):
         assert b["psnr"] == pytest.approx(a["psnr"], abs=1e-3)
     states = [load(folder / "epoch-last.pth")["model"]["sd"] for folder in (one, two)]
     for key, value in states[0].items():
-        # Adam normalises the gradients: rounding of a small one moves its weight by up to a part of the rate.
+        # Adam normalises gradients, so rounding of a small one moves its weight by up to a share of the rate.
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-4)

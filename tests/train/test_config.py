@@ -22,7 +22,7 @@ def put(config, place, value):
 
 
 def test_numbers_without_a_dot(tmp_path, tiny):
-    """1e-4 is a string to PyYAML, quoted or not; 5e-1 stands for any other place."""
+    """PyYAML reads 1e-4 as a string, quoted or not; 5e-1 stands for any other place."""
     text = yaml.safe_dump(tiny).replace("gamma: 0.5", "gamma: 5e-1")
     assert "lr: 1e-4" in text
     for quoted in (text, text.replace("1e-4", "'1e-4'")):
@@ -148,7 +148,7 @@ def test_keys_of_ones_own_may_hold_anchors(tmp_path, tiny):
         path.write_text(text.replace("x-notes", key))
         with pytest.raises(ValueError, match=f"unknown key '{key}'"):
             load_config(path)
-    with pytest.raises(ValueError, match=r"train_dataset: unknown key 'x-size'"):  # at the top alone
+    with pytest.raises(ValueError, match=r"train_dataset: unknown key 'x-size'"):  # only at the top level
         check_config({**tiny, "train_dataset": {**tiny["train_dataset"], "x-size": 1}})
 
 
@@ -165,7 +165,7 @@ def a_test_of(folder, **args):
 
 
 def test_folders_beside_the_file(tmp_path, monkeypatch):
-    """Relative folders are those below the current folder, else those beside the file."""
+    """Relative folders are searched below the current folder, then beside the file."""
     put_images(tmp_path / "set" / "hr", 2)
     (tmp_path / "set" / "split.json").write_text('{"k": ["1.png"]}')
     (tmp_path / "elsewhere").mkdir()
@@ -229,7 +229,7 @@ def test_defaults(tiny):
 
 
 def test_the_rates_of_the_original(tiny):
-    """Of MultiStepLR: epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5; gamma defaults to 0.1."""
+    """As MultiStepLR, epoch 200 trains at 1e-4, epoch-200.pth holds 5e-5, and gamma defaults to 0.1."""
     tiny |= {"epoch_max": 1000, "multi_step_lr": {"milestones": [200, 400, 600, 800], "gamma": 0.5}}
     config = check_config(tiny)
     assert config.rate(199) == config.rate(199.999) == 1e-4  # all of the 200th epoch
@@ -248,7 +248,7 @@ def test_cosine(tiny):
 
 
 def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
-    """Without their images: only the folders are there."""
+    """Shipped configurations pass the checks without their images; only the folders exist."""
     monkeypatch.chdir(tmp_path)
     for part in ("train", "valid"):
         (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
         assert config.train_dataset["wrapper"]["args"] == wrapper
 
 
-# The original's families, each file by what is particular about it.
+# The original's families; each file is identified by what is special about it.
 LIIF = {"imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256] * 4}}}
 DOWNSAMPLED = {"inp_size": 48, "scale_max": 4, "augment": True, "sample_q": 2304}
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""From a YAML file to a table of figures, by the commands alone."""
+"""Go from a YAML file to a table of scores by the commands alone."""
 
 import json
 import math

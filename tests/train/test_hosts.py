@@ -1,4 +1,4 @@
-"""Two hosts that train together, one of which is killed or cut off."""
+"""Two hosts train together, and one is killed or cut off."""
 
 import time
 
@@ -27,7 +27,7 @@ def possible():
 
 @pytest.fixture
 def trained(possible, tmp_path, uneven, write, monkeypatch):
-    """One process's training; the script of two, with its configuration; and where those write."""
+    """Return one process's training, the script of two with its configuration, and the folder that those write."""
     monkeypatch.chdir(tmp_path)
     uneven["train_dataset"]["dataset"]["args"]["repeat"] = 6  # 21 steps, 7 an epoch
     uneven |= {"save_minutes": 0}
@@ -37,14 +37,14 @@ def trained(possible, tmp_path, uneven, write, monkeypatch):
 
 
 def await_a_step(two, processes):
-    """Wait for the first checkpoint in the midst of a training."""
+    """Wait for the first checkpoint within a training."""
     while not (two / "epoch-last.pth").exists():
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         time.sleep(0.05)
 
 
 def assert_one_line(process):
-    """And no traceback of ours; torchrun adds its own report."""
+    """Assert that there is no traceback of ours; torchrun adds its own report."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("liif-fast: ")]
@@ -74,5 +74,5 @@ def test_a_cut_cable(trained, write, uneven, tmp_path):
         for process in processes:
             assert_one_line(process)
     assert 0 < load(two / "epoch-last.pth")["liif_fast"]["steps"] < 21
-    run(write, uneven, tmp_path / "save", name="two", resume=True)  # test_processes.py goes on with two
+    run(write, uneven, tmp_path / "save", name="two", resume=True)  # test_processes.py continues with two
     assert_same_training(one, two)

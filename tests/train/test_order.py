@@ -4,7 +4,7 @@ from liif_fast.train.order import Order, mix
 
 
 def shares(monkeypatch, world, **args):
-    """The batches of an epoch, of every process."""
+    """Return every process's batches of an epoch."""
     parts = []
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
@@ -46,10 +46,10 @@ def test_processes_share_the_batches_of_one(monkeypatch, world):
 
 
 def test_a_process_without_a_share_takes_part_with_nothing_that_counts(monkeypatch):
-    """The last batch has 3 samples, for 4 processes."""
+    """The last batch has 3 samples for 4 processes."""
     parts = shares(monkeypatch, 4)
     order = Order(11, 4, seed=1)
-    order.begin(3)  # as the last process, which the environment still says
+    order.begin(3)  # as the last process, which is still set in the environment
     assert order.share(2) == []
     assert parts[3][2] == order.indices[:1]
 

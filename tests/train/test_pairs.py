@@ -1,4 +1,4 @@
-"""Training on image files: what does not fit is named before the first step."""
+"""In a training on image files, files that do not fit are named before the first step."""
 
 import pytest
 from PIL import Image
@@ -10,7 +10,7 @@ from .support import run
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Two folders of pairs at scale 2, rounded up, as a configuration has them."""
+    """Return a configuration of two folders of pairs at scale 2, rounded up."""
     for name in ("lr", "hr"):
         (tmp_path / name).mkdir()
     for i in range(4):

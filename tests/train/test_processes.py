@@ -1,4 +1,4 @@
-"""Two processes, started by torchrun and joined by gloo, against one with the same batches."""
+"""Compare two processes, started by torchrun and joined by gloo, with one that has the same batches."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_two_processes_train_as_one(tmp_path, uneven, write):
     done = torchrun(tmp_path, write(uneven))
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    assert done.stdout.count("epoch 3/3, loss ") == 1  # told once
+    assert done.stdout.count("epoch 3/3, loss ") == 1  # logged once
     assert_same_training(one, tmp_path / "two")
 
 

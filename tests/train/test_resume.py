@@ -1,4 +1,4 @@
-"""A training that is stopped in whatever way and resumed is, bit for bit, the one that was not."""
+"""A training stopped in any way and resumed equals an uninterrupted one bit for bit."""
 
 import csv
 import errno
@@ -36,7 +36,7 @@ def assert_same_runs(whole, parts):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Send this process a signal while it does its so many-th step."""
+    """Send this process a signal during a step of a given number."""
 
     def arrange(number, signum=signal.SIGINT, times=1):
         step, count = Run._set_rate, []
@@ -65,7 +65,7 @@ KEYS = [
 
 @pytest.mark.parametrize("extra", KEYS, ids=str)
 def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, monkeypatch):
-    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5  # five steps an epoch, or three
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5  # five steps per epoch, or three
     tiny["train_dataset"]["wrapper"]["args"]["degrade"] = True
     tiny |= extra
     whole = run(write, tiny, tmp_path / "whole")
@@ -82,7 +82,7 @@ def test_ctrl_c_in_the_midst_of_an_epoch(tmp_path, tiny, write, extra, stop_at, 
     assert (stopped["epoch"], stopped["liif_fast"]["step"]) == divmod(9 - 9 // (steps + 1), steps)
     assert "; --resume continues from there" in (folder / "log.txt").read_text()
     monkeypatch.undo()
-    torch.manual_seed(99)  # whatever the process did before
+    torch.manual_seed(99)  # regardless of the process's past
     assert_same_runs(whole, run(write, tiny, tmp_path / "parts", resume=True))
     assert "and" in (folder / "log.txt").read_text().split("resumed from")[1].split("\n")[0]
 
@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny, write, stop_at):
 
 
 def test_a_run_goes_on_after_ctrl_c(tmp_path, tiny, stop_at):
-    """And what stopped it is no first signal of what follows."""
+    """A run can train again after a stop, and the old signal does not count as the first one."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 5
     training = Run(check_config(tiny | {"epoch_max": 1}), tmp_path / "run", torch.device("cpu"))
     stop_at(1)
@@ -126,7 +126,7 @@ def test_ctrl_c_in_the_last_step_of_an_epoch_loses_nothing(tmp_path, tiny, write
 
 
 def test_ctrl_c_after_the_last_look_is_not_lost(tmp_path, tiny, write, monkeypatch):
-    """As it may come while a checkpoint is written."""
+    """A signal may come while a checkpoint is written."""
     whole = run(write, tiny, tmp_path / "whole")
     look = Run._look
 
@@ -158,7 +158,7 @@ def test_a_failed_validation_loses_no_epoch(tmp_path, tiny, write, monkeypatch):
 
 
 def test_a_log_ahead_of_its_checkpoint(tmp_path, tiny, write, monkeypatch):
-    """Stopped between an epoch's row and its checkpoint, with half a row more: no epoch is lost or told twice."""
+    """After a stop between an epoch's row and its checkpoint, with half a row more, no epoch is lost or repeated."""
     whole = run(write, tiny, tmp_path / "whole")
     save = trainer.write_checkpoint
 
@@ -228,7 +228,7 @@ sys.exit(main(["train", "--config", sys.argv[1], "--device", "cpu", *options]))
 
 
 def test_files_that_cannot_grow(tmp_path, tiny, write):
-    """A limit of the system's own, in a process: one line, exit code 1, the old checkpoint as it was."""
+    """A file-size limit in a process gives one line, exit code 1, and an unchanged old checkpoint."""
     folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
     before = (folder / "epoch-last.pth").read_bytes()
     assert len(before) > 20_000
@@ -243,7 +243,7 @@ def test_files_that_cannot_grow(tmp_path, tiny, write):
 
 
 def test_killed_at_any_moment(tmp_path, tiny, write):
-    """kill -9 twice, at whatever step or write; a checkpoint after every step."""
+    """kill -9 twice, at any step or write, with a checkpoint after every step."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 30
     tiny |= {"save_minutes": 0, "ema": 0.9}
     path = write(tiny)
@@ -276,11 +276,11 @@ def seen(folder):
     ids=["Ctrl-C", "SIGTERM"],
 )
 def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, code, message):
-    """As a terminal sends Ctrl-C, and what manages jobs sends SIGTERM: a checkpoint, the code, at most one line."""
+    """Ctrl-C from a terminal or SIGTERM from a job manager gives a checkpoint, the exit code, and at most one line."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
     tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
     process = subprocess.Popen(
-        command(write(tiny), tmp_path, "slow"),  # a worker's end would come to notice in the midst of a step
+        command(write(tiny), tmp_path, "slow"),  # a worker's end would be noticed within a step
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -299,7 +299,7 @@ def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no terminals of this kind there")
 def test_a_closed_terminal(tmp_path, tiny, write):
-    """The signal comes, and whatever is printed from then on fails."""
+    """After the signal every print fails."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
     tiny |= {"save_minutes": 0, "epoch_max": 1}
     ours, theirs = os.openpty()
@@ -314,7 +314,7 @@ def test_a_closed_terminal(tmp_path, tiny, write):
     while not seen(tmp_path / "_tiny"):
         assert process.poll() is None
         if select.select([ours], [], [], 0.05)[0]:
-            os.read(ours, 4096)  # what nobody reads would stop it
+            os.read(ours, 4096)  # an unread pipe would stop it
     os.close(ours)
     assert process.wait(60) == 129
     assert "stopped after step" in (tmp_path / "_tiny" / "log.txt").read_text()

@@ -1,6 +1,6 @@
-"""A run that goes on from a file against a plain loop that was never interrupted, whatever the file's memory layout.
+"""Compare a resumed run with an uninterrupted plain loop, for every memory layout of the file.
 
-The steps of the optimizers alone are in test_stepper.py; here are the file, the model built from it and the average.
+test_stepper.py tests the optimizers' steps alone; here are the file, the model built from it and the average.
 """
 
 import copy
@@ -21,7 +21,7 @@ BEFORE, AFTER, DECAY = 3, 4, 0.9
 
 
 class Plain:
-    """The formulas, PyTorch's optimizer without any option about its kernels, and the average as documented."""
+    """Train by the formulas, PyTorch's optimizer without options for its kernels, and the documented average."""
 
     def __init__(self, config):
         torch.manual_seed(0)
@@ -45,7 +45,7 @@ class Plain:
         return (total / count).item()
 
     def checkpoint(self, config):
-        """As the original's train_liif.py writes it."""
+        """Write a checkpoint as the original's train_liif.py does."""
         optimizer = {**config.optimizer, "sd": self.optimizer.state_dict()}
         return {"model": {**config.model, "sd": self.model.state_dict()}, "optimizer": optimizer, "epoch": 0}
 
@@ -99,7 +99,7 @@ def test_our_file_in_another_layout(tmp_path, tiny, name, before, after):
 
 
 def test_a_state_with_gaps(tmp_path, tiny):
-    """As views that were saved have them."""
+    """Return tensors with the strides of saved views."""
     config = configure(tiny, ADAM, channels_last=False)
     plain, given = Plain(config), batches(tiny, 2, BEFORE + AFTER)
     for batch in given[:BEFORE]:

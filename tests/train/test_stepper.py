@@ -1,4 +1,4 @@
-"""Steps of the trainer against plain PyTorch."""
+"""Compare the trainer's steps with plain PyTorch."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ def make_stepper(tiny, name="liif", **keys):
 
 
 def batches(tiny, size, count, **args):
-    """Batches of `size` samples, the same whatever the size."""
+    """Return batches of `size` samples; the samples do not depend on the size."""
     dataset = make(tiny["train_dataset"]["dataset"])
     wrapper = tiny["train_dataset"]["wrapper"]
     wrapper = make({**wrapper, "args": wrapper["args"] | args}, dataset=dataset, seed=3)
@@ -37,7 +37,7 @@ def batches(tiny, size, count, **args):
 
 
 def plain_error(name, model, batch):
-    """Sum of the absolute errors of a batch, and how many values it has."""
+    """Return the sum of a batch's absolute errors, and its number of values."""
     total, count = 0.0, 0
     for group in batch:
         gt = group["gt"]
@@ -130,7 +130,7 @@ def one(group, i):
 
 @pytest.mark.parametrize("sample_q", [32, "all"])
 def test_accumulated_is_one_large_batch(tiny, sample_q):
-    """The mean is over all pixels, whatever the sizes of the parts."""
+    """The mean is over all pixels, for any sizes of the parts."""
     parts, whole = make_stepper(tiny, grad_accum=4), make_stepper(tiny)
     got = parts.step(batches(tiny, 2, 4, sample_q=sample_q), [True] * 4)
     expected = whole.step(batches(tiny, 8, 1, sample_q=sample_q), [True])
@@ -158,7 +158,7 @@ def test_clipping(tiny):
 
 
 def test_average_follows_the_weights(tiny):
-    """After one step of decay min(0.999, 2 / 11) the average is 2/11 of the old and 9/11 of the new weights."""
+    """After one step with decay min(0.999, 2 / 11) the average is 2/11 of the old and 9/11 of the new weights."""
     stepper = make_stepper(tiny, ema=0.999)
     old = [p.detach().clone() for p in stepper.model.parameters()]
     stepper.set_rate(1e-2)
@@ -171,7 +171,7 @@ def test_average_follows_the_weights(tiny):
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_reduced_precision(tiny, amp):
-    stepper, full = make_stepper(tiny, amp=amp, grad_clip=1e9), make_stepper(tiny)  # clipping takes the scale out
+    stepper, full = make_stepper(tiny, amp=amp, grad_clip=1e9), make_stepper(tiny)  # clipping removes the scale
     (batch,) = batches(tiny, 4, 1)
     assert stepper.step([batch], [True]).loss.item() == pytest.approx(full.step([batch], [True]).loss.item(), rel=2e-2)
     assert {p.dtype for p in stepper.model.parameters()} == {torch.float32}
@@ -242,7 +242,7 @@ def test_resumed_is_uninterrupted_in_every_layout(tiny, name, args, source, chan
     for batch in given[3:]:
         assert resumed.step([batch], [True]).loss.item() == pytest.approx(plain_step(batch), abs=1e-6)
     for (key, ours), expected in zip(resumed.model.named_parameters(), model.named_parameters(), strict=True):
-        # A gradient of rounding noise still moves a weight by a part of Adam's step; a wrong moment by several.
+        # A gradient of rounding noise moves a weight by a share of Adam's step, a wrong moment by several steps.
         assert (ours - expected[1]).abs().mean() < 1e-5, key
 
 
@@ -267,7 +267,7 @@ def test_only_an_encoder_can_be_compiled(tiny):
 
 
 class Reads(TorchDispatchMode):
-    """Counts what makes a host wait for its device: reading a value, or a shape that depends on values."""
+    """Count what makes a host wait for its device: reading a value, or a shape that depends on values."""
 
     def __init__(self):
         super().__init__()
@@ -289,4 +289,4 @@ def test_a_step_reads_nothing_back(tiny, keys):
         assert reads.found == []
     with Reads() as reads:
         assert math.isfinite(loss.item())
-    assert len(reads.found) == 1  # what the test would see
+    assert len(reads.found) == 1  # to show that the counter works

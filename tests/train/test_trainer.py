@@ -50,7 +50,7 @@ def test_checkpoint_has_the_original_format(tmp_path, tiny, write):
 
 
 def test_resume_of_a_checkpoint_of_the_original(tmp_path, tiny, write):
-    """What the original writes after epoch 2: no key of ours, and a schedule that has been stepped."""
+    """A checkpoint of the original after epoch 2 has none of our keys, and its schedule has been stepped."""
     model = models.make(tiny["model"])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 3], gamma=0.5)
@@ -88,7 +88,7 @@ def test_resume_with_another_optimizer_is_refused(tmp_path, tiny, write):
 
 
 def test_resume_with_other_settings_of_the_optimizer(tmp_path, tiny, write):
-    """The configuration holds, for what it leaves to the default too, and what differs is said."""
+    """The configuration's settings hold, including defaults, and differences are logged."""
     tiny["epoch_max"] = 1
     tiny["optimizer"]["args"] |= {"eps": 1e-6, "betas": [0.8, 0.99]}
     run(write, tiny, tmp_path)
@@ -110,7 +110,7 @@ def test_resume_with_other_settings_of_the_optimizer(tmp_path, tiny, write):
 
 
 def test_an_output_of_another_shape_is_refused(tmp_path, tiny):
-    """One channel against three would broadcast, and train on nonsense."""
+    """One channel against three is refused, because it would broadcast and train on nonsense."""
     one = Run(check_config(tiny), tmp_path / "three", torch.device("cpu"))
     tiny["model"]["args"]["imnet_spec"]["args"]["out_dim"] = 1
     with pytest.raises(ValueError, match=r"shape of the targets \[1, 32, 3\].*got \[1, 32, 1\]"):
@@ -191,14 +191,14 @@ def test_loss_that_is_not_finite_names_the_step(tmp_path, tiny, write):
 
 @pytest.mark.parametrize("look_every", [1, 20])
 def test_a_sample_that_is_not_finite_is_named(tmp_path, tiny, look_every):
-    """By its number and its file, however many steps later it is seen."""
+    """A diverging sample is named by its number and file, however many steps later it is noticed."""
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(4):
         Image.fromarray(np.full((40, 40, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
     part = {"name": "image-folder", "args": {"root_path": str(folder), "repeat": 3}}
     tiny["train_dataset"]["dataset"] = {"name": "mixed", "args": {"parts": [part]}}
-    tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"  # in groups of another order
+    tiny["train_dataset"]["wrapper"]["args"]["sample_q"] = "all"  # in groups in another order
     training = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
     training.look_every = look_every
     inner, count = training.stepper._call, []
@@ -221,7 +221,7 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path, tiny, look_every):
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, tiny):
-    """They come from gradients, before any loss shows it."""
+    """Weights that are not finite are not saved; they come from gradients before any loss shows it."""
     training = Run(check_config(tiny), tmp_path / "run", torch.device("cpu"))
     training._train_epoch()
     training._finish_epoch()
@@ -235,7 +235,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, tiny):
 
 
 def test_training_learns(tmp_path, tiny):
-    """Forty steps on four images bring the loss down."""
+    """Forty steps on four images reduce the loss."""
     tiny |= {"multi_step_lr": None, "epoch_max": 20}
     tiny["optimizer"]["args"]["lr"] = 3e-3
     tiny["model"]["args"]["residual"] = "bilinear"

@@ -1,4 +1,4 @@
-"""The sample that is tried before a training, and the backend that it settles."""
+"""Test the trial of a sample before a training, and the backend that it chooses."""
 
 import copy
 
@@ -120,7 +120,7 @@ VALIDATES = {f"{op}, float32": {**RIGHT, "taken": False} for op in ("decode", "r
 
 @pytest.mark.parametrize(("results", "first"), [(TRAINS | VALIDATES, "triton"), (TRAINS, "cpu"), (VALIDATES, "cpu")])
 def test_what_has_qualified_to_train_and_to_validate_is_tried_first(results, first, monkeypatch):
-    """Validation is in float32, where a kernel need not be faster, but right."""
+    """Validation is in float32, where a kernel must be correct but need not be faster."""
     found = verdict.Verdict(None, {}, "", {"triton": results})
     monkeypatch.setattr(verdict, "read", lambda kind, index: found)
     assert automatic(torch.device("cpu"), torch.bfloat16)[0] == first
@@ -130,7 +130,7 @@ def test_what_has_qualified_to_train_and_to_validate_is_tried_first(results, fir
     ("main", "others", "first"), [(True, "same", "triton"), (True, "another", "cpu"), (False, "same", "triton")]
 )
 def test_the_main_process_reads_the_verdict_for_all(main, others, first, monkeypatch):
-    """It counts where all have what it was made for; the others read nothing."""
+    """The verdict counts if all processes have its hardware and software; only the main process reads it."""
     reads = []
 
     def read(kind, index):

@@ -13,7 +13,7 @@ def make_run(tmp_path, tiny):
 
 
 def bilinear(run):
-    """Leave of a model with that residual the interpolation only."""
+    """Reduce a model with that residual to its interpolation."""
     for parameter in run.stepper.model.imnet.layers[-1].parameters():
         torch.nn.init.zeros_(parameter)
 
@@ -64,7 +64,7 @@ def test_whole_images(tmp_path, tiny):
 
 
 def test_images_of_several_sizes(tmp_path, tiny):
-    """A batch of all pixels of crops of three sizes: the mean over images does not depend on the batches."""
+    """For all pixels of crops of three sizes, the mean over images does not depend on the batches."""
     tiny["val_dataset"]["wrapper"]["args"]["sample_q"] = "all"
     measured = []
     for size in (1, 3):
@@ -75,7 +75,7 @@ def test_images_of_several_sizes(tmp_path, tiny):
 
 
 def test_picture(tmp_path, tiny):
-    """Three columns: the input enlarged, the prediction, the target; the crops are those that are validated.
+    """The picture has three columns, enlarged input, prediction and target, of the validated crops.
 
     Each is in a cell of 110 x (16 + side) pixels with 8 around it, under a caption.
     """

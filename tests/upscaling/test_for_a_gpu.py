@@ -1,4 +1,4 @@
-"""What is done for a GPU alone, as far as that shows on a CPU."""
+"""Test the code for GPUs, as far as it shows on a CPU."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_the_encoder_for_a_gpu_is_a_copy_in_channels_last(model: nn.Module) -> N
 
 
 def test_an_encoder_that_cannot_be_copied_is_used_as_it_is(model: nn.Module) -> None:
-    """As with a weight that has a graph, which PyTorch's old weight_norm leaves behind."""
+    """An encoder cannot be copied if a weight has a graph, which PyTorch's old weight_norm leaves."""
     encoder = nn.Conv2d(3, 4, 1)
     encoder.product = encoder.weight * 2  # type: ignore[assignment]
     model.encoder = encoder
@@ -63,7 +63,7 @@ def test_pixels_for_a_gpu_are_channels_last(model: nn.Module, monkeypatch: pytes
 
 
 def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whole rows of tiles, and never less than on a CPU."""
+    """Bands are whole rows of tiles, and never smaller than on a CPU."""
     pixels = np.zeros((4000, 3000, 3), np.uint8)
     part = features.Features(
         model,
@@ -85,7 +85,7 @@ def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkey
 
 
 def test_devices_of_a_machine_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any of them can be named; of the processes of torchrun each takes its own unless one is named."""
+    """Any GPU can be named; otherwise each process of torchrun takes its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")

@@ -1,4 +1,4 @@
-"""Memory that runs out, half precision that overflows, interruptions, and the ceilings of memory."""
+"""Test exhausted memory, overflow in half precision, interruptions, and the limits of memory."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """A tiny LIIF with random weights."""
+    """Return a tiny LIIF with random weights."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
@@ -36,7 +36,7 @@ def picture() -> NDArray[np.uint8]:
 
 
 def failing(whole: Callable[..., Any], when: Callable[..., bool], error: BaseException) -> Callable[..., Any]:
-    """`whole`, which raises `error` when `when` says so of its arguments."""
+    """Wrap `whole` so that it raises `error` if `when` holds for its arguments."""
 
     def call(*args: Any, **options: Any) -> Any:
         if when(*args, **options):
@@ -61,7 +61,7 @@ def test_out_of_memory_halves_the_tile(
     caplog: pytest.LogCaptureFixture,
     error: BaseException,
 ) -> None:
-    """The encoder fails on all tiles above 40; the result is as if nothing had been."""
+    """If the encoder fails on all tiles above 40 pixels, the result is unchanged."""
     expected = upscale(picture, model, scale=2)
     tiles: list[int] = []
 
@@ -72,8 +72,8 @@ def test_out_of_memory_halves_the_tile(
     monkeypatch.setattr(features, "encode_window", failing(features.encode_window, too_large, error))
     assert np.abs(upscale(picture, model, scale=2, tile=128).astype(int) - expected).max() <= 1
     assert tiles[:3] == [128, 64, 32]
-    assert "going on with tiles of 64 pixels" in caplog.text
-    assert "going on with tiles of 32 pixels" in caplog.text
+    assert "continuing with tiles of 64 pixels" in caplog.text
+    assert "continuing with tiles of 32 pixels" in caplog.text
 
 
 def test_out_of_memory_halves_the_strip(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_out_of_memory_halves_the_strip(model: nn.Module, picture: NDArray, monk
 def test_out_of_memory_after_the_rendering_halves_the_strip(
     model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quantising takes as much again on the device."""
+    """Memory may also run out in quantising, which takes as much again on the device."""
     expected = upscale(picture, model, scale=2)
 
     def too_large(values: torch.Tensor, dtype: np.dtype) -> bool:
@@ -128,7 +128,7 @@ def test_half_precision_is_close(model: nn.Module, picture: NDArray, precision: 
 def test_overflow_in_half_precision_goes_on_in_float32(
     model: nn.Module, picture: NDArray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Features of 1e6 are infinite in float16; the picture is that of float32, and a notice says so."""
+    """Features of 1e6 are infinite in float16; the picture equals float32's, with a notice."""
     large = make(model.spec).eval()
     large.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_overflow_in_half_precision_goes_on_in_float32(
     assert "float32" not in caplog.text
     result = upscale(picture, large, scale=2, precision="fp16")
     assert np.array_equal(result, expected)
-    assert caplog.text.count("going on in float32") == 1
+    assert caplog.text.count("continuing in float32") == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -149,7 +149,7 @@ def test_overflow_in_the_decoder_alone_renders_the_strip_again(
     monkeypatch: pytest.MonkeyPatch,
     precision: str,
 ) -> None:
-    """As on a GPU, where the decoder is in half precision as well: that strip and all that follow are in float32."""
+    """If the decoder overflows in half precision, as on a GPU, that strip and all later ones are in float32."""
     monkeypatch.setattr(strips, "STRIP_QUERIES", 140 * 30)
     decode = features.Features._decode
     used: list[torch.dtype | None] = []
@@ -167,7 +167,7 @@ def test_overflow_in_the_decoder_alone_renders_the_strip_again(
     used.clear()
     result = upscale(picture, model, scale=2, precision=precision)
     assert used == [half, half, half, None, None, None, None]
-    assert caplog.text.count("going on in float32") == 1
+    assert caplog.text.count("continuing in float32") == 1
     assert np.abs(result.astype(int) - exact).max() <= 8
 
 
@@ -193,7 +193,7 @@ def test_strips(model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPa
     assert len(rows) > 10
     assert np.array_equal(np.concatenate(rows), expected)
     for bad in ({"scale": 0.5}, {"scale": 2, "region": (0, 0, 500, 2)}, {"scale": 2, "tile": 1}):
-        with pytest.raises(ValueError, match=r"scale|region|tile"):  # at once, not while iterating
+        with pytest.raises(ValueError, match=r"scale|region|tile"):  # at once, not during iteration
             upscale_strips(picture, model, **bad)
 
 
@@ -216,7 +216,7 @@ def test_a_region_is_a_part_of_the_whole(
 def test_rows_of_features_change_no_bit(
     model: nn.Module, picture: NDArray, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    """Held row by row, the features give the bits that they give held whole, at odd ratios as well."""
+    """Features held row by row give the bits of the whole map, also at odd ratios."""
     results = []
     for rows in (32, 64, 128):
         monkeypatch.setattr(features.Features, "_band", lambda self, rows=rows: rows)
@@ -251,7 +251,7 @@ def test_interruption_at_any_strip_leaves_nothing(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", target.name]
 
 
-# A process of its own: by how much its peak exceeds that of a small image, which has loaded all that it needs.
+# In a process of its own: by how much its peak exceeds that of a small image run before.
 CHILD = """
 import resource, sys
 import numpy as np, torch
@@ -276,7 +276,7 @@ print(run(1200, 1000, 2) - small)
 
 @pytest.mark.parametrize(("extension", "ceiling"), [("png", 60), ("tif", 60)])
 def test_memory_stays_below_the_features_of_the_whole(tmp_path: Path, extension: str, ceiling: int) -> None:
-    """1.2 million latents of 32 channels would be 146 MiB; the input takes 3 to 8 bytes a pixel, 10 MiB."""
+    """1.2 million latents of 32 channels would take 146 MiB; the input takes 3 to 8 bytes per pixel, 10 MiB."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, tmp_path, extension], capture_output=True, text=True, cwd=ROOT, check=True
     )

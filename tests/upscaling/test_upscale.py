@@ -1,4 +1,4 @@
-"""liif_fast.upscale on every kind of image, against the model's own render of the whole image in floating point."""
+"""Compare liif_fast.upscale on every kind of image with the model's render of the whole image in floating point."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ upscale = functools.partial(upscaling.upscale, tile=8)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """A tiny LIIF with random weights, which adds to its input's interpolation."""
+    """Return a tiny LIIF with random weights and a bilinear residual."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8]}}
@@ -38,7 +38,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 8 pixels and strips of a few rows, so that small images have many."""
+    """Use tiles of 8 pixels and strips of a few rows, so that small images have many."""
     monkeypatch.setattr(features, "MIN_TILE", 8)
     monkeypatch.setattr(options, "MIN_TILE", 8)
     monkeypatch.setattr(features, "FEATURE_BYTES", 19 * 4 * 4 * 8)
@@ -46,7 +46,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def photo(height: int = 13, width: int = 19, channels: int = 3) -> NDArray[np.uint8]:
-    """Smooth colours with some noise."""
+    """Return smooth colours with some noise."""
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(0.3 * x + 0.2 * y + c) for c in range(channels)], -1)
     noise = np.random.default_rng(0).uniform(-20, 20, waves.shape)
@@ -55,7 +55,7 @@ def photo(height: int = 13, width: int = 19, channels: int = 3) -> NDArray[np.ui
 
 @torch.no_grad()
 def whole_render(model: nn.Module, planes: NDArray, size: tuple[int, int]) -> NDArray:
-    """[H, W, 3] in [0, 1] to [*size, 3], untiled, through the plain formula, not clamped."""
+    """Enlarge [H, W, 3] in [0, 1] to [*size, 3] by the plain formula, untiled and not clamped."""
     inp = torch.from_numpy(planes).float().permute(2, 0, 1)[None]
     model.backend = "reference"
     try:
@@ -70,7 +70,7 @@ def sides(array: NDArray) -> tuple[int, int]:
 
 
 def assert_within_one_level(result: NDArray, expected: NDArray, top: int = 255) -> None:
-    """One level, since rounding can fall on either side; most values must be equal."""
+    """Allow one level, because rounding may fall on either side; most values must be equal."""
     difference = np.abs(result.astype(float) - np.clip(expected, 0, 1) * top)
     assert difference.max() <= 1
     assert (difference <= 0.5 + 1e-2).mean() > 0.99
@@ -118,7 +118,7 @@ def test_float_arrays(model: nn.Module, dtype: type) -> None:
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_alpha(model: nn.Module, mode: str) -> None:
-    """Where alpha has no 0, colour and alpha are what they would be alone."""
+    """If alpha has no 0, colour and alpha are rendered independently."""
     pixels = photo(channels=len(mode))
     pixels[..., -1] |= 1
     result = upscale(Image.fromarray(pixels), model, scale=SCALE)
@@ -127,13 +127,13 @@ def test_alpha(model: nn.Module, mode: str) -> None:
     colour = np.ascontiguousarray(pixels[..., :-1])
     assert np.array_equal(out[..., :-1], upscale(colour, model, scale=SCALE))
     alone = upscale(np.ascontiguousarray(pixels[..., -1]), model, scale=SCALE)
-    assert (out[..., -1] == alone).mean() > 0.5  # the rest was clamped to the neighbourhood
+    assert (out[..., -1] == alone).mean() > 0.5  # the others are clamped to the neighbourhood
     assert np.array_equal(upscale(pixels, model, scale=SCALE), out)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_self_ensemble(model: nn.Module, channels: int) -> None:
-    """The mean over all turns of what the model makes of the turned image, rounded once."""
+    """The result is the mean over all turns of the model's output for the turned image, rounded once."""
     pixels = photo(channels=channels)
     pixels[..., -1] |= channels == 4
     result = upscale(pixels, model, scale=SCALE, self_ensemble=True)
@@ -153,7 +153,7 @@ def test_self_ensemble(model: nn.Module, channels: int) -> None:
 
 
 def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
-    """A window of it too, of which only a part is read; opaque stays opaque; progress goes on over the turns."""
+    """A window reads only a part of the input; opaque stays opaque; progress covers all turns."""
     pixels = photo(40, 60)
     Image.fromarray(pixels).save(tmp_path / "in.png")
     seen: list[float] = []
@@ -174,7 +174,7 @@ def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
 
 
 def disc(colour: int, hidden: int) -> NDArray[np.uint8]:
-    """An antialiased disc of one colour; `hidden` is the colour where nothing is visible."""
+    """Return an antialiased disc of one colour; `hidden` is the colour where nothing is visible."""
     y, x = np.mgrid[:24, :24]
     alpha = np.clip(8.5 - np.hypot(x - 11.5, y - 11.5), 0, 1)
     pixels = np.full((24, 24, 4), colour, np.uint8)
@@ -202,7 +202,7 @@ def test_no_halo_and_no_holes(model: nn.Module) -> None:
 def test_no_specks_outside_an_outline_and_no_holes_inside(
     model: nn.Module, size: tuple[int, int], invert: bool, dtype: type
 ) -> None:
-    """Where the nearest alpha and Pillow's bicubic both are empty, or both full, so is it, in any strip or region."""
+    """If the nearest alpha and Pillow's bicubic are both empty or both full, the result is, in any strip or region."""
     ringing = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in ringing.imnet.layers[-1].parameters():
@@ -229,7 +229,7 @@ def test_no_specks_outside_an_outline_and_no_holes_inside(
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_equal_channels_stay_equal(model: nn.Module, dtype: type, channels: int) -> None:
-    """RGB that is gray where it is visible comes out as the gray picture does, in every region."""
+    """RGB that is gray where visible gives the gray picture's result, in every region."""
     gray = photo(channels=1)
     pixels = np.concatenate([gray] * 3 + [photo(channels=2)[..., 1:]] * (channels - 3), 2)
     if channels == 4:
@@ -247,7 +247,7 @@ def test_equal_channels_stay_equal(model: nn.Module, dtype: type, channels: int)
     coloured = upscale(pixels, model, scale=SCALE)
     assert (
         coloured[:20, :20, 0] != coloured[:20, :20, 1]
-    ).any()  # one coloured pixel, far away, and it is a colour picture
+    ).any()  # one distant coloured pixel makes it a colour picture
 
 
 @pytest.mark.parametrize("value", [0, 77, 255])
@@ -270,7 +270,7 @@ def test_palette_and_1_bit(model: nn.Module, caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     bits = image.convert("1")
     result = upscale(bits, model, scale=2)
-    assert caplog.messages[0].startswith("image: has 1 bit a pixel; the models")
+    assert caplog.messages[0].startswith("image: has 1 bit per pixel; the models")
     caplog.clear()
     assert result.mode == "L"
     assert np.array_equal(np.asarray(result), np.asarray(upscale(bits.convert("L"), model, scale=2)))
@@ -357,7 +357,7 @@ def test_other_models() -> None:
 
 
 def test_a_model_that_cannot_be_tiled_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Once for an image, and not for one that a tile would hold."""
+    """The notice is logged once per image, and not for an image within one tile."""
     encoder = {"name": "rcan", "args": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16, "no_upsampling": True}}
     other = make({"name": "metasr", "args": {"encoder_spec": encoder}}).eval()
     upscaling.upscale(photo(), other, scale=2, tile=19)
@@ -370,7 +370,7 @@ def test_progress(model: nn.Module) -> None:
     seen: list[tuple[str, int, int]] = []
     upscale(photo(), model, scale=2, progress=lambda *step: seen.append(step))
     encoded = [step[1:] for step in seen if step[0] == "encode"]
-    # Three tiles a band; the first band is as high as the tiles, the second what is left.
+    # Three tiles per band; the first band is as high as the tiles, the second is the rest.
     assert encoded == [(done, 19 * 13) for done in (0, 48, 96, 152, 182, 212, 247)]
     rows = [step for step in seen if step[0] == "render"]
     assert rows[0] == ("render", 0, 26)
@@ -478,7 +478,7 @@ def test_bad_models_devices_and_backends(model: nn.Module, tmp_path) -> None:
 
 
 def test_models_that_make_no_rgb(model: nn.Module) -> None:
-    """At once where the model says so, else when it has been run."""
+    """Wrong output channels are refused at once if the model states them, otherwise after a run."""
     for imnet in (None, {"name": "mlp", "args": {"out_dim": 1, "hidden_list": [8]}}):
         other = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": imnet, "residual": None}})
         channels = 4 if imnet is None else 1
@@ -495,7 +495,7 @@ def test_models_that_make_no_rgb(model: nn.Module) -> None:
 
 
 def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
-    """Of six channels; with an attribute `out_dim`, as encoders have; on an encoder without one."""
+    """Networks of six channels, with an attribute `out_dim`, or on an encoder without one, are handled."""
 
     class Own(LIIF):
         def __init__(self, **args: Any) -> None:
@@ -514,13 +514,13 @@ def test_models_of_ones_own_that_make_rgb(model: nn.Module) -> None:
     bare = make({"name": "liif", "args": {**model.spec["args"], "imnet_spec": None, "residual": None}})
     bare.encoder = Plain()
     for each in (own, bare):
-        each.register_parameter("unused", nn.Parameter(torch.zeros(1)))  # says on which device it is
+        each.register_parameter("unused", nn.Parameter(torch.zeros(1)))  # its device is that of the model
         assert each.channels_out is None
         assert upscale(photo(), each, scale=2).shape == (26, 38, 3)
 
 
 def test_a_subclass_that_renders_by_itself(model: nn.Module) -> None:
-    """With the arguments of `FeatureModel.render_rgb`, which has no `place`: from the whole map, the same pixels."""
+    """A model whose `render_rgb` has no `place` is rendered from the whole map, with the same pixels."""
 
     class Own(LIIF):
         def render_rgb(self, size: Any, region: Any = None, cell: Any = None) -> torch.Tensor:  # type: ignore[override]
@@ -542,7 +542,7 @@ def test_output_that_is_not_finite_is_an_error(model: nn.Module) -> None:
 
 
 def test_the_shipped_model_beats_bicubic() -> None:
-    """On a photograph that it was not trained on, reduced as it was in training."""
+    """The model beats bicubic on a photograph outside its training set, reduced as in training."""
     with Image.open(shipped_model().parent / "chelsea.png") as opened:
         original = opened.crop((40, 30, 140, 110))
     small = original.resize((50, 40), Image.Resampling.BICUBIC)
@@ -560,7 +560,7 @@ def test_the_shipped_model_beats_bicubic() -> None:
 def test_a_region_of_a_file_reads_only_what_it_needs(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, channels: int, region: Any
 ) -> None:
-    """The same values, from a window of the input."""
+    """A region has the same values, computed from a window of the input."""
     if channels == 4 and extension == "jpg":
         extension = "png"
     pixels, path = photo(90, 120, channels), tmp_path / f"a.{extension}"
@@ -596,7 +596,7 @@ def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
     region: Any,
     hidden: bool,
 ) -> None:
-    """With a hidden pixel elsewhere; one inside takes its colour from afar."""
+    """A hidden pixel elsewhere does not matter; one inside takes its colour from afar."""
     pixels, path = photo(90, 120, channels), tmp_path / "a.png"
     pixels[..., -1] = np.maximum(pixels[..., -1], 1)
     pixels[88, 3, -1] = 0
@@ -611,14 +611,14 @@ def test_a_visible_region_of_a_file_with_alpha_reads_only_what_it_needs(
     part = read_image(tmp_path / "part.png").pixels
     assert np.abs(part.astype(int) - whole[top : top + height, left : left + width]).max() <= 1
     assert ("pixels" in picture.__dict__) == hidden
-    assert ("decoded as a whole, since the region has transparent pixels" in caplog.text) == hidden
+    assert ("decoded as a whole, because the region has transparent pixels" in caplog.text) == hidden
 
 
 @pytest.mark.parametrize("coloured", [False, True])
 def test_a_gray_region_of_a_file_is_that_of_the_whole(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coloured: bool
 ) -> None:
-    """Whether an RGB picture is gray is decided by all of it, read in one pass for that beside the window."""
+    """The whole RGB picture decides whether it is gray, read in one pass besides the window."""
     pixels, path = np.repeat(photo(90, 120, 1), 3, 2), tmp_path / "a.png"
     if coloured:
         pixels[-1, -1] = 1, 0, 0
