@@ -1,8 +1,8 @@
 """Enlarge an image to any size, strip by strip.
 
 `sizes` checks the output's size and window. `options` holds the options of the computation. `alpha` preserves
-transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output. `choice` picks a model
-if none is given.
+transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output.
+`choice` picks a model if none is given.
 """
 
 from liif_fast.upscaling.api import (
