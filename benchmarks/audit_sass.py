@@ -1,18 +1,18 @@
-"""What the compiler made of a Hopper kernel, read from its machine code: python -m benchmarks.audit_sass FILE...
+"""Audit the machine code of a Hopper kernel: python -m benchmarks.audit_sass FILE...
 
-A file is a cubin, an object or an extension, or a .cu, which nvcc then compiles for sm_90a (-D NAME defines a macro).
-No GPU is needed. Found wanting, with exit status 1:
+A file is a cubin, an object, an extension, or a .cu, which nvcc compiles for sm_90a (-D NAME defines a macro). No GPU
+is needed. These faults give exit status 1:
 
-- local memory (LDL, STL): registers that spilled;
-- serialised wgmma: ptxas said so, or an HGMMA is a group of its own and the only one under way when it is waited for;
-- a register of operand A written while an HGMMA that reads it may still run: from the HGMMA to the wait for its group.
-  ptxas before CUDA 13.3 can do this of its own accord (triton-lang/triton, issue 9433);
-- an accumulator touched before the wait for the HGMMA that writes it, or a call while an HGMMA may still run;
+- local memory (LDL, STL), because registers spilled;
+- serialised wgmma: ptxas reports it, or an HGMMA is a group of its own and the only one in flight at its wait;
+- a write to a register of operand A between an HGMMA that reads it and the wait for its group; ptxas before CUDA 13.3
+  can insert one (triton-lang/triton, issue 9433);
+- an access to an accumulator before the wait for its HGMMA, or a call while an HGMMA may run;
 - a register beyond those that a warp has kept or taken with setmaxnreg (USETMAXREG);
-- an end of the kernel that leaves an HGMMA without a wait;
+- an end of the kernel without a wait for an HGMMA;
 - no HGMMA at all: the wrong file, or a kernel that does not use the matrix unit.
 
-Every path through a function is followed, loops and branches included; a predicated instruction counts as executed.
+Every path through a function is followed, including loops and branches. A predicated instruction counts as executed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ENDS = ("EXIT", "RET", "KILL")
 
 
 class Unavailable(RuntimeError):
-    """A tool that is needed is not installed."""
+    """A required tool is not installed."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What the suites see of a run: `rows` makes the tests of a race, `Bench` gives its sizes and runs it.
+"""The suites' view of a run: `rows` makes the tests of a race, `Bench` gives its sizes and runs it.
 
-A race checks its variants and times them in turn, once. Each variant is a test, which replays its laps with a clock of
-ours: pytest-benchmark shows, stores and compares what was timed in turn as if it had timed it itself.
+A race checks its variants and times them in turn, once. Each variant is a test that replays its laps with our clock. So
+pytest-benchmark shows, stores and compares the interleaved times as if it had measured them.
 """
 
 import gc
@@ -17,7 +17,7 @@ from benchmarks import common, limits
 from benchmarks.common import ALWAYS, COMPILED_FORMS, REFERENCE, Raced
 from benchmarks.limits import Work
 
-SECONDS = (8.0, 1.5, 0.0)  # of the rounds of one race, unless it says otherwise: full, --quick, --check
+SECONDS = (8.0, 1.5, 0.0)  # rounds of a race unless it sets them: full, --quick, --check
 
 
 class Clock:
@@ -46,8 +46,8 @@ def rows(
     """Make a test of each variant of a race, ours and the reference's first.
 
     Args:
-        variants: what races beside those two; a row that a case has no call for is skipped.
-        cases: what the race gets after the Bench; each is a race of its own.
+        variants: the other variants; a row without a call in a case is skipped.
+        cases: arguments of the race after the Bench; each is a race of its own.
         ids: format of a case's name.
         half: on a GPU each case races once more under autocast to float16.
     """
@@ -89,18 +89,18 @@ class Bench:
 
     @cached_property
     def yardsticks(self) -> list[limits.Yardstick]:
-        """Measure the machine's rates, in turns with the variants of a race."""
+        """Measure the machine's rates interleaved with a race's variants."""
         return limits.yardsticks(self.device, tiny=self.check)
 
     def pick(self, full: Any, quick: Any, check: Any) -> Any:
-        """Return the one for this run; None means that the race is not part of it, and skips."""
+        """Return the value for this kind of run; None skips the race."""
         choice = check if self.check else quick if self.quick else full
         if choice is None:
             pytest.skip("only of a full run")
         return choice
 
     def long(self, needed: bool) -> None:
-        """Skip what takes minutes unless asked for."""
+        """Skip a race of minutes unless --long is given."""
         if needed and not self.all and not self.check:
             pytest.skip("only with --long")
 
@@ -126,7 +126,7 @@ class Bench:
         work: Work | None = None,
         **options: Any,
     ) -> Raced:
-        """Call `common.race` with this run's rounds and rows, without what takes long to set up in a short run."""
+        """Call `common.race` with this run's rounds and rows; a short run omits variants that are slow to set up."""
         half = self.heat.half and "tolerances" not in options  # else the race has dtypes of its own
         if half:
             name, title = f"{name}-half", f"{title}, float16 autocast"

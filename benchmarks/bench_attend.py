@@ -18,7 +18,7 @@ CHUNK = 100_000  # queries that the authors' code decodes at a time
 
 
 def plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
-    """ILN as its authors compute it: every token through the whole first block, attention as batched products."""
+    """Compute ILN as its authors do: every token through the whole first block, attention as batched products."""
     return torch.cat([_plain(feat, values, part, net) for part in coord.split(CHUNK, 1)], 1)
 
 
@@ -82,7 +82,7 @@ def test_attend_backward(bench: Bench) -> Raced:
     feat.requires_grad_()
     net = model.attention.transformer_of()
     grad = torch.randn(1, coord.shape[1], 1, device=bench.device)
-    # A shift of all logits changes nothing: the gradients of the last two biases are rounding alone.
+    # A shift of all logits changes nothing, so the gradients of the last two biases are only rounding.
     wanted = [
         each
         for name, each in model.attention.named_parameters()

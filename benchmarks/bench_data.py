@@ -1,9 +1,9 @@
-"""Training samples, one batch at a time: the original's way, the lean way of our CPU workers, and batches on a device.
+"""Make training samples, one batch at a time: the original's way, our CPU workers, and batches on a device.
 
-The reference is the original's way. A worker of ours ends with packed samples, which are unpacked on the model's
-device; here the device part is also timed alone. The samples that a training step consumes are measured
-beside them. All images are of one colour, so that every way must come to the same values wherever it crops; what is
-timed does not depend on the values. They are more than fits into a cache, as a data set is.
+The reference is the original's way. Our workers make packed samples, which are unpacked on the model's device; that
+part is also timed alone. The samples that a training step consumes are measured beside them. All images have one
+colour, so every way must give the same values wherever it crops, and times do not depend on the values. Like a data
+set, the images exceed the cache.
 """
 
 import random
@@ -84,7 +84,7 @@ def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, sample_q: int) -> dict[str, Tensor]:
-    """A sample as the original makes it, of an image that its cache holds as floats [3, H, W]."""
+    """Make a sample as the original does, from an image that its cache holds as floats [3, H, W]."""
     side = round(inp_size * random.uniform(scale_min, scale_max))
     top, left = random.randint(0, image.shape[1] - side), random.randint(0, image.shape[2] - side)
     high = image[:, top : top + side, left : left + side]
@@ -107,7 +107,7 @@ def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, 
 
 
 def _step_seconds(wrapper: Any, batch: int, bench: Bench) -> float:
-    """Seconds of one step in float32, the better of two after one to warm up."""
+    """Return the seconds of a step in float32, the better of two after a warm-up."""
     device = bench.device
     encoder = {
         "name": "edsr-baseline",

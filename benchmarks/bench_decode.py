@@ -1,4 +1,4 @@
-"""Decoding without a gradient: images of several sizes and scales, strips of large ones, and scattered queries."""
+"""Decode without gradients: images of several sizes and scales, strips of large ones, and scattered queries."""
 
 import torch
 
@@ -11,7 +11,7 @@ from liif_fast.functional import liif_decode, liif_render
 STRIP = 32_768  # output pixels of a strip
 
 
-# In the first every rival takes part. Where there are many queries the slower runtime is left out.
+# Every rival takes part in the first case. The slower runtime is left out of cases with many queries.
 @rows(
     *COMPILED_FORMS,
     *rivals.KEEPERS,
@@ -50,7 +50,7 @@ def test_render(bench: Bench, scale: float, latents: int) -> Raced:
 
 @rows(EAGER, FACTORISED, cases=[(4, 256), (4, 512)], ids="x{} from {}", half=True)
 def test_strip(bench: Bench, scale: int, latents: int) -> Raced:
-    """Some rows of a large image, as `upscale` renders it: the map of a whole photograph, one piece of the output."""
+    """Render some rows of a large image as `upscale` does, from the map of a whole photograph."""
     side = bench.pick(latents, None, 20)
     problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
     size = side * scale
@@ -76,7 +76,7 @@ def test_strip(bench: Bench, scale: int, latents: int) -> Raced:
 
 @rows(*rivals.KEEPERS, EAGER, FACTORISED, half=True)
 def test_queries(bench: Bench) -> Raced:
-    """Scattered queries: neighbours in the list share no latents."""
+    """Decode scattered queries, whose neighbours in the list share no latents."""
     side, count = bench.pick(128, None, 7), bench.pick(16_384, None, 100)
     problem = make_problem((side, side), hidden=bench.hidden, device=bench.device)
     places = make_queries(1, count, side, bench.device)

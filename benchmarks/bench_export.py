@@ -75,7 +75,7 @@ def exported(model: LIIF, image: Tensor, size: tuple[int, int]) -> dict[str, Cal
 def test_export(bench: Bench, scale: int) -> Raced:
     if bench.device.type != "cpu":
         pytest.skip("the runtimes run on the CPU here")
-    side = bench.pick(128, 48, 5)
+    side = bench.pick(64, 32, 5)
     model = make_model(*bench.pick((16, 64), (16, 64), (1, 4)), bench.hidden)
     image, size = torch.rand(1, 3, side, side), (side * scale, side * scale)
 
@@ -88,6 +88,6 @@ def test_export(bench: Bench, scale: int) -> Raced:
         f"EDSR-baseline-LIIF, x{scale} of {side}x{side}, encoder included",
         backends(run) | exported(model, image, size),
         rounds=9,
-        seconds=60.0,
+        seconds=30.0,
         keepers=RUNTIMES,
     )

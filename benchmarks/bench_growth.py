@@ -1,4 +1,4 @@
-"""Time and memory against queries, latents, batch and threads, with the exponent of each: a race at each size."""
+"""Measure how time and memory grow with queries, latents, batch and threads, by a race at each size."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from benchmarks.common import EAGER, FACTORISED, REFERENCE, Raced, backends, mak
 from liif_fast.functional import liif_decode
 
 NARROW = {"channels": 8, "hidden": (32,) * 4}  # so that a million queries do not take long
-FEW = 1 << 16  # queries beyond which what keeps everything does not take part
+FEW = 1 << 16  # queries beyond which variants that keep everything are left out
 MOST = torch.get_num_threads()
-CHECKED = 4096  # queries of a decoding that are compared; one does not depend on another
+CHECKED = 4096  # queries of a decoding that are compared, because queries are independent
 LEFT_OUT = "left out: it keeps everything of every query"
 
 Calls = dict[str, common.Call]

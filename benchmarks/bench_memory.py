@@ -1,5 +1,5 @@
-"""Peak memory of rendering a large image, with a network so narrow that it does not take long, and of a training step
-in which every pixel is a query."""
+"""Measure the peak memory of rendering a large image, with a narrow network to save time, and of a training step in
+which every pixel is a query."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def test_memory(latents: int, bench: Bench) -> None:
     calls: dict[str, Call] = {
         OURS: render,
         FACTORISED: lambda: render(backend="torch"),
-        # All chunks of the plain formula are alike, so that two of them tell, as a lower bound.
+        # All chunks of the plain formula are alike, so two of them give a lower bound.
         EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases, chunks=2),
     }
     figures: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def test_training_memory(bench: Bench) -> None:
     problem.feat.requires_grad_()
     queries = make_queries(batch, count, side, bench.device)
     grad = torch.randn(batch, count, 3, device=bench.device)
-    # The plain formula keeps everything of every query: a sixteenth of them tells, where all might not fit.
+    # The plain formula keeps everything of every query, so a sixteenth of them suffices; all might not fit.
     some = count // BATCH
     figures: dict[str, Any] = {}
     for name, decode, part, times in ((OURS, liif_decode, count, 1), (EAGER, eager.decode, some, BATCH)):
@@ -69,7 +69,7 @@ def test_training_memory(bench: Bench) -> None:
 
 
 def _measure(call: Call, bench: Bench, times: int = 1) -> tuple[Any, dict[str, Any]]:
-    """Return what a call gives and a figure of the memory, `times` its peak."""
+    """Return a call's result and its memory, `times` its peak."""
     call()  # starts the threads and loads the libraries
     result, peak, _ = memory.peak(call, bench.device)
     assert peak is not None

@@ -1,4 +1,4 @@
-"""Host time of a call that has next to nothing to compute: one query, a network of width 16."""
+"""Measure the host time of a call with almost nothing to compute: one query, a network of width 16."""
 
 from functools import partial
 from typing import Any

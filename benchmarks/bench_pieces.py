@@ -1,4 +1,4 @@
-"""The two pieces for networks of one's own: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
+"""Measure the pieces for your own networks: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
-"""A whole training step in the paper's setting: EDSR-baseline-LIIF, 16 samples of 2,304 queries, L1 loss, Adam.
+"""Measure a training step in the paper's setting: EDSR-baseline-LIIF, 16 samples of 2,304 queries, L1 loss, Adam.
 
-The rate is 0, so that every step does all the work and finds the same weights. On a GPU also as one would train there:
-autocast to bfloat16 and a compiled encoder, with every backend that decodes on one, against the plain model in float32
+The learning rate is 0, so that every step does all the work on the same weights. On a GPU there is also the usual
+setting, autocast to bfloat16 and a compiled encoder, with every backend for GPUs, against the plain model in float32
 and under the same autocast.
 """
 
@@ -22,7 +22,7 @@ from liif_fast.train.stepper import Stepper
 
 CHOSEN = {f"liif_fast, {backend}": backend for backend in FUSED}
 HALF = {"sub": [0.5], "div": [0.5]}
-# bfloat16 rounds operands to 8 bits, by up to 4e-3; of some twenty layers the errors add up in the first's gradient.
+# bfloat16 rounds operands to 8 bits, by up to 4e-3; errors of about twenty layers add up in the first one's gradient.
 BFLOAT_TOLERANCES = (2e-2, 2e-1)
 
 

@@ -1,4 +1,4 @@
-"""What each optimisation brings, one at a time, each on top of those before it."""
+"""Measure the gain of each optimisation, added one at a time."""
 
 from contextlib import ExitStack, closing
 from functools import cache, partial

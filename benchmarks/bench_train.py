@@ -1,4 +1,4 @@
-"""The decoder's forward and backward pass: gradients of the latents and of every parameter."""
+"""Measure the decoder's forward and backward pass with gradients of the latents and of every parameter."""
 
 import torch
 
@@ -8,7 +8,7 @@ from benchmarks.common import COMPILED_FORMS, EAGER, FACTORISED, REFERENCE, Race
 from benchmarks.limits import training_work
 
 # The plain formula keeps 27 KB a query for the backward pass, a compiled factorised one 17 KB.
-TOO_LARGE = 1 << 18  # queries: beyond, those that keep everything do not take part on a CPU
+TOO_LARGE = 1 << 18  # queries beyond which variants that keep everything are left out on a CPU
 
 
 @rows(

@@ -1,4 +1,4 @@
-"""Upscaling a picture with the shipped model, encoder included, as `liif_fast.upscale` does it."""
+"""Upscale a picture with the shipped model, including the encoder, by `liif_fast.upscale`."""
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ def test_upscale(bench: Bench) -> Raced:
     norm = model.norm()
 
     def plain() -> torch.Tensor:
-        """What the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
+        """Enlarge as the original's demo does: normalise, encode, decode the plain formula in chunks, undo, clamp."""
         inp = torch.from_numpy(image).to(bench.device).permute(2, 0, 1).unsqueeze(0)
         inp = norm.inp(inp)
         out = eager.render(model.encoder(inp), (side * scale,) * 2, weights, biases)
-        if model.reads_input:  # what the shipped model has beyond the original's: a residual
+        if model.reads_input:  # the shipped model's residual, which the original has not
             coord, _ = eager.grid((side * scale,) * 2, inp)
             base = F.grid_sample(inp, coord.flip(-1).unsqueeze(1), padding_mode="border", align_corners=False)
             out = out + base.squeeze(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What the suites share: the problem, the check, and the race between variants."""
+"""The suites' common parts: the problem, the check, and the race between variants."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,16 +19,16 @@ COMPILED = "plain, torch.compile"
 FACTORISED = "factorised, eager"  # backend "torch"
 FACTORISED_COMPILED = "factorised, torch.compile"
 COMPILED_FORMS = (COMPILED, FACTORISED_COMPILED)
-REFERENCE = "reference"  # the backend of that name, in float32: all others are checked against it
+REFERENCE = "reference"  # the backend of that name, in float32; all others are checked against it
 ALWAYS = (OURS, REFERENCE)  # take part in every race
 
 INF = float("inf")
 TOLERANCE = 1e-5  # float32 against the plain form, relative to the largest output: promise 2 of docs/backends.md
-# Gradients are compared by their norms, and loosely: rounding decides on which side of zero a few of the millions of
-# ReLUs fall, and each that differs moves the norm, by some 5e-4 at Q = 2304. Leaving out one query moves it by 1.5e-2.
+# Gradients are compared loosely, by their norms, because rounding decides the side of zero for a few of the millions of
+# ReLUs. Their differences change the norm by about 5e-4 at Q = 2304; a missing query changes it by 1.5e-2.
 GRADIENT_TOLERANCE = 5e-3
-# Under autocast both sides round operands to 11 bits (float16). Measured on random networks it is 0.3 % of the largest
-# output; the gradients' norms differ more, since more ReLUs change sides.
+# Under autocast both sides round operands to 11 bits (float16). On random networks outputs differ by 0.3 % of the
+# largest; the gradients' norms differ more, because more ReLUs change sides.
 HALF_TOLERANCE, HALF_GRADIENT_TOLERANCE = 1e-2, 5e-2
 LAP_SECONDS = 0.05
 LEAST_ROUNDS = 3
@@ -40,7 +40,7 @@ Call = Callable[[], Result]
 class Raced(NamedTuple):
     """A race that is over."""
 
-    result: dict[str, Any]  # as in the records; `missing` says why a variant has no figure
+    result: dict[str, Any]  # as in the records; `missing` gives the reason why a variant has no figure
     laps: dict[str, list[float]]  # seconds of each round, by variant
 
 
@@ -76,7 +76,7 @@ def make_problem(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Problem:
-    """Make random latents and a network as PyTorch initialises it, every parameter wanting a gradient."""
+    """Make random latents and a network with PyTorch's initial weights; every tensor requires a gradient."""
     torch.manual_seed(seed)
     feat = torch.randn(batch, channels, *latents)
     weights, biases = linear_chain(LIIFDecoder(channels, 3, hidden).layers)
@@ -84,7 +84,7 @@ def make_problem(
 
 
 def make_queries(batch: int, queries: int, side: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Make random coord and cell [B, Q, 2], as a batch of training has them: anywhere, one scale of 1 to 4 an image."""
+    """Make random coord and cell [B, Q, 2] like a training batch: anywhere, with one scale of 1 to 4 per image."""
     coord = torch.rand(batch, queries, 2) * 2 - 1
     cell = (2 / side / torch.empty(batch, 1, 1).uniform_(1, 4)).expand(batch, queries, 2).contiguous()
     return coord.to(device), cell.to(device)
@@ -93,7 +93,7 @@ def make_queries(batch: int, queries: int, side: int, device: torch.device | str
 def check(
     got: Result, expected: Result, tolerance: float = TOLERANCE, gradient_tolerance: float = GRADIENT_TOLERANCE
 ) -> dict[str, float]:
-    """Compare an output, or an output followed by gradients, with what it should be, and return the relative errors.
+    """Compare an output, or an output followed by gradients, with the expected one, and return the relative errors.
 
     Raises:
         AssertionError: a shape differs, or an error exceeds its tolerance.
@@ -136,18 +136,18 @@ def race(
 
     Args:
         name: key of the result in the records.
-        title: what is measured, for a reader.
-        calls: variants that compute the same, liif_fast and reference among them. A rival that fails or is wrong gets
-            no figure but the reason.
-        rounds: how often each is timed, at most.
-        seconds: rounds end when this is used up, but never before the third.
-        selected: the variants that take part beside liif_fast and reference; None for all.
-        work: what the call cannot avoid; each variant's share of the machine's limit is taken from it.
-        yardsticks: calls that take part for the machine's rates: "sgemm", "matrix", "copy".
+        title: description of the measurement for readers.
+        calls: variants that compute the same, including liif_fast and reference. A rival that fails or is wrong gets
+            the reason instead of a figure.
+        rounds: largest number of rounds.
+        seconds: time limit of the rounds; at least three are run.
+        selected: the variants to race besides liif_fast and reference; None means all.
+        work: the unavoidable work of a call, from which each variant's share of the machine's limit is computed.
+        yardsticks: calls that measure the machine's rates: "sgemm", "matrix", "copy".
         tolerances: of the output and of the gradients.
-        keepers: rivals that keep memory between calls, so that their peak cannot be told here.
-        left_out: variants that do not take part, and why.
-        lap: seconds that a lap takes at least; a shorter call is repeated.
+        keepers: rivals that keep memory between calls, so that their peak cannot be measured here.
+        left_out: variants that do not take part, with their reasons.
+        lap: smallest duration of a lap in seconds; a shorter call is repeated.
 
     Raises:
         AssertionError: our result is wrong.
@@ -195,7 +195,7 @@ def race(
 
 
 def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device: torch.device, lap: float) -> Entrant:
-    """Check a call, and measure its memory and about how long it takes."""
+    """Check a call, and measure its memory and approximate time."""
     call()  # compiles, if it is one that does
     got, peak, took = memory.peak(call, device)
     figures: dict[str, Any] = {"checked": True, **check(got, expected, *tolerances)}
@@ -213,7 +213,7 @@ def _entrant(call: Callable[[], object], seconds: float, lap: float, figures: di
 
 
 def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Return each one's laps; our lap ends a round, another of the others begins each."""
+    """Return the laps of each variant; ours ends each round, and the others take turns in beginning it."""
     laps: dict[str, list[float]] = {each: [] for each in entrants}
     others = [each for each in entrants if each != OURS]
     for turn in range(rounds):
@@ -224,7 +224,7 @@ def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.devi
 
 
 def _shares(work: Work, times: list[float], matrix: list[float], copy: list[float]) -> list[float]:
-    """Return by how much each lap falls short of the limit: the time that the machine needs at least, over the time."""
+    """Return each lap's share of the limit: the time that the machine needs at least, divided by the lap's time."""
     rounds = zip(times, matrix, copy, strict=True)
     return [max(work.flop / flops, work.nbytes / bandwidth) / took for took, flops, bandwidth in rounds]
 

@@ -1,11 +1,10 @@
-"""What changed between two commits, by their records: python -m benchmarks.compare A B.
+"""Compare the records of two commits: python -m benchmarks.compare A B.
 
-Our time is compared in multiples of a yardstick of the same rounds (a matrix product of PyTorch's if one took part,
-else the plain formula, else nothing), so that a machine that was slower on that day does not look like a slower commit.
-Each run of a commit on the same kind of machine gives one median; shown is the median of them. A change counts if it is
-larger than twice the noise of both sides: the standard error that the quantiles imply, or half the range of the runs if
-that is larger; of a single run at least 1.5 %. What disturbs a whole run shows only between runs: so record each commit
-at least three times, on a quiet machine:
+Our time is compared relative to a yardstick of the same rounds (a matrix product of PyTorch, else the plain formula,
+else nothing), so that a slower machine does not look like a slower commit. Each run of a commit on the same kind of
+machine gives one median, and their median is shown. A change counts if it exceeds twice the noise of both sides: the
+standard error from the quantiles, or half the range of the runs if that is larger; at least 1.5 % for a single run.
+What disturbs a whole run shows only between runs, so record each commit at least three times on a quiet machine:
 
     for run in 1 2 3; do make bench ARGS='--record --threads 2'; done
 """
@@ -41,30 +40,30 @@ class Change(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How long it takes after, in multiples of before, by the yardstick."""
+        """Return the time after relative to before, by the yardstick."""
         return math.exp(self.after.log - self.before.log)
 
     @property
     def noise(self) -> float:
-        """Twice the noise of the ratio: what is beyond counts."""
+        """Return twice the noise of the ratio; larger changes count."""
         return math.exp(2 * math.hypot(self.before.noise, self.after.noise)) - 1
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """Return the verdict in a word."""
         if abs(self.after.log - self.before.log) <= math.log1p(self.noise):
             return "within noise"
         return "faster" if self.ratio < 1 else "slower"
 
 
 def sample(results: Sequence[Record]) -> Sample:
-    """Sum up one benchmark's results of the runs of one commit."""
+    """Combine one benchmark's results over the runs of a commit."""
     logs, noises = [], []
     for result in results:
         figure = result["figures"][OURS]
         # Of each round: our rate over the product's, or the plain formula's time over ours.
         found = (result.get("share_of_sgemm"), result["figures"].get(EAGER, {}).get("ratio"))
-        # Of what multiplies nothing old records have a share of 0.
+        # Old records have a share of 0 for calls that multiply nothing.
         yardstick = next((each for each in found if each and each["median"]), None)
         logs.append(-math.log(yardstick["median"]) if yardstick else math.log(figure["median"]))
         spread = math.log((yardstick or figure)["q80"] / (yardstick or figure)["q20"])
@@ -107,7 +106,7 @@ def compare(found: Sequence[Record], before: str, after: str) -> list[Change]:
 
 
 def _same(recorded: str, asked: str) -> bool:
-    """Compare two abbreviations of a commit; a + says that the code differed from it."""
+    """Compare two abbreviations of a commit; + marks code that differed from it."""
     if recorded.endswith("+") != asked.endswith("+"):
         return False
     recorded, asked = recorded.rstrip("+"), asked.rstrip("+")

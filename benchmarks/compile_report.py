@@ -1,14 +1,13 @@
-"""What the compiler makes of every Triton kernel, without a GPU: registers, shared memory, spills, matrix instructions.
+"""Report registers, shared memory, spills and matrix instructions of every compiled Triton kernel, without a GPU.
 
     python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
     python benchmarks/compile_report.py --write [--arch 90 ...]
 
-The launchers in kernels/ are called as they are, on small CPU tensors, with kernels that write down their arguments
-instead of running; what was written down is then compiled for each architecture, each time in a process of its own,
-because a compiler may abort. So a report cannot drift from what is launched. Exit code 1 if a kernel spills, lacks
-matrix instructions, needs more shared memory than the architecture has, or may overwrite what a product still reads.
-`--write` looks for forms that do not, and writes them into the table, kernels/forms.py, for the version of Triton that
-runs.
+The launchers in kernels/ are called unchanged on small CPU tensors, with kernels that record their arguments instead of
+running. So the report cannot drift from the real launches. Each record is compiled for each architecture in a process
+of its own, because a compiler may abort. The exit code is 1 if a kernel spills, lacks matrix instructions, needs more
+shared memory than the architecture has, or may overwrite what a product still reads. `--write` searches for forms
+without these faults and writes them to the table kernels/forms.py for the running version of Triton.
 """
 
 from __future__ import annotations

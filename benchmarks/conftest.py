@@ -1,4 +1,4 @@
-"""Options of the suites, what is selected, and what is shown in the end; benchmarks/bench.py says how they run."""
+"""Options of the suites, their selection, and the final output; benchmarks/bench.py runs them."""
 
 import sys
 from collections.abc import Iterator
@@ -44,14 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _row(item: pytest.Item) -> tuple[Heat, str] | None:
-    """Return the race and the variant that a test shows; None for a test that is no row."""
+    """Return the race and the variant of a test; None if the test is not a row."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     return (params["raced"], params["variant"]) if "raced" in params else None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Leave out half precision on a CPU; where some rows of a race are selected, ours and the reference's are too."""
+    """Leave out half precision on a CPU; with any selected row of a race, select ours and the reference's, too."""
     bench = config.stash[BENCH]
     rows = {item: row for item in items if (row := _row(item))}
     on_gpu = [item for item, (heat, _) in rows.items() if heat.half and bench.device.type != "cuda"]
@@ -81,7 +81,7 @@ def raced(request: pytest.FixtureRequest, bench: Bench) -> Raced:
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Show our table, or without it what has no laps to replay, and record."""
+    """Show our table, or otherwise the results without laps, and append the record."""
     bench = config.stash[BENCH]
     results = growth.merged(bench.results)
     shown = [each for each in results if config.getoption("table") or each["unit"] != "s"]

@@ -1,11 +1,11 @@
-"""The formula in plain PyTorch, twice: as LIIF's users run it, and factorised as far as algebra goes.
+"""The formula in plain PyTorch, twice: as LIIF's users run it, and factorised algebraically.
 
-`decode` is the plain formula as the original computes it, the baseline that everything is compared with: the map is
-unfolded in every call; each of the four corners has its nearest latent and that latent's centre looked up by
-grid_sample and runs through the network on its own; images are decoded in chunks of 30,000 queries.
+`decode` is the plain formula as the original computes it, the baseline of all comparisons. Every call unfolds the map.
+For each of the four corners grid_sample looks up the nearest latent and its centre, and the corner runs through the
+network separately. Images are decoded in chunks of 30,000 queries.
 
-`project` and `decode_projected` are what our backend `torch` computes, reduced to what other runtimes can be given as a
-graph: the first layer is a convolution of the whole map, once; the corners are summed before the last layer.
+`project` and `decode_projected` compute what our backend `torch` does, in a form that other runtimes accept as a graph.
+The first layer is one convolution of the whole map, and the corners are summed before the last layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ Decode = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], 
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Linear, ReLU, ..., Linear on the last dimension."""
+    """Apply Linear, ReLU, ..., Linear to the last dimension."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = F.relu(F.linear(x, weight, bias))
     return F.linear(x, weights[-1], biases[-1])
@@ -52,7 +52,7 @@ def corners(latents: Tensor, centres: Tensor, coord: Tensor) -> Iterator[tuple[T
 
 
 def shares(areas: Sequence[Tensor]) -> list[Tensor]:
-    """Return each corner's weight: the area of the corner opposite, of all."""
+    """Return each corner's weight, the opposite corner's share of the area."""
     total = areas[0] + areas[1] + areas[2] + areas[3]
     return [area / total for area in reversed(areas)]
 
@@ -82,7 +82,7 @@ def decode(
 
 
 def project(feat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return P = W1z z + b1 [B, hidden, H, W]: the first layer's part that depends on the latent alone."""
+    """Return P = W1z z + b1 [B, hidden, H, W], the part of the first layer that depends only on the latent."""
     channels = feat.shape[1]
     return F.conv2d(feat, weight[:, : 9 * channels].reshape(-1, channels, 3, 3), bias, padding=1)
 
@@ -152,7 +152,7 @@ def decode_projected_chunks(
     chunk: int,
     decode: Callable[..., Tensor] = decode_projected,
 ) -> Tensor:
-    """The same of one map [1, C, H, W] in the factorised form: project the map once, decode it in chunks."""
+    """Decode one map [1, C, H, W] by the factorised form: project the map once, decode it in chunks."""
     rows = project(feat, weights[0], biases[0]).flatten(2)[0].t().contiguous()
     centres = centres_of((feat.shape[2], feat.shape[3]), feat.device)
     parts = zip(*(each.split(chunk, 1) for each in queries), strict=True)

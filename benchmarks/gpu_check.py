@@ -1,14 +1,14 @@
-"""Everything that only a GPU can show, in one command and under ten minutes:
+"""Run everything that needs a GPU in one command and under ten minutes:
 
     python benchmarks/gpu_check.py [--out FILE] [--only SECTION ...] [--seconds N] [--check]
 
-Writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section and, of the one that runs, what
-it has found so far every other second, so that a crash, a hang or a time limit loses next to nothing. Each section runs
-in a process of its own, since an illegal access ends a CUDA context. What does not begin within --seconds (default
-560) is left out and said; a later run of the same commit on the same device, with --only or without, adds to the file,
-and takes the place of an earlier result only when it has ended. Exit code 1 if a section failed or a test did.
+It writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section, and every other second the
+partial results of the running one, so that a crash, a hang or a time limit loses almost nothing. Each section runs in a
+process of its own, because an illegal access ends a CUDA context. Sections that do not begin within --seconds (default
+560) are left out and reported. A later run of the same commit on the same device, with or without --only, adds to the
+file and replaces an earlier result only when it has ended. The exit code is 1 if a section or a test failed.
 
---check runs the same code on a CPU at tiny sizes: it measures nothing, it only shows that the script works.
+--check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that the script works.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from liif_fast.files import atomic_file
 
 ROOT = records.ROOT
 
-# What runs, in the order of what matters most, and the seconds that each may take. Tests of a backend come before its
-# figures: there is no figure of a wrong answer.
+# The sections by importance, with the seconds that each may take. Tests of a backend come before its figures, because a
+# wrong answer gets no figure.
 SECTIONS = {
     "environment": 60,
     "tests": 240,
@@ -55,7 +55,7 @@ LEAST = 15  # seconds that a section needs to be worth its start
 
 
 class Group(NamedTuple):
-    """Tests that share a process: one that hangs or ends the CUDA context takes no others with it."""
+    """Tests that share a process, so that a hang or a broken CUDA context affects no others."""
 
     paths: tuple[str, ...]
     backends: str = "torch,triton"
@@ -100,7 +100,7 @@ def run_tests(check: bool, group: Group, *options: str, log: Path, wrapper: tupl
 
 
 def tests(check: bool) -> dict[str, Any]:
-    """Every test of the operator on this device, several processes at once: most of the time goes to compilers."""
+    """Run every test of the operator on this device in parallel, because most of the time goes to compilers."""
     few = ("-k", "test_corner_plan or test_random or test_resize") if check else ()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
         logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(GROUPS)}
@@ -114,7 +114,7 @@ def tests(check: bool) -> dict[str, Any]:
 
 
 def step(check: bool) -> dict[str, Any]:
-    """A whole training step and the data path, by the benchmarks of the same name."""
+    """Measure a training step and the data path by the benchmarks of the same name."""
     found: dict[str, Any] = {}
     for suite, chosen in (("step", "not half"), ("data", ""), ("step", "half")):  # the last compiles longest
         if check and chosen == "half":
@@ -153,7 +153,7 @@ def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], li
 
 
 def sanitizer(check: bool) -> dict[str, Any]:
-    """A reduced suite under compute-sanitizer: reads and writes out of bounds, and races in shared memory."""
+    """Run a reduced suite under compute-sanitizer, which finds accesses out of bounds and races in shared memory."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if check or tool is None:
         return {"missing": "compute-sanitizer is not on the PATH" if not check else "not in --check"}
@@ -225,7 +225,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End a section, and what it has started, when who started it is gone, however that ended."""
+    """End a section and its processes when its parent is gone, for any reason."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)

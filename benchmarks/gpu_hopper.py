@@ -1,4 +1,4 @@
-"""What gpu_check.py asks of the Hopper kernel beside the others' tests: its two variants, against each other."""
+"""Compare the two variants of the Hopper kernel, a section of gpu_check.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +16,9 @@ CLUSTERS = (1, 2)  # cuda.CLUSTER: blocks that share the copying of the weights
 
 
 def hopper(check: bool) -> dict[str, Any]:
-    """Bits and times of the unicast and the multicast variant; `tune` is the table that cuda.CLUSTER is to follow.
+    """Return bits and times of the unicast and the multicast variant; cuda.CLUSTER should follow the table `tune`.
 
-    On a CPU the backend `torch` stands in for both, which shows that the code runs.
+    On a CPU the backend `torch` replaces both, to show that the code runs.
     """
     backend = "torch" if check else "cuda"
     feat, weights, biases = gpu_sections._problem(check, 48, 1, torch.float16)
@@ -51,7 +51,7 @@ def _with(cluster: int, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _bits(check: bool, backend: str) -> dict[str, int]:
-    """Of 250 repeats of each case and variant, how many differ in any bit from the first unicast one."""
+    """Return how many of 250 repeats of each case and variant differ in any bit from the first unicast one."""
     differ = {}
     for dtype in (torch.float16, torch.bfloat16):
         for ensemble in (True, False):
@@ -68,7 +68,7 @@ def _bits(check: bool, backend: str) -> dict[str, int]:
 
 
 def _tune(check: bool, backend: str) -> dict[str, dict[str, Any]]:
-    """Times of both variants, from a call of one round of tiles to a 4K frame."""
+    """Measure both variants from a call of one round of tiles to a 4K frame."""
     feat, weights, biases = gpu_sections._problem(check, 48, 1, torch.float16)
     large = torch.randn(1, 64, *((7, 9) if check else (540, 960)), device=feat.device, dtype=feat.dtype)
     frame = (large.shape[2] * 4, large.shape[3] * 4)

@@ -1,4 +1,4 @@
-"""The measurements of gpu_check.py: each takes `check` (a CPU, tiny sizes) and returns what goes into the record."""
+"""The measurements of gpu_check.py; each takes `check` (a CPU, tiny sizes) and returns its part of the record."""
 
 import subprocess
 import time
@@ -23,11 +23,11 @@ Call = Callable[[], Any]
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Keep what a section has found so far; gpu_check.py puts a function here that writes it down."""
+    """Store a section's partial results; gpu_check.py replaces this by a function that writes them."""
 
 
 def reason_of(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Return an error's type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
@@ -72,7 +72,7 @@ def _race(calls: dict[str, Call], check: bool, rounds: int = 15) -> dict[str, An
 
 
 def environment(check: bool) -> dict[str, Any]:
-    """What the figures depend on, and the machine's own limits: copy rate and matrix rate."""
+    """Describe the environment, and measure the machine's limits, its copy and matrix rates."""
     device, side = _device(check), 64 if check else 8192
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     try:
@@ -129,7 +129,7 @@ def _queries(check: bool, batch: int, queries: int, side: int = 48) -> tuple[Ten
 
 
 def _tf32(allowed: bool) -> AbstractContextManager[Any]:
-    """float32 products in TF32 inside, as PyTorch's switch has it."""
+    """Allow TF32 in float32 products by PyTorch's switch."""
 
     class Switch(nullcontext[None]):
         def __enter__(self) -> None:
@@ -143,7 +143,7 @@ def _tf32(allowed: bool) -> AbstractContextManager[Any]:
 
 
 def accuracy(check: bool) -> dict[str, Any]:
-    """Errors against float64 on the CPU, relative to the largest output, of every backend and precision."""
+    """Measure the error of every backend and precision against float64 on the CPU, relative to the largest output."""
     found: dict[str, Any] = {}
     coord, cell = _queries(check, 2, 4097)
     for name, dtype, tf32 in (
@@ -183,7 +183,7 @@ def _compiled(function: Callable[..., Any], check: bool) -> Callable[..., Any]:
 
 
 def decode(check: bool) -> dict[str, Any]:
-    """A 4K frame from 960x540 and a million random queries, in float16, against every baseline."""
+    """Race a 4K frame from 960x540 and a million random queries in float16 against every baseline."""
     found: dict[str, Any] = {}
     height, width = (7, 9) if check else (540, 960)
     frame = (height * 4, width * 4)
@@ -245,7 +245,7 @@ def _ours(function: Callable[..., Any], feat: Tensor, *arguments: Any) -> Call:
 
 
 def training(check: bool) -> dict[str, Any]:
-    """Forward and backward of the decoder at the paper's setting, 16 x 2304 queries, bfloat16 autocast."""
+    """Race the decoder's forward and backward in the paper's setting, 16 x 2304 queries, bfloat16 autocast."""
     batch = 2 if check else 16
     feat, weights, biases = _problem(check, 48, batch, torch.float32)
     leaves = [t.requires_grad_() for t in (feat, *weights, *biases)]
@@ -280,7 +280,7 @@ def training(check: bool) -> dict[str, Any]:
 
 
 def memory(check: bool) -> dict[str, Any]:
-    """Peak memory beyond inputs, output and P: a 4K frame, and a training step of a million queries."""
+    """Measure the peak memory beyond inputs, output and P of a 4K frame and a training step of a million queries."""
     if check:
         return {"missing": "not in --check"}
     found: dict[str, Any] = {}
@@ -315,7 +315,7 @@ def _training_peak(backend: str) -> dict[str, float]:
 
 
 def _peak(call: Call, p_bytes: int) -> dict[str, float]:
-    """MiB by which a call's peak exceeds what was there before, its result, and P."""
+    """Return the MiB by which a call's peak exceeds the memory before, its result, and P."""
     call()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -327,7 +327,7 @@ def _peak(call: Call, p_bytes: int) -> dict[str, float]:
 
 
 def overhead(check: bool) -> dict[str, Any]:
-    """Host time of a small call: the queue is never full, so what passes until a call returns is the host's."""
+    """Measure the host time of a small call; the queue is never full, so the time until it returns is the host's."""
     feat, weights, biases = _problem(check, 8, 1, torch.float16)
     coord, cell = _queries(check, 1, 64)
     found: dict[str, Any] = {}
@@ -369,7 +369,7 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def _said(figures: dict[str, Any]) -> str:
-    """The figures of one variant; of the benchmarks' own, their seconds and their ratio."""
+    """Return the figures of one variant; for the benchmarks' own, seconds and ratio."""
     units = ("ms", "us", "median", "tflops", "largest", "rms", "beyond_output_mib", "beyond_p_mib", "ratio", "missing")
     values = {unit: figures[unit] for unit in units if unit in figures}
     return ", ".join(f"{u} {v['median'] if isinstance(v, dict) else v}" for u, v in values.items())

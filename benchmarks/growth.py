@@ -1,4 +1,4 @@
-"""How cost grows: points measured at several sizes as one series, and the exponent of a power law."""
+"""Combine measurements at several sizes into a series, and fit the exponent of a power law."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ QUANTITIES = ("q20", "median", "q80", "memory", "error")
 
 
 def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the results, those that are points of one series (a name, a `size` each) as one."""
+    """Return the results with the points of each series (one name, a `size` each) combined."""
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         found.setdefault(result["name"], []).append(result)
@@ -38,9 +38,9 @@ def _series(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def exponent(sizes: Sequence[float], costs: Sequence[float | None]) -> float | None:
     """Return b of cost = a * size^b, fitted to the upper half of the sizes (at least three), where overhead is small.
 
-    None where fewer than three costs are known, or where a cost is a tenth below one of a smaller size: there another
-    way is taken (as the direct form for few queries of a large map), and no power law holds. It is the slope of a
-    straight line by least squares through the logarithms: 1 where cost is proportional to size, 0 where it is constant.
+    None if fewer than three costs are known, or if a cost is a tenth below that of a smaller size, because another
+    algorithm starts there (e.g. the direct form for few queries of a large map) and no power law holds. The exponent is
+    the slope of a least-squares line through the logarithms: 1 for a cost proportional to size, 0 for a constant one.
     """
     known = [(math.log(size), math.log(cost)) for size, cost in zip(sizes, costs, strict=True) if cost]
     if len(known) < 3:

@@ -1,13 +1,12 @@
-"""How many instructions the CPU kernels take, which no noise can change: python -m benchmarks.instructions.
+"""Count the instructions of the CPU kernels, which noise does not change: python -m benchmarks.instructions.
 
-Counted by valgrind's callgrind, with one thread and AVX2 (valgrind knows no AVX-512). A test holds the counts to within
-5 % of instructions.json. After a deliberate change:
+valgrind's callgrind counts them with one thread and AVX2 (valgrind has no AVX-512). A test keeps the counts within 5 %
+of instructions.json. After a deliberate change:
 
     python -m benchmarks.instructions --accept
 
-Counts belong to a compiler and a version of valgrind's emulation of the C library; under another compiler the test only
-warns. A count says nothing about caches or about how many instructions a cycle takes: it notices work that was not
-there before. Time is what the benchmarks are for.
+Counts belong to a compiler and to valgrind's version of the C library; with another compiler the test only warns.
+Counts reveal additional work, but nothing about caches or instructions per cycle. The benchmarks measure time.
 """
 
 import argparse
@@ -39,7 +38,7 @@ void stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
 
 
 def missing() -> str:
-    """Say why nothing can be counted here, "" if it can."""
+    """Return why counting is impossible here; "" if it is possible."""
     if not shutil.which("valgrind"):
         return "valgrind is not installed (Debian: apt-get install valgrind)"
     if not build():
@@ -62,7 +61,7 @@ def _switch(folder: Path) -> Path | None:
 
 
 def build() -> dict[str, Any]:
-    """Return what counts belong to: compiler, flags and instruction set; {} if the kernels are not built."""
+    """Return the compiler, flags and instruction set that counts belong to; {} if the kernels are not built."""
     path = Path(liif_fast.__file__).with_name("_build_info.json")
     how = json.loads(path.read_text()).get("cpu", {}) if path.exists() else {}
     if not how.get("built"):
@@ -103,7 +102,7 @@ def count() -> dict[str, int]:
 
 
 def compare(counts: dict[str, int], accepted: dict[str, int]) -> list[str]:
-    """Return one line for each count that is more than 5 % from the one accepted, or that only one side has."""
+    """Return a line for each count that differs by more than 5 % from the accepted one, or exists on one side only."""
     lines = []
     for operator in dict.fromkeys((*accepted, *counts)):
         before, after = accepted.get(operator), counts.get(operator)

@@ -1,8 +1,7 @@
-"""The calls whose instructions are counted: python -m benchmarks.instructions_driver SWITCH, inside callgrind.
+"""Run the calls whose instructions are counted: python -m benchmarks.instructions_driver SWITCH, inside callgrind.
 
-One call of each operator of the CPU backend, float32, with a network half as wide as that of the paper, on a small map.
-SWITCH is a library with `start` and `stop`: what comes before, most of it the import of PyTorch, runs without being
-counted, which is faster.
+It calls each operator of the CPU backend once in float32, with a network half as wide as the paper's, on a small map.
+SWITCH is a library with `start` and `stop`, so that the import of PyTorch runs faster, without being counted.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The pictures of docs/lidar.md: an OS1-128 scan with every fourth line kept, made dense, and as it was measured.
+"""Draw the pictures of docs/lidar.md: an OS1-128 scan with every fourth line kept, densified, and as measured.
 
 python -m benchmarks.lidar_picture [MODEL]
 """
@@ -26,7 +26,7 @@ def captioned(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def from_above(points: np.ndarray) -> np.ndarray:
-    """Points by height, dark on white: [SIDE, SIDE, 3]."""
+    """Draw points by height, dark on white: [SIDE, SIDE, 3]."""
     picture = np.full((SIDE, SIDE, 3), 255, np.uint8)
     points = points[np.argsort(points[:, 2])]
     column, row = (np.floor((sign * points[:, i] / REACH + 1) * SIDE / 2).astype(int) for i, sign in ((0, 1), (1, -1)))

@@ -1,10 +1,10 @@
-"""Scores of a LiDAR model, of the nearest line and of linear interpolation on real scans that the model has not seen.
+"""Score a LiDAR model, the nearest line and linear interpolation on real scans that the model has not seen.
 
     python benchmarks/lidar_quality.py [MODEL] [--out FILE.json] [--table FILE.md ...]
 
-Of each scan every k-th line is kept, and the scores are those of the lines taken away, up to 80 m; a direction without
-a return counts as 100 m. Prints a Markdown table; --out keeps all figures, --table rewrites the table in documents,
-between the lines that mark it. The scans are Ouster's (tests/lidar/scans).
+Of each scan every k-th line is kept, and the removed lines are scored up to 80 m. A direction without a return counts
+as 100 m. It prints a Markdown table; --out writes all figures, --table replaces the table between its marks in
+documents. The scans are Ouster's (tests/lidar/scans).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def _rounded(found: Any) -> dict[str, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a scan and step, each score of the model, the nearest line and linear interpolation."""
+    """Return a Markdown table with a row per scan and step and the scores of model, nearest line and linear."""
     heads = ("MAE of returns, m", "within 0.2 m", "MAE of all, m", "voxel IoU")
     rows = ["| scan | kept lines | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for scan, step in dict.fromkeys((r["scan"], r["step"]) for r in results):

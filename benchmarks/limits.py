@@ -1,8 +1,8 @@
-"""What this machine can do at best, measured in the same rounds as what is compared with it.
+"""Measure the machine's limits in the same rounds as the variants compared with them.
 
-No kernel can multiply faster than the machine's units nor read and write faster than its memory. Both rates are taken
-from what PyTorch's own libraries reach: the fastest of some large matrix products, and a copy far larger than caches. A
-share above 100 % of the limit says that a kernel multiplies faster than those libraries.
+No kernel can multiply faster than the machine's units, nor read and write faster than its memory. Both rates come from
+PyTorch's libraries: the fastest of several large matrix products, and a copy far larger than the caches. A share above
+100 % means that a kernel multiplies faster than those libraries.
 """
 
 import time
@@ -15,11 +15,11 @@ from torch import Tensor
 
 SGEMM = (8192, 256, 256)  # rows, inner, columns: a hidden layer over 8192 rows
 COPY_BYTES = 1 << 28
-TINY = 64  # what --check divides a side by: there the rates mean nothing
+TINY = 64  # --check divides a side by it, and its rates mean nothing
 
 
 class Work(NamedTuple):
-    """What a call cannot avoid."""
+    """The unavoidable work of a call."""
 
     flop: int  # useful operations: multiplications and additions
     nbytes: int  # to be read from or written to memory at least once
@@ -36,9 +36,9 @@ class Yardstick(NamedTuple):
 def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
     """Return the work of decoding `queries` that read `latents` of the map, without the projection of the latents.
 
-    Operations: what no exact method known here avoids, 1.58 M a query for 256 x 4. Four corners go through the part of
-    the first layer that rel and cell enter and through the hidden layers; the last layer is linear, so that once a
-    query is enough for it. Memory, float32: the projection is read once, coord, cell and the output once.
+    Operations: those that no exact method known here avoids, 1.58 M per query for 256 x 4. Four corners go through the
+    part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is linear, so
+    once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
     """
     corner = 4 * weights[0].shape[0] + sum(weight.numel() for weight in weights[1:-1])
     flop = 2 * queries * (4 * corner + weights[-1].numel())
@@ -46,9 +46,9 @@ def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
 
 
 def training_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
-    """Return the work of a forward and backward pass of as many queries: three products where decoding has one.
+    """Return the work of a forward and backward pass of as many queries, with three products for each one of decoding.
 
-    Nothing is counted for what is computed again; the projection and its gradient move through memory.
+    Recomputation is not counted; the projection and its gradient move through memory.
     """
     flop, _ = decode_work(queries, latents, weights)
     return Work(3 * flop, 4 * (queries * (4 + 2 * weights[-1].shape[0]) + 2 * latents * weights[0].shape[0]))
@@ -59,7 +59,7 @@ def yardsticks(device: torch.device, half: bool = False, tiny: bool = False) -> 
 
     Args:
         half: multiply in float16, on a GPU.
-        tiny: sizes at which nothing can be told, but everything runs.
+        tiny: use sizes that only show that everything runs.
     """
     part = TINY if tiny else 1
     products = [_product(device, torch.float32, SGEMM[0] // part, *SGEMM[1:])]
@@ -75,21 +75,21 @@ def yardsticks(device: torch.device, half: bool = False, tiny: bool = False) -> 
 
 
 def _product(device: torch.device, dtype: torch.dtype, rows: int, inner: int, columns: int) -> Yardstick:
-    """A matrix product of PyTorch's library: MKL or the like, cuBLAS."""
+    """Run a matrix product of PyTorch's library, e.g. MKL or cuBLAS."""
     x, weight = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
     out = torch.empty(rows, columns, device=device, dtype=dtype)
     return Yardstick("product", lambda: torch.mm(x, weight, out=out), 2 * rows * inner * columns)
 
 
 def _convolution(side: int) -> Yardstick:
-    """oneDNN's product, as a 3x3 convolution of 256 channels: on some CPUs twice as fast as MKL's."""
+    """Run oneDNN's product as a 3x3 convolution of 256 channels, on some CPUs twice as fast as MKL's."""
     image = torch.randn(1, 256, side, side).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(256, 256, 3, 3)
     return Yardstick("convolution", lambda: F.conv2d(image, kernel, padding=1), 2 * 9 * 256 * 256 * side * side)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device has been given to do."""
+    """Wait for the device's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call: of the process where Linux says it, of PyTorch's allocator on a GPU."""
+"""Measure the peak memory of one call: of the process on Linux, of PyTorch's allocator on a GPU."""
 
 import ctypes
 import gc
@@ -17,11 +17,11 @@ def peak(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None
     """Call once and measure.
 
     Returns:
-        What the call returned; by how many bytes memory peaked over what it was before and what is returned, None where
-        that cannot be measured; the seconds that the call took.
+        The call's result; the bytes by which memory peaked above the memory before plus the result, None if that cannot
+        be measured; the seconds that the call took.
 
-    On a CPU it is resident memory, after giving what is free back to the system, so that every page that the call
-    touches counts. What a library keeps for itself between calls is counted once, in the first.
+    On a CPU it is resident memory, after free memory has been returned to the system, so that every page that the call
+    touches counts. Memory that a library keeps between calls is counted in the first call only.
     """
     gc.collect()
     if device.type == "cuda":
@@ -49,12 +49,12 @@ def peak(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None
 
 
 def _resident(key: str) -> int:
-    """Return VmRSS, what is resident now, or VmHWM, its peak, in bytes."""
+    """Return VmRSS, the resident memory, or VmHWM, its peak, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def _size(result: Any) -> int:
-    """Return the bytes that the result holds: of a part of a tensor, all of it."""
+    """Return the bytes that the result holds; a part of a tensor counts as all of it."""
     tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (list, tuple)) else []
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,11 +1,11 @@
-"""PSNR of a model and of bicubic interpolation on photographs that the model has not seen.
+"""Measure the PSNR of a model and of bicubic interpolation on photographs that the model has not seen.
 
     python benchmarks/model_quality.py [MODEL] [--out FILE.json] [--scales 2 3 3.7] [--crop 192]
 
-Each photograph is cut so that the scale divides it, reduced with Pillow's bicubic filter to
-8 bits, and enlarged again by the model and by Pillow. PSNR over RGB, without the border of ceil(scale) + 6 pixels, the
-model's output clamped but not rounded. Prints a Markdown table; --out keeps all figures, --table rewrites the table in
-documents, between the lines that mark it.
+Each photograph is cropped so that the scale divides it, reduced to 8 bits by Pillow's bicubic filter, and enlarged
+again by the model and by Pillow. PSNR is over RGB without a border of ceil(scale) + 6 pixels; the model's output is
+clamped but not rounded. It prints a Markdown table; --out writes all figures, --table replaces the table between its
+marks in documents.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure(model: Any, image: np.ndarray, scale: float) -> tuple[float, float]:
-    """PSNR in dB of the model and of bicubic interpolation for a uint8 image [H, W, 3]."""
+    """Return the PSNR in dB of the model and of bicubic interpolation for a uint8 image [H, W, 3]."""
     low_size = tuple(math.floor(side / scale + 1e-9) for side in image.shape[:2])
     size = tuple(round(side * scale) for side in low_size)
     high = image[: size[0], : size[1]]
@@ -46,7 +46,7 @@ def measure(model: Any, image: np.ndarray, scale: float) -> tuple[float, float]:
 
 
 def table(results: list[dict[str, Any]], scales: list[float]) -> str:
-    """Markdown: model / bicubic (gain) for every image and scale, and the mean."""
+    """Return a Markdown table of model / bicubic (gain) for every image and scale, and the mean."""
     rows = ["| photograph | " + " | ".join(f"x{s:g}" for s in scales) + " |", "|---" * (len(scales) + 1) + "|"]
     for name in [*dict.fromkeys(r["image"] for r in results), "mean"]:
         cells = []

@@ -1,7 +1,7 @@
-"""Pictures of a record: python -m benchmarks.plot [FILE.jsonl] draws the last of a file, or the newest complete record.
+"""Draw a record: python -m benchmarks.plot [FILE.jsonl] takes the last one of a file, or the newest complete record.
 
-Speed-up bars, how cost grows, and the roofline, each as PNG and SVG under docs/images. They tell variants apart by
-lightness, hatches, markers and direct labels, so that they can be read without colours.
+It draws speed-up bars, the growth of cost, and the roofline, each as PNG and SVG under docs/images. Variants differ in
+lightness, hatches, markers and direct labels, so that the pictures can be read without colours.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, 
 
 IMAGES = records.ROOT / "docs" / "images"
 WIDTH = 11.0  # inches
-# Okabe and Ito's colours, of different lightness, a hatch and a marker for each.
+# Okabe and Ito's colours, of different lightness, with a hatch and a marker each.
 LOOKS = {
     OURS: ("#000000", "", "o"),
     EAGER: ("#E69F00", "//", "s"),
@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 
 def parts(record: Record) -> dict[str, Any]:
-    """Return what each picture shows of a record; one for which it has nothing is left out."""
+    """Return the content of each picture of a record, without empty pictures."""
     results = {result["name"]: result for result in record["results"]}
     shares = [
         {"title": result["title"], "work": result["work"], "rates": [result["matrix_rate"], result["copy_rate"]]}
@@ -52,12 +52,12 @@ def parts(record: Record) -> dict[str, Any]:
 
 
 def stamp(data: Any) -> str:
-    """Return a fingerprint of what a picture shows; the SVG holds it, so that a test can tell an old picture."""
+    """Return a fingerprint of a picture's content; the SVG holds it, so that a test recognises an old picture."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
-    """Draw every picture that the record has figures for, and remove those that it has none for."""
+    """Draw every picture that the record has figures for, and remove the others."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
 
 
 def _speed(pyplot: Any, data: list[Record]) -> Any:
-    """A panel for each benchmark: time in multiples of ours, from fast to slow."""
+    """Draw a panel for each benchmark with times relative to ours, from fast to slow."""
     sizes = [len(table.variants(result)) for result in data]
     figure, axes = pyplot.subplots(
         1, len(data), figsize=(WIDTH, 0.9 + 0.34 * max(sizes)), layout="constrained", squeeze=False
@@ -111,7 +111,7 @@ def _speed(pyplot: Any, data: list[Record]) -> Any:
 
 
 def _growth(pyplot: Any, data: list[Record]) -> Any:
-    """Time above, memory below, a column for each axis; labelled with the exponent, where one is fitted."""
+    """Draw time above and memory below, a column per axis, labelled with the fitted exponent."""
     figure, axes = pyplot.subplots(
         2, len(data), figsize=(max(WIDTH, 3.2 * len(data)), 6), layout="constrained", squeeze=False, sharex="col"
     )
@@ -157,7 +157,7 @@ def _growth(pyplot: Any, data: list[Record]) -> Any:
 
 
 def _roofline(pyplot: Any, data: list[Record]) -> Any:
-    """Left the roof and what reaches it; right every kernel's share of its limit."""
+    """Draw the roof and the kernels on the left, every kernel's share of its limit on the right."""
     figure, (roof, bars) = pyplot.subplots(
         1, 2, figsize=(WIDTH, 1.4 + 0.3 * max(len(data), 8)), layout="constrained", width_ratios=(1, 1)
     )
@@ -172,7 +172,7 @@ def _roofline(pyplot: Any, data: list[Record]) -> Any:
     for place, each in enumerate(data):
         letter, (flop, nbytes) = chr(ord("A") + place), (each["work"]["flop"], each["work"]["nbytes"])
         if flop:
-            # Its share of the limit of its own rounds: the machine's rates differ from benchmark to benchmark.
+            # The share of the limit in its own rounds, because the machine's rates differ between benchmarks.
             rate = each["figure"]["share"]["median"] * min(matrix, copy * flop / nbytes) / 1e9
             highest = max(highest, rate)
             roof.plot(flop / nbytes, rate, "o", color="white", markeredgecolor="black", markersize=11)

@@ -1,10 +1,10 @@
-"""Records: one JSON object a line and run, one append-only file for each kind of machine.
+"""Read and write records: one line of JSON per run, one append-only file for each kind of machine.
 
-A record says where it was measured (`environment`) and holds `results`. A result has a `name`, a `title`, a `unit`, the
-number of `rounds`, `figures` by variant, `missing` (variant: why it has no figure), and where they were measured the
-rates of the machine. A figure has q20, median and q80 and may have `ratio` (to ours, within a round), `memory` (bytes
-beyond the output), `error`, `gradient_error`, `share` (of the machine's limit, within a round). A variant has a figure
-only if its result passed the check against the reference; `checked` says so. Older records lack some of these.
+A record describes its machine (`environment`) and holds `results`. A result has a `name`, a `title`, a `unit`, the
+number of `rounds`, `figures` by variant, `missing` (variant: the reason why it has no figure), and, if measured, the
+machine's rates. A figure has q20, median and q80 and may have `ratio` (to ours, within a round), `memory` (bytes beyond
+the output), `error`, `gradient_error`, `share` (of the machine's limit, within a round). A variant has a figure only if
+its result passed the check against the reference, as `checked` states. Older records lack some of these.
 """
 
 import json
@@ -27,7 +27,7 @@ from liif_fast.backends import cpu
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NOT_BUILT = "kernels not built"
-PACKAGES = ("triton", "onnxruntime", "openvino")  # besides torch, what a figure depends on
+PACKAGES = ("triton", "onnxruntime", "openvino")  # packages besides torch that a figure depends on
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def isa() -> str:
 
 
 def environment(device: str = "cpu") -> Record:
-    """Return what a figure depends on."""
+    """Return the environment that figures depend on."""
     found: Record = {
         "version": liif_fast.__version__,
         "commit": _commit(),
@@ -80,7 +80,7 @@ def _driver() -> str | None:
 
 
 def _commit() -> str:
-    """Return HEAD, with + if the code that is measured differs from it; "" outside a checkout."""
+    """Return HEAD, with + if the measured code differs from it; "" outside a checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -99,7 +99,7 @@ def machine(record: Record) -> str:
 
 
 def append(record: Record, results: Sequence[Record], folder: Path = RESULTS) -> Path:
-    """Append one run to the file of this kind of machine, one JSON object a line."""
+    """Append one run to the file of this kind of machine."""
     path = folder / f"{machine(record)}.jsonl"
     folder.mkdir(exist_ok=True)
     with path.open("a") as file:

@@ -1,18 +1,21 @@
-"""The documents' figures, from the records: python -m benchmarks.report prints the newest record that is complete;
-with --write it fills README.md and docs/performance.md and draws the pictures. The tests refuse documents and pictures
+"""Report the newest complete record: python -m benchmarks.report prints it.
+
+With --write it fills README.md and docs/performance.md and draws the pictures. The tests refuse documents and pictures
 that differ from the record.
 """
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bench_steps, plot, records, table
-from benchmarks.common import OURS
+from benchmarks import bench_export, bench_steps, plot, records, table
+from benchmarks.common import FACTORISED, OURS
 from benchmarks.table import Record, quantity
 
 README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
+EXPORT = records.ROOT / "docs" / "export.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
 CAPTIONS = {
     "speed": "Time of every rival in multiples of ours",
@@ -27,7 +30,7 @@ def pictures(record: Record, folder: str) -> str:
 
 
 def steps(record: Record | None) -> str:
-    """Return what each optimisation brings: each step against the one before it, and against the plain formula."""
+    """Return the gain of each optimisation over the one before it and over the plain formula."""
     results = {result["name"]: result for result in record["results"]} if record else {}
     tables = []
     for name, order in (("steps-decode", bench_steps.DECODING), ("steps-train", bench_steps.TRAINING)):
@@ -35,7 +38,7 @@ def steps(record: Record | None) -> str:
             continue
         figures = results[name]["figures"]
         one = {"median": 1.0}
-        # In multiples of ours, within a round; only the column of times is not.
+        # Relative to ours, within a round, except the column of times.
         costs = [(step, figures[step].get("ratio", one)["median"]) for step in order if step in figures]
         lines = [f"| {results[name]['title']} | time | against the step before | against plain |", "|---" * 4 + "|"]
         for (step, cost), (_, before) in zip(costs, [costs[0], *costs], strict=False):
@@ -65,7 +68,7 @@ def limits(record: Record | None) -> str:
 
 
 def growth(record: Record | None) -> str:
-    """Return the exponents of what was measured at several sizes."""
+    """Return the exponents of measurements at several sizes."""
     shown = plot.parts(record).get("growth") if record else None
     if not shown:
         return ABSENT
@@ -82,7 +85,7 @@ def growth(record: Record | None) -> str:
 
 
 def lost(record: Record | None) -> str:
-    """Return where a rival is faster than we are, by more than the noise: its whole middle 60 % of rounds."""
+    """Return where a rival is faster than ours by more than the noise, its whole middle 60 % of rounds."""
     if record is None:
         return ABSENT
     lines = [
@@ -97,12 +100,34 @@ def lost(record: Record | None) -> str:
     return "\n".join([*head, *lines, "", _origin(record)])
 
 
+def export(found: Sequence[Record]) -> str:
+    """Return how exported graphs compare with ours, from the newest record that has them."""
+    shown = [(record, names) for record in found if (names := _exports(record))]
+    if not shown:
+        return ABSENT
+    record, names = shown[-1]
+    lines = table.comparison(record, names, [OURS, FACTORISED, *bench_export.RUNTIMES])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
+            "`liif-fast bench export` measures it on your machine. Whole is one call, strips the parts; "
+            f"{_origin(record)}",
+        ]
+    )
+
+
+def _exports(record: Record) -> list[str]:
+    return [result["name"] for result in record["results"] if result["name"].startswith("export-")]
+
+
 def _origin(record: Record | None) -> str:
     return f"{table.origin(record)}." if record else ""
 
 
 def sections(record: Record | None) -> dict[Path, dict[str, str]]:
-    """Return what stands between the markers of every document."""
+    """Return the generated text between the markers of every document."""
     shown = pictures(record, "images") if record else ""
     return {
         README: {"benchmarks": table.short(record)},
@@ -114,11 +139,12 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "growth": growth(record),
             "lost": lost(record),
         },
+        EXPORT: {"export": export(records.read())},
     }
 
 
 def fill(text: str, name: str, section: str) -> str:
-    """Return `text` with what stands between the markers of that name replaced.
+    """Return `text` with the part between the markers of that name replaced.
 
     Raises:
         ValueError: the markers are not there exactly once.

@@ -1,4 +1,4 @@
-"""Who takes part, and how each is set up.
+"""The variants of the races and their setup.
 
     plain, eager               benchmarks/eager.py in chunks of 30,000 queries, as the original is run
     plain, torch.compile       the same, compiled for the fixed size (dynamic=False), default mode. mode="max-autotune"
@@ -11,8 +11,8 @@
     factorised, ONNX Runtime   benchmarks/runtimes.py
     factorised, OpenVINO
 
-On a GPU (code that has not been run on one yet) the runtimes are left out, the compiled factorised form takes 65,536
-queries at a time, and every problem has a twin under autocast to float16, in which the reference stays in float32.
+On a GPU the runtimes are left out, the compiled factorised form takes 65,536 queries at a time, and every problem also
+runs under autocast to float16, in which the reference stays in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
 CHECKED_CHUNK = 1 << 14  # queries of the reference at a time, of all images together
-# Their memory cannot be told from a later call: they keep it.
+# They keep their memory, so a later call does not show it.
 KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
 
 
@@ -36,8 +36,8 @@ def inference(
 ) -> dict[str, Call]:
     """Return the rivals that decode `queries` (coord and cell, [1, Q, 2]) without a gradient.
 
-    All but "factorised, eager", which a benchmark calls as it calls ours. What is compiled or exported as a graph takes
-    time to set up, and need not be part of every benchmark.
+    "factorised, eager" is not included, because a benchmark calls it as it calls ours. Compiled or exported variants
+    take time to set up and need not be part of every benchmark.
     """
     feat, weights, biases = problem
     calls: dict[str, Call] = {EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases)}
@@ -78,7 +78,7 @@ def step(
 
 
 def expected_gradients(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor) -> list[Tensor]:
-    """Return the reference's output and gradients, chunk by chunk: one of many queries would not fit into memory."""
+    """Return the reference's output and gradients, chunk by chunk, because many queries would not fit into memory."""
     outputs: list[Tensor] = []
     total: list[Tensor] = []
     chunk = max(1, CHECKED_CHUNK // len(grad))

@@ -1,11 +1,11 @@
-"""PSNR on Set5 and Set14, and a picture: bicubic interpolation, the shipped model and the authors' weights.
+"""Compare bicubic interpolation, the shipped model and the authors' weights on Set5 and Set14, and draw a picture.
 
     liif-fast models get edsr-baseline-liif
     python -m benchmarks.set5_set14 --measure FOLDER    # writes the record, then the documents
     python -m benchmarks.set5_set14 --draw              # docs/images/set5-set14.png
 
-FOLDER holds Set5 and Set14, and each of them LR_bicubic/X2 and HR_X2, up to X4, as in the folder data of
-https://github.com/jbhuang0604/SelfExSR. They are for research and no part of this repository, so that the picture shows
+FOLDER holds Set5 and Set14, each with LR_bicubic/X2 and HR_X2, up to X4, as in the folder data of
+https://github.com/jbhuang0604/SelfExSR. They are for research and not part of this repository, so the picture shows
 free photographs, on which neither model was trained. PSNR is that of `benchmark-s` (docs/evaluation.md).
 """
 
@@ -125,7 +125,7 @@ def draw() -> Image.Image:
         images = [predict(inp, (height, width)).clamp(0, 1)[0].permute(1, 2, 0) for predict in predicts]
         for column, image in enumerate([*((image * 255).round().byte().numpy() for image in images), high]):
             shown = np.ascontiguousarray(image[top - y : top - y + SIDE, left - x : left - x + SIDE])
-            # Nearest: what is shown are the pixels themselves, no second interpolation.
+            # Nearest, because a second interpolation would hide the pixels.
             part = Image.fromarray(shown).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(part, (column * (cell + gap), bar + row * (cell + gap)))
     return sheet

@@ -1,4 +1,4 @@
-"""Records as tables: `full` for a terminal, `markdown` for docs/performance.md, `short` for the README."""
+"""Format records as tables: `full` for a terminal, `markdown` for docs/performance.md, `short` for the README."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ COLUMNS = (
     "factorised, ONNX Runtime",
     "factorised, OpenVINO",
 )
-# What a record needs to be shown, the rows of the table in docs, and those of the README. Times of CPUs are noisy: only
-# ratios of one run are worth publishing.
+# Results that a record needs to be shown, the rows of the table in docs, and those of the README. CPU times are noisy,
+# so only ratios within one run are published.
 NEEDED = ("render-x4-48", "train-2304", "train-16384", "memory-188", "memory-375", "operator", "function")
 ROWS = (
     "render-x2-48",
@@ -42,7 +42,7 @@ ROWS = (
 SHORT_ROWS = ("render-x4-48", "upscale-x2", "train-2304", "train-step", "memory-375", "memory-training")
 SHORT_COLUMNS = (OURS, EAGER, FACTORISED, "factorised, OpenVINO")
 
-WIDE = 1.25  # q80 over q20 of a ratio that one figure does not describe
+WIDE = 1.25  # q80 over q20 above which one figure does not describe a ratio
 
 Record = dict[str, Any]
 
@@ -74,7 +74,7 @@ def full(record: Record) -> str:
 
 
 def variants(result: Record) -> Record:
-    """Return the figures of what was compared, without those of the machine."""
+    """Return the figures of the variants, without those of the machine."""
     return {name: figure for name, figure in result["figures"].items() if "error" in figure}
 
 
@@ -95,7 +95,7 @@ def _line(name: str, figure: Record, unit: str) -> str:
 
 
 def _series(result: Record) -> list[str]:
-    """A line for each variant and quantity of what was measured at several sizes."""
+    """Return a line for each variant and quantity measured at several sizes."""
     lines = []
     sizes = result.get("sizes", [])
     if sizes:
@@ -123,7 +123,7 @@ def _rates(result: Record) -> list[tuple[str, str, Record]]:
 
 
 def newest(records: Sequence[Record]) -> Record | None:
-    """Return the newest record that has what the documents need."""
+    """Return the newest record with all results that the documents need."""
     complete = [r for r in records if set(NEEDED) <= {result["name"] for result in r["results"]}]
     return complete[-1] if complete else None
 
@@ -137,7 +137,7 @@ def _cell(result: Record, column: str) -> str:
 
 
 def _ratio(ratio: Record) -> str:
-    """The median, or where the rounds disagree what most of them lie between: a lone figure would say too much."""
+    """Return the median, or the range of most rounds if they disagree, because one figure would claim too much."""
     if ratio["q80"] > WIDE * ratio["q20"]:
         return f"{ratio['q20']:.1f} to {ratio['q80']:.1f}x"
     return f"{ratio['median']:.1f}x"
@@ -155,7 +155,7 @@ def comparison(record: Record, wanted: Sequence[str] = ROWS, variants: Sequence[
 
 
 def origin(record: Record) -> str:
-    """Say where and when a record was measured."""
+    """Return where and when a record was measured."""
     where = f"{record['gpu']}, driver {record['driver']}" if "gpu" in record else f"{record['cpu']} ({record['isa']})"
     packages = "".join(f", {name} {found}" for name, found in record.get("packages", {}).items() if found)
     return (
@@ -197,7 +197,7 @@ def short(record: Record | None) -> str:
 
 
 def _projection(memory: Record) -> str:
-    """Say what of the larger render's memory is the projection of the latents."""
+    """Return which part of the larger render's memory is the projection of the latents."""
     if memory["p"] <= memory["median"]:
         return (
             f"Of the larger render's memory, {memory['p']:.0f} MiB are the projected latents P, "

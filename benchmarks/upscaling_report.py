@@ -1,9 +1,9 @@
-"""The figures and pictures of docs/upscaling.md, the proof in docs/backends.md.
+"""Make the figures and pictures of docs/upscaling.md and the output of `verify` in docs/backends.md.
 
     python -m benchmarks.upscaling_report [--check]
 
-Figures of speed and memory come from processes of their own, one an output. With --check everything is made smaller and
-goes into --out instead of the documents: a test that it works.
+A process of its own measures speed and memory of each output. With --check everything is smaller and goes to --out
+instead of the documents, to test the script.
 """
 
 import argparse
@@ -33,7 +33,7 @@ EYE = (62, 36, 132, 88)  # left, top, right, bottom in the photograph, shown by 
 RATIOS = (1.5, 2, 3.7, 6, 12)
 VERIFY = ["verify", "edsr-small-liif"]
 
-# One output in a process of its own: seconds of the upscaling without the start of Python, and its peak memory.
+# One output in its own process: seconds of the upscaling without Python's start, and its peak memory.
 CHILD = """
 import json, resource, sys, time
 from liif_fast.models.catalogue import resolve_model
@@ -82,7 +82,7 @@ def fill(path: Path, name: str, text: str) -> None:
 
 
 def origin() -> str:
-    """What the figures were measured on."""
+    """Describe the machine of the figures."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return (
         f"Measured on {cpu_name()}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}, "
@@ -92,7 +92,7 @@ def origin() -> str:
 
 
 def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
-    """Time and peak memory of whole files, PNG to PNG."""
+    """Measure time and peak memory of whole files, PNG to PNG."""
     lines = [
         "| input | ratio | output | time | output pixels a second | peak memory of the process |",
         "|---|---|---|---|---|---|",
@@ -119,7 +119,7 @@ def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
 
 
 def precision(photo: Image.Image, model: torch.nn.Module) -> str:
-    """How far lower precisions are from float32, on this machine's CPU."""
+    """Measure how far lower precisions are from float32 on this CPU."""
     exact = np.asarray(upscale(photo, model, scale=2), int)
     lines = [
         "| precision | pixels that differ after rounding to 8 bits | largest difference, levels |",
@@ -132,7 +132,7 @@ def precision(photo: Image.Image, model: torch.nn.Module) -> str:
 
 
 def tile_sizes(photo: Image.Image, model: torch.nn.Module) -> str:
-    """How far tiled encoding is from encoding at once: in floating point, before any rounding to 8 bits."""
+    """Measure how far tiled encoding is from encoding as a whole, in floating point, before rounding to 8 bits."""
     image = np.asarray(photo, np.float32) / 255
     whole = upscale(image, model, scale=2)
     lines = ["| tile | largest difference from the untiled output, of a range of 1 |", "|---|---|"]
@@ -142,7 +142,7 @@ def tile_sizes(photo: Image.Image, model: torch.nn.Module) -> str:
 
 
 def verify(options: list[str]) -> str:
-    """What `liif-fast verify` prints, as docs/backends.md shows it."""
+    """Return the output of `liif-fast verify` for docs/backends.md."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = command([*VERIFY, *options])
@@ -152,7 +152,7 @@ def verify(options: list[str]) -> str:
 
 
 def ratios(photo: Image.Image, model: torch.nn.Module, box: tuple[int, int, int, int]) -> Image.Image:
-    """A column for each ratio: the same crop of Pillow's bicubic above ours, all drawn at one size."""
+    """Draw a column per ratio with the same crop of Pillow's bicubic above ours, all at one size."""
     width, height, bar, gap = 4 * (box[2] - box[0]), 4 * (box[3] - box[1]), 22, 6
     sheet = Image.new("RGB", (len(RATIOS) * (width + gap) - gap, 2 * (height + bar)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -161,7 +161,7 @@ def ratios(photo: Image.Image, model: torch.nn.Module, box: tuple[int, int, int,
         bicubic = photo.resize(ours.size, Image.Resampling.BICUBIC)
         for row, (name, image) in enumerate((("bicubic", bicubic), ("liif_fast", ours))):
             crop = image.crop(tuple(round(side * scale) for side in box))
-            # Nearest where it is drawn larger: what is shown are the pixels themselves.
+            # Nearest if enlarged, because a second interpolation would hide the pixels.
             how = Image.Resampling.NEAREST if scale <= 4 else Image.Resampling.BOX
             at = column * (width + gap), row * (height + bar)
             sheet.paste(crop.resize((width, height), how), (at[0], at[1] + bar))
@@ -170,7 +170,7 @@ def ratios(photo: Image.Image, model: torch.nn.Module, box: tuple[int, int, int,
 
 
 def tiles(photo: Image.Image, model: torch.nn.Module) -> Image.Image:
-    """Tiles of 32 with their borders drawn, the same without the overlap that they need, and both differences, x 64."""
+    """Draw tiles of 32 with their borders, the same without the necessary overlap, and both differences, x 64."""
     tile, scale = 32, 2
     whole = upscale(photo, model, scale=scale)
     tiled = upscale(photo, model, scale=scale, tile=tile)
@@ -197,7 +197,7 @@ def tiles(photo: Image.Image, model: torch.nn.Module) -> Image.Image:
 
 
 def amplified(one: Image.Image, other: Image.Image) -> Image.Image:
-    """The absolute difference, 64 times as large."""
+    """Return the absolute difference, 64 times as large."""
     return ImageChops.difference(one, other).point(lambda level: min(64 * level, 255))
 
 

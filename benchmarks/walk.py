@@ -1,9 +1,9 @@
-"""Count the files of a call: those that a reader opens from `LIIFDecoder.forward` to the first decode kernel.
+"""Count the files that a reader of a call opens from `LIIFDecoder.forward` to the first decode kernel.
 
     python -m benchmarks.walk
 
-Every Python file of liif_fast/ and kernels/ counts in which a function is called on the way. The CPU's walk ends where
-the C++ operator returns, Triton's at the launch of its kernel, in Triton's interpreter.
+A Python file of liif_fast/ or kernels/ counts if a function in it is called on the way. The CPU's walk ends when the
+C++ operator returns, Triton's at the launch of its kernel in Triton's interpreter.
 """
 
 from __future__ import annotations

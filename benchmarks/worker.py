@@ -1,8 +1,8 @@
-"""A process that decodes with another instruction set: python -m benchmarks.worker OUTPUT SIDE SCALE THREADS HIDDEN...
+"""Decode in a process with another instruction set: python -m benchmarks.worker OUTPUT SIDE SCALE THREADS HIDDEN...
 
-The kernels choose their instruction set once a process, from LIIF_FAST_CPU_ISA. `Worker` starts one, which makes the
-same problem as its parent, decodes once for each line that it reads and answers with a line; its output is a file that
-both have mapped. Asking costs some ten microseconds.
+The kernels choose their instruction set once per process, from LIIF_FAST_CPU_ISA. `Worker` starts a process that makes
+the same problem as its parent, decodes once for each line that it reads, and answers with a line. Its output is a file
+that both have mapped. A request costs about ten microseconds.
 """
 
 import os

@@ -99,13 +99,14 @@ def render(
     biases: Sequence[Tensor],
     ensemble: bool,
     grid: Sequence[int],
+    steps: Sequence[float],
     saved_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Return the window of the grid, [B, out, h, w], float32, and the first pixels' activations.
 
     Args:
         p: [B, h, w, hidden], a window of the map.
-        grid: ten integers, as the operator's (liif_fast/ops/decode.py).
+        grid, steps: as the operator's (liif_fast/ops/decode.py).
         saved_shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     shape, origin, size, (top, left, height, width) = _split(grid)
@@ -124,7 +125,7 @@ def render(
             render_kernel[(tiles,)](
                 p, p if cell is None else cell, *network, out, saved,
                 keep, top, left, height, width, *((0, 0) if cell is None else cell.stride()),
-                *host.axis(size[0])[1:3], *host.axis(size[1])[1:3],
+                *(steps or (*host.axis(size[0])[1:3], *host.axis(size[1])[1:3])),
                 *host.axis(shape[0]), *host.axis(shape[1]), *origin, p.shape[1], p.shape[2], host.layer_rows(saved),
                 WIDTH=p.shape[3], OUT=out.shape[1], OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0],
                 WIDEST=widest, ENSEMBLE=ensemble, CELL=cell is not None, SAVE=keep > 0,

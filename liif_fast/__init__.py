@@ -17,6 +17,7 @@ _HOMES = {
     "LIIFDecoder": "liif_fast.layers",
     "MetaSR": "liif_fast.models.metasr",
     "ModelFileError": "liif_fast.models.checkpoint",
+    "Upscaler": "liif_fast.upscaling",
     "accelerate": "liif_fast.models.accelerate",
     "explain": "liif_fast.functional",
     "export_onnx": "liif_fast.export",

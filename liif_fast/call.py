@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from liif_fast.window import Extent as Extent
 from liif_fast.window import Window as Window
 
 
@@ -45,6 +46,7 @@ class Call(NamedTuple):
     requires_grad: bool  # any gradient is wanted
     coord_requires_grad: bool  # a gradient for coord or cell is wanted
     place: Place | None = None  # in a render: the position of feat in a larger map
+    extent: Extent | None = None  # in a render: the part of the map that the grid covers, if not all of it
     dropout: float = 0.0  # of attend_corners
 
 
@@ -93,7 +95,7 @@ def exporting_onnx() -> bool:
 
     This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False.
     """
-    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)
+    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)  # type: ignore[attr-defined]
 
 
 def tf32_allowed() -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.attention import Corners, CornerTransformer
-from liif_fast.call import Switches, autocast_dtype
+from liif_fast.call import Extent, Switches, autocast_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -173,6 +173,24 @@ def check_grid(size: Sequence[int], region: Sequence[int] | None) -> tuple[int, 
             f"region must be (top, left, height, width) inside the grid of size {(height, width)}, got {window}"
         )
     return height, width, (top, left, rows, columns)
+
+
+def check_extent(extent: Sequence[float], shape: Sequence[int]) -> Extent:
+    """Return a part (top, left, height, width) of a map (H, W) as floats; it is not empty and lies inside."""
+    form = "(top, left, height, width), numbers"
+    try:
+        top, left, height, width = (float(each) for each in extent)
+    except (TypeError, ValueError):
+        raise TypeError(f"extent must be {form}, got {extent!r:.80}") from None
+    inside = all(
+        0 <= first < n and 0 < length <= n and first + length <= n * (1 + 1e-12)  # the sum may be rounded up
+        for first, length, n in zip((top, left), (height, width), shape, strict=True)
+    )
+    if not inside:
+        raise ValueError(
+            f"extent must be {form} inside the map of {shape[0]}x{shape[1]}, got {(top, left, height, width)}"
+        )
+    return top, left, height, width
 
 
 def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[float] | None) -> Tensor:

@@ -8,13 +8,14 @@ opaque operator (`liif_fast::corner_plan`, `liif_fast::centres`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from liif_fast.call import Window
+from liif_fast.call import Extent, Window
 
 EPSILON = 1e-6  # the shift that breaks ties between two latents, and the clamp's margin (1 - 1e-10 would be 1.0f)
 AREA_FLOOR = 1e-9
@@ -37,12 +38,65 @@ def centres(n: int, *, device: torch.device | str | None = None) -> Tensor:
     return centres_at(torch.arange(n, device=device), max(n, 1))
 
 
-def make_coord(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+def lattice(size: Sequence[int], extent: Extent, shape: Sequence[int]) -> tuple[float, float, float, float]:
+    """Return step and origin of the rows, then of the columns, of a grid of `size` laid over a part of a map.
+
+    Pixel i of W over (x, w) of an axis of n pixels lies at -1 + 2 (x + (i + 0.5) w / W) / n, which is computed as
+    fl(fl(fl(step) * i) + fl(origin)). Over the whole axis these are the bits of `centres`.
+
+    Args:
+        size: (H, W) of the grid.
+        extent: (top, left, height, width) of the part, in pixels of the map.
+        shape: (H, W) of the map.
+    """
+    rows, columns = (
+        (2 / count * (length / n), -1 + (2 * first / n + length / n / count))
+        for count, first, length, n in zip(size, extent[:2], extent[2:], shape, strict=True)
+    )
+    return *rows, *columns
+
+
+def on_lattice(index: Tensor, step: float, origin: float) -> Tensor:
+    """Return the positions of pixels (integers, any shape) on one axis of a `lattice`, float32."""
+    return index.to(torch.float32) * step + origin
+
+
+def grid_axes(
+    size: Sequence[int],
+    region: Window,
+    extent: Extent | None,
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the positions of a window's rows [h] and columns [w], float32.
+
+    Args:
+        size, region: of the grid and its window.
+        extent, shape: the part of a map of (H, W) that the grid covers; None is all of it.
+        device: device of the results.
+    """
+    rows, columns = (torch.arange(region[axis], region[axis] + region[axis + 2], device=device) for axis in (0, 1))
+    if extent is None:
+        return centres_at(rows, size[0]), centres_at(columns, size[1])
+    down, across = lattice(size, extent, shape)[:2], lattice(size, extent, shape)[2:]
+    return on_lattice(rows, *down), on_lattice(columns, *across)
+
+
+def make_coord(
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    extent: Extent | None = None,
+    of: Sequence[int] | None = None,
+) -> Tensor:
     """Return the pixel centres of a grid, row by row.
 
     Args:
         shape: (H, W) of the grid.
         device: device of the result.
+        extent: (top, left, height, width), fractions allowed: the part of an image that the grid covers; None is all.
+        of: (H, W) of that image.
 
     Returns:
         float32 [H*W, 2]: (row, column) in [-1, 1].
@@ -50,26 +104,43 @@ def make_coord(shape: Sequence[int], *, device: torch.device | str | None = None
     Source: LIIF (arXiv 2012.09161), section 3; pixel-centre convention.
     """
     height, width = shape
-    rows = centres(height, device=device)[:, None].expand(height, width)
-    columns = centres(width, device=device).expand(height, width)
+    if extent is None:
+        rows, columns = centres(height, device=device), centres(width, device=device)
+    else:
+        rows, columns = grid_axes(shape, (0, 0, height, width), extent, _of(of), device=device)
+    rows, columns = rows[:, None].expand(height, width), columns.expand(height, width)
     return torch.stack((rows, columns), -1).reshape(height * width, 2)
 
 
-def make_cell(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
+def make_cell(
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    extent: Extent | None = None,
+    of: Sequence[int] | None = None,
+) -> Tensor:
     """Return the cell (pixel size) of every query of a grid, as an expanded view that holds one row.
 
     Args:
         shape: (H, W) of the grid.
         device: device of the result.
+        extent, of: as for `make_coord`.
 
     Returns:
-        float32 [H*W, 2]: (2/H, 2/W) in every row.
+        float32 [H*W, 2]: (2/H, 2/W) in every row, times the part's share of the image.
 
     Source: LIIF (arXiv 2012.09161), section 3.3, cell decoding.
     """
     height, width = shape
-    cell = torch.stack([torch.full((), 2 / max(n, 1), device=device, dtype=torch.float32) for n in (height, width)])
+    sides = [2 / max(n, 1) for n in (height, width)] if extent is None else lattice(shape, extent, _of(of))[::2]
+    cell = torch.stack([torch.full((), side, device=device, dtype=torch.float32) for side in sides])
     return cell.expand(height * width, 2)
+
+
+def _of(shape: Sequence[int] | None) -> Sequence[int]:
+    if shape is None:
+        raise TypeError("extent is a part of an image: give its (H, W) as the argument of")
+    return shape
 
 
 def _axis_plan(coord: Tensor, n: int, local_ensemble: bool) -> tuple[Tensor, Tensor]:
@@ -107,15 +178,25 @@ def plan_corners(coord: Tensor, height: int, width: int, local_ensemble: bool) -
     return _corner_plan(coord, height, width, local_ensemble)
 
 
-def latent_window(size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads."""
+def latent_window(
+    size: tuple[int, int], region: Window, shape: tuple[int, int], extent: Extent | None = None
+) -> Window:
+    """Return a window of the latent grid `shape` that holds every latent that the region of the grid `size` reads.
+
+    `extent` is the part of the latent grid that the grid `size` covers, by default all of it.
+    """
     first, length = [], []
-    for full, start, count, latents in zip(size, region[:2], region[2:], shape, strict=True):
+    for axis, (full, start, count, latents) in enumerate(zip(size, region[:2], region[2:], shape, strict=True)):
         # A query reads the two latents around it; two more are a margin for rounding. The margin grows with the map,
         # because the plan's shift of 1e-6 and a coordinate's rounding are relative to the whole axis.
         margin = 3 + latents // 100_000
-        low = max((2 * start + 1) * latents // (2 * full) - margin, 0)
-        high = min((2 * (start + count) - 1) * latents // (2 * full) + margin, latents)
+        low, high = 2 * start + 1, 2 * (start + count) - 1  # the outermost pixels' centres, in half pixels
+        if extent is None:
+            low, high = low * latents // (2 * full), high * latents // (2 * full)
+        else:
+            at, part = extent[axis], extent[axis + 2] / (2 * full)
+            low, high = math.floor(at + low * part), math.floor(at + high * part)
+        low, high = max(low - margin, 0), min(high + margin, latents)
         first.append(low)
         length.append(max(high - low, 1))
     return first[0], first[1], length[0], length[1]

@@ -11,11 +11,12 @@ from torch import Tensor
 from liif_fast import backends
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import Explanation, attention
-from liif_fast.call import Call, Place, Switches, autocast_dtype
+from liif_fast.call import Call, Extent, Place, Switches, autocast_dtype
 from liif_fast.checks import (
     check_attention,
     check_coord,
     check_corners,
+    check_extent,
     check_feat,
     check_grid,
     check_integers,
@@ -25,7 +26,7 @@ from liif_fast.checks import (
     check_tensor,
     grid_cell,
 )
-from liif_fast.coord import latent_window, plan_corners
+from liif_fast.coord import latent_window, lattice, plan_corners
 from liif_fast.frozen import frozen_weights
 from liif_fast.ops import flops
 
@@ -109,10 +110,12 @@ def liif_render(
     backend: str = "auto",
     recompute: bool | None = None,
     place: Sequence[int] | None = None,
+    extent: Sequence[float] | None = None,
 ) -> Tensor:
     """Decode a regular grid, or a window of it, without any coordinate tensor.
 
     The result equals `liif_decode` on make_coord(size) and make_cell(size), and is differentiable in the same way.
+    With `extent` it equals that on make_coord(size, extent=extent, of=(H, W)) and the same make_cell.
 
     Args:
         feat: [B, C, H, W] floating point, the latents.
@@ -124,6 +127,8 @@ def liif_render(
         place: (top, left, map_height, map_width): feat is a part of a map of that size, and starts at that row and
             column. The result is that of the whole map, bit for bit where the backend promises it. The part must hold
             all latents that the region reads; see `latents_read`. None: feat is the whole map.
+        extent: (top, left, height, width) in latents, fractions allowed: the part of the map that the grid covers.
+            None: all of it.
 
     Returns:
         [B, out, height, width], in any memory layout; dtype of feat, float32 under autocast.
@@ -138,19 +143,26 @@ def liif_render(
     check_feat(feat)
     check_layers(feat, weights, biases, switches)
     height, width, window = check_grid(size, region)
+    further: dict[str, Any] = {}  # arguments that not every backend takes
+    if extent is not None:
+        shape = feat.shape[2:] if place is None else check_shape("place", tuple(place)[2:], "(map_height, map_width)")
+        further["extent"] = check_extent(extent, shape)
+        cell = lattice((height, width), further["extent"], shape)[::2] if cell is None else cell
     cells = grid_cell(feat, height, width, cell) if cell_decode else None
+    if place is not None:
+        further["place"] = _check_place(place, feat, (height, width), window, feat_unfold, further.get("extent"))
     call = _call("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
-    if place is None:
-        chosen = backends.choose(call, backend)
-        return chosen.render(feat, (height, width), window, cells, weights, biases, switches, recompute)
-    spot = _check_place(place, feat, (height, width), window, feat_unfold)
-    chosen = backends.choose(call._replace(place=spot), backend)
-    render: Any = chosen.render  # Any, because only backends with PLACES take the argument place
-    return render(feat, (height, width), window, cells, weights, biases, switches, recompute, place=spot)
+    render: Any = backends.choose(call._replace(**further), backend).render
+    return render(feat, (height, width), window, cells, weights, biases, switches, recompute, **further)
 
 
 def latents_read(
-    size: Sequence[int], region: Sequence[int], shape: Sequence[int], *, feat_unfold: bool = True
+    size: Sequence[int],
+    region: Sequence[int],
+    shape: Sequence[int],
+    *,
+    feat_unfold: bool = True,
+    extent: Sequence[float] | None = None,
 ) -> tuple[int, int, int, int]:
     """Return the part of a feature map that a render reads, which feat must hold if `place` makes it a part.
 
@@ -159,6 +171,7 @@ def latents_read(
         region: (top, left, height, width) of the window to render.
         shape: (H, W) of the whole feature map.
         feat_unfold: as for `liif_decode`.
+        extent: as for `liif_render`.
 
     Returns:
         (top, left, height, width) inside the map, with a margin of a few latents on each side.
@@ -168,7 +181,8 @@ def latents_read(
     """
     height, width, window = check_grid(size, region)
     shape = check_shape("shape", shape, "(H, W)")
-    top, left, rows, columns = latent_window((height, width), window, shape)
+    part = None if extent is None else check_extent(extent, shape)
+    top, left, rows, columns = latent_window((height, width), window, shape, part)
     reach = 1 if feat_unfold else 0
     first = (max(top - reach, 0), max(left - reach, 0))
     last = (min(top + rows + reach, shape[0]), min(left + columns + reach, shape[1]))
@@ -365,14 +379,19 @@ def explain(
 
 
 def _check_place(
-    place: Sequence[int], feat: Tensor, size: tuple[int, int], region: Sequence[int], feat_unfold: bool
+    place: Sequence[int],
+    feat: Tensor,
+    size: tuple[int, int],
+    region: Sequence[int],
+    feat_unfold: bool,
+    extent: Extent | None,
 ) -> Place:
     form = "(top, left, map_height, map_width)"
     values = check_integers("place", place, form)
     height, width = feat.shape[2:]
     if len(values) != 4 or min(values[:2]) < 0 or values[0] + height > values[2] or values[1] + width > values[3]:
         raise ValueError(f"place must be {form} of a map that holds feat, {height}x{width}, got {values}")
-    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold)
+    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold, extent=extent)
     if region[2] * region[3] and not (
         values[0] <= top
         and top + rows <= values[0] + height

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.checks import check_grid, check_integers, check_queries, grid_cell
-from liif_fast.coord import centres
+from liif_fast.checks import check_extent, check_grid, check_integers, check_queries, grid_cell
+from liif_fast.coord import grid_axes, lattice
 
 STRIP_QUERIES = 1 << 16  # queries of one image per strip; bounds memory, does not change the result
 GATHER_QUERIES = 1 << 13  # queries of a batch that a network of any kind decodes at a time, in inference
@@ -90,16 +90,21 @@ def render_by_query(
     size: Sequence[int],
     region: Sequence[int] | None,
     cell: Tensor | Sequence[float] | None,
+    extent: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Tensor:
     """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
 
-    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device.
-    The other arguments are those of `functional.liif_render`.
+    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device,
+    and the size of the map if that is not `shape`. The other arguments are those of `functional.liif_render`.
     """
-    height, width, (top, left, h, w) = check_grid(size, region)
-    cells = grid_cell(feat, height, width, cell)[:, None]
-    rows = centres(height, device=feat.device)[top : top + h]
-    columns = centres(width, device=feat.device)[left : left + w]
+    height, width, window = check_grid(size, region)
+    shape = feat.shape[2:] if shape is None else shape
+    part = None if extent is None else check_extent(extent, shape)
+    if part is not None and cell is None:
+        cell = lattice((height, width), part, shape)[::2]
+    cells, (h, w) = grid_cell(feat, height, width, cell)[:, None], window[2:]
+    rows, columns = grid_axes((height, width), window, part, shape, device=feat.device)
     strips = []
     for strip in rows.split(max(1, STRIP_QUERIES // max(1, w))) if h else (rows,):
         coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
@@ -182,14 +187,16 @@ class Decoding:
         region: Sequence[int] | None,
         cell: Tensor | Sequence[float] | None,
         place: Sequence[int] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a window of a grid; arguments and result as of `functional.liif_render`."""
         chain = fusable(network)
         if chain is None:
             if place is not None:
                 raise ValueError("place needs an imnet that runs fused (Linear and ReLU in turn)")
-            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell)
-        options = self._switches() | {"backend": self.backend, "recompute": self.recompute, "place": place}
+            return render_by_query(lambda *query: self._decode(network, feat, *query), feat, size, region, cell, extent)
+        options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
+        options |= {"place": place, "extent": extent}
         return functional.liif_render(feat, size, *chain, region=region, cell=cell, **options)
 
 
@@ -272,6 +279,7 @@ class LIIFDecoder(Decoding, nn.Module):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a regular grid or a window of it, as `forward` on make_coord and make_cell, but without their tensors.
 
@@ -280,6 +288,8 @@ class LIIFDecoder(Decoding, nn.Module):
             size: (H_out, W_out) of the whole grid, (row, column) order.
             region: (top, left, height, width), the window to decode, in pixels of the grid; None is the whole grid.
             cell: the pixel's (row, column) size, a pair of floats or float32 [2] or [B, 2]; None is (2/H_out, 2/W_out).
+            extent: (top, left, height, width) in latents, fractions allowed: the part of the map that the grid covers;
+                None is all of it.
 
         Returns:
             [B, out_channels, height, width], not clamped; dtype of feat, float32 under autocast.
@@ -287,7 +297,7 @@ class LIIFDecoder(Decoding, nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `forward`.
         """
-        return self._decode_grid(self.layers, feat, size, region, cell)
+        return self._decode_grid(self.layers, feat, size, region, cell, None, extent)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load `imnet.*` from a whole LIIF's tensors, and ignore the others."""

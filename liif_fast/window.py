@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+Extent: TypeAlias = tuple[float, float, float, float]  # likewise, in fractions of pixels
 Turn: TypeAlias = tuple[int, int, int]  # rows and columns are swapped; then rows are turned over, columns are
 
 # By their orientation (TIFF 6, section 8): what turns a stored image upright. These are all eight.

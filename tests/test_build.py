@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,3 +114,14 @@ def test_a_library_that_would_not_be_loaded_says_why(tree):
     source.write_text(text.replace("extern const", "// extern const"))  # a const without extern is local to the file
     with pytest.raises(AssertionError, match=r"lacks the mark .*: the linker has dropped it, look at LDFLAGS"):
         build(tree, "CPU")
+
+
+def test_wheels_are_of_the_oldest_torch():
+    """`make wheel`, cibuildwheel, the macros and the dependencies name one oldest torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    major, minor, _ = re.search(r'OLDEST = "(\d+)\.(\d+)\.(\d+)"', (ROOT / "csrc/wheel.py").read_text()).groups()
+    assert f"torch>={major}.{minor}" in project["project"]["dependencies"]
+    assert f"torch=={major}.{minor}.0 " in project["tool"]["cibuildwheel"]["before-build"]
+    target = re.search(r"TORCH_TARGET_VERSION=0x(\w\w)(\w\w)", (ROOT / "csrc/build.py").read_text())
+    assert [int(part, 16) for part in target.groups()] == [int(major), int(minor)]
+    assert project["tool"]["cibuildwheel"]["build"] == "cp310-*"

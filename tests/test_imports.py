@@ -12,7 +12,7 @@ ROOT = Path(liif_fast.__file__).parent
 STOREYS = (
     *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
     *("call", "coord", "ops", "backends", "checks", "functional", "layers", "models", "data"),
-    *("export", "upscaling", "evaluation", "verification", "qualification", "info", "train", "cli"),
+    *("export", "upscaling", "view", "evaluation", "verification", "qualification", "info", "train", "cli"),
 )
 
 

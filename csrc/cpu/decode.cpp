@@ -158,10 +158,10 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
 template <typename T>
 std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
                                       const Tensors& biases, bool ensemble, const Window& map, const Window& grid,
-                                      const Ints& shape) {
+                                      const Floats& steps, const Ints& shape) {
     const int corners = ensemble ? 4 : 1;
     const Latents<T> latents(p, map.top, map.left);
-    const GridQueries queries(cell, map, grid, ensemble);
+    const GridQueries queries(cell, map, grid, steps, ensemble);
     const int64_t pixels = grid.height * grid.width, outs = weights.back().size(0), count = p.size(0) * pixels;
     Tensor out = make<Sum<T>>(p, {p.size(0), outs, grid.height, grid.width});
     Tensor packed;
@@ -201,12 +201,14 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
 }
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved) {
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Floats& steps,
+                                  const Ints& saved) {
     check_decoder(p, cell, weights, biases);
+    STD_TORCH_CHECK(steps.empty() || steps.size() == 4, "liif_fast: steps must be empty or four numbers");
     const auto [map, window] = read_grid(grid, p);
     check_saved_shape(saved, p.size(0) * window.height * window.width, ensemble ? 4 : 1);
     return dispatch(p, [&, map = map, window = window](auto t) {
-        return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, window, saved);
+        return run_render<decltype(t)>(p, cell, weights, biases, ensemble, map, window, steps, saved);
     });
 }
 

@@ -363,7 +363,7 @@ Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional
     const auto [map, window] = read_grid(grid, p);
     const int64_t total = p.size(0) * window.height * window.width, outs = weights.back().size(0);
     check_gradient(grad, {p.size(0), outs, window.height, window.width}, saved, total * (ensemble ? 4 : 1));
-    const GridQueries queries(cell, map, window, ensemble);
+    const GridQueries queries(cell, map, window, {}, ensemble);
     return dispatch(p, [&, map = map](auto t) {
         return run<decltype(t)>(grad, p, queries, total, cell ? 4 : 2, weights, biases, saved, ensemble, map.top,
                                 map.left, nullptr);

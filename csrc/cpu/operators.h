@@ -12,6 +12,7 @@ namespace liif {
 
 using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
+using Floats = std::vector<double>;
 
 Tensor project(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, const Ints& window);
 
@@ -22,7 +23,8 @@ Tensor decode_direct(const Tensor& feat, const Tensor& coord, const std::optiona
                      const Tensors& biases, bool unfold, bool ensemble);
 
 std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                                  const Tensors& biases, bool ensemble, const Ints& grid, const Ints& saved);
+                                  const Tensors& biases, bool ensemble, const Ints& grid, const Floats& steps,
+                                  const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
                         const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, bool places);

@@ -17,15 +17,24 @@
 
 namespace liif {
 
-// Pixel centres of a grid of n in [-1, 1], as make_coord returns them.
-inline std::vector<float> grid_centres(int64_t n) {
-    const float step = static_cast<float>(2.0 / static_cast<double>(n));
-    const float first = static_cast<float>(-1.0 + 1.0 / static_cast<double>(n));
-    std::vector<float> centres(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; ++i) {
-        const float offset = step * static_cast<float>(i);
-        centres[static_cast<size_t>(i)] = offset + first;
+// One axis of a regular grid: pixel i lies at step * i + origin, rounded after each operation.
+struct Lattice {
+    float step, origin;
+
+    static Lattice of(int64_t n) {  // n pixels over [-1, 1], as make_coord returns them
+        return {static_cast<float>(2.0 / static_cast<double>(n)),
+                static_cast<float>(-1.0 + 1.0 / static_cast<double>(n))};
     }
+    float operator()(int64_t i) const {
+        const float offset = step * static_cast<float>(i);
+        return offset + origin;
+    }
+};
+
+inline std::vector<float> grid_centres(int64_t n) {
+    const Lattice lattice = Lattice::of(n);
+    std::vector<float> centres(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) centres[static_cast<size_t>(i)] = lattice(i);
     return centres;
 }
 

@@ -70,14 +70,18 @@ class CoordQueries {
 // A window of a regular grid. Nearest latents depend on the row and the column separately, so they are found once.
 class GridQueries {
    public:
-    // `map` is the window of latents that P holds; `grid` is the window of the output.
-    GridQueries(const std::optional<Tensor>& cell, const Window& map, const Window& grid, bool ensemble)
+    // `map` is the window of latents that P holds; `grid` is the window of the output; `steps` is empty, or step and
+    // origin of the rows and of the columns of a grid that does not cover the whole map.
+    GridQueries(const std::optional<Tensor>& cell, const Window& map, const Window& grid,
+                const std::vector<double>& steps, bool ensemble)
         : cells_(cell, static_cast<float>(map.full_height), static_cast<float>(map.full_width)),
           ensemble_(ensemble),
           height_(grid.height),
           width_(grid.width),
-          rows_(table(map.full_height, map.top, map.height, grid.full_height, grid.top, grid.height)),
-          columns_(table(map.full_width, map.left, map.width, grid.full_width, grid.left, grid.width)) {}
+          rows_(
+              table(map.full_height, map.top, map.height, lattice(grid.full_height, steps, 0), grid.top, grid.height)),
+          columns_(
+              table(map.full_width, map.left, map.width, lattice(grid.full_width, steps, 2), grid.left, grid.width)) {}
 
     Query operator()(int64_t query, Corner* corner) const {
         const int64_t b = query / (height_ * width_), pixel = query % (height_ * width_);
@@ -94,13 +98,16 @@ class GridQueries {
     struct Sides {
         Nearest side[2];
     };
-    std::vector<Sides> table(int64_t latents, int64_t held_first, int64_t held, int64_t full, int64_t first,
+    static Lattice lattice(int64_t full, const std::vector<double>& steps, size_t axis) {
+        if (steps.empty()) return Lattice::of(full);
+        return {static_cast<float>(steps[axis]), static_cast<float>(steps[axis + 1])};
+    }
+    std::vector<Sides> table(int64_t latents, int64_t held_first, int64_t held, const Lattice& coord, int64_t first,
                              int64_t count) const {
         const Axis axis(latents, ensemble_);
-        const std::vector<float> coord = grid_centres(full);
         std::vector<Sides> sides(static_cast<size_t>(count));
         for (int64_t i = 0; i < count; ++i) {
-            const float x = coord[static_cast<size_t>(first + i)];
+            const float x = coord(first + i);
             sides[static_cast<size_t>(i)] = {{axis.nearest(x, 0), axis.nearest(x, 1)}};
             for (const Nearest& side : sides[static_cast<size_t>(i)].side) {
                 STD_TORCH_CHECK(side.index >= held_first && side.index < held_first + held,

@@ -70,7 +70,7 @@ class Backend(Protocol):
         biases: Sequence[Tensor],
         switches: Switches,
         recompute: bool | None,
-    ) -> Tensor: ...  # a module with PLACES = True also takes place: Place | None = None, at the end
+    ) -> Tensor: ...  # with PLACES = True also place, with EXTENTS = True also extent, as of `Call`
 
     def gather_corners(
         self, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches
@@ -124,6 +124,8 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
         return False, f"has no {call.op}"
     if call.place is not None and not getattr(backend, "PLACES", False):
         return False, "renders whole feature maps only, not a part of one"
+    if call.extent is not None and not getattr(backend, "EXTENTS", False):
+        return False, "renders grids over the whole map only, not over a fractional part of it"
     return backend.can_run(call)
 
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
@@ -21,7 +21,7 @@ from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
-PLACES = True
+PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
@@ -70,7 +70,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if call.op == "attend_corners" and call.coord_requires_grad:
         return False, "has no gradient for coord"
-    if call.place is not None and call.requires_grad:
+    if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
@@ -107,12 +107,13 @@ def render(
     switches: Switches,
     recompute: bool | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place, extent)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:

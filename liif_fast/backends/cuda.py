@@ -142,7 +142,7 @@ def render(
     top, left, *shape = place or (0, 0, feat.shape[2], feat.shape[3])
     cell = cell if switches.cell_decode else None
     grid = [*shape, top, left, *size, *region]
-    out, _ = render_window(p, cell, layers, [], switches.local_ensemble, grid, [0], NAME)
+    out, _ = render_window(p, cell, layers, [], switches.local_ensemble, grid, [], [0], NAME)
     return out.to(feat.dtype if autocast_dtype(feat) is None else torch.float32)
 
 
@@ -166,6 +166,7 @@ def _render_operator(
     biases: Sequence[Tensor],
     ensemble: bool,
     grid: Sequence[int],
+    steps: Sequence[float],
     saved: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     packed, last = weights

@@ -25,11 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises
 from liif_fast.backends.projection import project
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
-from liif_fast.coord import centres_at, latent_window, plan_corners
+from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, without_autocast
+from liif_fast.coord import centres_at, latent_window, lattice, on_lattice, plan_corners
 
 NAME = "torch"
-PLACES = True
+PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; above it they are computed again
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # size of one hidden activation of one chunk
 PIECE_ROWS = 512  # so many gradients of the rows that read one latent are added in one chain, on average
@@ -51,11 +51,16 @@ class _Grid(NamedTuple):
     top: int
     left: int
     width: int
+    steps: tuple[float, ...] = ()  # `lattice` of a grid over a part of the map
 
     def coord(self, queries: slice, device: torch.device) -> Tensor:
         position = torch.arange(queries.start, queries.stop, device=device)
-        row, column = position // max(self.width, 1), position % max(self.width, 1)
-        return torch.stack((centres_at(row + self.top, self.size[0]), centres_at(column + self.left, self.size[1])), -1)
+        row, column = position // max(self.width, 1) + self.top, position % max(self.width, 1) + self.left
+        if self.steps:
+            rows, columns = on_lattice(row, *self.steps[:2]), on_lattice(column, *self.steps[2:])
+        else:
+            rows, columns = centres_at(row, self.size[0]), centres_at(column, self.size[1])
+        return torch.stack((rows, columns), -1)
 
 
 def _neighbours(feat: Tensor, image: Tensor, index: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
@@ -390,22 +395,29 @@ def render(
     switches: Switches,
     recompute: bool | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], making coordinates chunk by chunk."""
     top, left, height, width = region
-    grid = _Grid(size, top, left, width)
+    whole = place or (0, 0, feat.shape[2], feat.shape[3])
+    grid = _Grid(size, top, left, width, () if extent is None else lattice(size, extent, whole[2:]))
     if not torch.compiler.is_compiling():  # a traced call serves every region
-        feat, place = under(feat, size, region, switches, place or (0, 0, feat.shape[2], feat.shape[3]))
+        feat, place = under(feat, size, region, switches, whole, extent)
     out = _decode(feat, None, cell, weights, biases, switches, recompute, height * width, grid, place)
     return out.transpose(1, 2).reshape(feat.shape[0], weights[-1].shape[0], height, width)
 
 
 def under(
-    feat: Tensor, size: tuple[int, int], region: Window, switches: Switches, place: Place
+    feat: Tensor,
+    size: tuple[int, int],
+    region: Window,
+    switches: Switches,
+    place: Place,
+    extent: Extent | None = None,
 ) -> tuple[Tensor, Place | None]:
     """Return the part of feat that a region reads, and its place, so that only this part is projected."""
     at, shape = place[:2], place[2:]
-    window, reach = latent_window(size, region, shape), int(switches.feat_unfold)
+    window, reach = latent_window(size, region, shape, extent), int(switches.feat_unfold)
     first = [max(window[axis] - reach, at[axis]) for axis in (0, 1)]
     last = [min(window[axis] + window[axis + 2] + reach, at[axis] + feat.shape[axis + 2]) for axis in (0, 1)]
     feat = feat[:, :, first[0] - at[0] : last[0] - at[0], first[1] - at[1] : last[1] - at[1]]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, without_autocast
-from liif_fast.coord import centres, plan_corners
+from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, without_autocast
+from liif_fast.coord import grid_axes, plan_corners
 
 NAME = "reference"
-PLACES = True
+PLACES = EXTENTS = True
 RENDER_QUERIES = 1 << 16  # render decodes so many queries at a time, so that its temporaries do not grow with size
 
 
@@ -90,11 +90,12 @@ def render(
     switches: Switches,
     recompute: bool | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], decoding some rows at a time."""
-    top, left, height, width = region
-    rows = centres(size[0], device=feat.device)[top : top + height]
-    columns = centres(size[1], device=feat.device)[left : left + width]
+    height, width = region[2:]
+    shape = feat.shape[2:] if place is None else place[2:]
+    rows, columns = grid_axes(size, region, extent, shape, device=feat.device)
     step = max(height, 1) if torch.compiler.is_compiling() else max(1, RENDER_QUERIES // max(width, 1))
     strips = []
     for strip in rows.split(step):

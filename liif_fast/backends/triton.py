@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.backends import kept, runner
-from liif_fast.call import Call, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
 NAME = "triton"
-PLACES = True
+PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -67,7 +67,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
     if forward_ad._current_level >= 0:
         return False, "has no forward-mode derivative"
-    if call.place is not None and call.requires_grad:
+    if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
     if reason := hidden_from():
         return False, reason
@@ -110,12 +110,13 @@ def render(
     switches: Switches,
     recompute: bool | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
     train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
     dtype = autocast_dtype(feat) or feat.dtype
     saved = _saved(weights, count, switches.corners, dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place)
+    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place, extent)
 
 
 def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,12 @@ from typing import NamedTuple, NoReturn
 
 from liif_fast.files import STANDARD, is_litter, reason
 from liif_fast.images import (
+    ANIMATED,
     FORMATS,
     Colour,
     Format,
     ImageFileError,
+    Picture,
     check_format,
     check_input,
     check_place,
@@ -146,20 +148,28 @@ def counted(kinds: Counter[str]) -> str:
 
 
 def _name(path: Path, suffix: str, extension: str | None, background: Colour | None) -> str:
-    ending = extension or (path.suffix if _keeps(path, background) else ".png")
-    return f"{path.stem}{suffix}{ending}"
+    return f"{path.stem}{suffix}{extension or _ending(path, background)}"
 
 
-def _keeps(path: Path, background: Colour | None) -> bool:
-    """Return whether an output with its input's extension can hold the input, e.g. a BMP with alpha."""
+def _ending(path: Path, background: Colour | None) -> str:
+    """The ending of a file's output, unless it is said: its own if that format can hold it, else `.png`."""
     kind = FORMATS.get(path.suffix.lower())
-    if kind is None or len(kind.modes) == len(FORMATS[".png"].modes):
-        return kind is not None
+    if kind is None or kind in (FORMATS[".png"], FORMATS[".tif"]):
+        return path.suffix if kind else ".png"
     try:
-        picture = open_picture(path)
-    except ImageFileError:  # reported later, by its job
-        return True
-    return fits(path.suffix, mode_of(flat_channels(picture.shape[2], background), picture.depth))
+        return path.suffix if holds(path.suffix, open_picture(path), background) else ".png"
+    except ImageFileError:  # said when its turn comes
+        return path.suffix
+
+
+def holds(ending: str, picture: Picture, background: Colour | None) -> bool:
+    """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP.
+
+    A GIF does not hold enough colours; an animation has no better choice.
+    """
+    if ending.lower() == ".gif":
+        return picture.format in ANIMATED and picture.frames > 1
+    return fits(ending, mode_of(flat_channels(picture.shape[2], background), picture.depth))
 
 
 def _images(

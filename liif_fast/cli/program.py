@@ -15,7 +15,21 @@ from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, say
 from liif_fast.files import reason
 
-COMMANDS = ("upscale", "lidar", "verify", "models", "export", "train", "plot", "eval", "qualify", "info", "bench")
+COMMANDS = (
+    "upscale",
+    "view",
+    "serve",
+    "lidar",
+    "verify",
+    "models",
+    "export",
+    "train",
+    "plot",
+    "eval",
+    "qualify",
+    "info",
+    "bench",
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,23 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
-from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs
+from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs, holds
 from liif_fast.cli.progress import Bar
 from liif_fast.files import STANDARD, reason
 from liif_fast.images import (
     FORMATS,
     WHY_NOT_SMALLER,
+    Animation,
     Colour,
     Format,
     Picture,
+    animated,
     check_place,
     ending_of,
-    fits,
-    flat_channels,
-    mode_of,
     open_picture,
     parse_colour,
-    read_image,
     spooled,
     tuned,
 )
@@ -173,7 +171,7 @@ class _Models:
         self.asked = None if asked is None else self.load(asked)
         self.said = set[Any]()
 
-    def of(self, picture: Picture, label: str) -> Any:
+    def of(self, picture: Picture | Animation, label: str) -> Any:
         """Return the model for a picture; say which and why, once for each reason."""
         from liif_fast.upscaling import choose
 
@@ -197,30 +195,35 @@ def _offer() -> None:
             say(f"`liif-fast models get {name}` fetches the authors' model, sharper on clean images and slower")
 
 
-def _read(job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
+def _read(job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
     """Read a job's input, or only the header for a region, and choose the output's format."""
     if job.source != STANDARD:
         return _opened(job.source, job, args)
     with spooled(sys.stdin.buffer) as path:
         picture, kind = _opened(path, job, args)
         picture.path = STANDARD
-        picture.pixels  # noqa: B018 - read now, because the file will be removed
+        if isinstance(picture, Picture):
+            picture.pixels  # noqa: B018 - read now, because the file will be removed
         return picture, kind
 
 
-def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture, Format]:
-    picture = (open_picture if args.region else read_image)(path)
-    ending = f".{args.format}" if args.format else ending_of(picture.format)
-    if (
-        job.kind is None
-        and not args.format
-        and not fits(ending, mode_of(flat_channels(picture.shape[2], args.background), picture.depth))
-    ):
-        ending = ".png"
-    return picture, tuned(job.target, job.kind or FORMATS[ending], args.quality, args.lossless)
+def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
+    picture = open_picture(path)
+    kind = job.kind
+    if kind is None:
+        ending = ending_of(picture.format)
+        ending = ending if holds(ending, picture, args.background) else ".png"
+        kind = FORMATS[f".{args.format}" if args.format else ending]
+    kind = tuned(job.target, kind, args.quality, args.lossless)
+    opened = animated(picture, kind)
+    if isinstance(opened, Picture) and not args.region:
+        opened.pixels  # noqa: B018 - read now, before torch is loaded
+    return opened, kind
 
 
-def _upscale(job: Job, picture: Picture, kind: Format, model: Any, args: argparse.Namespace, label: str) -> Any:
+def _upscale(
+    job: Job, picture: Picture | Animation, kind: Format, model: Any, args: argparse.Namespace, label: str
+) -> Any:
     """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 

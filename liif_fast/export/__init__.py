@@ -165,8 +165,9 @@ def _trace(module: nn.Module, inputs: dict[str, Tensor], output: str, metadata: 
             ) from error
     assert program is not None
     for node in program.model.graph.all_nodes():  # stack traces, with paths of this machine
-        for each in (node, *node.outputs):
-            each.metadata_props.clear()
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     program.model.producer_name, program.model.producer_version = "liif_fast", __version__
     return program.model_proto.SerializeToString()

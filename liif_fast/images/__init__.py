@@ -3,9 +3,11 @@
 Nothing here imports torch, so that a bad path is reported before anything heavy is loaded.
 """
 
+from liif_fast.images.animation import Animation, animated, write_animation
 from liif_fast.images.background import Colour, flat_channels, flatten, parse_colour
 from liif_fast.images.errors import WHY_NOT_SMALLER, ImageFileError
 from liif_fast.images.formats import (
+    ANIMATED,
     FORMATS,
     Format,
     check_content,

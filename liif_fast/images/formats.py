@@ -38,25 +38,28 @@ class Format(NamedTuple):
 
 
 _EVERY = ("L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16")
-PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi", COLOUR), True, {})
+PNG = Format("PNG", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "dpi", COLOUR), True, {})
 # 4:4:4, because subsampling would discard the computed colour detail.
-JPEG = Format(
-    "JPEG", 65535, ("L", "RGB"), {"quality": 95, "subsampling": 0}, ("icc_profile", "exif", "dpi"), False, None
-)
+_JPEG = {"quality": 95, "subsampling": 0}
+JPEG = Format("JPEG", 65535, ("L", "RGB"), _JPEG, ("icc_profile", "exif", "xmp", "iptc", "dpi"), False, None)
 _LOSSLESS_WEBP = {"lossless": True, "exact": True}  # exact keeps the colours of transparent pixels
 WEBP = Format(
-    "WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif"), False, _LOSSLESS_WEBP
+    "WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif", "xmp"), False, _LOSSLESS_WEBP
 )
 # Pillow writes no 10 or 12 bits, and at quality 100 it is off by up to 3 levels. 90 is about JPEG's 95.
 _AVIF = {"quality": 90, "subsampling": "4:4:4"}
-AVIF = Format("AVIF", 65535, ("L", "LA", "RGB", "RGBA"), _AVIF, ("icc_profile", "exif"), False, None)
-TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "dpi"), True, {})
+AVIF = Format("AVIF", 65535, ("L", "LA", "RGB", "RGBA"), _AVIF, ("icc_profile", "exif", "xmp"), False, None)
+TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "iptc", "dpi"), True, {})
 # Without alpha, because hardly any program reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False, {})
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True, {})
+# Of at most 256 colours each frame, and transparent or not: for animations.
+GIF = Format("GIF", 65535, ("L", "LA", "RGB", "RGBA"), {}, (), False, None)
+ANIMATED = (GIF.name, PNG.name, WEBP.name)
 
 FORMATS = {
     ".png": PNG,
+    ".apng": PNG,
     ".jpg": JPEG,
     ".jpeg": JPEG,
     ".webp": WEBP,
@@ -64,6 +67,7 @@ FORMATS = {
     ".tif": TIFF,
     ".tiff": TIFF,
     ".bmp": BMP,
+    ".gif": GIF,
     ".pgm": PPM,
     ".ppm": PPM,
 }

@@ -34,11 +34,12 @@ class Picture:
         shape: (height, width, channels) in the file; 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         dtype: uint8 or uint16.
         decode: yields the rows of a window of the file, from top to bottom, as arrays [rows, width, channels].
-        info: like a PIL image's: `icc_profile`, `exif`, `dpi`, if the file has them; for PNG and AVIF also
-            `colour.COLOUR`; for an image with a palette or 1 bit per pixel `DRAWN`.
+        info: like a PIL image's: `icc_profile`, `exif`, `xmp`, `dpi`, and `iptc`, if the file has them; for PNG and
+            AVIF also `colour.COLOUR`; for an image with a palette or 1 bit per pixel `DRAWN`.
         notices: what the pixels lose; logged when they are first read.
         orientation: the file's orientation, 1 to 8; other values count as 1.
         whole: why a window needs as much memory as the whole picture; "" if it does not.
+        frames: number of frames or pages in the file; this is the first, and the last notice says so.
 
     Attributes:
         lossy: whether the file was compressed with loss (`sniffing.is_lossy`).
@@ -60,12 +61,16 @@ class Picture:
         notices: list[str],
         orientation: int = 1,
         whole: str = "",
+        frames: int = 1,
     ) -> None:
         height, width, channels = shape
         if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             raise too_large(path)
         self.path, self.format, self.dtype, self._decode, self._whole = path, format, dtype, decode, whole
         self.info, self.notices = {key: value for key, value in info.items() if value}, notices
+        self.frames = frames
+        if frames > 1:
+            notices.append(f"only the first of {frames} frames is used")
         self._turn = TURNS.get(orientation, TURNS[1])
         self.shape = (width, height, channels) if self._turn[0] else shape
 

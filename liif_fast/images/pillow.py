@@ -27,11 +27,14 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
     try:
         with Image.open(path, formats=[kind]) as image:
             notices = list(_notices(path, image))
+            frames = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # those of an MPO are previews
             image.load()
     except Image.UnidentifiedImageError:
         raise ValueError("the file is damaged") from None
-    info = {"exif": tiff.info["exif"]} if tiff else {}
-    if kind == "PNG":
+    info: dict[str, Any] = {key: tiff.info.get(key) for key in ("exif", "xmp", "iptc")} if tiff else {}
+    if kind == "JPEG":
+        info["iptc"] = image.info.get("photoshop", {}).get(0x0404)
+    elif kind == "PNG":
         info[COLOUR] = read_colour(path)
     elif kind in ("AVIF", "HEIF"):
         info[COLOUR] = read_cicp(path)
@@ -39,9 +42,8 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     said = image.info | info
-    return Picture(
-        path, kind, pixels.shape, pixels.dtype, lambda window: [crop(pixels, window)], said, notices, whole=kind
-    )
+    decode = lambda window: [crop(pixels, window)]  # noqa: E731
+    return Picture(path, kind, pixels.shape, pixels.dtype, decode, said, notices, whole=kind, frames=frames)
 
 
 def normalise(image: Image.Image) -> Image.Image:
@@ -98,9 +100,8 @@ def _to_16_bit(image: Image.Image) -> Image.Image:
 
 def _notices(path: str | os.PathLike[str], image: Any) -> Iterator[str]:
     """Yield notices about losses; call it before `load`, because it reads the decoder's plan."""
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews
-        yield f"only the first of {frames} frames is used"
+    if image.format == "GIF" and not Path(path).read_bytes().rstrip(b"\0").endswith(b";"):
+        yield "it ends without its end mark, so further frames may be lost"
     if image.info.get("bit_depth", 8) > 8 or _shortened(path, image):
         yield "more than 8 bits per channel; read as 8 bits"
     if image.mode == "CMYK":

@@ -26,7 +26,8 @@ def write_png(
     Args:
         strips: [rows, width, channels] each, uint8 or uint16, from top to bottom, with `height` rows in total.
         shape: (height, width, channels) of the image, 1 to 4 channels.
-        metadata: may hold `icc_profile` and `exif` (bytes), `dpi`, and under `COLOUR` the result of `read_colour`.
+        metadata: may hold `icc_profile`, `exif` and `xmp` (bytes), `dpi`, and under `COLOUR` the result of
+            `read_colour`.
     """
     height, width, channels = shape
     file.write(b"\x89PNG\r\n\x1a\n")
@@ -39,6 +40,8 @@ def write_png(
         _chunk(file, b"pHYs", struct.pack(">IIB", *(round(each / _METRES_PER_INCH) for each in dpi), 1))
     if exif := metadata.get("exif"):
         _chunk(file, b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if xmp := metadata.get("xmp"):
+        _chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     pack = zlib.compressobj(_LEVEL)
     step = channels * depth // 8
     above = np.zeros(width * step, np.uint8)

@@ -26,6 +26,7 @@ _OF_THE_PICTURE = (
 # Orientation and software describe the file, not the picture; EXIF data has them.
 _OF_AN_EXPORT = (0x0112, 0x0131)
 _FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
+PACKETS = {"xmp": 700, "iptc": 33723}  # keys of `Picture.info`, and their tags
 # The maker's note holds offsets, so it cannot move; Microsoft's tag holds the distance it has moved.
 _BOUND = (0x927C, 0xEA1D)
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
@@ -56,6 +57,7 @@ class Tiff(NamedTuple):
     orientation: Any
     info: dict[str, Any]
     notices: list[str]
+    frames: int
 
 
 def read_tiff(path: str | os.PathLike[str]) -> Tiff:
@@ -77,7 +79,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     # Associated alpha comes first, because the colours are multiplied by it.
     alpha = [place for kind in (_ASSOCIATED, _ALPHA) for place, meaning in enumerate(extra) if meaning == kind][:1]
     bands = [*range(colours), *(colours + place for place in alpha)]
-    notices = [f"only the first of {frames} frames is used"] if frames > 1 else []
+    notices = []
     if left := len(extra) - len(alpha):
         notices.append(f"{left} of its channels {'is' if left == 1 else 'are'} neither colour nor alpha; dropped")
     apart = page.planarconfig == 2 and (page.is_tiled or colours == 1) and page.samplesperpixel > 1
@@ -87,11 +89,12 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     info = {
         "icc_profile": page.iccprofile if isinstance(page.iccprofile, bytes) else None,
         "exif": _exif(path, page.offset, order, big),
+        **{key: value for key, tag in PACKETS.items() if isinstance(value := tags.valueof(tag), bytes)},
         "dpi": page.get_resolution("inch") if measured else None,
         DRAWN: PALETTE if page.photometric == _PALETTE else ONE_BIT if page.bitspersample == 1 else None,
     }
     shape = (page.imagelength, page.imagewidth, len(bands))
-    return Tiff(page.bitspersample, shape, bands, apart, tags.valueof(_ORIENTATION), info, notices)
+    return Tiff(page.bitspersample, shape, bands, apart, tags.valueof(_ORIENTATION), info, notices, frames)
 
 
 def _colours(page: Any) -> int:
@@ -129,7 +132,9 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
         yield crop(np.moveaxis(tifffile.imread(path, key=0), 0, -1)[..., tiff.bands], window)
 
     dtype, whole = np.dtype(f"uint{tiff.bits}"), "a TIFF in planes"
-    return Picture(path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole)
+    return Picture(
+        path, "TIFF", tiff.shape, dtype, decode, tiff.info, tiff.notices, tiff.orientation, whole, tiff.frames
+    )
 
 
 class _NoLargerThanItself(io.FileIO):

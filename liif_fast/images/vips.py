@@ -23,6 +23,7 @@ from liif_fast.images.colour import COLOUR, read_chunks, read_cicp, read_colour
 from liif_fast.images.exif import upright
 from liif_fast.images.picture import DRAWN, ONE_BIT, PALETTE, Picture
 from liif_fast.images.tiff import Tiff
+from liif_fast.images.xmp import iptc_of
 from liif_fast.window import Window
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         raise ValueError(f"{image.format} samples; supported are whole numbers of 8 or 16 bits")
     if tiff:
         info, notices, turn, bands = {**tiff.info}, [*tiff.notices], tiff.orientation, tiff.bands
+        frames = tiff.frames
         if image.bands == 1 and info[DRAWN] == PALETTE:  # a palette of grays
             bands = [0]
     else:
-        info, notices = _metadata(path, kind, image)
+        info, notices, frames = _metadata(path, kind, image)
         turn, bands = _field(image, "orientation") or 1, [*range(image.bands)]
         if turn != 1 and info["exif"]:
             info["exif"] = upright(info["exif"]) or info["exif"]
@@ -80,32 +82,32 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
 
     shape, dtype = (image.height, image.width, len(bands)), _dtype(image)
     whole = kind if kind == "AVIF" else _IN_ONE_PIECE.get(kind, "") if _field(image, "interlaced") else ""
-    return Picture(path, kind, shape, dtype, decode, info, notices, turn, whole)
+    return Picture(path, kind, shape, dtype, decode, info, notices, turn, whole, frames)
 
 
 def _field(image: Any, name: str) -> Any:
     return image.get(name) if image.get_typeof(name) else None
 
 
-def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the info and the notices of a PNG, JPEG or AVIF."""
+def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict[str, Any], list[str], int]:
+    """Return the info, the notices, and the number of frames of a PNG, JPEG or AVIF."""
     chunks = read_chunks(path) if kind == "PNG" else {}
     measured = chunks.get(b"pHYs", b"")[8:] == b"\1" if kind == "PNG" else _field(image, "resolution-unit")
     drawn = PALETTE if _field(image, "palette") else ONE_BIT if _field(image, "bits-per-sample") == 1 else None
     info = {
         "icc_profile": _field(image, "icc-profile-data"),
         "exif": _field(image, "exif-data"),
+        "xmp": _field(image, "xmp-data"),
+        "iptc": iptc_of(_field(image, "iptc-data")),
         "dpi": (25.4 * image.xres, 25.4 * image.yres) if measured else None,
         COLOUR: read_colour(path) if kind == "PNG" else read_cicp(path) if kind == "AVIF" else None,
         DRAWN: drawn,
     }
     notices = []
     frames = int.from_bytes(chunks.get(b"acTL", b"")[:4], "big") or _field(image, "n-pages") or 1
-    if frames > 1 and kind != "JPEG":  # the further frames of an MPO are previews
-        notices.append(f"only the first of {frames} frames is used")
     if b"iCCP" in chunks and not info["icc_profile"]:
         notices.append("its colour profile is damaged or for another kind of image; dropped")
-    return info, notices
+    return info, notices, 1 if kind == "JPEG" else frames  # the further ones of an MPO are previews
 
 
 def _load(path: str | os.PathLike[str], kind: str) -> Any:

@@ -14,17 +14,19 @@ from liif_fast.files import atomic_file
 from liif_fast.images.colour import COLOUR, looks_like_srgb
 from liif_fast.images.errors import ImageFileError, reason
 from liif_fast.images.exif import resized
-from liif_fast.images.formats import AVIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
-from liif_fast.images.tiff import extra_tags
+from liif_fast.images.formats import AVIF, GIF, JPEG, PNG, TIFF, WEBP, Format, check_content, check_output, mode_of
+from liif_fast.images.tiff import PACKETS, extra_tags
+from liif_fast.images.xmp import MAX_SEGMENT, jpeg_segments, resized_xmp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger("liif_fast.images")
 
-_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data"}
+_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data", "iptc": "IPTC data"}
 _SPACE = slice(16, 20)  # the colour space in an ICC profile (ICC.1, 7.2.6)
 _SPACES = (b"GRAY", b"RGB ", b"CMYK")
+TRANSPARENT = 255  # the entry of a GIF's palette that is not shown
 _MAX_JPEG_EXIF = 65_000  # an APP1 segment has a 16-bit length
 _MAX_DPI = 65_535  # likewise 16 bits in JPEG
 _TIFF_STRIP = 1 << 18  # approximate bytes of a strip before compression
@@ -68,7 +70,8 @@ def write_strips(
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
         info: like a PIL image's. If the format stores them, `icc_profile`, `exif` (with the new size, without its
-            thumbnail) and `dpi` are kept; PNG also keeps the result of `read_colour`.
+            thumbnail), `xmp` (with the new size), `iptc` and `dpi` are kept; PNG also keeps the result of
+            `read_colour`.
         kind: the format, if `check_output` and `check_content` have approved the path and the image already.
 
     Raises:
@@ -79,7 +82,7 @@ def write_strips(
     if kind is None:
         kind = check_output(path)
         check_content(path, kind, mode_of(channels, depth), (width, height))
-    metadata = _kept(path, kind, info, shape)
+    metadata = kept(path, kind, info, shape)
     failures: list[BaseException] = []
     source = _checked(strips, (height, width, channels), depth, failures)
     try:
@@ -88,6 +91,12 @@ def write_strips(
                 _in_thread(lambda made: _write(kind, file, made, (height, width, channels), depth, metadata), source)
             else:
                 image = _collect(source, (height, width, channels))
+                if kind.name == GIF.name and channels > 1:  # which holds any gray
+                    logger.warning("%s: its colours are reduced to the 256 of a GIF, and alpha to 1 bit", path)
+                    metadata |= {"transparency": TRANSPARENT} if channels in (2, 4) else {}
+                    image = palette_image(image)
+                elif kind.name == JPEG.name:
+                    metadata["extra"] = jpeg_segments(metadata.pop("xmp", None), metadata.pop("iptc", None))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
         if failures or isinstance(error, BrokenPipeError):  # the strips failed, or the reader of stdout has gone
@@ -170,9 +179,7 @@ def _checked(
         raise
 
 
-def _kept(
-    path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]
-) -> dict[str, Any]:
+def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """Select the metadata that this format stores; warn about what is visibly lost."""
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
@@ -200,6 +207,15 @@ def _kept(
             del metadata["exif"]
         elif kind == TIFF and extra_tags(metadata["exif"])[1]:
             logger.warning("%s: TIFF keeps the EXIF data's names, dates and rights; exposure and place are lost", path)
+    if "xmp" in metadata:
+        metadata["xmp"] = resized_xmp(metadata["xmp"], (shape[1], shape[0]))
+        if metadata["xmp"] is None:
+            logger.warning("%s: the XMP data describes other parts of the input and is dropped", path)
+            del metadata["xmp"]
+    for key in ("xmp", "iptc"):
+        if kind.name == JPEG.name and len(metadata.get(key, b"")) > MAX_SEGMENT:
+            logger.warning("%s: the %s is too long for JPEG and is dropped", path, _METADATA[key])
+            del metadata[key]
     return metadata
 
 
@@ -233,6 +249,7 @@ def _write_tiff(
             yield zlib.compress(differences.tobytes())
 
     profile, tags = metadata.get("icc_profile"), extra_tags(metadata.get("exif", b""))[0]
+    tags += [(PACKETS[key], 1, len(metadata[key]), metadata[key], True) for key in PACKETS if key in metadata]
     big = row * height + len(profile or b"") + sum(len(tag[3]) for tag in tags) > _CLASSIC_TIFF
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as tiff:
         tiff.write(
@@ -287,4 +304,17 @@ def _collect(strips: "Iterable[NDArray]", shape: tuple[int, int, int]) -> Image.
     for strip in strips:
         image.paste(Image.fromarray(strip[..., 0] if channels == 1 else strip), (0, top))
         top += len(strip)
+    return image
+
+
+def palette_image(image: Image.Image) -> Image.Image:
+    """Reduce an image to 256 colours as GIF has them; where alpha is below half the entry is `TRANSPARENT`."""
+    import numpy as np
+
+    clear = np.asarray(image.getchannel("A")) < 128 if image.mode in ("LA", "RGBA") else None
+    image = image.convert("RGB")
+    palette = image.quantize(256 if clear is None else 255, Image.Quantize.MEDIANCUT)
+    image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    if clear is not None:
+        image.paste(TRANSPARENT, mask=Image.fromarray(clear))
     return image

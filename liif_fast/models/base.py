@@ -161,10 +161,12 @@ class FeatureModel(nn.Module):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        *,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode the features kept by `gen_feat` on a regular grid; arguments and result as `render`."""
         feat = self.features()
-        return render_by_query(self.query_rgb, feat, size, region, cell)
+        return render_by_query(self.query_rgb, feat, size, region, cell, self._in_latents(extent))
 
     def forward(self, inp: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         """Run `gen_feat` and `query_rgb`; afterwards `self.feat` holds the features without their graph.
@@ -191,6 +193,8 @@ class FeatureModel(nn.Module):
         size: Sequence[int],
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
+        *,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Encode an image and decode a regular grid; equals `forward` on its make_coord and make_cell.
 
@@ -199,6 +203,8 @@ class FeatureModel(nn.Module):
             size: (H_out, W_out) of the whole grid.
             region: (top, left, height, width) of a window of the grid; None means all of it.
             cell: (row, column) for the whole image, a pair or float32 `[2]` or `[B, 2]`; None means 2 / size.
+            extent: (top, left, height, width) in pixels of the input, fractions allowed: the part of it that the grid
+                covers. None is all of it.
 
         Returns:
             `[B, out, height, width]`, normalised and not clamped.
@@ -207,9 +213,13 @@ class FeatureModel(nn.Module):
             ValueError, TypeError: an argument is wrong.
         """
         self.gen_feat(inp)
-        pred = self.render_rgb(size, region, cell)
+        further: Any = {} if extent is None else {"extent": extent}  # a model of one's own may not know it
+        pred = self.render_rgb(size, region, cell, **further)
         self._drop_graph()
         return pred
+
+    def _in_latents(self, extent: Sequence[float] | None) -> tuple[float, ...] | None:
+        return None if extent is None else tuple([each * self.enlargement for each in extent])
 
     def features(self) -> Tensor:
         """Return the kept features; raise RuntimeError before `gen_feat`."""

@@ -89,13 +89,16 @@ class LIIF(Decoding, FeatureModel):
         region: Sequence[int] | None = None,
         cell: Tensor | Sequence[float] | None = None,
         place: Sequence[int] | None = None,
+        *,
+        extent: Sequence[float] | None = None,
     ) -> Tensor:
         """Decode a grid as `FeatureModel.render_rgb`; if fused, `place` works as in `functional.liif_render`."""
-        feat = self.features()
-        pred = self._decode_grid(self.imnet, feat, size, region, cell, place)
+        feat, extent = self.features(), self._in_latents(extent)
+        pred = self._decode_grid(self.imnet, feat, size, region, cell, place, extent)
         if self.residual is None:
             return pred
-        base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None)
+        shape = feat.shape[2:] if place is None else place[2:]
+        base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None, extent, shape)
         return self._add(pred, base, channel=1)
 
     def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ activations again. Weights and biases are the MLP's, except that the backend `cu
 and [].
 
 `grid` is ten integers: height and width of the map, top and left of P in it, height and width of the grid, and the
-window (top, left, height, width) of the grid.
+window (top, left, height, width) of the grid. `steps` is empty, or `coord.lattice` of a grid over a part of the map,
+which has no backward pass.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Place, Switches, Window, result_dtype
-from liif_fast.coord import latent_window, place_gradients, scaled
+from liif_fast.call import Extent, Place, Switches, Window, result_dtype
+from liif_fast.coord import latent_window, lattice, place_gradients, scaled
 from liif_fast.frozen import pack_once
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
@@ -46,6 +47,7 @@ def _render_fake(
     biases: Sequence[Tensor],
     ensemble: bool,
     grid: Sequence[int],
+    steps: Sequence[float],
     saved: Sequence[int],
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
@@ -107,8 +109,8 @@ decode_queries = define(
 )
 render_window = define(
     "render",
-    "(Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt[] grid, SymInt[] saved,"
-    " str? backend) -> (Tensor, Tensor)",
+    "(Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt[] grid, float[] steps,"
+    " SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _render_fake,
 )
 # Both return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later
@@ -144,6 +146,7 @@ def _forward(
     grid: Sequence[int] | None,
     saved: Sequence[int],
     backend: str | None,
+    steps: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output at `coord`, or without it on `grid`; the saved activations; and P on the window of feat."""
     feat, *params = inputs
@@ -152,7 +155,7 @@ def _forward(
     if grid is None:
         out = decode_queries(p, coord, cell, weights, biases, switches.local_ensemble, saved, backend)
     else:
-        out = render_window(p, cell, weights, biases, switches.local_ensemble, grid, saved, backend)
+        out = render_window(p, cell, weights, biases, switches.local_ensemble, grid, steps, saved, backend)
     return *out, p
 
 
@@ -221,6 +224,7 @@ def _decoded(
     train: bool,
     saved: Sequence[int],
     backend: str | None,
+    steps: Sequence[float] = (),
 ) -> Tensor:
     inputs = [feat, *weights, *biases]
     if train:
@@ -228,7 +232,7 @@ def _decoded(
     else:
         params = [*weights, *biases]
         low = pack_once(params, ("cast", dtype), lambda: [t.to(dtype) for t in params])
-        out, *_ = _forward([feat.to(dtype), *low], coord, cell, switches, window, grid, saved, backend)
+        out, *_ = _forward([feat.to(dtype), *low], coord, cell, switches, window, grid, saved, backend, steps)
     return out.to(result_dtype(feat))
 
 
@@ -262,15 +266,18 @@ def render(
     saved: Sequence[int],
     backend: str | None,
     place: Place | None = None,
+    extent: Extent | None = None,
 ) -> Tensor:
     """Decode the window `region` of the grid `size`, [B, out, h, w], with products in `dtype`.
 
-    Only the latents under the region are projected. `place` (not in training) is the position of feat in a larger map.
+    Only the latents under the region are projected. `place` is the position of feat in a larger map, `extent` the part
+    of the map that the grid covers; neither is for training.
     """
     top, left, *shape = (0, 0, feat.shape[2], feat.shape[3]) if place is None else place
-    row, column, height, width = latent_window(size, region, (shape[0], shape[1]))
+    row, column, height, width = latent_window(size, region, (shape[0], shape[1]), extent)
     grid, window = [*shape, row, column, *size, *region], (row - top, column - left, height, width)
-    return _decoded(feat, None, cell, weights, biases, switches, window, grid, dtype, train, saved, backend)
+    steps = () if extent is None else lattice(size, extent, shape)
+    return _decoded(feat, None, cell, weights, biases, switches, window, grid, dtype, train, saved, backend, steps)
 
 
 class _DecodeDirect(torch.autograd.Function):

@@ -159,7 +159,10 @@ def _teacher(config: Config) -> Any:
     """Load the model that is learnt from."""
     assert config.teacher is not None
     name = config.teacher["model"]
-    teacher: Any = load_upscaler(find_model(name))
+    try:
+        teacher: Any = load_upscaler(find_model(name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"teacher.model: {error.args[-1]}") from error
     if teacher.data_norm != config.data_norm:
         raise ValueError(f"teacher.model: {name} has data_norm {teacher.data_norm}, the training {config.data_norm}")
     return teacher.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

@@ -1,8 +1,8 @@
 """Enlarge an image to any size, strip by strip.
 
 `sizes` checks the output's size and window. `options` holds the options of the computation. `alpha` preserves
-transparency. `features` holds the rows of features that the current strip reads. `strips` makes the output.
-`choice` picks a model if none is given.
+transparency. `features` holds the tiles of features that windows read, in a `cache`. `strips` makes the output.
+`opened` keeps an image open for any windows of it. `choice` picks a model if none is given.
 """
 
 from liif_fast.upscaling.api import (
@@ -15,5 +15,6 @@ from liif_fast.upscaling.api import (
     upscale_strips,
 )
 from liif_fast.upscaling.choice import Choice, choose
+from liif_fast.upscaling.opened import Upscaler
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
-from liif_fast.window import Window
+from liif_fast.upscaling.sizes import Frame
 
 
 def is_gray(pixels: NDArray | Part) -> bool:
@@ -65,24 +65,20 @@ def _bleed(colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0, colour, filled)
 
 
-def within_neighbours(
-    values: Tensor, plane: NDArray | Part, top: float, size: tuple[int, int], region: Window
-) -> Tensor:
+def within_neighbours(values: Tensor, plane: NDArray | Part, top: float, frame: Frame) -> Tensor:
     """Clamp rendered alpha to the range of the low-resolution plane around each pixel.
 
     The range is that of the 3x3 nearest pixels. If the nearest pixel and the bicubic interpolation are both 0 or both
     1, the result is too, because a model rings around an outline.
 
     Args:
-        values: `[h, w]`, the window `region` of an image of `size`.
+        values: `[h, w]`, the window of the frame.
         plane: [H, W, 1], the alpha it was rendered from.
         top: the value of the plane that means 1.
-        size: (height, width) of the output.
-        region: (top, left, height, width).
+        frame: the output and its window.
     """
-    (height, width), (first, left, h, w) = plane.shape[:2], region
-    rows, row_taps, row_weights = _positions(first, h, height, size[0])
-    cols, col_taps, col_weights = _positions(left, w, width, size[1])
+    rows, row_taps, row_weights = _positions(frame, 0, plane.shape)
+    cols, col_taps, col_weights = _positions(frame, 1, plane.shape)
     y0, x0 = int(row_taps.min()), int(col_taps.min())
     y1, x1 = int(row_taps.max()) + 1, int(col_taps.max()) + 1
     near = torch.from_numpy(np.ascontiguousarray(plane[y0:y1, x0:x1][..., 0], dtype=np.float32)) / top
@@ -99,24 +95,23 @@ def within_neighbours(
     return torch.minimum(torch.maximum(values, low.to(values.device)), high.to(values.device))
 
 
-def _positions(first: int, count: int, size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Locate output pixels in the input along one axis.
-
-    Args:
-        first: the first output pixel.
-        count: number of output pixels.
-        size_in, size_out: pixels of the whole axis.
+def _positions(frame: Frame, axis: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Locate a window's pixels in the input of (height, width, ...) along one axis, 0 or 1.
 
     Returns:
         The nearest input pixel `[count]`, the four that the bicubic kernel reads `[4, count]`, and their weights
         `[4, count]` by Keys' kernel with a = -0.5, without the pixels outside, as in Pillow.
     """
-    twice = (torch.arange(first, first + count) * 2 + 1) * size_in  # the centre times 2 * size_out: exact
-    taps = (twice - size_out).div(2 * size_out, rounding_mode="floor") + torch.arange(-1, 3)[:, None]
-    x = (taps + 0.5 - twice.double() / (2 * size_out)).abs()
+    size_in, size_out, first, count = shape[axis], frame.size[axis], frame.region[axis], frame.region[axis + 2]
+    start, length = (0.0, size_in) if frame.extent is None else (frame.extent[axis], frame.extent[axis + 2])
+    # Exact up to one division of whole numbers, unless the grid covers a fraction: floor makes no mistake.
+    centre = start + (torch.arange(first, first + count).double() * 2 + 1) * length / (2 * size_out)
+    taps = (centre - 0.5).floor().long() + torch.arange(-1, 3)[:, None]
+    x = (taps + 0.5 - centre).abs()
     weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
     weights = weights * ((taps >= 0) & (taps < size_in))
-    return twice // (2 * size_out), taps.clamp(0, size_in - 1), (weights / weights.sum(0)).float()
+    nearest = centre.floor().long().clamp(max=size_in - 1)  # a sum may be rounded up to the border
+    return nearest, taps.clamp(0, size_in - 1), (weights / weights.sum(0)).float()
 
 
 def _sum_of_four(plane: Tensor, taps: Tensor, weights: Tensor, levels: float) -> Tensor:

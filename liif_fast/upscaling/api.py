@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_fast.images import (
+    Animation,
     Colour,
     Format,
     Part,
     Picture,
+    animated,
     check_content,
     check_output,
     flat_channels,
@@ -24,10 +27,12 @@ from liif_fast.images import (
     open_picture,
     parse_colour,
     tuned,
+    write_animation,
     write_strips,
 )
 from liif_fast.images.exif import resized
 from liif_fast.images.picture import DRAWN
+from liif_fast.images.xmp import resized_xmp
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.models.tiles import TILE
@@ -102,7 +107,7 @@ def upscale(
         TypeError: the object is not an image, or has a wrong dtype.
         RuntimeError: the backend cannot run this model, or its output is not finite.
     """
-    pixels, restore = _unpack(image)
+    pixels, restore = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
     rendered = _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
@@ -155,7 +160,7 @@ def upscale_strips(
     Raises:
         ValueError, TypeError: as for `upscale`, at once; RuntimeError: during iteration.
     """
-    pixels, _ = _unpack(image)
+    pixels, _ = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
     return _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
@@ -181,6 +186,8 @@ def upscale_file(
 ) -> None:
     """Upscale an image file to another file strip by strip; `target` is replaced atomically.
 
+    An animated GIF, PNG or WebP stays one if the target is one of these; else its first frame is taken, with a notice.
+
     Args:
         source: the image file; see `liif_fast.images.read_image`. For a region only the part that the model sees is
             decoded, if the file and the model allow that.
@@ -197,7 +204,7 @@ def upscale_file(
     """
     kind = tuned(target, check_output(target), quality, lossless)
     colour = None if background is None else parse_colour(background)
-    picture = open_picture(source)
+    picture = animated(open_picture(source), kind)
     checked = check_target(target, kind, picture, scale, size, region, colour)
     options = Options(backend, precision, tile, progress, self_ensemble)
     upscale_picture(picture, checked, resolve_model(chosen(model, picture), device), options)
@@ -215,7 +222,7 @@ class Target(NamedTuple):
 def check_target(
     path: str | os.PathLike[str],
     kind: Format,
-    picture: Picture,
+    picture: Picture | Animation,
     scale: float | None,
     size: tuple[int | None, int | None] | None,
     region: Window | None,
@@ -231,23 +238,47 @@ def check_target(
     height, width = wanted.region[2:]
     check_content(path, kind, mode_of(flat_channels(picture.shape[2], background), picture.depth), (width, height))
     # Without streaming the output, or its region, is held in memory.
-    if not kind.streams and width * height > MAX_PIXELS:
+    frames = len(picture.frames) if isinstance(picture, Animation) else 1
+    if frames * width * height > MAX_PIXELS and (frames > 1 or not kind.streams):
+        what = f"{width}x{height}" if frames == 1 else f"{frames} frames of {width}x{height}"
+        other = "; write a .png or .tif file" if frames == 1 else ""
         raise ValueError(
-            f"the output {width}x{height} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory; "
-            "write a .png or .tif file"
+            f"the output {what} has more than {MAX_PIXELS} pixels, which {kind.name} needs in memory{other}"
         )
     return Target(path, kind, wanted, background)
 
 
-def upscale_picture(picture: Picture, target: Target, model: FeatureModel, options: Options) -> None:
+def upscale_picture(picture: Picture | Animation, target: Target, model: FeatureModel, options: Options) -> None:
     """Upscale an open picture to a checked target; otherwise as `upscale_file`."""
     _notice_drawn(picture.path, picture.info)
+    if isinstance(picture, Animation):
+        write_animation(target.path, _enlarged(picture, target, model, options), picture, target.kind)
+        return
     rendered = _strips(_needed(picture, model, target.frame, options), model, target.frame, options)
-    if target.background and picture.shape[2] in (2, 4):
-        channels = flat_channels(picture.shape[2], target.background)
-        made = (flatten(strip, target.background) for strip in rendered)
-        rendered = Strips((*rendered.shape[:2], channels), rendered.dtype, made)
+    rendered = _laid(rendered, target.background)
     write_strips(target.path, rendered, rendered.shape, picture.depth, picture.info, target.kind)
+
+
+def _enlarged(animation: Animation, target: Target, model: FeatureModel, options: Options) -> Iterator[NDArray]:
+    """Upscale each frame of an animation."""
+    report = options.progress or (lambda stage, done, total: None)
+    count = len(animation.frames)
+    for number, pixels in enumerate(animation.frames):
+
+        def progress(stage: str, done: int, total: int, before: int = number) -> None:
+            report(stage, before * total + done, count * total)
+
+        rendered = _strips(pixels, model, target.frame, replace(options, progress=progress))
+        yield np.concatenate([*_laid(rendered, target.background)])
+
+
+def _laid(rendered: Strips, background: Colour | None) -> Strips:
+    """Lay alpha, if there is any, on a background, if one is wanted."""
+    height, width, channels = rendered.shape
+    if background is None or channels in (1, 3):
+        return rendered
+    made = (flatten(strip, background) for strip in rendered)
+    return Strips((height, width, flat_channels(channels, background)), rendered.dtype, made)
 
 
 def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Options) -> NDArray | Part:
@@ -256,7 +287,7 @@ def _needed(picture: Picture, model: FeatureModel, wanted: Frame, options: Optio
     windows = []
     for how in TURNS.values() if options.self_ensemble else [TURNS[1]]:
         turned = whole[::-1] if how[0] else whole
-        windows.append(window_after(input_window(model, *wanted.turn_back(how), turned), turned, how))
+        windows.append(window_after(input_window(model, wanted.turn_back(how), turned), turned, how))
     window = union(windows)
     if window[2:] == whole:
         return picture.pixels
@@ -276,13 +307,13 @@ def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options:
     return Strips((height, width, pixels.shape[2]), pixels.dtype, made)
 
 
-def _unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
+def unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     """Return pixels `[H, W, C]`, and a function that converts such an array to the same kind of image."""
     if isinstance(image, Image.Image):
         upright = normalise(image)
         _notice_drawn("image", upright.info)
         pixels = np.asarray(upright)
-        kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "dpi")}
+        kept = {key: value for key, value in upright.info.items() if key in ("icc_profile", "exif", "xmp", "dpi")}
         restore: Restore = partial(_to_pil, info=kept)
     elif isinstance(image, np.ndarray):
         pixels = image
@@ -314,4 +345,6 @@ def _to_pil(pixels: NDArray, info: dict[str, Any]) -> Image.Image:
     image.info.update(info)
     if "exif" in info:
         image.info["exif"] = resized(info["exif"], image.size) or b""
+    if "xmp" in info:
+        image.info["xmp"] = resized_xmp(info["xmp"], image.size) or b""
     return image

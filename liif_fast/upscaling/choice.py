@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from liif_fast.images import Picture
+from liif_fast.images import Animation, Picture
 from liif_fast.images.sniffing import LOSSY
 from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO, shipped_model
 
 logger = logging.getLogger("liif_fast.upscaling")
+
+CHOICES = (shipped_model(SHIPPED), shipped_model(SHIPPED_PHOTO))  # the files that `chosen` returns
 
 
 class Choice(NamedTuple):
@@ -28,7 +30,7 @@ class Choice(NamedTuple):
         return shipped_model(self.model)
 
 
-def choose(image: Picture | Image.Image | Any) -> Choice:
+def choose(image: Picture | Animation | Image.Image | Any) -> Choice:
     """Choose between the model for clean images and the one for what was compressed with loss.
 
     JPEG, HEIC, AVIF and lossy WebP were; a file's content tells, not its name. A PIL image is judged by its `format`,
@@ -36,22 +38,18 @@ def choose(image: Picture | Image.Image | Any) -> Choice:
     no format: arrays, and PIL images that were made or changed.
 
     Args:
-        image: a picture of `images.open_picture`, a PIL image, or an array.
+        image: what `images.open_picture` or `images.animated` returns, a PIL image, or an array.
     """
-    if not isinstance(image, Picture | Image.Image):
+    if not isinstance(image, Picture | Animation | Image.Image):
         return Choice(SHIPPED, "arrays are taken as clean")
-    if isinstance(image, Picture):
-        lossy = image.lossy
-    else:
-        lossy = image.format in (*LOSSY, "WEBP")
-    if lossy:
+    if image.format in (*LOSSY, "WEBP") if isinstance(image, Image.Image) else image.lossy:
         return Choice(SHIPPED_PHOTO, f"{image.format} compresses with loss")
     if image.format is None:
         return Choice(SHIPPED, "an image without a format is taken as clean")
     return Choice(SHIPPED, f"{'lossless ' * (image.format == 'WEBP')}{image.format} is taken as clean")
 
 
-def chosen(model: Any, image: Picture | Image.Image | Any) -> Any:
+def chosen(model: Any, image: Any) -> Any:
     """Return the model that was asked for, or the file of the one that `choose` takes, with a logged line."""
     if model is not None:
         return model

@@ -1,4 +1,4 @@
-"""Hold only those rows of an image's features that are needed while its output is rendered."""
+"""Hold only those tiles of an image's features that windows of its output read."""
 
 import copy
 import logging
@@ -17,26 +17,30 @@ from liif_fast.functional import latents_read
 from liif_fast.images import Part
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import other_channels
-from liif_fast.models.tiles import Span, encode_window
+from liif_fast.models.tiles import FEW_VALUES, Span, encode_window, spans
+from liif_fast.upscaling.cache import Cache
 from liif_fast.upscaling.options import MIN_TILE, Options
+from liif_fast.upscaling.sizes import Frame
 from liif_fast.window import Window
 
 logger = logging.getLogger("liif_fast.upscaling")
 
-FEATURE_BYTES = 128 << 20  # approximate size of the held rows; on a GPU a quarter of its free memory
+FEATURE_BYTES = 128 << 20  # approximate size of the held tiles; on a GPU a quarter of its free memory
 
 
 class Features:
-    """The features of an image, encoded by rows of tiles as the output's rows need them.
+    """The features of an image, encoded tile by tile when a window of the output first reads them.
 
-    A model that renders parts and whose encoder has a receptive radius renders from the held rows, with the same bits
-    as from the whole map. For any other model the features of the whole image are held.
+    A model that renders parts and whose encoder has a receptive radius renders from the tiles that a window reads, with
+    the same bits as from the whole map. For any other model the features of the whole image are held.
 
     Args:
         plane: [H, W, C] with the model's channels, or its part `input_window`; a single channel is repeated for the
             model.
         top: the value of `plane` that means 1.
-        size: (height, width) of the whole output.
+        part: the window (top, left, height, width) of the image that will be encoded at most.
+        report: called after each encoded tile.
+        kept: where tiles are kept; None is a cache of its own, with room for two rows of tiles or `FEATURE_BYTES`.
     """
 
     def __init__(
@@ -45,82 +49,93 @@ class Features:
         encoder: nn.Module,
         plane: NDArray | Part,
         top: float,
-        size: tuple[int, int],
-        region: Window,
+        part: Window,
         options: Options,
         report: Callable[[], None],
+        kept: Cache[Tensor] | None = None,
     ) -> None:
         self.view = cast(Any, copy.copy(model))
         if options.backend is not None:
             self.view.backend = options.backend
         parameter = next(model.parameters())
         self.device, self.own_dtype = parameter.device, parameter.dtype
-        self.plane, self.top, self.size = plane, top, size
+        self.plane, self.top = plane, top
         self.encoder, self.report = encoder, report
         self.dtype, self.tile = options.dtype, options.tile
         self.norm = model.norm()  # moved to the device once, because each copy would wait for its work
         self.shape, self.channels = plane.shape[:2], model.channels_in
         self.tiles = model.receptive_radius is not None
         self.whole_map = not _in_parts(model)
-        first, left, height, width = latents_read(size, region, self.shape)
-        if self.whole_map:
-            first, left, (height, width) = 0, 0, self.shape
-        self.rows, self.cols = (first, first + height), (left, left + width)  # to be encoded
-        self.held = (first, first)
+        first, left, height, width = (0, 0, *self.shape) if self.whole_map or is_small(model, self.shape) else part
         self.pixels, self.encoded = height * width, 0
+        rows, cols = (first, first + height), (left, left + width)
+        self.rows, self.cols = [rows], [cols]  # the edges of the tiles
+        budget = self._budget() if kept is None else kept.budget
+        if not self.whole_map:
+            row = width * self.view.encoder.out_dim * 4
+            high = max(min(self.tile, 64), min(self.tile, budget // (2 * row)))
+            self.rows, self.cols = spans(rows, high), spans(cols, self.tile)
+            budget = max(
+                budget, 2 * row * high
+            )  # a strip that lies on two rows of tiles needs both, and so may the next
+        self.kept = Cache[Tensor](budget) if kept is None else kept
+        self.name = object()  # of the tiles in a cache of several images; not self, which would keep the image, too
         if model.reads_input:
             y, x, height, width = plane.window if isinstance(plane, Part) else (0, 0, *self.shape)
             self.view.inp = self._read((y, y + height), (x, x + width))
             if (height, width) != self.shape:
                 self.view.inp_place = (y, x, *self.shape)
 
-    def render(self, region: Window) -> Tensor:
-        """Render a window, float32 `[C, h, w]`, not clamped to [0, 1]; call it for windows from top to bottom."""
-        place = self._provide(region)
-        out = self._decode(region, place)
+    def render(self, frame: Frame) -> Tensor:
+        """Render a window, float32 `[C, h, w]`, not clamped to [0, 1]."""
+        place = self._provide(frame)
+        out = self._decode(frame, place)
         if self.dtype is not None and not out.isfinite().all():
             self._to_float32()
-            out = self._decode(region, place)
+            out = self._decode(frame, place)
         if not out.isfinite().all():
             raise RuntimeError("the model's output has NaN or infinite values")
         return out
 
-    def _provide(self, region: Window) -> Place | None:
-        """Hold the rows of features that a window of the output reads; return their place in the map."""
-        if self.whole_map:
-            if self.held != self.rows:
-                self.view.feat = self._encode(self.rows)
-                self.held = self.rows
-            return None
-        first, _, count, _ = latents_read(self.size, region, self.shape)
-        while self.held[1] < first + count:
-            more = (self.held[1], min(self.held[1] + self._band(), self.rows[1]))
-            kept = None
-            if self.held[1] > first:  # a few rows that both windows read
-                kept = self.view.feat[:, :, first - self.held[0] :].clone()
-            self.view.feat = None
-            feat = self._encode(more)
-            self.held = (more[0] if kept is None else first, more[1])
-            self.view.feat = feat if kept is None else torch.cat([kept.to(feat.dtype), feat], 2)
-        if tuple(self.view.feat.shape[2:]) == tuple(self.shape):
-            return None
-        return self.held[0], self.cols[0], *self.shape
+    def _provide(self, frame: Frame) -> Place | None:
+        """Give the model the features that a window of the output reads, and return their place in the map."""
+        self.view.feat = None
+        if len(self.rows) == len(self.cols) == 1:
+            self.view.feat = self._tile(0, 0)
+            at = self.rows[0][0], self.cols[0][0]
+        else:
+            first, left, height, width = latents_read(frame.size, frame.region, self.shape, extent=frame.extent)
+            at, end = (first, left), (first + height, left + width)
+            bands = [
+                torch.cat([self._tile(i, j)[..., y, x] for j, x in _overlaps(self.cols, left, end[1])], 3)
+                for i, y in _overlaps(self.rows, first, end[0])
+            ]
+            self.view.feat = torch.cat(bands, 2)
+        if self.dtype is None:
+            self.view.feat = self.view.feat.to(self.own_dtype)
+        whole = self.whole_map or tuple(self.view.feat.shape[2:]) == tuple(self.shape)
+        return None if whole else (*at, *self.shape)
 
-    def _band(self) -> int:
-        """Return how many rows to encode at a time."""
-        budget = FEATURE_BYTES
-        if self.device.type == "cuda":
-            budget = max(budget, torch.cuda.mem_get_info(self.device)[0] // 4)
-        row = (self.cols[1] - self.cols[0]) * self.view.encoder.out_dim * 4
-        rows = budget // row
-        return max(min(self.tile, 64), rows if rows < self.tile else rows // self.tile * self.tile)
+    def _budget(self) -> int:
+        """Return how many bytes of features to hold, about."""
+        if self.device.type != "cuda":
+            return FEATURE_BYTES
+        return max(FEATURE_BYTES, torch.cuda.mem_get_info(self.device)[0] // 4)
 
-    def _encode(self, rows: Span) -> Tensor:
-        """Encode some rows; halve the tile if memory runs out, and switch to float32 if they are not finite."""
+    def _tile(self, i: int, j: int) -> Tensor:
+        """Return the features of a tile."""
+        feat = self.kept.get((self.name, i, j))
+        if feat is None:
+            feat = self._encode(self.rows[i], self.cols[j]).contiguous()  # without the overlap that it was cut from
+            self.kept.put((self.name, i, j), feat, feat.nbytes)
+        return feat
+
+    def _encode(self, rows: Span, cols: Span) -> Tensor:
+        """Features of a tile, finite where float32 makes them so; it is cut in halves when memory runs out."""
         before = self.encoded
         while True:
             try:
-                feat = self._encode_once(rows)
+                feat = self._encode_once(rows, cols)
                 break
             except Exception as error:
                 if not out_of_memory(error) or self.tile <= MIN_TILE or not self.tiles:
@@ -132,13 +147,13 @@ class Features:
         if self.dtype is not None and not feat.isfinite().all():
             self._to_float32()
             self.encoded = before
-            feat = self._encode_once(rows)
+            feat = self._encode_once(rows, cols)
         return feat
 
-    def _encode_once(self, rows: Span) -> Tensor:
+    def _encode_once(self, rows: Span, cols: Span) -> Tensor:
         with self._precision():
-            feat = encode_window(self.encoder, self._read, self.shape, rows, self.cols, self.tile, self._encoded)
-        height, width = rows[1] - rows[0], self.cols[1] - self.cols[0]
+            feat = encode_window(self.encoder, self._read, self.shape, rows, cols, self.tile, self._encoded)
+        height, width = rows[1] - rows[0], cols[1] - cols[0]
         if not self.whole_map and tuple(feat.shape[2:]) != (height, width):
             raise RuntimeError(
                 f"the encoder makes {feat.shape[2]}x{feat.shape[3]} features of {height}x{width} pixels: "
@@ -150,12 +165,10 @@ class Features:
         self.encoded += pixels
         self.report()
 
-    def _decode(self, region: Window, place: Place | None) -> Tensor:
+    def _decode(self, frame: Frame, place: Place | None) -> Tensor:
+        further = {"place": place, "extent": frame.extent}  # a model of one's own need not know them
         with self._precision():
-            if place is None:
-                pred = self.view.render_rgb(self.size, region)
-            else:
-                pred = self.view.render_rgb(self.size, region, place=place)
+            pred = self.view.render_rgb(*frame[:2], **{key: each for key, each in further.items() if each is not None})
         if pred.shape[1] != self.channels:
             raise RuntimeError(other_channels(pred.shape[1], self.channels))
         return self.norm.image(pred.float())[0]
@@ -179,25 +192,39 @@ class Features:
         return inp.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else inp
 
 
+def _overlaps(edges: list[Span], first: int, end: int) -> list[tuple[int, slice]]:
+    """Return the tiles along one axis that meet a span, and the part of each that lies in it."""
+    return [
+        (i, slice(max(first, start) - start, min(end, stop) - start))
+        for i, (start, stop) in enumerate(edges)
+        if start < end and first < stop
+    ]
+
+
 def _in_parts(model: FeatureModel) -> bool:
     """Return whether a model renders from some rows of its features with the same bits as from all of them."""
     return model.renders_parts and model.receptive_radius is not None and model.enlargement == 1
 
 
-def input_window(model: FeatureModel, size: tuple[int, int], region: Window, shape: tuple[int, int]) -> Window:
-    """Return the window of the input of a shape (height, width) that a region of the output depends on.
+def input_window(model: FeatureModel, frame: Frame, shape: tuple[int, int]) -> Window:
+    """Return the window of the input of a shape (height, width) that a window of the output depends on.
 
     It includes at least two pixels around those that are read, because alpha is compared with its bicubic
     interpolation.
     """
     radius = model.receptive_radius
-    if radius is None or not _in_parts(model):
+    if radius is None or not _in_parts(model) or is_small(model, shape):
         return 0, 0, *shape
     radius = max(radius, 2)
-    first, left, height, width = latents_read(size, region, shape)
+    first, left, height, width = latents_read(frame.size, frame.region, shape, extent=frame.extent)
     top, bottom = max(0, first - radius), min(shape[0], first + height + radius)
     start, end = max(0, left - radius), min(shape[1], left + width + radius)
     return top, start, bottom - top, end - start
+
+
+def is_small(model: FeatureModel, shape: tuple[int, ...]) -> bool:
+    """Say whether an image is encoded whole, since a part of one of few values would have other bits."""
+    return model.channels_in * shape[0] * shape[1] <= FEW_VALUES
 
 
 def encoder_for(model: FeatureModel, device: torch.device) -> nn.Module:

@@ -4,12 +4,13 @@ import math
 import operator
 from typing import Any, NamedTuple, cast
 
-from liif_fast.checks import check_integers
+from liif_fast.checks import check_extent, check_integers
 from liif_fast.images.errors import WHY_NOT_SMALLER
-from liif_fast.window import Turn, Window, window_before
+from liif_fast.window import Extent, Turn, Window, window_before
 
 MAX_PIXELS = 2**30  # of an output held in memory
 MAX_FILE_PIXELS = 2**36  # of an output written strip by strip; more would be a typing error
+WHOLE = 1e-12  # relative to an axis: a side so near to a whole number of pixels is one, up to float64's rounding
 
 
 class Frame(NamedTuple):
@@ -17,6 +18,7 @@ class Frame(NamedTuple):
 
     size: tuple[int, int]  # (height, width) of the whole
     region: Window
+    extent: Extent | None = None  # of the input, what the whole output covers; None is all of it
 
     def turn_back(self, how: Turn) -> "Frame":
         """Return the frame of which the turn would make this one."""
@@ -35,8 +37,33 @@ def frame(
     return Frame((height, width), _check_region(region, (width, height)))
 
 
-def output_size(
+def frame_over(
     size_in: tuple[int, int],
+    scale: float | None,
+    size: tuple[int | None, int | None] | None,
+    region: Window | None,
+    extent: Extent,
+    limit: int,
+) -> Frame:
+    """Check which output of a part of the input is wanted; arguments and errors as of `Upscaler.render`.
+
+    A grid over the part that belongs to one over the whole input becomes that one, with the same bits.
+    """
+    part = check_extent(extent, size_in[::-1])
+    width, height = output_size((part[3], part[2]), scale, size, limit)
+    over = Frame((height, width), _check_region(region, (width, height)), part)
+    whole = [count * n / length for count, n, length in zip(over.size, size_in[::-1], part[2:], strict=True)]
+    first = [start * count / length for start, count, length in zip(part[:2], over.size, part[2:], strict=True)]
+    if any(abs(each - round(each)) > WHOLE * each for each in whole) or any(
+        abs(each - round(each)) > WHOLE * n for each, n in zip(first, whole, strict=True)
+    ):
+        return over
+    top, left, *rest = over.region
+    return Frame((round(whole[0]), round(whole[1])), (round(first[0]) + top, round(first[1]) + left, rest[0], rest[1]))
+
+
+def output_size(
+    size_in: tuple[float, float],
     scale: float | None = None,
     size: tuple[int | None, int | None] | None = None,
     limit: int = MAX_PIXELS,
@@ -61,10 +88,9 @@ def output_size(
         w, h = _sides(size)
         width_out = w if w is not None else max(1, round(width * cast(int, h) / height))
         height_out = h if h is not None else max(1, round(height * cast(int, w) / width))
-    if width_out < width or height_out < height:
-        raise ValueError(
-            f"the output {width_out}x{height_out} is smaller than the input {width}x{height}: {WHY_NOT_SMALLER}"
-        )
+    if width_out < math.floor(width) or height_out < math.floor(height) or min(width_out, height_out) < 1:
+        sides = f"{width:.10g}x{height:.10g}"
+        raise ValueError(f"the output {width_out}x{height_out} is smaller than the input {sides}: {WHY_NOT_SMALLER}")
     if width_out * height_out > limit:
         raise ValueError(f"the output {width_out}x{height_out} has more than {limit} pixels")
     return width_out, height_out

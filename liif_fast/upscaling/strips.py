@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_fast.devices import free_cached, out_of_memory
-from liif_fast.functional import frozen_weights
+from liif_fast.functional import frozen_weights, latents_read
 from liif_fast.images import Part
 from liif_fast.images.picture import in_memory
 from liif_fast.models.base import FeatureModel
 from liif_fast.upscaling.alpha import fill_hidden, is_gray, within_neighbours
+from liif_fast.upscaling.cache import Cache
 from liif_fast.upscaling.features import Features, encoder_for
 from liif_fast.upscaling.options import Options
 from liif_fast.upscaling.sizes import Frame
@@ -45,8 +46,8 @@ def render_strips(
     if options.self_ensemble:
         yield _self_ensemble(pixels, model, frame, options)
         return
-    canvas = _Canvas(pixels, model, frame, options, pixels.dtype)
-    yield from _to_host(canvas.strips(), canvas.device, pixels.dtype)
+    canvas = Canvas(pixels, model, options, _read_at_most(pixels, frame))
+    yield from canvas.strips(frame, pixels.dtype)
 
 
 def _self_ensemble(pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options) -> NDArray:
@@ -59,13 +60,18 @@ def _self_ensemble(pixels: NDArray | Part, model: FeatureModel, frame: Frame, op
             report(stage, before * total + done, len(TURNS) * total)
 
         turned = pixels.turn_back(how) if isinstance(pixels, Part) else turn_back(pixels, how)
-        canvas = _Canvas(turned, model, frame.turn_back(how), replace(options, progress=progress), None)
+        there = frame.turn_back(how)
+        canvas = Canvas(turned, model, replace(options, progress=progress), _read_at_most(turned, there))
         sums, row = turn_back(mean, how), 0
-        for strip in _to_host(canvas.strips(), canvas.device, np.dtype(np.float32)):
+        for strip in canvas.strips(there, None):
             sums[row : row + len(strip)] += strip
             row += len(strip)
     mean /= len(TURNS)
     return _quantise(torch.from_numpy(mean), pixels.dtype).numpy().astype(pixels.dtype, copy=False)
+
+
+def _read_at_most(pixels: NDArray | Part, frame: Frame) -> Window:
+    return latents_read(frame.size, frame.region, pixels.shape[:2], extent=frame.extent)
 
 
 def check_image(pixels: NDArray | Part, model: FeatureModel) -> None:
@@ -89,14 +95,27 @@ def _takes_pictures(model: FeatureModel) -> bool:
     return model.channels_in in (1, 3)
 
 
-class _Canvas:
-    """Render the planes of an image to strips of a dtype; None means float32, neither clamped nor rounded."""
+class Canvas:
+    """The planes of an image, of which any windows are rendered.
+
+    Args:
+        pixels: as for `render_strips`.
+        model: a model for which `check_image` accepts the pixels.
+        options: how to compute.
+        part: the window (top, left, height, width) of the image that will be read at most; None is all of it.
+        kept: where features are kept, see `Features`.
+    """
 
     def __init__(
-        self, pixels: NDArray | Part, model: FeatureModel, frame: Frame, options: Options, dtype: np.dtype | None
+        self,
+        pixels: NDArray | Part,
+        model: FeatureModel,
+        options: Options,
+        part: Window | None = None,
+        kept: Cache[Tensor] | None = None,
     ) -> None:
+        part = part or (0, 0, *pixels.shape[:2])
         self.top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        (self.size, self.region), self.dtype = frame, dtype
         self.progress = options.progress or (lambda stage, done, total: None)
         picture = _takes_pictures(model)
         self.colours = 3 if pixels.shape[2] >= 3 else 1
@@ -116,7 +135,9 @@ class _Canvas:
         self.frozen = frozen_weights()  # entered only within a strip, so that the consumer of strips is outside it
         encoder = encoder_for(model, self.device)
         with torch.inference_mode():
-            self.planes = [Features(model, encoder, plane, top, *frame, options, self._report) for plane, top in planes]
+            self.planes = [
+                Features(model, encoder, plane, top, part, options, self._report, kept) for plane, top in planes
+            ]
         if not self.planes[0].tiles and max(pixels.shape[:2]) > options.tile:
             logger.warning(
                 "the model's encoder needs the whole image: it runs on all %dx%d pixels at once, without tiles, "
@@ -125,9 +146,13 @@ class _Canvas:
             )
         self.total = sum(plane.pixels for plane in self.planes)
 
-    def strips(self) -> Iterator[Tensor]:
+    def strips(self, frame: Frame, dtype: np.dtype | None) -> Iterator[NDArray]:
+        """Yield a window as strips [h, width, C] from top to bottom, in a dtype; None: float32, not clamped."""
+        return _to_host(self._on_device(frame, dtype), self.device, np.dtype(np.float32) if dtype is None else dtype)
+
+    def _on_device(self, frame: Frame, dtype: np.dtype | None) -> Iterator[Tensor]:
         """Yield strips `[h, w, C]` on the device, as `_quantise` returns them."""
-        first, left, height, width = self.region
+        first, left, height, width = frame.region
         budget = STRIP_QUERIES if self.device.type == "cpu" else GPU_STRIP_QUERIES
         step = max(1, budget // width)
         self.progress("encode", 0, self.total)
@@ -136,7 +161,7 @@ class _Canvas:
         while done < height:
             rows = min(step, height - done)
             try:
-                strip = _quantise(self._strip((first + done, left, rows, width)), self.dtype)
+                strip = _quantise(self._strip(frame._replace(region=(first + done, left, rows, width))), dtype)
             except Exception as error:
                 if not out_of_memory(error) or rows == 1:
                     raise
@@ -150,17 +175,17 @@ class _Canvas:
             self.progress("render", done, height)
 
     @torch.inference_mode()
-    def _strip(self, region: Window) -> Tensor:
+    def _strip(self, frame: Frame) -> Tensor:
         """Render a window, float32 `[h, w, C]`, not clamped to [0, 1]."""
         with self.frozen:
-            channels = self.planes[0].render(region)
+            channels = self.planes[0].render(frame)
         if self.gray:
             channels = channels.mean(0, keepdim=True).expand(self.colours, -1, -1)
         if len(self.planes) == 2:
             assert self.alpha is not None
             with self.frozen:
-                opacity = self.planes[1].render(region).mean(0)
-            kept = within_neighbours(opacity, self.alpha, self.top, self.size, region)
+                opacity = self.planes[1].render(frame).mean(0)
+            kept = within_neighbours(opacity, self.alpha, self.top, frame)
             channels = torch.cat([channels, kept[None]])
         elif self.alpha is not None:  # a constant alpha
             opacity = in_memory(self.alpha).flat[0] / self.top

@@ -135,7 +135,7 @@ def test_a_file_to_or_from_a_pipe(run, photo: Path, tmp_path: Path) -> None:
     assert run("-", tmp_path / "piped.png", stdin=photo.read_bytes())[1:] == (b"", "")
     assert (tmp_path / "piped.png").read_bytes() == expected
     code, _, err = run("-", tmp_path / "piped.png", "--existing=error", stdin=photo.read_bytes())
-    assert (code, "piped.png: exists; --existing" in err) == (1, True)
+    assert (code, "piped.png: exists; give --existing" in err) == (1, True)
 
 
 def test_a_file_whose_name_is_a_dash(run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def test_usage_errors(
             "did you mean edsr-baseline-liif or edsr-baseline-metasr? `liif-fast models` lists",
         ),
         ("in.png", "out.png", ["--scale=2", "--model=edsr-smal-liff"], "did you mean edsr-small-liif"),
-        ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; --existing"),
+        ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; give --existing"),
         ("in.png", "in.png", ["--scale=2"], "is the input itself"),
         ("in.png", "link.png", ["--scale=2"], "is the input itself"),
         ("in.png", "out.png", ["--scale=1e7"], "too many pixels"),

@@ -28,7 +28,7 @@ def samples():
         for keep in (0, 2):
             saved = torch.randn(2, keep * corners, 9)
             yield "decode", (p, coord, cell, weights, biases, ensemble, saved.shape)
-            yield "render", (p, cells, weights, biases, ensemble, grid, saved.shape)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (), saved.shape)
             grad = torch.randn(1, 3, 3)
             yield "decode_backward", (grad, p, coord, cell, weights, biases, saved, ensemble, keep > 0)
             yield "render_backward", (torch.randn(1, 3, 2, 3), p, cells, weights, biases, saved, ensemble, grid)

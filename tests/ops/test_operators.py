@@ -39,7 +39,8 @@ def samples():
             yield "decode", (p, coord, cell, weights, biases, ensemble, kept, None)
             grid = (5, 6, 0, 0, 9, 10, 2, 3, 4, 5)
             cells = None if cell is None else cell[:, 0]
-            yield "render", (p, cells, weights, biases, ensemble, grid, kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (), kept, None)
+            yield "render", (p, cells, weights, biases, ensemble, grid, (0.3, -0.9, 0.2, -0.8), kept, None)
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
@@ -100,7 +101,7 @@ def low_samples():
     yield "project", (feat, weights[0], biases[0], True, (1, 2, 3, 4), None)
     yield "project_backward", (torch.randn(2, 3, 4, 9), feat, weights[0], True, 1, 2, (True, True, True), None)
     yield "decode", (p, coord, cell, *layers, True, (20, 8), None)
-    yield "render", (p, cell[:, 0], *layers, True, grid, (0, 8), None)
+    yield "render", (p, cell[:, 0], *layers, True, grid, (), (0, 8), None)
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
     yield (
         "decode_backward",

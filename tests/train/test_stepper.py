@@ -124,6 +124,13 @@ def test_a_teacher_of_another_normalisation_is_refused(tiny, tmp_path):
         make_stepper(tiny, teacher={"model": str(tmp_path / "other.safetensors"), "weight": 0.5})
 
 
+def test_a_teacher_that_is_not_there_is_named(tiny):
+    with pytest.raises(FileNotFoundError, match=r"teacher.model: no-such-model: no such file, and no such model"):
+        make_stepper(tiny, teacher={"model": "no-such-model", "weight": 0.5})
+    with pytest.raises(ValueError, match=r"teacher.weight: must be above 0 and below 1, got 1"):
+        make_stepper(tiny, teacher={"model": "edsr-small-liif", "weight": 1})
+
+
 def one(group, i):
     return {key: value[i : i + 1] for key, value in group.items()}
 

@@ -52,7 +52,7 @@ def test_pixels_for_a_gpu_are_channels_last(model: nn.Module, monkeypatch: pytes
             return model.encoder(inp)
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    part = features.Features(model, Encoder(), pixels, 255, (18, 14), (0, 0, 18, 14), Options(), lambda: None)
+    part = features.Features(model, Encoder(), pixels, 255, (0, 0, 9, 7), Options(), lambda: None)
     plain = part._read((2, 8), (1, 6))
     part.device = torch.device("cuda")
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
@@ -63,25 +63,22 @@ def test_pixels_for_a_gpu_are_channels_last(model: nn.Module, monkeypatch: pytes
 
 
 def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bands are whole rows of tiles, and never smaller than on a CPU."""
-    pixels = np.zeros((4000, 3000, 3), np.uint8)
-    part = features.Features(
-        model,
-        model.encoder,
-        pixels,
-        255,
-        (8000, 6000),
-        (0, 0, 8000, 6000),
-        Options(tile=512),
-        lambda: 0,
-    )
-    row = 3000 * 4 * 4  # bytes: width, channels, float32
-    assert part._band() == features.FEATURE_BYTES // row // 512 * 512
+    """Two rows of tiles fit into it, which are never larger than the option says nor lower than 64 pixels."""
+    pixels, row = np.zeros((4000, 3000, 3), np.uint8), 3000 * 4 * 4  # bytes: width, channels, float32
+
+    def made(budget: int, tile: int = 512) -> features.Features:
+        monkeypatch.setattr(features, "FEATURE_BYTES", budget)
+        window = (0, 0, 4000, 3000)
+        return features.Features(model, model.encoder, pixels, 255, window, Options(tile=tile), lambda: None)
+
+    for budget, height in ((row * 300, 149), (row, 64), (row * 3000, 500)):
+        part = made(budget)
+        assert max(last - first for first, last in part.rows) == height
+        assert part.kept.budget >= 2 * height * row
     part.device = torch.device("cuda")
-    monkeypatch.setattr(features, "FEATURE_BYTES", row * 1500)
-    for rows_free, rows in ((0, 1024), (4 * 1500, 1024), (4 * 3000, 2560), (4 * 3071, 2560), (4 * 3072, 3072)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=rows_free * row: (free, 1 << 40))
-        assert part._band() == rows
+    for free, expected in ((0, 3000), (4 * 2999, 3000), (4 * 4000, 4000)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * row, 1 << 40))
+        assert part._budget() == expected * row
 
 
 def test_devices_of_a_machine_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

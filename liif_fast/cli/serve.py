@@ -1,0 +1,59 @@
+"""`liif-fast serve`: a folder of photographs by the IIIF Image API."""
+
+import argparse
+import ipaddress
+from os.path import expanduser
+from pathlib import Path
+
+from liif_fast.cli import EXIT_CODES
+from liif_fast.cli.view import MISSING, add_serving, make_server, serve
+from liif_fast.images import ImageFileError
+
+_ABOUT = "Serve a folder of photographs by the IIIF Image API 3.0, level 2, enlarged by the model."
+_EPILOG = """\
+Any IIIF viewer zooms into NAME@xK, the photograph K times as large. Every site may read the answers, as IIIF asks.
+"""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "serve", help="serve photographs (IIIF)", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
+    )
+    parser.add_argument("folder", type=expanduser, metavar="FOLDER", help="the folder; those inside are served, too")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients may call this server; needed with another --host; may be repeated",
+    )
+    add_serving(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not Path(args.folder).is_dir():
+        raise ImageFileError(f"{args.folder}: is not a folder; serve takes a folder of photographs")
+    if not _is_loopback(args.host) and not args.allow_host:
+        raise ValueError(
+            f"--host {args.host} lets other machines in: name the hosts that they may ask for, as --allow-host NAME"
+        )
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(MISSING.format(command="serve")) from error
+    hosts = (*LOOPBACK, *(each.lower() for each in args.allow_host))
+    server = make_server(args.folder, args, hosts=hosts)
+    return serve(server, args.host, args.port, lambda address: print(f"{address}/", flush=True))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,118 @@
+"""`liif-fast view`: zoom into a photograph, in the browser."""
+
+import argparse
+import shlex
+import webbrowser
+from collections.abc import Callable
+from os.path import expanduser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liif_fast.cli import EXIT_CODES, add_device, say
+from liif_fast.images import check_input, open_picture
+
+if TYPE_CHECKING:
+    from liif_fast.view.app import Server
+
+_ABOUT = "Open a page on which one zooms continuously into a photograph, x1 to x30, beside bicubic and nearest."
+_EPILOG = """\
+The page is served to this machine alone, under an address that holds a random token. It stays until Ctrl-C.
+"""
+MISSING = "{command} needs Starlette and Uvicorn: pip install 'liif-fast[view]'"
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "view", help="zoom into a photograph", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
+    )
+    parser.add_argument("photo", type=expanduser, metavar="PHOTO", help="an image file")
+    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
+    add_serving(parser)
+    parser.set_defaults(run=run)
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `view` and `serve` share."""
+    parser.add_argument("--port", type=port, default=0, metavar="P", help="default: any that is free")
+    parser.add_argument("--model", type=expanduser, metavar="MODEL", help="as for upscale")
+    parser.add_argument("--backend", metavar="NAME", help="as for upscale")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_input(args.photo)
+    open_picture(args.photo)  # said now, not in the browser
+    command = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
+    if args.model is not None:
+        command["model"] = f" --model {shlex.quote(args.model)}"
+    try:
+        from liif_fast.view.app import new_token
+    except ModuleNotFoundError as error:
+        raise ImportError(MISSING.format(command="view")) from error
+    server = make_server(args.photo, args, hosts=("127.0.0.1", "localhost"), token=new_token(), command=command)
+
+    def opened(address: str) -> None:
+        page = f"{address}{server.prefix}/"
+        print(page, flush=True)
+        if not args.no_browser and not webbrowser.open(page):
+            say("no browser opens here; open the address above")
+
+    return serve(server, "127.0.0.1", args.port, opened)
+
+
+def make_server(
+    root: str,
+    args: argparse.Namespace,
+    *,
+    hosts: tuple[str, ...],
+    token: str | None = None,
+    command: dict[str, str] | None = None,
+) -> "Server":
+    """Return the server of a file or a folder; with a token it is not for other sites."""
+    from liif_fast.devices import pick_device
+    from liif_fast.models.catalogue import find_model
+    from liif_fast.view.app import Server, Settings
+    from liif_fast.view.rendering import CPU_AREA, GPU_AREA, Renderer
+    from liif_fast.view.shelf import Shelf
+
+    device = pick_device(args.device)
+    model = "" if args.model is None else str(find_model(args.model))
+    area = CPU_AREA if device.type == "cpu" else GPU_AREA
+    settings = Settings(frozenset(hosts), token, token is None, area, command)
+    return Server(Shelf(root), Renderer(args.model, args.device, args.backend), model, settings)
+
+
+def serve(server: "Server", host: str, number: int, opened: Callable[[str], None]) -> int:
+    """Serve until Ctrl-C; `opened` is called with the server's address once it answers."""
+    import asyncio
+    import socket
+
+    import uvicorn
+
+    listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                asyncio.get_running_loop().run_in_executor(None, opened, f"http://{shown}:{bound}")
+
+    config = uvicorn.Config(
+        server.app(),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=512,
+        timeout_graceful_shutdown=1,
+    )
+    Announcing(config).run([listening])
+    return 0
+
+
+def port(text: str) -> int:
+    """A TCP port as argparse wants it; 0 is any that is free."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)

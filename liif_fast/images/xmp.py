@@ -1,0 +1,58 @@
+"""XMP (ISO 16684-1) and IPTC (IIM 4) data: what stays true of an image that is upright and of another size."""
+
+import re
+import struct
+
+# In XMP: sizes and places of other parts of the file, which the output has not (gain map, video, depth, panorama, ...).
+_OF_OTHER_PARTS = re.compile(rb"ns\.google\.com/photos/1\.0|hdr-gain-map|HDRGainMap|HasExtendedXMP|\0", re.IGNORECASE)
+MAX_SEGMENT = 65_000  # bytes of either in a JPEG, whose segments have lengths of 16 bits
+_IIM = 0x0404  # of the image resources, as Photoshop calls its blocks in a JPEG
+
+
+def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
+    """XMP data of an image that has been turned upright, for another size (width, height).
+
+    None if it describes other parts of its file, or is not in UTF-8.
+    """
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    if _OF_OTHER_PARTS.search(xmp):
+        return None
+    width, height = size
+    for names, value in (
+        (b"tiff:Orientation", 1),
+        (b"tiff:ImageWidth|exif:PixelXDimension", width),
+        (b"tiff:ImageLength|exif:PixelYDimension", height),
+    ):
+        xmp = re.sub(rb"((?:%s)\s*(?:=\s*[\"']|>)\s*)\d+" % names, rb"\g<1>%d" % value, xmp)
+    return xmp
+
+
+def iptc_of(block: bytes | None) -> bytes | None:
+    """Find the IPTC data among the image resources of a JPEG's segment APP13; None if it has none or is damaged."""
+    rest = (block or b"").removeprefix(b"Photoshop 3.0\0")
+    while rest.startswith(b"8BIM") and len(rest) >= 12:
+        number, name = struct.unpack_from(">HB", rest, 4)
+        start = 8 + name // 2 * 2  # the name and its length are padded to an even number
+        if len(rest) < start + 4:
+            return None
+        (length,) = struct.unpack_from(">I", rest, start)
+        start += 4
+        if number == _IIM:
+            return rest[start : start + length] if length <= len(rest) - start else None
+        rest = rest[start + length + length % 2 :]
+    return None
+
+
+def jpeg_segments(xmp: bytes | None, iptc: bytes | None) -> bytes:
+    """Write both as segments of a JPEG; each must fit into `MAX_SEGMENT`."""
+    segments = b""
+    if xmp:
+        segments += _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
+    if iptc:
+        resource = b"8BIM" + struct.pack(">HHI", _IIM, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+        segments += _segment(0xED, b"Photoshop 3.0\0" + resource)
+    return segments
+
+
+def _segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, 2 + len(data)) + data

@@ -1,0 +1,118 @@
+"""Find photographs by name, safely, and keep those that are open."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from liif_fast.files import is_litter
+from liif_fast.images import endings
+from liif_fast.view.iiif import RequestError
+
+
+class Entry(NamedTuple):
+    """A photograph's file, as it is now."""
+
+    path: Path
+    stamp: tuple[str, int, int]  # path, time of the last change in nanoseconds, bytes
+
+    def tag(self, *parts: Any) -> str:
+        """Return a validator (ETag) of what is made of the file with the given parts."""
+        return f'"{hashlib.sha256(repr((self.stamp, parts)).encode()).hexdigest()[:32]}"'
+
+
+class Shelf:
+    """The photographs that are served: those of a folder, or one file.
+
+    Args:
+        root: the folder or the file.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        root = Path(root).resolve()
+        self.only = root.name if root.is_file() else None
+        self.root = root.parent if root.is_file() else root
+        self._endings = endings()
+
+    def find(self, name: str) -> Entry:
+        """Return the file of a name, which is its path in the folder with / between the parts.
+
+        Hidden files, files without an image's ending, links that lead outside, and anything but regular files do not
+        exist for a client.
+
+        Raises:
+            RequestError: there is none.
+        """
+        missing = RequestError(404, f"no photograph is called {name!r:.120}")
+        parts = name.split("/")
+        if self.only not in (None, name) or "\0" in name or "\\" in name:
+            raise missing
+        if any(part in ("", "..") or is_litter(part) for part in parts) or Path(name).is_absolute():
+            raise missing
+        try:
+            path = self.root.joinpath(*parts).resolve(strict=True)
+            status = path.stat()
+        except (OSError, ValueError, RuntimeError):
+            raise missing from None
+        if self.only is None and not path.is_relative_to(self.root):
+            raise missing
+        hidden = self.only is None and any(is_litter(part) for part in path.relative_to(self.root).parts)
+        if hidden or not path.is_file() or Path(name).suffix.lower() not in self._endings:
+            raise missing
+        return Entry(path, (str(path), status.st_mtime_ns, status.st_size))
+
+    def names(self, most: int = 1000) -> list[str]:
+        """Return the names of the photographs, at most so many, folder by folder."""
+        if self.only is not None:
+            return [self.only]
+        found: list[str] = []
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = sorted(each for each in folders if not is_litter(each))
+            for file in sorted(files):
+                name = (Path(folder) / file).relative_to(self.root).as_posix()
+                try:
+                    self.find(name)
+                except RequestError:
+                    continue
+                found.append(name)
+                if len(found) == most:
+                    return found
+        return found
+
+
+def encode(pixels: Any, kind: str, profile: bytes | None) -> bytes:
+    """Return pixels [h, w, C] of uint8 or uint16 as a file.
+
+    PNG keeps 16 bits; JPEG and WebP have 8. JPEG has no alpha: visible colours are laid on white. WebP is lossless.
+
+    Args:
+        kind: jpg, png or webp.
+        profile: the ICC profile of the colours.
+    """
+    import io
+
+    import numpy as np
+
+    file = io.BytesIO()
+    channels = pixels.shape[2]
+    if kind == "png" and pixels.dtype == np.uint16:
+        from liif_fast.images.png import write_png
+
+        write_png(file, [pixels], pixels.shape, 16, {"icc_profile": profile} if profile else {})
+        return file.getvalue()
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels))
+    kept: dict[str, Any] = {"icc_profile": profile} if profile else {}
+    if kind == "png":
+        image.save(file, "PNG", compress_level=1, **kept)
+    elif kind == "webp":
+        image.save(file, "WEBP", lossless=True, method=0, exact=True, **kept)
+    else:
+        if channels in (2, 4):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB" if channels == 4 else "L")
+        image.save(file, "JPEG", quality=95, subsampling=0, **kept)
+    return file.getvalue()

@@ -1,0 +1,310 @@
+"""Exported graphs compute the model, in ONNX Runtime and OpenVINO; what has no graph is refused."""
+
+import itertools
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from liif_fast import ILN, MetaSR, export_onnx, load_model, models
+from liif_fast.cli import main
+from liif_fast.coord import centres, plan_corners
+from liif_fast.export import PLAN, plan
+from liif_fast.export.graph import Planned, Whole
+from liif_fast.export.plan import graph_inputs
+from liif_fast.models import rdn
+from liif_fast.models.catalogue import shipped_model
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+pytestmark = pytest.mark.xdist_group("export")  # one worker pays for the exporter's start
+
+ROOT = Path(models.__file__).parents[2]
+RATIOS = (2, 3, 3.7, 5)
+MAPS = ((7, 9), (6, 11))
+FLOAT32, HALF = 1e-5, 1e-3  # absolute, of an image in [0, 1]
+NORM = {"inp": {"sub": [0.4, 0.5, 0.6], "div": [0.3]}, "gt": {"sub": [0.5], "div": [0.25, 0.2, 0.5]}}
+EDSR = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}}
+SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")
+
+
+def build(encoder=EDSR, hidden=(8, 8), **options):
+    torch.manual_seed(0)
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": list(hidden)}}
+    model = models.make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet, **options}}).eval()
+    model.data_norm = NORM
+    return model
+
+
+def problems(maps=MAPS, ratios=RATIOS):
+    """Yield every image and output size."""
+    for shape, ratio in itertools.product(maps, ratios):
+        torch.manual_seed(1)
+        yield torch.rand(1, 3, *shape), tuple(round(n * ratio) for n in shape)
+
+
+def plan_of(model, image, size):
+    shape = tuple(n * model.enlargement for n in image.shape[2:])
+    return graph_inputs(shape, size, 2 if model.local_ensemble else 1)
+
+
+def onnxruntime(path):
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, feeds)[0]
+
+
+def openvino(path):
+    core = pytest.importorskip("openvino").Core()
+    with ThreadPoolExecutor(1) as pool:  # its CPU plugin frees the signal stack of the thread that compiles
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        model = pool.submit(core.compile_model, path, "CPU", settings).result()
+    return lambda feeds: model(feeds)[0]
+
+
+RUNTIMES = (onnxruntime, openvino)
+
+
+def test_the_plan_is_the_contract():
+    """Bit for bit, for one pixel and more, at ratios where a rounding decides."""
+    for n, q, corners in itertools.product((1, 2, 7, 48, 333), (1, 3, 35, 240, 999, 1665), (1, 2)):
+        made = graph_inputs((n, n + 1), (q, 2 * q), corners)
+        for axis, latents, queries in (("row", n, q), ("column", n + 1, 2 * q)):
+            coord = centres(queries)[None, :, None].expand(1, -1, 2)
+            index, rel, _ = plan_corners(coord, latents, latents, corners == 2)
+            assert np.array_equal(made[f"{axis}_index"].T, index[0, :, :corners, 1])
+            assert np.array_equal(made[f"{axis}_rel"].T, rel[0, :, :corners, 1])
+        assert {name: value.dtype for name, value in made.items()} == {
+            name: np.int64 if name.endswith("index") else np.float32 for name in PLAN
+        }
+
+
+@pytest.mark.parametrize("residual", [None, "bilinear"])
+def test_the_modules_compute_the_model(residual):
+    """With every switch, with and without hidden layers, and with an encoder that enlarges, in PyTorch."""
+    enlarging = {"name": "edsr-baseline", "args": {**EDSR["args"], "no_upsampling": False, "scale": 2}}
+    cases = [((8, 8), EDSR, switches) for switches in itertools.product((True, False), repeat=3)]
+    cases += [((), EDSR, (True,) * 3), ((8,), enlarging, (True,) * 3), ((8,), enlarging, (False,) * 3)]
+    for hidden, encoder, switches in cases:
+        model = build(encoder, hidden, residual=residual, **dict(zip(SWITCHES, switches, strict=True)))
+        whole, planned = (form(model, torch.float32) for form in (Whole, Planned))
+        for image, size in problems(ratios=(3, 3.7)):
+            made = plan_of(model, image, size)
+            with torch.no_grad():
+                expected = model.predict(image, size).clamp(0, 1)
+                got = whole(image, *(torch.from_numpy(made[name]) for name in PLAN))
+                torch.testing.assert_close(got, expected, rtol=0, atol=FLOAT32)
+                torch.testing.assert_close(planned(image, torch.tensor(size)), expected, rtol=0, atol=FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The file of the shipped model, as the command writes it."""
+    path = tmp_path_factory.mktemp("shipped") / "model.onnx"
+    assert main(["export", "edsr-small-liif", str(path)]) == 0
+    return path
+
+
+def assert_right(path, model, tolerance=FLOAT32, runtimes=RUNTIMES):
+    for load in runtimes:
+        run = load(path)
+        for image, size in problems():
+            expected = model.predict(image, size).clamp(0, 1).numpy()
+            got = run({"image": image.numpy(), **plan_of(model, image, size)})
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance, err_msg=f"{load.__name__} {size}")
+
+
+def test_the_shipped_model(shipped):
+    assert_right(shipped, load_model(shipped_model()))
+
+
+def test_half_precision_one_corner_and_rcan(tmp_path):
+    args = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 4, "reduction": 2, "no_upsampling": True}
+    model = build({"name": "rcan", "args": args}, residual="bilinear", local_ensemble=False, feat_unfold=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert export_onnx(model, tmp_path / "half.onnx", half=True) == [tmp_path / "half.onnx"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    types = {each.data_type for each in onnx.load(tmp_path / "half.onnx").graph.initializer if each.dims}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert_right(tmp_path / "half.onnx", model, HALF)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A model on RDN, without cell, and its two files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rdn.CONFIGS, "B", (2, 2, 4))
+        model = build({"name": "rdn", "args": {"G0": 4, "no_upsampling": True}}, cell_decode=False)
+    return model, export_onnx(model, tmp_path_factory.mktemp("parts") / "model.onnx", form="parts")
+
+
+def test_the_parts_share_an_encoding(parts):
+    model, paths = parts
+    assert [path.name for path in paths] == ["model-encoder.onnx", "model-decoder.onnx"]
+    for load in RUNTIMES:
+        encode, decode = map(load, paths)
+        for image, size in problems():
+            latents = encode({"image": image.numpy()}).copy()
+            assert latents.shape == (*image.shape[2:], 8)
+            made, strips = plan_of(model, image, size), []
+            for top in range(0, size[0], 5):
+                part = {k: v[:, top : top + 5].copy() if k.startswith("row") else v for k, v in made.items()}
+                strips.append(decode({"image": image.numpy(), "latents": latents, **part}).copy())
+            expected = model.predict(image, size).clamp(0, 1).numpy()
+            np.testing.assert_allclose(np.concatenate(strips, 2), expected, rtol=0, atol=FLOAT32)
+
+
+GUIDE = ROOT / "docs" / "export.md"
+
+
+def recipe(name):
+    text = GUIDE.read_text(encoding="utf-8").split(f"<!-- begin:{name} -->\n```python\n")[1]
+    return text.split(f"```\n<!-- end:{name} -->")[0]
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="the guide is in the source tree only")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "strips"])
+def test_the_recipes_of_the_guide(name, shipped, parts, tmp_path, monkeypatch):
+    pytest.importorskip("openvino" if name == "openvino" else "onnxruntime")
+    model, paths = parts if name == "strips" else (load_model(shipped_model()), [shipped])
+    for path in paths:
+        (tmp_path / path.name).symlink_to(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe(name), {})
+    with Image.open("in.jpg") as photo, Image.open("out.png") as made:
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
+        got = np.asarray(made).astype(int)
+    expected = model.predict(image, (33, 41)).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(got - expected).max() < 0.51
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="the guide is in the source tree only")
+def test_the_guide_shows_the_plan():
+    source = Path(plan.__file__).read_text(encoding="utf-8")
+    assert recipe("plan") == source.split('"""\n\n', 1)[1]
+
+
+def test_the_plan_inside(tmp_path):
+    model = build(feat_unfold=False, residual="bilinear")
+    path = tmp_path / "net.onnx"
+    export_onnx(model, path, form="onnxruntime-only")
+    run = onnxruntime(path)
+    for image, size in problems():
+        got = run({"image": image.numpy(), "size": np.array(size)})
+        np.testing.assert_allclose(got, model.predict(image, size).clamp(0, 1).numpy(), rtol=0, atol=FLOAT32)
+
+
+def test_the_file(shipped):
+    graph = onnx.load(shipped)
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(each.domain, each.version) for each in graph.opset_import] == [("", 18)]
+    operators = {node.op_type for node in graph.graph.node}
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert not operators & {"GridSample", "Resize", "Round", "Range"}, "the plan comes from outside"
+    dims = {
+        each.name: [dim.dim_param or dim.dim_value for dim in each.type.tensor_type.shape.dim]
+        for each in (*graph.graph.input, *graph.graph.output)
+    }
+    assert dims == {
+        "image": [1, 3, "H", "W"],
+        "row_index": [2, "h"],
+        "column_index": [2, "w"],
+        "row_rel": [2, "h"],
+        "column_rel": [2, "w"],
+        "cell": [2],
+        "output": [1, 3, "h", "w"],
+    }
+    metadata = {each.key.removeprefix("liif_fast."): each.value for each in graph.metadata_props}
+    model = load_model(shipped_model())
+    assert json.loads(metadata["data_norm"]) == model.data_norm
+    assert json.loads(metadata["spec"]) == model.spec
+    assert (metadata["residual"], metadata["licence"], metadata["corners"]) == ("bilinear", "MIT", "2")
+    content = shipped.read_bytes()
+    assert str(ROOT).encode() not in content, "a path of this machine"
+    assert b"stack_trace" not in content
+
+
+class Bent(nn.Sequential):
+    """A network that is more than its chain."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def bent():
+    model = build()
+    model.imnet = Bent(nn.Linear(40, 3))
+    return model
+
+
+def hooked():
+    model = build()
+    model.imnet.layers[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+LIDAR = {"name": "liif_lidar", "args": {"hidden_list": [8]}}
+REFUSED = [
+    (lambda: MetaSR(EDSR), TypeError, "got a MetaSR"),
+    (lambda: ILN(d=1, h=1), TypeError, "got a ILN"),
+    (lambda: models.make(LIDAR), TypeError, "got a LidarLIIF"),
+    (lambda: nn.Conv2d(3, 3, 1), TypeError, "got a Conv2d"),
+    (bent, ValueError, "has a Bent as imnet, expected Linear and ReLU in turn"),
+    (hooked, ValueError, "expected Linear and ReLU in turn without hooks"),
+    (lambda: models.make({"name": "liif", "args": {"encoder_spec": EDSR}}), ValueError, "has no imnet"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSED)
+def test_models_without_a_graph_are_refused(make, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        export_onnx(make(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_arguments(tmp_path, monkeypatch, capsys):
+    model = build()
+    with pytest.raises(ValueError, match=r"path must end in \.onnx, got 'net\.pt'"):
+        export_onnx(model, "net.pt")
+    with pytest.raises(ValueError, match="form must be one of whole, parts, onnxruntime-only, got 'half'"):
+        export_onnx(model, "net.onnx", form="half")
+    with pytest.raises(OSError, match="does not exist"):
+        export_onnx(model, tmp_path / "none" / "net.onnx")
+    assert main(["export", "iln-small-streets", str(tmp_path / "net.onnx")]) == 1
+    assert "iln-small-streets.safetensors: model must be a LIIF, got a ILN" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"export needs the package onnxscript: pip install 'liif-fast\[onnx\]'"):
+        export_onnx(model, tmp_path / "net.onnx")
+
+
+class Undecided(nn.Module):
+    """An encoder that torch.export cannot trace."""
+
+    out_dim = 3
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_an_encoder_that_cannot_be_traced(tmp_path):
+    model = build(hidden=())
+    model.imnet = models.make({"name": "mlp", "args": {"in_dim": 31, "out_dim": 3, "hidden_list": []}})
+    model.encoder = Undecided()
+    with pytest.raises(ValueError, match="the model cannot be written as ONNX, which is a matter of its encoder"):
+        export_onnx(model, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exporter_of_pytorch_points_to_the_command(tmp_path):
+    inputs = torch.rand(1, 3, 5, 6), torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
+    with pytest.raises(Exception, match=r"`liif-fast export MODEL OUT\.onnx` or liif_fast\.export_onnx"):
+        torch.onnx.export(build(hidden=()), inputs, tmp_path / "net.onnx", verbose=False)
