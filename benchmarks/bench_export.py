@@ -75,7 +75,7 @@ def exported(model: LIIF, image: Tensor, size: tuple[int, int]) -> dict[str, Cal
 def test_export(bench: Bench, scale: int) -> Raced:
     if bench.device.type != "cpu":
         pytest.skip("the runtimes run on the CPU here")
-    side = bench.pick(64, 32, 5)
+    side = bench.pick(48, 24, 5)
     model = make_model(*bench.pick((16, 64), (16, 64), (1, 4)), bench.hidden)
     image, size = torch.rand(1, 3, side, side), (side * scale, side * scale)
 
@@ -87,7 +87,7 @@ def test_export(bench: Bench, scale: int) -> Raced:
         f"export-x{scale}",
         f"EDSR-baseline-LIIF, x{scale} of {side}x{side}, encoder included",
         backends(run) | exported(model, image, size),
-        rounds=9,
-        seconds=30.0,
+        rounds=7,
+        seconds=16.0,
         keepers=RUNTIMES,
     )

@@ -1,6 +1,8 @@
 """How long a warp of the Hopper kernel takes between two tiles, estimated from its machine code.
 
-    python -m benchmarks.hopper_gap [FILE]    (a cubin, an object or the extension; without one nvcc compiles the kernel)
+    python -m benchmarks.hopper_gap [FILE]
+
+FILE is a cubin, an object or the extension; without one nvcc compiles the kernel.
 
 Between a tile's last product and the next tile's first, a warp computes the last layer, stores, and makes the next
 operand, while the partner has the matrix unit for a layer: 2,048 cycles. What takes longer is lost in every tile.
@@ -85,7 +87,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
         if each.opcode == "HGMMA":
             return (0, None) if gathered else (-1, None)
         gathered |= each.name.startswith("LDG.E.128")
-        if each.opcode in ("EXIT", "RET", "CALL") or (each.opcode == "FCHK" and not plan) or (at, gathered) in open_:
+        if each.opcode in ("EXIT", "RET", "CALL") or (each.opcode == "FRND" and not plan) or (at, gathered) in open_:
             return -1, None
         after = []
         if each.opcode != "BRA" or each.guarded:

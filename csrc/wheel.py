@@ -40,7 +40,7 @@ def main() -> None:
     run("abi3audit", "--strict", "--summary", wheel)
     run("check-wheel-contents", wheel)
     for each in (oldest, environment(folder / "newest", args.newest, "torch")):
-        check(each, wheel, folder / "tests", args.quick)
+        check(each, wheel, folder / "check", args.quick)
     print(f"\n{wheel} is good: {wheel.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -92,7 +92,7 @@ def repaired(wheel: Path, folder: Path) -> Path:
     return found
 
 
-def check(python: Path, wheel: Path, tests: Path, quick: bool) -> None:
+def check(python: Path, wheel: Path, folder: Path, quick: bool) -> None:
     """Install the wheel where no compiler is found, and see that its kernels are used and right."""
     run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--force-reinstall", "--no-deps", wheel)
     run(python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", wheel)
@@ -105,13 +105,13 @@ def check(python: Path, wheel: Path, tests: Path, quick: bool) -> None:
     print(info.stdout, info.stderr)
     if info.returncode or not re.search(r"^ +cpu +chosen by auto", info.stdout, re.MULTILINE):
         sys.exit("wheel: `liif-fast info` does not say that the C++ kernels are chosen")
-    shutil.rmtree(tests, ignore_errors=True)
-    shutil.copytree(ROOT / "tests" / "ops", tests / "ops", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tests)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "tests" / "ops", folder / "tests" / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
     names = ["test_plan.py", "test_accuracy.py"] if quick else [""]
-    chosen = [tests / "ops" / name for name in names]
+    chosen = [folder / "tests" / "ops" / name for name in names]
     bare |= {"LIIF_FAST_TEST_BACKENDS": "cpu"}
-    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tests, *chosen, env=bare, cwd=tests)
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *chosen, env=bare, cwd=folder)
 
 
 def only(folder: Path) -> Path:

@@ -5,6 +5,7 @@ Operators, backends and the public functions import this module; it imports none
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -93,9 +94,11 @@ def exporting() -> bool:
 def exporting_onnx() -> bool:
     """Say whether torch.onnx.export traces the call through torch.export.
 
-    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False.
+    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False. Its module
+    is not imported before an export.
     """
-    return exporting() and bool(torch.onnx._internal.exporter._flags._is_onnx_exporting)  # type: ignore[attr-defined]
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags") if exporting() else None
+    return bool(getattr(flags, "_is_onnx_exporting", False))
 
 
 def tf32_allowed() -> bool:
@@ -112,4 +115,34 @@ def trains(*tensors: Tensor | None) -> bool:
         not exporting()
         and torch.is_grad_enabled()
         and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )
+
+
+def describe(
+    op: str,
+    x: Tensor,
+    queries: int,
+    weights: tuple[Tensor, ...],
+    biases: tuple[Tensor, ...],
+    switches: Switches,
+    coord: Tensor | None,
+    cell: Tensor | None,
+) -> Call:
+    """Describe a call from its arguments; x is feat, or fused_mlp's input."""
+    coord_grad = grad = False
+    if torch.is_grad_enabled():
+        coord_grad = (coord is not None and coord.requires_grad) or (cell is not None and cell.requires_grad)
+        grad = coord_grad or x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *biases))
+    return Call(
+        op=op,
+        device=x.device,
+        dtype=x.dtype,
+        shape=tuple(x.shape),
+        queries=queries,
+        widths=tuple([weight.shape[0] for weight in weights]),
+        switches=switches,
+        coord_dtype=torch.float32 if coord is None else coord.dtype,
+        autocast=autocast_dtype(x),
+        requires_grad=grad,
+        coord_requires_grad=coord_grad,
     )

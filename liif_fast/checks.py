@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from liif_fast.attention import Corners, CornerTransformer
-from liif_fast.call import Extent, Switches, autocast_dtype
+from liif_fast.call import Extent, Place, Switches, autocast_dtype
+from liif_fast.coord import latent_window
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -70,14 +71,21 @@ def _in_dim_text(feat: Tensor, switches: Switches | None) -> str:
 
 def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], switches: Switches | None) -> None:
     """Check an MLP's weights and biases against feat and the switches, or against its input x without switches."""
+    width = x.shape[-1]
+    if switches is not None:
+        width = x.shape[1] * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
+    check_chain("x" if switches is None else "feat", x, width, _in_dim_text(x, switches), weights, biases)
+
+
+def check_chain(
+    name: str, x: Tensor, width: int, source: str, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
+) -> None:
+    """Check an MLP's weights and biases against the tensor `name`, from which `source` makes rows of `width`."""
     if not weights or len(weights) != len(biases):
         raise ValueError(
             f"weights and biases must have the same length, at least 1, got {len(weights)} and {len(biases)}"
         )
-    name, dtype, device = "x" if switches is None else "feat", x.dtype, x.device
-    width = x.shape[-1]
-    if switches is not None:
-        width = x.shape[1] * (9 if switches.feat_unfold else 1) + (4 if switches.cell_decode else 2)
+    dtype, device = x.dtype, x.device
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
             raise TypeError(
@@ -86,7 +94,7 @@ def check_layers(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, .
             )
         shape = weight.shape
         if len(shape) != 2 or shape[1] != width or shape[0] == 0:
-            origin = f"the outputs of weights[{layer - 1}]" if layer else _in_dim_text(x, switches)
+            origin = f"the outputs of weights[{layer - 1}]" if layer else source
             raise ValueError(f"weights[{layer}] must have shape [out, {width}] ({origin}), got {list(shape)}")
         width = shape[0]
         if bias.shape != (width,):
@@ -218,3 +226,64 @@ def grid_cell(feat: Tensor, height: int, width: int, cell: Tensor | Sequence[flo
             raise ValueError(f"cell must be {form}, got {cell}")
     # Filled, not copied from the host: a copy could not be captured in a CUDA graph.
     return torch.stack([torch.full((batch,), each, dtype=torch.float32, device=feat.device) for each in cell], -1)
+
+
+def latents_read(
+    size: Sequence[int],
+    region: Sequence[int],
+    shape: Sequence[int],
+    *,
+    feat_unfold: bool = True,
+    extent: Sequence[float] | None = None,
+) -> tuple[int, int, int, int]:
+    """Return the part of a feature map that a render reads, which feat must hold if `place` makes it a part.
+
+    Args:
+        size: (H_out, W_out) of the whole grid.
+        region: (top, left, height, width) of the window to render.
+        shape: (H, W) of the whole feature map.
+        feat_unfold: as for `liif_decode`.
+        extent: as for `liif_render`.
+
+    Returns:
+        (top, left, height, width) inside the map, with a margin of a few latents on each side.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used.
+    """
+    height, width, window = check_grid(size, region)
+    shape = check_shape("shape", shape, "(H, W)")
+    part = None if extent is None else check_extent(extent, shape)
+    top, left, rows, columns = latent_window((height, width), window, shape, part)
+    reach = 1 if feat_unfold else 0
+    first = (max(top - reach, 0), max(left - reach, 0))
+    last = (min(top + rows + reach, shape[0]), min(left + columns + reach, shape[1]))
+    return *first, last[0] - first[0], last[1] - first[1]
+
+
+def check_place(
+    place: Sequence[int],
+    feat: Tensor,
+    size: tuple[int, int],
+    region: Sequence[int],
+    feat_unfold: bool,
+    extent: Extent | None,
+) -> Place:
+    """Return the position of feat, a part that holds all latents a render's region reads, in its map."""
+    form = "(top, left, map_height, map_width)"
+    values = check_integers("place", place, form)
+    height, width = feat.shape[2:]
+    if len(values) != 4 or min(values[:2]) < 0 or values[0] + height > values[2] or values[1] + width > values[3]:
+        raise ValueError(f"place must be {form} of a map that holds feat, {height}x{width}, got {values}")
+    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold, extent=extent)
+    if region[2] * region[3] and not (
+        values[0] <= top
+        and top + rows <= values[0] + height
+        and values[1] <= left
+        and left + columns <= values[1] + width
+    ):
+        raise ValueError(
+            f"feat must hold the latents that the region reads, {rows}x{columns} at ({top}, {left}), "
+            f"got {height}x{width} at ({values[0]}, {values[1]})"
+        )
+    return values[0], values[1], values[2], values[3]

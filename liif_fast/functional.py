@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from liif_fast import backends
-from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import Explanation, attention
-from liif_fast.call import Call, Extent, Place, Switches, autocast_dtype
+from liif_fast.backends import Explanation
+from liif_fast.call import Switches, describe
 from liif_fast.checks import (
-    check_attention,
     check_coord,
-    check_corners,
     check_extent,
     check_feat,
     check_grid,
-    check_integers,
     check_layers,
+    check_place,
     check_queries,
     check_shape,
     check_tensor,
     grid_cell,
+    latents_read,
 )
-from liif_fast.coord import latent_window, lattice, plan_corners
+from liif_fast.coord import lattice, plan_corners
+from liif_fast.family import (
+    attend_corners,
+    fourier_decode,
+    fourier_features,
+    fourier_render,
+    modulated_decode,
+    modulated_render,
+    plan_attention,
+)
 from liif_fast.frozen import frozen_weights
 from liif_fast.ops import flops
 
@@ -34,12 +40,17 @@ __all__ = [
     "attend_corners",
     "corner_plan",
     "explain",
+    "fourier_decode",
+    "fourier_features",
+    "fourier_render",
     "frozen_weights",
     "fused_mlp",
     "gather_corners",
     "latents_read",
     "liif_decode",
     "liif_render",
+    "modulated_decode",
+    "modulated_render",
     "plan_attention",
 ]
 
@@ -92,7 +103,7 @@ def liif_decode(
     check_feat(feat)
     cell = check_queries(feat, coord, cell, cell_decode)
     check_layers(feat, weights, biases, switches)
-    call = _call("decode", feat, coord.shape[1], weights, biases, switches, coord, cell)
+    call = describe("decode", feat, coord.shape[1], weights, biases, switches, coord, cell)
     return backends.choose(call, backend).decode(feat, coord, cell, weights, biases, switches, recompute)
 
 
@@ -150,43 +161,10 @@ def liif_render(
         cell = lattice((height, width), further["extent"], shape)[::2] if cell is None else cell
     cells = grid_cell(feat, height, width, cell) if cell_decode else None
     if place is not None:
-        further["place"] = _check_place(place, feat, (height, width), window, feat_unfold, further.get("extent"))
-    call = _call("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
+        further["place"] = check_place(place, feat, (height, width), window, feat_unfold, further.get("extent"))
+    call = describe("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
     render: Any = backends.choose(call._replace(**further), backend).render
     return render(feat, (height, width), window, cells, weights, biases, switches, recompute, **further)
-
-
-def latents_read(
-    size: Sequence[int],
-    region: Sequence[int],
-    shape: Sequence[int],
-    *,
-    feat_unfold: bool = True,
-    extent: Sequence[float] | None = None,
-) -> tuple[int, int, int, int]:
-    """Return the part of a feature map that a render reads, which feat must hold if `place` makes it a part.
-
-    Args:
-        size: (H_out, W_out) of the whole grid.
-        region: (top, left, height, width) of the window to render.
-        shape: (H, W) of the whole feature map.
-        feat_unfold: as for `liif_decode`.
-        extent: as for `liif_render`.
-
-    Returns:
-        (top, left, height, width) inside the map, with a margin of a few latents on each side.
-
-    Raises:
-        TypeError, ValueError: an argument cannot be used.
-    """
-    height, width, window = check_grid(size, region)
-    shape = check_shape("shape", shape, "(H, W)")
-    part = None if extent is None else check_extent(extent, shape)
-    top, left, rows, columns = latent_window((height, width), window, shape, part)
-    reach = 1 if feat_unfold else 0
-    first = (max(top - reach, 0), max(left - reach, 0))
-    last = (min(top + rows + reach, shape[0]), min(left + columns + reach, shape[1]))
-    return *first, last[0] - first[0], last[1] - first[1]
 
 
 def corner_plan(coord: Tensor, shape: Sequence[int], *, local_ensemble: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,7 +219,7 @@ def gather_corners(
     switches = Switches(feat_unfold, local_ensemble, cell_decode)
     check_feat(feat)
     cell = check_queries(feat, coord, cell, cell_decode)
-    call = _call("gather_corners", feat, coord.shape[1], (), (), switches, coord, cell)
+    call = describe("gather_corners", feat, coord.shape[1], (), (), switches, coord, cell)
     return backends.choose(call, backend).gather_corners(feat, coord, cell, switches)
 
 
@@ -273,77 +251,8 @@ def fused_mlp(
         raise ValueError("x must have shape [..., in], got []")
     check_layers(x, weights, biases, None)
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    call = _call("fused_mlp", x, rows, weights, biases, Switches(), None, None)
+    call = describe("fused_mlp", x, rows, weights, biases, Switches(), None, None)
     return backends.choose(call, backend).fused_mlp(x, weights, biases, recompute)
-
-
-def plan_attention(coord: Tensor, shape: Sequence[int], *, wrap: bool = False) -> Corners:
-    """Plan the corners of `attend_corners` once, for a stream of maps of one size.
-
-    Args:
-        coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; B = 1 serves any number of maps.
-        shape: (H, W) of the maps.
-        wrap: treat the columns as a circle: corners beyond the first or last column are those at the other end.
-
-    Returns:
-        The corners, in the order 00, 01, 10, 11.
-
-    Raises:
-        TypeError, ValueError: coord or shape cannot be used.
-    """
-    check_coord("coord", coord)
-    return attention.plan(coord, *check_shape("shape", shape, "(H, W)"), wrap)
-
-
-def attend_corners(
-    feat: Tensor,
-    values: Tensor,
-    coord: Tensor | Corners,
-    transformer: CornerTransformer,
-    *,
-    wrap: bool = False,
-    dropout: float = 0.0,
-    backend: str = "auto",
-    recompute: bool | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Let a transformer weigh the four corners of each query, and blend given values with the weights.
-
-    The tokens are the latents of the four corners, each with an embedding of its rel; the transformer's logits go
-    through a softmax over the corners.
-
-    Args:
-        feat: [B, D, H, W] floating point, the latents.
-        values: [B, V, H, W] of feat's dtype, what is blended.
-        coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; corners as of `corner_plan`. Or the result of
-            `plan_attention`.
-        transformer: its parameters, of feat's dtype.
-        wrap: as for `plan_attention`, which has it already if that made coord.
-        dropout: probability, after each linear map of a block and after gelu; on the backends `reference` and `torch`.
-        backend: as for `liif_decode`.
-        recompute: as for `liif_decode`; the backend `cpu` always computes activations again.
-
-    Returns:
-        out [B, Q, V], a convex combination of four values each, and the weights [B, Q, 4] of the corners 00, 01, 10,
-        11; dtype of feat.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as `liif_decode`.
-
-    Source: ILN (arXiv 2203.06413), the weight prediction.
-    """
-    check_feat(feat)
-    queries: Corners | Coordinates
-    if isinstance(coord, Corners):
-        check_corners(feat, coord)
-        queries, count, places = coord, coord.at.shape[1], coord.rel
-    else:
-        check_queries(feat, coord, None, cell_decode=False)
-        queries, count, places = Coordinates(coord, wrap), coord.shape[1], coord
-    check_attention(feat, values, transformer, dropout)
-    tensors = tuple(tensor for _, tensor in transformer.tensors())
-    call = _call("attend_corners", feat, count, (values, *tensors), (), Switches(False, True, False), places, None)
-    chosen: Any = backends.choose(call._replace(widths=(), dropout=dropout), backend)
-    return chosen.attend_corners(feat, values, queries, transformer, dropout, recompute)
 
 
 def explain(
@@ -375,60 +284,4 @@ def explain(
     check_feat(feat)
     cell = check_queries(feat, coord, cell, cell_decode)
     check_layers(feat, weights, biases, switches)
-    return backends.explain(_call("decode", feat, coord.shape[1], weights, biases, switches, coord, cell), backend)
-
-
-def _check_place(
-    place: Sequence[int],
-    feat: Tensor,
-    size: tuple[int, int],
-    region: Sequence[int],
-    feat_unfold: bool,
-    extent: Extent | None,
-) -> Place:
-    form = "(top, left, map_height, map_width)"
-    values = check_integers("place", place, form)
-    height, width = feat.shape[2:]
-    if len(values) != 4 or min(values[:2]) < 0 or values[0] + height > values[2] or values[1] + width > values[3]:
-        raise ValueError(f"place must be {form} of a map that holds feat, {height}x{width}, got {values}")
-    top, left, rows, columns = latents_read(size, region, values[2:], feat_unfold=feat_unfold, extent=extent)
-    if region[2] * region[3] and not (
-        values[0] <= top
-        and top + rows <= values[0] + height
-        and values[1] <= left
-        and left + columns <= values[1] + width
-    ):
-        raise ValueError(
-            f"feat must hold the latents that the region reads, {rows}x{columns} at ({top}, {left}), "
-            f"got {height}x{width} at ({values[0]}, {values[1]})"
-        )
-    return values[0], values[1], values[2], values[3]
-
-
-def _call(
-    op: str,
-    x: Tensor,
-    queries: int,
-    weights: tuple[Tensor, ...],
-    biases: tuple[Tensor, ...],
-    switches: Switches,
-    coord: Tensor | None,
-    cell: Tensor | None,
-) -> Call:
-    coord_grad = grad = False
-    if torch.is_grad_enabled():
-        coord_grad = (coord is not None and coord.requires_grad) or (cell is not None and cell.requires_grad)
-        grad = coord_grad or x.requires_grad or any(tensor.requires_grad for tensor in (*weights, *biases))
-    return Call(
-        op=op,
-        device=x.device,
-        dtype=x.dtype,
-        shape=tuple(x.shape),
-        queries=queries,
-        widths=tuple([weight.shape[0] for weight in weights]),
-        switches=switches,
-        coord_dtype=torch.float32 if coord is None else coord.dtype,
-        autocast=autocast_dtype(x),
-        requires_grad=grad,
-        coord_requires_grad=coord_grad,
-    )
+    return backends.explain(describe("decode", feat, coord.shape[1], weights, biases, switches, coord, cell), backend)

@@ -1,16 +1,15 @@
 """Define the modules of LIIF: the multilayer perceptron and the decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
-from liif_fast.checks import check_extent, check_grid, check_integers, check_queries, grid_cell
-from liif_fast.coord import grid_axes, lattice
+from liif_fast.checks import check_integers, check_queries
+from liif_fast.family import render_by_query
 
-STRIP_QUERIES = 1 << 16  # queries of one image per strip; bounds memory, does not change the result
 GATHER_QUERIES = 1 << 13  # queries of a batch that a network of any kind decodes at a time, in inference
 
 Chain = tuple[list[Tensor], list[Tensor]]
@@ -82,35 +81,6 @@ def decode_by_module(
     cell = check_queries(feat, coord, cell, switches["cell_decode"])
     chunks = [slice(i, i + GATHER_QUERIES) for i in range(0, coord.shape[1], GATHER_QUERIES)]
     return torch.cat([decode(coord[:, chunk], None if cell is None else cell[:, chunk]) for chunk in chunks], 1)
-
-
-def render_by_query(
-    query: Callable[[Tensor, Tensor], Tensor],
-    feat: Tensor,
-    size: Sequence[int],
-    region: Sequence[int] | None,
-    cell: Tensor | Sequence[float] | None,
-    extent: Sequence[float] | None = None,
-    shape: Sequence[int] | None = None,
-) -> Tensor:
-    """Render a window of a grid, `[B, out, height, width]`, strip by strip, from a function of coordinates.
-
-    `query` maps coord and cell, `[B, Q, 2]` each, to `[B, Q, out]`. `feat` only gives the batch size and the device,
-    and the size of the map if that is not `shape`. The other arguments are those of `functional.liif_render`.
-    """
-    height, width, window = check_grid(size, region)
-    shape = feat.shape[2:] if shape is None else shape
-    part = None if extent is None else check_extent(extent, shape)
-    if part is not None and cell is None:
-        cell = lattice((height, width), part, shape)[::2]
-    cells, (h, w) = grid_cell(feat, height, width, cell)[:, None], window[2:]
-    rows, columns = grid_axes((height, width), window, part, shape, device=feat.device)
-    strips = []
-    for strip in rows.split(max(1, STRIP_QUERIES // max(1, w))) if h else (rows,):
-        coord = torch.stack(torch.meshgrid(strip, columns, indexing="ij"), -1).reshape(1, -1, 2)
-        out = query(coord.expand(len(feat), -1, 2), cells.expand(-1, coord.shape[1], 2))
-        strips.append(out.transpose(1, 2).unflatten(2, (len(strip), w)))
-    return torch.cat(strips, 2)
 
 
 class MLP(nn.Module):

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 Window: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 Extent: TypeAlias = tuple[float, float, float, float]  # likewise, in fractions of pixels
-Turn: TypeAlias = tuple[int, int, int]  # rows and columns are swapped; then rows are turned over, columns are
+Turn: TypeAlias = tuple[int, int, int]  # flags: swap rows and columns, then reverse the rows, reverse the columns
 
-# By their orientation (TIFF 6, section 8): what turns a stored image upright. These are all eight.
+# The turn that makes a stored image upright, by its orientation (TIFF 6, section 8). These are all eight turns.
 TURNS: dict[int, Turn] = {
     1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0),
 }  # fmt: skip
@@ -38,13 +38,13 @@ def turn(pixels: NDArray, how: Turn) -> NDArray:
 
 
 def turn_back(pixels: NDArray, how: Turn) -> NDArray:
-    """Return the view of an array [H, W, ...] of which `turn` would make the array."""
+    """Undo `turn`: return the view of an array [H, W, ...] before it."""
     pixels = pixels[:: -1 if how[1] else 1, :: -1 if how[2] else 1]
     return pixels.swapaxes(0, 1) if how[0] else pixels
 
 
 def window_before(window: Window, shape: tuple[int, ...], how: Turn) -> Window:
-    """Find where a window of an image of this shape, which has been turned, was before."""
+    """Return where a window of a turned image of this shape was before the turn."""
     top, left, height, width = window
     top = shape[0] - top - height if how[1] else top
     left = shape[1] - left - width if how[2] else left
@@ -52,6 +52,6 @@ def window_before(window: Window, shape: tuple[int, ...], how: Turn) -> Window:
 
 
 def window_after(window: Window, shape: tuple[int, ...], how: Turn) -> Window:
-    """Find where a window of an image of this shape is after a turn; `window_before` leads back."""
+    """Return where a window of an image of this shape is after a turn; the inverse of `window_before`."""
     swap, rows, columns = how
     return window_before(window, shape, (swap, columns, rows) if swap else how)

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "by_latent.h"
 #include "checks.h"
+#include "chunk.h"
 #include "operators.h"
 #include "queries.h"
 
@@ -13,32 +13,6 @@ namespace liif {
 namespace {
 
 struct TileTag {};
-
-constexpr int64_t kChunkQueries = 65536;
-
-struct Row {  // the plan of one row of a chunk
-    int64_t latent;
-    Corner corner;
-    Query query;
-};
-
-// A chunk of queries: its rows, and their order by latent, equal ones in their own order (a counting sort).
-struct Chunk {
-    int64_t first = 0, count = 0;  // queries
-    bool saved = false;            // the forward pass has saved its activations
-    std::vector<Row> rows;
-    std::vector<int32_t> order, start;
-
-    const Row& sorted(int64_t i) const { return rows[static_cast<size_t>(order[static_cast<size_t>(i)])]; }
-
-    void sort(int64_t latents) {
-        order.resize(rows.size());
-        sort_by_latent(
-            static_cast<int64_t>(rows.size()), latents, start,
-            [this](int64_t r) { return rows[static_cast<size_t>(r)].latent; },
-            [this](int64_t r, int32_t at) { order[static_cast<size_t>(at)] = static_cast<int32_t>(r); });
-    }
-};
 
 template <typename T>
 T dot(const T* a, const T* b, int64_t count) {
@@ -60,28 +34,6 @@ template <typename T>
 struct Sums {
     Gradients<T> layers;
     Sum<T>*affine, *edge;
-};
-
-// The output's gradient, [B, Q, out] or, of a render, [B, out, h, w]; any strides.
-template <typename T>
-class OutGradient {
-   public:
-    explicit OutGradient(const Tensor& grad)
-        : data_(data<T>(grad)), width_(grad.dim() == 4 ? grad.size(3) : 1), step_b_(grad.stride(0)) {
-        const bool grid = grad.dim() == 4;
-        height_ = grad.size(grid ? 2 : 1);
-        step_row_ = grad.stride(grid ? 2 : 1), step_column_ = grid ? grad.stride(3) : 0;
-        step_out_ = grad.stride(grid ? 1 : 2);
-    }
-    const T* query(int64_t q) const {
-        const int64_t b = q / (height_ * width_), i = q / width_ % height_, j = q % width_;
-        return data_ + b * step_b_ + i * step_row_ + j * step_column_;
-    }
-    int64_t step_out() const { return step_out_; }
-
-   private:
-    const T* data_;
-    int64_t height_, width_, step_b_, step_row_, step_column_, step_out_;
 };
 
 template <typename T, typename Queries>
@@ -115,7 +67,7 @@ class DecodeBackward {
         while (chunk.first < total_) {
             chunk.saved = chunk.first < kept_;
             chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
-            plan(chunk);
+            chunk.plan(queries_, latents_, corners_);
             // Contiguous shares of the sorted rows, so that a worker's sums depend only on the number of threads.
             const auto rows = static_cast<int64_t>(chunk.rows.size());
             const int64_t share = ceil_div(rows, workers_);
@@ -178,21 +130,6 @@ class DecodeBackward {
         return b;
     }
 
-    void plan(Chunk& chunk) const {
-        chunk.rows.resize(static_cast<size_t>(chunk.count * corners_));
-        torch::stable::parallel_for(0, chunk.count, 1024, [&](int64_t begin, int64_t end) {
-            Corner corner[4];
-            for (int64_t q = begin; q < end; ++q) {
-                const Query query = queries_(chunk.first + q, corner);
-                for (int t = 0; t < corners_; ++t) {
-                    const int64_t latent = latents_.index(query.batch, corner[t]);
-                    chunk.rows[static_cast<size_t>(q * corners_ + t)] = {latent, corner[t], query};
-                }
-            }
-        });
-        chunk.sort(latents_.count());
-    }
-
     // A tile's inputs: layer 0, saved activations, the corner's share of the output's gradient, rel and cell.
     void fill(const Chunk& chunk, int64_t first, int64_t count, const Tile& b) const {
         const int64_t outs = net_.out(), padded = net_.out_padded();
@@ -222,7 +159,7 @@ class DecodeBackward {
     void work(const Chunk& chunk, int64_t begin, int64_t end, const Sums<T>& sum) const {
         if (begin == end) return;
         const int64_t channels = latents_.channels();
-        const int64_t edge_latent = starts_inside(chunk, begin) ? chunk.sorted(begin).latent : -1;
+        const int64_t edge_latent = chunk.starts_inside(begin) ? chunk.sorted(begin).latent : -1;
         Tile b = in_scratch<TileTag>([this](Arena& arena) { return make_tile(arena); });
         for (int64_t first = begin; first < end; first += kTileRows) {
             const int64_t count = std::min(kTileRows, end - first);
@@ -232,7 +169,7 @@ class DecodeBackward {
             int64_t g_stride = net_.out_padded();
             if (net_.hidden() > 0) {
                 narrow_row(b.narrow, b.out, count * net_.out_padded());
-                backward_.run(b.h.data(), b.narrow, count, b.tiles, b.first, sum.layers);
+                backward_.run(b.h.data(), b.narrow, count, b.tiles, b.first, sum.layers, b.h[0]);
                 g = b.first, g_stride = net_.stride();
             }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
@@ -283,12 +220,8 @@ class DecodeBackward {
         }
     }
 
-    static bool starts_inside(const Chunk& chunk, int64_t begin) {
-        return begin > 0 && chunk.sorted(begin - 1).latent == chunk.sorted(begin).latent;
-    }
-
     void add_edge(const Chunk& chunk, int64_t begin, const Sums<T>& sum) {
-        if (begin >= static_cast<int64_t>(chunk.rows.size()) || !starts_inside(chunk, begin)) return;
+        if (begin >= static_cast<int64_t>(chunk.rows.size()) || !chunk.starts_inside(begin)) return;
         const int64_t channels = latents_.channels();
         kernel<Sum<T>>().add(p_grad_ + chunk.sorted(begin).latent * channels, sum.edge, channels);
         std::memset(sum.edge, 0, static_cast<size_t>(padded_) * sizeof(Sum<T>));

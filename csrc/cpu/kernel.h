@@ -96,10 +96,15 @@ struct Kernel {
     // sum[n] += sum over rows of x[r * x_row + n]: the rows in a wider type, the total with its rounding error in
     // carry[n]. width is a multiple of nr.
     void (*sum_rows)(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry);
-    // The next two are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
+    // The next four are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
     void (*blend)(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width);
     // y[n] += x[n]
     void (*add)(T* y, const T* x, int64_t width);
+    // Of a latent l, 2 K amplitudes and 2 K parts of frequencies, the waves x [2 K]: with
+    // a_k = l[2K + 2k] rel[0] + l[2K + 2k + 1] rel[1] + phase[k] they are l[k] cos(pi a_k) and l[K + k] sin(pi a_k)
+    void (*waves)(T* x, const T* l, const T* phase, const T* rel, int64_t half);
+    // From the gradient g of x those of l [4 K] and of phase [K]
+    void (*waves_back)(T* to, T* to_phase, const T* g, const T* l, const T* phase, const T* rel, int64_t half);
     // The rest is for types summed in another type, null where T is Sum<T>: rounds to the nearest in T
     void (*widen)(Sum<T>* to, const T* from, int64_t width);
     void (*narrow)(T* to, const Sum<T>* from, int64_t width);

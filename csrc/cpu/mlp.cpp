@@ -180,7 +180,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                         net.forward_first(b.x, padded_in, rows, b.h[0], stride);
                         rest.forward_hidden(b.h.data(), rows);
                     }
-                    backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum);
+                    backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum, b.h[0]);
                     g = b.first, g_stride = stride;
                 }
                 Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, b.tiles,

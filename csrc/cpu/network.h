@@ -234,8 +234,10 @@ class Backward {
 
     // From the gradient at the output, [rows, out_padded], to the gradient at h[0] before its ReLU, in `first` with
     // net.stride(), in T or in Sum<T>. h[0 .. hidden - 1] are the rows' activations; there is a hidden layer.
+    // `first_mask` is h[0], or null where no ReLU made it.
     template <typename C>
-    void run(T* const* h, const T* out_gradient, int64_t rows, Tiles tiles, C* first, const Gradients<T>& sum) const {
+    void run(T* const* h, const T* out_gradient, int64_t rows, Tiles tiles, C* first, const Gradients<T>& sum,
+             const T* first_mask) const {
         const int64_t s = net_.stride();
         const T* from = out_gradient;
         int64_t from_stride = net_.out_padded();
@@ -245,7 +247,7 @@ class Backward {
                        sum.weight[static_cast<size_t>(l)]);
             Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
             kernel<T>().sum_rows(from, from_stride, rows, y.out_padded, bias, bias + y.out_padded);
-            if (l == 1) return back(from, from_stride, y, rows, first, h[0]);
+            if (l == 1) return back(from, from_stride, y, rows, first, first_mask);
             back(from, from_stride, y, rows, tiles.other, h[l - 1]);
             std::swap(tiles.g, tiles.other);
             from = tiles.g;
@@ -273,7 +275,7 @@ class Backward {
     template <typename C>
     void back(const T* from, int64_t from_stride, const Layer<T>& y, int64_t rows, C* to, const T* mask) const {
         multiply(rows, from, from_stride, y.backward, to, net_.stride(), Init::zero,
-                 static_cast<const Sum<T>*>(nullptr), Epilogue::mask, mask);
+                 static_cast<const Sum<T>*>(nullptr), mask == nullptr ? Epilogue::none : Epilogue::mask, mask);
     }
 
     const Network<T>& net_;

@@ -21,6 +21,18 @@ namespace {
 constexpr int kThreads = (1 + kWarpgroups) * 128;
 constexpr int kTurn = 1;  // named barriers kTurn and kTurn + 1; 0 is __syncthreads
 
+// When block 0's warpgroups ask for a turn, get it, and have its products; with LIIF_TRACE, a build for measurements.
+enum Event { kAsked, kGiven, kComplete, kEvents };
+constexpr int kTraced = 1 << 12;  // turns
+#if defined(LIIF_TRACE)
+__device__ long long traced[kWarpgroups][kTraced][kEvents];
+LIIF_DEVICE void note(int group, int turn, Event event) {
+    if (blockIdx.x == 0 && threadIdx.x % 128 == 0 && turn < kTraced) traced[group][turn][event] = clock64();
+}
+#else
+LIIF_DEVICE void note(int, int, Event) {}
+#endif
+
 struct Ring {
     uint32_t slices, full, empty;  // shared-memory addresses
     int stage = 0;
@@ -107,10 +119,12 @@ LIIF_DEVICE void store(const Problem& problem, int64_t first, Lane lane, const f
 }
 
 // Lanes diverge in find_rows and in store; the instructions behind them need whole warps.
-template <bool kEnsemble>
-LIIF_DEVICE void find_rows_together(const Problem& problem, int64_t first, Lane lane, Rows& rows) {
+template <typename U, bool kEnsemble>
+LIIF_DEVICE Kept plan(const Problem& problem, int64_t first, Lane lane) {
+    Rows rows;
     find_rows<kEnsemble>(problem, first, lane, rows);
     __syncwarp();
+    return to_keep<U>(rows, lane);
 }
 
 template <typename U, bool kEnsemble, int kCluster>
@@ -124,12 +138,12 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
     constexpr int kPerWarp = queries_per_warp(kEnsemble), kPerTile = kPerWarp * 4 * kWarpgroups;
     uint32_t a[kOperands];
     float d[kAccumulators];
-    Rows rows;
+    int turn = 0;
 
     if (group == 1) turn_give(other);  // the first turn is warpgroup 0's
     int64_t first = static_cast<int64_t>(blockIdx.x) * kPerTile + warp * kPerWarp;
-    find_rows_together<kEnsemble>(problem, first, lane, rows);
-    gather<U>(rows, lane, a);
+    Kept rows = plan<U, kEnsemble>(problem, first, lane);
+    gather<U>(problem, rows, lane, a);
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const bool last_tile = tile + gridDim.x >= tiles;
         add_affine<U>(rows, lane, table, a);
@@ -142,17 +156,20 @@ LIIF_DEVICE void consume(const Problem& problem, int64_t tiles, Ring ring, const
             barrier_wait(ring.full_barrier(), ring.pass);
             start_at_bias<U>(reinterpret_cast<const float*>(shared + ring.stage * kStageBytes + kSliceBytes), lane, d);
             reads_before_copies();  // reads of the bias; multiply hands its stage back
+            note(group, turn, kAsked);
             turn_wait(mine);
+            note(group, turn, kGiven);
             // Warpgroup 1's very last turn has no successor.
             multiply<U, kCluster>(d, a, ring, elected, group == 0 || left > 1 || !last_tile, other);
+            note(group, turn++, kComplete);
             // The next tile is planned behind the first product, while the partner multiplies. Between two tiles its
             // chain of loads and divisions would take longer than the partner's turn.
-            if (left == problem.products) find_rows_together<kEnsemble>(problem, next, lane, rows);
+            if (left == problem.products) rows = plan<U, kEnsemble>(problem, next, lane);
             if (--left == 0) break;
             to_operand<U>(d, a);
             keep(a);
         }
-        gather<U>(rows, lane, a);  // loads while this tile's last layer is computed
+        gather<U>(problem, rows, lane, a);  // loads while this tile's last layer is computed
         float y[4];
         last_layer<U>(d, lane, table, y);
         store<kEnsemble>(problem, first, lane, table, weight, y);

@@ -116,20 +116,30 @@ LIIF_HD constexpr uint32_t step_address(uint32_t slice, int step) {
     return slice + static_cast<uint32_t>(step * kK * 2);
 }
 
-// ---- After the products the packed weights hold a table: the first layer's columns for rel and cell, float; the last
-// layer's rows, in 16 bits; its bias, float. Places are counted in floats.
+// ---- After the products the packed weights hold a table: the first layer's columns for rel and cell and the last
+// layer's rows, as operands B of m16n8k16 (PTX ISA, mma), and the last layer's bias, float. Of operand B, lane (q, g)
+// holds, for column g, inputs 2 q + {0, 1} in one register and 8 + 2 q + {0, 1} in another. Places are counted in
+// registers.
 constexpr int kAffine = 0, kLast = kAffine + kTerms * kHidden, kLastBias = kLast + kMaxOut * kHidden / 2;
 constexpr int kTableFloats = kLastBias + kMaxOut, kTableBytes = kTableFloats * 4;
 
-// The last layer is 16 products m16n8k16 (PTX ISA, mma): lane (q, g) holds of operand B, for column g, the channels
-// 2 q + {0, 1} and 8 + 2 q + {0, 1} of a step, 8 bytes. Column n is output n % 4, so each output is computed twice. A
-// lane reads two steps at a time, 16 bytes:
+// Column g of the product (j, e) is channel gathered_channel(j, g / 2, e) + g % 2, so that its sums fall to the lanes
+// that gathered the channel. Inputs 2 q and 2 q + 1 are term q times the high and the low part of the weight. Those
+// from 8 on have the same weights, so a lane loads one register for a product and 16 bytes for four.
+LIIF_HD constexpr int affine_piece(int j, int q, int g) {
+    return ((j * 8 + g) * 4 + q) * 4;
+}
+LIIF_HD constexpr int affine_place(int term, int c) {
+    return kAffine + affine_piece(c / 32, term, 2 * (c % 32 / 8) + c % 2) + c % 8 / 2;
+}
+
+// Column n of the last layer is output n % 4, so each output is computed twice. A lane loads two steps at a time.
 LIIF_HD constexpr int last_piece(int two_steps, int out, int q) {
-    return kLast + ((two_steps * kMaxOut + out) * 4 + q) * 4;
+    return ((two_steps * kMaxOut + out) * 4 + q) * 4;
 }
 // The place of weight (out, channel c) among 16-bit elements behind kLast.
 LIIF_HD constexpr int last_place(int out, int c) {
-    return 2 * (last_piece(c / 32, out, c % 8 / 2) - kLast) + c % 32 / 8 * 2 + c % 2;
+    return 2 * last_piece(c / 32, out, c % 8 / 2) + c % 32 / 8 * 2 + c % 2;
 }
 
 LIIF_HD constexpr int64_t packed_bytes(int64_t products) {

@@ -98,6 +98,13 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
     return problem;
 }
 
+// Sets the device of the runtime in this extension: PyTorch's guard sets that of its own.
+void use(int32_t device) {
+    int current = -1;
+    check_cuda(cudaGetDevice(&current), "device");
+    if (current != device) check_cuda(cudaSetDevice(device), "device");
+}
+
 // The number of blocks that fill a device. Each kernel asks once per device, because asking takes longer than a launch.
 template <typename U, bool kEnsemble, int kCluster>
 int resident_blocks(const cudaLaunchConfig_t& config, int32_t device) {
@@ -158,6 +165,7 @@ void launch_any(const Problem& problem, const Tensor& p, bool ensemble, int64_t 
     STD_TORCH_CHECK(problem.height > 0 && problem.width > 0, "liif_fast: p holds no latent");
     const int32_t device = p.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
+    use(device);
     is_bfloat(p) ? launch_as<Bfloat>(problem, device, ensemble, cluster)
                  : launch_as<Half>(problem, device, ensemble, cluster);
 }
@@ -280,6 +288,7 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
     }
     const int32_t device = weights[0].get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
+    use(device);
     Tensor packed = torch::stable::new_empty(weights[0], {packed_bytes(static_cast<int64_t>(weights.size()) - 2)},
                                              ScalarType::Byte);
     auto* to = static_cast<unsigned char*>(packed.mutable_data_ptr());
@@ -289,14 +298,38 @@ Tensor pack(const std::vector<Tensor>& weights, const std::vector<Tensor>& biase
     return packed;
 }
 
+#if defined(LIIF_TRACE)
+// The clock at block 0's turns, int64 [warpgroups, turns, asked, given, complete], zeros behind the last one; forgets
+// them.
+Tensor trace(const Tensor& like) {
+    Tensor found = torch::stable::new_empty(like, {kWarpgroups, kTraced, kEvents}, ScalarType::Long);
+    void* from = nullptr;
+    check_cuda(cudaGetSymbolAddress(&from, traced), "trace");
+    const cudaStream_t stream = current_stream(like.get_device_index());
+    check_cuda(cudaMemcpyAsync(found.mutable_data_ptr(), from, sizeof traced, cudaMemcpyDeviceToDevice, stream),
+               "trace");
+    check_cuda(cudaMemsetAsync(from, 0, sizeof traced, stream), "trace");
+    return found;
+}
+#endif
+
 }  // namespace
 }  // namespace liif::sm90
 
 // liif_fast/extension.py looks for this mark in the file before loading it.
 __attribute__((visibility("default"))) extern const char liif_fast_interface_sm90[];
-const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 2;";
+const char liif_fast_interface_sm90[] = "liif_fast/_C_sm90 interface 3;";
+
+#if defined(LIIF_TRACE)
+STABLE_TORCH_LIBRARY_FRAGMENT(liif_fast, m) {
+    m.def("trace_sm90(Tensor like) -> Tensor");
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CUDA, m) {
+#if defined(LIIF_TRACE)
+    m.impl("trace_sm90", TORCH_BOX(&liif::sm90::trace));
+#endif
     m.impl("pack_sm90", TORCH_BOX(&liif::sm90::pack));
     m.impl("decode_sm90", TORCH_BOX(&liif::sm90::decode));
     m.impl("render_sm90", TORCH_BOX(&liif::sm90::render));

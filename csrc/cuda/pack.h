@@ -30,7 +30,12 @@ LIIF_HD void pack_bias(const Source<S>& bias, int n, unsigned char* product) {
 template <typename T, typename S>
 LIIF_HD void pack_table(const Source<S>& affine, int terms, const Source<S>& last, const Source<S>& bias, int out,
                         int c, float* table) {
-    for (int j = 0; j < kTerms; ++j) table[kAffine + j * kHidden + c] = j < terms ? affine(c, j) : 0.0f;
+    for (int j = 0; j < kTerms; ++j) {
+        const float weight = j < terms ? affine(c, j) : 0.0f;
+        T* parts = reinterpret_cast<T*>(table + affine_place(j, c));  // their sum is the weight
+        parts[0] = static_cast<T>(weight);
+        parts[1] = static_cast<T>(weight - static_cast<float>(parts[0]));
+    }
     for (int o = 0; o < kMaxOut; ++o) {
         reinterpret_cast<T*>(table + kLast)[last_place(o, c)] = static_cast<T>(o < out ? last(o, c) : 0.0f);
         if (c == 0) table[kLastBias + o] = o < out ? bias(o, 0) : 0.0f;

@@ -4,6 +4,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#if defined(LIIF_TRAP)
+#include <cstdio>
+#endif
+
 #include "thread.h"
 
 namespace liif::sm90 {
@@ -19,6 +23,26 @@ LIIF_DEVICE uint32_t shared_address(const void* p) {
 LIIF_DEVICE void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+#if defined(LIIF_TRAP)  // a build for tests: says where it hangs
+LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
+    constexpr long long kPatience = 1LL << 33;  // cycles, some seconds
+    const long long start = clock64();
+    while (true) {
+        uint32_t done;
+        asm volatile(
+            "{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+            : "=r"(done)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+        if (done) return;
+        if (clock64() - start > kPatience) {
+            printf("liif_fast: block %d, warp %d waits in vain for parity %u of the barrier at %#x\n",
+                   static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x) / 32, parity, barrier);
+            __trap();
+        }
+    }
+}
+#else
 LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra end;\n"
@@ -26,6 +50,7 @@ LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 }
+#endif
 // Predicated, so that no branch comes among wgmmas in flight. With a cluster, lane r arrives at the barrier of the
 // block of rank r; that address is computed each time, which costs no register. The scope stays the block's, as in
 // CUTLASS, because only bulk copies write between blocks, and at the cluster's scope ptxas adds MEMBAR.GPU and drops L1
@@ -161,6 +186,11 @@ struct Memory {
 
 // pack_relu: negative becomes 0; a NaN becomes the canonical NaN (PTX ISA, cvt), not 0.
 struct Half : Memory {
+    LIIF_DEVICE static uint32_t pack(float low, float high) {
+        uint32_t r;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+        return r;
+    }
     LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
         uint32_t r;
         asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -182,6 +212,11 @@ struct Half : Memory {
 };
 
 struct Bfloat : Memory {
+    LIIF_DEVICE static uint32_t pack(float low, float high) {
+        uint32_t r;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+        return r;
+    }
     LIIF_DEVICE static uint32_t pack_relu(float low, float high) {
         uint32_t r;
         asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));

@@ -46,10 +46,17 @@ LIIF_HD Query find_query(const Problem& p, int64_t number) {
     return {image, number - image * p.queries};
 }
 
-// A thread's two rows, g and g + 8 of its warp.
+// The plan of a thread's two rows, g and g + 8 of its warp. A latent is a row of P; 2^32 of them are 2 TB.
 struct Rows {
-    const uint32_t* latent[2];
+    uint32_t latent[2];
     float rel[2][2], cell[2][2], weight[2];
+};
+
+// What a thread keeps of them from one tile to the next: `terms` is operand A of the first layer's columns for rel and
+// cell.
+struct Kept {
+    uint32_t latent[2], terms[kRegistersA];
+    float weight[2];
 };
 
 LIIF_HD void read_query(const Problem& p, Query query, float (&at)[2], float (&cell)[2]) {
@@ -78,7 +85,7 @@ LIIF_HD int clamp_to(int i, int n) {
 LIIF_HD void take_row(const Problem& p, int64_t image, const Corner& c, int low, Rows& rows) {
     // The window holds every latent that is read; the clamp only prevents reads outside of P from a wrong window.
     const int i = clamp_to(c.row - p.top, p.height), j = clamp_to(c.column - p.left, p.width);
-    rows.latent[low] = p.p + ((image * p.height + i) * p.width + j) * (kHidden / 2);
+    rows.latent[low] = static_cast<uint32_t>((image * p.height + i) * p.width + j);
     rows.rel[low][0] = c.rel_row;
     rows.rel[low][1] = c.rel_column;
     rows.weight[low] = c.weight;
@@ -112,47 +119,57 @@ LIIF_HD void find_rows(const Problem& p, int64_t first, Lane lane, Rows& rows) {
     }
 }
 
+// A lane's term is number q: rel row, rel column, cell row, cell column. Split in two, like the weights, it keeps at
+// least 16 bits.
+template <typename U>
+LIIF_HD Kept to_keep(const Rows& rows, Lane lane) {
+    Kept kept;
+#pragma unroll
+    for (int low = 0; low < 2; ++low) {
+        kept.latent[low] = rows.latent[low];
+        kept.weight[low] = rows.weight[low];
+        const float row = lane.q < 2 ? rows.rel[low][0] : rows.cell[low][0];
+        const float column = lane.q < 2 ? rows.rel[low][1] : rows.cell[low][1];
+        const float term = lane.q % 2 == 0 ? row : column;
+        const uint32_t high = U::pack(term, term);
+        const float rest = term - U::low(high);
+        kept.terms[operand_register(0, 0, low)] = high;
+        kept.terms[operand_register(0, 1, low)] = U::pack(rest, rest);
+    }
+    return kept;
+}
+
 // Loads rows of P, unchanged, into the operand registers.
 template <typename U>
-LIIF_HD void gather(const Rows& rows, Lane lane, uint32_t (&a)[kOperands]) {
+LIIF_HD void gather(const Problem& p, const Kept& rows, Lane lane, uint32_t (&a)[kOperands]) {
 #pragma unroll
-    for (int j = 0; j < kHidden / 32; ++j) {
+    for (int low = 0; low < 2; ++low) {
+        const uint32_t* from = p.p + int64_t{rows.latent[low]} * (kHidden / 2) + gathered_channel(0, lane.q, 0) / 2;
 #pragma unroll
-        for (int low = 0; low < 2; ++low) {
+        for (int j = 0; j < kHidden / 32; ++j) {
             uint32_t piece[4];
-            U::load16(rows.latent[low] + gathered_channel(j, lane.q, 0) / 2, piece);
+            U::load16(from + gathered_channel(j, 0, 0) / 2, piece);
 #pragma unroll
             for (int e = 0; e < 4; ++e) a[gathered_register(j, e, low)] = piece[e];
         }
     }
 }
 
-// h1 = relu(P + W1r rel + W1c cell), in place.
+// h1 = relu(P + W1r rel + W1c cell), in place, as a product of the whole warp.
 template <typename U>
-LIIF_HD void add_affine(const Rows& rows, Lane lane, const float* table, uint32_t (&a)[kOperands]) {
+LIIF_HD void add_affine(const Kept& rows, Lane lane, const float* table, uint32_t (&a)[kOperands]) {
+    const float* mine = table + kAffine + affine_piece(0, lane.q, lane.g);
 #pragma unroll
     for (int j = 0; j < kHidden / 32; ++j) {
+        uint32_t weights[4];
+        U::load4(mine + affine_piece(j, 0, 0), weights);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float* from = table + kAffine + gathered_channel(j, lane.q, 2 * half);
-            float4_ column[kTerms];
-#pragma unroll
-            for (int t = 0; t < kTerms; ++t) U::load4(from + t * kHidden, column[t]);
-#pragma unroll
-            for (int low = 0; low < 2; ++low) {
-                const float term[kTerms] = {rows.rel[low][0], rows.rel[low][1], rows.cell[low][0], rows.cell[low][1]};
-#pragma unroll
-                for (int pair = 0; pair < 2; ++pair) {
-                    uint32_t& at = a[gathered_register(j, 2 * half + pair, low)];
-                    float x = U::low(at), y = U::high(at);
-#pragma unroll
-                    for (int t = 0; t < kTerms; ++t) {
-                        x = fmaf(term[t], pair ? column[t].z : column[t].x, x);
-                        y = fmaf(term[t], pair ? column[t].w : column[t].y, y);
-                    }
-                    at = U::pack_relu(x, y);
-                }
-            }
+        for (int e = 0; e < 4; ++e) {
+            uint32_t &g = a[gathered_register(j, e, 0)], &g8 = a[gathered_register(j, e, 1)];
+            float sum[4] = {U::low(g), U::high(g), U::low(g8), U::high(g8)};
+            U::mma(sum, rows.terms, weights[e], weights[e]);
+            g = U::pack_relu(sum[0], sum[1]);
+            g8 = U::pack_relu(sum[2], sum[3]);
         }
     }
 }
@@ -195,11 +212,12 @@ LIIF_HD void to_operand(const float (&d)[kAccumulators], uint32_t (&a)[kOperands
 // of row g + 8. The activations are rounded to 16 bits, like those of all other layers.
 template <typename U>
 LIIF_HD void last_layer(const float (&d)[kAccumulators], Lane lane, const float* table, float (&y)[4]) {
+    const float* mine = table + kLast + last_piece(0, lane.g % kMaxOut, lane.q);
     float sum[2][4] = {};  // two chains of sums, because a product takes long to complete
 #pragma unroll
     for (int two_steps = 0; two_steps < kSteps / 2; ++two_steps) {
         uint32_t b[4];
-        U::load4(table + last_piece(two_steps, lane.g % kMaxOut, lane.q), b);
+        U::load4(mine + last_piece(two_steps, 0, 0), b);
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
             uint32_t a[kRegistersA];

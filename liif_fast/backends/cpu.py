@@ -17,6 +17,7 @@ from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype
 from liif_fast.extension import load
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
+from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
@@ -68,7 +69,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.op == "attend_corners" and call.coord_requires_grad:
+    if call.op in ("attend_corners", "fourier_decode") and call.coord_requires_grad:
         return False, "has no gradient for coord"
     if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
@@ -141,6 +142,22 @@ def attend_corners(
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
     return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    train = trains(feat, phase, *weights, *biases)
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, None)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

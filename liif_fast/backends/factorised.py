@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention, factorises
+from liif_fast.backends import attention, corners, factorises
 from liif_fast.backends.projection import project
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import centres_at, latent_window, lattice, on_lattice, plan_corners
@@ -496,3 +496,36 @@ def attend_corners(
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = partial(attention.factorised, recompute=recompute)
     return attention.run(form, feat, values, queries, transformer, dropout)
+
+
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    hidden = corners.fourier_hidden(phase, weights, biases, autocast_dtype(feat) or feat.dtype)
+    width = 3 * feat.shape[1] + sum(weight.shape[0] for weight in weights)
+    last = weights[-1], biases[-1]
+    return corners.decode(feat, coord, cell, Switches(feat_unfold=False), hidden, last, recompute, place, width)
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of modulations and features."""
+    hidden = corners.modulated_hidden(weights, biases, autocast_dtype(feat) or feat.dtype)
+    width = feat.shape[1] + 3 * sum(weight.shape[0] for weight in weights)
+    return corners.decode(feat, coord, cell, switches, hidden, (weights[-1], biases[-1]), recompute, place, width)

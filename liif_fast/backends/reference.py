@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention
+from liif_fast.backends import attention, corners
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, without_autocast
 from liif_fast.coord import grid_axes, plan_corners
 
@@ -71,7 +71,11 @@ def decode(
 ) -> Tensor:
     """Return out = sum_t MLP(x_t) * weight_t, [B, Q, out]; LIIF (arXiv 2012.09161), equation 4."""
     x, weight = gather_corners(feat, coord, cell, switches, place)
-    prediction = fused_mlp(x, weights, biases, recompute)
+    return blend(fused_mlp(x, weights, biases, recompute), weight)
+
+
+def blend(prediction: Tensor, weight: Tensor) -> Tensor:
+    """Return the sum of the corners' predictions [B, Q, K, out] by weight [B, Q, K]."""
     dtype = prediction.dtype
     prediction = prediction.to(torch.promote_types(dtype, torch.float32))
     out = prediction[:, :, 0] * weight[:, :, 0, None].to(prediction.dtype)
@@ -116,3 +120,41 @@ def attend_corners(
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     return attention.run(attention.plain, feat, values, queries, transformer, dropout)
+
+
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return out = sum_t MLP(A_t [cos, sin](pi a_t)) * weight_t, [B, Q, out]; LTE (arXiv 2111.08918), section 3."""
+    with without_autocast(feat):
+        maps = feat.to(torch.promote_types(feat.dtype, torch.float32))
+        x, weight = gather_corners(maps, coord, cell, Switches(feat_unfold=False), place)
+        x = corners.waves(x, phase)
+    return blend(fused_mlp(x if autocast_dtype(feat) else x.to(feat.dtype), weights, biases, recompute), weight)
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return out = sum_t (W h_t + b) * weight_t, [B, Q, out], h the modulated layers; LMF (arXiv 2404.16451)."""
+    dtype = autocast_dtype(feat) or feat.dtype
+    with without_autocast(feat):
+        maps = feat.to(torch.promote_types(feat.dtype, torch.float32))
+        x, weight = gather_corners(maps, coord, cell, switches, place)
+        h = corners.modulated_hidden(weights, biases, dtype)(x)
+        prediction = F.linear(h.to(dtype), weights[-1].to(dtype), biases[-1].to(dtype))
+    return blend(prediction.float() if autocast_dtype(feat) else prediction, weight)

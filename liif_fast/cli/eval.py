@@ -40,7 +40,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     add_plugin(parser)
     parser.add_argument(
-        "--cell-clip", action="store_true", help="beyond x4 give the model the cell of x4, as LTE, SRNO and LMF do"
+        "--cell-clip",
+        action="store_true",
+        help="beyond x4 give any model the cell of x4, as SRNO and LMF do; LTE gets it without",
     )
     parser.add_argument("--no-ssim", action="store_true", help="only PSNR; SSIM takes longer than most models")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`liif-fast export`: a LIIF as an ONNX graph for other runtimes."""
+"""`liif-fast export`: write a LIIF as an ONNX graph for other runtimes."""
 
 import argparse
 from os.path import expanduser
@@ -7,8 +7,8 @@ from liif_fast.cli import add_plugin, say
 
 _ABOUT = "Write a LIIF as an ONNX graph of standard operators (opset 18), for any height, width and output size."
 _EPILOG = """\
-The graph takes an image and the corner plan of the output, which 20 lines of numpy make (docs/export.md), so that every
-runtime computes the same. It needs the extra onnx: pip install 'liif-fast[onnx]'.
+The graph takes an image and the output's corner plan, which 20 lines of numpy make (docs/export.md), so that every
+runtime computes the same result. It needs the extra onnx: pip install 'liif-fast[onnx]'.
 """
 
 
@@ -34,14 +34,14 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         dest="form",
         action="store_const",
         const="onnxruntime-only",
-        help="make the plan inside, from an input `size`: simpler to call, but wrong in runtimes that round otherwise",
+        help="plan inside, from an input `size`: simpler to call, but wrong in runtimes with other rounding",
     )
-    parser.add_argument("--licence", help="of the weights, for the metadata (default: that of a model by name)")
+    parser.add_argument("--licence", help="licence of the weights, for the metadata (default: a named model's)")
     parser.set_defaults(run=run, form="whole")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the graph and say where; returns the exit code."""
+    """Write the graph, print its path, and return the exit code."""
     from liif_fast.config.plugins import import_plugins
     from liif_fast.export import export_onnx
     from liif_fast.models.catalogue import find_model, licence_of

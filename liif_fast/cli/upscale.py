@@ -13,6 +13,7 @@ from typing import Any
 from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs, holds
 from liif_fast.cli.progress import Bar
+from liif_fast.cli.video import check_video, upscale_video
 from liif_fast.files import STANDARD, reason
 from liif_fast.images import (
     FORMATS,
@@ -28,6 +29,7 @@ from liif_fast.images import (
     parse_colour,
     spooled,
     tuned,
+    y4m,
 )
 
 _ABOUT = "Upscale one image file, or all images in a folder, to any larger size."
@@ -129,7 +131,11 @@ def run(args: argparse.Namespace) -> int:
         background=args.background,
     )
     # Read before torch is loaded, because most errors show here.
-    first = _read(jobs.todo[0], args) if jobs.todo and not jobs.many else None
+    head = sys.stdin.buffer.read(len(y4m.MAGIC)) if jobs.todo and jobs.todo[0].source == STANDARD else b""
+    video = y4m.read_header(sys.stdin.buffer) if head == y4m.MAGIC else None
+    if video:
+        check_video(args, output)
+    first = _read(jobs.todo[0], args, head) if jobs.todo and not jobs.many and not video else None
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
@@ -141,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
     models = _Models(args.model, _device(args.device))
     if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
         _offer()
+    if video:
+        return upscale_video(video, model, args)
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
@@ -195,11 +203,11 @@ def _offer() -> None:
             say(f"`liif-fast models get {name}` fetches the authors' model, sharper on clean images and slower")
 
 
-def _read(job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
+def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Picture | Animation, Format]:
     """Read a job's input, or only the header for a region, and choose the output's format."""
     if job.source != STANDARD:
         return _opened(job.source, job, args)
-    with spooled(sys.stdin.buffer) as path:
+    with spooled(sys.stdin.buffer, head) as path:
         picture, kind = _opened(path, job, args)
         picture.path = STANDARD
         if isinstance(picture, Picture):

@@ -1,8 +1,8 @@
-"""What photographs have gone through before anybody enlarges them: blur, noise and JPEG compression, for inputs alone.
+"""Degrade inputs, not targets, by the blur, noise and JPEG compression of real photographs.
 
-A `Damage` is drawn with the rest of a sample's recipe. Blur is a product with integer matrices, as the reduction is
-(`liif_fast.data.resize`), so that it has the same bits on any device. Noise and JPEG are the CPU's: numpy's generator
-and Pillow's encoder.
+A `Damage` is drawn with the rest of a sample's recipe. Like the reduction (`liif_fast.data.resize`), blur is a product
+with integer matrices, so it has the same bits on any device. Noise and JPEG run on the CPU, by numpy's generator and
+Pillow's encoder.
 """
 
 import io
@@ -18,12 +18,12 @@ from PIL import Image
 from liif_fast.config.checks import mapping, number
 from liif_fast.data.resize import UNIT, resize_crops
 
-BLOCK = 8  # pixels: side of a JPEG block; where chroma is halved, two make a unit
-CHROMA = {0: 0.3, 1: 0.1, 2: 0.6}  # how often Pillow's subsampling is 4:4:4, 4:2:2 and 4:2:0
+BLOCK = 8  # side of a JPEG block in pixels; with halved chroma two make a unit
+CHROMA = {0: 0.3, 1: 0.1, 2: 0.6}  # probabilities of Pillow's subsampling 4:4:4, 4:2:2 and 4:2:0
 
 
 class Damage(NamedTuple):
-    """What happens to one input, in this order."""
+    """The damage to one input, in this order."""
 
     before: float  # blur of the high-resolution crop, sigma in its pixels; 0: none
     after: float  # blur of the input, likewise
@@ -35,17 +35,17 @@ class Damage(NamedTuple):
 
 
 class Degrade:
-    """The ranges that damages are drawn from.
+    """The ranges from which damage is drawn.
 
     Args:
-        spec: what a configuration says: true, or a mapping with any of
-            quality: [least, most] of JPEG, from 1 to 100, [30, 95] unless stated; null does not compress.
-            noise: largest standard deviation in 8-bit steps, 6 unless stated.
-            blur: largest sigma in pixels of the input, 0.6 unless stated.
-            clean: share of the samples that nothing happens to, 0.1 unless stated.
+        spec: the configuration's value, true or a mapping with any of
+            quality: JPEG's [least, most] from 1 to 100, default [30, 95]; null does not compress.
+            noise: largest standard deviation in 8-bit steps, default 6.
+            blur: largest sigma in pixels of the input, default 0.6.
+            clean: share of undamaged samples, default 0.1.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: a value is out of its range.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -63,14 +63,14 @@ class Degrade:
 
     @classmethod
     def read(cls, spec: Mapping[str, Any] | bool | None) -> "Degrade | None":
-        """Return the ranges that an argument `degrade` states; None and false mean no damage."""
+        """Return the ranges of an argument `degrade`; None and false mean no damage."""
         return None if spec is None or spec is False else cls(spec)
 
     def draw(self, rng: Generator, scale: float | None) -> Damage | None:
-        """Draw what happens to an input of this scale; None: it has been reduced already.
+        """Draw the damage to an input of this scale; scale None means that it has been reduced already.
 
-        Half of the damaged inputs are blurred, as often before the reduction as after it; half are noisy; nine of ten
-        are compressed.
+        Of the damaged inputs, half are blurred, equally often before and after the reduction, half are noisy, and nine
+        of ten are compressed.
         """
         if rng.random() < self.clean:
             return None
@@ -94,7 +94,7 @@ _DEFAULTS = {"noise": 6.0, "blur": 0.6, "clean": 0.1}
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur a uint8 image [H, W, 3] by a Gaussian, the width first; at a border the weights inside add up to 1."""
+    """Blur a uint8 image [H, W, 3] by a Gaussian, the width first; weights inside the border are normalised to 1."""
     if sigma == 0:
         return image
     rows, columns = (torch.from_numpy(gaussian(side, sigma, side)) for side in image.shape[:2])
@@ -103,7 +103,7 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def gaussian(size: int, sigma: float, padded: int) -> np.ndarray:
-    """Make the matrix of a blur along an axis, int32 [padded, padded] in units of `resize`; 0 beyond size."""
+    """Return the matrix of a blur along an axis, int32 [padded, padded] in units of `resize`; 0 beyond size."""
     matrix = np.zeros((padded, padded), np.int32)
     place = np.arange(size)
     if sigma == 0:
@@ -116,7 +116,7 @@ def gaussian(size: int, sigma: float, padded: int) -> np.ndarray:
 
 
 def damaged(low: np.ndarray, damage: Damage) -> np.ndarray:
-    """Do to a uint8 input [h, w, 3] what comes after the reduction: blur, noise, JPEG."""
+    """Apply the damage after the reduction (blur, noise, JPEG) to a uint8 input [h, w, 3]."""
     low = blurred(low, damage.after)
     if damage.noise > 0:
         noise = np.random.default_rng(damage.seed).normal(0, damage.noise, low.shape)
@@ -125,7 +125,7 @@ def damaged(low: np.ndarray, damage: Damage) -> np.ndarray:
 
 
 def _compressed(low: np.ndarray, damage: Damage) -> np.ndarray:
-    """Compress an input that begins inside of a block, as a part of a photograph does."""
+    """Compress an input that begins inside a JPEG block, as a crop of a photograph does."""
     height, width = low.shape[:2]
     top, left = damage.shift
     wide = np.pad(low, ((top, -(top + height) % (2 * BLOCK)), (left, -(left + width) % (2 * BLOCK)), (0, 0)), "edge")

@@ -1,4 +1,4 @@
-"""Pages of text and line drawings, rendered: what photographs and dead leaves do not teach about thin strokes."""
+"""Render pages of text and line drawings, whose thin strokes photographs and dead leaves lack."""
 
 from collections.abc import Callable
 
@@ -23,15 +23,15 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
 
     Args:
         size: side of the square image in pixels, at least 16.
-        seed: of the set of images, at least 0.
+        seed: seed of the set of images, at least 0.
         index: number of the image in its set, at least 0.
 
     Returns:
-        uint8 array [size, size, 3], RGB; the same for the same arguments, Pillow and matplotlib.
+        uint8 array [size, size, 3], RGB, a function of the arguments and the versions of Pillow and matplotlib.
 
     Raises:
-        ValueError: if an argument is out of its range.
-        FileNotFoundError: if matplotlib, which ships the fonts, is not installed.
+        ValueError: an argument is out of its range.
+        FileNotFoundError: matplotlib, which ships the fonts, is not installed.
     """
     if size < 16:
         raise ValueError(f"size must be at least 16, got {size}")
@@ -47,7 +47,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
         _lines(rng, pen, n, ink)
     if kind < 0.7:
         _text(rng, pen, n, ink)
-    if rng.random() < 0.3:  # a scan, or a lens, that is not quite sharp
+    if rng.random() < 0.3:  # a slightly unsharp scan or lens
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2) * SUPERSAMPLE))
     filters = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
     pixels = np.asarray(image.resize((size, size), filters[rng.integers(3)]), np.float32)
@@ -59,7 +59,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
 
 
 def _colours(rng: Generator) -> tuple[tuple[int, ...], Callable[[], tuple[int, ...]]]:
-    """The paper's colour, and what draws the next ink's."""
+    """Return the paper's colour, and a function that draws the next ink's."""
     grey = int(rng.integers(215, 256))
     paper, ink = np.full(3, grey), np.full(3, int(rng.integers(0, 60)))
     if rng.random() < 0.3:
@@ -75,7 +75,7 @@ def _colours(rng: Generator) -> tuple[tuple[int, ...], Callable[[], tuple[int, .
 
 
 def _text(rng: Generator, pen: ImageDraw.ImageDraw, n: int, ink: Callable[[], tuple[int, ...]]) -> None:
-    height = float(np.exp(rng.uniform(np.log(7), np.log(32))))  # of the font, pixels of the image
+    height = float(np.exp(rng.uniform(np.log(7), np.log(32))))  # of the font in pixels of the image
     top, left = (float(each) * SUPERSAMPLE for each in rng.uniform(-10, 20, 2))
     font, colour = _font(rng, height), ink()
     while top < n:
@@ -92,7 +92,7 @@ def _font(rng: Generator, height: float) -> ImageFont.FreeTypeFont:
 
 
 def _lines(rng: Generator, pen: ImageDraw.ImageDraw, n: int, ink: Callable[[], tuple[int, ...]]) -> None:
-    """Strokes, polygons, ellipses, curves, and now and then a bundle of parallels."""
+    """Draw strokes, polygons, ellipses, curves, and sometimes a bundle of parallels."""
     for _ in range(int(rng.integers(8, 50))):
         width = max(1, round(float(np.exp(rng.uniform(np.log(0.6), np.log(6)))) * SUPERSAMPLE))
         colour, kind = ink(), rng.random()
@@ -122,18 +122,18 @@ def _lines(rng: Generator, pen: ImageDraw.ImageDraw, n: int, ink: Callable[[], t
 
 @register("drawings")
 class Drawings(_Repeated):
-    """A set of pages and line drawings, drawn when it is made (256 x 256: 0.15 s of a core each) and kept in memory.
+    """A set of pages and line drawings, drawn at construction and kept in memory (256 x 256: 0.15 s of a core each).
 
     Args:
         count: number of images.
         size: side of an image in pixels.
-        seed: of the set; image i depends on seed and i alone.
+        seed: seed of the set; image i depends on seed and i alone.
         repeat: length of the dataset as a multiple of count.
-        cache_file: .npy file that keeps the set; made if missing, drawn anew if it is of another set.
+        cache_file: .npy file that stores the set; written if it is missing or holds another set.
 
     Raises:
-        ValueError: if an argument is out of its range.
-        FileNotFoundError: if matplotlib, which ships the fonts, is not installed.
+        ValueError: an argument is out of its range.
+        FileNotFoundError: matplotlib, which ships the fonts, is not installed.
     """
 
     def __init__(

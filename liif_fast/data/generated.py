@@ -1,4 +1,4 @@
-"""Sets of generated images, kept in a file so that only the first start draws them."""
+"""Store sets of generated images in a file, so that only the first start draws them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,16 @@ from liif_fast.files import atomic_file
 
 
 def kept(cache_file: str | None, count: int, first: np.ndarray, draw: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the set that a file keeps, or draw it and write the file.
+    """Return the set from a file, or draw it and write the file.
 
     Args:
-        cache_file: .npy file; made if missing, replaced if it holds another set; None keeps nothing.
+        cache_file: .npy file; written if it is missing or holds another set; None stores nothing.
         count: number of images.
-        first: the first of them, which tells whether the file holds this set.
+        first: the first image, which shows whether the file holds this set.
         draw: draws the set, uint8 [count, ...].
 
     Raises:
-        ValueError: if the file is no array.
+        ValueError: the file is not an array.
     """
     cache = None if cache_file is None else Path(cache_file).expanduser()
     if cache is not None and cache.exists():
@@ -31,6 +31,6 @@ def kept(cache_file: str | None, count: int, first: np.ndarray, draw: Callable[[
     images = draw()
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(cache) as file:  # workers may be at it together
+        with atomic_file(cache) as file:  # several processes may write it
             np.save(file, images, allow_pickle=False)
     return images

@@ -243,6 +243,28 @@ class SRImplicitDownsampled(_Wrapper):
         return Recipe(window, None, colour, None, size, flips, None, grid, self._pixels(index, grid, rng), damage)
 
 
+@register("sr-implicit-downsampled-fast")
+class SRImplicitDownsampledFast(SRImplicitDownsampled):
+    """LTE+'s name for sr-implicit-downsampled with as many queries as the input has pixels.
+
+    Args:
+        dataset, inp_size, scale_min, scale_max, augment, color_augment, seed: as in sr-implicit-downsampled; without
+            inp_size all pixels are queries.
+    """
+
+    def __init__(
+        self,
+        dataset: Images,
+        inp_size: int | None = None,
+        scale_min: float = 1,
+        scale_max: float | None = None,
+        augment: bool = False,
+        color_augment: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dataset, inp_size, scale_min, scale_max, augment, _square(inp_size), color_augment, seed)
+
+
 @register("sr-implicit-paired")
 class SRImplicitPaired(_Wrapper):
     """Pair a crop of the low-resolution image with the same region of the high-resolution one.
@@ -306,6 +328,30 @@ class SRImplicitPaired(_Wrapper):
         grid = (width, height) if flips[2] else (height, width)
         window = (top, left, height, width)
         return Recipe(window, crop, colour, None, crop[2:], flips, None, grid, self._pixels(index, grid, rng), damage)
+
+
+@register("sr-implicit-paired-fast")
+class SRImplicitPairedFast(SRImplicitPaired):
+    """LTE+'s name for sr-implicit-paired with as many queries as the input has pixels.
+
+    Args:
+        dataset, inp_size, augment, color_augment, seed: as in sr-implicit-paired; without inp_size all pixels are
+            queries.
+    """
+
+    def __init__(
+        self,
+        dataset: Images,
+        inp_size: int | None = None,
+        augment: bool = False,
+        color_augment: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dataset, inp_size, augment, _square(inp_size), color_augment, seed)
+
+
+def _square(side: int | None) -> int | None:
+    return None if side is None else side * side
 
 
 @register("sr-implicit-uniform-varied")

@@ -1,6 +1,6 @@
 """Score models on test sets."""
 
-from liif_fast.evaluation.config import EvalConfig, load_test_config
+from liif_fast.evaluation.config import load_test_config
 from liif_fast.evaluation.testset import (
     PUBLISHED,
     PUBLISHED_SCALES,

@@ -22,7 +22,7 @@ from liif_fast.data.resize import bicubic_resize
 from liif_fast.data.samples import unpack, whole
 from liif_fast.images import write_image
 from liif_fast.metrics import mse, parse_eval_type, psnr, ssim
-from liif_fast.models.base import FeatureModel
+from liif_fast.models.base import FeatureModel, clipped_cell
 from liif_fast.models.norm import DataNorm, Norm
 from liif_fast.models.tiles import TILE
 
@@ -71,7 +71,8 @@ def of_model(model: FeatureModel, data_norm: DataNorm, *, cell_clip: bool = Fals
     Args:
         model: in evaluation mode; its device does the work.
         data_norm: `inp` and `gt`, each with `sub` and `div`.
-        cell_clip: multiply the cell by max(s / 4, 1) with s the scale of each side, as LTE, SRNO and LMF do.
+        cell_clip: multiply the cell by max(s / 4, 1) with s the scale of each side, whatever the model's
+            `clips_cell_above`.
 
     Returns:
         A function from (inp [1, C, h, w] in [0, 1], (H, W)) to [1, C, H, W], nominally in [0, 1] but not clamped.
@@ -79,10 +80,7 @@ def of_model(model: FeatureModel, data_norm: DataNorm, *, cell_clip: bool = Fals
     norm = Norm(data_norm)
 
     def predict(inp: Tensor, size: tuple[int, int]) -> Tensor:
-        clips = [
-            max(out / CLIPPED_ABOVE / n, 1.0) if cell_clip else 1.0 for out, n in zip(size, inp.shape[2:], strict=True)
-        ]
-        cell = [2 / out * clip for out, clip in zip(size, clips, strict=True)]
+        cell = clipped_cell(size, inp.shape[2:], CLIPPED_ABOVE) if cell_clip else None
         return model.predict(inp, size, cell=cell, tile=TILE, norm=norm)
 
     return predict

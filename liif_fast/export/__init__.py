@@ -37,13 +37,13 @@ def export_onnx(
 
     Args:
         model: a `LIIF` whose imnet is Linear and ReLU in turn, as `load_model` returns it.
-        path: of the file, ends in `.onnx`.
-        half: store the encoder and the hidden layers in float16. Inputs, outputs and the plan stay as they are.
-        form: "whole" takes the image and the plan (`plan.graph_inputs` makes it, docs/export.md); "parts" writes the
+        path: path of the file, ends in `.onnx`.
+        half: store the encoder and the hidden layers in float16; inputs, outputs and the plan keep their dtypes.
+        form: "whole" takes the image and the plan (`plan.graph_inputs` makes it, docs/export.md). "parts" writes the
             same as NAME-encoder.onnx, image to `latents`, and NAME-decoder.onnx, so that strips of an output share
-            one encoding; "onnxruntime-only" takes the image and `size` int64 [2], makes the plan inside, and is wrong
-            in runtimes that round otherwise.
-        licence: of the weights, for the metadata.
+            one encoding. "onnxruntime-only" takes the image and `size` int64 [2] and plans inside; it is wrong in
+            runtimes with other rounding.
+        licence: licence of the weights, for the metadata.
 
     Returns:
         The files written.
@@ -95,7 +95,7 @@ def check_exportable(model: nn.Module) -> LIIF:
     chain = fusable(model.imnet)
     if chain is None:
         what = "has no imnet" if model.imnet is None else f"has a {type(model.imnet).__name__} as imnet"
-        raise ValueError(f"the model {what}, expected Linear and ReLU in turn without hooks: only these are exported")
+        raise ValueError(f"the model {what}, expected Linear and ReLU in turn without hooks; only these are exported")
     if model.reads_input and len(chain[1][-1]) != model.channels_in:
         raise ValueError(
             f"residual={model.residual!r} needs as many output channels as the input has, {model.channels_in}, "
@@ -109,7 +109,7 @@ def _metadata(model: LIIF, half: bool, form: str, licence: str) -> dict[str, str
         "liif_fast.version": __version__,
         "liif_fast.form": form,
         "liif_fast.spec": json.dumps(model.spec),
-        "liif_fast.data_norm": json.dumps(model.data_norm),  # applied inside, for information
+        "liif_fast.data_norm": json.dumps(model.data_norm),  # for information; the graph applies it
         "liif_fast.residual": model.residual or "none",
         "liif_fast.corners": "2" if model.local_ensemble else "1",
         "liif_fast.enlargement": str(model.enlargement),  # latents per pixel of the image along each side
@@ -160,11 +160,11 @@ def _trace(module: nn.Module, inputs: dict[str, Tensor], output: str, metadata: 
         except Exception as error:
             why = error.__cause__ or error
             raise ValueError(
-                f"the model cannot be written as ONNX, which is a matter of its encoder: {type(why).__name__}: "
+                f"the model cannot be written as ONNX because of its encoder: {type(why).__name__}: "
                 f"{str(why).strip().splitlines()[0] if str(why).strip() else ''}"
             ) from error
     assert program is not None
-    for node in program.model.graph.all_nodes():  # stack traces, with paths of this machine
+    for node in program.model.graph.all_nodes():  # drop stack traces, which contain paths of this machine
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
@@ -175,7 +175,7 @@ def _trace(module: nn.Module, inputs: dict[str, Tensor], output: str, metadata: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter prints, logs and warns of: torchvision, which is not needed, and its own progress."""
+    """Silence the exporter's output: its progress, and warnings about torchvision, which is not needed."""
     noise = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = noise.level
     noise.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""LIIF in operators that every runtime has: the modules that torch.onnx.export traces.
+"""LIIF in operators that every runtime has, as modules for torch.onnx.export.
 
-The corner plan of a grid is a product of its axes, so h + w values describe it. They are inputs, because runtimes
-round floating-point operations in their own ways, and at odd scales a rounding decides which latents are read.
+The corner plan of a grid is a product of its axes, so h + w values describe it. They are inputs of the graph, because
+runtimes round differently, and at odd scales rounding decides which latents are read.
 """
 
 import copy
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
     """Decode projected latents at the grid of a plan to an image [1, C, h, w] in [0, 1].
 
     The plan is index int64 and rel float32, [2, h] and [2, w] (without local ensemble [1, ...]). Places, areas and the
-    last layer are float32; `dtype` is that of the hidden layers.
+    last layer are float32; the hidden layers are in `dtype`.
     """
 
     floor: Tensor
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         self.weights = nn.ParameterList(weight.t().contiguous().to(dtype) for weight, _ in rest[:-1])
         self.biases = nn.ParameterList(bias.to(dtype) for _, bias in rest[:-1])
         self.last = nn.ParameterList([rest[-1][0].t().contiguous(), rest[-1][1]] if rest else [])
-        # Of shape [1], because the exporter's optimiser takes a scalar below 1e-8 for zero.
+        # Of shape [1], because the exporter's optimiser treats a scalar below 1e-8 as zero.
         self.register_buffer("floor", torch.tensor([AREA_FLOOR]), persistent=False)
 
     def forward(
@@ -94,9 +94,9 @@ class Decoder(nn.Module):
         return self.norm.image(out).clamp(0, 1)
 
     def _between(self, image: Tensor, axis: int, index: Tensor, rel: Tensor) -> Tensor:
-        """Interpolate linearly along an axis at a plan's places, border clamped.
+        """Interpolate linearly along an axis at a plan's places, clamped at the border.
 
-        rel is in halves of a latent's width, of which an image's pixel has `enlargement`.
+        rel is in halves of a latent's width; a pixel of the image has `enlargement` latents.
         """
         pixel = torch.div(index, self.enlargement, rounding_mode="trunc")
         offset = ((index - pixel * self.enlargement) + 0.5 + rel / 2) / self.enlargement - 0.5
@@ -147,7 +147,7 @@ class Planned(nn.Module):
         return self.decode(image, latents, row_index, column_index, row_rel, column_rel, torch.stack(cell))
 
     def _axis(self, queries: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Return index and rel of an axis; scalars in double and rounded once, as `liif_fast.coord` has them."""
+        """Return index and rel of an axis; scalars are double and rounded once, as in `liif_fast.coord`."""
         count = queries.item()
         torch._check(count >= 1)
         coord = _centres(torch.arange(count), queries.double())

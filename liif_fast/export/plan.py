@@ -1,4 +1,4 @@
-"""Make the inputs of an exported graph beside the image. It needs numpy alone: copy it to where liif_fast is not."""
+"""Make an exported graph's inputs other than the image; needs only numpy, so it may be copied to other programs."""
 
 from collections.abc import Sequence
 

@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 UNKNOWN, TEXT = Kind("an unknown file"), Kind("a text file")
 HEIC = Kind("a HEIC image", "pip install 'liif-fast[heif]'")
 JXL = Kind("a JPEG XL image", "pip install 'liif-fast[jxl]'")
-_VIDEO = Kind("a video", "extract its frames first")
+_VIDEO = Kind("a video", "pipe it through ffmpeg, as docs/upscaling.md shows")
 _RAW = "develop it to a TIFF first"
 _PNG, _DEEP = "save it as PNG", "save it as a 16-bit PNG or TIFF"
 _DRAWN = "render it to a PNG first"

@@ -13,7 +13,6 @@ from liif_fast.files import atomic_file, reason
 from liif_fast.lidar import pcd, ply
 from liif_fast.lidar.sensor import Sensor
 
-MAX_POINTS = 1 << 28
 POINT_FORMATS = (".bin", ".pcd", ".ply")
 IMAGE_FORMATS = (".npy", ".npz", ".rimg")
 FORMATS = (*POINT_FORMATS, *IMAGE_FORMATS)

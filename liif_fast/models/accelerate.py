@@ -1,33 +1,37 @@
-"""Run an instance of the original LIIF or MetaSR class, recognised by its attributes, on our kernels."""
+"""Run an instance of the original LIIF, MetaSR or LTE class, recognised by its attributes, on our kernels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.coord import make_cell, make_coord
-from liif_fast.layers import chain_of, render_by_query
+from liif_fast.family import render_by_query
+from liif_fast.layers import Chain, chain_of
 from liif_fast.models import metasr
-from liif_fast.models.base import FeatureModel
+from liif_fast.models.base import FeatureModel, bilinear
+from liif_fast.models.lte import by_pairs, chain_of_convolutions
 
-SHARED = ("encoder", "imnet", "gen_feat", "query_rgb")
-SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF; MetaSR has none
+SHARED = ("encoder", "gen_feat", "query_rgb")
+SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF
+WAVES = ("coef", "freq", "phase")  # of LTE and LTE+; MetaSR has neither these nor switches
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by about 1e-6
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Make an instance of the original LIIF or MetaSR class decode through our kernels.
+    """Make an instance of the original LIIF, MetaSR, LTE or LTE+ class decode through our kernels.
 
     The module stays the same object with the same parameters, hooks and training. Its class becomes a subclass of its
     own class with our `query_rgb` and a `render`. The module's own `query_rgb` still runs where ours does not apply,
-    e.g. after a hook is added to LIIF's network.
+    e.g. after a hook is added to LIIF's network. The cell is the caller's, also for LTE.
 
     Args:
         module: float32 or float64, with the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ...,
-            Linear), gen_feat, query_rgb, and for LIIF local_ensemble, feat_unfold, cell_decode.
+            Linear), gen_feat, query_rgb; for LIIF local_ensemble, feat_unfold, cell_decode; for LTE coef, freq, phase.
+            LTE+ has layers (1x1 convolutions) instead of imnet.
 
     Returns:
         `module`.
@@ -39,18 +43,26 @@ def accelerate(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, FeatureModel | _Accelerated):
         return module
-    _check_attributes(module)
-    _change_class(module, _AcceleratedLIIF if hasattr(module, SWITCHES[0]) else _AcceleratedMetaSR)
+    ours = _kind(module)
+    _check_attributes(module, ours)
+    _change_class(module, ours)
     return module
+
+
+def _kind(module: Any) -> "type[_Accelerated]":
+    if all(hasattr(module, name) for name in WAVES):
+        return _AcceleratedLTE if hasattr(module, "imnet") else _AcceleratedLTEPlus
+    return _AcceleratedLIIF if any(hasattr(module, name) for name in SWITCHES) else _AcceleratedMetaSR
 
 
 def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
     """Set the subclass, and keep it if its outputs equal those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
-        image, coord, cell = _probe(next(module.parameters()))
+        image, coord, cell = ours.probe(*_probe(next(module.parameters())))
         try:
-            feat = module.gen_feat(image)
+            module.gen_feat(image)
+            results = {name: getattr(module, name) for name in ours.RESULTS}
             own_queries = module.query_rgb(coord, cell)
             own_output = module(image, coord, cell)
         except Exception as error:  # e.g. the original's query_rgb needs a GPU
@@ -60,7 +72,8 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
             ) from error
         module.__class__ = _accelerated(ours, own_class)
         try:
-            module.feat = feat
+            for name, result in results.items():
+                setattr(module, name, result)
             _compare(f"query_rgb does not compute {ours.NAME}", module.query_rgb(coord, cell), own_queries)
             _compare(f"forward does not compute {ours.NAME}", module(image, coord, cell), own_output)
         except Exception:
@@ -72,11 +85,23 @@ class _Accelerated:
     """Precedes the original class in the subclass's bases and reads its attributes."""
 
     NAME: str
+    NEEDS: tuple[str, ...] = ("imnet",)  # attributes beside SHARED
+    RESULTS: tuple[str, ...] = ("feat",)  # what gen_feat leaves for query_rgb
     backend = "auto"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        ours, own_class = type(self).__mro__[1], type(self).__mro__[3]
-        return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key != "feat"}
+        ours, own_class = cast(Any, type(self).__bases__)
+        return _restore, (ours, own_class), {key: value for key, value in vars(self).items() if key not in ours.RESULTS}
+
+    @classmethod
+    def probe(cls, image: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an image and queries of it, [B, Q, 2], as the class takes them."""
+        return image, coord, cell
+
+    @staticmethod
+    def chain(module: Any) -> Chain | None:
+        """Return the weights of the module's network, if it can run fused."""
+        return chain_of(module.imnet)
 
     def render(
         self: Any,
@@ -92,6 +117,7 @@ class _Accelerated:
 
 class _AcceleratedLIIF(_Accelerated):
     NAME = "LIIF"
+    NEEDS = ("imnet", *SWITCHES)
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         chain = chain_of(self.imnet)
@@ -117,6 +143,58 @@ class _AcceleratedMetaSR(_Accelerated):
         return render_by_query(self.query_rgb, self.feat, size, region, cell)
 
 
+class _AcceleratedLTE(_Accelerated):
+    NAME = "LTE"
+    NEEDS = ("imnet", *WAVES)
+    RESULTS: tuple[str, ...] = ("feat", "inp", "coeff", "freqq")
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
+        chain = self.chain(self)
+        if chain is None:
+            return super().query_rgb(coord, cell)  # type: ignore[misc]
+        pred = functional.fourier_decode(self.waves(), coord, cell, self.phase.weight, *chain, backend=self.backend)
+        return pred + bilinear(self.inp, coord)
+
+    def waves(self: Any) -> Tensor:
+        """Return amplitudes and frequencies, of which gen_feat of LTE's class has left two maps."""
+        return torch.cat((self.coeff, self.freqq), 1)
+
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
+        return render_by_query(self.query_rgb, self.feat, size, region, cell)
+
+
+class _AcceleratedLTEPlus(_AcceleratedLTE):
+    """Its queries are grids, coord [B, h, w, 2] and cell [B, 2]; its output is [B, out, h, w]."""
+
+    NAME = "LTE+"
+    NEEDS = ("layers", *WAVES)
+    RESULTS = ("feat", "inp")
+
+    @classmethod
+    def probe(cls, image: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return image, coord.unsqueeze(2), cell[:, 0]
+
+    @staticmethod
+    def chain(module: Any) -> Chain | None:
+        return chain_of_convolutions(module.layers)
+
+    def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
+        if self.chain(self) is None:
+            return super(_AcceleratedLTE, self).query_rgb(coord, cell)  # type: ignore[misc]
+        flat = coord.flatten(1, 2)
+        out = super().query_rgb(flat, cell.unsqueeze(1).expand(flat.shape))
+        return out.transpose(1, 2).unflatten(2, coord.shape[1:3])
+
+    def waves(self: Any) -> Tensor:
+        return torch.cat((self.coef(self.feat), by_pairs(self.freq(self.feat))), 1)
+
+    def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
+        def query(coord: Tensor, cell: Tensor) -> Tensor:
+            return self.query_rgb(coord.unsqueeze(2), cell[:, 0]).flatten(2).transpose(1, 2)
+
+        return render_by_query(query, self.feat, size, region, cell)
+
+
 _classes: dict[tuple[type, type], type] = {}
 
 
@@ -136,21 +214,23 @@ def _switches(module: Any) -> dict[str, Any]:
     return {name: bool(getattr(module, name)) for name in SWITCHES}
 
 
-def _check_attributes(module: nn.Module) -> None:
+def _check_attributes(module: Any, ours: type[_Accelerated]) -> None:
+    original = "an instance of the original LIIF, MetaSR, LTE or LTE+ class"
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an instance of the original LIIF or MetaSR class, got {type(module).__name__}")
+        raise TypeError(f"module must be {original}, got {type(module).__name__}")
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"module is a {type(module).__name__}: pass its .module, and wrap that afterwards")
-    switches = [name for name in SWITCHES if hasattr(module, name)]
-    missing = [name for name in (*SHARED, *(SWITCHES if switches else ())) if not hasattr(module, name)]
+    missing = [name for name in (*SHARED, *ours.NEEDS) if not hasattr(module, name)]
     if missing:
         raise TypeError(
-            f"module must be an instance of the original LIIF or MetaSR class, but it has no {', '.join(missing)}; for "
-            "your own network use liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
+            f"module must be {original}, but it has no {', '.join(missing)}; for your own network use "
+            "liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
-    if not isinstance(module.imnet, nn.Module) or chain_of(module.imnet) is None:
+    if not isinstance(getattr(module, ours.NEEDS[0]), nn.Module) or ours.chain(module) is None:
+        network, layer = ("imnet", "Linear") if ours.NEEDS[0] == "imnet" else ("layers", "1x1 Conv2d")
+        holds = "have 'layers', " if network == "imnet" else "be "
         raise TypeError(
-            "module.imnet must have 'layers', a Sequential of Linear (with bias), ReLU, ..., Linear, no hooks"
+            f"module.{network} must {holds}a Sequential of {layer} (with bias), ReLU, ..., {layer}, no hooks"
         )
     dtypes = {parameter.dtype for parameter in module.parameters()}
     if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
@@ -161,20 +241,19 @@ def _check_attributes(module: nn.Module) -> None:
 
 @contextmanager
 def _undisturbed(module: Any) -> Iterator[None]:
-    """Switch to evaluation mode; restore all modes, the features and the random state afterwards."""
+    """Switch to evaluation mode; restore all modes, the module's attributes and the random state afterwards."""
     modes = [(part, part.training) for part in module.modules()]
-    had, feat = "feat" in vars(module), vars(module).get("feat")
+    attributes = dict(vars(module))
     device = next(module.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             module.eval()
             yield
         finally:
+            vars(module).clear()
+            vars(module).update(attributes)
             for part, mode in modes:
                 part.training = mode
-            vars(module).pop("feat", None)
-            if had:
-                module.feat = feat
 
 
 def _probe(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,15 +4,18 @@ Upscaling, evaluation, verification, training and the benchmarks rely on this co
 overrides the defaults that do not fit by a class attribute or a property.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liif_fast.layers import render_by_query
+from liif_fast import functional
+from liif_fast.family import STRIP_QUERIES, render_by_query
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
+from liif_fast.window import Extent
 
 PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time; bounds the memory of `predict` beside its output
 
@@ -32,6 +35,8 @@ class FeatureModel(nn.Module):
         feat: features of the last image, `[B, C, H, W]`; None before `gen_feat`.
         inp: the last image, if `reads_input`.
         inp_place: (top, left, H, W) of `inp` in the whole image, if it is a part of one.
+        clips_cell_above: the largest scale of training, if `predict`, `upscale` and `eval` keep the cell of that scale
+            beyond it, as the authors of LTE do; None gives the network the true cell at every scale.
     """
 
     encoder: Any
@@ -41,6 +46,7 @@ class FeatureModel(nn.Module):
     feat: Tensor | None = None
     inp: Tensor | None = None
     inp_place: Sequence[int] | None = None
+    clips_cell_above: float | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Reset the attributes that depend on `render_rgb` in a class that overrides it."""
@@ -79,7 +85,8 @@ class FeatureModel(nn.Module):
     def renders_parts(self) -> bool:
         """Return whether `render_rgb` takes `place` (`functional.liif_render`) and gives the bits of the whole map.
 
-        Such a model reads no pixel of its input outside `functional.latents_read`, and respects `inp_place`.
+        LTE and LM-LIIF give them to rounding, because their convolutions run on the part. Such a model reads no pixel
+        of its input outside `functional.latents_read`, and respects `inp_place`.
         """
         return False
 
@@ -102,7 +109,7 @@ class FeatureModel(nn.Module):
         Args:
             image: `[B, channels_in, H, W]` in [0, 1], on any device.
             size: (H_out, W_out).
-            cell: as for `render`.
+            cell: as for `render`; None keeps it from shrinking beyond the scale `clips_cell_above`.
             tile: side of the encoder's tiles in pixels; None encodes the image as a whole.
             norm: replaces the model's own normalisation.
 
@@ -116,12 +123,23 @@ class FeatureModel(nn.Module):
         norm = self.norm() if norm is None else norm.to(parameter.device)
         inp = norm.inp(image.to(parameter.device)).to(parameter.dtype)
         self.keep(self.encoder(inp) if tile is None else encode(self.encoder, inp, tile), inp)
+        cell = self.cell_for(size, inp.shape[2:]) if cell is None else cell
         rows = max(1, PREDICT_QUERIES // size[1])
         strips = [
             self.render_rgb(size, (top, 0, min(rows, size[0] - top), size[1]), cell) for top in range(0, size[0], rows)
         ]
         self.feat = self.inp = None
         return norm.image(torch.cat(strips, 2).float())
+
+    def cell_for(
+        self, size: Sequence[int], shape: Sequence[int], extent: Extent | None = None
+    ) -> tuple[float, float] | None:
+        """Return the cell for enlarging an image of `shape`, or its part `extent`, to `size`; None is the true cell.
+
+        On each axis it is the true cell times max(scale / clips_cell_above, 1).
+        """
+        limit = self.clips_cell_above
+        return None if limit is None else clipped_cell(size, shape, limit, extent)
 
     def gen_feat(self, inp: Tensor) -> Tensor:
         """Encode an image and keep its features for `query_rgb`.
@@ -227,6 +245,16 @@ class FeatureModel(nn.Module):
             raise RuntimeError("no features to query: call gen_feat(inp) first")
         return self.feat
 
+    def interpolate(self, coord: Tensor) -> Tensor:
+        """Return the bilinear interpolation of `inp` at `coord` [B, Q, 2], as far as its border; [B, Q, C].
+
+        Raises:
+            RuntimeError: there is no input image.
+        """
+        if self.inp is None:
+            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
+        return bilinear(self.inp, coord, self.inp_place)
+
     def _drop_graph(self) -> None:
         self.feat = None if self.feat is None else self.feat.detach()
         self.inp = None if self.inp is None else self.inp.detach()
@@ -236,3 +264,69 @@ class FeatureModel(nn.Module):
         state.pop("feat", None)
         state.pop("inp", None)
         return state
+
+
+def clipped_cell(
+    size: Sequence[int], shape: Sequence[int], scale: float, extent: Extent | None = None
+) -> tuple[float, float]:
+    """Return the cell of a grid over an image of `shape`, or its part; on each axis at least that of `scale`."""
+    lengths = shape if extent is None else extent[2:]
+    row, column = (
+        2 / out * (length / n) * max(out / length / scale, 1.0)
+        for out, length, n in zip(size, lengths, shape, strict=True)
+    )
+    return row, column
+
+
+def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> Tensor:
+    """Interpolate `[B, C, H, W]` at `coord` `[B, Q, 2]`, clamped to the border, in at least float32; `[B, Q, C]`.
+
+    `place` is (top, left, H, W) if `inp` is a part: where it begins, and the size of the whole, for which coord is.
+    """
+    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
+    if place is not None:
+        first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
+        pixels = (coord.double() + 1) * whole / 2 - first
+        coord = (2 * pixels / own - 1).to(coord.dtype)
+    grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
+    out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return out[:, :, 0].transpose(1, 2)
+
+
+def render_in_strips(
+    strip: Callable[[Tensor, Sequence[int], Sequence[int]], Tensor],
+    feat: Tensor,
+    size: tuple[int, int],
+    window: Sequence[int],
+    place: Sequence[int] | None,
+    extent: Sequence[float] | None,
+    out: int,
+) -> Tensor:
+    """Render a window by a function that first makes larger maps of the features, a strip of its rows at a time.
+
+    Args:
+        strip: gets the latents that a strip reads, with a margin of one, the strip's window and the latents' place, as
+            `functional.liif_render` takes it; returns `[B, out, h, w]`.
+        feat, size, window: the features, the grid's size, and its window.
+        place, extent: where in a map feat lies, and the part of that map that the grid covers.
+        out: channels of the output.
+
+    Raises:
+        ValueError: feat does not hold what the window reads.
+    """
+    first, start, *whole = place or (0, 0, *feat.shape[2:])
+    top, left, rows, columns = window
+    if not rows * columns:
+        return feat.new_zeros(len(feat), out, rows, columns)
+    step, strips = max(1, STRIP_QUERIES // columns), []
+    for begin in range(top, top + rows, step):
+        part = (begin, left, min(step, top + rows - begin), columns)
+        row, column, height, width = functional.latents_read(size, part, whole, extent=extent)
+        y, x = row - first, column - start
+        if min(y, x) < 0 or y + height > feat.shape[2] or x + width > feat.shape[3]:
+            raise ValueError(
+                f"feat must hold the latents that the region reads, {height}x{width} at ({row}, {column}), "
+                f"got {feat.shape[2]}x{feat.shape[3]} at ({first}, {start})"
+            )
+        strips.append(strip(feat[:, :, y : y + height, x : x + width], part, (row, column, *whole)))
+    return torch.cat(strips, 2)

@@ -24,8 +24,10 @@ IN_PACKAGE = (SHIPPED, SHIPPED_PHOTO, SHIPPED_LIDAR)
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
 _RDN = {"name": "rdn", "args": {"G0": 64, "RDNkSize": 3, "RDNconfig": "B", "no_upsampling": True}}
+_SWINIR = {"name": "swinir", "args": {"no_upsampling": True}}
 _RCAN = {"name": "rcan", "args": {"no_upsampling": True}}
 _REPOSITORY = "https://github.com/yinboc/liif"
+_LTE_REPOSITORY = "https://github.com/jaewon-lee-b/lte#quick-start"
 
 
 class Wheel(NamedTuple):
@@ -84,6 +86,11 @@ def _liif(encoder: dict[str, Any]) -> dict[str, Any]:
     return {"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": _MLP}}
 
 
+def _lte(encoder: dict[str, Any]) -> dict[str, Any]:
+    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256]}}
+    return {"name": "lte", "args": {"encoder_spec": encoder, "imnet_spec": imnet, "hidden_dim": 256}}
+
+
 def _trained(config: str) -> str:
     return f"no file is offered; train it: {_REPOSITORY} configs/train-div2k/{config}"
 
@@ -131,6 +138,17 @@ FAMILIES = (
         False,
         _BSD,
     ),
+    Family("edsr-baseline-lte", "EDSR-baseline-LTE", _lte(_EDSR_BASELINE), _LTE_REPOSITORY, True, _BSD),
+    Family(
+        "edsr-baseline-lte-fast",
+        "EDSR-baseline-LTE+",
+        {"name": "lte-fast", "args": {"encoder_spec": _EDSR_BASELINE}},
+        _LTE_REPOSITORY,
+        True,
+        _BSD,
+    ),
+    Family("rdn-lte", "RDN-LTE", _lte(_RDN), _LTE_REPOSITORY, True, _BSD),
+    Family("swinir-lte", "SwinIR-LTE", _lte(_SWINIR), _LTE_REPOSITORY, True, _BSD),
 )
 
 
@@ -234,7 +252,7 @@ def resolve_model(
     """Return the model that `upscale` uses; arguments and errors as there."""
     if isinstance(model, nn.Module):
         if not isinstance(model, FeatureModel):
-            raise TypeError(f"model must be a LIIF or MetaSR of liif_fast, got {type(model).__name__}")
+            raise TypeError(f"model must be a model of liif_fast (LIIF, MetaSR, LTE, ...), got {type(model).__name__}")
         here = next(model.parameters()).device
         if device != "auto":
             asked = torch.empty(0, device=pick_device(device)).device  # "cuda" is the current GPU
@@ -262,7 +280,9 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> FeatureMode
     model = load_model(path, device)
     check_family(path, model)
     if not isinstance(model, FeatureModel):
-        raise ModelFileError(f"{path}: holds a {type(model).__name__}, expected a LIIF or MetaSR model")
+        raise ModelFileError(
+            f"{path}: holds a {type(model).__name__}, expected a model of images, such as LIIF, MetaSR or LTE"
+        )
     try:
         _check_channels(model)
     except ValueError as error:

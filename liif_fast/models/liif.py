@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liif_fast.checks import check_queries
-from liif_fast.layers import Decoding, fusable, render_by_query
+from liif_fast.checks import check_extent, check_grid, check_queries
+from liif_fast.coord import grid_axes
+from liif_fast.family import render_by_query
+from liif_fast.layers import Decoding, fusable
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
 
@@ -81,7 +82,7 @@ class LIIF(Decoding, FeatureModel):
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
         pred = self._decode(self.imnet, feat, coord, cell)
-        return pred if self.residual is None else self._add(pred, self._interpolate(coord), channel=2)
+        return pred if self.residual is None else self._add(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -98,7 +99,13 @@ class LIIF(Decoding, FeatureModel):
         if self.residual is None:
             return pred
         shape = feat.shape[2:] if place is None else place[2:]
-        base = render_by_query(lambda coord, _: self._interpolate(coord), feat, size, region, None, extent, shape)
+        if self.inp is None or self.inp_place is None:
+            base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
+        else:
+            height, width, window = check_grid(size, region)
+            whole = None if extent is None else check_extent(extent, shape)
+            axes = grid_axes((height, width), window, whole, shape, device=feat.device)
+            base = interpolate_part(self.inp, self.inp_place, *axes)
         return self._add(pred, base, channel=1)
 
     def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
@@ -106,16 +113,6 @@ class LIIF(Decoding, FeatureModel):
             return super()._decode(network, feat, coord, cell)
         check_queries(feat, coord, None, cell_decode=False)
         return nearest_feature(feat, coord)
-
-    def _interpolate(self, coord: Tensor) -> Tensor:
-        if self.inp is None:
-            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
-        inp = self.inp.to(torch.promote_types(self.inp.dtype, torch.float32))
-        if self.inp_place is not None:
-            coord = within(coord, self.inp_place, inp.shape[2:])
-        grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
-        out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return out[:, :, 0].transpose(1, 2)
 
     def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
         if pred.shape[channel] != base.shape[channel]:
@@ -126,14 +123,36 @@ class LIIF(Decoding, FeatureModel):
         return (pred + base).to(pred.dtype)
 
 
-def within(coord: Tensor, place: Sequence[int], part: Sequence[int]) -> Tensor:
-    """Convert coordinates `[B, Q, 2]` of an image to those of its part of size (height, width).
+def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Interpolate an image, of which `inp` `[B, C, h, w]` is a part, bilinearly with clamped border.
 
-    `place` is (top, left, H, W): the part's first row and column, and the size of the whole.
+    The result has the bits that `F.grid_sample` computes from the whole, which multiplies and adds with one rounding.
+    Here float64 holds the product.
+
+    Args:
+        inp: the part; it holds every pixel that is read.
+        place: (top, left, H, W): where it begins, and the size of the whole.
+        rows, columns: positions in the whole, in [-1, 1].
+
+    Returns:
+        float32 `[B, C, rows, columns]`.
     """
-    first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], tuple(part)))
-    pixels = (coord.double() + 1) * whole / 2 - first
-    return (2 * pixels / own - 1).to(coord.dtype)
+
+    def axis(at: Tensor, first: int, n: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at = ((at + 1).double() * (n / 2) - 0.5).float().clamp(0, n - 1)
+        low = at.floor()
+        index = low.long() - first
+        return index, (index + 1).clamp(max=held - 1), 1 - (at - low), at - low
+
+    y0, y1, above, below = axis(rows, place[0], place[2], inp.shape[2])
+    x0, x1, before, after = axis(columns, place[1], place[3], inp.shape[3])
+    inp = inp.float()
+    upper, lower = inp[:, :, y0], inp[:, :, y1]
+    out = upper[..., x0] * (above[:, None] * before)
+    for line, at, weight in ((upper, x1, above[:, None] * after), (lower, x0, below[:, None] * before),
+                             (lower, x1, below[:, None] * after)):  # fmt: skip
+        out = (line[..., at].double() * weight + out).float()
+    return out
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -151,6 +151,18 @@ def _attend_parts(by_rel: Shape, layers: Sequence[Shape], rows: int) -> tuple[in
     return 4 * rows * by_rel[1], rows * sum(2 * out * (ins - 1) for out, ins in layers)
 
 
+def _fourier(p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequence[Shape], *_: Any) -> int:
+    rows, queries = 4 * prod(coord[:2]), prod(coord[:2])
+    return 4 * (rows + queries) * phase[0] + rows * _layers(weights[:-1]) + queries * _layers(weights[-1:])
+
+
+def _fourier_backward(
+    grad: Shape, p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequence[Shape], *_: Any
+) -> int:
+    rows = 4 * prod(coord[:2])
+    return 12 * rows * phase[0] + 3 * rows * _layers(weights[:-1]) + 2 * rows * _layers(weights[-1:])
+
+
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
     return 2 * feat[0] * prod(feat[2:]) * prod(kernel)
 
@@ -171,6 +183,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "fused_mlp_backward": _fused_mlp_backward,
     "attend_corners": _attend,
     "attend_corners_backward": _attend_backward,
+    "fourier_decode": _fourier,
+    "fourier_decode_backward": _fourier_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ class Config:
 
 def load_config(path: str | Path) -> Config:
     """Read and check a training configuration; `liif_fast.config.reading.load` lists the errors."""
-    return load(path, check_config)
+    return load(path, partial(check_config, name=Path(path).stem))
 
 
-def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
-    """Check a parsed configuration."""
+def check_config(raw: Any, folders: list[Path] | None = None, name: str | None = None) -> Config:
+    """Check a parsed configuration; `name` is that of its file, without the ending."""
     keys = [field for field in Config.__dataclass_fields__ if field != "raw"]
     folders = folders or []
     shared = check_shared(raw, keys, ("train_dataset", "model", "optimizer", "epoch_max"), folders)
@@ -118,12 +119,21 @@ def check_config(raw: Any, folders: list[Path] | None = None) -> Config:
         one_of(raw, key, (True, False))
     if raw.get("resume") is not None:
         raw["resume"] = os.path.expanduser(str(raw["resume"]))
-        if not Path(raw["resume"]).is_file():
+        if not Path(raw["resume"]).is_file() and not resumes_itself(raw["resume"], name):
             raise FileNotFoundError(f"resume: no file {raw['resume']}")
     known = {key: raw.get(key, _DEFAULTS.get(key)) for key in keys} | shared
     for key in ("seed", "grad_accum", "channels_last"):  # null means the default
         known[key] = _DEFAULTS[key] if known[key] is None else known[key]
     return Config(raw=raw, **known)
+
+
+def resumes_itself(resume: str, name: str | None) -> bool:
+    """Say whether `resume` is the last checkpoint of this configuration's own runs, as in LTE's configurations.
+
+    Such a file is not there before the first epoch.
+    """
+    path = Path(resume)
+    return path.name == "epoch-last.pth" and path.parent.name.removeprefix("_") == name
 
 
 def _model(spec: Any) -> None:

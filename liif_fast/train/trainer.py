@@ -75,13 +75,17 @@ def train(
     config = load_config(config_path)
     folder = Path(save_root) / (name or "_" + Path(config_path).stem + (f"_{tag}" if tag else ""))
     last = folder / "epoch-last.pth"
-    if last.exists() and not resume:
+    asked = None if config.resume is None else Path(config.resume)
+    present = asked is not None and asked.exists()  # not before the first epoch of a configuration that resumes itself
+    if last.exists() and not resume and not (asked and present and asked.samefile(last)):
         raise FileExistsError(f"{folder} holds a training already: resume it (--resume) or give another --name")
-    source = last if last.exists() else config.resume
+    source = last if last.exists() else asked if present else None
     try:
         with distributed.reporting(_ADVICE), _arithmetic(bool(config.deterministic)):
             device = distributed.init(pick_device(device))
-            run = Run(config, folder, device, None if source is None else Path(source))
+            run = Run(config, folder, device, source)
+            if source is None and asked is not None:
+                run.log(f"resume: {asked} is not there yet; the training begins")
             if resume and source != last:
                 begin = "training starts from the beginning" if source is None else f"training continues from {source}"
                 run.log(f"--resume: {folder} has no epoch-last.pth; {begin}")

@@ -5,16 +5,8 @@ transparency. `features` holds the tiles of features that windows read, in a `ca
 `opened` keeps an image open for any windows of it. `choice` picks a model if none is given.
 """
 
-from liif_fast.upscaling.api import (
-    Strips,
-    Target,
-    check_target,
-    upscale,
-    upscale_file,
-    upscale_picture,
-    upscale_strips,
-)
-from liif_fast.upscaling.choice import Choice, choose
+from liif_fast.upscaling.api import check_target, upscale, upscale_file, upscale_picture, upscale_strips
+from liif_fast.upscaling.choice import choose
 from liif_fast.upscaling.opened import Upscaler
-from liif_fast.upscaling.options import Options, Progress
-from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, output_size
+from liif_fast.upscaling.options import Options
+from liif_fast.upscaling.sizes import Frame, output_size

@@ -166,7 +166,8 @@ class Features:
         self.report()
 
     def _decode(self, frame: Frame, place: Place | None) -> Tensor:
-        further = {"place": place, "extent": frame.extent}  # a model of one's own need not know them
+        cell = self.view.cell_for(frame.size, self.shape, frame.extent)
+        further = {"cell": cell, "place": place, "extent": frame.extent}  # a model of one's own need not know them
         with self._precision():
             pred = self.view.render_rgb(*frame[:2], **{key: each for key, each in further.items() if each is not None})
         if pred.shape[1] != self.channels:

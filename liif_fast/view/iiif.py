@@ -51,7 +51,8 @@ class Identifier(NamedTuple):
         if self.size is not None:
             wide, high = self.size
         else:
-            wide, high = round(width * (self.scale or 1)), round(height * (self.scale or 1))
+            scale = 1 if self.scale is None else self.scale
+            wide, high = round(width * scale), round(height * scale)
         if not (width <= wide <= MAX_SCALE * width and height <= high <= MAX_SCALE * height):
             limit = f"from {width}x{height} to {MAX_SCALE} times that"
             raise RequestError(400, f"identifier must name a size {limit}, got {wide}x{high}")

@@ -75,7 +75,7 @@ def test_a_file_that_is_not_what_its_name_says(
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ") and "cannot be used" in line}
     assert set(lines) == {"rdn-liif.safetensors", "cut.pth", "gray.pth", "encoder.pth"}
     assert "gives 1 channels, expected 3 (RGB)" in lines["gray.pth"]
-    assert "holds a EDSR, expected a LIIF or MetaSR model" in lines["encoder.pth"]
+    assert "holds a EDSR, expected a model of images" in lines["encoder.pth"]
     assert "is not RDN-LIIF" in lines["rdn-liif.safetensors"]
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", "--model=rdn-liif"]) == 1
     assert "is not RDN-LIIF" in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_usage_errors(
         ("in.png", "out.png", ["--scale=2", "--model=text.png"], "text.png: "),
         ("in.png", "out.png", ["--scale=2", "--model=empty.safetensors"], "empty.safetensors: "),
         ("in.png", "out.png", ["--scale=2", "--model=malicious.pth"], "malicious.pth: "),
-        ("in.png", "out.png", ["--scale=2", "--model=encoder.safetensors"], "expected a LIIF or MetaSR"),
+        ("in.png", "out.png", ["--scale=2", "--model=encoder.safetensors"], "expected a model of images"),
     ],
 )
 def test_failures(

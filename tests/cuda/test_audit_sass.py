@@ -1,13 +1,11 @@
 """The audit of the Hopper kernels' machine code passes, and it finds the faults that it is for."""
 
 import os
-from pathlib import Path
 
 import pytest
 
-from benchmarks import audit_sass
+from benchmarks import audit_sass, hopper_gap
 
-ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("wgmma.cu")
 # Two groups of two products, in cuobjdump's format; the first is waited for while the second runs.
 GOOD = """
@@ -190,7 +188,15 @@ def test_what_the_compiler_makes_is_judged(macro, faults, capsys):
     assert all(fault in said for fault in faults), said
 
 
-@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*_sm90.cu")), ids=lambda path: path.name)
-def test_the_kernels_pass(source):
+@pytest.mark.ptx
+def test_the_kernels_pass_and_the_gap_between_tiles_is_hidden(tmp_path):
     needs_nvcc()
-    assert audit_sass.audit_file(source, ["LIIF_KERNEL_ONLY"]) == []
+    cubin = tmp_path / "kernel.cubin"
+    assert audit_sass.compile_cubin(hopper_gap.SOURCE, cubin, ["LIIF_KERNEL_ONLY"]) == []
+    sass = audit_sass.disassemble(cubin)
+    assert audit_sass.audit(sass) == []
+    gaps = [found for _, plan, _, found in hopper_gap.measured(sass) if not plan]
+    assert len(gaps) == 8
+    assert max(four for _, four, _ in gaps) <= hopper_gap.TURN
+    taken, of = hopper_gap.port(sass)
+    assert taken <= of

@@ -39,12 +39,17 @@ def plain_pack(weights, biases, terms, dtype):
             parts.append(pieces[n, piece ^ n % 8].tobytes())
             if slice_ == 0:
                 parts.append(quads(biases[layer].numpy()).tobytes())
-    affine = np.zeros((4, 256), np.float32)
-    affine[:terms] = weights[0][:, -terms:].t().numpy()
-    last, bias = np.zeros((4, 256), np.float32), np.zeros(4, np.float32)
-    for o in range(len(biases[-1])):
-        last[o], bias[o] = quads(weights[-1][o].numpy()), biases[-1][o]
-    return b"".join([*parts, affine.tobytes(), last.tobytes(), bias.tobytes()])
+    affine, last, bias = torch.zeros(4, 256), torch.zeros(4, 256), torch.zeros(4)
+    affine[:terms] = weights[0][:, -terms:].t()
+    last[: len(biases[-1])], bias[: len(biases[-1])] = weights[-1], biases[-1]
+    high = affine.to(dtype)
+    both = torch.stack([high, (affine - high.float()).to(dtype)], -1)  # term, channel, part
+    # Operands B of m16n8k16: lane (q, g) has input rows 2 q ... of column g. Column g is channel 8 (4 j + g // 2) + 2 e
+    # + g % 2 of the product (j, e), or output g % 4.
+    both = both.reshape(4, 8, 4, 4, 2, 2).permute(1, 2, 4, 0, 3, 5)  # j, g // 2, g % 2, term q, e, part
+    last = last.to(dtype).reshape(4, 8, 2, 2, 4, 2).permute(1, 0, 4, 2, 3, 5)  # two steps, output, q, step, half, odd
+    parts += [each.contiguous().view(torch.int16).numpy().tobytes() for each in (both, last)]
+    return b"".join([*parts, bias.numpy().tobytes()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

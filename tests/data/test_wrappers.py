@@ -355,3 +355,19 @@ def test_wrong_arguments():
     samples = [{"inp": torch.zeros(3, n, n)} for n in (4, 5)]
     with pytest.raises(ValueError, match="set inp_size and sample_q"):
         collate(samples)
+
+
+@pytest.mark.parametrize("inp_size", [None, 6])
+def test_the_fast_forms_of_lte(inp_size):
+    """As many queries as the input has pixels, otherwise the same samples."""
+    high = image(24, 30)
+    for name, dataset, args in (
+        ("downsampled", [high], {"scale_max": 4}),
+        ("paired", [(high[::2, ::2].copy(), high)], {}),
+    ):
+        args |= {"inp_size": inp_size, "augment": True}
+        fast = wrap(f"sr-implicit-{name}-fast", dataset, **args)[0]
+        usual = wrap(f"sr-implicit-{name}", dataset, sample_q=None if inp_size is None else inp_size**2, **args)[0]
+        assert fast.keys() == usual.keys()
+        assert all(torch.equal(value, usual[key]) for key, value in fast.items())
+        assert inp_size is None or len(fast["coord"]) == 36

@@ -19,7 +19,7 @@ from liif_fast.export import PLAN, plan
 from liif_fast.export.graph import Planned, Whole
 from liif_fast.export.plan import graph_inputs
 from liif_fast.models import rdn
-from liif_fast.models.catalogue import shipped_model
+from liif_fast.models.catalogue import licence_of, shipped_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -194,7 +194,7 @@ def test_the_guide_shows_the_plan():
 
 
 def test_the_plan_inside(tmp_path):
-    model = build(feat_unfold=False, residual="bilinear")
+    model = build(hidden=(8,), feat_unfold=False, residual="bilinear")
     path = tmp_path / "net.onnx"
     export_onnx(model, path, form="onnxruntime-only")
     run = onnxruntime(path)
@@ -231,6 +231,14 @@ def test_the_file(shipped):
     content = shipped.read_bytes()
     assert str(ROOT).encode() not in content, "a path of this machine"
     assert b"stack_trace" not in content
+
+
+def test_the_licence_is_that_of_a_model_by_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIIF_FAST_MODELS", str(tmp_path))
+    assert licence_of(shipped_model()) == "MIT"
+    assert licence_of(tmp_path / "rdn-liif.pth") == "BSD-3-Clause"
+    assert licence_of(tmp_path / "mine.pth") is None
+    assert licence_of(tmp_path / "else" / "rdn-liif.pth") is None
 
 
 class Bent(nn.Sequential):
@@ -299,7 +307,7 @@ def test_an_encoder_that_cannot_be_traced(tmp_path):
     model = build(hidden=())
     model.imnet = models.make({"name": "mlp", "args": {"in_dim": 31, "out_dim": 3, "hidden_list": []}})
     model.encoder = Undecided()
-    with pytest.raises(ValueError, match="the model cannot be written as ONNX, which is a matter of its encoder"):
+    with pytest.raises(ValueError, match="the model cannot be written as ONNX because of its encoder"):
         export_onnx(model, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -66,7 +66,7 @@ def test_chunks_and_render(model, monkeypatch):
     coord, cell = make_coord(size).expand(2, -1, 2), make_cell(size).expand(2, -1, 2)
     whole = model(inp, coord, cell)
     monkeypatch.setattr("liif_fast.models.metasr.CHUNK_QUERIES", 14)
-    monkeypatch.setattr("liif_fast.layers.STRIP_QUERIES", 25)
+    monkeypatch.setattr("liif_fast.family.STRIP_QUERIES", 25)
     with torch.no_grad():
         torch.testing.assert_close(model(inp, coord, cell), whole, rtol=0, atol=1e-6)
         image = model.render(inp, size)

@@ -6,13 +6,13 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, resize, sm90
+from liif_fast.ops import attend, fourier, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-assert functional and attend and decode_ops and resize and sm90  # importing them defines the operators
+assert functional and attend and decode_ops and fourier and resize and sm90  # importing them defines the operators
 
 
 def samples():
@@ -71,11 +71,13 @@ def samples():
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
     for depth, heads in ((0, 1), (1, 2), (2, 4)):
         yield from attend_samples(depth, heads)
+    yield from fourier_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
+        yield from fourier_samples(torch.bfloat16)
 
 
 def attend_samples(depth, heads):
@@ -88,6 +90,15 @@ def attend_samples(depth, heads):
         rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
         yield "attend_corners", rest
         yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
+
+
+def fourier_samples(dtype):
+    """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
+    coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
+    p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 5, 6), None)
+    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 11, 13), None)
+    yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, None)
 
 
 def low_samples():

@@ -71,6 +71,12 @@ def field(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     return found.astype(a.dtype)
 
 
+def inserted(a: np.ndarray, b: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """bfi: b with `length` bits from bit `start` on replaced by the lowest of a."""
+    mask = (1 << length.astype(np.int64)) - 1 << start.astype(np.int64)
+    return (b.astype(np.int64) & ~mask | a.astype(np.int64) << start.astype(np.int64) & mask).astype(a.dtype)
+
+
 def permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     """Compute prmt: select four of the eight bytes of b:a."""
     both, chosen = b.astype(np.uint64) << np.uint64(32) | a, np.zeros(a.shape, np.uint64)
@@ -134,6 +140,7 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "shl": lambda _, a, count: shift_left(a, count),
     "shr": lambda _, a, count: shift_right(a, count),
     "bfe": lambda _, a, start, length: field(a, start, length),
+    "bfi": lambda _, a, b, start, length: inserted(a, b, start, length),
     "prmt": lambda _, a, b, selector: permute(a, b, selector),
     "min": extremum,
     "max": extremum,

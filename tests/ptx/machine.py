@@ -155,8 +155,8 @@ class Block:
         kinds = [kind] * len(sources)
         if name in ("shl", "shr"):
             kinds[1] = "u32"
-        elif name == "bfe":
-            kinds[1:] = ["u32", "u32"]
+        elif name in ("bfe", "bfi"):
+            kinds[-2:] = ["u32", "u32"]
         elif name == "mad" and "wide" in opcode:
             kinds[2] = f"{kind[0]}{16 * TYPES[kind].itemsize}"
         elif kind == "bf16" and name != "cvt":

@@ -8,9 +8,9 @@ import torch
 import yaml
 from PIL import Image
 
-from liif_fast import data, models
+from liif_fast import data, load_model, models
 from liif_fast.evaluation import load_test_config
-from liif_fast.train import load_config
+from liif_fast.train import load_config, train
 from liif_fast.train.config import check_config
 
 
@@ -19,6 +19,34 @@ def put(config, place, value):
     for key in path:
         config = config[key]
     config[last] = value
+
+
+@pytest.mark.parametrize("name", ["lte", "lte-fast"])
+def test_configurations_of_lte(tmp_path, tiny, name):
+    """The wrapper, the model and a resume that is the run's own: the first start begins, the second goes on."""
+    encoder, imnet = (tiny["model"]["args"][key] for key in ("encoder_spec", "imnet_spec"))
+    own = {"imnet_spec": imnet}
+    if name == "lte-fast":
+        own = {"num_layer": 2, "out_dim": 3}
+        for split in ("train_dataset", "val_dataset"):
+            args = {"inp_size": 8, "scale_max": 4}
+            tiny[split]["wrapper"] = {"name": "sr-implicit-downsampled-fast", "args": args}
+    tiny["model"] = {"name": name, "args": {"encoder_spec": encoder, "hidden_dim": 8, **own}}
+    tiny["epoch_max"] = 1
+    path = tmp_path / "train_it.yaml"
+    save = tmp_path / "save"
+    tiny["resume"] = str(save / "_train_it" / "epoch-last.pth")
+    path.write_text(yaml.safe_dump(tiny))
+    folder = train(path, save_root=save, device="cpu")
+    assert f"resume: {tiny['resume']} is not there yet; the training begins" in (folder / "log.txt").read_text()
+    assert load_model(folder / "epoch-last.pth").spec["name"] == name
+    path.write_text(yaml.safe_dump(tiny | {"epoch_max": 2}))
+    assert train(path, save_root=save, device="cpu") == folder
+    assert "resumed from" in (folder / "log.txt").read_text()
+    tiny["resume"] = str(save / "_another" / "epoch-last.pth")
+    path.write_text(yaml.safe_dump(tiny))
+    with pytest.raises(FileNotFoundError, match="resume: no file"):
+        load_config(path)
 
 
 def test_numbers_without_a_dot(tmp_path, tiny):

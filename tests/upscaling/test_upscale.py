@@ -154,7 +154,7 @@ def test_self_ensemble(model: nn.Module, channels: int) -> None:
 
 def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
     """A window reads only a part of the input; opaque stays opaque; progress covers all turns."""
-    pixels = photo(40, 60)
+    pixels = photo(80, 120)
     Image.fromarray(pixels).save(tmp_path / "in.png")
     seen: list[float] = []
     options: dict[str, Any] = {"scale": 1.5, "self_ensemble": True, "region": (20, 30, 9, 13)}
@@ -166,7 +166,7 @@ def test_self_ensemble_of_a_file(model: nn.Module, tmp_path: Path) -> None:
             tmp_path / "in.png", tmp_path / "out.png", model, **options,
             progress=lambda stage, done, total: seen.append(done / total) if stage == "render" else None,
         )  # fmt: skip
-    assert len(read) == 1 and read[0][2] * read[0][3] < 40 * 60
+    assert len(read) == 1 and read[0][2] * read[0][3] < 80 * 120
     assert np.array_equal(read_image(tmp_path / "out.png").pixels, upscale(pixels, model, **options))
     assert seen == sorted(seen) and seen[-1] == 1
     with pytest.raises(ValueError, match="has more than 1073741824 pixels, which a self-ensemble holds"):
@@ -363,7 +363,7 @@ def test_a_model_that_cannot_be_tiled_says_so(caplog: pytest.LogCaptureFixture) 
     upscaling.upscale(photo(), other, scale=2, tile=19)
     assert caplog.text == ""
     upscaling.upscale(photo(channels=4), other, scale=2, tile=18)
-    assert caplog.text.count("run on all 19x13 pixels at once") == 1
+    assert caplog.text.count("runs on all 19x13 pixels at once") == 1
 
 
 def test_progress(model: nn.Module) -> None:
@@ -426,7 +426,7 @@ def test_scale_and_size_exclude_each_other() -> None:
         ({"scale": 2, "region": 5}, TypeError, "region must be"),
         ({"scale": 2, "tile": 64.5}, TypeError, "tile must be a whole number of pixels, got 64.5"),
         ({"scale": 2, "device": None}, ValueError, "device must be auto, cpu"),
-        ({"scale": 2, "model": 5}, TypeError, "model must be a model, the path or name of one, or None, got int"),
+        ({"scale": 2, "model": 5}, TypeError, "model must be a model.* or None, got int"),
         ({"scale": 2, "precision": torch.float16}, ValueError, "precision must be one of"),
     ],
 )

@@ -15,11 +15,10 @@ from liif_fast.backends import cuda
 from liif_fast.coord import plan_corners
 from liif_fast.ops import sm90
 
-from ...cuda.test_model import SHAPE
 from ...ops.support import Problem
 from ..cases import rms
 from . import launch
-from .support import LONG, decoded, require
+from .support import LONG, SHAPE, decoded, require
 
 require()
 pytestmark = pytest.mark.ptx

@@ -1,0 +1,124 @@
+"""Define `fourier_decode`: LTE's decoder without its base, gather, waves, hidden layers and blend in one pass.
+
+`p` [B, h, w, 2 D] holds a latent's D amplitudes and D frequencies in a row; `place` is (top, left, map_height,
+map_width), the part of a map that it is. Amplitudes, frequencies and `phase` have the dtype in which products are
+summed, weights and biases that of the products. Activations are always computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liif_fast.call import Place, result_dtype
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+
+
+def _fake(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    place: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    return p.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0])
+
+
+def _backward_fake(
+    grad: Tensor,
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    backend: str | None,
+) -> list[Tensor]:
+    layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
+    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers]
+
+
+_fourier = define(
+    "fourier_decode",
+    "(Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, SymInt[] place,"
+    " str? backend) -> Tensor",
+    _fake,
+)
+# Return the gradients of p, of the phase, [2, D/2], and of the layers' weights and biases in turn.
+_fourier_backward = define(
+    "fourier_decode_backward",
+    "(Tensor grad, Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, str? backend)"
+    " -> Tensor[]",
+    _backward_fake,
+)
+
+
+def _parts(
+    feat: Tensor, phase: Tensor, params: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Return p, the phase, weights and biases as the operator takes them."""
+    sums = torch.promote_types(dtype, torch.float32)
+    layers = len(params) // 2
+    narrow = [t.to(dtype) for t in params]
+    p = feat.permute(0, 2, 3, 1).to(sums).contiguous()
+    return p, phase.to(sums), narrow[:layers], narrow[layers:]
+
+
+class _Fourier(torch.autograd.Function):
+    """Decode on the map, without keeping a copy of it in rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dtype: torch.dtype,
+        place: Place,
+        backend: str | None,
+        coord: Tensor,
+        cell: Tensor,
+        *inputs: Tensor,
+    ) -> Tensor:
+        feat, phase, *params = inputs
+        p, *rest = _parts(feat, phase, params, dtype)
+        ctx.options = dtype, backend
+        ctx.save_for_backward(coord, cell, *inputs)
+        return _fourier(p, coord, cell, *rest, place, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
+        dtype, backend = ctx.options
+        coord, cell, *inputs = ctx.saved_tensors
+        feat, phase, *params = inputs
+        p, *rest = _parts(feat, phase, params, dtype)
+        p_grad, phase_grad, *layers = _fourier_backward(grad.to(p.dtype), p, coord, cell, *rest, backend)
+        grads = [p_grad.permute(0, 3, 1, 2), phase_grad.t(), *layers[0::2], *layers[1::2]]
+        return *(None,) * 5, *to_inputs(grads, inputs, ctx.needs_input_grad[5:])
+
+
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dtype: torch.dtype,
+    train: bool,
+    place: Place | None,
+    backend: str | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps feat [B, 2 D, H, W], with products in `dtype`."""
+    spot = place or (0, 0, feat.shape[2], feat.shape[3])
+    params = (*weights, *biases)
+    if train:
+        out = _Fourier.apply(dtype, spot, backend, coord, cell, feat, phase, *params)
+    else:
+        p, *rest = _parts(feat, phase, params, dtype)
+        out = _fourier(p, coord, cell, *rest, spot, backend)
+    return out.to(result_dtype(feat))

@@ -1,0 +1,75 @@
+"""`liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from liif_fast.cli import main
+
+from .support import picture
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture()).save(path)
+    return path
+
+
+def refusal(capsys, *arguments):
+    assert main(arguments) in (1, 2)
+    return capsys.readouterr().err
+
+
+def test_refusals(photo, capsys, monkeypatch):
+    assert "No such file" in refusal(capsys, "view", "missing.png")
+    assert "is not a folder; serve takes a folder" in refusal(capsys, "serve", str(photo))
+    assert "expected a port from 0 to 65535, got '70000'" in refusal(capsys, "view", str(photo), "--port", "70000")
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        assert "--allow-host NAME" in refusal(capsys, "serve", str(photo.parent), "--host", host)
+    for module in ("starlette", "uvicorn", "starlette.applications"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "liif_fast.view.app", raising=False)
+    for command, path in (("view", photo), ("serve", photo.parent)):
+        expected = f"{command} needs Starlette and Uvicorn: pip install 'liif-fast[view]'"
+        assert expected in refusal(capsys, command, str(path))
+
+
+def test_view_serves_until_it_is_interrupted(photo, small_model):
+    for needed in ("starlette", "uvicorn"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
+    arguments = [sys.executable, "-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        assert len(address.split("/")[3]) >= 32  # the token
+        with urllib.request.urlopen(f"{address}command.json", timeout=60) as answer:
+            told = json.load(answer)
+        assert told == {"name": "photo.png", "photo": str(photo), "model": f" --model {small_model}"}
+        with urllib.request.urlopen(f"{address}iiif/3/photo.png@x3/9,9,40,30/max/0/default.png", timeout=60) as answer:
+            assert Image.open(answer).size == (40, 30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "liif-fast: interrupted\n"
+
+
+def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch):
+    for needed in ("starlette", "uvicorn"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
+    seen = []
+    monkeypatch.setattr("liif_fast.cli.serve.serve", lambda *arguments: seen.append(arguments) or 0)
+    command = ["serve", str(photo.parent), "--model", str(small_model), "--port", "8123"]
+    assert main([*command, "--host", "0.0.0.0", "--allow-host", "Pictures.example"]) == 0
+    assert main(command) == 0
+    (server, host, port, _), (usual, *rest, _) = seen
+    assert (host, port, rest) == ("0.0.0.0", 8123, ["127.0.0.1", 8123])
+    assert server.settings.hosts - usual.settings.hosts == {"pictures.example"}
+    assert (usual.settings.hosts, usual.settings.token) == ({"127.0.0.1", "localhost", "[::1]"}, None)
+    assert usual.settings.public and usual.settings.command is None

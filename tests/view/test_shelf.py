@@ -1,0 +1,118 @@
+"""Names and files: nothing outside the folder, nothing hidden, nothing but images."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from liif_fast.images import read_image
+from liif_fast.view.iiif import RequestError
+from liif_fast.view.shelf import Shelf, encode
+
+from .support import picture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder beside a secret, with images in it, below it, hidden, and linked."""
+    root = tmp_path / "root"
+    (root / "below").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for name in ("a.png", "below/b c.JPG", ".secret.png", ".hidden/c.png", "notes.txt", "Thumbs.db"):
+        (root / name).write_bytes(b"x")
+    (tmp_path / "outside.png").write_bytes(b"x")
+    (root / "inside.png").symlink_to(root / "a.png")
+    (root / "to-hidden.png").symlink_to(root / ".secret.png")
+    (root / "out.png").symlink_to(tmp_path / "outside.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    (root / "up").symlink_to(tmp_path)
+    (root / "folder.png").mkdir()
+    os.mkfifo(root / "pipe.png")
+    return root
+
+
+def test_what_is_there(folder):
+    shelf = Shelf(folder)
+    assert shelf.find("below/b c.JPG").path == folder / "below" / "b c.JPG"
+    assert shelf.find("inside.png").path == folder / "a.png"
+    assert shelf.names() == ["a.png", "inside.png", "below/b c.JPG"]
+    assert shelf.names(2) == ["a.png", "inside.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "missing.png",
+        "../outside.png",
+        "below/../../outside.png",
+        "below/../a.png",
+        "/etc/passwd",
+        "//a.png",
+        "a.png/",
+        "./a.png",
+        ".secret.png",
+        ".hidden/c.png",
+        "to-hidden.png",
+        "out.png",
+        "up/outside.png",
+        "loop.png",
+        "folder.png",
+        "pipe.png",
+        "notes.txt",
+        "Thumbs.db",
+        "a.png\0.jpg",
+        "..\\outside.png",
+        "a" * 5000 + ".png",
+        "\udcff.png",
+    ],
+)
+def test_what_is_not(folder, name):
+    with pytest.raises(RequestError, match="no photograph is called") as caught:
+        Shelf(folder).find(name)
+    assert caught.value.status == 404
+
+
+def test_one_file_alone(folder):
+    shelf = Shelf(folder / "a.png")
+    assert shelf.find("a.png").path == folder / "a.png"
+    assert shelf.names() == ["a.png"]
+    for name in ("inside.png", "below/b c.JPG", "../root/a.png"):
+        with pytest.raises(RequestError):
+            shelf.find(name)
+
+
+def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
+    shelf = Shelf(folder)
+    tag = shelf.find("a.png").tag("model", 1)
+    assert tag == shelf.find("a.png").tag("model", 1)
+    assert tag != shelf.find("a.png").tag("model", 2)
+    (folder / "a.png").write_bytes(b"xy")
+    assert tag != shelf.find("a.png").tag("model", 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_encoded_without_loss(tmp_path, channels, depth):
+    pixels = picture(channels, depth, 20, 30)
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(pixels, "png", None))
+    assert np.array_equal(read_image(path).pixels, pixels)
+    low = pixels if depth == 8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    webp = np.asarray(Image.open(io.BytesIO(encode(pixels, "webp", None))))
+    wanted = low[..., [0, 0, 0, *range(1, channels)]] if channels < 3 else low
+    assert np.array_equal(webp, wanted)  # WebP has no gray; hidden colours are kept, too
+    jpeg = np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", None))))
+    assert jpeg.shape == ((20, 30) if channels < 3 else (20, 30, 3))
+
+
+def test_alpha_is_laid_on_white_in_jpeg():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    assert np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", None)))).min() == 255
+    profile = b"x" * 16 + b"RGB " + b"x" * 200
+    for kind in ("png", "webp", "jpg"):
+        assert Image.open(io.BytesIO(encode(pixels, kind, profile))).info["icc_profile"] == profile
