@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import records
 from benchmarks.report import fill
@@ -38,6 +38,9 @@ from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO
 
 RECORD, SECTION = records.RESULTS / "model_scores.json", "jpeg"
 DOCUMENTS = (records.ROOT / "docs" / "evaluation.md", records.ROOT / "liif_fast" / "assets" / "PHOTO_MODEL_CARD.md")
+PICTURE = records.ROOT / "docs" / "images" / "jpeg.png"
+SHOWN = {"china": 50, "grace_hopper": 50, "coffee": 70}  # photographs in the picture, and the quality of each
+CORNER, PART = (16, 16), 128  # of the middle of a photograph: left and top, and the side of the part that is shown
 CROP = 192  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
 SCALES, LARGE, QUALITIES = (2, 3, 4), (6, 8), (None, 90, 70, 50)
 PAGES = (1, 5, 11, 14)  # of `drawing`, from a seed that no training has
@@ -178,6 +181,34 @@ def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | 
         sheet.save(folder / f"{case.group}-x{case.scale}-{case.name}.png".replace(" ", "-"))
 
 
+@torch.inference_mode()
+def sheet() -> Image.Image:
+    """Return the documents' picture: parts of JPEG photographs, enlarged in each way, and the truth."""
+    predicts = {model: predictor(model) for model in (BICUBIC, SHIPPED, SHIPPED_PHOTO)}
+    photos, rows = dict(photographs(None)), []
+    for name, quality in SHOWN.items():
+        low = compressed(reduced(photos[name], 2), quality)
+        case = Case("", 2, name, low, photos[name])
+        made = [
+            (enlarged(predict, case)[0].permute(1, 2, 0) * 255).round().byte().numpy() for predict in predicts.values()
+        ]
+        rows.append([Image.fromarray(image) for image in (*made, photos[name])])
+    side, gap, bar = 2 * PART, 6, 22
+    picture = Image.new("RGB", (4 * (side + gap) - gap, len(rows) * (side + bar)), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for row, (images, quality) in enumerate(zip(rows, SHOWN.values(), strict=True)):
+        for column, (image, label) in enumerate(zip(images, (*predicts, "truth"), strict=True)):
+            place = column * (side + gap), row * (side + bar)
+            text = f"JPEG {quality}, {label}" if column == 0 else label
+            pen.text((place[0] + 2, place[1] + 2), text, fill="black", font=font)
+            # Nearest: what is shown are the pixels themselves, no second interpolation.
+            part = image.crop((*CORNER, CORNER[0] + PART, CORNER[1] + PART)).resize(
+                (side, side), Image.Resampling.NEAREST
+            )
+            picture.paste(part, (place[0], place[1] + bar))
+    return picture
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_scores", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
@@ -185,10 +216,11 @@ def main() -> None:
     parser.add_argument("--wallpapers", type=Path, help="folder that benchmarks/wallpapers.py has written")
     parser.add_argument("--out", type=Path, help="JSON record; models that it has already stay in it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures to look at")
-    parser.add_argument("--write", action="store_true", help="fill the documents from the record")
+    parser.add_argument("--write", action="store_true", help="fill the documents from the record, draw the picture")
     args = parser.parse_args()
     if args.write:
         write()
+        sheet().save(PICTURE, optimize=True)
     if not args.models:
         return
     means, shown = {}, {}

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
         _offer()
     if video:
-        return upscale_video(video, model, args)
+        return upscale_video(video, models.of(video, ""), args)
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
@@ -179,8 +179,8 @@ class _Models:
         self.asked = None if asked is None else self.load(asked)
         self.said = set[Any]()
 
-    def of(self, picture: Picture | Animation, label: str) -> Any:
-        """Return the model for a picture; say which and why, once for each reason."""
+    def of(self, picture: Any, label: str) -> Any:
+        """Return the model for a picture or a video; say which and why, once for each reason."""
         from liif_fast.upscaling import choose
 
         if self.asked is not None:

@@ -38,14 +38,12 @@ def choose(image: Picture | Animation | Image.Image | Any) -> Choice:
     no format: arrays, and PIL images that were made or changed.
 
     Args:
-        image: what `images.open_picture` or `images.animated` returns, a PIL image, or an array.
+        image: what `images.open_picture` or `images.animated` returns, a PIL image, or an array (as all else is).
     """
-    if not isinstance(image, Picture | Animation | Image.Image):
-        return Choice(SHIPPED, "arrays are taken as clean")
+    if not isinstance(image, Picture | Animation | Image.Image) or image.format is None:
+        return Choice(SHIPPED, "what has no format is taken as clean")
     if image.format in (*LOSSY, "WEBP") if isinstance(image, Image.Image) else image.lossy:
         return Choice(SHIPPED_PHOTO, f"{image.format} compresses with loss")
-    if image.format is None:
-        return Choice(SHIPPED, "an image without a format is taken as clean")
     return Choice(SHIPPED, f"{'lossless ' * (image.format == 'WEBP')}{image.format} is taken as clean")
 
 

@@ -11,7 +11,8 @@ from PIL import Image, features
 from liif_fast import upscale
 from liif_fast.images import open_picture
 from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO, find_model
-from liif_fast.upscaling import choose
+from liif_fast.upscaling import Upscaler, choose
+from liif_fast.view.rendering import Renderer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
 ALPHA = np.dstack((PIXELS, PIXELS[..., :1]))
@@ -77,3 +78,16 @@ def test_upscale_takes_the_choice_and_logs_it(tmp_path: Path, caplog: pytest.Log
         f"by {SHIPPED_PHOTO}: JPEG compresses with loss"
     ]
     assert find_model(SHIPPED_PHOTO).name == "edsr-small-liif-photo.safetensors"
+
+
+def test_an_open_image_and_the_viewer_choose_as_well(tmp_path: Path) -> None:
+    """`Upscaler`, and what renders for `view` and `serve`."""
+    path = write(tmp_path / "a.jpg")
+    picture = open_picture(path)
+    photo, clean = (np.asarray(upscale(picture.pixels, model, scale=2)) for model in (SHIPPED_PHOTO, SHIPPED))
+    assert np.array_equal(Upscaler(path).render(scale=2), photo)
+    assert np.array_equal(Upscaler(picture.pixels).render(scale=2), clean)
+    renderer = Renderer()
+    renderer.warm()  # both models
+    assert np.array_equal(renderer._upscaler(picture).render(scale=2), photo)
+    assert renderer._model.cache_info().misses == 2
