@@ -55,11 +55,12 @@ class Upscaler:
     ) -> None:
         self._restore: Restore = lambda pixels: pixels
         if isinstance(image, str | os.PathLike):
-            image = read_image(image)
-            pixels = image.pixels
+            picture = read_image(image)
+            pixels, model = picture.pixels, chosen(model, picture)
         else:
             pixels, self._restore = unpack(image)
-        model = resolve_model(chosen(model, image), device)
+            model = chosen(model, image)
+        model = resolve_model(model, device)
         check_image(pixels, model)
         kept = Cache[Tensor](memory) if isinstance(memory, int) else memory
         self._canvas = Canvas(pixels, model, Options(backend, precision, tile), kept=kept)
