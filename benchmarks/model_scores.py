@@ -18,6 +18,7 @@ models and the truth.
 import argparse
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def measure(model: str, sets: Path | None, wallpapers: Path | None) -> tuple[dic
             found.setdefault(f"{key} x{case.scale}", []).append(value)
         if case.shown:
             shown.append((pred[0].permute(1, 2, 0) * 255).round().byte())
-    means = {key: float(np.mean(values)) for key, values in found.items()}
+    means = {key: float(np.mean(values)) for key, values in found.items() if np.isfinite(values).all()}
     if sets:
         means |= {f"{name} x{scale}": value for name, scale, value in benchmark(predict, sets)}
     return means, shown
@@ -145,8 +146,8 @@ def table(means: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table: a row for each figure, a column for each model."""
     models = list(means)
     lines = ["| PSNR in dB | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-    for key in means[models[0]]:
-        lines.append(f"| {key} | " + " | ".join(f"{means[model][key]:.2f}" for model in models) + " |")
+    for key in dict.fromkeys(key for values in means.values() for key in values):
+        lines.append(f"| {key} | " + " | ".join(f"{means[model].get(key, math.inf):.2f}" for model in models) + " |")
     return "\n".join(lines)
 
 
