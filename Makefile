@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
 
-.PHONY: demo build test ptx lint format bench sanitize wheel clean
+.PHONY: demo build test iiif ptx lint format bench sanitize wheel clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -43,6 +43,12 @@ test: build $(VENV)/.triton
 # Compiles the GPU kernels, with every pinned version of Triton and with nvcc, and executes what was compiled on the CPU.
 ptx: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
+
+# The validator of IIIF, for a test of the server; it needs Python 3.12.
+iiif: $(VENV)/iiif/bin/iiif-validator
+$(VENV)/iiif/bin/iiif-validator: $(VENV)/.installed
+	for python in python3.13 python3.12; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
+	$(VENV)/iiif/bin/python -m pip install --disable-pip-version-check --quiet iiif-validator-ng==0.1.0 'pyvips[binary]'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,17 +1,23 @@
-"""Run everything that needs a GPU in one command and under ten minutes:
+"""Run everything that needs a GPU, in two calls of 340 and 380 seconds:
 
-    python benchmarks/gpu_check.py [--out FILE] [--only SECTION ...] [--seconds N] [--check]
+    python -m benchmarks.gpu_variant build          # before, where nvcc is; carry build/gpu and liif_fast/_C*.so along
+    python benchmarks/gpu_check.py --call 1         # the Hopper kernel: does it end, is it right, where does time go
+    python benchmarks/gpu_check.py --call 2         # accuracy, speed, Triton, a training step
+
+Further options: [--out FILE] [--only SECTION ...] [--seconds N] [--check].
 
 It writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section, and every other second the
 partial results of the running one, so that a crash, a hang or a time limit loses almost nothing. Each section runs in a
-process of its own, because an illegal access ends a CUDA context. Sections that do not begin within --seconds (default
-560) are left out and reported. A later run of the same commit on the same device, with or without --only, adds to the
-file and replaces an earlier result only when it has ended. The exit code is 1 if a section or a test failed.
+process of its own with a time limit, because an illegal access ends a CUDA context. A call stops at once if an
+extension is missing. Sections that do not begin in time are left out and reported. A later run of the same commit on
+the same device adds to the file and replaces an earlier result only when it has ended. The exit code is 1 if a section
+or a test failed.
 
---check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that the script works.
+--check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that every step's command works.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -32,26 +38,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import gpu_hopper, gpu_sections, pytest_log, records
+from liif_fast.backends import cpu, cuda
 from liif_fast.files import atomic_file
 
 ROOT = records.ROOT
 
-# The sections by importance, with the seconds that each may take. Tests of a backend come before its figures, because a
-# wrong answer gets no figure.
-SECTIONS = {
-    "environment": 60,
-    "tests": 240,
-    "accuracy": 60,
-    "hopper": 60,
-    "decode": 120,
-    "training": 120,
-    "step": 150,
-    "memory": 60,
-    "overhead": 40,
-    "sanitizer": 120,
-}
-SECONDS = 560
-LEAST = 15  # seconds that a section needs to be worth its start
+# What a call runs, in this order, and the seconds that each section may take. A backend's tests come before its
+# figures: there is no figure of a wrong answer.
+CALLS = {
+    1: {"load": 15, "smoke": 35, "hopper_tests": 60, "hopper": 60, "trace": 15, "ncu": 80, "sanitizer": 50,
+        "environment": 20},
+    2: {"load": 15, "smoke": 35, "accuracy": 35, "decode": 80, "triton_tests": 90, "training": 60, "overhead": 20,
+        "memory": 40},
+}  # fmt: skip
+SECONDS = {1: 340, 2: 380}
+SECTIONS = {**CALLS[1], **CALLS[2], "tests": 240, "step": 150}  # the last two with --only
+LEAST = 5  # seconds that a section needs to be worth its start
 
 
 class Group(NamedTuple):
@@ -79,7 +81,12 @@ GROUPS = {
 }
 
 
-def run_tests(check: bool, group: Group, *options: str, log: Path, wrapper: tuple[str, ...] = ()) -> dict[str, Any]:
+TRITON = ("operator", "half precision", "same bits")
+
+
+def run_tests(
+    check: bool, group: Group, *options: str, log: Path, wrapper: tuple[str, ...] = (), limit: float | None = None
+) -> dict[str, Any]:
     """Run pytest on the device and return counts and what did not pass, each with its reason."""
     environment = {
         **os.environ,
@@ -93,18 +100,34 @@ def run_tests(check: bool, group: Group, *options: str, log: Path, wrapper: tupl
     }
     command = [*wrapper, sys.executable, "-m", "pytest", *group.paths, "-q", "-p", "no:cacheprovider"]
     command += ["-p", "benchmarks.pytest_log", *(["-k", group.chosen] if group.chosen else []), *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    outcome: dict[str, Any] = {**pytest_log.read(log), "exit_code": done.returncode}
-    outcome["ok"] = done.returncode == 0 and outcome["passed"] + sum(outcome["skipped"].values()) > 0
-    return outcome if outcome["ok"] else {**outcome, "tail": (done.stdout + done.stderr).splitlines()[-15:]}
+    code, text = _run(command, limit, environment)
+    outcome: dict[str, Any] = {**pytest_log.read(log), "exit_code": code}
+    outcome["ok"] = code == 0 and outcome["passed"] + sum(outcome["skipped"].values()) > 0
+    return outcome if outcome["ok"] else {**outcome, "tail": text.splitlines()[-15:]}
 
 
-def tests(check: bool) -> dict[str, Any]:
-    """Run every test of the operator on this device in parallel, because most of the time goes to compilers."""
-    few = ("-k", "test_corner_plan or test_random or test_resize") if check else ()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
-        logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(GROUPS)}
-        runs = {name: pool.submit(run_tests, check, group, *few, log=logs[name]) for name, group in GROUPS.items()}
+def _run(command: list[str], limit: float | None = None, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a command to its end or its time limit; return its exit code, 124 behind the limit, and what it said."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = 124
+        finally:
+            _kill(process)
+        output.seek(0)
+        return code, output.read()
+
+
+def _groups(check: bool, names: Sequence[str], at_once: int, limit: float | None = None) -> dict[str, Any]:
+    """Run groups of tests, some at once: most of the time goes to compilers."""
+    few = ("-k", "test_corner_plan and 40 or test_random or test_resize") if check else ()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+        logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(names)}
+        runs = {name: pool.submit(run_tests, check, GROUPS[name], *few, log=logs[name], limit=limit) for name in names}
         while wait(runs.values(), timeout=1).not_done:
             gpu_sections.keep({name: pytest_log.read(log) for name, log in logs.items()})
         found: dict[str, Any] = {name: run.result() for name, run in runs.items()}
@@ -113,12 +136,69 @@ def tests(check: bool) -> dict[str, Any]:
     return {**found, "passed": sum(each["passed"] for each in found.values()), "ok": ok}
 
 
+def load(check: bool) -> dict[str, Any]:
+    """Whether the extensions are there; a call stops here if not."""
+    reasons = {name: backend._missing for name, backend in (("_C", cpu), ("_C_sm90", cuda)) if backend._missing}
+    return {"missing extensions": reasons, "ok": check or not reasons}
+
+
+def smoke(check: bool) -> dict[str, Any]:
+    """Every kernel of the trap build on few and many tiles."""
+    return _variant(check, "smoke")
+
+
+def trace(check: bool) -> dict[str, Any]:
+    """The clock at the turns of a block, by the trace build."""
+    return _variant(check, "trace")
+
+
+def _variant(check: bool, *step: str, wrapper: tuple[str, ...] = (), limit: float | None = None) -> dict[str, Any]:
+    command = [*wrapper, sys.executable, "-m", "benchmarks.gpu_variant", *step, *(["--check"] if check else [])]
+    code, text = _run(command, limit)
+    lines = text.splitlines()
+    found = next((json.loads(line) for line in reversed(lines) if line.startswith("{") and '"ok"' in line), {})
+    if code == 0 and found:
+        return found
+    return {**found, "ok": False, "exit_code": code, "tail": lines[-15:]}
+
+
+def ncu(check: bool) -> dict[str, Any]:
+    """Profile a frame and a million queries with each variant: reports beside the record, figures of use in it."""
+    tool = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
+    found: dict[str, Any] = {}
+    for what, cluster in [*itertools.product(("frame", "queries"), (1, 2))][: 1 if check else None]:
+        report = gpu_sections.folder() / f"ncu-{what}-{cluster}"
+        wrapper = (tool, "--set", "full", "--clock-control", "none", "-c", "1", "-k", "regex:decode_sm90", "-f", "-o",
+                   str(report)) if tool and not check else ()  # fmt: skip
+        if not wrapper and not check:
+            return {"missing": "ncu is not on the path; the section trace serves"}
+        step = ("profile", what, "--cluster", str(cluster))
+        found[f"{what}, cluster {cluster}"] = _variant(check, *step, wrapper=wrapper, limit=25)
+        gpu_sections.keep(found)
+    return {**found, "ok": all(each["ok"] for each in found.values())}
+
+
+def hopper_tests(check: bool) -> dict[str, Any]:
+    """Test the Hopper kernel alone, so that no other kernel's hang costs its time."""
+    return _groups(check, ("hopper",), 1)
+
+
+def triton_tests(check: bool) -> dict[str, Any]:
+    """Test the Triton kernels; each group has a time limit of its own."""
+    return _groups(check, TRITON[: 1 if check else None], len(TRITON), SECTIONS["triton_tests"] - 10)
+
+
+def tests(check: bool) -> dict[str, Any]:
+    """Run all other tests of the operator on this device."""
+    rest = [name for name in GROUPS if name != "hopper" and name not in TRITON]
+    return _groups(check, rest, max(2, (os.cpu_count() or 2) // 2))
+
+
 def step(check: bool) -> dict[str, Any]:
     """Measure a training step and the data path by the benchmarks of the same name."""
     found: dict[str, Any] = {}
-    for suite, chosen in (("step", "not half"), ("data", ""), ("step", "half")):  # the last compiles longest
-        if check and chosen == "half":
-            continue
+    suites = (("step", "not half"), ("data", ""), ("step", "half"))  # the last compiles longest
+    for suite, chosen in suites[: 1 if check else None]:
         name = f"{suite}, {chosen}" if chosen else suite
         more, tail = _benchmark(suite, chosen, check)
         gpu_sections.keep({**found, **more})
@@ -153,35 +233,36 @@ def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], li
 
 
 def sanitizer(check: bool) -> dict[str, Any]:
-    """Run a reduced suite under compute-sanitizer, which finds accesses out of bounds and races in shared memory."""
+    """Run few tests of the Hopper kernel under compute-sanitizer: accesses out of bounds, misused barriers."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if check or tool is None:
-        return {"missing": "compute-sanitizer is not on the PATH" if not check else "not in --check"}
-    chosen = "test_nan_stays or (test_half_precision and switches7)"
+    if tool is None and not check:
+        return {"missing": "compute-sanitizer is not on the path"}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("memcheck", "racecheck"):
-            for backend in ("triton", "cuda"):
-                wrapper = (tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
-                group, log = Group(("tests/gpu/test_operator.py",), backend, chosen), Path(folder) / f"{kind}-{backend}"
-                found[f"{kind}, {backend}"] = run_tests(False, group, "-x", log=log, wrapper=wrapper)
-                gpu_sections.keep(found)
-    return {**found, "ok": all(each["ok"] for each in found.values())}
+        for kind in ("memcheck", "synccheck")[: 1 if check else None]:
+            wrapper = () if check else (tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
+            group = Group(("tests/gpu/test_operator.py",), "cuda", "test_nan_stays")
+            found[kind] = run_tests(check, group, "-x", log=Path(folder) / kind, wrapper=wrapper, limit=25)
+            gpu_sections.keep(found)
+    none = 5 if check else None
+    return {**found, "ok": all(each["ok"] or each["exit_code"] == none for each in found.values())}
 
 
 def section(name: str, check: bool) -> dict[str, Any]:
     """Run one section in this process."""
     here: dict[str, Callable[[bool], dict[str, Any]]] = {
-        "tests": tests,
-        "step": step,
-        "sanitizer": sanitizer,
-        "hopper": gpu_hopper.hopper,
+        each.__name__: each
+        for each in (load, smoke, hopper_tests, trace, ncu, sanitizer, triton_tests, tests, step, gpu_hopper.hopper)
     }
     return (here.get(name) or getattr(gpu_sections, name))(check)
 
 
 def in_a_process(
-    name: str, check: bool, limit: float, tell: Callable[[dict[str, Any]], None] = lambda found: None
+    name: str,
+    check: bool,
+    limit: float,
+    tell: Callable[[dict[str, Any]], None] = lambda found: None,
+    reports: Path | None = None,
 ) -> dict[str, Any]:
     """Run one section in a process of its own and return what it found, or how it ended and what it had till then."""
     start, ended = time.monotonic(), ""
@@ -189,6 +270,7 @@ def in_a_process(
         answer, output = Path(folder) / "answer.json", Path(folder) / "output"
         command = [sys.executable, __file__, "--section", name, "--out", str(answer)]
         command += ["--parent", str(os.getpid()), *(["--check"] if check else [])]
+        command += [] if reports is None else ["--reports", str(reports)]
         with output.open("w") as file:  # a session of its own: what the section started ends with it
             process = subprocess.Popen(
                 command,
@@ -244,15 +326,18 @@ def main() -> int:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="the JSON to write, or to add to")
+    parser.add_argument("--call", type=int, choices=CALLS, default=1, help="which of the two calls (default 1)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="only these sections")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS})")
+    parser.add_argument("--seconds", type=float, help="for all of it (default: the call's)")
     parser.add_argument("--check", action="store_true", help="on a CPU, tiny: shows that the script works")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--reports", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # who may be gone before torch is imported
     options = parser.parse_args()
     if options.section:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
         gpu_sections.keep = lambda found: _write(options.out, found)
+        gpu_sections.folder = lambda: options.out.parent if options.reports is None else options.reports
         _write(options.out, section(options.section, options.check))
         return 0
     if not options.check and not torch.cuda.is_available():
@@ -268,8 +353,9 @@ def main() -> int:
     if all(before.get(key) == record[key] for key in ("device", "commit", "check")) and record["commit"]:
         record["sections"] = before["sections"]
     ended: dict[str, bool] = {}
-    for each in options.only or SECTIONS:
-        left = options.seconds - (time.monotonic() - begun)
+    seconds = SECONDS[options.call] if options.seconds is None else options.seconds
+    for each in options.only or CALLS[options.call]:
+        left = seconds - (time.monotonic() - begun)
         if left < LEAST:
             ended[each] = False
             print(f"no time left for {each}: run it with --only {each}", flush=True)
@@ -278,7 +364,8 @@ def main() -> int:
         def tell(found: dict[str, Any], each: str = each) -> None:
             _write(out, {**record, "unfinished": {each: found}})
 
-        found = record["sections"][each] = in_a_process(each, options.check, min(SECTIONS[each], left), tell)
+        limit = min(SECTIONS[each], left)
+        found = record["sections"][each] = in_a_process(each, options.check, limit, tell, out.parent)
         _write(out, record)
         ok, why = found.get("ok", True), found.get("missing")
         ended[each] = ok
@@ -286,6 +373,8 @@ def main() -> int:
         print(f"{each}: {verdict} in {found['seconds']} s", flush=True)
         if not ok:
             print(json.dumps(found, indent=1)[:3000], flush=True)
+            if each == "load":
+                break
     print(gpu_sections.summary(record))
     print(f"written to {out}")
     return 0 if all(ended.values()) else 1

@@ -26,7 +26,7 @@ def hopper(check: bool) -> dict[str, Any]:
     answers = functional.explain(feat, coord, cell, weights, biases).answers
     refused = [reason for name, can, reason in answers if name == backend and not can]
     if refused:
-        return {"missing": refused[0]}
+        return {"missing": refused[0], "ok": False}
     chosen = cuda.CLUSTER
     try:
         with torch.no_grad():

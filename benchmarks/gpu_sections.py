@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ Call = Callable[[], Any]
 
 def keep(found: dict[str, Any]) -> None:
     """Store a section's partial results; gpu_check.py replaces this by a function that writes them."""
+
+
+def folder() -> Path:
+    """Return where reports go; gpu_check.py puts the record's folder here."""
+    return Path()
 
 
 def reason_of(error: Exception) -> str:

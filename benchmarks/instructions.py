@@ -1,7 +1,8 @@
 """Count the instructions of the CPU kernels, which noise does not change: python -m benchmarks.instructions.
 
 valgrind's callgrind counts them with one thread and AVX2 (valgrind has no AVX-512). A test keeps the counts within 5 %
-of instructions.json. After a deliberate change:
+of instructions.json. It counts anew if the sources are not those that were counted. After a deliberate change, and to
+save later runs the counting:
 
     python -m benchmarks.instructions --accept
 
@@ -10,6 +11,7 @@ Counts reveal additional work, but nothing about caches or instructions per cycl
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -70,6 +72,15 @@ def build() -> dict[str, Any]:
     return {"compiler": how["compiler"], "flags": " ".join(flags), "isa": ISA}
 
 
+def sources() -> str:
+    """Return a fingerprint of what the counts depend on beside the build: kernels, their callers and PyTorch."""
+    found = hashlib.sha256(torch.__version__.encode())
+    patterns = ("csrc/cpu/*", "liif_fast/functional.py", "liif_fast/[ob]*s/*.py", "benchmarks/instructions*.py")
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def parse(annotated: str) -> dict[str, int]:
     """Return the instructions of each operator and what it calls, from callgrind_annotate's list of functions."""
     found = re.findall(r"^ *([\d,]+) .*?[ :]liif::(\w+)\(", annotated, re.MULTILINE)
@@ -124,7 +135,7 @@ def main() -> None:
         before = accepted["counts"].get(operator)
         print(f"{operator:<16}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))
     if args.accept:
-        ACCEPTED.write_text(json.dumps({**build(), "counts": counts}, indent=2) + "\n")
+        ACCEPTED.write_text(json.dumps({**build(), "sources": sources(), "counts": counts}, indent=2) + "\n")
         print(f"accepted: {ACCEPTED.relative_to(ROOT)}")
 
 

@@ -94,8 +94,8 @@ def exporting() -> bool:
 def exporting_onnx() -> bool:
     """Say whether torch.onnx.export traces the call through torch.export.
 
-    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False. Its module
-    is not imported before an export.
+    This reads the flag behind `torch.onnx.is_in_onnx_export`, which torch.compile takes for a constant False. Its
+    module is not imported before an export.
     """
     flags = sys.modules.get("torch.onnx._internal.exporter._flags") if exporting() else None
     return bool(getattr(flags, "_is_onnx_exporting", False))

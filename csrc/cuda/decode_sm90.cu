@@ -23,8 +23,8 @@ constexpr int kTurn = 1;  // named barriers kTurn and kTurn + 1; 0 is __syncthre
 
 // When block 0's warpgroups ask for a turn, get it, and have its products; with LIIF_TRACE, a build for measurements.
 enum Event { kAsked, kGiven, kComplete, kEvents };
-constexpr int kTraced = 1 << 12;  // turns
 #if defined(LIIF_TRACE)
+constexpr int kTraced = 1 << 12;  // turns
 __device__ long long traced[kWarpgroups][kTraced][kEvents];
 LIIF_DEVICE void note(int group, int turn, Event event) {
     if (blockIdx.x == 0 && threadIdx.x % 128 == 0 && turn < kTraced) traced[group][turn][event] = clock64();
@@ -74,7 +74,7 @@ LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], R
     uint32_t before = 0;
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
-        if (slice > 0) barrier_wait(ring.full_barrier(), ring.pass);
+        if (slice > 0) barrier_wait<true>(ring.full_barrier(), ring.pass);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < kSteps1; ++step) {

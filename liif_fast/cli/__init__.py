@@ -42,6 +42,20 @@ def say(text: str) -> None:
             print(f"liif-fast: {text}", file=sys.stderr, flush=True)
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, with the file that the system names."""
+    from liif_fast.files import reason
+
+    named = isinstance(error, OSError) and error.strerror and error.filename
+    return (f"{named}: " if named else "") + reason(error)
+
+
+def complain(source: object, error: Exception) -> None:
+    """Report in one line why a file of several failed."""
+    text = one_line(error)
+    say(f"error: {text if str(source) in text else f'{source}: {text}'}")
+
+
 def add_plugin(parser: "ArgumentParser") -> None:
     """Add the option that imports a user's modules."""
     parser.add_argument(

@@ -107,7 +107,8 @@ def find_jobs(
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
         raise ImageFileError(f"{there[0].target}: exists{more}; give --existing replace or skip")
     if existing == "skip":
-        jobs = [job for job in jobs if job not in there]
+        done = {job.target for job in there}
+        jobs = [job for job in jobs if job.target not in done]
     return Jobs(jobs, len(there) if existing == "skip" else 0, many, passed_over)
 
 

@@ -7,8 +7,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liif_fast.cli import EXIT_CODES, positive, say
-from liif_fast.files import is_litter, reason
+from liif_fast.cli import EXIT_CODES, complain, positive, say
+from liif_fast.files import is_litter
 
 if TYPE_CHECKING:
     from liif_fast.lidar.sensor import Sensor
@@ -111,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or (len(jobs) == 1 and not isinstance(error, RuntimeError)):
                 raise
-            text = reason(error)
-            say(f"error: {text if str(source) in text else f'{source}: {text}'}")
+            complain(source, error)
             failed += 1
     if len(jobs) > 1 or failed:
         say(f"{len(jobs) - failed} written" + (f", {failed} failed" if failed else ""))

@@ -12,8 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from liif_fast import __version__
-from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, say
-from liif_fast.files import reason
+from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, one_line, say
 
 COMMANDS = (
     "upscale",
@@ -107,14 +106,9 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
     except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # RuntimeError: e.g. out of memory
         if traceback:
             raise
-        say(f"error: {_one_line(error)}")
+        say(f"error: {one_line(error)}")
         return 1
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
-
-
-def _one_line(error: BaseException) -> str:
-    named = isinstance(error, OSError) and error.strerror and error.filename
-    return (f"{named}: " if named else "") + reason(error)

@@ -10,11 +10,11 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_device, add_plugin, positive, say
+from liif_fast.cli import EXIT_CODES, add_device, add_plugin, complain, positive, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs, holds
 from liif_fast.cli.progress import Bar
 from liif_fast.cli.video import check_video, upscale_video
-from liif_fast.files import STANDARD, reason
+from liif_fast.files import STANDARD
 from liif_fast.images import (
     FORMATS,
     WHY_NOT_SMALLER,
@@ -161,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if args.traceback or not jobs.many:
                 raise
-            failed += _complain(job, error)
+            complain(job.source, error)
+            failed += 1
     return _summary(jobs, len(todo) - failed, failed)
 
 
@@ -244,14 +245,6 @@ def _upscale(
         options = upscaling.Options(args.backend, args.precision, args.tile, bar.update, args.self_ensemble)
         upscaling.upscale_picture(picture, target, model, options)
     return width, height
-
-
-def _complain(job: Job, error: Exception) -> int:
-    text = reason(error)
-    if isinstance(error, OSError) and error.filename:  # e.g. an output folder that cannot be created
-        text = f"{error.filename}: {text}"
-    say(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
-    return 1
 
 
 def _summary(jobs: Jobs, done: int, failed: int) -> int:

@@ -129,7 +129,7 @@ def spooled(stream: IO[bytes], head: bytes = b"") -> Iterator[Path]:
         except ImageFileError as error:
             raise ImageFileError(str(error).replace(str(path), str(STANDARD))) from None
         except OSError as error:
-            raise ImageFileError(f"{STANDARD}: {reason(error)}") from None
+            raise ImageFileError(f"{STANDARD}: cannot be copied into {folder}: {reason(error)}") from None
 
 
 def check_input(path: str | os.PathLike[str]) -> None:

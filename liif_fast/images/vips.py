@@ -40,6 +40,7 @@ def library() -> Any:
         import pyvips
     except (ImportError, OSError):
         return None
+    pyvips.cache_set_max(0)  # else the last images stay in memory, with the rows that they hold
     logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings are for developers; our notices replace them
     return pyvips
 

@@ -210,7 +210,7 @@ def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], sh
     if "xmp" in metadata:
         metadata["xmp"] = resized_xmp(metadata["xmp"], (shape[1], shape[0]))
         if metadata["xmp"] is None:
-            logger.warning("%s: the XMP data describes other parts of the input and is dropped", path)
+            logger.warning("%s: the XMP data describes other parts of the input, or is not UTF-8, and is dropped", path)
             del metadata["xmp"]
     for key in ("xmp", "iptc"):
         if kind.name == JPEG.name and len(metadata.get(key, b"")) > MAX_SEGMENT:

@@ -14,7 +14,7 @@ def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
 
     None if it describes other parts of its file, or is not in UTF-8.
     """
-    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    xmp = (xmp.encode() if isinstance(xmp, str) else xmp).rstrip(b"\0")  # some writers pad it
     if _OF_OTHER_PARTS.search(xmp):
         return None
     width, height = size

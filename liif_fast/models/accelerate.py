@@ -1,4 +1,4 @@
-"""Run an instance of the original LIIF, MetaSR or LTE class, recognised by its attributes, on our kernels."""
+"""Run an instance of an original class (LIIF, MetaSR, LTE, LM-LIIF), recognised by its attributes, on our kernels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.checks import grid_cell
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, chain_of
 from liif_fast.models import metasr
-from liif_fast.models.base import FeatureModel, bilinear
+from liif_fast.models.base import FeatureModel
+from liif_fast.models.interpolation import bilinear
 from liif_fast.models.lte import by_pairs, chain_of_convolutions
 
-SHARED = ("encoder", "gen_feat", "query_rgb")
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF
-WAVES = ("coef", "freq", "phase")  # of LTE and LTE+; MetaSR has neither these nor switches
+WAVES = ("coef", "freq", "phase")  # of LTE and LTE+
 TOLERANCE = 1e-4  # relative to the largest output; float32 sums in another order differ by about 1e-6
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Make an instance of the original LIIF, MetaSR, LTE or LTE+ class decode through our kernels.
+    """Make an instance of the original LIIF, MetaSR, LTE, LTE+ or LM-LIIF class decode through our kernels.
 
     The module stays the same object with the same parameters, hooks and training. Its class becomes a subclass of its
     own class with our `query_rgb` and a `render`. The module's own `query_rgb` still runs where ours does not apply,
@@ -31,7 +32,7 @@ def accelerate(module: nn.Module) -> nn.Module:
     Args:
         module: float32 or float64, with the original's attributes: encoder, imnet (with `layers`: Linear, ReLU, ...,
             Linear), gen_feat, query_rgb; for LIIF local_ensemble, feat_unfold, cell_decode; for LTE coef, freq, phase.
-            LTE+ has layers (1x1 convolutions) instead of imnet.
+            LTE+ has layers (1x1 convolutions) instead of imnet, LM-LIIF hypernet and gen_feats.
 
     Returns:
         `module`.
@@ -52,6 +53,8 @@ def accelerate(module: nn.Module) -> nn.Module:
 def _kind(module: Any) -> "type[_Accelerated]":
     if all(hasattr(module, name) for name in WAVES):
         return _AcceleratedLTE if hasattr(module, "imnet") else _AcceleratedLTEPlus
+    if hasattr(module, "hypernet"):
+        return _AcceleratedLMLIIF
     return _AcceleratedLIIF if any(hasattr(module, name) for name in SWITCHES) else _AcceleratedMetaSR
 
 
@@ -59,12 +62,9 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
     """Set the subclass, and keep it if its outputs equal those of the module's own class."""
     own_class = type(module)
     with _undisturbed(module), torch.no_grad():
-        image, coord, cell = ours.probe(*_probe(next(module.parameters())))
+        probe = ours.probe(*_probe(next(module.parameters())))
         try:
-            module.gen_feat(image)
-            results = {name: getattr(module, name) for name in ours.RESULTS}
-            own_queries = module.query_rgb(coord, cell)
-            own_output = module(image, coord, cell)
+            expected = ours.outputs(module, *probe)
         except Exception as error:  # e.g. the original's query_rgb needs a GPU
             raise ValueError(
                 f"module does not run here, so its outputs cannot be compared ({error}); "
@@ -72,10 +72,8 @@ def _change_class(module: Any, ours: "type[_Accelerated]") -> None:
             ) from error
         module.__class__ = _accelerated(ours, own_class)
         try:
-            for name, result in results.items():
-                setattr(module, name, result)
-            _compare(f"query_rgb does not compute {ours.NAME}", module.query_rgb(coord, cell), own_queries)
-            _compare(f"forward does not compute {ours.NAME}", module(image, coord, cell), own_output)
+            for name, out in ours.outputs(module, *probe).items():
+                _compare(f"{name} does not compute {ours.NAME}", out, expected[name])
         except Exception:
             module.__class__ = own_class
             raise
@@ -85,7 +83,8 @@ class _Accelerated:
     """Precedes the original class in the subclass's bases and reads its attributes."""
 
     NAME: str
-    NEEDS: tuple[str, ...] = ("imnet",)  # attributes beside SHARED
+    NEEDS: tuple[str, ...] = ("encoder", "imnet", "gen_feat", "query_rgb")  # attributes
+    NETWORK = "imnet"  # the attribute that decodes
     RESULTS: tuple[str, ...] = ("feat",)  # what gen_feat leaves for query_rgb
     backend = "auto"
 
@@ -97,6 +96,12 @@ class _Accelerated:
     def probe(cls, image: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image and queries of it, [B, Q, 2], as the class takes them."""
         return image, coord, cell
+
+    @classmethod
+    def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        """Return what is compared, by the method that computes it."""
+        module.gen_feat(image)
+        return {"query_rgb": module.query_rgb(coord, cell), "forward": module(image, coord, cell)}
 
     @staticmethod
     def chain(module: Any) -> Chain | None:
@@ -117,7 +122,7 @@ class _Accelerated:
 
 class _AcceleratedLIIF(_Accelerated):
     NAME = "LIIF"
-    NEEDS = ("imnet", *SWITCHES)
+    NEEDS = (*_Accelerated.NEEDS, *SWITCHES)
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         chain = chain_of(self.imnet)
@@ -145,7 +150,7 @@ class _AcceleratedMetaSR(_Accelerated):
 
 class _AcceleratedLTE(_Accelerated):
     NAME = "LTE"
-    NEEDS = ("imnet", *WAVES)
+    NEEDS = (*_Accelerated.NEEDS, *WAVES)
     RESULTS: tuple[str, ...] = ("feat", "inp", "coeff", "freqq")
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
@@ -167,7 +172,8 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
     """Its queries are grids, coord [B, h, w, 2] and cell [B, 2]; its output is [B, out, h, w]."""
 
     NAME = "LTE+"
-    NEEDS = ("layers", *WAVES)
+    NEEDS = ("encoder", "layers", "gen_feat", "query_rgb", *WAVES)
+    NETWORK = "layers"
     RESULTS = ("feat", "inp")
 
     @classmethod
@@ -195,6 +201,50 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
         return render_by_query(query, self.feat, size, region, cell)
 
 
+class _AcceleratedLMLIIF(_Accelerated):
+    """Its queries get the features and the modulations, which forward hands on."""
+
+    NAME = "LM-LIIF"
+    NEEDS = ("encoder", "imnet", "hypernet", "gen_feats", "gen_modulations", "query_rgb", "query_rgb_fast", "mod_dim")
+    RESULTS = ("inp", "feat_coord")
+
+    @classmethod
+    def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        return {"forward": module(image, coord, cell)}
+
+    def query_rgb(self: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._modulated(super().query_rgb, feat, mod, coord, cell)  # type: ignore[misc]
+
+    def query_rgb_fast(self: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._modulated(super().query_rgb_fast, feat, mod, coord, cell)  # type: ignore[misc]
+
+    def _modulated(self: Any, own: Any, feat: Tensor, mod: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
+        chain = self.chain(self)
+        if chain is None or not (self.imnet.mod_scale and self.imnet.mod_shift):
+            return own(feat, mod, coord, cell)
+        options: dict[str, Any] = {name: bool(getattr(self, name)) for name in ("local_ensemble", "cell_decode")}
+        maps = torch.cat((mod[:, : self.mod_dim], feat), 1)
+        return functional.modulated_decode(maps, coord, cell, *chain, backend=self.backend, **options)
+
+    def render(
+        self: Any,
+        inp: Tensor,
+        size: Sequence[int],
+        region: Sequence[int] | None = None,
+        cell: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Render a grid as `render` of `liif_fast.LMLIIF`."""
+        feat, rich = self.gen_feats(inp)
+        cells = grid_cell(feat, size[0], size[1], cell).unsqueeze(1).expand(-1, feat.shape[2] * feat.shape[3], 2)
+        mod = self.gen_modulations(rich, cells)
+        feat = mod[:, self.mod_dim :] if self.mod_input else feat
+
+        def query(coord: Tensor, cell: Tensor) -> Tensor:
+            return self.query_rgb_fast(feat, mod, coord, cell)
+
+        return render_by_query(query, feat, size, region, cell)
+
+
 _classes: dict[tuple[type, type], type] = {}
 
 
@@ -215,22 +265,21 @@ def _switches(module: Any) -> dict[str, Any]:
 
 
 def _check_attributes(module: Any, ours: type[_Accelerated]) -> None:
-    original = "an instance of the original LIIF, MetaSR, LTE or LTE+ class"
+    original = "an instance of the original LIIF, MetaSR, LTE, LTE+ or LM-LIIF class"
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be {original}, got {type(module).__name__}")
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"module is a {type(module).__name__}: pass its .module, and wrap that afterwards")
-    missing = [name for name in (*SHARED, *ours.NEEDS) if not hasattr(module, name)]
+    missing = [name for name in ours.NEEDS if not hasattr(module, name)]
     if missing:
         raise TypeError(
             f"module must be {original}, but it has no {', '.join(missing)}; for your own network use "
             "liif_fast.LIIFDecoder or register its encoder, see docs/models.md"
         )
-    if not isinstance(getattr(module, ours.NEEDS[0]), nn.Module) or ours.chain(module) is None:
-        network, layer = ("imnet", "Linear") if ours.NEEDS[0] == "imnet" else ("layers", "1x1 Conv2d")
-        holds = "have 'layers', " if network == "imnet" else "be "
+    if not isinstance(getattr(module, ours.NETWORK), nn.Module) or ours.chain(module) is None:
+        holds, layer = ("have 'layers',", "Linear") if ours.NETWORK == "imnet" else ("be", "1x1 Conv2d")
         raise TypeError(
-            f"module.{network} must {holds}a Sequential of {layer} (with bias), ReLU, ..., {layer}, no hooks"
+            f"module.{ours.NETWORK} must {holds} a Sequential of {layer} (with bias), ReLU, ..., {layer}, no hooks"
         )
     dtypes = {parameter.dtype for parameter in module.parameters()}
     if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:

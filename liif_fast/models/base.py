@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.checks import check_extent, check_grid
+from liif_fast.coord import grid_axes
 from liif_fast.family import STRIP_QUERIES, render_by_query
+from liif_fast.models.interpolation import bilinear, interpolate_part
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
 from liif_fast.window import Extent
@@ -236,8 +238,11 @@ class FeatureModel(nn.Module):
         self._drop_graph()
         return pred
 
-    def _in_latents(self, extent: Sequence[float] | None) -> tuple[float, ...] | None:
-        return None if extent is None else tuple([each * self.enlargement for each in extent])
+    def _in_latents(self, extent: Sequence[float] | None) -> Extent | None:
+        if extent is None:
+            return None
+        top, left, height, width = (each * self.enlargement for each in extent)
+        return top, left, height, width
 
     def features(self) -> Tensor:
         """Return the kept features; raise RuntimeError before `gen_feat`."""
@@ -254,6 +259,25 @@ class FeatureModel(nn.Module):
         if self.inp is None:
             raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
         return bilinear(self.inp, coord, self.inp_place)
+
+    def interpolate_grid(
+        self,
+        size: Sequence[int],
+        region: Sequence[int] | None,
+        extent: Extent | None,
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Return `interpolate` on a window of a grid, `[B, C, h, w]`; of a part of `inp` with the bits of the whole.
+
+        `extent` is in latents of the whole map, of size `shape`; the other arguments are those of `render`.
+        """
+        feat = self.features()
+        if self.inp is None or self.inp_place is None:
+            return render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
+        height, width, window = check_grid(size, region)
+        part = None if extent is None else check_extent(extent, shape)
+        axes = grid_axes((height, width), window, part, shape, device=feat.device)
+        return interpolate_part(self.inp, self.inp_place, *axes)
 
     def _drop_graph(self) -> None:
         self.feat = None if self.feat is None else self.feat.detach()
@@ -276,21 +300,6 @@ def clipped_cell(
         for out, length, n in zip(size, lengths, shape, strict=True)
     )
     return row, column
-
-
-def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> Tensor:
-    """Interpolate `[B, C, H, W]` at `coord` `[B, Q, 2]`, clamped to the border, in at least float32; `[B, Q, C]`.
-
-    `place` is (top, left, H, W) if `inp` is a part: where it begins, and the size of the whole, for which coord is.
-    """
-    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
-    if place is not None:
-        first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
-        pixels = (coord.double() + 1) * whole / 2 - first
-        coord = (2 * pixels / own - 1).to(coord.dtype)
-    grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
-    out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return out[:, :, 0].transpose(1, 2)
 
 
 def render_in_strips(

@@ -18,7 +18,8 @@ class MeanShift(nn.Conv2d):
 
     def __init__(self, rgb_range: float, sign: int) -> None:
         super().__init__(3, 3, 1)
-        with torch.no_grad():
+        # On the CPU, because on the meta device, where checkpoints are checked, PyTorch imports its compiler (150 MiB).
+        with torch.no_grad(), torch.device("cpu"):
             self.weight.copy_(torch.eye(3)[:, :, None, None])
             self.bias.copy_(torch.tensor(RGB_MEAN) * (sign * rgb_range))  # type: ignore[union-attr]
         self.requires_grad_(False)

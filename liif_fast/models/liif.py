@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liif_fast.checks import check_extent, check_grid, check_queries
-from liif_fast.coord import grid_axes
-from liif_fast.family import render_by_query
+from liif_fast.checks import check_queries
 from liif_fast.layers import Decoding, fusable
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.registry import make, register
@@ -99,14 +97,7 @@ class LIIF(Decoding, FeatureModel):
         if self.residual is None:
             return pred
         shape = feat.shape[2:] if place is None else place[2:]
-        if self.inp is None or self.inp_place is None:
-            base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
-        else:
-            height, width, window = check_grid(size, region)
-            whole = None if extent is None else check_extent(extent, shape)
-            axes = grid_axes((height, width), window, whole, shape, device=feat.device)
-            base = interpolate_part(self.inp, self.inp_place, *axes)
-        return self._add(pred, base, channel=1)
+        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if network is not None:
@@ -121,38 +112,6 @@ class LIIF(Decoding, FeatureModel):
                 f" got {pred.shape[channel]}"
             )
         return (pred + base).to(pred.dtype)
-
-
-def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
-    """Interpolate an image, of which `inp` `[B, C, h, w]` is a part, bilinearly with clamped border.
-
-    The result has the bits that `F.grid_sample` computes from the whole, which multiplies and adds with one rounding.
-    Here float64 holds the product.
-
-    Args:
-        inp: the part; it holds every pixel that is read.
-        place: (top, left, H, W): where it begins, and the size of the whole.
-        rows, columns: positions in the whole, in [-1, 1].
-
-    Returns:
-        float32 `[B, C, rows, columns]`.
-    """
-
-    def axis(at: Tensor, first: int, n: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        at = ((at + 1).double() * (n / 2) - 0.5).float().clamp(0, n - 1)
-        low = at.floor()
-        index = low.long() - first
-        return index, (index + 1).clamp(max=held - 1), 1 - (at - low), at - low
-
-    y0, y1, above, below = axis(rows, place[0], place[2], inp.shape[2])
-    x0, x1, before, after = axis(columns, place[1], place[3], inp.shape[3])
-    inp = inp.float()
-    upper, lower = inp[:, :, y0], inp[:, :, y1]
-    out = upper[..., x0] * (above[:, None] * before)
-    for line, at, weight in ((upper, x1, above[:, None] * after), (lower, x0, below[:, None] * before),
-                             (lower, x1, below[:, None] * after)):  # fmt: skip
-        out = (line[..., at].double() * weight + out).float()
-    return out
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -75,7 +75,6 @@ class LMLIIF(FeatureModel):
         ValueError: cmsr_spec is given, or the hidden_depth is below 1.
     """
 
-    renders_parts = True
     clips_cell_above = 4.0  # of the published models, and of the authors' demo and test
     recompute: bool | None = None
 
@@ -107,6 +106,10 @@ class LMLIIF(FeatureModel):
         args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec, "hypernet_spec": hypernet_spec}
         args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}
         self.spec = {"name": "lmliif", "args": copy.deepcopy(args | {"mod_input": mod_input})}
+
+    @property
+    def renders_parts(self) -> bool:
+        return self._chain() is not None
 
     @property
     def channels_out(self) -> int | None:
@@ -147,7 +150,7 @@ class LMLIIF(FeatureModel):
         return torch.cat((scales, shifts, features), 1)
 
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
-        """As `FeatureModel.query_rgb`; the latents are modulated for the cell of each image's first query."""
+        """Decode as `FeatureModel.query_rgb`; latents are modulated for the cell of each image's first query."""
         feat = self.features()
         cell = check_queries(feat, coord, cell, self.cell_decode)
         if not coord.shape[1]:
@@ -174,7 +177,7 @@ class LMLIIF(FeatureModel):
         *,
         extent: Sequence[float] | None = None,
     ) -> Tensor:
-        """As `FeatureModel.render_rgb`; `place` as for `functional.liif_render`.
+        """Decode a grid as `FeatureModel.render_rgb`; if fused, `place` works as in `functional.liif_render`.
 
         Modulations, which take 3 times as much as features of 64 channels, are made strip by strip.
         """
@@ -193,7 +196,7 @@ class LMLIIF(FeatureModel):
             options = self._switches() | {"backend": self.backend, "recompute": self.recompute}
             modulated = self.modulations(part, cells, spot[2:])
             return functional.modulated_render(
-                modulated, size, *chain, region=window, cell=cells, place=spot, **options
+                modulated, size, *chain, region=window, cell=cells, place=spot, extent=extent, **options
             )
 
         return render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))

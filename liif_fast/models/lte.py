@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from liif_fast import functional
+from liif_fast.call import without_autocast
 from liif_fast.checks import check_grid, check_queries
 from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, altered, fusable
@@ -24,7 +25,6 @@ class _Fourier(FeatureModel):
     """
 
     reads_input = True
-    renders_parts = True
     clips_cell_above = 4.0  # of every published model, and of the authors' demo and test
     recompute: bool | None = None
     _kept: tuple[Tensor, Tensor] | None = None
@@ -43,8 +43,29 @@ class _Fourier(FeatureModel):
         raise NotImplementedError
 
     def waves(self, feat: Tensor) -> Tensor:
-        """Return amplitudes and frequencies [B, 2 hidden_dim, H, W] as `functional.fourier_decode` takes them."""
-        return torch.cat((self.coef(feat), self.freq(feat)), 1)
+        """Return amplitudes and frequencies [B, 2 hidden_dim, H, W] as `functional.fourier_decode` takes them.
+
+        They are in the parameters' dtype also under autocast, because a rounded frequency moves the wave.
+        """
+        with without_autocast(feat):
+            feat = feat.to(self.coef.weight.dtype)
+            return torch.cat((self.coef(feat), self._in_pairs(self.freq(feat))), 1)
+
+    def _in_pairs(self, frequencies: Tensor) -> Tensor:
+        """Return frequencies [B, hidden_dim, H, W] with each row's part before its column's."""
+        return frequencies
+
+    def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
+        if pred.shape[channel] != base.shape[channel]:
+            raise ValueError(
+                f"the model adds its input, so its network must have as many outputs as that has channels, "
+                f"{base.shape[channel]}, got {pred.shape[channel]}"
+            )
+        return (pred + base).to(pred.dtype)
+
+    @property
+    def renders_parts(self) -> bool:
+        return self.network()[1] is not None
 
     @property
     def channels_out(self) -> int | None:
@@ -62,7 +83,7 @@ class _Fourier(FeatureModel):
         else:
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             pred = functional.fourier_decode(waves, coord, cell, self.phase.weight, *chain, **options)
-        return (pred + self.interpolate(coord)).to(pred.dtype)
+        return self._add(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -73,7 +94,7 @@ class _Fourier(FeatureModel):
         *,
         extent: Sequence[float] | None = None,
     ) -> Tensor:
-        """As `FeatureModel.render_rgb`; `place` as for `functional.liif_render`.
+        """Decode a grid as `FeatureModel.render_rgb`; if fused, `place` works as in `functional.liif_render`.
 
         Amplitudes and frequencies, 8 times as large as features of 64 channels, are made strip by strip.
         """
@@ -89,13 +110,12 @@ class _Fourier(FeatureModel):
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             waves, phase = self.waves(part), self.phase.weight
             return functional.fourier_render(
-                waves, size, phase, *chain, region=window, cell=cell, place=spot, **options
+                waves, size, phase, *chain, region=window, cell=cell, place=spot, extent=extent, **options
             )
 
         pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))
         shape = feat.shape[2:] if place is None else place[2:]
-        base = render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
-        return (pred + base).to(pred.dtype)
+        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
         x, weight = functional.gather_corners(waves, coord, cell, feat_unfold=False, backend=self.backend)
@@ -175,8 +195,8 @@ class LTEPlus(_Fourier):
         args = {"encoder_spec": encoder_spec, "num_layer": num_layer, "hidden_dim": hidden_dim, "out_dim": out_dim}
         self.spec = {"name": "lte-fast", "args": copy.deepcopy(args)}
 
-    def waves(self, feat: Tensor) -> Tensor:
-        return torch.cat((self.coef(feat), by_pairs(self.freq(feat))), 1)
+    def _in_pairs(self, frequencies: Tensor) -> Tensor:
+        return by_pairs(frequencies)
 
     def network(self) -> tuple[nn.Module, Chain | None]:
         return _Rows(self.layers), chain_of_convolutions(self.layers)

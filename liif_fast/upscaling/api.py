@@ -310,6 +310,8 @@ def _strips(pixels: NDArray | Part, model: FeatureModel, wanted: Frame, options:
 def unpack(image: Image.Image | NDArray) -> tuple[NDArray, Restore]:
     """Return pixels `[H, W, C]`, and a function that converts such an array to the same kind of image."""
     if isinstance(image, Image.Image):
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # the further frames of an MPO are previews
+            logger.warning("image: only its current frame is enlarged; upscale_file makes animations")
         upright = normalise(image)
         _notice_drawn("image", upright.info)
         pixels = np.asarray(upright)

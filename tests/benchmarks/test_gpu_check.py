@@ -1,7 +1,7 @@
 """The script that records a GPU works on a CPU, without figures, and it can fail."""
 
+import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check, gpu_hopper, gpu_sections, records
+
+from ..gpu import test_operator
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,30 +32,57 @@ def run(tmp_path, monkeypatch):
         signal.signal(each, handler)
 
 
-def test_every_section_runs(run, monkeypatch):
-    """Run in this process and only three groups of tests, because starting PyTorch takes as long as most sections."""
+def test_the_plan_of_the_calls():
+    for call, sections in gpu_check.CALLS.items():
+        assert list(sections)[:2] == ["load", "smoke"]
+        assert sum(sections.values()) <= gpu_check.SECONDS[call] <= 380
     for group in gpu_check.GROUPS.values():
         text = "".join((ROOT / path).read_text() for path in group.paths)
         assert group.chosen.removeprefix("not ") in text
+    for name in gpu_check.SECTIONS:
+        assert callable(getattr(gpu_check, name, None) or getattr(gpu_sections, name, None) or gpu_hopper.hopper)
 
-    def here(name, check, limit, tell):
+
+@pytest.fixture
+def here(monkeypatch):
+    """Run sections in this process, because a start of PyTorch takes as long as most of them."""
+
+    def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}
 
-    monkeypatch.setattr(gpu_check, "in_a_process", here)
-    few = {name: gpu_check.GROUPS[name] for name in ("plan", "pipeline", "random from 50")}
-    monkeypatch.setattr(gpu_check, "GROUPS", few)
-    code, record = run()
-    assert code == 0
-    assert list(record["sections"]) == list(gpu_check.SECTIONS)
+    monkeypatch.setattr(gpu_check, "in_a_process", in_this_process)
+
+
+@pytest.mark.parametrize("call", gpu_check.CALLS)
+def test_every_step_of_a_call_exists_and_ends(call, run, here):
+    code, record = run("--call", str(call))
     sections = record["sections"]
-    passed = {name: sections["tests"][name]["passed"] for name in few}
-    assert passed["plan"] and passed["pipeline"] and passed["random from 50"] == 1
-    assert "rms" in sections["accuracy"]["float16, torch"]
-    assert "ms" in sections["training"]["step"]["eager autocast"]
-    assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
-    assert set(sections["hopper"]["bits"].values()) == {0}
-    assert sections["hopper"]["best"].keys() >= {"30000 queries", "4K frame"}
+    assert code == 0, sections
+    assert list(sections) == list(gpu_check.CALLS[call])
     assert record["device"] == "cpu" and record["check"]
+    assert len(sections["smoke"]["error, of torch's"]) == 8
+    if call == 1:
+        assert sections["trace"]["cycles"].keys() >= {"gap between tiles", "wait for a turn"}
+        assert sections["ncu"]["frame, cluster 1"]["ok"]
+        assert set(sections["hopper"]["bits"].values()) == {0}
+        assert sections["hopper"]["best"].keys() >= {"30000 queries", "4K frame"}
+    else:
+        assert "rms" in sections["accuracy"]["float16, torch"]
+        assert "ms" in sections["training"]["step"]["eager autocast"]
+        assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+
+
+def test_a_call_stops_without_an_extension(run, monkeypatch, capsys):
+    missing = {"_C_sm90": "no liif_fast/_C_sm90"}
+    monkeypatch.setattr(gpu_check, "in_a_process", lambda *_: {"missing": missing, "ok": False, "seconds": 0})
+    code, record = run("--call", "2")
+    assert code == 1 and list(record["sections"]) == ["load"]
+    assert "load: FAILED" in capsys.readouterr().out
+
+
+def test_a_step_that_hangs_ends(tmp_path):
+    code, text = gpu_check._run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 3)
+    assert code == 124 and "begun" in text
 
 
 @pytest.fixture
@@ -107,7 +136,7 @@ def test_what_a_section_had_before_it_raised_is_kept(script):
     assert found["first"] == 1 and found["ok"] is False and "so it is" in found["output"][-1]
 
 
-def test_one_section_later_is_added_to_the_file(run):
+def test_one_section_later_is_added_to_the_file(run, here):
     run("--only", "overhead")
     code, record = run("--only", "memory")
     assert code == 0 and list(record["sections"]) == ["overhead", "memory"]
@@ -191,14 +220,10 @@ def test_a_variant_with_other_bits_is_counted(monkeypatch):
     assert gpu_hopper.cuda.CLUSTER == 1
 
 
-def test_the_tests_on_a_gpu_are_of_the_backends_asked_for():
-    command = [sys.executable, "-m", "pytest", "tests/gpu/test_operator.py", "--collect-only", "-q"]
-    environment = {**os.environ, "LIIF_FAST_TEST_BACKENDS": "cuda", "LIIF_FAST_TEST_DEVICE": "cpu"}
-    listed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
-    assert "[cuda]" in listed and "triton" not in listed and "torch" not in listed
-
-
-def test_float32_rivals_compute_in_float32_in_convolutions_too():
-    code = "import sys, torch, pytest; pytest.main(sys.argv[1:]); print('TF32', torch.backends.cudnn.allow_tf32)"
-    command = [sys.executable, "-c", code, "benchmarks/bench_step.py", "--collect-only", "-q"]
-    assert "TF32 False" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+def test_the_tests_on_a_gpu_are_of_the_backends_asked_for(monkeypatch):
+    monkeypatch.setenv("LIIF_FAST_TEST_BACKENDS", "cuda")
+    spec = test_operator.__spec__
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    assert tests.EVERY.args == ("backend", ("cuda",)) and tests.FUSED.args == ("backend", ["cuda"])
+    assert tests.TRITON.args == ("backend", [])

@@ -95,8 +95,9 @@ def test_pictures_of_a_whole_record(whole, tmp_path):
     for name, data in plot.parts(whole).items():
         assert plot.stamp(data) in (tmp_path / f"benchmark-{name}.svg").read_text()
     assert stale.stat().st_size > 0
-    plot.draw(RECORD, tmp_path)  # a part without figures in the record is removed
-    assert {path.name for path in tmp_path.glob("*.svg")} == {f"benchmark-{n}.svg" for n in plot.parts(RECORD)}
+    growth = [result for result in whole["results"] if result["name"].startswith("growth-")][-1:]
+    plot.draw({**whole, "results": growth}, tmp_path)  # a part without figures in the record is removed
+    assert {path.name for path in tmp_path.iterdir()} == {"benchmark-growth.png", "benchmark-growth.svg"}
 
 
 def test_a_render_that_never_holds_the_projection():

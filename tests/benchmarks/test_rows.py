@@ -1,13 +1,13 @@
 """A race becomes rows of pytest-benchmark's table: its laps, skipped rows with their reasons, and the selection."""
 
 import json
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pytest
+import torch
 
 from benchmarks import common
-
-pytest_plugins = "pytester"
 
 SUITE = """
 import torch
@@ -32,19 +32,27 @@ def test_bad(bench):
 
 
 @pytest.fixture
-def run(pytester, monkeypatch):
+def run(tmp_path, monkeypatch):
     """run(*options): the outcome of the suite and its rows."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # if it is set, pytest-benchmark measures nothing
-    suite, report = pytester.makepyfile(bench_few=SUITE), pytester.path / "report.json"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    suite, report = tmp_path / "bench_few.py", tmp_path / "report.json"
+    suite.write_text(SUITE)
 
     def call(*options):
         report.unlink(missing_ok=True)
-        options = ("-p", "benchmarks.conftest", "-p", "no:cacheprovider", f"--benchmark-json={report}", *options)
-        done = pytester.runpytest_subprocess(suite, "-ra", *options)
+        plugins = ("-p", "benchmarks.conftest", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--capture=no")
+        # In this process, which has PyTorch: pytester would take out of sys.modules what is imported first here.
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            options = (str(suite), "-ra", "--import-mode=importlib", f"--benchmark-json={report}", *options)
+            code = pytest.main([*plugins, *options])
+        done = pytest.RunResult(code, out.getvalue().splitlines(), err.getvalue().splitlines(), 0.0)
         return done, json.loads(report.read_text())["benchmarks"] if report.exists() and report.stat().st_size else []
 
-    return call
+    yield call
+    torch.set_num_threads(threads)
 
 
 def test_rows_are_the_laps(run):
@@ -61,6 +69,7 @@ def test_rows_are_the_laps(run):
         done.stdout.fnmatch_lines(f"*benchmark 'tiny of {size}': 3 tests*")
     for reason in ("AssertionError: result 0 is wrong by*", "ImportError: no such compiler", "not part of this race*"):
         done.stdout.fnmatch_lines(f"SKIPPED [[]2] *{reason}")
+    assert not torch.backends.cudnn.allow_tf32  # float32 rivals compute in float32, in convolutions too
     for variant in ("liif_fast", "reference", "other"):  # of which ours is wrong
         done.stdout.fnmatch_lines(f"ERROR *test_bad[[]{variant}] - AssertionError: result 0 is wrong*")
 
@@ -76,4 +85,10 @@ def test_a_selection_races_with_ours_and_the_reference(run):
 def test_only_whole_races_are_recorded(run):
     done, rows = run("--record", "-k", "other and tiny")
     done.stderr.fnmatch_lines("*--record is for all variants of a race; not all are selected of test_tiny")
+    assert not rows
+
+
+def test_a_short_run_is_not_recorded(run):
+    done, rows = run("--quick", "--record")
+    done.stderr.fnmatch_lines("*--record and --long are for full runs*")
     assert not rows

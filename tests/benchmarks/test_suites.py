@@ -4,42 +4,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from liif_fast.cli import main
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
 
 
-def run(*options):
-    command = [sys.executable, "-m", "liif_fast", "bench", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("suites", [SUITES[::2], SUITES[1::2]], ids=" ".join)
-def test_suites_run(suites):
-    """Run several suites per process, because its start takes as long as a suite; two processes for two workers."""
-    done = run(*suites, "--check", "--threads=1")
+def test_suites_run():
+    """Run all in one process, because its start takes as long as most suites."""
+    command = [sys.executable, "-m", "liif_fast", "bench", "--check", "--threads=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"bench_{suite}.py" in done.stdout for suite in suites)
-    assert done.stdout.count("rounds: 1") > len(suites)
+    assert all(f"bench_{suite}.py" in done.stdout for suite in SUITES)
+    assert done.stdout.count("rounds: 1") > len(SUITES)
     assert "no figure" not in done.stdout
 
 
-def test_one_suite_is_only_that_suite():
-    done = run("benchmarks/bench_overhead.py", "--check", "--threads", "1", "-k", "operator")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rounds: 1") == 1
-    assert "one call of torch.ops.liif_fast.decode" in done.stdout
+def test_one_suite_is_only_that_suite(monkeypatch, capfd):
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: run([*command, "--collect-only", "-q"], **more))
+    assert main(["bench", "benchmarks/bench_overhead.py", "--check", "--threads", "1", "-k", "operator"]) == 0
+    tests = [line for line in capfd.readouterr().out.splitlines() if "::" in line]
+    assert tests and all(line.startswith("benchmarks/bench_overhead.py::test_operator") for line in tests)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--quick", "--record"), "--record and --long are for full runs"),
-        (("nothing",), "there is no suite 'nothing'; there are"),
-    ],
-)
-def test_wrong_options(options, message):
-    done = run(*options)
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
+def test_an_unknown_suite(capsys):
+    assert main(["bench", "nothing"]) == 1
+    assert "there is no suite 'nothing'; there are" in capsys.readouterr().err

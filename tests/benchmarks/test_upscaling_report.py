@@ -19,7 +19,9 @@ def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 40x30 | x2 | 80x60 |" in text
     assert "| bf16 |" in text
     assert "agree: errors within" in text
-    assert {path.name for path in tmp_path.glob("*.png")} == {"upscaling-ratios.png", "upscaling-tiles.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "photo.png", "upscaling-ratios.png", "upscaling-tiles.png"
+    }  # fmt: skip
     assert min(Image.open(tmp_path / "upscaling-ratios.png").size) > 60
 
 

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -213,6 +215,16 @@ def test_a_full_disk(run, photo: Path, tmp_path: Path) -> None:
         stdout.buffer = full  # type: ignore[assignment]
         code, _, err = run(photo, "-", stdout=stdout)
     assert (code, err) == (1, "liif-fast: error: -: cannot be written: No space left on device\n")
+
+
+def test_no_room_for_the_copy_of_what_a_pipe_brings(run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    code, out, err = run("-", "-", stdin=photo.read_bytes())
+    assert (code, out) == (1, b"")
+    assert re.fullmatch(r"liif-fast: error: -: cannot be copied into .*: No space left on device\n", err)
 
 
 @pytest.mark.parametrize("format", ["jpg", "webp", "avif"])

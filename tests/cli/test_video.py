@@ -1,8 +1,12 @@
 """Video through pipes: y4m in, y4m out."""
 
 import io
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from liif_fast.cli import main
 from liif_fast.images import ImageFileError
 from liif_fast.images.y4m import MAGIC, Y4m, read_frames, read_header, to_frame
 
-from .support import without_result
+from .support import ROOT, without_result
 
 # 8 bits of limited range (BT.709-6): Y, Cb, Cr of each colour
 COLOURS = {
@@ -135,7 +139,7 @@ def test_videos_that_are_refused(run: Run, header: bytes, message: str) -> None:
     assert err.count("\n") == 1
 
 
-def test_outputs_that_a_video_has_not(run: Run, tmp_path) -> None:
+def test_outputs_that_a_video_has_not(run: Run, tmp_path: Path) -> None:
     for args, message in (
         (("-", str(tmp_path / "out.png")), "out.png: a y4m video goes out as it comes in; give - as OUT"),
         (("-", "-", "--format=png"), "-: a y4m video stays one; leave --format out"),
@@ -164,3 +168,26 @@ def test_a_large_frame_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)
     with pytest.raises(ImageFileError, match="possible decompression bomb"):
         read_header(io.BytesIO(HEADER))
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg")
+def test_the_recipe_of_the_documentation(tmp_path: Path, model: str) -> None:
+    """As it stands there, on a film of three frames with sound."""
+    made = (
+        "-f lavfi -i testsrc2=size=32x24:rate=25:duration=0.12 -f lavfi -i sine=duration=0.12 -pix_fmt yuv420p in.mp4"
+    )
+    subprocess.run(["ffmpeg", "-v", "error", *made.split()], cwd=tmp_path, check=True)
+    lines = (ROOT / "docs" / "upscaling.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("    ffmpeg"))
+    recipe = "\n".join(lines[first : first + 2]).replace("--scale 2", f"--scale 2 --model {model}")
+    recipe = recipe.replace("liif-fast", f"{sys.executable} -m liif_fast")
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", recipe],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    entries = "stream=codec_type,width,height,nb_frames"
+    probe = ["ffprobe", "-v", "error", "-of", "csv=p=0", "-show_entries", entries, "out.mp4"]
+    video, audio = subprocess.run(probe, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert video == "video,64,48,3"
+    assert audio.startswith("audio")

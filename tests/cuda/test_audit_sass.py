@@ -1,6 +1,7 @@
 """The audit of the Hopper kernels' machine code passes, and it finds the faults that it is for."""
 
 import os
+from pathlib import Path
 
 import pytest
 

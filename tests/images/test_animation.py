@@ -382,6 +382,15 @@ def test_a_still_gif(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[s
     assert np.array_equal(made[..., 3] == 255, wanted[..., 3] >= 128)
 
 
+def test_an_animation_of_pillow_gives_one_picture(tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture) -> None:
+    moving(tmp_path / "in.webp")
+    with Image.open(tmp_path / "in.webp") as image:
+        image.seek(2)
+        made = upscaling.upscale(image, model, scale=2)
+    assert np.array_equal(np.asarray(made), upscaling.upscale(read(tmp_path / "in.webp").frames[2], model, scale=2))
+    assert caplog.messages == ["image: only its current frame is enlarged; upscale_file makes animations"]
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moving(tmp_path / "in.gif")
     animation = read(tmp_path / "in.gif")

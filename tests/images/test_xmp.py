@@ -118,7 +118,9 @@ def test_what_describes_other_parts_of_the_file_is_left_out(
     target = tmp_path / "out.jpg"
     write_strips(target, [PIXELS], SHAPE, 8, {"xmp": packet(1, 8, 6, more)})
     assert read_back(target)[0] is None
-    assert caplog.messages == [f"{target}: the XMP data describes other parts of the input and is dropped"]
+    assert caplog.messages == [
+        f"{target}: the XMP data describes other parts of the input, or is not UTF-8, and is dropped"
+    ]
 
 
 def test_what_is_lost_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,6 +155,7 @@ def test_no_resources() -> None:
 
 def test_text_and_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert resized_xmp(packet(6, 1, 1).decode(), (8, 6)) == packet(1, 8, 6)
+    assert resized_xmp(packet(6, 1, 1) + b"\0\0", (8, 6)) == packet(1, 8, 6)
     assert resized_xmp("<x/>".encode("utf-16"), (8, 6)) is None
     assert resized_xmp(b"\xff\xfe not XML", (8, 6)) == b"\xff\xfe not XML"
     assert not caplog.records

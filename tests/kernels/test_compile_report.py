@@ -17,7 +17,6 @@ import pytest
 from benchmarks import compile_report
 from liif_fast.kernels import host
 
-pytestmark = pytest.mark.ptx
 ROOT = Path(__file__).parents[2]
 PINNED = [
     line.split("==")[1].split()[0]
@@ -66,6 +65,7 @@ def environment(version, **more):
     return {**found, **more}
 
 
+@pytest.mark.ptx
 @pytest.mark.parametrize(("version", "runs"), RUNS)
 def test_no_kernel_spills_or_lacks_matrix_instructions(version, runs, tmp_path):
     variables = environment(version, TRITON_CACHE_DIR=str(tmp_path / "cache"))
@@ -116,6 +116,7 @@ def test_the_full_report_is_of_this_table(version):
     assert reported == expected
 
 
+@pytest.mark.ptx
 @pytest.mark.parametrize("version", OTHERS)
 def test_interpreter(version):
     """Run some of the operator's tests with another version of Triton and its interpreter."""

@@ -11,14 +11,14 @@ from ..ops.test_flops import counted, layers
 @pytest.mark.parametrize("recompute", [False, True])
 def test_decode_render_and_mlp(recompute):
     torch.manual_seed(0)
-    feat, x = torch.randn(1, 4, 5, 7, requires_grad=True), torch.randn(70, 20, requires_grad=True)
+    feat, x = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(16, 20, requires_grad=True)
     weights, biases = layers(40, 32, 32, 32, 3)
     rows_weights, rows_biases = layers(20, 32, 32, 3)
-    coord, cell = torch.rand(2, 1, 100, 2)
+    coord, cell = torch.rand(2, 1, 20, 2)
     keys = {"recompute": recompute}
     calls = {
         "decode": (feat, lambda name: functional.liif_decode(feat, coord, cell, weights, biases, backend=name, **keys)),
-        "render": (feat, lambda name: functional.liif_render(feat, (15, 14), weights, biases, backend=name, **keys)),
+        "render": (feat, lambda name: functional.liif_render(feat, (5, 4), weights, biases, backend=name, **keys)),
         "mlp": (x, lambda name: functional.fused_mlp(x, rows_weights, rows_biases, backend=name, **keys)),
     }
     for name, (leaf, call) in calls.items():

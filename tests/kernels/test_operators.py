@@ -9,6 +9,7 @@ from liif_fast.call import Switches
 
 from ..ops import test_gradients
 from ..ops.support import Problem
+from ..ops.test_operators import opcheck
 
 ops = torch.ops.liif_fast
 triton.run_on_cpu()
@@ -49,9 +50,7 @@ def test_every_operator_has_a_sample():
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLES}))
 def test_opcheck(name):
-    for each, arguments in SAMPLES:
-        if each == name:
-            torch.library.opcheck(getattr(ops, name).default, (*arguments, triton.NAME))
+    opcheck(getattr(ops, name).default, [(*arguments, triton.NAME) for each, arguments in SAMPLES if each == name])
 
 
 def test_compile():

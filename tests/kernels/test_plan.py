@@ -13,7 +13,7 @@ SIDES = (1, 7)
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(test_plan, "SIDES", SIDES)
-    monkeypatch.setattr(test_plan, "SCALES", (2, 0.5, 1.5))
+    monkeypatch.setattr(test_plan, "SCALES", (2, 1.5))
 
 
 @pytest.mark.parametrize("ensemble", [True, False])

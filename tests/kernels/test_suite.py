@@ -2,19 +2,26 @@
 
 from functools import partial
 
+import pytest
 import torch
 
+from liif_fast import functional
+
 from ..gpu import test_operator
-from ..ops.support import run_python
+from ..ops.support import Problem, is_limit
 
 
-def test_what_the_kernels_do_not_take_is_skipped():
-    """A backend's refusal, e.g. of float64, skips a test."""
-    run_python(
-        "import sys, pytest; sys.exit(pytest.main(['tests/ops/test_same_bits.py', '-q', '-p', 'no:cacheprovider', "
-        "'-k', 'dtype1 and (few or repeat)']))",
-        TRITON_INTERPRET="1", LIIF_FAST_TEST_BACKENDS="triton",
-    )  # fmt: skip
+def refusal(problem):
+    with pytest.raises(RuntimeError) as caught:
+        functional.liif_decode(*problem.arguments, backend="triton")
+    return caught.value
+
+
+def test_what_the_kernels_do_not_take_is_skipped(monkeypatch):
+    """A refusal of float64 skips a test; a backend that takes nothing at all fails it."""
+    assert is_limit(refusal(Problem(dtype=torch.float64)))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert not is_limit(refusal(Problem()))
 
 
 def test_one_backend_after_another_is_compiled(monkeypatch):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from liif_fast import functional, load_model, make_cell, make_coord, models, save_model, upscale
+from liif_fast import accelerate, functional, load_model, make_cell, make_coord, models, save_model, upscale
 from liif_fast.verification import verify
 
 # local_ensemble, feat_unfold, cell_decode, mod_input, mod_scale, mod_shift
@@ -183,3 +184,55 @@ def test_bad_arguments():
     uneven = [torch.zeros(5, 8), torch.zeros(4, 5), torch.zeros(3, 4)], [torch.zeros(n) for n in (5, 4, 3)]
     with pytest.raises(ValueError, match="hidden layers of one width"):
         functional.modulated_decode(torch.zeros(1, 13, 2, 2), coord, coord, *uneven)
+
+
+class PlainLMLIIF(nn.Module):
+    """The attributes of the authors' class and the formula."""
+
+    def __init__(self):
+        super().__init__()
+        ours = build()
+        self.encoder, self.hypernet, self.imnet = ours.encoder, ours.hypernet, ours.imnet
+        self.local_ensemble = self.feat_unfold = self.cell_decode = self.mod_input = True
+        self.mod_dim = 2 * 3 * 5
+
+    def gen_feats(self, inp):
+        self.feat = self.encoder(inp)
+        return self.feat, F.unfold(self.feat, 3, padding=1).unflatten(2, self.feat.shape[2:])
+
+    def gen_modulations(self, feat, cell=None):
+        n = torch.tensor(feat.shape[2:])
+        x = torch.cat((feat.flatten(2).mT, cell[:, : n.prod()] * n), -1)
+        return chain(self.hypernet.layers, x).mT.unflatten(2, tuple(n.tolist()))
+
+    def query_rgb(self, feat, mod, coord, cell=None):
+        return plain(self, self.feat, coord, cell)
+
+    query_rgb_fast = query_rgb
+
+    def forward(self, inp, coord, cell):
+        _, rich = self.gen_feats(inp)
+        mod = self.gen_modulations(rich, cell)
+        return (self.query_rgb if self.training else self.query_rgb_fast)(mod[:, self.mod_dim :], mod, coord, cell)
+
+
+def test_accelerate(monkeypatch):
+    module, size, inp = PlainLMLIIF(), (21, 27), batch()[0]
+    coord, cell = make_coord(size).expand(2, -1, -1), make_cell(size).expand(2, -1, -1)
+    expected = module(inp, coord, cell)
+    assert accelerate(module) is module
+    for training in (True, False):
+        module.train(training)
+        close(module(inp, coord, cell), expected)
+    close(module.render(inp, size), expected.mT.unflatten(2, size))
+    module.imnet.layers[0].register_forward_hook(lambda *args: None)
+    with monkeypatch.context() as patch:
+        patch.delattr("liif_fast.functional.modulated_decode")
+        close(module(inp, coord, cell), expected)
+
+    class Different(PlainLMLIIF):
+        def query_rgb_fast(self, feat, mod, coord, cell=None):
+            return super().query_rgb(feat, mod, coord, cell) * 1.01
+
+    with pytest.raises(ValueError, match="forward does not compute LM-LIIF"):
+        accelerate(Different())

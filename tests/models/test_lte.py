@@ -155,6 +155,8 @@ def test_a_changed_network_runs_as_it_is(name):
     close(model(inp, coord, cell), expected)
     size = (11, 13)
     close(model.render(inp, size), plain(model, model.encoder(inp), inp, *grid(size)).mT.unflatten(2, size))
+    pixels = np.random.default_rng(0).random((9, 8, 3), np.float32)
+    assert np.isfinite(upscale(pixels, model, scale=2)).all()
     with pytest.raises(ValueError, match="place needs a network that runs fused"):
         model.render_rgb(size, place=(0, 0, 7, 9))
     network[2] = nn.Identity()
@@ -221,6 +223,28 @@ def test_files(name, tmp_path):
     del authors["model"]["sd"]["phase.weight"]
     with pytest.raises(ValueError, match=r"'phase\.weight' is missing"):
         load_model(authors)
+
+
+def test_autocast_leaves_frequencies_alone():
+    model, queries = build("lte"), batch()
+    with torch.no_grad():
+        expected = model(*queries)
+        with torch.autocast("cpu", torch.bfloat16):
+            feat = model.encoder(queries[0])
+            model.keep(feat, queries[0])
+            assert model.waves(feat).dtype == torch.float32
+            out = model.query_rgb(*queries[1:])
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
+def test_outputs_must_be_the_input_s_channels():
+    described = spec("lte-fast")
+    described["args"]["out_dim"] = 1
+    model = models.make(described)
+    for call in (lambda: model(*batch()), lambda: model.render(batch()[0], (9, 9))):
+        with pytest.raises(ValueError, match="as many outputs as that has channels, 3, got 1"):
+            call()
 
 
 @pytest.mark.parametrize(("name", "change"), [("lte", {"hidden_dim": 7}), ("lte-fast", {"num_layer": -1})])

@@ -156,7 +156,7 @@ def test_extreme_latents():
             torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("depth", [0, 2])
 def test_it_compiles_and_trains_compiled(depth):
     problem = Attention(8, depth, 2, 8)
     eager = problem.gradients(FUSED)

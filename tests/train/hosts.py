@@ -58,24 +58,24 @@ class Hosts:
         self.kill(number)
         ip("netns", "delete", self.names[number])
 
-    def torchrun(self, *command, **environment):
-        """Start a command on both hosts, one process on each."""
+    def start(self, *command, **environment):
+        """Start a Python program on both hosts with torchrun's variables, without torchrun's own process."""
+        environment |= {"GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29400"}
         for rank, name in enumerate(self.names):
-            launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"]
-            launcher += [f"--master-addr={ADDRESSES[0]}", "--master-port=29400"]
             self.processes.append(
                 subprocess.Popen(
-                    ["ip", "netns", "exec", name, sys.executable, *launcher, *map(str, command)],
+                    ["ip", "netns", "exec", name, sys.executable, *map(str, command)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env=os.environ | {"GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": "1"} | environment,
+                    env=os.environ | environment | {"RANK": str(rank)},
                 )
             )
         return self.processes[-2:]
 
     def kill(self, number):
-        """Kill everything on a host, torchrun and its processes."""
+        """Kill everything on a host."""
         listed = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
         for pid in map(int, listed.stdout.split()):
             with contextlib.suppress(ProcessLookupError):

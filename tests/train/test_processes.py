@@ -1,59 +1,75 @@
-"""Compare two processes, started by torchrun and joined by gloo, with one that has the same batches."""
+"""Compare two processes, joined by gloo, with one that has the same batches."""
 
 import subprocess
 import sys
 
 from .support import assert_same_training, load, run
 
+# Trains some times in two processes with torchrun's variables, forked from one that has PyTorch: torchrun and both of
+# its processes would import it each time. tests/test_distributed.py has torchrun itself.
 SCRIPT = """
-import os, signal, sys
+import os, signal, socket, sys
 from pathlib import Path
-from liif_fast import distributed
+import torch
 from liif_fast.cli import main
 import liif_fast.train as package
 from liif_fast.train.trainer import Run
+
+root, *runs = sys.argv[1:]
 train = package.train
-package.train = lambda *args, **options: train(*args, save_root=Path(sys.argv[1]).parent, **options)
-if "stop" in sys.argv and distributed.rank() == 1:  # one of them gets the signal: all stop after the same step
-    step, count = Run._set_rate, []
-    def counted(self, epochs):
-        count.append(epochs)
-        if len(count) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        step(self, epochs)
-    Run._set_rate = counted
-if "late" in sys.argv and distributed.rank() == 1:  # after the last look of the last epoch
-    look = Run._look
-    def late(self, bar):
-        look(self, bar)
-        if self.progress.epoch + 1 == self.config.epoch_max and self.progress.step == self.steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-    Run._look = late
-code = main(["train", "--config", sys.argv[1], "--name", "two", "--device", "cpu", "--resume"])
-sys.exit(code)
+
+def stop(self, epochs, step=Run._set_rate):
+    Run._set_rate = step
+    os.kill(os.getpid(), signal.SIGTERM)
+    step(self, epochs)
+
+def late(self, bar, look=Run._look):
+    look(self, bar)
+    if self.progress.epoch + 1 == self.config.epoch_max and self.progress.step == self.steps:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def work(rank, port, way, name, config):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    package.train = lambda *args, **options: train(*args, save_root=Path(root), **options)
+    if rank == 1 and way == "stop":  # one of them gets the signal: all stop after the same step
+        Run._set_rate = stop
+    if rank == 1 and way == "late":  # after the last look of the last epoch
+        Run._look = late
+    return main(["train", "--config", config, "--name", name, "--device", "cpu", "--resume"])
+
+for way, name, config in zip(*[iter(runs)] * 3):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in (0, 1):
+        processes.append(os.fork())
+        if not processes[-1]:
+            code = 1
+            try:
+                code = work(rank, port, way, name, config)
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in processes]
+    done = torch.load(Path(root, name, "epoch-last.pth"), weights_only=True)
+    print(f"{way}: codes {codes}, epoch {done['epoch']}, step {done['liif_fast'].get('step')}", flush=True)
 """
 
 
-def torchrun(tmp_path, config, *options):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run([*command, script, config, *options], capture_output=True, text=True, timeout=200)
-
-
-def test_two_processes_train_as_one(tmp_path, uneven, write):
-    one = run(write, uneven, tmp_path, name="one")
-    stopped = torchrun(tmp_path, write(uneven), "stop")
-    assert stopped.returncode != 0
-    assert load(tmp_path / "two" / "epoch-last.pth")["liif_fast"]["step"] == 1
-    done = torchrun(tmp_path, write(uneven))
+def test_two_processes_train_as_one_and_stop_together(tmp_path, uneven, write):
+    one, config = run(write, uneven, tmp_path, name="one"), write(uneven)
+    short = write(uneven | {"epoch_max": 1}, "short.yaml")
+    runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
+    command = [sys.executable, "-c", SCRIPT, tmp_path, *runs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
+    assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr
     assert "Warning" not in done.stderr
     assert done.stdout.count("epoch 3/3, loss ") == 1  # logged once
     assert_same_training(one, tmp_path / "two")
-
-
-def test_a_signal_after_the_last_look_ends_all_processes_when_all_is_written(tmp_path, uneven, write):
-    stopped = torchrun(tmp_path, write(uneven | {"epoch_max": 1}), "late")
-    assert "exitcode  : 143" in stopped.stderr
-    assert load(tmp_path / "two" / "epoch-last.pth")["epoch"] == 1
+    assert "late: codes [143, 143], epoch 1, " in done.stdout  # and no process is left waiting
+    assert load(tmp_path / "late" / "epoch-last.pth")["epoch"] == 1

@@ -244,12 +244,12 @@ def test_files_that_cannot_grow(tmp_path, tiny, write):
 
 def test_killed_at_any_moment(tmp_path, tiny, write):
     """kill -9 twice, at any step or write, with a checkpoint after every step."""
-    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 30
+    tiny["train_dataset"]["dataset"]["args"]["repeat"] = 15
     tiny |= {"save_minutes": 0, "ema": 0.9}
     path = write(tiny)
     whole = run(write, tiny, tmp_path / "whole")
     parts = tmp_path / "parts" / "_tiny"
-    for delay in (0.0, 0.31):
+    for delay in (0.0, 0.11):
         process = subprocess.Popen(command(path, tmp_path / "parts", "--resume"), stderr=subprocess.DEVNULL)
         before = seen(parts)
         while process.poll() is None and seen(parts) == before:
@@ -258,7 +258,7 @@ def test_killed_at_any_moment(tmp_path, tiny, write):
         process.kill()
         process.wait()
     stopped = load(parts / "epoch-last.pth")
-    assert 0 < stopped["liif_fast"]["steps"] < 120
+    assert 0 < stopped["liif_fast"]["steps"] < 60
     run(write, tiny, tmp_path / "parts", resume=True)
     assert_same_runs(whole, parts)
 

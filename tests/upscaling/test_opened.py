@@ -10,8 +10,9 @@ from torch import nn
 import liif_fast
 from liif_fast import Upscaler
 from liif_fast.coord import make_cell, make_coord
+from liif_fast.images import read_image, write_strips
 from liif_fast.models import make
-from liif_fast.upscaling import features, upscale
+from liif_fast.upscaling import features, upscale, upscale_file
 from liif_fast.upscaling.cache import Cache
 from liif_fast.upscaling.sizes import Frame, frame_over
 
@@ -113,6 +114,18 @@ def test_a_fraction_that_is_a_window_of_a_whole_output_has_its_bits(model: nn.Mo
     assert frame_over((131, 103), None, (262, 206), None, (0, 0, 103, 131), 1 << 20) == Frame(
         (206, 262), (0, 0, 206, 262)
     )
+
+
+@pytest.mark.parametrize("kind", ["rgb 16", "gray"])
+def test_a_region_of_a_file_has_the_bits_of_the_whole(model: nn.Module, tmp_path, kind: str) -> None:
+    """Of the input only a part is read, and its interpolation, which the model adds to, is that of the whole."""
+    pixels = picture(kind)
+    write_strips(tmp_path / "in.png", [pixels], pixels.shape, 8 * pixels.dtype.itemsize, {})
+    whole = upscale(pixels, model, scale=3.7)
+    for top, left in ((0, 0), (101, 77), (350, 450)):
+        upscale_file(tmp_path / "in.png", tmp_path / "out.png", model, scale=3.7, region=(top, left, 31, 30))
+        part = read_image(tmp_path / "out.png").pixels
+        assert np.array_equal(part, whole[top : top + 31, left : left + 30])
 
 
 def test_what_is_opened_comes_back(model: nn.Module, tmp_path) -> None:

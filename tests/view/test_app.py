@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-for needed in ("starlette", "httpx"):
+for needed in ("starlette", "httpx2"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view,test]'")
 from starlette.testclient import TestClient
 

@@ -9,7 +9,6 @@ import torch
 from liif_fast.backends import cpu
 from liif_fast.coord import plan_corners
 
-from ...kernels.test_compile_report import LONG
 from . import launch
 
 SHAPE = (4, 8)  # powers of two, so that rel and the scaled cell can be integers

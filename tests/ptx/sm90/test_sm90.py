@@ -15,10 +15,11 @@ from liif_fast.backends import cuda
 from liif_fast.coord import plan_corners
 from liif_fast.ops import sm90
 
+from ...kernels.test_compile_report import LONG
 from ...ops.support import Problem
 from ..cases import rms
 from . import launch
-from .support import LONG, SHAPE, decoded, require
+from .support import SHAPE, decoded, require
 
 require()
 pytestmark = pytest.mark.ptx

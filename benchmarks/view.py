@@ -1,0 +1,71 @@
+"""Measure what a visitor of the viewer waits for, through the server: `python -m benchmarks.view [PHOTO]`.
+
+The server is warm, as it is once the page has been open for a moment: the model is loaded. The first picture is what
+the page shows at once. The first tile also encodes its surroundings. The next tile finds them encoded.
+"""
+
+import http.client
+import socket
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import uvicorn
+from PIL import Image
+
+from benchmarks.records import ROOT
+from liif_fast.view.app import Server, Settings
+from liif_fast.view.rendering import GPU_AREA, Renderer
+from liif_fast.view.shelf import Shelf
+
+PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
+BUDGETS = {"first picture": 0.5, "first tile": None, "next tile": 0.25}  # seconds, on two idle cores
+ROUNDS = 5
+
+
+def main() -> None:
+    """Print the median of each wait."""
+    photo = Path(sys.argv[1] if len(sys.argv) > 1 else PHOTO)
+    with Image.open(photo) as image:
+        width, height = image.size
+    waits: dict[str, list[float]] = {name: [] for name in BUDGETS}
+    settings = Settings(frozenset({"127.0.0.1"}), None, True, GPU_AREA)
+    renderer = Renderer()
+    renderer.warm()
+    for number in range(ROUNDS):
+        server = Server(Shelf(photo), Renderer(), "", settings)
+        server.renderer._model = renderer._model
+        listening = socket.create_server(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(server.app(), log_level="error"))
+        thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        connection = http.client.HTTPConnection(*listening.getsockname())
+
+        def get(path: str, connection: http.client.HTTPConnection = connection) -> float:
+            start = time.perf_counter()
+            connection.request("GET", f"/iiif/3/{quote(photo.name, safe='')}{path}")
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise SystemExit(f"{path}: {answer.status} {body[:200]!r}")
+            return time.perf_counter() - start
+
+        waits["first picture"].append(get("/full/!1024,1024/0/default.webp"))
+        size = f"@{4 * width + number}x{4 * height + number}"
+        waits["first tile"].append(get(f"{size}/256,256,256,256/max/0/default.webp"))
+        waits["next tile"].append(get(f"{size}/300,260,256,256/max/0/default.webp"))
+        running.should_exit = True
+        thread.join()
+    print(f"{photo.name}, {width}x{height}, tiles of 256 at x4")
+    for name, seconds in waits.items():
+        budget = f"  (goal: under {BUDGETS[name]} s)" if BUDGETS[name] else ""
+        print(f"{name:<14}{statistics.median(seconds):6.3f} s{budget}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The bilinear interpolation of an input image, which LTE and LIIF with a residual add to their output."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> Tensor:
+    """Interpolate `[B, C, H, W]` at `coord` `[B, Q, 2]`, clamped to the border, in at least float32; `[B, Q, C]`.
+
+    `place` is (top, left, H, W) if `inp` is a part: where it begins, and the size of the whole, for which coord is.
+    """
+    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
+    if place is not None:
+        first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
+        pixels = (coord.double() + 1) * whole / 2 - first
+        coord = (2 * pixels / own - 1).to(coord.dtype)
+    grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
+    out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return out[:, :, 0].transpose(1, 2)
+
+
+def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Interpolate an image, of which `inp` `[B, C, h, w]` is a part, bilinearly with clamped border.
+
+    The result has the bits that `F.grid_sample` computes from the whole, which multiplies and adds with one rounding.
+    Here float64 holds the product.
+
+    Args:
+        inp: the part; it holds every pixel that is read.
+        place: (top, left, H, W): where it begins, and the size of the whole.
+        rows, columns: positions in the whole, in [-1, 1].
+
+    Returns:
+        float32 `[B, C, rows, columns]`.
+    """
+
+    def axis(at: Tensor, first: int, n: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at = ((at + 1).double() * (n / 2) - 0.5).float().clamp(0, n - 1)
+        low = at.floor()
+        index = low.long() - first
+        return index, (index + 1).clamp(max=held - 1), 1 - (at - low), at - low
+
+    y0, y1, above, below = axis(rows, place[0], place[2], inp.shape[2])
+    x0, x1, before, after = axis(columns, place[1], place[3], inp.shape[3])
+    inp = inp.float()
+    upper, lower = inp[:, :, y0], inp[:, :, y1]
+    out = upper[..., x0] * (above[:, None] * before)
+    for line, at, weight in ((upper, x1, above[:, None] * after), (lower, x0, below[:, None] * before),
+                             (lower, x1, below[:, None] * after)):  # fmt: skip
+        out = (line[..., at].double() * weight + out).float()
+    return out
