@@ -109,15 +109,13 @@ def run_tests(
 def _run(command: list[str], limit: float | None = None, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Run a command to its end or its time limit; return its exit code, 124 behind the limit, and what it said."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        # Of the section's process group, so that whatever is left ends with the section.
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = 124
-        finally:
-            _kill(process)
+            process.kill()
         output.seek(0)
         return code, output.read()
 

@@ -74,7 +74,7 @@ LIIF_DEVICE void multiply(float (&d)[kAccumulators], uint32_t (&a)[kOperands], R
     uint32_t before = 0;
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
-        if (slice > 0) barrier_wait<true>(ring.full_barrier(), ring.pass);
+        if (slice > 0) barrier_wait(ring.full_barrier(), ring.pass);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < kSteps1; ++step) {

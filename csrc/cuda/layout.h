@@ -1,6 +1,6 @@
 // The layout of the operand registers, the packed weights, the swizzle and the shared memory. The kernel and the
-// packers use these formulas. Compiled for the host, the model that checks them against the PTX ISA uses them as well
-// (tests/cuda). Names: n is an output channel of a layer, k an input channel in the matrix unit's order.
+// packers use these formulas; tests/ptx executes the kernel's PTX with the layouts of the PTX ISA. Names: n is an
+// output channel of a layer, k an input channel in the matrix unit's order.
 #pragma once
 
 #include <cstdint>

@@ -23,9 +23,8 @@ LIIF_DEVICE uint32_t shared_address(const void* p) {
 LIIF_DEVICE void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-#if defined(LIIF_TRAP)  // a build for tests: says where it hangs
-// Among products in flight it only traps: with a call there, ptxas would serialise them.
-template <bool kAmongProducts = false>
+#if defined(LIIF_TRAP)
+// A build for tests that says where it hangs. ptxas serialises its products, because printing is a call.
 LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     constexpr long long kPatience = 1LL << 33;  // cycles, some seconds
     const long long start = clock64();
@@ -38,16 +37,13 @@ LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
             : "memory");
         if (done) return;
         if (clock64() - start > kPatience) {
-            if constexpr (!kAmongProducts) {
-                printf("liif_fast: block %d, warp %d waits in vain for parity %u of the barrier at %#x\n",
-                       static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x) / 32, parity, barrier);
-            }
+            printf("liif_fast: block %d, warp %d waits in vain for parity %u of the barrier at %#x\n",
+                   static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x) / 32, parity, barrier);
             __trap();
         }
     }
 }
 #else
-template <bool kAmongProducts = false>
 LIIF_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra end;\n"

@@ -1,6 +1,6 @@
 // The work of one consumer thread besides issuing wgmmas: find its rows, gather them into operand registers, initialise
-// and convert accumulators, apply the last layer. These are plain functions of the lane, so that the host can also
-// execute them. U is the arithmetic of the operand type (ptx.h, or the model's).
+// and convert accumulators, apply the first layer's rest and the last layer. U is the arithmetic of the operand type
+// (ptx.h). The host also compiles the plan (tests/cuda).
 #pragma once
 
 #include "plan.h"

@@ -32,11 +32,12 @@ from liif_fast.images import (
     y4m,
 )
 
-_ABOUT = "Upscale one image file, or all images in a folder, to any larger size."
+_ABOUT = "Upscale image files, all images in a folder, an animation, or a video from a pipe, to any larger size."
 _EPILOG = """\
 The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. PNG, JPEG, WebP and TIFF files
 keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
-are written while they are made: the output may be larger than memory. In a folder a file that fails is named and
+are written while they are made: the output may be larger than memory. An animated GIF, PNG or WebP stays animated in
+these formats; with - as IN and OUT a y4m video is upscaled frame by frame. In a folder a file that fails is named and
 the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. Without --model,
 JPEG, HEIC, AVIF and lossy WebP images go through a model trained with compression and noise, all others through one for
 clean images, which would sharpen such damage.

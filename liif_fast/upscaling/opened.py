@@ -1,4 +1,4 @@
-"""An image that is opened once, for windows of it at any size."""
+"""Open an image once and render windows of it at any size."""
 
 import os
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ WINDOW_BYTES = 512 << 20  # of features kept; 2.8 million input pixels with the 
 
 
 class Upscaler:
-    """An image that is opened once, for windows of it at any size; what is encoded is kept for the next window.
+    """An image that is opened once, to render windows of it at any size. Its features are kept for the next window.
 
     Args:
         image: a file, or an image as for `upscale`.

@@ -1,4 +1,4 @@
-"""Make the pixels of a request: the model's above the photograph's size, an ordinary resize below."""
+"""Make the pixels of a request: by the model above the photograph's size, by an ordinary resize below it."""
 
 import functools
 import logging
@@ -38,12 +38,12 @@ class _Photograph:
 
     @functools.cached_property
     def upscaler(self) -> Upscaler:
-        """Return what renders windows; only the model's thread asks for it."""
+        """Return the opened image that renders windows. Call it in the model's thread only."""
         return self._open_once(self.picture)
 
     @property
     def nbytes(self) -> int:
-        """Return what it takes at most: the pixels, and two planes of three float32 channels."""
+        """Return the most memory it takes, bytes: the pixels, and two planes of three float32 channels."""
         height, width, channels = self.picture.shape
         return height * width * (channels * self.picture.dtype.itemsize + 24)
 
@@ -70,7 +70,7 @@ class Renderer:
             self._model(model)
 
     def render(self, entry: Entry, request: ImageRequest) -> bytes:
-        """Return the file that a request asks for.
+        """Make the image file that a request asks for.
 
         Raises:
             RequestError: the photograph cannot be read or upscaled.

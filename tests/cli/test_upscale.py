@@ -191,7 +191,8 @@ def test_usage_errors(
             "in.png",
             "out.png",
             ["--scale=2", "--model=edsr-baseline"],
-            "did you mean edsr-baseline-liif or edsr-baseline-metasr? `liif-fast models` lists",
+            "did you mean edsr-baseline-liif or edsr-baseline-lte or edsr-baseline-lte-fast"
+            " or edsr-baseline-metasr? `liif-fast models` lists",
         ),
         ("in.png", "out.png", ["--scale=2", "--model=edsr-smal-liff"], "did you mean edsr-small-liif"),
         ("in.png", "alpha.png", ["--scale=2", "--existing=error"], "alpha.png: exists; give --existing"),

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from liif_fast import functional
 from liif_fast.backends import triton as backend
-from liif_fast.kernels import host
+from liif_fast.kernels import host, project
 
 from ..ops.support import Problem
 from .test_memory import idle  # noqa: F401
@@ -70,3 +70,14 @@ def test_a_training_step(idle, monkeypatch):  # noqa: F811
     names = count(step)
     assert len(products) == 9 + 5
     assert len(names) + len(products) <= 79, Counter(names)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_encoder_costs_no_gradient_of_the_map(idle, monkeypatch, frozen):  # noqa: F811
+    made = problem(torch.float16).requires_grad()
+    made.feat.requires_grad_(not frozen)
+    launch, launches = project._launch, []
+    monkeypatch.setattr(project, "_launch", lambda *args: (launches.append(1), launch(*args))[1])
+    out = functional.liif_decode(*made.arguments, backend=backend.NAME)
+    torch.autograd.grad(out.sum(), [each for each in made.leaves if each.requires_grad])
+    assert len(launches) == (1 if frozen else 2)

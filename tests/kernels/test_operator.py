@@ -160,6 +160,31 @@ def test_gather_corners(switches, dtype):
     assert torch.equal(torch.autograd.grad(x, feat, grad)[0].double(), exact.to(dtype).double())
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_gradients_of_coord_and_cell_in_half_precision(backend, dtype):
+    """Large biases keep every pre-activation clear of 0, so that no ReLU falls the other way by rounding."""
+
+    def gradients(name, kind):
+        problem = Problem(shape=(4, 5), queries=7, channels=3, hidden=(33, 24)).to(dtype).to(kind)
+        coord, cell = (each.to(torch.promote_types(kind, torch.float32)) for each in (problem.coord, problem.cell))
+        places = [each.requires_grad_() for each in (coord, cell)]
+        biases = [*(bias + 4 for bias in problem.biases[:-1]), problem.biases[-1]]
+        out = functional.liif_decode(problem.feat, *places, problem.weights, biases, backend=name)
+        weight = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape)
+        return torch.autograd.grad((out * weight).sum(), places)
+
+    answers = {name: can for name, can, _ in functional.explain(*Problem(dtype=dtype).arguments).answers}
+    if not answers[backend]:
+        pytest.skip(f"{backend} does not take {dtype} here")
+    exact = gradients("reference", torch.float64)
+    for name, ours, plain, right in zip(("coord", "cell"), gradients(backend, dtype), gradients("torch", dtype), exact,
+                                        strict=True):  # fmt: skip
+        limit = 3 * rms(plain - right) + FLOOR * EPS[dtype] * rms(right)
+        assert ours.dtype == torch.float32
+        assert rms(ours - right) <= limit, f"{name}: error {rms(ours - right):.3g}, allowed {limit:.3g}"
+
+
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_atomic_and_sorted_gradients_agree(ensemble):
     """use_deterministic_algorithms selects the sorted form, which is repeatable."""
