@@ -59,7 +59,7 @@ class Instruction(NamedTuple):
 
 
 def functions(sass: str) -> dict[str, list[Instruction]]:
-    """Read what `cuobjdump -sass` prints, with the control words."""
+    """Parse the output of `cuobjdump -sass`, with the control words."""
     parts = re.split(r"^\s*Function : (\S+)", sass, flags=re.M)[1:]
     return {name: [*instructions(text)] for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -82,7 +82,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
 
     @functools.cache
     def way(at: int, gathered: bool) -> tuple[int, tuple[int, bool] | None]:
-        """Return how many instructions follow, and the next; -1 if none leads to a product."""
+        """Return how many instructions follow up to a product, and the next one; -1 if none leads to a product."""
         each = code[at]
         if each.opcode == "HGMMA":
             return (0, None) if gathered else (-1, None)
@@ -112,7 +112,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
 
 
 def cycles(path: Sequence[Instruction], port: int) -> int:
-    """Issue a path, and return when its last instruction is through."""
+    """Issue a path, and return the cycle at which its last instruction has issued."""
     now, shared, ready, busy = 0, 0, [0] * 8, dict.fromkeys(("half", "slow", "memory", "matrix"), 0)
     for each in path:
         now = max([now, *(ready[bit] for bit in range(6) if each.waits >> bit & 1)])
@@ -139,7 +139,7 @@ def cycles(path: Sequence[Instruction], port: int) -> int:
 
 
 def measured(sass: str) -> Iterator[tuple[str, bool, list[Instruction], list[int]]]:
-    """Yield of each kernel: its name, whether the plan is on the way, the way, and its cycles by COLUMNS."""
+    """Yield each kernel's name, whether its path passes the plan, the path, and its cycles by COLUMNS."""
     for name, code in functions(sass).items():
         if not any(each.opcode == "HGMMA" for each in code):
             continue

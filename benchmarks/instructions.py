@@ -75,7 +75,8 @@ def build() -> dict[str, Any]:
 def sources() -> str:
     """Return a fingerprint of what the counts depend on beside the build: kernels, their callers and PyTorch."""
     found = hashlib.sha256(torch.__version__.encode())
-    patterns = ("csrc/cpu/*", "liif_fast/functional.py", "liif_fast/[ob]*s/*.py", "benchmarks/instructions*.py")
+    callers = ("functional.py", "backends/*.py", "ops/*.py")
+    patterns = ("csrc/cpu/*", *(f"liif_fast/{each}" for each in callers), "benchmarks/instructions*.py")
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()[:16]

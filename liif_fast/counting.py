@@ -6,15 +6,21 @@ A counter copies the formulas when it is created, possibly before any of this pa
 import importlib
 import importlib.util
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+
+    class _Hook(MetaPathFinder, Loader): ...
+else:  # Python asks for the methods only; to import the two classes takes longer than all else of `import liif_fast`
+    _Hook = object
 
 COUNTER = "torch.utils.flop_counter"
 
 
-class _Watch(MetaPathFinder, Loader):
+class _Watch(_Hook):
     """Load the counter as Python would, once, and register our formulas after it."""
 
     loader: Any

@@ -153,20 +153,21 @@ def _name(path: Path, suffix: str, extension: str | None, background: Colour | N
 
 
 def _ending(path: Path, background: Colour | None) -> str:
-    """The ending of a file's output, unless it is said: its own if that format can hold it, else `.png`."""
+    """Return the ending of a file's output where --format is not given: its own if that can hold it, else `.png`."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None or kind in (FORMATS[".png"], FORMATS[".tif"]):
         return path.suffix if kind else ".png"
     try:
         return path.suffix if holds(path.suffix, open_picture(path), background) else ".png"
-    except ImageFileError:  # said when its turn comes
+    except ImageFileError:  # reported when the file is upscaled
         return path.suffix
 
 
 def holds(ending: str, picture: Picture, background: Colour | None) -> bool:
-    """Whether an output under the ending of its input can hold what that has: a BMP may have alpha, and be no BMP.
+    """Return whether an output with this ending can hold the picture's channels and depth.
 
-    A GIF does not hold enough colours; an animation has no better choice.
+    This is not certain even for the input's own ending: a BMP may have alpha, and the file may be of another format. A
+    GIF holds too few colours and is for animations only, which have no better choice.
     """
     if ending.lower() == ".gif":
         return picture.format in ANIMATED and picture.frames > 1

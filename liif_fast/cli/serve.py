@@ -1,4 +1,4 @@
-"""`liif-fast serve`: a folder of photographs by the IIIF Image API."""
+"""`liif-fast serve`: serve a folder of photographs by the IIIF Image API."""
 
 import argparse
 import ipaddress

@@ -13,11 +13,11 @@ from liif_fast.images.y4m import Y4m, read_frames, to_frame
 
 
 def check_video(args: argparse.Namespace, output: str) -> None:
-    """Raise ImageFileError for an output that a video cannot have."""
+    """Raise ImageFileError for an output or a format that a video cannot be written to."""
     if output != str(STANDARD):
-        raise ImageFileError(f"{output}: a y4m video goes out as it comes in; give - as OUT and pipe it into ffmpeg")
+        raise ImageFileError(f"{output}: a y4m video becomes another one; give - as OUT, and pipe it into ffmpeg")
     if args.format:
-        raise ImageFileError(f"{STANDARD}: a y4m video stays one; leave --format out")
+        raise ImageFileError(f"{STANDARD}: a y4m video becomes another one; leave --format out")
     if args.quality:
         say(f"{STANDARD}: the quality has no effect, because y4m has none")
 

@@ -1,6 +1,7 @@
 """`liif-fast view`: zoom into a photograph, in the browser."""
 
 import argparse
+import hashlib
 import shlex
 import webbrowser
 from collections.abc import Callable
@@ -42,19 +43,19 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
     open_picture(args.photo)  # said now, not in the browser
-    command = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
+    page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
     if args.model is not None:
-        command["model"] = f" --model {shlex.quote(args.model)}"
+        page["model"] = f" --model {shlex.quote(args.model)}"
     try:
         from liif_fast.view.app import new_token
     except ModuleNotFoundError as error:
         raise ImportError(MISSING.format(command="view")) from error
-    server = make_server(args.photo, args, hosts=("127.0.0.1", "localhost"), token=new_token(), command=command)
+    server = make_server(args.photo, args, hosts=("127.0.0.1", "localhost"), token=new_token(), page=page)
 
     def opened(address: str) -> None:
-        page = f"{address}{server.prefix}/"
-        print(page, flush=True)
-        if not args.no_browser and not webbrowser.open(page):
+        address += f"{server.prefix}/"
+        print(address, flush=True)
+        if not args.no_browser and not webbrowser.open(address):
             say("no browser opens here; open the address above")
 
     return serve(server, "127.0.0.1", args.port, opened)
@@ -66,7 +67,7 @@ def make_server(
     *,
     hosts: tuple[str, ...],
     token: str | None = None,
-    command: dict[str, str] | None = None,
+    page: dict[str, str] | None = None,
 ) -> "Server":
     """Return the server of a file or a folder; with a token it is not for other sites."""
     from liif_fast.devices import pick_device
@@ -76,9 +77,10 @@ def make_server(
     from liif_fast.view.shelf import Shelf
 
     device = pick_device(args.device)
-    model = "" if args.model is None else str(find_model(args.model))
-    area = CPU_AREA if device.type == "cpu" else GPU_AREA
-    settings = Settings(frozenset(hosts), token, token is None, area, command)
+    model = "" if args.model is None else hashlib.sha256(find_model(args.model).read_bytes()).hexdigest()
+    # The page saves whole windows; its user alone waits for them.
+    area = CPU_AREA if device.type == "cpu" and token is None else GPU_AREA
+    settings = Settings(frozenset(hosts), token, token is None, area, page)
     return Server(Shelf(root), Renderer(args.model, args.device, args.backend), model, settings)
 
 

@@ -18,8 +18,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from liif_fast.data.datasets import _positive, _Repeated
-from liif_fast.data.generated import kept
+from liif_fast.data.generated import Generated, generator
 from liif_fast.data.registry import register
 
 SHARE = 32  # a further process pays off for so many images
@@ -40,11 +39,7 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
     Raises:
         ValueError: an argument is out of its range.
     """
-    if size < 16:
-        raise ValueError(f"size must be at least 16, got {size}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
-    rng = np.random.default_rng([seed, index])
+    rng = generator(size, seed, index)
     n = size * SUPERSAMPLE
     painter = _Painter(rng, n)
     smallest = np.exp(rng.uniform(np.log(3.0), np.log(16.0)))
@@ -187,23 +182,10 @@ def _noise(rng: Generator, n: int, slope: float) -> np.ndarray:
 
 
 @register("dead-leaves")
-class DeadLeaves(_Repeated):
-    """A set of dead-leaves images, drawn at construction and kept in memory (256 x 256: 0.25 s of a core per image).
+class DeadLeaves(Generated):
+    """A set of dead-leaves images (256 x 256: 0.25 s of a core per image); arguments as `Generated`."""
 
-    Args:
-        count: number of images.
-        size: side of an image in pixels.
-        seed: seed of the set; image i depends on seed and i alone.
-        repeat: length of the dataset as a multiple of count.
-        cache_file: .npy file that stores the set; written if it is missing or holds another set.
+    draw = staticmethod(dead_leaves)
 
-    Raises:
-        ValueError: an argument is out of its range.
-    """
-
-    def __init__(
-        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
-    ) -> None:
-        _positive("count", count)
-        super().__init__(count, repeat)
-        self.images = kept(cache_file, count, dead_leaves(size, seed), lambda: dead_leaves_set(count, size, seed))
+    def _draw_all(self, count: int, size: int, seed: int) -> np.ndarray:
+        return dead_leaves_set(count, size, seed)

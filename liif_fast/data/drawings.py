@@ -6,8 +6,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from liif_fast.data.datasets import _positive, _Repeated, _shipped
-from liif_fast.data.generated import kept
+from liif_fast.data.datasets import _shipped
+from liif_fast.data.generated import Generated, generator
 from liif_fast.data.registry import register
 
 SUPERSAMPLE = 4  # images are drawn this many times larger and then reduced, so that strokes are antialiased
@@ -22,9 +22,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
     """Draw a page of text, a line drawing, or both.
 
     Args:
-        size: side of the square image in pixels, at least 16.
-        seed: seed of the set of images, at least 0.
-        index: number of the image in its set, at least 0.
+        size, seed, index: as for `dead_leaves`.
 
     Returns:
         uint8 array [size, size, 3], RGB, a function of the arguments and the versions of Pillow and matplotlib.
@@ -33,11 +31,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
         ValueError: an argument is out of its range.
         FileNotFoundError: matplotlib, which ships the fonts, is not installed.
     """
-    if size < 16:
-        raise ValueError(f"size must be at least 16, got {size}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
-    rng = np.random.default_rng([seed, index])
+    rng = generator(size, seed, index)
     n = size * SUPERSAMPLE
     paper, ink = _colours(rng)
     image = Image.new("RGB", (n, n), paper)
@@ -121,29 +115,11 @@ def _lines(rng: Generator, pen: ImageDraw.ImageDraw, n: int, ink: Callable[[], t
 
 
 @register("drawings")
-class Drawings(_Repeated):
-    """A set of pages and line drawings, drawn at construction and kept in memory (256 x 256: 0.15 s of a core each).
-
-    Args:
-        count: number of images.
-        size: side of an image in pixels.
-        seed: seed of the set; image i depends on seed and i alone.
-        repeat: length of the dataset as a multiple of count.
-        cache_file: .npy file that stores the set; written if it is missing or holds another set.
+class Drawings(Generated):
+    """A set of pages and line drawings (256 x 256: 0.15 s of a core per image); arguments as `Generated`.
 
     Raises:
-        ValueError: an argument is out of its range.
         FileNotFoundError: matplotlib, which ships the fonts, is not installed.
     """
 
-    def __init__(
-        self, count: int, size: int = 256, seed: int = 0, repeat: int = 1, cache_file: str | None = None
-    ) -> None:
-        _positive("count", count)
-        super().__init__(count, repeat)
-        self.images = kept(
-            cache_file,
-            count,
-            drawing(size, seed),
-            lambda: np.stack([drawing(size, seed, index) for index in range(count)]),
-        )
+    draw = staticmethod(drawing)

@@ -1,4 +1,4 @@
-"""Animated GIF, PNG (APNG) and WebP: every frame as a whole picture, read and written.
+"""Read and write animated GIF, PNG (APNG) and WebP; every frame is a whole picture.
 
 Frames of GIF and APNG are pieces that are laid over what is left of the ones before. They are put together here, since
 Pillow fills a GIF's canvas with its background colour, where every browser leaves it transparent, and mixes an APNG's
@@ -11,8 +11,9 @@ import io
 import logging
 import os
 import struct
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +36,7 @@ logger = logging.getLogger("liif_fast.images")
 
 _KEEP, _CLEAR, _RESTORE = range(3)  # what becomes of a piece before the next one comes
 _GIF_DISPOSAL = (_KEEP, _KEEP, _CLEAR, _RESTORE)
+_LONGEST = 655_350  # milliseconds of a GIF's frame
 _NO_CONTROL = b"\4\0\0\0\0\0"  # of a GIF: no transparency, disposal or delay
 _ORIENTATION = 274
 
@@ -55,28 +57,33 @@ class Animation:
     """
 
     def __init__(self, picture: Picture) -> None:
-        self.path, self.format, self.info = picture.path, picture.format, picture.info
+        self.path, self.format, self.info, self.lossy = picture.path, picture.format, picture.info, picture.lossy
         self.frames: list[NDArray[np.uint8]] = []
         self.durations: list[float] = []
         for notice in picture.notices[:-1]:  # the last says that it is one
             logger.warning("%s: %s", self.path, notice)
         read = {"GIF": _read_gif, "PNG": _read_apng, "WEBP": _read_webp}[self.format]
         try:
-            with Image.open(self.path, formats=[self.format]) as image:
-                how = TURNS.get(image.getexif().get(_ORIENTATION, 1), TURNS[1])
-            self.plays, frames = read(self.path)
-            for canvas, duration in frames:
-                self.frames.append(turn(canvas, how))
-                self.durations.append(duration)
-                limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
-                if len(self.frames) * canvas.shape[0] * canvas.shape[1] > limit:
-                    raise too_large(self.path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large pictures; the error at twice the limit stays
+                self._read(read)
         except ImageFileError:
             raise
         except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
             why = "the file ends" if isinstance(error, IndexError | struct.error) else reason(error)
             where = f"frame {len(self.frames) + 1} of the animation"
             raise ImageFileError(f"{self.path}: {where} cannot be read: {why}") from error
+
+    def _read(self, read: Callable[[str | os.PathLike[str]], Frames]) -> None:
+        with Image.open(self.path, formats=[self.format]) as image:
+            how = TURNS.get(image.getexif().get(_ORIENTATION, 1), TURNS[1])
+        self.plays, frames = read(self.path)
+        for canvas, duration in frames:
+            self.frames.append(turn(canvas, how))
+            self.durations.append(duration)
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+            if len(self.frames) * canvas.shape[0] * canvas.shape[1] > limit:
+                raise too_large(self.path)
         if all((frame[..., 3] == 255).all() for frame in self.frames):
             self.frames = [frame[..., :3] for frame in self.frames]
         self.shape, self.dtype, self.depth = self.frames[0].shape, self.frames[0].dtype, 8
@@ -110,19 +117,23 @@ def write_animation(
     Raises:
         ImageFileError: the disk is full or not writable, or the format cannot hold the durations.
     """
+    if kind.name == "GIF" and max(like.durations) > _LONGEST:
+        shown = f"{max(like.durations) / 1000:.0f} s; write a .png or .webp file"
+        raise ImageFileError(f"{path}: GIF shows a frame for at most {_LONGEST / 1000:.0f} s, one here takes {shown}")
     images, shape = [], (0, 0, 0)
     for frame in frames:
         shape = frame.shape
         image = Image.fromarray(frame[..., 0] if shape[2] == 1 else frame)
         images.append(palette_image(image) if kind.name == "GIF" else image)
     options: dict[str, Any] = kind.options | kept(path, kind, like.info, shape)
+    plays = min(like.plays, 65_535)  # only APNG can say more, and nobody counts them
     step = 10 if kind.name == "GIF" else 1  # milliseconds
     options["duration"] = _rounded(like.durations, step)
     if kind.name == "GIF":
         clear = {"disposal": 2, "transparency": TRANSPARENT} if shape[2] in (2, 4) else {"disposal": 1}
-        options |= clear | {"optimize": False} | ({} if like.plays == 1 else {"loop": max(0, like.plays - 1)})
+        options |= clear | {"optimize": False} | ({} if like.plays == 1 else {"loop": max(0, plays - 1)})
     else:
-        options["loop"] = like.plays
+        options["loop"] = plays
     if kind.name == "PNG":
         options |= {"disposal": 0, "blend": 0, "pnginfo": _extra_chunks(options)}
     try:
@@ -135,7 +146,7 @@ def write_animation(
 
 
 def _rounded(durations: list[float], step: int) -> list[int]:
-    """Round durations to a step, none away, so that frames begin when they did."""
+    """Round durations to multiples of a step, at least one step if above 0, without adding up the rounding errors."""
     ends = [round(end / step) * step for end in accumulate(durations)]
     return [
         max(end - begin, step if duration else 0)
@@ -144,7 +155,7 @@ def _rounded(durations: list[float], step: int) -> list[int]:
 
 
 def _extra_chunks(options: dict[str, Any]) -> PngImagePlugin.PngInfo:
-    """Take out of the options what Pillow wants as chunks."""
+    """Move the options that Pillow wants as PNG chunks out of `options`, and return the chunks."""
     chunks = PngImagePlugin.PngInfo()
     for name, data in options.pop(COLOUR, {}).items():
         chunks.add(name, data)
@@ -183,7 +194,7 @@ def _compose(pieces: Iterable[_Piece], size: tuple[int, int]) -> Iterator[tuple[
 
 
 def _blend(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA over RGBA."""
+    """Composite RGBA pixels over RGBA pixels."""
     import numpy as np
 
     above = upper[..., 3:] / 255
@@ -237,7 +248,7 @@ def _read_gif(path: str | os.PathLike[str]) -> Frames:
 
 
 def _table(flags: int) -> int:
-    """Bytes of a colour table of a GIF."""
+    """Return the size of a GIF's colour table, bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 

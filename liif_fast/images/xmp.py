@@ -1,4 +1,4 @@
-"""XMP (ISO 16684-1) and IPTC (IIM 4) data: what stays true of an image that is upright and of another size."""
+"""XMP (ISO 16684-1) and IPTC (IIM 4) data: keep what is still true of the image once it is upright and resized."""
 
 import re
 import struct
@@ -10,7 +10,7 @@ _IIM = 0x0404  # of the image resources, as Photoshop calls its blocks in a JPEG
 
 
 def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
-    """XMP data of an image that has been turned upright, for another size (width, height).
+    """Return XMP data changed for the same image turned upright and resized to (width, height).
 
     None if it describes other parts of its file, or is not in UTF-8.
     """
@@ -28,7 +28,7 @@ def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
 
 
 def iptc_of(block: bytes | None) -> bytes | None:
-    """Find the IPTC data among the image resources of a JPEG's segment APP13; None if it has none or is damaged."""
+    """Return the IPTC data among the image resources of a JPEG's segment APP13; None if it has none or is damaged."""
     rest = (block or b"").removeprefix(b"Photoshop 3.0\0")
     while rest.startswith(b"8BIM") and len(rest) >= 12:
         number, name = struct.unpack_from(">HB", rest, 4)
@@ -44,7 +44,7 @@ def iptc_of(block: bytes | None) -> bytes | None:
 
 
 def jpeg_segments(xmp: bytes | None, iptc: bytes | None) -> bytes:
-    """Write both as segments of a JPEG; each must fit into `MAX_SEGMENT`."""
+    """Return XMP and IPTC data as segments of a JPEG; each must fit into `MAX_SEGMENT`."""
     segments = b""
     if xmp:
         segments += _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)

@@ -1,4 +1,4 @@
-"""Video as YUV4MPEG2 (y4m): uncompressed frames in a pipe, as ffmpeg writes and reads them."""
+"""Read and write video as YUV4MPEG2 (y4m): uncompressed frames, which ffmpeg can pipe in and out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RED, _GREEN, _BLUE = 0.2126, 0.7152, 0.0722  # shares in luma (BT.709-6, 3.2)
 
 
 class Y4m(NamedTuple):
-    """A stream's format.
+    """The format of a stream.
 
     Args:
         channels: 1 is gray, 3 is Y'CbCr, which the file says nothing more of: it is taken as BT.709.

@@ -1,4 +1,4 @@
-"""Values that are kept as long as they fit into a number of bytes."""
+"""Keep values within a budget of bytes."""
 
 from collections import OrderedDict
 from collections.abc import Hashable

@@ -131,7 +131,7 @@ class Features:
         return feat
 
     def _encode(self, rows: Span, cols: Span) -> Tensor:
-        """Features of a tile, finite where float32 makes them so; it is cut in halves when memory runs out."""
+        """Encode a tile: in float32 if half precision overflows, and in smaller tiles if memory runs out."""
         before = self.encoded
         while True:
             try:

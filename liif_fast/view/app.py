@@ -33,21 +33,22 @@ _LEVEL = f'<{PROFILE}>;rel="profile"'
 
 
 class Settings(NamedTuple):
-    """What `view` and `serve` differ in.
+    """The settings that differ between `view` and `serve`.
 
     Args:
         hosts: the values of the header Host that are answered, without the port.
         token: the first part of every path; None for none.
         public: whether other sites' scripts may read the answers (CORS), as IIIF asks.
         max_area: most pixels of an answer.
-        command: what the page shows before the arguments of `upscale` for the same pixels; None for no page.
+        page: what the page shows: `name` of the photograph, and `photo` and `model` as they stand in the command that
+            it copies; None for no page.
     """
 
     hosts: frozenset[str]
     token: str | None
     public: bool
     max_area: int
-    command: Mapping[str, str] | None = None
+    page: Mapping[str, str] | None = None
 
 
 def new_token() -> str:
@@ -67,12 +68,12 @@ class Server:
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [Route(f"{self.prefix}{IMAGES}/{{path:path}}", self.iiif)]
-        if self.settings.command is not None:
+        if self.settings.page is not None:
             routes += [
                 Route(f"{self.prefix}/{name}", _page(name or "index.html", kind), name=name or "index")
                 for name, kind in _PAGE.items()
             ]
-            routes += [Route(f"{self.prefix}/command.json", self.command)]
+            routes += [Route(f"{self.prefix}/page.json", self.page)]
         else:
             routes += [Route("/", self.names)]
         routes += [Route(f"{self.prefix}/status.json", self.status)]
@@ -117,7 +118,7 @@ class Server:
                 body = await queue.run(tag, lambda: self.renderer.render(entry, wanted), request.is_disconnected)
         except BusyError:
             return Response("too many requests wait\n", 503, {"Retry-After": "1"}, "text/plain")
-        except GoneError:
+        except (GoneError, asyncio.CancelledError):  # the second when the server ends
             return Response(status_code=499)
         except RequestError as error:
             return Response(f"{error}\n", error.status, media_type="text/plain")
@@ -135,9 +136,9 @@ class Server:
         found = await asyncio.to_thread(self.shelf.names)
         return JSONResponse({"images": [f"{base}{quote(name, safe='')}/info.json" for name in found]})
 
-    async def command(self, request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """Tell the page what it shows."""
-        return JSONResponse(dict(self.settings.command or {}), headers={"Cache-Control": "no-store"})
+        return JSONResponse(dict(self.settings.page or {}), headers={"Cache-Control": "no-store"})
 
     async def status(self, request: Request) -> Response:
         """Count what has been done."""

@@ -1,4 +1,4 @@
-"""Parse the paths of IIIF Image API 3.0, with identifiers that name an enlarged image; pure, nothing is read.
+"""Parse the paths of IIIF Image API 3.0, with identifiers that name an enlarged image. No file is read here.
 
 `NAME@WxH` and `NAME@xK` identify the photograph enlarged to W x H pixels and by the factor K. To IIIF they are images
 of their own, so that regions of whole pixels can name any tile of them.
@@ -23,7 +23,7 @@ _NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
 
 
 class RequestError(ValueError):
-    """A request that is refused.
+    """The server refuses a request.
 
     Args:
         status: the HTTP status.
@@ -36,14 +36,14 @@ class RequestError(ValueError):
 
 
 class Identifier(NamedTuple):
-    """Which photograph, and how large it is served."""
+    """A photograph's name, and the size to which it is enlarged."""
 
     name: str
     size: tuple[int, int] | None = None  # (width, height)
     scale: float | None = None
 
     def enlarged(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) of the image that is served of a photograph of that size.
+        """Return the enlarged (width, height) of a photograph of the given size.
 
         Raises:
             RequestError: it would be smaller than the photograph, or more than `MAX_SCALE` times as large.
@@ -120,7 +120,7 @@ def parse_request(
 
 
 def _region(text: str, width: int, height: int) -> tuple[float, float, float, float]:
-    """Return (left, top, width, height), cut off at the image's border."""
+    """Return a region as (left, top, width, height), clipped to the image."""
     if text == "full":
         return 0, 0, width, height
     if text == "square":
@@ -139,7 +139,7 @@ def _region(text: str, width: int, height: int) -> tuple[float, float, float, fl
 
 
 def _size(text: str, width: float, height: float, extent: Extent, max_area: int) -> tuple[int, int]:
-    """Return (width, height) of the answer, from the region's and from the part of the photograph that it is."""
+    """Return the (width, height) of the answer, given those of the region and of its part of the photograph."""
     enlarging, form = text.startswith("^"), text.removeprefix("^")
     if form == "max":
         factor = math.sqrt(max_area / (width * height))
@@ -183,12 +183,12 @@ def _rotation(text: str) -> tuple[int, bool]:
     if not match or float(match[2]) > 360:
         raise RequestError(400, f"rotation must be 0 to 360 degrees, after ! mirrored, got {text!r}")
     if float(match[2]) % 90:
-        raise RequestError(501, f"rotation is offered by 90 degrees, got {text!r}")
+        raise RequestError(501, f"rotation must be a multiple of 90 degrees, got {text!r}")
     return int(float(match[2])) % 360, bool(match[1])
 
 
 def describe(address: str, width: int, height: int, max_area: int, tile: int = 256) -> dict[str, Any]:
-    """Return what info.json says of an image (section 5).
+    """Return the contents of an image's info.json (section 5).
 
     Args:
         address: its URI without `/info.json`.

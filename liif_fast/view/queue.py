@@ -1,4 +1,4 @@
-"""One thread for the model: the newest request first, and none whose client has gone."""
+"""A queue of jobs for the model's thread: the newest runs first, and those whose clients have gone are dropped."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ Gone = Callable[[], Awaitable[bool]]
 
 
 class BusyError(Exception):
-    """As many requests wait as the server keeps."""
+    """Too many requests are waiting."""
 
 
 class GoneError(Exception):
@@ -55,7 +55,7 @@ class Queue:
         return len(self._waiting)
 
     async def run(self, key: str, work: Callable[[], Any], gone: Gone) -> Any:
-        """Return what `work()` returns in the thread, or what an equal job does.
+        """Run `work()` in the thread and return its result, or wait for the result of an equal job.
 
         Args:
             key: equal for jobs of equal results.
@@ -88,7 +88,7 @@ class Queue:
             job.clients.remove(gone)  # a cancelled request wants nothing any more
 
     def close(self) -> None:
-        """Let the thread end with its present job."""
+        """End the thread after its current job."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Make the pixels of a request: the model's above the photograph's size, an ordinary resize below."""
+"""Make the pixels of a request: by the model above the photograph's size, by an ordinary resize below it."""
 
 import functools
 import logging
@@ -15,6 +15,7 @@ from PIL import Image
 from liif_fast.images import ImageFileError, Picture, open_picture
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.upscaling.cache import Cache
+from liif_fast.upscaling.choice import CHOICES, chosen
 from liif_fast.upscaling.opened import WINDOW_BYTES, Upscaler
 from liif_fast.upscaling.sizes import MAX_PIXELS, Frame, frame_over
 from liif_fast.view.iiif import ImageRequest, RequestError
@@ -37,12 +38,12 @@ class _Photograph:
 
     @functools.cached_property
     def upscaler(self) -> Upscaler:
-        """Return what renders windows; only the model's thread asks for it."""
+        """Return the opened image that renders windows. Call it in the model's thread only."""
         return self._open_once(self.picture)
 
     @property
     def nbytes(self) -> int:
-        """Return what it takes at most: the pixels, and two planes of three float32 channels."""
+        """Return the most memory it takes, bytes: the pixels, and two planes of three float32 channels."""
         height, width, channels = self.picture.shape
         return height * width * (channels * self.picture.dtype.itemsize + 24)
 
@@ -65,10 +66,11 @@ class Renderer:
 
     def warm(self) -> None:
         """Load the model, so that the first request does not wait for that."""
-        self._model(self._asked)
+        for model in CHOICES if self._asked is None else [self._asked]:
+            self._model(model)
 
     def render(self, entry: Entry, request: ImageRequest) -> bytes:
-        """Return the file that a request asks for.
+        """Make the image file that a request asks for.
 
         Raises:
             RequestError: the photograph cannot be read or upscaled.
@@ -100,7 +102,9 @@ class Renderer:
             return photograph
 
     def _upscaler(self, picture: Picture) -> Upscaler:
-        return Upscaler(picture.pixels, self._model(self._asked), backend=self._backend, memory=self._features)
+        return Upscaler(
+            picture.pixels, self._model(chosen(self._asked, picture)), backend=self._backend, memory=self._features
+        )
 
     def _pixels(self, photograph: _Photograph, pixels: NDArray, request: ImageRequest) -> NDArray:
         if not needs_model(request):

@@ -1,4 +1,4 @@
-"""Find photographs by name, safely, and keep those that are open."""
+"""Find the photographs that a server may show by their names, and encode answers as files."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from liif_fast.view.iiif import RequestError
 
 
 class Entry(NamedTuple):
-    """A photograph's file, as it is now."""
+    """A photograph's file and its present state."""
 
     path: Path
     stamp: tuple[str, int, int]  # path, time of the last change in nanoseconds, bytes
@@ -47,24 +47,28 @@ class Shelf:
         """
         missing = RequestError(404, f"no photograph is called {name!r:.120}")
         parts = name.split("/")
-        if self.only not in (None, name) or "\0" in name or "\\" in name:
-            raise missing
-        if any(part in ("", "..") or is_litter(part) for part in parts) or Path(name).is_absolute():
+        if self.only is not None:
+            if name != self.only:
+                raise missing
+        elif "\\" in name or any(part in ("", "..") or is_litter(part) for part in parts):
             raise missing
         try:
             path = self.root.joinpath(*parts).resolve(strict=True)
             status = path.stat()
         except (OSError, ValueError, RuntimeError):
             raise missing from None
-        if self.only is None and not path.is_relative_to(self.root):
-            raise missing
-        hidden = self.only is None and any(is_litter(part) for part in path.relative_to(self.root).parts)
-        if hidden or not path.is_file() or Path(name).suffix.lower() not in self._endings:
+        if not path.is_file() or (self.only is None and not self._serves(path, name)):
             raise missing
         return Entry(path, (str(path), status.st_mtime_ns, status.st_size))
 
+    def _serves(self, path: Path, name: str) -> bool:
+        """Say whether a file in a folder, to which a name leads, is an image and neither outside nor hidden."""
+        if not path.is_relative_to(self.root) or any(is_litter(part) for part in path.relative_to(self.root).parts):
+            return False
+        return Path(name).suffix.lower() in self._endings
+
     def names(self, most: int = 1000) -> list[str]:
-        """Return the names of the photographs, at most so many, folder by folder."""
+        """Return the names of the photographs, folder by folder, up to a number of them."""
         if self.only is not None:
             return [self.only]
         found: list[str] = []
@@ -83,7 +87,7 @@ class Shelf:
 
 
 def encode(pixels: Any, kind: str, profile: bytes | None) -> bytes:
-    """Return pixels [h, w, C] of uint8 or uint16 as a file.
+    """Encode pixels [h, w, C] of uint8 or uint16 as an image file.
 
     PNG keeps 16 bits; JPEG and WebP have 8. JPEG has no alpha: visible colours are laid on white. WebP is lossless.
 

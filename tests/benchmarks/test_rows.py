@@ -1,5 +1,6 @@
 """A race becomes rows of pytest-benchmark's table: its laps, skipped rows with their reasons, and the selection."""
 
+import gc
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -53,6 +54,7 @@ def run(tmp_path, monkeypatch):
 
     yield call
     torch.set_num_threads(threads)
+    gc.unfreeze()
 
 
 def test_rows_are_the_laps(run):

@@ -40,7 +40,9 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not README.is_file(), reason="the README is in the source tree only")
-def test_the_lines_of_the_readme(tmp_path: Path, photo: Path) -> None:
+def test_the_lines_of_the_readme(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = README.read_text(encoding="utf-8").split("<!-- begin:own-network -->")[1].split("<!-- end:own-network")[0]
     source, commands = re.fullmatch(r"\s*```python\n(.*)```\n(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
     (tmp_path / "my_net.py").write_text(source)
@@ -49,10 +51,11 @@ def test_the_lines_of_the_readme(tmp_path: Path, photo: Path) -> None:
     assert (first.pop(0), second.pop(0)) == ("python", "liif-fast")
     done = run(tmp_path, *first)
     assert (done.returncode, done.stderr) == (0, "")
-    done = run(tmp_path, "-m", "liif_fast", *(word for word in second if word not in ("--plugin", "my_net")))
-    assert done.returncode == 1
-    assert_one_line(done.stderr, "unknown name 'my-encoder'")
-    assert "--plugin" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main([word for word in second if word not in ("--plugin", "my_net")]) == 1
+    err = capsys.readouterr().err
+    assert_one_line(err, "unknown name 'my-encoder'")
+    assert "--plugin" in err
     done = run(tmp_path, "-m", "liif_fast", *second)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out.png") as out:

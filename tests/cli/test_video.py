@@ -139,10 +139,10 @@ def test_videos_that_are_refused(run: Run, header: bytes, message: str) -> None:
     assert err.count("\n") == 1
 
 
-def test_outputs_that_a_video_has_not(run: Run, tmp_path: Path) -> None:
+def test_outputs_that_a_video_cannot_have(run: Run, tmp_path: Path) -> None:
     for args, message in (
-        (("-", str(tmp_path / "out.png")), "out.png: a y4m video goes out as it comes in; give - as OUT"),
-        (("-", "-", "--format=png"), "-: a y4m video stays one; leave --format out"),
+        (("-", str(tmp_path / "out.png")), "out.png: a y4m video becomes another one; give - as OUT"),
+        (("-", "-", "--format=png"), "-: a y4m video becomes another one; leave --format out"),
     ):
         code, out, err = run(stream(), *args)
         assert (code, out, message in err, err.count("\n")) == (1, b"", True, 1)

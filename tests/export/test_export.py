@@ -5,6 +5,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -262,10 +263,10 @@ def hooked():
 
 LIDAR = {"name": "liif_lidar", "args": {"hidden_list": [8]}}
 REFUSED = [
-    (lambda: MetaSR(EDSR), TypeError, "got a MetaSR"),
-    (lambda: ILN(d=1, h=1), TypeError, "got a ILN"),
-    (lambda: models.make(LIDAR), TypeError, "got a LidarLIIF"),
-    (lambda: nn.Conv2d(3, 3, 1), TypeError, "got a Conv2d"),
+    (lambda: MetaSR(EDSR), TypeError, "got a MetaSR, which predicts a matrix for every query"),
+    (lambda: ILN(d=1, h=1), TypeError, "got a ILN, which attends over the corners"),
+    (lambda: models.make(LIDAR), TypeError, "got a LidarLIIF, which reads range images"),
+    (lambda: nn.Conv2d(3, 3, 1), TypeError, "got a Conv2d, which computes something else"),
     (bent, ValueError, "has a Bent as imnet, expected Linear and ReLU in turn"),
     (hooked, ValueError, "expected Linear and ReLU in turn without hooks"),
     (lambda: models.make({"name": "liif", "args": {"encoder_spec": EDSR}}), ValueError, "has no imnet"),
@@ -303,11 +304,23 @@ class Undecided(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_an_encoder_that_cannot_be_traced(tmp_path):
+class Stale(nn.Module):
+    """An encoder that depends on what a trace takes for a constant."""
+
+    out_dim = 3
+    calls: ClassVar = []
+
+    def forward(self, x):
+        self.calls.append(0)
+        return x * len(self.calls)
+
+
+@pytest.mark.parametrize("encoder", [Undecided, Stale])
+def test_an_encoder_that_cannot_be_traced_for_every_size(encoder, tmp_path):
     model = build(hidden=())
     model.imnet = models.make({"name": "mlp", "args": {"in_dim": 31, "out_dim": 3, "hidden_list": []}})
-    model.encoder = Undecided()
-    with pytest.raises(ValueError, match="the model cannot be written as ONNX because of its encoder"):
+    model.encoder = encoder()
+    with pytest.raises(ValueError, match=f"as ONNX for every size, because its {encoder.__name__} cannot be traced so"):
         export_onnx(model, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

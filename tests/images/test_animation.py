@@ -87,7 +87,7 @@ def apng(
 
 
 def composed(layers: Sequence[tuple[Piece, NDArray, bool]], clear: int, restore: int) -> list[NDArray]:
-    """The plain rules: pieces [h, w, 4] laid over or put into a canvas that is transparent at first."""
+    """Compose pieces [h, w, 4] on a transparent canvas, by the rules written out plainly."""
     canvas, frames = np.zeros((*SIZE[::-1], 4)), []
     for piece, pixels, over in layers:
         before = canvas.copy()
@@ -111,7 +111,7 @@ def rgba(frame: NDArray) -> NDArray:
 
 
 def same(one: NDArray, other: NDArray, levels: float = 0) -> bool:
-    """Equal but for what is not seen."""
+    """Compare alpha, and colours where both frames show them."""
     one, other = rgba(one).astype(float), rgba(other).astype(float)
     seen = np.minimum(one[..., 3:], other[..., 3:]) > 0
     return bool(np.abs(one[..., 3] - other[..., 3]).max() <= levels and (np.abs(one - other) * seen).max() <= levels)
@@ -183,7 +183,7 @@ def test_a_gif_says_how_often_it_is_repeated(tmp_path: Path, loop: int | None, p
 @pytest.mark.parametrize("source", ["gif", "webp", "png"])
 @pytest.mark.parametrize("plays", [0, 1, 5])
 def test_from_each_to_each(tmp_path: Path, source: str, target: str, plays: int) -> None:
-    """Written by us, read by Pillow, by libvips where it can, and by us: the same frames, times and number of plays."""
+    """What we write, Pillow, libvips (where it can) and we read with the same frames, durations and number of plays."""
     frames = [np.zeros((12, 16, 4), np.uint8) for _ in range(4)]
     for number, frame in enumerate(frames):
         frame[2:8, number : number + 7] = (200, 40 * number, 10, 255)
@@ -216,7 +216,7 @@ def test_from_each_to_each(tmp_path: Path, source: str, target: str, plays: int)
 
 
 def test_times_that_a_format_cannot_say_do_not_add_up(tmp_path: Path) -> None:
-    """Frames of 1/30 s, or of 3 ms, in a GIF's hundredths: each begins when it should; none is shown for no time."""
+    """In a GIF's hundredths of a second, frames of 1/30 s or 3 ms begin when they should, and none has duration 0."""
     pieces = [Piece(0, 0, np.full((*SIZE[::-1], 4), 20 * value, np.uint8), 0, True) for value in range(1, 7)]
     animation = read(tmp_path / "in.png", apng(pieces, (0,) * 6))
     for durations, expected in (([100 / 3] * 6, [30, 40, 30, 30, 40, 30]), ([3.0, 3, 3, 3, 3, 3], [10] * 6)):
@@ -224,6 +224,21 @@ def test_times_that_a_format_cannot_say_do_not_add_up(tmp_path: Path) -> None:
         opaque = [np.full((4, 4, 3), 40 * value, np.uint8) for value in range(6)]
         write_animation(tmp_path / "out.gif", opaque, animation, FORMATS[".gif"])
         assert read(tmp_path / "out.gif").durations == expected
+
+
+def test_numbers_that_a_format_has_not(tmp_path: Path) -> None:
+    moving(tmp_path / "in.webp", 2)
+    animation = read(tmp_path / "in.webp")
+    animation.durations, animation.plays = [700_000, 0], 100_000
+    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, one here takes 700 s"):
+        write_animation(tmp_path / "out.gif", animation.frames, animation, FORMATS[".gif"])
+    write_animation(tmp_path / "out.png", animation.frames, animation, FORMATS[".png"])
+    assert read(tmp_path / "out.png").durations == [700_000, 0]
+    animation.durations = [650_000, 0]
+    for format in ("gif", "webp", "png"):
+        write_animation(tmp_path / f"out.{format}", animation.frames, animation, FORMATS[f".{format}"])
+        made = read(tmp_path / f"out.{format}")
+        assert (made.durations, made.plays) == ([650_000, 0], 65_535)
 
 
 def test_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +275,7 @@ def moving(path: Path, count: int = 4) -> None:
 
 @pytest.mark.parametrize("format", ["gif", "png", "webp"])
 def test_an_animation_that_breaks_off(tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Anywhere: an error in one line that names the frame, never a shorter animation without a word."""
+    """A file cut anywhere gives an error of one line that names the frame, and never a shorter animation."""
     moving(tmp_path / f"in.{format}")
     data = (tmp_path / f"in.{format}").read_bytes()
     whole = read(tmp_path / f"in.{format}").frames
@@ -325,7 +340,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("output", ["gif", "png", "webp", "jpg", "tif"])
 def test_enlarged(tmp_path: Path, model: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each frame is what it would be alone; a format without animations gets the first, with a notice."""
+    """Each frame is upscaled as it would be alone. A format without animations gets the first one, with a notice."""
     frames = [np.zeros((9, 12, 4), np.uint8) for _ in range(3)]
     for number, frame in enumerate(frames):
         frame[2:7, number : number + 6] = (200, 100 * number, 10, 255)

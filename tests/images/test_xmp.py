@@ -1,4 +1,4 @@
-"""XMP and IPTC data: kept where the format stores them, true of the output, and said to be lost elsewhere."""
+"""XMP and IPTC data are kept where the format stores them, and true of the output; elsewhere a notice names them."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ def packet(orientation: int, width: int, height: int, more: str = "") -> bytes:
 
 
 def save(path: Path, xmp: bytes, iptc: bytes) -> None:
-    """Write a file with both by other hands than ours, as far as its format stores them."""
+    """Write a file with both, as far as its format stores them, without our code."""
     image = Image.fromarray(PIXELS)
     match path.suffix:
         case ".jpg":

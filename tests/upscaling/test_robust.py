@@ -267,8 +267,8 @@ def run(height, width, scale):
     write_strips(source, (np.full((1, width, 3), i % 256, np.uint8) for i in range(height)), (height, width, 3), 8, {})
     upscale_file(source, target, model, scale=scale, tile=128)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-small = run(300, 300, 2)
-print(run(1200, 1000, 2) - small)
+small = run(300, 300, 1.2)
+print(run(1200, 1000, 1.2) - small)
 """
 
 

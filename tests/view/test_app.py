@@ -35,7 +35,7 @@ def pixels_of(answer, tmp_path):
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("kind", ["gray", "gray-alpha", "rgb", "rgb-alpha"])
 def test_tiles_are_upscale_bit_for_bit(client, pictures, small_model, tmp_path, kind, depth):
-    """Of 16 bits, gray, and with alpha; whatever tile comes first."""
+    """Photographs of 16 bits, gray, and with alpha; tiles in any order."""
     name, size = f"{kind}-{depth}.png", (485, 381)
     whole = upscale(pictures[1][name], str(small_model), size=size)
     for left, top, w, h in ((256, 256, 229, 125), (0, 0, 256, 256), (101, 93, 50, 60)):
@@ -69,7 +69,7 @@ def test_fractions(client, tmp_path):
 
 @pytest.mark.parametrize("name", ["rgb-8.png", "gray-alpha-16.png"])
 def test_plain_interpolation(client, pictures, tmp_path, name):
-    """Pillow's, of the part that a window covers; the photograph itself, and smaller, by Lanczos."""
+    """Pillow resizes the part that a window covers: the photograph at its own size, and a smaller one by Lanczos."""
     pixels = pictures[1][name]
     assert np.array_equal(pixels_of(client.get(f"/iiif/3/{name}/full/max/0/default.png"), tmp_path), pixels)
     nearest = pixels_of(client.get(f"/iiif/3/{name}@x2/10,20,30,40/max/0/nearest.png"), tmp_path)
@@ -146,7 +146,7 @@ def test_an_answer_is_validated_before_any_work(client, pictures):
     ],
 )
 def test_refusals(client, pictures, path, status):
-    """Each with one line that names no path of this machine."""
+    """Each refusal is one line, and names no path of this machine."""
     (pictures[0] / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     header = (pictures[0] / "gray-8.png").read_bytes()
     import zlib
@@ -190,15 +190,15 @@ def test_serve_lets_every_site_read(client):
 
 @pytest.fixture(scope="module")
 def private(pictures, small_model):
-    command = {"name": "rgb-8.png", "photo": "rgb-8.png"}
-    server = make_server(pictures[0] / "rgb-8.png", small_model, token=new_token(), public=False, command=command)
+    page = {"name": "rgb-8.png", "photo": "rgb-8.png"}
+    server = make_server(pictures[0] / "rgb-8.png", small_model, token=new_token(), public=False, page=page)
     with TestClient(server.app()) as made:
         yield made, server.prefix
 
 
 def test_view_is_for_who_knows_the_token(private):
     client, prefix = private
-    for path in ("/", "/view.js", "/command.json", "/status.json", "/iiif/3/rgb-8.png/info.json"):
+    for path in ("/", "/view.js", "/page.json", "/status.json", "/iiif/3/rgb-8.png/info.json"):
         assert client.get(prefix + path).status_code == 200
         for wrong in ("", "/x", prefix[:-1], prefix + "x", prefix.swapcase()):
             assert client.get(wrong + path).status_code == 404

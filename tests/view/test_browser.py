@@ -50,8 +50,8 @@ def photo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(photo, small_model):
-    command = {"name": photo.name, "photo": "PHOTO", "model": " --model MODEL"}
-    return make_server(photo, small_model, token="secret", public=False, command=command)
+    page = {"name": photo.name, "photo": "PHOTO", "model": " --model MODEL"}
+    return make_server(photo, small_model, token="secret", public=False, page=page)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def screen(page) -> np.ndarray:
 
 
 def bare(page) -> np.ndarray:
-    """The screen without what lies on the picture."""
+    """Take the screen without the controls that lie on the picture."""
     page.evaluate(
         "() => document.querySelectorAll('#split, .label, #bar, #note').forEach(each => { each.style.opacity = 0 })"
     )

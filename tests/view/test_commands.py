@@ -49,7 +49,7 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
         assert len(address.split("/")[3]) >= 32  # the token
-        with urllib.request.urlopen(f"{address}command.json", timeout=60) as answer:
+        with urllib.request.urlopen(f"{address}page.json", timeout=60) as answer:
             told = json.load(answer)
         assert told == {"name": "photo.png", "photo": str(photo), "model": f" --model {small_model}"}
         with urllib.request.urlopen(f"{address}iiif/3/photo.png@x3/9,9,40,30/max/0/default.png", timeout=60) as answer:
@@ -72,4 +72,4 @@ def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypat
     assert (host, port, rest) == ("0.0.0.0", 8123, ["127.0.0.1", 8123])
     assert server.settings.hosts - usual.settings.hosts == {"pictures.example"}
     assert (usual.settings.hosts, usual.settings.token) == ({"127.0.0.1", "localhost", "[::1]"}, None)
-    assert usual.settings.public and usual.settings.command is None
+    assert usual.settings.public and usual.settings.page is None

@@ -1,4 +1,4 @@
-"""200 requests from clients that come, go and zoom: bounded memory, nothing stuck, every answer right."""
+"""200 requests from clients that come, go and zoom: memory is bounded, and every request has its right answer."""
 
 import http.client
 import random

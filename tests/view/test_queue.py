@@ -1,4 +1,4 @@
-"""One thread for the model: newest first, stale ones dropped, equal ones shared, no more than the limit waiting."""
+"""Jobs run in one thread, the newest first; equal ones are shared, stale ones dropped, and too many refused."""
 
 import asyncio
 import threading

@@ -86,6 +86,15 @@ def test_one_file_alone(folder):
             shelf.find(name)
 
 
+@pytest.mark.parametrize("name", [".secret.png", "to-hidden.png", "notes.txt", "out.png", "a\\b", "without"])
+def test_one_file_may_be_called_anything(folder, name):
+    """Who names a file on the command line means it: hidden, without an ending, or a link."""
+    if not (folder / name).exists():
+        (folder / name).write_bytes(b"x")
+    shelf = Shelf(folder / name)
+    assert shelf.find(shelf.names()[0]).path == (folder / name).resolve()
+
+
 def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
     shelf = Shelf(folder)
     tag = shelf.find("a.png").tag("model", 1)

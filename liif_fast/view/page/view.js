@@ -8,7 +8,7 @@ const KEPT = 400; // tiles; 100 MiB of pixels
 
 const $ = id => document.getElementById(id);
 const canvas = $("canvas"), pen = canvas.getContext("2d");
-const told = await (await fetch("command.json")).json();
+const told = await (await fetch("page.json")).json();
 const images = `iiif/3/${encodeURIComponent(told.name)}`;
 
 /** Fetch a picture; throws with the server's words. */
