@@ -12,7 +12,7 @@ import torch
 
 import liif_fast
 from liif_fast import load_model, models, save_model
-from liif_fast.models.catalogue import FOLDER_VARIABLE, SHIPPED
+from liif_fast.models.catalogue import FOLDER_VARIABLE, SHIPPED, SHIPPED_PHOTO
 
 EXAMPLES = Path(liif_fast.__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are in the source tree only")
@@ -188,7 +188,7 @@ def test_the_node_takes_alpha_gray_and_values_outside(comfyui):
 
 
 def test_the_node_lists_models_and_reads_a_changed_file_anew(comfyui, tmp_path):
-    assert comfyui.model_names() == [SHIPPED, "mine.pth"]
+    assert comfyui.model_names() == [SHIPPED, SHIPPED_PHOTO, "mine.pth"]
     image = torch.rand(1, 5, 6, 3)
     first = run(comfyui, image=image, model="mine.pth")
     assert torch.equal(run(comfyui, image=image, model="mine.pth"), first)

@@ -19,10 +19,14 @@ MOST = 65_535  # pixels a side
 
 
 def model_names() -> list[str]:
-    """Return the shipped model and the files in liif_fast's models folder, by the names that `--model` takes."""
+    """Return the shipped models and the files in liif_fast's models folder, by the names that `--model` takes."""
     folder = catalogue.models_folder()
     files = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    return [catalogue.SHIPPED, *(name for name in files if name.lower().endswith(catalogue.SUFFIXES))]
+    return [
+        catalogue.SHIPPED,
+        catalogue.SHIPPED_PHOTO,
+        *(name for name in files if name.lower().endswith(catalogue.SUFFIXES)),
+    ]
 
 
 @lru_cache(maxsize=1)

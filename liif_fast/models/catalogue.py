@@ -158,8 +158,8 @@ def shipped_model(name: str = SHIPPED) -> Path:
 
 
 def licence_of(path: Path) -> str | None:
-    """The licence of the weights in a file of `find_model`; None where nobody has said."""
-    if path in (shipped_model(), shipped_model(SHIPPED_LIDAR)):
+    """Return the licence of the weights in a file of `find_model`, None if it is unknown."""
+    if path in map(shipped_model, IN_PACKAGE):
         return "MIT"
     known = family(path.stem) if path.parent == models_folder() else None
     return known and known.licence

@@ -16,11 +16,11 @@ from torch import nn
 from liif_fast import ILN, MetaSR, export_onnx, load_model, models
 from liif_fast.cli import main
 from liif_fast.coord import centres, plan_corners
-from liif_fast.export import PLAN, plan
+from liif_fast.export import PLAN, check_exportable, plan
 from liif_fast.export.graph import Planned, Whole
 from liif_fast.export.plan import graph_inputs
 from liif_fast.models import rdn
-from liif_fast.models.catalogue import licence_of, shipped_model
+from liif_fast.models.catalogue import SHIPPED_PHOTO, licence_of, shipped_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -102,6 +102,16 @@ def test_the_modules_compute_the_model(residual):
                 got = whole(image, *(torch.from_numpy(made[name]) for name in PLAN))
                 torch.testing.assert_close(got, expected, rtol=0, atol=FLOAT32)
                 torch.testing.assert_close(planned(image, torch.tensor(size)), expected, rtol=0, atol=FLOAT32)
+
+
+def test_the_modules_compute_the_other_shipped_model():
+    model = load_model(shipped_model(SHIPPED_PHOTO))
+    whole = Whole(check_exportable(model), torch.float32)
+    for image, size in problems(ratios=(5,)):
+        made = plan_of(model, image, size)
+        with torch.no_grad():
+            got = whole(image, *(torch.from_numpy(made[name]) for name in PLAN))
+        torch.testing.assert_close(got, model.predict(image, size).clamp(0, 1), rtol=0, atol=FLOAT32)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +246,7 @@ def test_the_file(shipped):
 
 def test_the_licence_is_that_of_a_model_by_name(monkeypatch, tmp_path):
     monkeypatch.setenv("LIIF_FAST_MODELS", str(tmp_path))
-    assert licence_of(shipped_model()) == "MIT"
+    assert licence_of(shipped_model()) == licence_of(shipped_model(SHIPPED_PHOTO)) == "MIT"
     assert licence_of(tmp_path / "rdn-liif.pth") == "BSD-3-Clause"
     assert licence_of(tmp_path / "mine.pth") is None
     assert licence_of(tmp_path / "else" / "rdn-liif.pth") is None
