@@ -106,13 +106,14 @@ def recording(arch: int, tf32: bool) -> Iterator[list[Any]]:
 def run_case(case: str, dtype: torch.dtype) -> None:
     """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 with 3 outputs or as named.
 
-    A name is operator-width-outputs.
+    A name is operator-width-outputs-layers-corners.
     """
     given = case.split("-")
-    name, width, outs = given + ["256", "3"][len(given) - 1 :]
-    hidden = [int(width)] * 4
+    name, *numbers = given + ["256", "3", "4", "4"][len(given) - 1 :]
+    width, outs, layers, corners = map(int, numbers)
+    hidden, ensemble = [width] * layers, corners == 4
     feat, coord, cell = torch.zeros(1, 64, 6, 6, dtype=dtype), torch.zeros(1, 64, 2), torch.zeros(1, 64, 2)
-    widths = [580, *hidden, int(outs)]
+    widths = [580, *hidden, outs]
     weights = [torch.zeros(outs, ins, dtype=dtype) for ins, outs in itertools.pairwise(widths)]
     biases = [torch.zeros(outs, dtype=dtype) for outs in widths[1:]]
     if name == "project":
@@ -123,21 +124,21 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         gather_corners.gather_corners_backward(x, coord, 64, 6, 6, True, True)
     elif name == "fused_mlp":
         x = torch.zeros(64, 580, dtype=dtype)
-        fused_mlp.fused_mlp(x, weights, biases, (4, 0, hidden[0]))
-        out, saved = fused_mlp.fused_mlp(x, weights, biases, (4, 32, hidden[0]))
+        fused_mlp.fused_mlp(x, weights, biases, (layers, 0, width))
+        out, saved = fused_mlp.fused_mlp(x, weights, biases, (layers, 32, width))
         fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
     elif name == "decode":
-        p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
-        decode.decode(p, coord, cell, weights, biases, True, (4, 0, hidden[0]))
-        out, saved = decode.decode(p, coord, cell, weights, biases, True, (4, 128, hidden[0]))
+        p = torch.zeros(1, 6, 6, width, dtype=dtype)
+        decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 0, width))
+        out, saved = decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 32 * corners, width))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
-                decode.decode_backward(out, p, coord, cell, weights, biases, saved, True, True)
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, ensemble, True)
     elif name == "render":
-        p = torch.zeros(1, 6, 6, hidden[0], dtype=dtype)
+        p = torch.zeros(1, 6, 6, width, dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
         for rows in (0, 128):
-            render.render(p, cell[:, 0], weights, biases, True, grid, (4, rows, hidden[0]))
+            render.render(p, cell[:, 0], weights, biases, ensemble, grid, (layers, rows, width))
 
 
 @contextlib.contextmanager
@@ -226,6 +227,16 @@ def described(launch: Launch) -> str:
     return " ".join([launch.case, launch.precision, *parts])
 
 
+def multiplies(launch: Launch) -> bool:
+    """Return whether a kernel has a matrix product: with one hidden layer, few have."""
+    values = launch.arguments
+    if launch.name == "chain_kernel":
+        return values["LAYERS"] > 0 or values["OUT"] > host.FEW.value
+    if launch.name == "decode_kernel":
+        return values["LAYERS"] > 0 or values["WRITE"]
+    return launch.name not in NO_MATRIX
+
+
 def report_one(launch: Launch, arch: int) -> dict[str, Any]:
     """Inspect in a process of its own."""
     triton_key()  # hashes Triton's files, once for all processes
@@ -247,7 +258,7 @@ def report_one(launch: Launch, arch: int) -> dict[str, Any]:
         found = {"error": "the compiler aborted"}
     process.join()
     head = {"kernel": launch.name, "arch": f"sm_{arch}", "config": described(launch)}
-    return {**head, "matrix": launch.name not in NO_MATRIX, **found}
+    return {**head, "matrix": multiplies(launch), **found}
 
 
 def faults(entry: dict[str, Any]) -> list[str]:

@@ -18,22 +18,30 @@ models and the truth.
 import argparse
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import records
+from benchmarks.report import fill
 from benchmarks.set5_set14 import BICUBIC, COLUMNS, predictor
 from liif_fast import data, evaluation
 from liif_fast.data.drawings import drawing
 from liif_fast.data.resize import resize
 from liif_fast.evaluation.testset import Predict
 from liif_fast.metrics import psnr
+from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO
 
+RECORD, SECTION = records.RESULTS / "model_scores.json", "jpeg"
+DOCUMENTS = (records.ROOT / "docs" / "evaluation.md", records.ROOT / "liif_fast" / "assets" / "PHOTO_MODEL_CARD.md")
+PICTURE = records.ROOT / "docs" / "images" / "jpeg.png"
+SHOWN = {"china": 50, "grace_hopper": 50, "coffee": 70}  # photographs in the picture, and the quality of each
+CORNER, PART = (16, 16), 128  # of the middle of a photograph: left and top, and the side of the part that is shown
 CROP = 192  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
 SCALES, LARGE, QUALITIES = (2, 3, 4), (6, 8), (None, 90, 70, 50)
 PAGES = (1, 5, 11, 14)  # of `drawing`, from a seed that no training has
@@ -128,7 +136,7 @@ def measure(model: str, sets: Path | None, wallpapers: Path | None) -> tuple[dic
             found.setdefault(f"{key} x{case.scale}", []).append(value)
         if case.shown:
             shown.append((pred[0].permute(1, 2, 0) * 255).round().byte())
-    means = {key: float(np.mean(values)) for key, values in found.items()}
+    means = {key: float(np.mean(values)) for key, values in found.items() if np.isfinite(values).all()}
     if sets:
         means |= {f"{name} x{scale}": value for name, scale, value in benchmark(predict, sets)}
     return means, shown
@@ -138,9 +146,27 @@ def table(means: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table: a row for each figure, a column for each model."""
     models = list(means)
     lines = ["| PSNR in dB | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-    for key in means[models[0]]:
-        lines.append(f"| {key} | " + " | ".join(f"{means[model][key]:.2f}" for model in models) + " |")
+    for key in dict.fromkeys(key for values in means.values() for key in values):
+        lines.append(f"| {key} | " + " | ".join(f"{means[model].get(key, math.inf):.2f}" for model in models) + " |")
     return "\n".join(lines)
+
+
+def jpeg_table(record: records.Record) -> str:
+    """Return the documents' table: a row for each quality and model, a column for each scale."""
+    lines = ["| input | enlarged by | " + " | ".join(f"x{scale}" for scale in SCALES) + " |", "|---" * 5 + "|"]
+    for quality in QUALITIES:
+        group = "photographs" if quality is None else f"JPEG {quality}"
+        for model in (BICUBIC, SHIPPED, SHIPPED_PHOTO):
+            values = [f"{record['results'][model][f'{group} x{scale}']:.2f}" for scale in SCALES]
+            lines.append(f"| {'clean' if quality is None else group} | {model} | {' | '.join(values)} |")
+    about = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}, {record['date'][:10]}"
+    return "\n".join([*lines, "", f"Measured by {about}."])
+
+
+def write() -> None:
+    """Bring the documents up to the record."""
+    for path in DOCUMENTS:
+        path.write_text(fill(path.read_text(), SECTION, jpeg_table(json.loads(RECORD.read_text()))))
 
 
 def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | None) -> None:
@@ -156,14 +182,48 @@ def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | 
         sheet.save(folder / f"{case.group}-x{case.scale}-{case.name}.png".replace(" ", "-"))
 
 
+@torch.inference_mode()
+def sheet() -> Image.Image:
+    """Return the documents' picture: parts of JPEG photographs, enlarged in each way, and the truth."""
+    predicts = {model: predictor(model) for model in (BICUBIC, SHIPPED, SHIPPED_PHOTO)}
+    photos, rows = dict(photographs(None)), []
+    for name, quality in SHOWN.items():
+        low = compressed(reduced(photos[name], 2), quality)
+        case = Case("", 2, name, low, photos[name])
+        made = [
+            (enlarged(predict, case)[0].permute(1, 2, 0) * 255).round().byte().numpy() for predict in predicts.values()
+        ]
+        rows.append([Image.fromarray(image) for image in (*made, photos[name])])
+    side, gap, bar = 2 * PART, 6, 22
+    picture = Image.new("RGB", (4 * (side + gap) - gap, len(rows) * (side + bar)), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for row, (images, quality) in enumerate(zip(rows, SHOWN.values(), strict=True)):
+        for column, (image, label) in enumerate(zip(images, (*predicts, "truth"), strict=True)):
+            place = column * (side + gap), row * (side + bar)
+            text = f"JPEG {quality}, {label}" if column == 0 else label
+            pen.text((place[0] + 2, place[1] + 2), text, fill="black", font=font)
+            # Nearest: what is shown are the pixels themselves, no second interpolation.
+            part = image.crop((*CORNER, CORNER[0] + PART, CORNER[1] + PART)).resize(
+                (side, side), Image.Resampling.NEAREST
+            )
+            picture.paste(part, (place[0], place[1] + bar))
+    return picture
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_scores", description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
     parser.add_argument("--sets", type=Path, help="folder of Set5 and Set14")
     parser.add_argument("--wallpapers", type=Path, help="folder that benchmarks/wallpapers.py has written")
     parser.add_argument("--out", type=Path, help="JSON record; models that it has already stay in it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures to look at")
+    parser.add_argument("--write", action="store_true", help="fill the documents from the record, draw the picture")
     args = parser.parse_args()
+    if args.write:
+        write()
+        sheet().save(PICTURE, optimize=True)
+    if not args.models:
+        return
     means, shown = {}, {}
     for model in args.models:
         means[model], shown[model] = measure(model, args.sets, args.wallpapers)

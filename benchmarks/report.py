@@ -107,18 +107,15 @@ def export(found: Sequence[Record]) -> str:
         return ABSENT
     record, names = shown[-1]
     lines = table.comparison(record, names, [OURS, FACTORISED, *bench_export.RUNTIMES])
-    load = (
-        f" Other programs kept the machine busy (load {found:.0f})."
-        if (found := (record["load"] or [0])[0]) > 4
-        else ""
-    )
+    load = (record["load"] or [0])[0]
+    busy = f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
     return "\n".join(
         [
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
             "`liif-fast bench export` measures it on your machine. Whole is one call, strips the parts; "
-            f"{_origin(record)}{load}",
+            f"{_origin(record)}{busy}",
         ]
     )
 

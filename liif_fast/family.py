@@ -225,6 +225,7 @@ def fourier_render(
     """
     weights, biases = _check_fourier(feat, phase, weights, biases)
     spot, queries = _spot(feat, size, region, place, extent)
+    feat = feat.contiguous(memory_format=torch.channels_last)  # as backends read it, once for all strips
     tensors = (phase, *weights)
     call = _described("fourier_decode", feat, queries, tensors, biases, Switches(feat_unfold=False), None, None)
     chosen = _chosen(call._replace(place=spot), backend)
@@ -307,6 +308,7 @@ def modulated_render(
     switches = Switches(False, local_ensemble, cell_decode)
     weights, biases = _check_modulated(feat, weights, biases, switches)
     spot, queries = _spot(feat, size, region, place, extent)
+    feat = feat.contiguous(memory_format=torch.channels_last)  # as backends read it, once for all strips
     call = _described("modulated_decode", feat, queries, weights, biases, switches, None, None)
     chosen = _chosen(call._replace(place=spot), backend)
 

@@ -66,10 +66,9 @@ def run(args: argparse.Namespace) -> int:
         else []
     )
     print("In the package:")
-    _, line = _describe(catalogue.shipped_model())
-    print(f"  {catalogue.SHIPPED:<22}{line}")
-    _, line = _describe(catalogue.shipped_model(catalogue.SHIPPED_LIDAR))
-    print(f"  {catalogue.SHIPPED_LIDAR:<22}{line}")
+    for name in catalogue.IN_PACKAGE:
+        _, line = _describe(catalogue.shipped_model(name))
+        print(f"  {name:<22}{line}")
     print("\nPublished:")
     for each in catalogue.FAMILIES:
         shapes = each.tensors()

@@ -1,6 +1,7 @@
 """`liif-fast upscale`: enlarge image files."""
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -37,8 +38,9 @@ The image keeps its alpha channel and its 8 or 16 bits, and is turned upright. P
 keep its ICC profile and EXIF data; with another format a notice says which of these are lost. PNG, TIFF, PPM and PGM
 are written while they are made: the output may be larger than memory. An animated GIF, PNG or WebP stays animated in
 these formats; with - as IN and OUT a y4m video is upscaled frame by frame. In a folder a file that fails is named and
-the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. The models are
-trained on clean, bicubically reduced images: they restore detail, not noise or compression damage.
+the others go on; the exit code is then 1. Under torchrun the files are shared among the processes. Without --model,
+JPEG, HEIC, AVIF and lossy WebP images go through a model trained with compression and noise, all others through one for
+clean images, which would sharpen such damage.
 """
 
 
@@ -60,7 +62,8 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--model",
         type=expanduser,
         metavar="MODEL",
-        help="a .safetensors or .pth file, or a name; see models (default: the package's own)",
+        help="a .safetensors or .pth file, or a name; see models (default: one of the package's own, by how the "
+        "image was stored)",
     )
     add_plugin(parser)
     folders = parser.add_argument_group("folders")
@@ -137,22 +140,23 @@ def run(args: argparse.Namespace) -> int:
 
     from liif_fast import distributed
     from liif_fast.config.plugins import import_plugins
-    from liif_fast.models.catalogue import resolve_model
 
     todo = distributed.share(jobs.todo)
     if not todo:
         return _summary(jobs, 0, 0)
     import_plugins(args.plugin, place="--plugin")
-    model = resolve_model(args.model, _device(args.device))
+    models = _Models(args.model, _device(args.device))
     if args.model is None and distributed.is_main() and sys.stderr is not None and sys.stderr.isatty():
         _offer()
     if video:
-        return upscale_video(video, model, args)
+        return upscale_video(video, models.of(video, ""), args)
     failed = 0
     for number, job in enumerate(todo, 1):
         label = f"[{number}/{len(todo)}] {job.source.name} " if jobs.many else ""
         try:
-            width, height = _upscale(job, first or _read(job, args), model, args, label)
+            picture, kind = first or _read(job, args)
+            model = models.of(picture, "" if jobs.many else f"{job.source}: ")
+            width, height = _upscale(job, picture, kind, model, args, label)
             if not jobs.many:
                 say(f"{job.target}: {width}x{height}, {time.perf_counter() - start:.1f} s")
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
@@ -163,6 +167,33 @@ def run(args: argparse.Namespace) -> int:
     return _summary(jobs, len(todo) - failed, failed)
 
 
+class _Models:
+    """The model that is asked for, or those that `choose` takes, each loaded once.
+
+    Raises:
+        OSError, ValueError: the model that is asked for cannot be loaded; `of` raises it where none is.
+    """
+
+    def __init__(self, asked: str | None, device: str) -> None:
+        from liif_fast.models.catalogue import resolve_model
+
+        self.load = functools.cache(lambda path: resolve_model(path, device))
+        self.asked = None if asked is None else self.load(asked)
+        self.said = set[Any]()
+
+    def of(self, picture: Any, label: str) -> Any:
+        """Return the model for a picture or a video; say which and why, once for each reason."""
+        from liif_fast.upscaling import choose
+
+        if self.asked is not None:
+            return self.asked
+        choice = choose(picture)
+        if choice not in self.said:
+            say(f"{label}{choice}")
+            self.said.add(choice)
+        return self.load(choice.path)
+
+
 def _offer() -> None:
     """Mention the authors' weights if they are not in the models folder."""
     from liif_fast.models.catalogue import fetchable, find_model
@@ -171,7 +202,7 @@ def _offer() -> None:
         try:
             find_model(name)
         except FileNotFoundError:
-            say(f"using the shipped model; `liif-fast models get {name}` fetches the authors' sharper, slower one")
+            say(f"`liif-fast models get {name}` fetches the authors' model, sharper on clean images and slower")
 
 
 def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Picture | Animation, Format]:
@@ -201,12 +232,11 @@ def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture | A
 
 
 def _upscale(
-    job: Job, read: tuple[Picture | Animation, Format], model: Any, args: argparse.Namespace, label: str
+    job: Job, picture: Picture | Animation, kind: Format, model: Any, args: argparse.Namespace, label: str
 ) -> Any:
     """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 
-    picture, kind = read
     if not job.ready:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         check_place(job.target)

@@ -1,9 +1,11 @@
 """Make a sample from its recipe on the CPU, the second step of a wrapper."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 
 from liif_fast.data.damage import Damage, blurred, damaged
 from liif_fast.data.pairs import Size
@@ -68,6 +70,25 @@ def _flip(image: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
     vertical, horizontal, transposed = flips
     image = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
     return image.swapaxes(0, 1) if transposed else image
+
+
+def colour_matrix(rng: Generator) -> np.ndarray:
+    """Draw a change of colours, float32 [3, 3] for (R, G, B): channel permutation, hue rotation and saturation.
+
+    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so products with 8-bit values
+    and their sums are exact in float32.
+    """
+    matrix = np.eye(3)[rng.permutation(3)]
+    if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)
+        angle = rng.uniform(-math.pi, math.pi)
+        axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+        matrix = (math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) / 3 + math.sin(angle) * axis) @ matrix
+    if rng.random() < 0.5:
+        saturation = math.exp(rng.uniform(-1.0, 1.0))
+        matrix = (saturation * np.eye(3) + (1 - saturation) / 3) @ matrix
+    matrix = np.round(matrix * 4096) / 4096
+    matrix[:, 2] = 1 - matrix[:, 0] - matrix[:, 1]
+    return matrix.astype(np.float32)
 
 
 def recolour(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

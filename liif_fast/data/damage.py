@@ -16,7 +16,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from liif_fast.config.checks import mapping, number
-from liif_fast.data.resize import UNIT, resize_crops
+from liif_fast.data.resize import UNIT, weighted
 
 BLOCK = 8  # side of a JPEG block in pixels; with halved chroma two make a unit
 CHROMA = {0: 0.3, 1: 0.1, 2: 0.6}  # probabilities of Pillow's subsampling 4:4:4, 4:2:2 and 4:2:0
@@ -94,25 +94,24 @@ _DEFAULTS = {"noise": 6.0, "blur": 0.6, "clean": 0.1}
 
 
 def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur a uint8 image [H, W, 3] by a Gaussian, the width first; weights inside the border are normalised to 1."""
+    """Blur a uint8 image [H, W, 3] by a Gaussian, the width first; at a border the weights inside add up to 1."""
     if sigma == 0:
         return image
-    rows, columns = (torch.from_numpy(gaussian(side, sigma, side)) for side in image.shape[:2])
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return resize_crops(planes, rows, columns).permute(1, 2, 0).contiguous().numpy()
+    for size in image.shape[1::-1]:
+        planes = weighted(planes, *gaussian(size, sigma)).mT
+    return planes.permute(1, 2, 0).contiguous().numpy()
 
 
-def gaussian(size: int, sigma: float, padded: int) -> np.ndarray:
-    """Return the matrix of a blur along an axis, int32 [padded, padded] in units of `resize`; 0 beyond size."""
-    matrix = np.zeros((padded, padded), np.int32)
-    place = np.arange(size)
-    if sigma == 0:
-        matrix[place, place] = UNIT
-        return matrix
-    distance = np.abs(place[:, None] - place)
-    weight = np.where(distance <= math.ceil(3 * sigma), np.exp(-0.5 * (distance / sigma) ** 2), 0.0)
-    matrix[:size, :size] = np.round(weight / weight.sum(1, keepdims=True) * UNIT).astype(np.int32)
-    return matrix
+def gaussian(size: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first pixel and the weights that each pixel of a blurred axis reads, as `weighted` takes them."""
+    reach = math.ceil(3 * sigma)
+    place = np.arange(size)[:, None]
+    first = (place - reach).clip(0)
+    read = first + np.arange(2 * reach + 1)
+    distance = (read - place) / max(sigma, 1e-9)
+    weight = np.where((read < size) & (read <= place + reach), np.exp(-0.5 * distance**2), 0.0)
+    return first[:, 0], np.round(weight / weight.sum(1, keepdims=True) * UNIT).astype(np.int32)
 
 
 def damaged(low: np.ndarray, damage: Damage) -> np.ndarray:

@@ -18,7 +18,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from liif_fast.data.generated import Generated
+from liif_fast.data.generated import Generated, generator
 from liif_fast.data.registry import register
 
 SHARE = 32  # a further process pays off for so many images
@@ -39,11 +39,7 @@ def dead_leaves(size: int, seed: int, index: int = 0) -> np.ndarray:
     Raises:
         ValueError: an argument is out of its range.
     """
-    if size < 16:
-        raise ValueError(f"size must be at least 16, got {size}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
-    rng = np.random.default_rng([seed, index])
+    rng = generator(size, seed, index)
     n = size * SUPERSAMPLE
     painter = _Painter(rng, n)
     smallest = np.exp(rng.uniform(np.log(3.0), np.log(16.0)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from liif_fast.data.cut import Recipe
 from liif_fast.data.damage import damaged, gaussian
 from liif_fast.data.datasets import image_id
-from liif_fast.data.resize import bicubic_resize, coefficients, resize_crops
+from liif_fast.data.resize import bicubic_resize, coefficients, matrix, resize_crops
 from liif_fast.data.samples import Batches, Packed, Sample, unpack
 from liif_fast.data.wrappers import _Wrapper
 from liif_fast.window import Window
@@ -188,10 +188,14 @@ def _blurred(high: Tensor, recipes: Sequence[Recipe]) -> Tensor:
     sigmas = [0.0 if recipe.damage is None else recipe.damage.before for recipe in recipes]
     if not any(sigmas):
         return high
-    matrices = (
-        np.stack([gaussian(r.high[2 + axis], s, high.shape[2 + axis]) for r, s in zip(recipes, sigmas, strict=True)])
-        for axis in (0, 1)
-    )
+    matrices = []
+    for axis in (0, 1):
+        padded = high.shape[2 + axis]
+        made = np.zeros((len(recipes), padded, padded), np.int32)
+        for own, recipe, sigma in zip(made, recipes, sigmas, strict=True):
+            size = recipe.high[2 + axis]
+            own[:size] = matrix(*gaussian(size, sigma), padded)
+        matrices.append(made)
     return resize_crops(high, *(_to(each, high.device)[:, None] for each in matrices))
 
 

@@ -7,7 +7,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from liif_fast.data.datasets import _shipped
-from liif_fast.data.generated import Generated
+from liif_fast.data.generated import Generated, generator
 from liif_fast.data.registry import register
 
 SUPERSAMPLE = 4  # images are drawn this many times larger and then reduced, so that strokes are antialiased
@@ -22,9 +22,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
     """Draw a page of text, a line drawing, or both.
 
     Args:
-        size: side of the square image in pixels, at least 16.
-        seed: seed of the set of images, at least 0.
-        index: number of the image in its set, at least 0.
+        size, seed, index: as for `dead_leaves`.
 
     Returns:
         uint8 array [size, size, 3], RGB, a function of the arguments and the versions of Pillow and matplotlib.
@@ -33,11 +31,7 @@ def drawing(size: int, seed: int, index: int = 0) -> np.ndarray:
         ValueError: an argument is out of its range.
         FileNotFoundError: matplotlib, which ships the fonts, is not installed.
     """
-    if size < 16:
-        raise ValueError(f"size must be at least 16, got {size}")
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
-    rng = np.random.default_rng([seed, index])
+    rng = generator(size, seed, index)
     n = size * SUPERSAMPLE
     paper, ink = _colours(rng)
     image = Image.new("RGB", (n, n), paper)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from liif_fast.data.datasets import _positive, _Repeated
 from liif_fast.files import atomic_file
@@ -47,3 +48,12 @@ class Generated(_Repeated):
 
     def _draw_all(self, count: int, size: int, seed: int) -> np.ndarray:
         return np.stack([self.draw(size, seed, index) for index in range(count)])
+
+
+def generator(size: int, seed: int, index: int) -> Generator:
+    """Return the random numbers of an image after checking the arguments with which it is drawn."""
+    if size < 16:
+        raise ValueError(f"size must be at least 16, got {size}")
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must not be negative, got {seed} and {index}")
+    return np.random.default_rng([seed, index])

@@ -52,9 +52,9 @@ def bicubic_resize(image: Tensor, size: Sequence[int], *, height_first: bool | N
     if height_first is None:
         height_first = int(PIL.__version__.split(".")[0]) >= 13 and pillow_takes_height_first(image.shape[-2:], size)
     if height_first:
-        image = _along_width(image.mT, size[0]).mT
-    image = _along_width(image, size[1])
-    return image if height_first else _along_width(image.mT, size[0]).mT
+        image = _along_height(image, size[0])
+    image = weighted(image, *_taps(image.shape[-1], size[1]))
+    return image if height_first else _along_height(image, size[0])
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -114,25 +114,39 @@ def resize_crops(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def coefficients(size_in: int, size_out: int, padded: int) -> np.ndarray:
     """Return the matrix of one pass, int32 [size_out, padded] in units of 2^-22; columns beyond size_in are 0."""
-    return _matrix(*_taps(size_in, size_out), padded)
+    return matrix(*_taps(size_in, size_out), padded)
 
 
-def _along_width(image: Tensor, width: int) -> Tensor:
-    first, weight = _taps(image.shape[-1], width)
+def _along_height(image: Tensor, height: int) -> Tensor:
+    return weighted(image.mT, *_taps(image.shape[-2], height)).mT
+
+
+def weighted(image: Tensor, first: np.ndarray, weight: np.ndarray) -> Tensor:
+    """Weigh pixels along the width.
+
+    Args:
+        image: uint8 [..., H, W].
+        first: [width], the first pixel that each output reads, ascending.
+        weight: int32 [width, taps] in units of 2^-22; 0 for pixels beyond the image.
+
+    Returns:
+        uint8 [..., H, width], rounded and clipped.
+    """
     blocks = []
-    for start in range(0, width, _BLOCK):
+    for start in range(0, len(first), _BLOCK):
         begin, taps = first[start : start + _BLOCK], weight[start : start + _BLOCK]
         part = image[..., begin[0] : begin[-1] + taps.shape[1]].double()
-        matrix = torch.from_numpy(_matrix(begin - begin[0], taps, part.shape[-1])).to(image.device)
-        blocks.append(_to_8_bits(part @ matrix.double().mT).to(torch.uint8))
+        product = torch.from_numpy(matrix(begin - begin[0], taps, part.shape[-1])).to(image.device)
+        blocks.append(_to_8_bits(part @ product.double().mT).to(torch.uint8))
     return torch.cat(blocks, -1)
 
 
-def _matrix(first: np.ndarray, weight: np.ndarray, columns: int) -> np.ndarray:
+def matrix(first: np.ndarray, weight: np.ndarray, columns: int) -> np.ndarray:
+    """Make the matrix int32 [width, columns] of what `weighted` does; arguments as there."""
     taps = weight.shape[1]
-    matrix = np.zeros((len(first), columns + taps), np.int32)  # unused taps may lie beyond the input
-    matrix[np.arange(len(first))[:, None], first[:, None] + np.arange(taps)] = weight
-    return matrix[:, :columns]
+    made = np.zeros((len(first), columns + taps), np.int32)  # unused taps may lie beyond the input
+    made[np.arange(len(first))[:, None], first[:, None] + np.arange(taps)] = weight
+    return made[:, :columns]
 
 
 def _to_8_bits(total: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from liif_fast.data.cut import Recipe, cut
+from liif_fast.data.cut import Recipe, colour_matrix, cut
 from liif_fast.data.damage import Damage, Degrade
 from liif_fast.data.datasets import Images, _positive, headers, image_id
 from liif_fast.data.pairs import Size, pair_scale
@@ -151,25 +151,6 @@ def shorter_side(shape: Size, side: int) -> Size:
     height, width = shape
     other = int(side * max(shape) / min(shape))
     return (side, other) if height <= width else (other, side)
-
-
-def colour_matrix(rng: Generator) -> np.ndarray:
-    """Draw a change of colours, float32 [3, 3] for (R, G, B): channel permutation, hue rotation and saturation.
-
-    Its rows add up to 1, so grey stays grey. Its values are multiples of 2^-12 below 4, so products with 8-bit values
-    and their sums are exact in float32.
-    """
-    matrix = np.eye(3)[rng.permutation(3)]
-    if rng.random() < 0.5:  # hue: a rotation about the grey axis (Rodrigues)
-        angle = rng.uniform(-math.pi, math.pi)
-        axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-        matrix = (math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) / 3 + math.sin(angle) * axis) @ matrix
-    if rng.random() < 0.5:
-        saturation = math.exp(rng.uniform(-1.0, 1.0))
-        matrix = (saturation * np.eye(3) + (1 - saturation) / 3) @ matrix
-    matrix = np.round(matrix * 4096) / 4096
-    matrix[:, 2] = 1 - matrix[:, 0] - matrix[:, 1]
-    return matrix.astype(np.float32)
 
 
 @register("sr-implicit-downsampled")

@@ -57,7 +57,7 @@ class Animation:
     """
 
     def __init__(self, picture: Picture) -> None:
-        self.path, self.format, self.info = picture.path, picture.format, picture.info
+        self.path, self.format, self.info, self.lossy = picture.path, picture.format, picture.info, picture.lossy
         self.frames: list[NDArray[np.uint8]] = []
         self.durations: list[float] = []
         for notice in picture.notices[:-1]:  # the last says that it is one

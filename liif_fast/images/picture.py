@@ -41,9 +41,14 @@ class Picture:
         whole: why a window needs as much memory as the whole picture; "" if it does not.
         frames: number of frames or pages in the file; this is the first, and the last notice says so.
 
+    Attributes:
+        lossy: whether the file was compressed with loss (`sniffing.is_lossy`).
+
     Raises:
         ImageFileError: the picture has more pixels than twice `Image.MAX_IMAGE_PIXELS`.
     """
+
+    lossy = False
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from liif_fast.images.colour import read_chunks
 from liif_fast.images.errors import ImageFileError, reason, too_large
 from liif_fast.images.picture import Picture
 from liif_fast.images.pillow import open_with_pillow
-from liif_fast.images.sniffing import HEAD, readable
+from liif_fast.images.sniffing import HEAD, is_lossy, readable
 from liif_fast.images.tiff import Tiff, open_planes, read_tiff
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def open_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images (the error at twice the limit stays) and odd metadata
-            return _opened(path)
+            picture = _opened(path)
+            picture.lossy = is_lossy(path, picture.format)
+            return picture
     except ImageFileError:
         raise
     except Image.DecompressionBombError:

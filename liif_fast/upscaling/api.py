@@ -36,6 +36,7 @@ from liif_fast.images.xmp import resized_xmp
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.models.tiles import TILE
+from liif_fast.upscaling.choice import chosen
 from liif_fast.upscaling.features import input_window
 from liif_fast.upscaling.options import Options, Progress
 from liif_fast.upscaling.sizes import MAX_FILE_PIXELS, MAX_PIXELS, Frame, frame
@@ -82,8 +83,8 @@ def upscale(
             uint16, or floating point in [0, 1]. A PIL image is turned upright by its EXIF orientation. A palette image
             becomes RGB or RGBA, a 1-bit image L, with a logged notice. For a model of neither 1 nor 3 channels, an
             array [H, W, C] of that many, without alpha.
-        model: a model (used unchanged), the path or name of a checkpoint, or None for the model in the package. A
-            model of 1 channel takes gray images.
+        model: a model (used unchanged), the path or name of a checkpoint, or None for one of the package's models
+            (`choose`). A model of 1 channel takes gray images.
         scale: output size over input size, at least 1; each side is `round(side * scale)`.
         size: instead of scale, (width, height) in pixels, not below the input's; one of them may be None and then
             keeps the aspect ratio.
@@ -109,7 +110,7 @@ def upscale(
     pixels, restore = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_PIXELS)
-    rendered = _strips(pixels, resolve_model(model, device), wanted, options)
+    rendered = _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
     out = np.empty(rendered.shape, rendered.dtype)
     top = 0
     for rows in rendered:
@@ -162,7 +163,7 @@ def upscale_strips(
     pixels, _ = unpack(image)
     options = Options(backend, precision, tile, progress, self_ensemble)
     wanted = frame(pixels.shape[1::-1], scale, size, region, MAX_FILE_PIXELS)
-    return _strips(pixels, resolve_model(model, device), wanted, options)
+    return _strips(pixels, resolve_model(chosen(model, image), device), wanted, options)
 
 
 def upscale_file(
@@ -206,7 +207,7 @@ def upscale_file(
     picture = animated(open_picture(source), kind)
     checked = check_target(target, kind, picture, scale, size, region, colour)
     options = Options(backend, precision, tile, progress, self_ensemble)
-    upscale_picture(picture, checked, resolve_model(model, device), options)
+    upscale_picture(picture, checked, resolve_model(chosen(model, picture), device), options)
 
 
 class Target(NamedTuple):

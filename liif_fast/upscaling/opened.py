@@ -12,6 +12,7 @@ from liif_fast.images import read_image
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.upscaling.api import Model, Restore, unpack
 from liif_fast.upscaling.cache import Cache
+from liif_fast.upscaling.choice import chosen
 from liif_fast.upscaling.options import Options
 from liif_fast.upscaling.sizes import MAX_PIXELS, Frame, frame, frame_over
 from liif_fast.upscaling.strips import Canvas, check_image
@@ -54,9 +55,11 @@ class Upscaler:
     ) -> None:
         self._restore: Restore = lambda pixels: pixels
         if isinstance(image, str | os.PathLike):
-            pixels = read_image(image).pixels
+            picture = read_image(image)
+            pixels, model = picture.pixels, chosen(model, picture)
         else:
             pixels, self._restore = unpack(image)
+            model = chosen(model, image)
         model = resolve_model(model, device)
         check_image(pixels, model)
         kept = Cache[Tensor](memory) if isinstance(memory, int) else memory

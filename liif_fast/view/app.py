@@ -33,15 +33,15 @@ _LEVEL = f'<{PROFILE}>;rel="profile"'
 
 
 class Settings(NamedTuple):
-    """What `view` and `serve` differ in.
+    """The settings that differ between `view` and `serve`.
 
     Args:
         hosts: the values of the header Host that are answered, without the port.
         token: the first part of every path; None for none.
         public: whether other sites' scripts may read the answers (CORS), as IIIF asks.
         max_area: most pixels of an answer.
-        page: what the page is told: `name` of the photograph, and `photo` and `model` as they stand in the command
-            that it copies; None for no page.
+        page: what the page shows: `name` of the photograph, and `photo` and `model` as they stand in the command that
+            it copies; None for no page.
     """
 
     hosts: frozenset[str]

@@ -15,6 +15,7 @@ from PIL import Image
 from liif_fast.images import ImageFileError, Picture, open_picture
 from liif_fast.models.catalogue import resolve_model
 from liif_fast.upscaling.cache import Cache
+from liif_fast.upscaling.choice import CHOICES, chosen
 from liif_fast.upscaling.opened import WINDOW_BYTES, Upscaler
 from liif_fast.upscaling.sizes import MAX_PIXELS, Frame, frame_over
 from liif_fast.view.iiif import ImageRequest, RequestError
@@ -65,7 +66,8 @@ class Renderer:
 
     def warm(self) -> None:
         """Load the model, so that the first request does not wait for that."""
-        self._model(self._asked)
+        for model in CHOICES if self._asked is None else [self._asked]:
+            self._model(model)
 
     def render(self, entry: Entry, request: ImageRequest) -> bytes:
         """Make the image file that a request asks for.
@@ -100,7 +102,9 @@ class Renderer:
             return photograph
 
     def _upscaler(self, picture: Picture) -> Upscaler:
-        return Upscaler(picture.pixels, self._model(self._asked), backend=self._backend, memory=self._features)
+        return Upscaler(
+            picture.pixels, self._model(chosen(self._asked, picture)), backend=self._backend, memory=self._features
+        )
 
     def _pixels(self, photograph: _Photograph, pixels: NDArray, request: ImageRequest) -> NDArray:
         if not needs_model(request):

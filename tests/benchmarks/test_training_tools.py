@@ -7,6 +7,7 @@ from PIL import Image
 
 from benchmarks import wallpapers
 from benchmarks.deepen import deepened
+from benchmarks.mix import mixed
 from liif_fast import models
 
 ENCODER = {"name": "edsr-baseline", "args": {"n_resblocks": 2, "n_feats": 8, "no_upsampling": True}}
@@ -25,6 +26,16 @@ def test_a_deeper_network_begins_as_the_trained_one():
         assert deep.encoder.body[new].body[2].weight.abs().sum() == 0
     with pytest.raises(ValueError, match="must be a multiple of the model's 2, got 3"):
         deepened(model, 3)
+
+
+def test_a_mixture_lies_between_two_models():
+    torch.manual_seed(0)
+    first, second = (models.make({"name": "liif", "args": LIIF}) for _ in range(2))
+    expected = {key: 0.75 * value + 0.25 * second.state_dict()[key] for key, value in first.state_dict().items()}
+    for key, value in mixed(first, second, 0.25).state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+    with pytest.raises(ValueError, match="must be of one network"):
+        mixed(first, deepened(second, 4), 0.5)
 
 
 def test_pictures_are_halved_and_listed(tmp_path, monkeypatch):

@@ -401,3 +401,23 @@ def test_a_notice_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch, capsys
     assert before.endswith(" \r")
     assert "photo " in before
     assert "row 9 of 10" in after
+
+
+def test_a_line_says_which_model_and_why(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For one file with its name, for a folder once for each reason; nothing where a model is asked for."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with Image.open(photo) as image:
+        for name in ("a.jpg", "b.jpg", "c.png"):
+            image.save(folder / name)
+    by_photo, by_clean = (
+        "by edsr-small-liif-photo: JPEG compresses with loss\n",
+        "by edsr-small-liif: PNG is taken as clean\n",
+    )
+    one = folder / "a.jpg"
+    assert run(capsys, one, tmp_path / "a.png", "--size=20x") == (0, f"liif-fast: {one}: {by_photo}")
+    assert run(capsys, one, tmp_path / "b.png", "--size=20x", "--model=edsr-small-liif-photo") == (0, "")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    code, err = run(capsys, folder, tmp_path / "out", "--size=20x", "--format=png")
+    assert (code, err) == (0, f"liif-fast: {by_photo}liif-fast: {by_clean}liif-fast: 3 written\n")
+    assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "a.png").read_bytes()

@@ -26,7 +26,10 @@ PINNED = [
 ]
 MAIN, *OTHERS = PINNED
 LONG = os.environ.get("LIIF_FAST_TEST_COMPILE") == "all"
-ALL = "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16"
+ALL = (
+    "decode render fused_mlp gather_corners project decode-128 decode-64 decode-16 "
+    "decode-100 decode-192 decode-256-64 decode-256-3-1 decode-256-3-8 decode-256-3-4-1"
+)
 # Options of the report; those of one list share a process.
 SOME = ["--arch 90 --case decode gather_corners fused_mlp project --precision fp16",
         "--arch 80 --case render --precision tf32x3"]  # fmt: skip

@@ -173,8 +173,19 @@ def test_waves_are_those_of_the_image_at_hand():
         (first, coord, cell), (second, _, _) = batch(1), batch(2)
         for inp in (first, second, first):
             close(model(inp, coord, cell), plain(model, model.encoder(inp), inp, coord, cell))
-        assert copy.deepcopy(model)._kept is None
-        assert "_kept" not in model.state_dict()
+        with torch.no_grad():
+            model.freq.weight.add_(0.1)
+        kept = model._kept()
+        assert len(kept) == 0
+        feat = model.gen_feat(inp)
+        for _ in range(2):
+            close(model.query_rgb(coord, cell), plain(model, feat, inp, coord, cell))
+        del feat
+        assert len(kept) == 1
+        model.feat = None
+        assert len(kept) == 0
+        assert not copy.deepcopy(model)._kept()
+        assert pickle.loads(pickle.dumps(model)).state_dict().keys() == model.state_dict().keys()
 
 
 def test_one_model_as_both():
@@ -243,7 +254,7 @@ def test_outputs_must_be_the_input_s_channels():
     described["args"]["out_dim"] = 1
     model = models.make(described)
     for call in (lambda: model(*batch()), lambda: model.render(batch()[0], (9, 9))):
-        with pytest.raises(ValueError, match="as many outputs as that has channels, 3, got 1"):
+        with pytest.raises(ValueError, match="as many output channels as the input has, 3, got 1"):
             call()
 
 

@@ -281,6 +281,9 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
     for part in ("train", "valid"):
         (tmp_path / "load" / "div2k" / f"DIV2K_{part}_HR").mkdir(parents=True)
     (tmp_path / "data" / "carla").mkdir(parents=True)
+    for part in ("train", "held-out"):
+        (tmp_path / "data" / "wallpapers" / part).mkdir(parents=True)
+    (tmp_path / "data" / "edsr-small-liif.pth").touch()
     paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     found = {path.stem: load_config(path) for path in paths}
     assert {"edsr-small-liif", "edsr-baseline-liif-generated", "edsr-baseline-liif-dead-leaves"} < found.keys()
