@@ -52,10 +52,10 @@ def save_pictures(folder: Path) -> dict[str, NDArray]:
     return made
 
 
-def make_server(root: Path, model: Path, **changes: Any) -> Server:
+def make_server(root: Path, model: Path | None, **changes: Any) -> Server:
     """Return a server as `serve` makes it."""
     settings = Settings(frozenset({"127.0.0.1", "localhost", "testserver"}), None, True, CPU_AREA)
-    return Server(Shelf(root), Renderer(str(model), "cpu"), str(model), settings._replace(**changes))
+    return Server(Shelf(root), Renderer(model and str(model), "cpu"), str(model), settings._replace(**changes))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ for needed in ("starlette", "httpx2"):
 from starlette.testclient import TestClient
 
 from liif_fast.images import read_image
-from liif_fast.upscaling import upscale
+from liif_fast.upscaling import upscale, upscale_file
 from liif_fast.view.app import new_token
 
 from .support import HEIGHT, WIDTH, make_server, picture
@@ -57,6 +57,17 @@ def test_other_ways_to_the_same_pixels(client, pictures, small_model, tmp_path):
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(webp.content))), whole)
     gray = pixels_of(client.get("/iiif/3/rgb-8.png@x3/full/max/0/gray.png"), tmp_path)[..., 0]
     assert np.abs(gray.astype(int) - np.asarray(Image.fromarray(whole).convert("L"))).max() <= 1
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_without_a_model_the_photograph_gets_the_one_that_upscale_takes(tmp_path, ending):
+    """Whatever `upscale` takes for a file of this kind."""
+    file = tmp_path / f"photo.{ending}"
+    Image.fromarray(picture(height=40, width=50)).save(file)
+    with TestClient(make_server(file, None).app()) as client:
+        tile = client.get(f"/iiif/3/{file.name}@x2/30,20,40,30/max/0/default.png")
+    upscale_file(file, tmp_path / "out.png", scale=2, region=(20, 30, 30, 40))
+    assert np.array_equal(pixels_of(tile, tmp_path), read_image(tmp_path / "out.png").pixels)
 
 
 def test_fractions(client, tmp_path):
