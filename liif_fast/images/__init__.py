@@ -21,6 +21,7 @@ from liif_fast.images.formats import (
 )
 from liif_fast.images.picture import Part, Picture
 from liif_fast.images.pillow import normalise
-from liif_fast.images.reading import check_input, open_picture, read_image, read_rgb, spooled
+from liif_fast.images.reading import check_input, open_picture, read_image, read_rgb
 from liif_fast.images.sniffing import describe, endings
+from liif_fast.images.spooling import spooled
 from liif_fast.images.writing import write_image, write_strips

@@ -14,9 +14,8 @@ def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
 
     Nothing moves, because a maker's note may hold offsets, which Pillow's writer would break.
     """
-    data = bytearray(exif.removeprefix(_HEADER))
     try:
-        order, tags, next_at = _first(data)
+        data, order, tags, next_at = _first(exif)
         _set(data, order, tags, (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), size)
         if ExifTags.IFD.Exif in tags:
             inner, _ = _folder(data, order, _value(data, order, tags[ExifTags.IFD.Exif]))
@@ -29,9 +28,8 @@ def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
 
 def upright(exif: bytes) -> bytes | None:
     """Return EXIF data with the orientation set to upright; nothing moves, and None means damaged data."""
-    data = bytearray(exif.removeprefix(_HEADER))
     try:
-        order, tags, _ = _first(data)
+        data, order, tags, _ = _first(exif)
         if ExifTags.Base.Orientation in tags:
             struct.pack_into(f"{order}HIHH", data, tags[ExifTags.Base.Orientation] + 2, _SHORT, 1, 1, 0)
     except (KeyError, struct.error):
@@ -39,11 +37,12 @@ def upright(exif: bytes) -> bytes | None:
     return _HEADER + bytes(data)
 
 
-def _first(data: bytearray) -> tuple[str, dict[int, int], int]:
-    """Return the byte order, and `_folder` of the first IFD."""
+def _first(exif: bytes) -> tuple[bytearray, str, dict[int, int], int]:
+    """Return the data without its header, the byte order, and `_folder` of the first IFD."""
+    data = bytearray(exif.removeprefix(_HEADER))
     order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
     (first,) = struct.unpack_from(f"{order}I", data, 4)
-    return order, *_folder(data, order, first)
+    return data, order, *_folder(data, order, first)
 
 
 def _folder(data: bytearray, order: str, at: int) -> tuple[dict[int, int], int]:

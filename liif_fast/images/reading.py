@@ -1,22 +1,17 @@
 """Read image files upright, with channels and a depth that can be upscaled, and log what is lost."""
 
 import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from liif_fast.files import STANDARD
 from liif_fast.images.colour import read_chunks
 from liif_fast.images.errors import ImageFileError, reason, too_large
 from liif_fast.images.picture import Picture
 from liif_fast.images.pillow import open_with_pillow
-from liif_fast.images.sniffing import HEAD, is_lossy, readable
+from liif_fast.images.sniffing import is_lossy, readable
 from liif_fast.images.tiff import Tiff, open_planes, read_tiff
 
 if TYPE_CHECKING:
@@ -105,31 +100,6 @@ def _deep(path: Path, kind: str, tiff: Tiff | None) -> str:
             flags = file.read(1 << 16).partition(b"av1C")[2][2:3]
         bits = 10 if flags and flags[0] & _HIGH_BITDEPTH else 8
     return "more than 8 bits per channel" if bits > 8 else ""
-
-
-@contextmanager
-def spooled(stream: IO[bytes], head: bytes = b"") -> Iterator[Path]:
-    """Store an image from a pipe in a file, because readers must seek; messages call it `-`.
-
-    Args:
-        stream: the pipe; read to its end if it begins like an image.
-        head: bytes of it that have been read already.
-
-    Raises:
-        ImageFileError: it is not an image; errors raised within the context are renamed, too.
-    """
-    with TemporaryDirectory(prefix="liif-fast-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "input")
-        try:
-            path.write_bytes(head + stream.read(HEAD - len(head)))
-            readable(path)
-            with path.open("ab") as file:
-                shutil.copyfileobj(stream, file)
-            yield path
-        except ImageFileError as error:
-            raise ImageFileError(str(error).replace(str(path), str(STANDARD))) from None
-        except OSError as error:
-            raise ImageFileError(f"{STANDARD}: cannot be copied into {folder}: {reason(error)}") from None
 
 
 def check_input(path: str | os.PathLike[str]) -> None:
