@@ -138,7 +138,7 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
         for rows in (0, 128):
-            render.render(p, cell[:, 0], weights, biases, ensemble, grid, (layers, rows, width))
+            render.render(p, cell[:, 0], weights, biases, ensemble, grid, (), (layers, rows, width))
 
 
 @contextlib.contextmanager
