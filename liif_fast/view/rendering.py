@@ -43,9 +43,13 @@ class _Photograph:
 
     @property
     def nbytes(self) -> int:
-        """Return the most memory it takes, bytes: the pixels, and two planes of three float32 channels."""
+        """Return the most memory it takes, bytes: the pixels, and of each plane three float32 channels.
+
+        With alpha there are two planes, and the colour that hidden pixels take.
+        """
         height, width, channels = self.picture.shape
-        return height * width * (channels * self.picture.dtype.itemsize + 24)
+        floats = 9 if channels in (2, 4) else 3
+        return height * width * (channels * self.picture.dtype.itemsize + 4 * floats)
 
 
 class Renderer:

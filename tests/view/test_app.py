@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from liif_fast.images import read_image
 from liif_fast.upscaling import upscale, upscale_file
 from liif_fast.view.app import new_token
-from liif_fast.view.rendering import _resized
+from liif_fast.view.rendering import Renderer, _resized
+from liif_fast.view.shelf import Shelf
 
 from .support import HEIGHT, WIDTH, make_server, picture
 
@@ -107,6 +108,16 @@ def test_a_part_of_16_bits_is_that_of_the_whole(pictures):
         for how in (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC):
             whole = np.asarray(plane.resize(size, how, box)).round().clip(0, 65535)
             assert np.abs(_resized(pixels, size, box, how)[..., 0] - whole).max() <= 2
+
+
+def test_an_open_photograph_takes_no_more_than_the_cache_counts(pictures, small_model):
+    renderer = Renderer(str(small_model), "cpu")
+    for name in pictures[1]:
+        photograph = renderer._photograph(Shelf(pictures[0]).find(name))
+        planes = photograph.upscaler._canvas.planes
+        held = photograph.pixels.nbytes + sum(plane.view.inp.nbytes for plane in planes)
+        held += sum(each.plane.nbytes for each in planes if not np.shares_memory(each.plane, photograph.pixels))
+        assert held <= photograph.nbytes, name
 
 
 def test_info(client):
