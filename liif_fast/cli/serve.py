@@ -47,9 +47,12 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(MISSING.format(command="serve")) from error
-    hosts = (*LOOPBACK, *(each.lower() for each in args.allow_host))
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    if not _is_loopback(args.host):
+        shown = args.allow_host[0]  # the address that is printed must be one that is answered
+    hosts = (*LOOPBACK, *(each.lower() for each in (shown, *args.allow_host)))
     server = make_server(args.folder, args, hosts=hosts)
-    return serve(server, args.host, args.port, lambda address: print(f"{address}/", flush=True))
+    return serve(server, args.host, args.port, lambda number: print(f"http://{shown}:{number}/", flush=True))
 
 
 def _is_loopback(host: str) -> bool:

@@ -44,16 +44,18 @@ def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
     open_picture(args.photo)  # said now, not in the browser
     page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
-    if args.model is not None:
-        page["model"] = f" --model {shlex.quote(args.model)}"
+    asked = {"--model": args.model, "--backend": args.backend}
+    if args.device != "auto":
+        asked["--device"] = args.device
+    page["model"] = "".join(f" {name} {shlex.quote(each)}" for name, each in asked.items() if each is not None)
     try:
         from liif_fast.view.app import new_token
     except ModuleNotFoundError as error:
         raise ImportError(MISSING.format(command="view")) from error
     server = make_server(args.photo, args, hosts=("127.0.0.1", "localhost"), token=new_token(), page=page)
 
-    def opened(address: str) -> None:
-        address += f"{server.prefix}/"
+    def opened(number: int) -> None:
+        address = f"http://127.0.0.1:{number}{server.prefix}/"
         print(address, flush=True)
         if not args.no_browser and not webbrowser.open(address):
             say("no browser opens here; open the address above")
@@ -84,8 +86,8 @@ def make_server(
     return Server(Shelf(root), Renderer(args.model, args.device, args.backend), model, settings)
 
 
-def serve(server: "Server", host: str, number: int, opened: Callable[[str], None]) -> int:
-    """Serve until Ctrl-C; `opened` is called with the server's address once it answers."""
+def serve(server: "Server", host: str, number: int, opened: Callable[[int], None]) -> int:
+    """Serve until Ctrl-C; `opened` is called with the port once the server answers."""
     import asyncio
     import socket
 
@@ -93,13 +95,12 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[str], None
 
     listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound = listening.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
 
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                asyncio.get_running_loop().run_in_executor(None, opened, f"http://{shown}:{bound}")
+                asyncio.get_running_loop().run_in_executor(None, opened, bound)
 
     config = uvicorn.Config(
         server.app(),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.resources import files
@@ -109,7 +110,9 @@ class Server:
             return Response(f"{error}\n", error.status, media_type="text/plain")
         tag = entry.tag(self.model, __version__, wanted)
         headers = {"ETag": tag, "Cache-Control": "no-cache", "Link": _LEVEL}
-        if tag in [each.strip() for each in request.headers.get("if-none-match", "").split(",")]:
+        # A proxy that compresses makes the tag weak, which does not matter here (RFC 9110, section 13.1.2).
+        known = request.headers.get("if-none-match", "").split(",")
+        if tag in [each.strip().removeprefix("W/") for each in known]:
             return Response(status_code=304, headers=headers)
         try:
             queue = self.queue if needs_model(wanted) else self.plain
@@ -181,7 +184,8 @@ class Guard:
 
         request = Request(scope)
         host = request.headers.get("host", "")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::\d*)?", host)
+        name = match[1] if match else ""
         answer: ASGIApp = self.app
         if name.lower() not in self.settings.hosts:
             answer = Response("this host's name is not served here\n", 421, media_type="text/plain")

@@ -13,6 +13,7 @@ from liif_fast.window import Extent, Window
 
 MAX_SCALE = 64  # of an output over the photograph
 QUALITIES = ("default", "color", "gray", "bicubic", "nearest")
+LONGEST_SIDE = {"jpg": 65_500, "webp": 16_383}  # pixels; what libjpeg and WebP can hold
 FORMATS = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 LONGEST = 512  # characters of one part of a path; numbers below are cut shorter still
 CONTEXT = "http://iiif.io/api/image/3/context.json"
@@ -113,6 +114,8 @@ def parse_request(
         raise RequestError(400, f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
     if kind not in FORMATS:
         raise RequestError(400, f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if max(wide, high) > LONGEST_SIDE.get(kind, math.inf):
+        raise RequestError(400, f"{kind} holds at most {LONGEST_SIDE[kind]} pixels a side, got {wide}x{high}")
     window = None
     if (wide, high) == (width, height) and all(float(each).is_integer() for each in (left, top)):
         window = (int(top), int(left), high, wide)

@@ -24,9 +24,11 @@ class _Job:
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def wanted(self) -> bool:
-        for gone in list(self.clients):
-            if not await gone():
+        asked: set[Gone] = set()
+        while left := [gone for gone in self.clients if gone not in asked]:  # one may join while another is asked
+            if not await left[0]():
                 return True
+            asked.add(left[0])
         return False
 
 

@@ -43,9 +43,13 @@ class _Photograph:
 
     @property
     def nbytes(self) -> int:
-        """Return the most memory it takes, bytes: the pixels, and two planes of three float32 channels."""
+        """Return the most memory it takes, bytes: the pixels, and of each plane three float32 channels.
+
+        With alpha there are two planes, and the colour that hidden pixels take.
+        """
         height, width, channels = self.picture.shape
-        return height * width * (channels * self.picture.dtype.itemsize + 24)
+        floats = 9 if channels in (2, 4) else 3
+        return height * width * (channels * self.picture.dtype.itemsize + 4 * floats)
 
 
 class Renderer:
@@ -153,6 +157,11 @@ def _resized(
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
         made = np.asarray(image.resize(size, how, box))
         return made.reshape(*made.shape[:2], -1)
+    # Only what the kernels reach, up to 3 pixels of the coarser grid, because float32 planes of a photograph are large.
+    reach = [math.ceil(3 * max(1, (box[axis + 2] - box[axis]) / size[axis])) + 1 for axis in (0, 1)]
+    left, top = (max(0, math.floor(box[axis]) - reach[axis]) for axis in (0, 1))
+    right, bottom = (math.ceil(box[axis + 2]) + reach[axis] for axis in (0, 1))
+    pixels, box = pixels[top:bottom, left:right], (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     planes = [
         np.asarray(Image.fromarray(pixels[..., channel].astype(np.float32)).resize(size, how, box))
         for channel in range(pixels.shape[2])

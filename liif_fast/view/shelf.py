@@ -77,8 +77,9 @@ class Shelf:
             for file in sorted(files):
                 name = (Path(folder) / file).relative_to(self.root).as_posix()
                 try:
+                    name.encode()  # no address can hold a name that is not UTF-8
                     self.find(name)
-                except RequestError:
+                except (RequestError, UnicodeEncodeError):
                     continue
                 found.append(name)
                 if len(found) == most:

@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 from liif_fast.images import read_image
 from liif_fast.upscaling import upscale, upscale_file
 from liif_fast.view.app import new_token
+from liif_fast.view.rendering import Renderer, _resized
+from liif_fast.view.shelf import Shelf
 
 from .support import HEIGHT, WIDTH, make_server, picture
 
@@ -94,6 +96,30 @@ def test_plain_interpolation(client, pictures, tmp_path, name):
         assert np.array_equal(bicubic, np.asarray(image.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)))
 
 
+def test_a_part_of_16_bits_is_that_of_the_whole(pictures):
+    """Only what the kernels reach is made float32, and no pixel misses it but for float32's rounding."""
+    pixels = pictures[1]["gray-16.png"]
+    plane = Image.fromarray(pixels[..., 0].astype(np.float32))
+    for size, box in (
+        ((40, 30), (20.3, 11.7, 60.1, 80.9)),
+        ((90, 70), (100.2, 3.5, 131, 9.25)),
+        ((5, 4), (0, 0, 131, 103)),
+    ):
+        for how in (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC):
+            whole = np.asarray(plane.resize(size, how, box)).round().clip(0, 65535)
+            assert np.abs(_resized(pixels, size, box, how)[..., 0] - whole).max() <= 2
+
+
+def test_an_open_photograph_takes_no_more_than_the_cache_counts(pictures, small_model):
+    renderer = Renderer(str(small_model), "cpu")
+    for name in pictures[1]:
+        photograph = renderer._photograph(Shelf(pictures[0]).find(name))
+        planes = photograph.upscaler._canvas.planes
+        held = photograph.pixels.nbytes + sum(plane.view.inp.nbytes for plane in planes)
+        held += sum(each.plane.nbytes for each in planes if not np.shares_memory(each.plane, photograph.pixels))
+        assert held <= photograph.nbytes, name
+
+
 def test_info(client):
     answer = client.get("/iiif/3/rgb-8.png@x16/info.json")
     assert answer.headers["content-type"] == "application/json"
@@ -124,6 +150,7 @@ def test_an_answer_is_validated_before_any_work(client, pictures):
     made = client.get("/status.json").json()["made"]
     again = client.get(path, headers={"if-none-match": f'"other", {first.headers["etag"]}'})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert client.get(path, headers={"if-none-match": f"W/{first.headers['etag']}"}).status_code == 304
     assert client.get(path).content == first.content
     assert client.get("/status.json").json()["made"] == made
     file = pictures[0] / "rgb-8.png"
@@ -175,7 +202,8 @@ def test_refusals(client, pictures, path, status):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "", "evil.example:80", "localhost@evil", "[::1"]
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "", "evil.example:80", "localhost@evil", "localhost:80@evil", "[::1"],
 )
 def test_a_name_that_was_rebound_to_this_machine_is_refused(client, host):
     answer = client.get("/iiif/3/rgb-8.png/info.json", headers={"host": host})

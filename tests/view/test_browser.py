@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,16 +131,25 @@ def test_the_saved_window_is_the_file_that_the_copied_command_writes(page, photo
     assert np.array_equal(saved, made)
 
 
-def test_quick_zooms_leave_stale_tiles_unrendered(page, address):
+def test_quick_zooms_leave_stale_tiles_unrendered(page, server, monkeypatch):
     """Twelve zooms in quick succession: most of what is asked for is forgotten before it costs anything."""
+    render = server.renderer.render
+
+    def slowly(entry, request):
+        if request.quality == "default":
+            time.sleep(0.4)  # as a slow machine
+        return render(entry, request)
+
+    monkeypatch.setattr(server.renderer, "render", slowly)
     before = page.evaluate("() => fetch('status.json').then(answer => answer.json())")
     for step in range(12):
         page.evaluate(f"() => view.go(60, 50, {4 + step * 0.71})")
         page.wait_for_timeout(150)
     exact(page)
     after = page.evaluate("() => fetch('status.json').then(answer => answer.json())")
-    needed = 2 * 3 * 3  # tiles of both qualities on the screen
-    assert after["made"] - before["made"] < 12 * needed / 2
+    needed = 2  # at least, of the model's tiles at each step: 250 x 380 pixels of tiles of 256
+    assert after["made"] - before["made"] < 12 * needed
+    assert after["dropped"] > before["dropped"]
     assert after["waiting"] == 0
 
 
@@ -151,6 +161,12 @@ def test_states_and_keys(page):
     assert state.inner_text() == "exact"
     assert page.locator("#scale").inner_text() == "×2.50 328×258 of 131×103"
     assert page.locator("#beyond").is_hidden()
+    page.evaluate("() => view.go(65, 51, 1)")
+    exact(page)
+    assert state.inner_text() == "exact: the photograph itself"
+    page.keyboard.press("c")  # the command would write the model's pixels
+    assert page.locator("#note").inner_text() == "zoom in: up to ×1 nothing is upscaled"
+    page.evaluate("() => view.go(60, 50, 2.5)")
     canvas = page.locator("#canvas")
     canvas.focus()
     for key, scale in (("+", 3.12), ("-", 2.5), ("1", 1), ("0", 3.69)):
@@ -190,6 +206,10 @@ def test_wheel_drag_border_and_touch(page):
     page.mouse.wheel(0, -200)
     page.wait_for_function(f"() => view.onScreen().N > {size}", timeout=5000)
     assert page.evaluate(place) == pytest.approx(before, abs=2e-3)  # what is under the pointer stays there
+    size = page.evaluate("() => view.onScreen().N")
+    page.mouse.move(250, 90)  # on the border between the pictures
+    page.mouse.wheel(0, -200)
+    page.wait_for_function(f"() => view.onScreen().N > {size}", timeout=5000)
     page.evaluate("() => view.go(60, 50, 8)")
     start = seen(page)
     page.mouse.move(400, 100)
@@ -198,6 +218,11 @@ def test_wheel_drag_border_and_touch(page):
     page.mouse.up()
     assert page.evaluate("() => view.onScreen().x") == pytest.approx(start["x"] + 60, abs=1)
     assert page.evaluate("() => view.onScreen().y") == pytest.approx(start["y"] - 30, abs=1)
+    start = seen(page)
+    page.mouse.down(button="right")
+    page.mouse.move(400, 90, steps=3)
+    page.mouse.up(button="right")
+    assert seen(page) == start
     page.locator("#split").focus()
     page.keyboard.press("ArrowLeft")
     assert page.locator("#split").get_attribute("aria-valuenow") == "48"
@@ -212,6 +237,34 @@ def test_wheel_drag_border_and_touch(page):
         points = [] if gap is None else [{"x": 300 - gap, "y": 200, "id": 0}, {"x": 300 + gap, "y": 200, "id": 1}]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     assert page.evaluate("() => view.onScreen().N") == pytest.approx(2 * scale, rel=0.05)
+
+
+def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, small_model, tmp_path):
+    """The first picture has 1024 pixels a side at most, and must not be what is shown of more of them in the end."""
+    path, pixels = tmp_path / "large.png", picture(height=900, width=1500)
+    Image.fromarray(pixels).save(path)
+    shown = {"name": path.name, "photo": path.name}
+    with running(make_server(path, small_model, token="secret", public=False, page=shown)) as served:
+        context = browser.new_context(viewport=SIZE)
+        page = context.new_page()
+        page.goto(f"{served}/?x=700&y=400&s=0.9")
+        page.wait_for_function("() => document.body.dataset.state === 'reduced'", timeout=60_000)
+        assert page.locator("#state").inner_text() == "the photograph, reduced"
+        at, right = seen(page), bare(page)[:, 250:]
+        whole = Image.fromarray(pixels).resize((1350, 810), Image.Resampling.LANCZOS)
+        wanted = np.asarray(whole)[at["y"] : at["y"] + 380, at["x"] + 250 : at["x"] + 500]
+        assert np.abs(right.astype(int) - wanted).max() <= 1
+        context.close()
+
+
+def test_a_photograph_that_cannot_be_read_is_said_on_the_page(browser, address):
+    context = browser.new_context(viewport=SIZE)
+    page = context.new_page()
+    page.route("**/full/**", lambda route: route.fulfill(status=404, body="a.png: cannot be read\n"))
+    page.goto(address)
+    page.wait_for_selector("#note", timeout=10_000)
+    assert page.locator("#note").inner_text() == "a.png: cannot be read"
+    context.close()
 
 
 @pytest.fixture(scope="module")

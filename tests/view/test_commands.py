@@ -44,6 +44,7 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     arguments = [sys.executable, "-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model]
+    arguments += ["--device", "cpu"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
@@ -51,7 +52,7 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         assert len(address.split("/")[3]) >= 32  # the token
         with urllib.request.urlopen(f"{address}page.json", timeout=60) as answer:
             told = json.load(answer)
-        assert told == {"name": "photo.png", "photo": str(photo), "model": f" --model {small_model}"}
+        assert told == {"name": "photo.png", "photo": str(photo), "model": f" --model {small_model} --device cpu"}
         with urllib.request.urlopen(f"{address}iiif/3/photo.png@x3/9,9,40,30/max/0/default.png", timeout=60) as answer:
             assert Image.open(answer).size == (40, 30)
         process.send_signal(signal.SIGINT)
@@ -60,7 +61,7 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         assert process.stderr.read() == "liif-fast: interrupted\n"
 
 
-def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch):
+def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch, capsys):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     seen = []
@@ -68,7 +69,12 @@ def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypat
     command = ["serve", str(photo.parent), "--model", str(small_model), "--port", "8123"]
     assert main([*command, "--host", "0.0.0.0", "--allow-host", "Pictures.example"]) == 0
     assert main(command) == 0
-    (server, host, port, _), (usual, *rest, _) = seen
+    assert main([*command, "--host", "127.0.0.5"]) == 0
+    (server, host, port, opened), (usual, *rest, _), (other, *_, at) = seen
+    opened(8123)
+    at(8123)
+    assert capsys.readouterr().out == "http://Pictures.example:8123/\nhttp://127.0.0.5:8123/\n"
+    assert other.settings.hosts - usual.settings.hosts == {"127.0.0.5"}
     assert (host, port, rest) == ("0.0.0.0", 8123, ["127.0.0.1", 8123])
     assert server.settings.hosts - usual.settings.hosts == {"pictures.example"}
     assert (usual.settings.hosts, usual.settings.token) == ({"127.0.0.1", "localhost", "[::1]"}, None)

@@ -149,6 +149,15 @@ def test_bad_qualities_and_formats(last):
         parsed(last=last)
 
 
+@pytest.mark.parametrize(("kind", "side"), [("jpg", 65_500), ("webp", 16_383)])
+def test_a_side_that_a_format_cannot_hold(kind, side):
+    full = (side + 1, 1)
+    assert parsed("full", f"{side},1", last=f"default.{kind}", photo=full, full=full).size == (side, 1)
+    assert parsed("full", f"{side + 1},1", last="default.png", photo=full, full=full).size == (side + 1, 1)
+    with pytest.raises(RequestError, match=f"{kind} holds at most {side} pixels a side"):
+        parsed("full", f"{side + 1},1", last=f"default.{kind}", photo=full, full=full)
+
+
 def test_info_names_the_levels():
     info = describe("http://x/a", 1024, 700, AREA)
     assert info["tiles"] == [{"width": 256, "height": 256, "scaleFactors": [1, 2, 4]}]

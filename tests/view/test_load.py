@@ -68,8 +68,6 @@ def test_200_requests(pictures, small_model, tmp_path):
         assert not server.queue._jobs
     assert set(statuses) <= {200, 503}
     assert statuses.count(200) > 50
-    counts = server.queue.counts
-    assert counts["made"] <= 2 + len(statuses) + CLIENTS * REQUESTS // 2
     waiting, tiles, features = (max(column) for column in zip(*peaks, strict=True))
     assert waiting <= 64
     assert tiles <= 1 << 20

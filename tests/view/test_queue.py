@@ -104,6 +104,27 @@ def test_equal_requests_share_one_job():
     asyncio.run(play())
 
 
+def test_who_joins_while_the_others_are_asked_is_served():
+    async def play():
+        queue, asking, answer = Queue(), asyncio.Event(), asyncio.Event()
+
+        async def slowly_gone():
+            asking.set()
+            await answer.wait()
+            return True
+
+        first = asyncio.create_task(queue.run("a", lambda: 1, slowly_gone))
+        await asking.wait()
+        second = asyncio.create_task(queue.run("a", lambda: 1, here))
+        await asyncio.sleep(0)
+        answer.set()
+        assert await second == 1
+        await first
+        queue.close()
+
+    asyncio.run(play())
+
+
 def test_more_than_the_limit_are_refused():
     async def play():
         queue, held = Queue(most=3), Held()

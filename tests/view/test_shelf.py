@@ -1,5 +1,6 @@
 """Names and files: nothing outside the folder, nothing hidden, nothing but images."""
 
+import contextlib
 import io
 import os
 
@@ -39,6 +40,12 @@ def test_what_is_there(folder):
     assert shelf.find("inside.png").path == folder / "a.png"
     assert shelf.names() == ["a.png", "inside.png", "below/b c.JPG"]
     assert shelf.names(2) == ["a.png", "inside.png"]
+
+
+def test_a_name_that_is_not_utf8_hides_no_other(folder):
+    with contextlib.suppress(OSError):  # macOS has no such names
+        (folder / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    assert Shelf(folder).names() == ["a.png", "inside.png", "below/b c.JPG"]
 
 
 @pytest.mark.parametrize(

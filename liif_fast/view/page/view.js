@@ -4,7 +4,7 @@ const TILE = 256; // pixels a side
 const IN_FLIGHT = 2; // the server renders one after the other; one more waits, so that it never idles
 const SETTLE = 120; // milliseconds after the last move before tiles are asked for
 const LARGEST = 30, GRID_FROM = 6, TRAINED_TO = 5;
-const KEPT = 400; // tiles; 100 MiB of pixels
+const KEPT = 400; // tiles; 100 MiB of pixels. A screen that needs more than half of them keeps more.
 
 const $ = id => document.getElementById(id);
 const canvas = $("canvas"), pen = canvas.getContext("2d");
@@ -21,12 +21,15 @@ async function picture(address, signal) {
 const [info, photo] = await Promise.all([
   fetch(`${images}/info.json`).then(answer => answer.json()),
   picture(`${images}/full/!1024,1024/0/default.webp`),
-]);
+]).catch(error => {
+  Object.assign($("note"), { textContent: error.message, hidden: false });
+  throw error;
+});
 const W = info.width, H = info.height;
 
 // Where we are: the centre in pixels of the photograph, and the scale in screen pixels for one of them.
 const at = { x: W / 2, y: H / 2, s: 1 };
-let border = 0.5, other = "bicubic", grid = false, settling = 0, failed = 0;
+let border = 0.5, other = "bicubic", grid = false, settling = 0, failed = 0, shown = 0;
 const tiles = new Map(); // key -> {image, ...}, the least recently drawn first
 const wanted = new Map(); // key -> {..., abort} not here yet
 
@@ -37,6 +40,8 @@ function corner() {
   const { N, M } = full();
   return [Math.round((at.x / W) * N - canvas.width / 2), Math.round((at.y / H) * M - canvas.height / 2)];
 }
+/** Whether the model makes what is seen; if not, it is the photograph, at its size or reduced. */
+const enlarged = () => full().N > W || full().M > H;
 /** The part of the enlarged photograph that is on the screen. */
 function onScreen() {
   const { N, M } = full(), [left, top] = corner();
@@ -101,9 +106,10 @@ function tell(N, M) {
   $("window").textContent = `window ${round(w / at.s)}×${round(h / at.s)} at ${round(x / at.s)}, ${round(y / at.s)}`;
   let state = "exact", text = "exact";
   if (settling) [state, text] = ["moving", "moving: the browser's interpolation"];
-  else if (at.s < 1) [state, text] = ["reduced", "the photograph, reduced by the browser"];
   else if (failed) [state, text] = ["failed", `${failed} tiles failed`];
   else if (wanted.size) [state, text] = ["coming", `${wanted.size} to come`];
+  else if (at.s < 1) [state, text] = ["reduced", "the photograph, reduced"];
+  else if (!enlarged()) text = "exact: the photograph itself";
   document.body.dataset.state = state;
   if ($("state").textContent !== text) $("state").textContent = text;
   $("beyond").hidden = at.s <= TRAINED_TO;
@@ -118,22 +124,21 @@ function tell(N, M) {
 function plan() {
   settling = failed = 0;
   const need = new Map();
-  if (at.s >= 1) {
-    const { N, M, x, y, w, h } = onScreen(), [left, top] = corner(), across = Math.round(border * canvas.width);
-    for (const quality of other ? ["default", other] : ["default"])
-      for (let row = Math.floor(y / TILE); row * TILE < y + h; row++)
-        for (let column = Math.floor(x / TILE); column * TILE < x + w; column++) {
-          const tile = { quality, N, size: `${N}x${M}`, x: column * TILE, y: row * TILE };
-          tile.w = Math.min(TILE, N - tile.x);
-          tile.h = Math.min(TILE, M - tile.y);
-          const edge = tile.x - left;
-          if (other && (quality === "default" ? edge + tile.w <= across : edge >= across)) continue;
-          // The comparison takes no time; the model's tiles come centre first.
-          const far = Math.hypot(edge + tile.w / 2 - canvas.width / 2, tile.y - top + tile.h / 2 - canvas.height / 2);
-          tile.rank = quality === "default" ? far : far - 1e9;
-          need.set(`${quality} ${tile.size} ${tile.x},${tile.y}`, tile);
-        }
-  }
+  const { N, M, x, y, w, h } = onScreen(), [left, top] = corner(), across = Math.round(border * canvas.width);
+  for (const quality of other ? ["default", other] : ["default"])
+    for (let row = Math.floor(y / TILE); row * TILE < y + h; row++)
+      for (let column = Math.floor(x / TILE); column * TILE < x + w; column++) {
+        const tile = { quality, N, M, size: `${N}x${M}`, x: column * TILE, y: row * TILE };
+        tile.w = Math.min(TILE, N - tile.x);
+        tile.h = Math.min(TILE, M - tile.y);
+        const edge = tile.x - left;
+        if (other && (quality === "default" ? edge + tile.w <= across : edge >= across)) continue;
+        // The comparison takes no time; the model's tiles come centre first.
+        const far = Math.hypot(edge + tile.w / 2 - canvas.width / 2, tile.y - top + tile.h / 2 - canvas.height / 2);
+        tile.rank = quality === "default" ? far : far - 1e9;
+        need.set(`${quality} ${tile.size} ${tile.x},${tile.y}`, tile);
+      }
+  shown = need.size;
   for (const [key, tile] of wanted)
     if (!need.has(key)) {
       wanted.delete(key);
@@ -157,14 +162,20 @@ function ask() {
   for (const [key, tile] of waiting.slice(0, Math.max(0, free))) load(key, tile);
 }
 
+/** The address of a tile; a photograph that is reduced has no enlarged image, and its parts are named in percent. */
+function addressOf({ N, M, size, x, y, w, h, quality }) {
+  if (N >= W && M >= H) return `${images}@${size}/${x},${y},${w},${h}/max/0/${quality}.webp`;
+  const part = [x / N, y / M, w / N, h / M].map(each => (100 * each).toFixed(9));
+  return `${images}/pct:${part}/${w},${h}/0/${quality}.webp`;
+}
+
 async function load(key, tile) {
   tile.abort = new AbortController();
   try {
-    const address = `${images}@${tile.size}/${tile.x},${tile.y},${tile.w},${tile.h}/max/0/${tile.quality}.webp`;
-    tile.image = await picture(address, tile.abort.signal);
+    tile.image = await picture(addressOf(tile), tile.abort.signal);
     if (wanted.get(key) === tile) wanted.delete(key);
     tiles.set(key, tile);
-    while (tiles.size > KEPT) tiles.delete(tiles.keys().next().value);
+    while (tiles.size > Math.max(KEPT, 2 * shown)) tiles.delete(tiles.keys().next().value);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error.status === 503 || error.status === 499) {
@@ -226,7 +237,7 @@ function note(text) {
 
 /** Save the window as the server makes it: 16 bits and the colour profile stay. */
 function save() {
-  if (at.s < 1) return note("zoom to ×1 or more: below, nothing is upscaled");
+  if (!enlarged()) return note("zoom in: up to ×1 nothing is upscaled");
   const { N, M, x, y, w, h } = onScreen(), link = document.createElement("a");
   link.href = `${images}@${N}x${M}/${x},${y},${w},${h}/max/0/default.png`;
   link.download = `${told.name.replace(/\.[^.]*$/, "")}-${N}x${M}+${x}+${y}.png`;
@@ -239,7 +250,7 @@ function command() {
 }
 
 async function copy() {
-  if (at.s < 1) return note("zoom to ×1 or more: below, nothing is upscaled");
+  if (!enlarged()) return note("zoom in: up to ×1 nothing is upscaled");
   try {
     await navigator.clipboard.writeText(command());
     note(`copied: ${command()}`);
@@ -288,7 +299,7 @@ for (const button of document.querySelectorAll("[data-key]"))
 $("left").addEventListener("click", keys.b);
 
 const on = event => [event.clientX * devicePixelRatio, event.clientY * devicePixelRatio];
-canvas.addEventListener("wheel", event => {
+addEventListener("wheel", event => { // anywhere: the border lies on the picture
   event.preventDefault(); // a pinch on a touchpad comes as a wheel with ctrl
   const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? innerHeight : 1);
   zoom(2 ** (-pixels / (event.ctrlKey ? 100 : 400)), ...on(event));
@@ -297,6 +308,7 @@ canvas.addEventListener("dblclick", event => zoom(2, ...on(event)));
 
 const fingers = new Map(); // pointer -> its last [x, y]
 canvas.addEventListener("pointerdown", event => {
+  if (event.button) return; // a menu may keep the end of a right click to itself
   canvas.setPointerCapture(event.pointerId);
   fingers.set(event.pointerId, on(event));
 });
