@@ -211,7 +211,6 @@ def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Pictur
         return _opened(job.source, job, args)
     with spooled(sys.stdin.buffer, head) as path:
         picture, kind = _opened(path, job, args)
-        picture.path = STANDARD
         if isinstance(picture, Picture):
             picture.pixels  # noqa: B018 - read now, because the file will be removed
         return picture, kind
@@ -219,13 +218,14 @@ def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Pictur
 
 def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
     picture = open_picture(path)
+    picture.path = job.source  # which messages name, not the copy of what came through a pipe
     kind = job.kind
     if kind is None:
         ending = ending_of(picture.format)
         ending = ending if holds(ending, picture, args.background) else ".png"
         kind = FORMATS[f".{args.format}" if args.format else ending]
     kind = tuned(job.target, kind, args.quality, args.lossless)
-    opened = animated(picture, kind)
+    opened = animated(picture, kind, path)
     if isinstance(opened, Picture) and not args.region:
         opened.pixels  # noqa: B018 - read now, before torch is loaded
     return opened, kind

@@ -140,6 +140,26 @@ def test_a_file_to_or_from_a_pipe(run, photo: Path, tmp_path: Path) -> None:
     assert (code, "piped.png: exists; give --existing" in err) == (1, True)
 
 
+def test_a_gray_region_of_colour_from_a_pipe(run) -> None:
+    """Whether the rest is gray, too, is asked when the copy of what the pipe brought is gone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 1), np.uint8).repeat(3, 2)
+    pixels[-1, -1] = 200, 30, 30
+    code, out, err = run("-", "-", "--region=10x8+0+0", "--tile=32", stdin=saved(Image.fromarray(pixels)))
+    assert (code, err) == (0, "")
+    with Image.open(io.BytesIO(out)) as made:
+        assert made.size == (10, 8)
+
+
+@pytest.mark.parametrize(("format", "cut"), [("TIFF", 0), ("GIF", 1)])
+def test_notices_call_a_pipe_by_its_name(run, tmp_path: Path, format: str, cut: int) -> None:
+    frames = [Image.new("L", (9, 8), shade) for shade in (30, 90)]
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    code, _, err = run("-", tmp_path / f"out.{'gif' if cut else 'png'}", stdin=data[: len(data) - cut])
+    assert code == 0
+    assert "only the first of 2 frames" in err if format == "TIFF" else "without its end mark" in err
+    assert all(line.startswith("liif-fast: -: ") for line in err.splitlines())
+
+
 def test_a_file_whose_name_is_a_dash(run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photo.parent)
     photo.rename("-")
