@@ -140,6 +140,15 @@ def test_a_file_to_or_from_a_pipe(run, photo: Path, tmp_path: Path) -> None:
     assert (code, "piped.png: exists; give --existing" in err) == (1, True)
 
 
+def test_a_folder_without_images_among_several_inputs_is_named(run, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(photo, tmp_path / "empty", tmp_path / "out")
+    assert (code, err.splitlines()) == (
+        0,
+        [f"liif-fast: {tmp_path / 'empty'}: no image files in it (--recursive looks deeper)", "liif-fast: 1 written"],
+    )
+
+
 def test_a_gray_region_of_colour_from_a_pipe(run) -> None:
     """Whether the rest is gray, too, is asked when the copy of what the pipe brought is gone."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 1), np.uint8).repeat(3, 2)
