@@ -13,7 +13,7 @@ from PIL import Image
 
 from liif_fast import upscaling
 from liif_fast.cli import main
-from liif_fast.images import read_image, write_strips
+from liif_fast.images import parse_colour, read_image, write_strips
 
 from .support import without_result
 
@@ -322,6 +322,12 @@ def test_no_background(run, photo: Path, tmp_path: Path, colour: str) -> None:
     code, _, err = run(photo, tmp_path / "out.png", f"--background={colour}")
     assert code == 2
     assert "argument --background: background must be an opaque colour: white, #fff" in err
+
+
+@pytest.mark.parametrize("colour", [(1.9, 2, 3), (float("inf"), 0, 0), ("1", "2", "3"), (1, 2), (256, 0, 0), 7])
+def test_what_is_no_colour_in_python(colour: object) -> None:
+    with pytest.raises(ValueError, match="background must be an opaque colour"):
+        parse_colour(colour)  # type: ignore[arg-type]
 
 
 def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:
