@@ -1,5 +1,6 @@
 """Pair and check the files that an upscaling reads and writes before any work. Imports no torch."""
 
+import logging
 import os
 import sys
 import unicodedata
@@ -26,6 +27,8 @@ from liif_fast.images import (
     mode_of,
     open_picture,
 )
+
+logger = logging.getLogger("liif_fast.cli")
 
 EXISTING = ("replace", "skip", "error")
 
@@ -85,18 +88,25 @@ def find_jobs(
         check_input(origins[0])
     elif folder:
         raise ImageFileError(f"{goal}: is a folder, and - has no name; give a file as OUT")
-    jobs = []
-    for origin, within in _images(origins, goal, recursive, passed_over):
-        output = goal / within / _name(origin, suffix, extension, background) if folder else goal
-        kind = None if output == STANDARD else check_format(output)
-        ready = not many and (not folder or goal.exists())
-        if ready and output != STANDARD:
-            check_place(output)
-        jobs.append(Job(origin, output, kind, ready))
+    jobs: list[Job] = []
+    empty = []
+    for origin in origins:
+        before = len(jobs)
+        for file, within in _images(origin, goal, recursive, passed_over):
+            output = goal / within / _name(file, suffix, extension, background) if folder else goal
+            kind = None if output == STANDARD else check_format(output)
+            ready = not many and (not folder or goal.exists())
+            if ready and output != STANDARD:
+                check_place(output)
+            jobs.append(Job(file, output, kind, ready))
+        if len(jobs) == before:
+            empty.append(origin)
+    deeper = "" if recursive else " (--recursive looks deeper)"
     if not jobs:
         found = f"; passed over: {counted(passed_over)}" if passed_over else ""
-        deeper = "" if recursive else " (--recursive looks deeper)"
         raise ImageFileError(f"{', '.join(map(str, origins))}: no image files in it{deeper}{found}")
+    for origin in empty:
+        logger.warning("%s: no image files in it%s", origin, deeper)
     if existing == "skip" and suffix:  # outputs of an earlier run beside its inputs are not inputs of this one
         made = {identity(job.target) for job in jobs if not _same(job.source, job.target)}
         jobs = [job for job in jobs if identity(job.source) not in made]
@@ -174,33 +184,27 @@ def holds(ending: str, picture: Picture, background: Colour | None) -> bool:
     return fits(ending, mode_of(flat_channels(picture.shape[2], background), picture.depth))
 
 
-def _images(
-    origins: list[Path], goal: Path, recursive: bool, passed_over: Counter[str]
-) -> Iterator[tuple[Path, Path | str]]:
-    """Yield image files by name, each with its folder relative to an origin; count other visible files in the folders.
+def _images(origin: Path, goal: Path, recursive: bool, passed_over: Counter[str]) -> Iterator[tuple[Path, Path | str]]:
+    """Yield image files by name, each with its folder relative to the origin; count other visible files in the folders.
 
     A folder's files come before those of nested folders. The output folder is skipped.
     """
-    known = endings()
-    for origin in origins:
-        if not origin.is_dir():
-            yield origin, ""
-            continue
-        inside = not _same(goal, origin)
-        for at, folders, names in os.walk(origin, onerror=_unreadable):
-            here = Path(at)
-            folders[:] = sorted(
-                name
-                for name in folders
-                if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
-            )
-            for name in sorted(names):
-                if is_litter(name):
-                    continue
-                if Path(name).suffix.lower() in known:
-                    yield here / name, here.relative_to(origin)
-                elif (here / name).is_file():
-                    passed_over[describe(here / name)] += 1
+    if not origin.is_dir():
+        yield origin, ""
+        return
+    known, inside = endings(), not _same(goal, origin)
+    for at, folders, names in os.walk(origin, onerror=_unreadable):
+        here = Path(at)
+        folders[:] = sorted(
+            name for name in folders if recursive and not is_litter(name) and not (inside and _same(here / name, goal))
+        )
+        for name in sorted(names):
+            if is_litter(name):
+                continue
+            if Path(name).suffix.lower() in known:
+                yield here / name, here.relative_to(origin)
+            elif (here / name).is_file():
+                passed_over[describe(here / name)] += 1
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -6,6 +6,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -211,7 +213,6 @@ def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Pictur
         return _opened(job.source, job, args)
     with spooled(sys.stdin.buffer, head) as path:
         picture, kind = _opened(path, job, args)
-        picture.path = STANDARD
         if isinstance(picture, Picture):
             picture.pixels  # noqa: B018 - read now, because the file will be removed
         return picture, kind
@@ -219,13 +220,14 @@ def _read(job: Job, args: argparse.Namespace, head: bytes = b"") -> tuple[Pictur
 
 def _opened(path: Path, job: Job, args: argparse.Namespace) -> tuple[Picture | Animation, Format]:
     picture = open_picture(path)
+    picture.path = job.source  # which messages name, not the copy of what came through a pipe
     kind = job.kind
     if kind is None:
         ending = ending_of(picture.format)
         ending = ending if holds(ending, picture, args.background) else ".png"
         kind = FORMATS[f".{args.format}" if args.format else ending]
     kind = tuned(job.target, kind, args.quality, args.lossless)
-    opened = animated(picture, kind)
+    opened = animated(picture, kind, path)
     if isinstance(opened, Picture) and not args.region:
         opened.pixels  # noqa: B018 - read now, before torch is loaded
     return opened, kind
@@ -237,15 +239,32 @@ def _upscale(
     """Upscale one picture and return the output's (width, height)."""
     from liif_fast import upscaling
 
-    if not job.ready:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        check_place(job.target)
     with Bar(label) as bar:
         target = upscaling.check_target(job.target, kind, picture, args.scale, args.size, args.region, args.background)
         height, width = target.frame.region[2:]
         options = upscaling.Options(args.backend, args.precision, args.tile, bar.update, args.self_ensemble)
-        upscaling.upscale_picture(picture, target, model, options)
+        with _folder(job):
+            upscaling.upscale_picture(picture, target, model, options)
     return width, height
+
+
+@contextmanager
+def _folder(job: Job) -> Iterator[None]:
+    """Create the output's folder if it is missing; if the output fails, remove what was created."""
+    from liif_fast import distributed
+
+    created = [folder for folder in job.target.parents if not folder.exists()]
+    try:
+        if not job.ready:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            check_place(job.target)
+        yield
+    except BaseException:
+        if distributed.world_size() == 1:  # else another process may be about to write there
+            for folder in created:
+                with suppress(OSError):  # not empty, or never created
+                    folder.rmdir()
+        raise
 
 
 def _summary(jobs: Jobs, done: int, failed: int) -> int:

@@ -45,7 +45,8 @@ class Animation:
     """An animation, upright.
 
     Args:
-        picture: its file, open; it gives path, format, metadata and notices.
+        picture: its file, open; it gives format, metadata, notices, and the path that messages name.
+        file: where the file lies; None means the picture's path.
 
     Attributes:
         frames: whole pictures [H, W, 3], or [H, W, 4] where any of them has transparency; uint8.
@@ -56,7 +57,7 @@ class Animation:
         ImageFileError: it is damaged, breaks off, or has more pixels in all than a picture may have.
     """
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, picture: Picture, file: str | os.PathLike[str] | None = None) -> None:
         self.path, self.format, self.info, self.lossy = picture.path, picture.format, picture.info, picture.lossy
         self.frames: list[NDArray[np.uint8]] = []
         self.durations: list[float] = []
@@ -66,7 +67,7 @@ class Animation:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of large pictures; the error at twice the limit stays
-                self._read(read)
+                self._read(read, file or self.path)
         except ImageFileError:
             raise
         except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
@@ -74,10 +75,10 @@ class Animation:
             where = f"frame {len(self.frames) + 1} of the animation"
             raise ImageFileError(f"{self.path}: {where} cannot be read: {why}") from error
 
-    def _read(self, read: Callable[[str | os.PathLike[str]], Frames]) -> None:
-        with Image.open(self.path, formats=[self.format]) as image:
+    def _read(self, read: Callable[[str | os.PathLike[str]], Frames], file: str | os.PathLike[str]) -> None:
+        with Image.open(file, formats=[self.format]) as image:
             how = TURNS.get(image.getexif().get(_ORIENTATION, 1), TURNS[1])
-        self.plays, frames = read(self.path)
+        self.plays, frames = read(file)
         for canvas, duration in frames:
             self.frames.append(turn(canvas, how))
             self.durations.append(duration)
@@ -94,14 +95,18 @@ class Animation:
         return self.shape[1], self.shape[0]
 
 
-def animated(picture: Picture, kind: Format) -> Picture | Animation:
+def animated(picture: Picture, kind: Format, file: str | os.PathLike[str] | None = None) -> Picture | Animation:
     """Read all frames of a picture if it has several and a format can hold them; else return the picture.
+
+    Args:
+        picture, file: as for `Animation`.
+        kind: the output's format.
 
     Raises:
         ImageFileError: as `Animation`.
     """
     several = picture.frames > 1 and picture.format in ANIMATED and kind.name in ANIMATED
-    return Animation(picture) if several else picture
+    return Animation(picture, file) if several else picture
 
 
 def write_animation(
@@ -141,7 +146,7 @@ def write_animation(
             images[0].save(file, format=kind.name, save_all=True, append_images=images[1:], **options)
     except BrokenPipeError:
         raise
-    except (OSError, ValueError, MemoryError, struct.error) as error:
+    except (OSError, ValueError, OverflowError, MemoryError, struct.error) as error:
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING
 
 from PIL import ImageColor
@@ -21,7 +22,7 @@ def parse_colour(colour: str | Sequence[int]) -> Colour:
         ValueError: it is not a colour, or not opaque.
     """
     try:
-        values = ImageColor.getrgb(colour) if isinstance(colour, str) else tuple(map(int, colour))
+        values = ImageColor.getrgb(colour) if isinstance(colour, str) else tuple(map(index, colour))
     except (TypeError, ValueError):
         values = ()
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):

@@ -106,8 +106,12 @@ class Picture:
         while self.notices:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
         height, width = self.shape[1::-1] if self._turn[0] else self.shape[:2]
+        window = window or (0, 0, height, width)
+        if "pixels" in self.__dict__:  # the file may be gone, as one from a pipe
+            yield crop(turn_back(self.pixels, self._turn), window)
+            return
         try:
-            yield from self._decode(window or (0, 0, height, width))
+            yield from self._decode(window)
         except Exception as error:  # decoders of damaged files raise anything
             raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
 

@@ -251,6 +251,27 @@ def test_a_folder_that_cannot_be_made_is_named(
     assert err[-1] == "liif-fast: 0 written, 5 failed"
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_folder_for_an_output_that_fails_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, broken: bool
+) -> None:
+    """Whether the format cannot hold it or the work breaks off; one that was there before stays."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    (tmp_path / "there" / "deeper").mkdir(parents=True)
+    Image.new("RGB" if broken else "RGBA", (5, 4)).save(tmp_path / "in" / "deeper" / "a.png")
+    if broken:
+        monkeypatch.setattr("liif_fast.upscaling.upscale_picture", full)
+    for out in ("new/er", "there"):
+        args = [str(tmp_path / "in"), str(tmp_path / out), "--recursive", "--format=jpg", "--scale=2"]
+        assert main(["upscale", *args, f"--model={model}"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "there"]
+    assert [path.name for path in (tmp_path / "there").rglob("*")] == ["deeper"]
+
+
 def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").touch()

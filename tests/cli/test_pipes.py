@@ -13,7 +13,7 @@ from PIL import Image
 
 from liif_fast import upscaling
 from liif_fast.cli import main
-from liif_fast.images import read_image, write_strips
+from liif_fast.images import parse_colour, read_image, write_strips
 
 from .support import without_result
 
@@ -138,6 +138,35 @@ def test_a_file_to_or_from_a_pipe(run, photo: Path, tmp_path: Path) -> None:
     assert (tmp_path / "piped.png").read_bytes() == expected
     code, _, err = run("-", tmp_path / "piped.png", "--existing=error", stdin=photo.read_bytes())
     assert (code, "piped.png: exists; give --existing" in err) == (1, True)
+
+
+def test_a_folder_without_images_among_several_inputs_is_named(run, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(photo, tmp_path / "empty", tmp_path / "out")
+    assert (code, err.splitlines()) == (
+        0,
+        [f"liif-fast: {tmp_path / 'empty'}: no image files in it (--recursive looks deeper)", "liif-fast: 1 written"],
+    )
+
+
+def test_a_gray_region_of_colour_from_a_pipe(run) -> None:
+    """Whether the rest is gray, too, is asked when the copy of what the pipe brought is gone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 1), np.uint8).repeat(3, 2)
+    pixels[-1, -1] = 200, 30, 30
+    code, out, err = run("-", "-", "--region=10x8+0+0", "--tile=32", stdin=saved(Image.fromarray(pixels)))
+    assert (code, err) == (0, "")
+    with Image.open(io.BytesIO(out)) as made:
+        assert made.size == (10, 8)
+
+
+@pytest.mark.parametrize(("format", "cut"), [("TIFF", 0), ("GIF", 1)])
+def test_notices_call_a_pipe_by_its_name(run, tmp_path: Path, format: str, cut: int) -> None:
+    frames = [Image.new("L", (9, 8), shade) for shade in (30, 90)]
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    code, _, err = run("-", tmp_path / f"out.{'gif' if cut else 'png'}", stdin=data[: len(data) - cut])
+    assert code == 0
+    assert "only the first of 2 frames" in err if format == "TIFF" else "without its end mark" in err
+    assert all(line.startswith("liif-fast: -: ") for line in err.splitlines())
 
 
 def test_a_file_whose_name_is_a_dash(run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +322,12 @@ def test_no_background(run, photo: Path, tmp_path: Path, colour: str) -> None:
     code, _, err = run(photo, tmp_path / "out.png", f"--background={colour}")
     assert code == 2
     assert "argument --background: background must be an opaque colour: white, #fff" in err
+
+
+@pytest.mark.parametrize("colour", [(1.9, 2, 3), (float("inf"), 0, 0), ("1", "2", "3"), (1, 2), (256, 0, 0), 7])
+def test_what_is_no_colour_in_python(colour: object) -> None:
+    with pytest.raises(ValueError, match="background must be an opaque colour"):
+        parse_colour(colour)  # type: ignore[arg-type]
 
 
 def test_background_and_quality_in_python(tmp_path: Path, model: str) -> None:

@@ -419,6 +419,17 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gif"]
 
 
+def test_equal_frames_that_last_too_long_for_a_gif(tmp_path: Path) -> None:
+    """Pillow makes one of them and adds up their durations."""
+    moving(tmp_path / "in.gif")
+    animation = animated(open_picture(tmp_path / "in.gif"), FORMATS[".gif"])
+    assert isinstance(animation, Animation)
+    animation.durations = [400_000.0, 400_000.0]
+    with pytest.raises(ImageFileError, match=r"out.gif: cannot be written"):
+        write_animation(tmp_path / "out.gif", animation.frames[:1] * 2, animation, FORMATS[".gif"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gif"]
+
+
 def test_through_pipes(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
