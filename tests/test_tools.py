@@ -181,6 +181,12 @@ def test_the_node_enlarges_to_any_size(inputs, size, comfyui):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
+def test_comfyui_keeps_the_digits_of_a_ratio(comfyui):
+    """Its widgets would round a ratio to their step."""
+    _, options = comfyui.LIIFUpscale.INPUT_TYPES()["required"]["ratio"]
+    assert options["round"] is False
+
+
 def test_the_node_takes_alpha_gray_and_values_outside(comfyui):
     for channels in (1, 4):
         image = torch.rand(1, 5, 6, channels) * 1.5 - 0.2
@@ -192,10 +198,15 @@ def test_the_node_lists_models_and_reads_a_changed_file_anew(comfyui, tmp_path):
     image = torch.rand(1, 5, 6, 3)
     first = run(comfyui, image=image, model="mine.pth")
     assert torch.equal(run(comfyui, image=image, model="mine.pth"), first)
+    (node,) = comfyui.NODE_CLASS_MAPPINGS.values()
+    others = {"image": None, "ratio": 2.0, "width": 0, "height": 0, "device": "auto", "precision": "float32"}
+    before = node.IS_CHANGED(model="mine.pth", **others)  # ComfyUI passes no value for what comes by a link
+    assert node.IS_CHANGED(model="mine.pth", **others) == before
     other = load_model(tmp_path / "mine.pth")
     torch.nn.init.constant_(other.imnet.layers[-1].weight, 0.0)
     save_model(other, tmp_path / "mine.pth")
     os.utime(tmp_path / "mine.pth", (1, 1))
+    assert node.IS_CHANGED(model="mine.pth", **others) != before
     assert not torch.equal(run(comfyui, image=image, model="mine.pth"), first)
 
 

@@ -86,6 +86,12 @@ def test_the_plan_is_the_contract():
         }
 
 
+@pytest.mark.parametrize("size", [(25.9, 33.3), (0, 33), (-2, 33)])
+def test_a_plan_is_of_whole_sizes(size):
+    with pytest.raises(ValueError, match=r"must be whole numbers of at least 1, got \(7, 9\) and \(.*33"):
+        graph_inputs((7, 9), size)
+
+
 @pytest.mark.parametrize("residual", [None, "bilinear"])
 def test_the_modules_compute_the_model(residual):
     """With every switch, with and without hidden layers, and with an encoder that enlarges, in PyTorch."""
