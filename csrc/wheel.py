@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,9 @@ def repaired(wheel: Path, folder: Path) -> Path:
     found = only(folder)
     if not re.search(r"-cp310-abi3-(manylinux|macosx|win)", found.name):
         sys.exit(f"wheel: {found.name} is tagged otherwise than cp310-abi3 for a system's releases")
+    with zipfile.ZipFile(found) as archive:
+        if added := [name for name in archive.namelist() if re.search(r"\.(libs|dylibs)/", name)]:
+            sys.exit(f"wheel: {added[0]} was added by the repair, expected only the package's own files")
     return found
 
 

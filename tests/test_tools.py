@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import liif_fast
 from liif_fast import load_model, models, save_model
@@ -113,6 +114,39 @@ def test_spandrel_says_what_it_cannot_read(loader, adapter, spandrel, tmp_path):
     adapter.register(2, registry)
     with pytest.raises(spandrel.DuplicateArchitectureError):
         adapter.register(3, registry)
+
+
+def test_the_example_as_a_program(loader, adapter, tmp_path, monkeypatch):
+    """It enlarges, and reports what is wrong in one line."""
+    monkeypatch.chdir(tmp_path)
+    model = build()
+    save_model(model, tmp_path / "model.pth")
+    Path("damaged.pth").write_bytes(b"damaged")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(pixels).save("in.png")
+    monkeypatch.setattr(adapter, "ModelLoader", lambda: loader(3))
+    # The program's own registry would stay changed for other tests.
+    monkeypatch.setattr(adapter.register, "__defaults__", (types.SimpleNamespace(add=lambda support: None),))
+
+    def run_main(*words):
+        monkeypatch.setattr(sys, "argv", ["spandrel_liif.py", *words])
+        adapter.main()
+
+    run_main("model.pth", "in.png", "out.png", "3")
+    expected = model.predict(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, (18, 24)).clamp(0, 1)[0]
+    with Image.open("out.png") as made:
+        assert np.abs(np.asarray(made) - expected.permute(1, 2, 0).numpy() * 255).max() < 0.51
+    for words, message in (
+        (("model.pth", "in.png", "bad.png", "2.5"), "scale must be a whole number of at least 1, got '2.5'"),
+        (("model.pth", "none.png", "bad.png", "3"), "none.png"),
+        (("damaged.pth", "in.png", "bad.png", "3"), ""),
+        (("none.pth", "in.png", "bad.png", "3"), "none.pth"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_main(*words)
+        assert stopped.value.code.startswith("spandrel_liif.py: ")
+        assert message in stopped.value.code and "\n" not in stopped.value.code
+    assert not Path("bad.png").exists()
 
 
 def test_other_architectures_are_still_found(loader, spandrel, tmp_path):
