@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,8 @@ def export_onnx(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"path must end in .onnx, got {str(path)!r}")
+    if re.search("[\ud800-\udfff]", licence):  # bytes of a command line that are not UTF-8
+        raise ValueError(f"licence must be text in UTF-8, got {licence!r:.80}")
     checked = check_exportable(model)
     try:
         import onnx

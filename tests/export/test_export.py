@@ -309,6 +309,8 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
         export_onnx(model, "net.pt")
     with pytest.raises(ValueError, match="form must be one of whole, parts, onnxruntime-only, got 'half'"):
         export_onnx(model, "net.onnx", form="half")
+    with pytest.raises(ValueError, match=r"licence must be text in UTF-8, got 'M\\udcffT'"):
+        export_onnx(model, "net.onnx", licence="M\udcffT")
     with pytest.raises(OSError, match="does not exist"):
         export_onnx(model, tmp_path / "none" / "net.onnx")
     assert main(["export", "iln-small-streets", str(tmp_path / "net.onnx")]) == 1
