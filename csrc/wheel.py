@@ -9,7 +9,7 @@
    gives. There `liif-fast info` must say that the C++ kernels are chosen, and tests/ops must pass.
 
 torch from PyPI is built for CUDA and takes 6 GB in each of the two environments; PIP_INDEX_URL and the like are pip's.
-An environment that is there is used again.
+An environment that is there is used again for the same PYTHON; remove it for a newer torch.
 """
 
 import argparse
@@ -55,11 +55,11 @@ def run(*command: object, **options: object) -> None:
 
 def environment(folder: Path, python: str, torch: str) -> Path:
     """Make a virtual environment with that torch and what a build needs; return its Python."""
-    inside = folder / BIN / "python"
-    if not (folder / "ready").exists():
+    inside, ready, made_of = folder / BIN / "python", folder / "ready", f"{python} {torch}\n"
+    if not ready.exists() or ready.read_text() != made_of:
         run(python, "-m", "venv", "--clear", folder)
         run(inside, "-m", "pip", "install", "--quiet", torch, "setuptools>=77", "wheel", "ninja", "numpy", "pytest")
-        (folder / "ready").touch()
+        ready.write_text(made_of)
     return inside
 
 

@@ -119,11 +119,25 @@ def test_a_library_that_would_not_be_loaded_says_why(tree):
         build(tree, "CPU")
 
 
-def test_a_wheel_with_other_libraries_is_refused(tmp_path, monkeypatch):
-    """auditwheel would add a library that is neither torch's nor every system's, such as libgomp."""
+@pytest.fixture
+def script():
+    """The script of `make wheel`."""
     spec = importlib.util.spec_from_file_location("wheel_script", ROOT / "csrc/wheel.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_wheels_are_checked_in_environments_of_the_python_asked_for(script, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(script, "run", lambda *words, **_: made.extend(words[:1] if "venv" in words else ()))
+    for python in ("python3.10", "python3.10", "python3.13"):
+        script.environment(tmp_path, python, "torch")
+    assert made == ["python3.10", "python3.13"]
+
+
+def test_a_wheel_with_other_libraries_is_refused(script, tmp_path, monkeypatch):
+    """auditwheel would add a library that is neither torch's nor every system's, such as libgomp."""
     monkeypatch.setattr(script.sys, "platform", "darwin")  # it copies the wheel
     for member, refused in (("liif_fast/_C.abi3.so", False), ("liif_fast.libs/libgomp.so.1", True)):
         wheel = tmp_path / "liif_fast-0-cp310-abi3-manylinux_2_28_x86_64.whl"

@@ -228,6 +228,7 @@ def test_the_node_takes_alpha_gray_and_values_outside(comfyui):
 
 
 def test_the_node_lists_models_and_reads_a_changed_file_anew(comfyui, tmp_path):
+    (tmp_path / "folder.pth").mkdir()
     assert comfyui.model_names() == [SHIPPED, SHIPPED_PHOTO, "mine.pth"]
     image = torch.rand(1, 5, 6, 3)
     first = run(comfyui, image=image, model="mine.pth")

@@ -21,7 +21,7 @@ MOST = 65_535  # pixels a side
 def model_names() -> list[str]:
     """Return the shipped models and the files in liif_fast's models folder, by the names that `--model` takes."""
     folder = catalogue.models_folder()
-    files = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    files = sorted(each.name for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
     return [
         catalogue.SHIPPED,
         catalogue.SHIPPED_PHOTO,
