@@ -9,7 +9,7 @@
    gives. There `liif-fast info` must say that the C++ kernels are chosen, and tests/ops must pass.
 
 torch from PyPI is built for CUDA and takes 6 GB in each of the two environments; PIP_INDEX_URL and the like are pip's.
-An environment that is there is used again.
+An environment that is there is used again for the same PYTHON; remove it for a newer torch.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,11 +55,11 @@ def run(*command: object, **options: object) -> None:
 
 def environment(folder: Path, python: str, torch: str) -> Path:
     """Make a virtual environment with that torch and what a build needs; return its Python."""
-    inside = folder / BIN / "python"
-    if not (folder / "ready").exists():
+    inside, ready, made_of = folder / BIN / "python", folder / "ready", f"{python} {torch}\n"
+    if not ready.exists() or ready.read_text() != made_of:
         run(python, "-m", "venv", "--clear", folder)
         run(inside, "-m", "pip", "install", "--quiet", torch, "setuptools>=77", "wheel", "ninja", "numpy", "pytest")
-        (folder / "ready").touch()
+        ready.write_text(made_of)
     return inside
 
 
@@ -89,6 +90,9 @@ def repaired(wheel: Path, folder: Path) -> Path:
     found = only(folder)
     if not re.search(r"-cp310-abi3-(manylinux|macosx|win)", found.name):
         sys.exit(f"wheel: {found.name} is tagged otherwise than cp310-abi3 for a system's releases")
+    with zipfile.ZipFile(found) as archive:
+        if added := [name for name in archive.namelist() if re.search(r"\.(libs|dylibs)/", name)]:
+            sys.exit(f"wheel: {added[0]} was added by the repair, expected only the package's own files")
     return found
 
 

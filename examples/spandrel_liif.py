@@ -97,11 +97,14 @@ def main() -> None:
     if len(sys.argv) != 5:
         sys.exit("usage: spandrel_liif.py MODEL.pth IN OUT SCALE")
     source, picture, target, scale = sys.argv[1:]
-    register(int(scale))
-    descriptor = ModelLoader().load_from_file(source)
-    pixels = np.asarray(Image.open(picture).convert("RGB"), np.float32) / 255
-    enlarged = descriptor(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    Image.fromarray((enlarged[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(target)
+    try:
+        register(int(scale) if scale.isdecimal() else scale)  # type: ignore[arg-type]  # it says what is wrong
+        descriptor = ModelLoader().load_from_file(source)
+        pixels = np.asarray(Image.open(picture).convert("RGB"), np.float32) / 255
+        enlarged = descriptor(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        Image.fromarray((enlarged[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()).save(target)
+    except Exception as error:  # torch.load alone raises five kinds
+        sys.exit(f"spandrel_liif.py: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """setup.py recompiles only what changed, as a small source tree shows with the installed compilers."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,34 @@ def test_a_library_that_would_not_be_loaded_says_why(tree):
     source.write_text(text.replace("extern const", "// extern const"))  # a const without extern is local to the file
     with pytest.raises(AssertionError, match=r"lacks the mark .*: the linker has dropped it, look at LDFLAGS"):
         build(tree, "CPU")
+
+
+@pytest.fixture
+def script():
+    """The script of `make wheel`."""
+    spec = importlib.util.spec_from_file_location("wheel_script", ROOT / "csrc/wheel.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_wheels_are_checked_in_environments_of_the_python_asked_for(script, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(script, "run", lambda *words, **_: made.extend(words[:1] if "venv" in words else ()))
+    for python in ("python3.10", "python3.10", "python3.13"):
+        script.environment(tmp_path, python, "torch")
+    assert made == ["python3.10", "python3.13"]
+
+
+def test_a_wheel_with_other_libraries_is_refused(script, tmp_path, monkeypatch):
+    """auditwheel would add a library that is neither torch's nor every system's, such as libgomp."""
+    monkeypatch.setattr(script.sys, "platform", "darwin")  # it copies the wheel
+    for member, refused in (("liif_fast/_C.abi3.so", False), ("liif_fast.libs/libgomp.so.1", True)):
+        wheel = tmp_path / "liif_fast-0-cp310-abi3-manylinux_2_28_x86_64.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(member, b"")
+        with pytest.raises(SystemExit, match=r"libgomp\.so\.1 was added") if refused else nullcontext():
+            script.repaired(wheel, tmp_path / "dist")
 
 
 def test_wheels_are_of_the_oldest_torch():

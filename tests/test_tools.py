@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import liif_fast
 from liif_fast import load_model, models, save_model
@@ -115,6 +116,39 @@ def test_spandrel_says_what_it_cannot_read(loader, adapter, spandrel, tmp_path):
         adapter.register(3, registry)
 
 
+def test_the_example_as_a_program(loader, adapter, tmp_path, monkeypatch):
+    """It enlarges, and reports what is wrong in one line."""
+    monkeypatch.chdir(tmp_path)
+    model = build()
+    save_model(model, tmp_path / "model.pth")
+    Path("damaged.pth").write_bytes(b"damaged")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(pixels).save("in.png")
+    monkeypatch.setattr(adapter, "ModelLoader", lambda: loader(3))
+    # The program's own registry would stay changed for other tests.
+    monkeypatch.setattr(adapter.register, "__defaults__", (types.SimpleNamespace(add=lambda support: None),))
+
+    def run_main(*words):
+        monkeypatch.setattr(sys, "argv", ["spandrel_liif.py", *words])
+        adapter.main()
+
+    run_main("model.pth", "in.png", "out.png", "3")
+    expected = model.predict(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, (18, 24)).clamp(0, 1)[0]
+    with Image.open("out.png") as made:
+        assert np.abs(np.asarray(made) - expected.permute(1, 2, 0).numpy() * 255).max() < 0.51
+    for words, message in (
+        (("model.pth", "in.png", "bad.png", "2.5"), "scale must be a whole number of at least 1, got '2.5'"),
+        (("model.pth", "none.png", "bad.png", "3"), "none.png"),
+        (("damaged.pth", "in.png", "bad.png", "3"), ""),
+        (("none.pth", "in.png", "bad.png", "3"), "none.pth"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_main(*words)
+        assert stopped.value.code.startswith("spandrel_liif.py: ")
+        assert message in stopped.value.code and "\n" not in stopped.value.code
+    assert not Path("bad.png").exists()
+
+
 def test_other_architectures_are_still_found(loader, spandrel, tmp_path):
     """The adapter takes no file of another architecture, and leaves spandrel's own registry alone."""
     from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
@@ -181,6 +215,12 @@ def test_the_node_enlarges_to_any_size(inputs, size, comfyui):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
+def test_comfyui_keeps_the_digits_of_a_ratio(comfyui):
+    """Its widgets would round a ratio to their step."""
+    _, options = comfyui.LIIFUpscale.INPUT_TYPES()["required"]["ratio"]
+    assert options["round"] is False
+
+
 def test_the_node_takes_alpha_gray_and_values_outside(comfyui):
     for channels in (1, 4):
         image = torch.rand(1, 5, 6, channels) * 1.5 - 0.2
@@ -188,14 +228,20 @@ def test_the_node_takes_alpha_gray_and_values_outside(comfyui):
 
 
 def test_the_node_lists_models_and_reads_a_changed_file_anew(comfyui, tmp_path):
+    (tmp_path / "folder.pth").mkdir()
     assert comfyui.model_names() == [SHIPPED, SHIPPED_PHOTO, "mine.pth"]
     image = torch.rand(1, 5, 6, 3)
     first = run(comfyui, image=image, model="mine.pth")
     assert torch.equal(run(comfyui, image=image, model="mine.pth"), first)
+    (node,) = comfyui.NODE_CLASS_MAPPINGS.values()
+    others = {"image": None, "ratio": 2.0, "width": 0, "height": 0, "device": "auto", "precision": "float32"}
+    before = node.IS_CHANGED(model="mine.pth", **others)  # ComfyUI passes no value for what comes by a link
+    assert node.IS_CHANGED(model="mine.pth", **others) == before
     other = load_model(tmp_path / "mine.pth")
     torch.nn.init.constant_(other.imnet.layers[-1].weight, 0.0)
     save_model(other, tmp_path / "mine.pth")
     os.utime(tmp_path / "mine.pth", (1, 1))
+    assert node.IS_CHANGED(model="mine.pth", **others) != before
     assert not torch.equal(run(comfyui, image=image, model="mine.pth"), first)
 
 

@@ -21,7 +21,7 @@ MOST = 65_535  # pixels a side
 def model_names() -> list[str]:
     """Return the shipped models and the files in liif_fast's models folder, by the names that `--model` takes."""
     folder = catalogue.models_folder()
-    files = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    files = sorted(each.name for each in folder.iterdir() if each.is_file()) if folder.is_dir() else []
     return [
         catalogue.SHIPPED,
         catalogue.SHIPPED_PHOTO,
@@ -50,13 +50,18 @@ class LIIFUpscale:
             "required": {
                 "image": ("IMAGE",),
                 "model": (model_names(),),
-                "ratio": ("FLOAT", {"default": 2.0, "min": 1.0, "max": 64.0, "step": 0.01}),
+                "ratio": ("FLOAT", {"default": 2.0, "min": 1.0, "max": 64.0, "step": 0.01, "round": False}),
                 "width": ("INT", side),
                 "height": ("INT", side),
                 "device": (["auto", "cpu"],),
                 "precision": (["float32", "bf16", "fp16"],),
             }
         }
+
+    @classmethod
+    def IS_CHANGED(cls, model: str, **others: Any) -> float:
+        """Return the state of the model's file, because ComfyUI keeps the output while it stays the same."""
+        return os.path.getmtime(catalogue.find_model(model))
 
     def upscale(
         self, image: Tensor, model: str, ratio: float, width: int, height: int, device: str, precision: str

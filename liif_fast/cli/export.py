@@ -44,14 +44,16 @@ def run(args: argparse.Namespace) -> int:
     """Write the graph, print its path, and return the exit code."""
     from liif_fast.config.plugins import import_plugins
     from liif_fast.export import export_onnx
-    from liif_fast.models.catalogue import find_model, licence_of
+    from liif_fast.models.catalogue import check_family, find_model, licence_of
     from liif_fast.models.checkpoint import load_model
 
     import_plugins(args.plugin, place="--plugin")
     source = find_model(args.model)
+    model = load_model(source)
+    check_family(source, model)  # because the licence is that of the name
     licence = args.licence or licence_of(source) or "unknown"
     try:
-        written = export_onnx(load_model(source), args.output, half=args.half, form=args.form, licence=licence)
+        written = export_onnx(model, args.output, half=args.half, form=args.form, licence=licence)
     except TypeError as error:
         raise ValueError(f"{source}: {error}") from error
     for path in written:

@@ -1,10 +1,12 @@
 """Write a LIIF as an ONNX graph of standard operators, for runtimes other than PyTorch; docs/export.md shows how."""
 
 import contextlib
+import copy
 import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from liif_fast.models.liif import LIIF
 
 OPSET = 18
 FORMS = ("whole", "parts", "onnxruntime-only")
+BOUNDS = {torch.float32: 1e-3, torch.float16: 1e-2}  # of a graph's error before it is refused; usual ones are far below
 PLAN = ("row_index", "column_index", "row_rel", "column_rel", "cell")
 
 OTHERS = {  # why they have no graph, by the name of their spec
@@ -69,6 +72,8 @@ def export_onnx(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"path must end in .onnx, got {str(path)!r}")
+    if re.search("[\ud800-\udfff]", licence):  # bytes of a command line that are not UTF-8
+        raise ValueError(f"licence must be text in UTF-8, got {licence!r:.80}")
     checked = check_exportable(model)
     try:
         import onnx
@@ -82,9 +87,11 @@ def export_onnx(
             raise OSError(f"{each}: {why}")
     metadata = _metadata(checked, half, form, licence)
     dtype = torch.float16 if half else torch.float32
-    for each, graph in zip(paths, _graphs(checked, dtype, form), strict=True):
-        content = _trace(graph, checked, dtype, metadata)
-        with atomic_file(each) as file:
+    contents = [_trace(graph, checked, dtype, metadata) for graph in _graphs(checked, dtype, form)]
+    _check_image(checked, dtype)
+    with contextlib.ExitStack() as stack:  # the two parts belong together
+        files = [stack.enter_context(atomic_file(each)) for each in paths]
+        for file, content in zip(files, contents, strict=True):
             file.write(content)
     return paths
 
@@ -94,7 +101,7 @@ def check_exportable(model: nn.Module) -> LIIF:
 
     Raises:
         TypeError: it is not a LIIF of pictures.
-        ValueError: its network is not Linear and ReLU in turn, or its residual does not fit its output.
+        ValueError: its network is not Linear and ReLU in turn, its residual does not fit its output, or it clips cells.
     """
     if type(model) is not LIIF:
         why = OTHERS.get(getattr(model, "spec", {}).get("name", ""), "computes something else")
@@ -111,7 +118,30 @@ def check_exportable(model: nn.Module) -> LIIF:
             f"residual={model.residual!r} needs as many output channels as the input has, {model.channels_in}, "
             f"got {len(chain[1][-1])}"
         )
+    if model.clips_cell_above is not None:
+        raise ValueError(
+            f"the model has clips_cell_above={model.clips_cell_above!r}, expected None; a graph is given the true cell"
+        )
     return model
+
+
+def _check_image(model: LIIF, dtype: torch.dtype) -> None:
+    """Raise ValueError if the graph's image is not the model's."""
+    shape, size = (16, 12), (35, 23)
+    reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    reference.backend = "auto"  # the model's own may need its device
+    for each in dict.fromkeys((torch.float32, dtype)):
+        values = _example(model, each, shape, size)
+        with torch.no_grad():
+            got = Whole(model, each).eval()(*(values[name] for name in ("image", *PLAN)))
+            error = (got - reference.predict(values["image"], size).clamp(0, 1)).abs().max().item()
+        if not error <= BOUNDS[each]:  # NaN, too
+            why = (
+                "float16 lacks the range or the precision that its weights need, export it without half"
+                if each == torch.float16
+                else f"its encoder may give other than {model.enlargement} features per pixel along each side"
+            )
+            raise ValueError(f"the graph's image differs from the model's by {error:.2g} of [0, 1]: {why}")
 
 
 def _metadata(model: LIIF, half: bool, form: str, licence: str) -> dict[str, str]:
@@ -187,7 +217,7 @@ def _trace(graph: _Graph, model: LIIF, dtype: torch.dtype, metadata: dict[str, s
             # An encoder may have left sizes of the traced image in the graph.
             bound = 1e-2 if dtype == torch.float16 else 1e-4
             again = program.exported_program.module()  # type: ignore[union-attr]
-            torch.testing.assert_close(again(*other), graph.module(*other), rtol=bound, atol=bound)
+            torch.testing.assert_close(again(*other), graph.module(*other), rtol=bound, atol=bound, equal_nan=True)
         except Exception as error:
             why = error.__cause__ or error
             first = (str(why).strip() or " ").splitlines()[0]

@@ -10,6 +10,8 @@ def graph_inputs(shape: Sequence[int], size: Sequence[int], corners: int = 2) ->
 
     `corners` is 1 for a model without local ensemble. Every operation is one rounding to float32 of docs/semantics.md.
     """
+    if any(n < 1 or n != int(n) for n in (*shape, *size)):
+        raise ValueError(f"shape and size must be whole numbers of at least 1, got {shape} and {size}")
     f = np.float32
 
     def centres(index: np.ndarray, n: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from liif_fast import ILN, MetaSR, export_onnx, load_model, models
+from liif_fast import ILN, MetaSR, export, export_onnx, load_model, models, save_model
 from liif_fast.cli import main
 from liif_fast.coord import centres, plan_corners
 from liif_fast.export import PLAN, check_exportable, plan
@@ -84,6 +84,12 @@ def test_the_plan_is_the_contract():
         assert {name: value.dtype for name, value in made.items()} == {
             name: np.int64 if name.endswith("index") else np.float32 for name in PLAN
         }
+
+
+@pytest.mark.parametrize("size", [(25.9, 33.3), (0, 33), (-2, 33)])
+def test_a_plan_is_of_whole_sizes(size):
+    with pytest.raises(ValueError, match=r"must be whole numbers of at least 1, got \(7, 9\) and \(.*33"):
+        graph_inputs((7, 9), size)
 
 
 @pytest.mark.parametrize("residual", [None, "bilinear"])
@@ -271,6 +277,12 @@ def hooked():
     return model
 
 
+def clipping():
+    model = build()
+    model.clips_cell_above = 4.0
+    return model
+
+
 LIDAR = {"name": "liif_lidar", "args": {"hidden_list": [8]}}
 REFUSED = [
     (lambda: MetaSR(EDSR), TypeError, "got a MetaSR, which predicts a matrix for every query"),
@@ -280,6 +292,7 @@ REFUSED = [
     (bent, ValueError, "has a Bent as imnet, expected Linear and ReLU in turn"),
     (hooked, ValueError, "expected Linear and ReLU in turn without hooks"),
     (lambda: models.make({"name": "liif", "args": {"encoder_spec": EDSR}}), ValueError, "has no imnet"),
+    (clipping, ValueError, r"has clips_cell_above=4\.0, expected None"),
 ]
 
 
@@ -296,6 +309,8 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
         export_onnx(model, "net.pt")
     with pytest.raises(ValueError, match="form must be one of whole, parts, onnxruntime-only, got 'half'"):
         export_onnx(model, "net.onnx", form="half")
+    with pytest.raises(ValueError, match=r"licence must be text in UTF-8, got 'M\\udcffT'"):
+        export_onnx(model, "net.onnx", licence="M\udcffT")
     with pytest.raises(OSError, match="does not exist"):
         export_onnx(model, tmp_path / "none" / "net.onnx")
     assert main(["export", "iln-small-streets", str(tmp_path / "net.onnx")]) == 1
@@ -303,6 +318,64 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"export needs the package onnxscript: pip install 'liif-fast\[onnx\]'"):
         export_onnx(model, tmp_path / "net.onnx")
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """Without the exporter; every graph has the same content."""
+    monkeypatch.setattr(export, "_trace", lambda *_: b"graph")
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-7])
+def test_weights_that_half_precision_cannot_hold(factor, untraced, tmp_path):
+    model = build(hidden=(8,))
+    with torch.no_grad():
+        for parameter in model.imnet.layers[0].parameters():
+            parameter *= factor
+        model.imnet.layers[2].weight /= factor
+    with pytest.raises(ValueError, match=r"image differs from the model's by .* export it without half"):
+        export_onnx(model, tmp_path / "net.onnx", half=True)
+    assert not list(tmp_path.iterdir())
+    export_onnx(model, tmp_path / "net.onnx")
+
+
+class Doubling(nn.Module):
+    """An encoder that does not say that it enlarges."""
+
+    out_dim = 3
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=2)
+
+
+def test_an_encoder_with_other_features_than_it_says(untraced, tmp_path):
+    model = build(hidden=())
+    model.imnet = models.make({"name": "mlp", "args": {"in_dim": 31, "out_dim": 3, "hidden_list": []}})
+    model.encoder = Doubling()
+    with pytest.raises(ValueError, match="its encoder may give other than 1 features per pixel"):
+        export_onnx(model, tmp_path / "net.onnx")
+    model.encoder.enlargement = 2
+    export_onnx(model, tmp_path / "net.onnx")
+
+
+def test_both_parts_are_written_or_neither(monkeypatch, tmp_path):
+    written = iter((b"new", None))  # the second has no bytes to write
+    monkeypatch.setattr(export, "_trace", lambda *_: next(written))
+    paths = [tmp_path / f"net-{part}.onnx" for part in ("encoder", "decoder")]
+    for path in paths:
+        path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        export_onnx(build(), tmp_path / "net.onnx", form="parts")
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir(), reverse=True)] == [b"old", b"old"]
+
+
+def test_a_file_under_the_name_of_another_model(untraced, monkeypatch, tmp_path, capsys):
+    """It would get that model's licence."""
+    monkeypatch.setenv("LIIF_FAST_MODELS", str(tmp_path))
+    save_model(build(), tmp_path / "rdn-liif.pth")
+    assert main(["export", "rdn-liif", str(tmp_path / "net.onnx")]) == 1
+    assert "rdn-liif.pth: is not RDN-LIIF" in capsys.readouterr().err
+    assert not (tmp_path / "net.onnx").exists()
 
 
 class Undecided(nn.Module):
