@@ -16,11 +16,11 @@ from torch import nn
 from liif_fast import ILN, MetaSR, export, export_onnx, load_model, models, save_model
 from liif_fast.cli import main
 from liif_fast.coord import centres, plan_corners
-from liif_fast.export import PLAN, check_exportable, plan
+from liif_fast.export import PLAN, plan
 from liif_fast.export.graph import Planned, Whole
 from liif_fast.export.plan import graph_inputs
 from liif_fast.models import rdn
-from liif_fast.models.catalogue import SHIPPED_PHOTO, licence_of, shipped_model
+from liif_fast.models.catalogue import SHIPPED, SHIPPED_PHOTO, licence_of, shipped_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -110,16 +110,6 @@ def test_the_modules_compute_the_model(residual):
                 torch.testing.assert_close(planned(image, torch.tensor(size)), expected, rtol=0, atol=FLOAT32)
 
 
-def test_the_modules_compute_the_other_shipped_model():
-    model = load_model(shipped_model(SHIPPED_PHOTO))
-    whole = Whole(check_exportable(model), torch.float32)
-    for image, size in problems(ratios=(5,)):
-        made = plan_of(model, image, size)
-        with torch.no_grad():
-            got = whole(image, *(torch.from_numpy(made[name]) for name in PLAN))
-        torch.testing.assert_close(got, model.predict(image, size).clamp(0, 1), rtol=0, atol=FLOAT32)
-
-
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """The file of the shipped model, as the command writes it."""
@@ -140,6 +130,21 @@ def assert_right(path, model, tolerance=FLOAT32, runtimes=RUNTIMES):
 
 def test_the_shipped_model(shipped):
     assert_right(shipped, load_model(shipped_model()))
+
+
+@pytest.mark.parametrize(("name", "half"), [(SHIPPED, True), (SHIPPED_PHOTO, False), (SHIPPED_PHOTO, True)])
+def test_the_shipped_models_in_either_precision(name, half, tmp_path):
+    model = load_model(shipped_model(name))
+    export_onnx(model, tmp_path / "model.onnx", half=half)
+    assert_right(tmp_path / "model.onnx", model, HALF if half else FLOAT32)
+
+
+@pytest.mark.parametrize("switches", [(False, True, True), (True, False, True), (False, False, False)])
+def test_switches(switches, tmp_path):
+    """All on are the shipped models, and further ones follow; `test_the_modules_compute_the_model` has every mixture."""
+    model = build(residual="bilinear", **dict(zip(SWITCHES, switches, strict=True)))
+    export_onnx(model, tmp_path / "model.onnx")
+    assert_right(tmp_path / "model.onnx", model)
 
 
 def test_half_precision_one_corner_and_rcan(tmp_path):
