@@ -141,7 +141,7 @@ def test_the_shipped_models_in_either_precision(name, half, tmp_path):
 
 @pytest.mark.parametrize("switches", [(False, True, True), (True, False, True), (False, False, False)])
 def test_switches(switches, tmp_path):
-    """All on are the shipped models, and further ones follow; `test_the_modules_compute_the_model` has every mixture."""
+    """The shipped models have all of them; `test_the_modules_compute_the_model` tries every mixture."""
     model = build(residual="bilinear", **dict(zip(SWITCHES, switches, strict=True)))
     export_onnx(model, tmp_path / "model.onnx")
     assert_right(tmp_path / "model.onnx", model)
