@@ -1,7 +1,8 @@
 # Everything runs in a virtual environment made once; constraints.txt pins what goes into it.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+# Test processes: one more than the two cores of CI, because some tests wait.
+JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
