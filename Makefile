@@ -1,8 +1,7 @@
 # Everything runs in a virtual environment made once; constraints.txt pins what goes into it.
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes: one more than the two cores of CI, because some tests wait.
-JOBS ?= 3
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
