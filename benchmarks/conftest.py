@@ -51,7 +51,7 @@ def _row(item: pytest.Item) -> tuple[Heat, str] | None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Leave out half precision on a CPU; with any selected row of a race, select ours and the reference's, too."""
+    """Leave out half precision on a CPU; add the rows of liif_fast and the reference to every selected race."""
     bench = config.stash[BENCH]
     rows = {item: row for item in items if (row := _row(item))}
     on_gpu = [item for item, (heat, _) in rows.items() if heat.half and bench.device.type != "cuda"]
