@@ -102,7 +102,7 @@ def fourier_samples(dtype):
 
 
 def low_samples():
-    """In bfloat16, outputs and all gradients except those of feat and x are float32."""
+    """In bfloat16, outputs and all gradients except those of x are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
