@@ -20,7 +20,7 @@ from torch import Tensor
 from . import host
 from .host import FEW, dot
 from .network import backward_layers, columns, keep, layer_of, masked
-from .plan import corners
+from .plan import corners, located
 
 CHUNK_BYTES = 512 << 20  # size of the activations and their gradients of one chunk of rows
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
@@ -57,7 +57,7 @@ def chain_kernel(
     valid = query < limit
     row = start * CORNERS + tile_row
     if PLAN:
-        image, inside = query // queries, query % queries
+        image, inside = located(first + start, tile_row // CORNERS, queries)
         at = coord + image * coord_image + inside * coord_query
         coord_y = tl.load(at, mask=valid, other=0.0)
         coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)

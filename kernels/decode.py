@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import backward, host, scatter
 from .network import first_layer, hidden_layers, last_layer
-from .plan import corners
+from .plan import corners, located
 
 SIZES = [
     *("first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width"),
@@ -43,7 +43,7 @@ def decode_kernel(
     row = tl.arange(0, ROWS)
     query = start + row // CORNERS
     valid = query < limit
-    image, inside = query // queries, query % queries
+    image, inside = located(start, row // CORNERS, queries)
     at = coord + image * coord_image + inside * coord_query
     coord_y = tl.load(at, mask=valid, other=0.0)
     coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
