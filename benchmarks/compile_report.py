@@ -235,6 +235,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
         "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "long_divisions": len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"])),
         "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
         "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
