@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -209,7 +210,9 @@ def compiled(launch: Launch, arch: int) -> Any:
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    target = GPUTarget("cuda", arch, 32)
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
+    return triton.compile(source, target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
