@@ -36,10 +36,20 @@ from triton.runtime.cache import triton_key
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import audit_ptx
-from liif_fast.kernels import backward, decode, fused_mlp, gather_corners, host, project, render, scatter
+from liif_fast.kernels import (
+    attend_corners,
+    backward,
+    decode,
+    fused_mlp,
+    gather_corners,
+    host,
+    project,
+    render,
+    scatter,
+)
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
-MODULES = (backward, decode, fused_mlp, gather_corners, project, render, scatter)
+MODULES = (attend_corners, backward, decode, fused_mlp, gather_corners, project, render, scatter)
 NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
@@ -109,6 +119,8 @@ def run_case(case: str, dtype: torch.dtype) -> None:
     A name is operator-width-outputs-layers-corners.
     """
     given = case.split("-")
+    if given[0] == "attend_corners":
+        return run_attend(dtype, *map(int, given[1:]))
     name, *numbers = given + ["256", "3", "4", "4"][len(given) - 1 :]
     width, outs, layers, corners = map(int, numbers)
     hidden, ensemble = [width] * layers, corners == 4
@@ -139,6 +151,16 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
         for rows in (0, 128):
             render.render(p, cell[:, 0], weights, biases, ensemble, grid, (), (layers, rows, width))
+
+
+def run_attend(dtype: torch.dtype, depth: int = 1, heads: int = 8, width: int = 64) -> None:
+    """Call the launchers of attend_corners at ILN's network, or as named: attend_corners-depth-heads-width."""
+    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1, dtype=dtype)
+    layers = [torch.zeros(width, width + 1, dtype=dtype) for _ in range(4 * depth)]
+    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1, dtype=dtype) for i in range(depth)]
+    coord = torch.zeros(1, 64, 2)
+    rest = table, torch.zeros(3, table.shape[1], dtype=dtype), layers, [coord], (1, 6, 6), False, heads
+    attend_corners.attend_corners(*rest)
 
 
 @contextlib.contextmanager
@@ -213,6 +235,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
         "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "long_divisions": len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"])),
         "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
         "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,

@@ -21,6 +21,7 @@ from liif_fast.ops.project import in_layout_of
 
 from . import host
 from .host import dot
+from .plan import divided
 
 LARGEST = 2.0**15  # of float16, the power of two
 
@@ -36,10 +37,13 @@ def project_kernel(
 
     source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start, tile_row = tl.program_id(0).to(tl.int64) * ROWS, tl.arange(0, ROWS)
+    row = start + tile_row
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = row < rows
-    image, y, x = row // width // height, row // width % height + top, row % width + left
+    line, more, x = divided(start, tile_row, width)
+    image, more, y = divided(line, more, height)
+    image, y, x = image + more, y + top, x + left
     z = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in tl.range(0, SIDE * SIDE * STEPS):
         tap, depth = step // STEPS, step % STEPS * DEPTH + tl.arange(0, DEPTH)

@@ -42,8 +42,8 @@ project = define(
     "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
     _fake,
 )
-# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, in float32
-# or wider; an unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
+# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, in
+# float32 or wider; an unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
 project_backward = define(
     "project_backward",
     "(Tensor grad, Tensor feat, Tensor weight, bool unfold, SymInt top, SymInt left, bool[3] wanted, str? backend)"
