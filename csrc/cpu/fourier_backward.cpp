@@ -55,7 +55,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
                                         b.phases + r * half, rel, half);
             std::fill(angle + half, angle + padded_half, Sum<T>(0));
         }
-        Backward<Sum<T>>::accumulate(b.cell, 2, 2, b.angle, padded_half, padded_half, rows.count, {}, sum.own);
+        Backward<Sum<T>>::accumulate(b.cell, 2, 2, b.angle, padded_half, half, rows.count, {}, sum.own);
     });
     result.push_back(pass.own_gradient(p, 2, half, padded_half));
     pass.layer_gradients(p, result);
