@@ -1,4 +1,4 @@
-// Shared by decode_backward.cpp and fourier_backward.cpp: chunks of queries whose rows, one per (query, corner), are in
+// Shared by decode_backward.cpp and rows_backward.h: chunks of queries whose rows, one per (query, corner), are in
 // the order of the latent that they read, so that each latent's gradient is one sum in a fixed order.
 #pragma once
 

@@ -13,7 +13,7 @@ class FourierNet : public Network<T> {
    public:
     FourierNet(const Tensor& phase, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs,
                Arena& arena, bool dry)
-        : Network<T>(behind(phase, weights), behind(phase, biases), packs, arena, dry), half_(phase.size(0)) {
+        : Network<T>(2 * phase.size(0), weights, biases, 0, packs, arena, dry), half_(phase.size(0)) {
         Sum<T>* to = arena.take<Sum<T>>(2 * half_);
         phase_ = to;
         if (dry) return;
@@ -43,13 +43,6 @@ class FourierNet : public Network<T> {
     }
 
    private:
-    // `Network` reads of the layer before its own the number of outputs alone.
-    static std::vector<Tensor> behind(const Tensor& phase, const std::vector<Tensor>& layers) {
-        std::vector<Tensor> all{make<float>(phase, {2 * phase.size(0), 0})};
-        all.insert(all.end(), layers.begin(), layers.end());
-        return all;
-    }
-
     int64_t half_;
     const Sum<T>* phase_;
 };

@@ -42,7 +42,7 @@ project = define(
     "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
     _fake,
 )
-# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, all
+# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, in
 # float32 or wider; an unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
 project_backward = define(
     "project_backward",
