@@ -181,7 +181,7 @@ def place_gradients(
 def backward(
     chunks: Iterable[Chunk],
     recompute: Callable[[Chunk, Tensor], None],
-    receive: Callable[[Chunk, Tensor, Tensor], None],
+    receive: Callable[[Chunk, Tensor, Tensor, Tensor], None],
     grad: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -191,19 +191,23 @@ def backward(
     shape: tuple[int, int] = (1, 1),
     origin: tuple[int, int] = (0, 0),
     places: Tensor | None = None,
+    terms: int | None = None,
 ) -> list[Tensor]:
     """Return the gradients of the parameters (`Totals`), and hand those of the first layer's rows to `receive`.
 
     Args:
         recompute: computes the activations of a chunk into [layers, rows, widest].
-        receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
+        receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
+            their rel and cell, float32 [rows, terms].
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
         affine: number of the first layer's columns that are added at the query; 0 for an MLP.
         places: float32 [rows, affine + 1], receives the gradients of the values that multiply those columns, and of the
             weight.
+        terms: 2 or, with a cell, 4 values of each row's place, 0 without coordinates; by default `affine`.
     """
-    corners, plan = 4 if ensemble else 1, affine > 0
+    terms = affine if terms is None else terms
+    corners, plan = 4 if ensemble else 1, terms > 0
     layers, _, widest = saved.shape
     form = host.form("backward", widest, saved)
     network = host.network(weights, biases, form, 0, transposed=True)
@@ -225,7 +229,7 @@ def backward(
             recompute(chunk, activations)
         grads = memory("grads", rows)
         shares = saved.new_empty(rows, network.last.shape[0]) if plan else some.to(saved.dtype)
-        parts = grad.new_empty(rows, affine) if plan else grad
+        parts = grad.new_empty(rows, terms) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         coord = chunk.coord if chunk.coord is not None else grad
         cell = chunk.cell if chunk.cell is not None else coord
@@ -238,11 +242,11 @@ def backward(
                 *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
-                PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
+                PLAN=plan, ENSEMBLE=ensemble, CELL=terms == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
         totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
         if places is not None:
             rows_here = places[start * corners : stop * corners]
             place_gradients(activations, grads, some, weights, biases, rows_here)
-        receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
+        receive(chunk, grads[0, :, : weights[0].shape[0]], latents, parts)
     return totals.result()

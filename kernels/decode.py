@@ -179,7 +179,7 @@ def gradients(
         where = chunk.p, chunk.coord, chunk.cell
         launch(*where, network(), form, ensemble, shape, origin, queries, widest, None, activations)
 
-    def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
+    def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor, _: Tensor) -> None:
         scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
 
     return backward.backward(

@@ -1,5 +1,5 @@
 // liif_fast::fourier_decode_backward. Rows are visited in the order of the latent that they read, as in
-// decode_backward.cpp; activations are always computed again.
+// decode_backward.cpp; the waves are computed again, and the activations that the forward pass has not saved.
 #include "chunk.h"
 #include "fourier.h"
 #include "operators.h"
@@ -22,14 +22,16 @@ struct Sums {
 template <typename T>
 class FourierBackward {
    public:
-    FourierBackward(const Tensor& grad, const Latents<Sum<T>>& latents, const CoordQueries& queries,
+    FourierBackward(const Tensor& grad, const Tensor& saved, const Latents<Sum<T>>& latents, const CoordQueries& queries,
                     const FourierNet<T>& net, int64_t total, const Tensor& like, Sum<T>* p_grad)
         : grad_(grad),
+          saved_(data<T>(saved)),
           latents_(latents),
           queries_(queries),
           net_(net),
           backward_(net),
           total_(total),
+          kept_(saved.size(0) / kCorners),
           padded_(round_up(latents.channels(), kernel<T>().nr)),
           padded_half_(round_up(net.half(), kernel<Sum<T>>().nr)),
           p_grad_(p_grad) {
@@ -45,7 +47,8 @@ class FourierBackward {
     void run() {
         Chunk chunk;
         while (chunk.first < total_) {
-            chunk.count = std::min(kChunkQueries, total_ - chunk.first);
+            chunk.saved = chunk.first < kept_;
+            chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
             chunk.plan(queries_, latents_, kCorners);
             // Contiguous shares of the sorted rows, so that a worker's sums depend only on the number of threads.
             const auto rows = static_cast<int64_t>(chunk.rows.size());
@@ -118,6 +121,13 @@ class FourierBackward {
             Sum<T>* phases = b.phases + r * net_.half();
             net_.phases(phases, row.query.cell);
             net_.waves(b.h[0] + r * net_.stride(), latents_.row(row.latent), phases, row.corner, b.wide);
+            if (chunk.saved) {
+                const T* from = saved_ + (chunk.first * kCorners + in_chunk) * net_.saved_width();
+                for (int64_t l = 1; l < net_.hidden(); from += net_.width(l), ++l) {
+                    std::memcpy(b.h[static_cast<size_t>(l)] + r * net_.stride(), from,
+                                static_cast<size_t>(net_.width(l)) * sizeof(T));
+                }
+            }
             const Sum<T> weight = row.corner.weight;
             const Sum<T>* y = grad_.query(chunk.first + in_chunk / kCorners);
             for (int64_t o = 0; o < padded; ++o) {
@@ -136,7 +146,7 @@ class FourierBackward {
         for (int64_t first = begin; first < end; first += kTileRows) {
             const int64_t count = std::min(kTileRows, end - first);
             fill(chunk, first, count, b);
-            net_.forward_hidden(b.h.data(), count);
+            if (!chunk.saved) net_.forward_hidden(b.h.data(), count);
             backward_.run(b.h.data(), b.out, count, b.tiles, b.first, sum.layers, nullptr);
             for (int64_t r = 0; r < count; ++r) {
                 const Row& row = chunk.sorted(first + r);
@@ -172,11 +182,12 @@ class FourierBackward {
     }
 
     const OutGradient<Sum<T>> grad_;
+    const T* saved_;
     const Latents<Sum<T>>& latents_;
     const CoordQueries& queries_;
     const FourierNet<T>& net_;
     const Backward<T> backward_;
-    const int64_t total_, padded_, padded_half_;
+    const int64_t total_, kept_, padded_, padded_half_;
     Sum<T>* p_grad_;
     int64_t workers_;
     Tensor sum_memory_;
@@ -185,15 +196,16 @@ class FourierBackward {
 
 template <typename T>
 Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
-            const Tensors& weights, const Tensors& biases) {
+            const Tensors& weights, const Tensors& biases, const Tensor& saved) {
     const Latents<Sum<T>> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), true);
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return FourierNet<T>(phase, weights, biases, pack_backward | pack_forward, arena, dry);
     });
+    check_saved_width(saved.size(0), saved.size(1), net.saved_width());
     Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    FourierBackward<T> pass(grad, latents, queries, net, coord.size(0) * coord.size(1), p,
+    FourierBackward<T> pass(grad, saved, latents, queries, net, coord.size(0) * coord.size(1), p,
                             mutable_data<Sum<T>>(result[0]));
     pass.run();
     for (Tensor& t : pass.layer_gradients(p)) result.push_back(t);
@@ -203,12 +215,13 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
 }  // namespace
 
 Tensors fourier_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell,
-                                const Tensor& phase, const Tensors& weights, const Tensors& biases) {
+                                const Tensor& phase, const Tensors& weights, const Tensors& biases,
+                                const Tensor& saved) {
     check_fourier(p, coord, cell, phase, weights, biases);
-    STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == coord.size(0) && grad.size(1) == coord.size(1) &&
-                        grad.size(2) == weights.back().size(0),
-                    "liif_fast: grad must have the output's shape");
-    return dispatch(weights[0], [&](auto t) { return run<decltype(t)>(grad, p, coord, cell, phase, weights, biases); });
+    check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved,
+                   coord.size(0) * coord.size(1) * 4);
+    return dispatch(weights[0],
+                    [&](auto t) { return run<decltype(t)>(grad, p, coord, cell, phase, weights, biases, saved); });
 }
 
 }  // namespace liif

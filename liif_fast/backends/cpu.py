@@ -155,9 +155,10 @@ def fourier_decode(
     place: Place | None,
 ) -> Tensor:
     """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
-    train = trains(feat, phase, *weights, *biases)
+    train, count = trains(feat, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, None)
+    saved = _saved(weights[:-1], count, 4, dtype, train, recompute)
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, None)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

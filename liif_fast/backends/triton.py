@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from liif_fast.backends import kept, runner
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.ops import decode as _decode
+from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
@@ -71,6 +72,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no gradient for a part of a feature map"
     if reason := hidden_from():
         return False, reason
+    if call.op == "fourier_decode" and call.coord_requires_grad:
+        return False, "has no gradient for coord"
     if call.op != "gather_corners":
         *hidden, out = call.widths
         if not hidden:
@@ -133,6 +136,23 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
 
 
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    train, count = trains(feat, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, 4, dtype, train, recompute)
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, NAME)
+
+
 def _saved(
     weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
 ) -> tuple[int, int, int]:
@@ -150,7 +170,7 @@ def _kernel(file: str, name: str) -> Callable[..., Any]:
     return run
 
 
-FILES = ("project", "decode", "render", "gather_corners", "fused_mlp")
+FILES = ("project", "decode", "render", "gather_corners", "fused_mlp", "fourier_decode")
 OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
 
 

@@ -28,17 +28,30 @@ class Call:
         self.weights, self.biases = make_layers((width, *widths), dtype=dtype)
         self.weigh = torch.randn(batch, queries, widths[-1]).to(dtype)
 
+    @property
+    def leaves(self):
+        return [self.feat, self.phase, *self.weights, *self.biases]
+
+    def to(self, dtype):
+        """Convert everything except coord and cell, and return self."""
+        for name in ("feat", "phase", "weigh"):
+            setattr(self, name, getattr(self, name).to(dtype))
+        self.weights, self.biases = ([each.to(dtype) for each in layers] for layers in (self.weights, self.biases))
+        return self
+
+    def requires_grad(self):
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+        return self
+
     def run(self, backend, **options):
         return functional.fourier_decode(
             self.feat, self.coord, self.cell, self.phase, self.weights, self.biases, backend=backend, **options
         )
 
     def gradients(self, backend, **options):
-        leaves = [self.feat, self.phase, *self.weights, *self.biases]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        out = self.run(backend, **options)
-        return out.detach(), torch.autograd.grad((out * self.weigh).sum(), leaves)
+        out = self.requires_grad().run(backend, **options)
+        return out.detach(), torch.autograd.grad((out * self.weigh).sum(), self.leaves)
 
 
 def formula(call):
@@ -125,7 +138,8 @@ def test_the_operator_reads_nothing_outside_of_a_part():
     call = Call(shape=(4, 6))
     p, place = call.feat.permute(0, 2, 3, 1).contiguous(), (0, 0, 9, 6)
     with pytest.raises(RuntimeError, match="outside of p's part of the map"):
-        torch.ops.liif_fast.fourier_decode(p, call.coord, call.cell, call.phase, call.weights, call.biases, place, None)
+        arguments = (p, call.coord, call.cell, call.phase, call.weights, call.biases, place, (0, 0))
+        torch.ops.liif_fast.fourier_decode(*arguments, None)
 
 
 def test_bits_do_not_depend_on_threads_or_neighbours(threads):

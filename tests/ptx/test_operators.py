@@ -23,7 +23,10 @@ EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.
 FLOOR = 12  # as tests/kernels/test_operator.py
 # Without the fence between a copy and the product that reads it (triton issue 9610): refused on sm_90.
 UNFENCED = {version for version in PINNED if versions.faults(90, tuple(map(int, version.split(".")[:2])), refused=True)}
-KERNELS = {f"{name}_kernel" for name in ("chain", "decode", "gather", "mlp", "project", "render", "segment")}
+KERNELS = {
+    f"{name}_kernel"
+    for name in ("chain", "decode", "fourier", "gather", "mlp", "project", "render", "segment", "waves_back")
+}
 FLIPS = 0.1  # of a gradient's size: in TF32 a ReLU near 0 may fall the other way; the plain form is not in TF32
 RUNS = [
     (MAIN, "80", "float16", "sorted", "recompute", "100 70"),  # two column blocks, of which one is not full
