@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import audit_ptx
 from liif_fast.kernels import (
+    attend_corners,
     backward,
     decode,
     fourier_decode,
@@ -49,7 +51,7 @@ from liif_fast.kernels import (
 )
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
-MODULES = (backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
+MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
 NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
@@ -119,6 +121,8 @@ def run_case(case: str, dtype: torch.dtype) -> None:
     A name is operator-width-outputs-layers-corners.
     """
     given = case.split("-")
+    if given[0] == "attend_corners":
+        return run_attend(dtype, *map(int, given[1:]))
     name, *numbers = given + ["256", "3", "4", "4"][len(given) - 1 :]
     width, outs, layers, corners = map(int, numbers)
     hidden, ensemble = [width] * layers, corners == 4
@@ -143,7 +147,7 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         where = p, coord, cell, phase, weights, biases
         fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 0, width))
         out, saved = fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 128, width))
-        fourier_decode.fourier_decode_backward(out, *where, saved)
+        fourier_decode.fourier_decode_backward(out, *where, saved, True)
     elif name == "decode":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 0, width))
@@ -156,6 +160,16 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
         for rows in (0, 128):
             render.render(p, cell[:, 0], weights, biases, ensemble, grid, (), (layers, rows, width))
+
+
+def run_attend(dtype: torch.dtype, depth: int = 1, heads: int = 8, width: int = 64) -> None:
+    """Call the launchers of attend_corners at ILN's network, or as named: attend_corners-depth-heads-width."""
+    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1, dtype=dtype)
+    layers = [torch.zeros(width, width + 1, dtype=dtype) for _ in range(4 * depth)]
+    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1, dtype=dtype) for i in range(depth)]
+    coord = torch.zeros(1, 64, 2)
+    rest = table, torch.zeros(3, table.shape[1], dtype=dtype), layers, [coord], (1, 6, 6), False, heads
+    attend_corners.attend_corners(*rest)
 
 
 @contextlib.contextmanager
@@ -204,7 +218,9 @@ def compiled(launch: Launch, arch: int) -> Any:
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    target = GPUTarget("cuda", arch, 32)
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
+    return triton.compile(source, target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
@@ -230,6 +246,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
         "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "long_divisions": len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"])),
         "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
         "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
         "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,

@@ -20,7 +20,7 @@ from liif_fast.frozen import pack_once
 from . import backward, host, scatter
 from .host import dot
 from .network import activated, columns, hidden_layers, last_layer
-from .plan import corners
+from .plan import corners, located
 
 SHIFT = tl.constexpr(1.5 * 2.0**23)  # the last bits of a + SHIFT count a's whole numbers, while |a| < 2^22
 MOST = tl.constexpr(2.0**21)
@@ -34,8 +34,8 @@ SIZES = ["first", "limit", "keep_limit", "queries", "height", "width", "p_top", 
 def sin_cos_pi(a):
     """Return sin(pi a) and cos(pi a), float32: a = r + n / 2 with |r| <= 1/4 exactly, and polynomials in r.
 
-    Beyond MOST the fraction of a float is noise, and a counts as 0. NaN and infinity give NaN. csrc/cpu/waves_impl.h has
-    the same numbers. tl.sin takes no multiples of pi, and its exact form keeps an array in local memory.
+    Beyond MOST the fraction of a float is noise, and a counts as 0. NaN and infinity give NaN. csrc/cpu/waves_impl.h
+    has the same numbers. tl.sin would need pi a, which is rounded, so that its error grew with a.
     """
     a = tl.where(tl.abs(a) < MOST, a, a - a)
     counted = tl.fma(a, 2.0, SHIFT)
@@ -106,7 +106,7 @@ def fourier_kernel(
     row = tl.arange(0, ROWS)
     query = start + row // 4
     valid = query < limit
-    image, inside = query // queries, query % queries
+    image, inside = located(start, row // 4, queries)
     at = coord + image * coord_image + inside * coord_query
     coord_y = tl.load(at, mask=valid, other=0.0)
     coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
@@ -124,7 +124,7 @@ def fourier_kernel(
     for _ in tl.static_range(BLOCKS):
         z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)
     for step in tl.range(0, STEPS):
-        of_cosine, of_sine, by_row, by_column, sine, cosine = waves_of(
+        of_cosine, of_sine, _by_row, _by_column, sine, cosine = waves_of(
             p, latent, valid, step * WAVES, rel_y, rel_x, phase, cell_y, cell_x, HALF, ROWS, WAVES
         )  # fmt: skip
         wave = tl.reshape(tl.join(of_cosine * cosine, of_sine * sine), (ROWS, DEPTH)).to(first_weight.dtype.element_ty)
@@ -146,7 +146,7 @@ def fourier_kernel(
         tl.store(out + target[:, None] * OUT + channel[None, :], result, mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["places"])
 def waves_back_kernel(
     grad, p, latents, parts, phase, waves, p_grad, phase_grad, places,
     rows,
@@ -236,7 +236,8 @@ def _launch(
     with host.on(p):
         fourier_kernel[grid](
             p, coord, cell, phase, *first, *network[1:], p if out is None else out, saved,
-            queries.start, queries.stop, queries.start + saved.shape[1] // 4, coord.shape[1], *coord.stride(), *cell.stride(),
+            queries.start, queries.stop, queries.start + saved.shape[1] // 4, coord.shape[1],
+            *coord.stride(), *cell.stride(),
             *host.axis(height), *host.axis(width), top, left, p.shape[1], p.shape[2], host.layer_rows(saved),
             HALF=half, STEPS=len(first[0]) // host.depth(dtype), DEPTH=host.depth(dtype),
             OUT=1 if out is None else out.shape[2], OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0],
@@ -277,32 +278,37 @@ def fourier_decode_backward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
+    places: bool,
 ) -> list[Tensor]:
-    """Return the gradients of p, of the phase [2, K], and of weight, bias, ... of the layers, float32; grad [B, Q, out]."""
-    half, rows = phase.shape[0], 4 * coord.shape[0] * coord.shape[1]
-    phase, place = phase.contiguous(), (0, 0, p.shape[1], p.shape[2])
+    """Return the gradients of p, of the phase [2, K], of weight, bias, ... of the layers, and those at the corners.
+
+    All are float32; grad is [B, Q, out]. Those at the corners, [B, Q, 4, 5], are of rel, of the cell and of the weight;
+    they are empty if not requested.
+    """
+    half, total = phase.shape[0], coord.shape[0] * coord.shape[1]
+    phase, shape = phase.contiguous(), (p.shape[1], p.shape[2])
+    plan = backward.Plan(p, coord, cell, shape, (0, 0), 4, waves=True)
     p_grad, phase_grad = torch.zeros_like(p), p.new_zeros(2, half)
     weight_grad = torch.zeros(weights[0].shape, dtype=torch.float32, device=p.device)
-    size = backward.chunk_rows(saved, saved.dtype) // 4
-    chunks = (
-        backward.Chunk(slice(start, stop), start, p, coord, cell, p_grad)
-        for start, stop in backward.steps((0, saved.shape[1] // 4, rows // 4), size)
-    )
+    places_grad = p.new_empty((4 * total, 5) if places else 0)
 
-    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
-        queries = range(chunk.where.start, chunk.where.stop)
-        _launch(p, coord, cell, phase, weights, biases, place, queries, None, activations)
+    def recompute(run: slice, activations: Tensor) -> None:
+        queries = range(run.start, run.stop)
+        _launch(p, coord, cell, phase, weights, biases, (0, 0, *shape), queries, None, activations)
 
-    def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor, parts: Tensor) -> None:
-        count = len(dz)
-        programs = triton.cdiv(count, BACK_ROWS)
-        waves, of_rows = dz.new_empty(count, 2 * half), p.new_empty(count, 4 * half)
-        of_phase = p.new_empty(programs, 2, half)
+    def receive(run: slice, dz: Tensor, latents: Tensor, parts: Tensor) -> None:
+        rows = len(dz)
+        programs = triton.cdiv(rows, BACK_ROWS)
+        waves, of_rows, of_phase = (
+            dz.new_empty(rows, 2 * half),
+            p.new_empty(rows, 4 * half),
+            p.new_empty(programs, 2, half),
+        )
         with host.on(p):
             waves_back_kernel[(programs,)](
-                host.product(dz, weights[0]), p, latents, parts, phase, waves, of_rows, of_phase, p,
-                count,
-                HALF=half, STEPS=triton.cdiv(half, BACK_WAVES), PLACES=False, ROWS=BACK_ROWS, WAVES=BACK_WAVES,
+                host.product(dz, weights[0]), p, latents, parts, phase, waves, of_rows, of_phase,
+                places_grad[4 * run.start : 4 * run.stop] if places else p, rows,
+                HALF=half, STEPS=triton.cdiv(half, BACK_WAVES), PLACES=places, ROWS=BACK_ROWS, WAVES=BACK_WAVES,
                 num_warps=4, num_stages=1, enable_fp_fusion=False,
             )  # fmt: skip
         weight_grad.add_(host.product(dz.t(), waves))
@@ -310,7 +316,7 @@ def fourier_decode_backward(
         scatter.add(of_rows, latents, p_grad.view(-1, 4 * half))
 
     flat = grad.float().flatten(0, 1).contiguous()
-    sums = backward.backward(
-        chunks, recompute, receive, flat, weights, biases, saved, True, 0, (p.shape[1], p.shape[2]), terms=4
-    )
-    return [p_grad, phase_grad, weight_grad, *sums]
+    of_weights = places_grad[:, 4:] if places else None
+    sums = backward.backward(recompute, receive, flat, weights, biases, saved, plan, of_weights)
+    at = places_grad.view(*coord.shape[:2], 4, 5) if places else places_grad
+    return [p_grad, phase_grad, weight_grad, *sums, at]

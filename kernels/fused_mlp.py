@@ -102,19 +102,13 @@ def fused_mlp_backward(
 ) -> list[Tensor]:
     """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
     x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, dtype=torch.float32, device=x.device)
-    size = backward.chunk_rows(saved, x.dtype)
-    chunks = (
-        backward.Chunk(slice(start, stop), 0, None, None, None, None)
-        for start, stop in backward.steps((0, saved.shape[1], x.shape[0]), size)
-    )
 
-    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
-        _launch(x[chunk.where], weights, biases, None, activations)
+    def recompute(run: slice, activations: Tensor) -> None:
+        _launch(x[run], weights, biases, None, activations)
 
-    def receive(chunk: backward.Chunk, dz: Tensor, *_: Tensor) -> None:
-        x_grad[chunk.where] = torch.mm(dz, weights[0])
-        first_grad.add_(host.product(dz.t(), x[chunk.where]))
+    def receive(run: slice, dz: Tensor, *_: Tensor) -> None:
+        x_grad[run] = torch.mm(dz, weights[0])
+        first_grad.add_(host.product(dz.t(), x[run]))
 
-    flat = grad.float().contiguous()
-    sums = backward.backward(chunks, recompute, receive, flat, weights, biases, saved, False, 0)
+    sums = backward.backward(recompute, receive, grad.float().contiguous(), weights, biases, saved)
     return [x_grad, first_grad, *sums]

@@ -10,7 +10,7 @@ from torch import Tensor
 from liif_fast.coord import plan_corners
 
 from . import host, scatter
-from .plan import corners
+from .plan import corners, located
 
 ROWS, BLOCK = 16, 128  # a tile of the output
 SIZES = ["queries_total", "queries", "feat_image", "feat_channel", "feat_row", "feat_column", "height", "width",
@@ -30,10 +30,10 @@ def gather_kernel(
 ):  # fmt: skip
     """Write out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell."""
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    query, corner = row // CORNERS, row % CORNERS
-    valid = query < queries_total
-    image, inside = query // queries, query % queries
+    start, tile_row = tl.program_id(0).to(tl.int64) * (ROWS // CORNERS), tl.arange(0, ROWS)
+    row, corner = start * CORNERS + tile_row, tile_row % CORNERS
+    valid = start + tile_row // CORNERS < queries_total
+    image, inside = located(start, tile_row // CORNERS, queries)
     at = coord + image * coord_image + inside * coord_query
     coord_y = tl.load(at, mask=valid, other=0.0)
     coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)

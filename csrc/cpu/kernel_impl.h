@@ -156,17 +156,30 @@ void add(T* y, const T* x, int64_t width) {
 }  // namespace liif
 
 #include "attention_impl.h"
+#include "modulation_impl.h"
 #include "waves_impl.h"
 
 namespace liif {
 namespace {
 
 template <typename T>
-const Kernel<T> table = {Vec<T>::name, Vec<T>::rows,  kVectors * Vec<T>::lanes,
-                         gemm<T, T>,   gemm<T, T>,    affine<T>,
-                         sum_rows<T>,  blend<T>,      add<T>,
-                         waves<T>,     waves_back<T>, nullptr,
-                         nullptr,      nullptr,       &attention_table<T>};
+const Kernel<T> table = {Vec<T>::name,
+                         Vec<T>::rows,
+                         kVectors * Vec<T>::lanes,
+                         gemm<T, T>,
+                         gemm<T, T>,
+                         affine<T>,
+                         sum_rows<T>,
+                         blend<T>,
+                         add<T>,
+                         waves<T>,
+                         waves_back<T>,
+                         modulate<T>,
+                         modulate_back<T>,
+                         nullptr,
+                         nullptr,
+                         nullptr,
+                         &attention_table<T>};
 
 }  // namespace
 }  // namespace liif

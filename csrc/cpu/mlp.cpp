@@ -17,7 +17,8 @@ struct Mlp {
     Network<T> rest;
 
     Mlp(const Tensors& weights, const Tensors& biases, int packs, Arena& arena, bool dry)
-        : first(pack_layer<T>(weights[0], biases[0], packs, arena, dry)), rest(weights, biases, packs, arena, dry) {}
+        : first(pack_layer<T>(weights[0], biases[0], packs, arena, dry)),
+          rest(weights[0].size(0), weights, biases, 1, packs, arena, dry) {}
 
     template <typename C>
     void forward_first(const T* x, int64_t x_stride, int64_t rows, C* h, int64_t h_stride) const {

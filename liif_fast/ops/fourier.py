@@ -2,8 +2,8 @@
 
 `p` [B, h, w, 2 D] holds a latent's D amplitudes and D frequencies in a row; `place` is (top, left, map_height,
 map_width), the part of a map that it is. Amplitudes, frequencies and `phase` have the dtype in which products are
-summed, weights and biases that of the products. Hidden activations of the first queries are saved for the backward pass,
-in a tensor of the shape `saved`, as in `decode`; those of the others, and all waves, are computed again.
+summed, weights and biases that of the products. Hidden activations of the first queries are saved for the backward
+pass, in a tensor of the shape `saved`, as in `decode`; those of the others, and all waves, are computed again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, result_dtype
+from liif_fast.coord import place_gradients
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
@@ -41,10 +42,12 @@ def _backward_fake(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
     layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers]
+    at = p.new_empty((*coord.shape[:2], 4, 5) if places else 0)
+    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers, at]
 
 
 _fourier = define(
@@ -53,11 +56,12 @@ _fourier = define(
     " SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
 )
-# Return the gradients of p, of the phase, [2, D/2], and of the layers' weights and biases in turn.
+# Return the gradients of p, of the phase, [2, D/2], of the layers' weights and biases in turn, and, with `places`, of
+# rel, cell and weight at each corner, [B, Q, 4, 5].
 _fourier_backward = define(
     "fourier_decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " str? backend) -> Tensor[]",
+    " bool places, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -101,9 +105,16 @@ class _Fourier(torch.autograd.Function):
         coord, cell, kept, *inputs = ctx.saved_tensors
         feat, phase, *params = inputs
         p, *rest = _parts(feat, phase, params, dtype)
-        p_grad, phase_grad, *layers = _fourier_backward(grad.to(p.dtype), p, coord, cell, *rest, kept, backend)
+        places = any(ctx.needs_input_grad[4:6])
+        p_grad, phase_grad, *layers, at = _fourier_backward(
+            grad.to(p.dtype), p, coord, cell, *rest, kept, places, backend
+        )
+        coord_grad = cell_grad = None
+        if places:
+            size = feat.shape[2], feat.shape[3], True
+            coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         grads = [p_grad.permute(0, 3, 1, 2), phase_grad.t(), *layers[0::2], *layers[1::2]]
-        return *(None,) * 6, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
+        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
 
 
 def fourier_decode(

@@ -10,7 +10,7 @@ from liif_fast import functional, make_cell, make_coord
 
 from ..models import test_lte
 from ..ops.conftest import nan_empty
-from ..ops.test_fourier import Call, formula
+from ..ops.test_fourier import Call, check_places, formula
 from .test_operator import DTYPES, compare
 
 golden = test_lte.golden
@@ -52,6 +52,11 @@ def test_numbers_of_the_authors_code(golden, name):
         test_lte.close(model.query_rgb(coord, 2 * cell), values["out_33x42_cell2"][:, ::50])
     if name == "lte":
         test_lte.check_gradients_of_the_authors(model, values)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_gradients_of_the_places(recompute):
+    check_places("triton", queries=21, recompute=recompute)
 
 
 @pytest.mark.parametrize("scale", [40.0, 3e4])
