@@ -1,8 +1,6 @@
 """Compare two processes, joined by gloo, with one that has the same batches."""
 
-import subprocess
-import sys
-
+from .. import warm
 from .support import assert_same_training, load, run
 
 # Trains some times in two processes with torchrun's variables, forked from one that has PyTorch: torchrun and both of
@@ -63,8 +61,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, uneven, write):
     one, config = run(write, uneven, tmp_path, name="one"), write(uneven)
     short = write(uneven | {"epoch_max": 1}, "short.yaml")
     runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
-    command = [sys.executable, "-c", SCRIPT, tmp_path, *runs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr
