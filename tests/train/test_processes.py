@@ -61,7 +61,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, uneven, write):
     one, config = run(write, uneven, tmp_path, name="one"), write(uneven)
     short = write(uneven | {"epoch_max": 1}, "short.yaml")
     runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
-    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200)
+    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200, modules=warm.OPTIMIZERS)
     assert done.returncode == 0, done.stderr
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr
