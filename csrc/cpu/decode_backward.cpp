@@ -159,7 +159,7 @@ class DecodeBackward {
                 g = b.first, g_stride = net_.stride();
             }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
-            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
+            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, channels, count, {}, sum.affine);
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;

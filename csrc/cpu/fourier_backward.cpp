@@ -86,7 +86,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
                 at[4] += y[o * pass.gradient().step_out()] * b.out[r * net.out_padded() + o];
             }
         }
-        Backward<Sum<T>>::accumulate(b.cell, 2, 2, b.angle, padded_half, padded_half, rows.count, {}, sum.own);
+        Backward<Sum<T>>::accumulate(b.cell, 2, 2, b.angle, padded_half, half, rows.count, {}, sum.own);
     });
     result.push_back(pass.own_gradient(p, 2, half, padded_half));
     pass.layer_gradients(p, result);

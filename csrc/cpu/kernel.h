@@ -36,7 +36,8 @@ constexpr int kDepth = sizeof(T) == 2 ? 2 : 1;
 // C[m, n] = epilogue(init + sum over steps s and j < D of A[m * a_row + s * a_step + j] * B[n / nr][s * b_step + n % nr
 // * D + j]), D = kDepth<T>, panels of B b_panel apart. Packed weights have b_step = nr * D and b_panel = steps *
 // b_step; a row-major matrix (of T with D = 1) has b_step = its stride and b_panel = nr. Whole panels are read and
-// written, so columns are padded to a multiple of nr. Rows are not padded.
+// written, so rows of B and C are padded to a multiple of nr columns, in C with what the padding of B and the biases
+// gives, or zeros. Rows are not padded.
 template <typename T, typename C>
 struct Gemm {
     int64_t rows, columns, steps;

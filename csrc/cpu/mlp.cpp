@@ -184,8 +184,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                     backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum, b.h[0]);
                     g = b.first, g_stride = stride;
                 }
-                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, b.tiles,
-                                        sum.weight[0]);
+                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, ins, rows, b.tiles, sum.weight[0]);
                 kernel<T>().sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0],
                                      sum.bias[0] + net.first.out_padded);
                 multiply(rows, g, g_stride, net.first.backward, b.x, padded_in, Init::zero,

@@ -25,12 +25,13 @@ class ModulatedNet : public Network<T> {
     int64_t shift(int64_t l) const { return (depth() + l - 1) * neurons_; }
     int64_t first_feature() const { return 2 * depth() * neurons_; }
 
-    // A row of h[0]; `wide` holds as many sums.
+    // A row of h[0]; `wide` holds as many sums if their type is not T.
     void enter(T* h, const Sum<T>* latent, const Corner& c, const float* cell, Sum<T>* wide) const {
         const Sum<T> places[4] = {c.rel_row, c.rel_column, cell[0], cell[1]};
+        if constexpr (std::is_same_v<T, Sum<T>>) wide = h;
         std::memcpy(wide, latent + first_feature(), static_cast<size_t>(features()) * sizeof(Sum<T>));
-        std::memcpy(wide + features(), places, static_cast<size_t>(places_) * sizeof(Sum<T>));
-        narrow(h, wide, this->first_out());
+        for (int64_t j = 0; j < places_; ++j) wide[features() + j] = places[j];
+        if constexpr (!std::is_same_v<T, Sum<T>>) narrow(h, wide, this->first_out());
     }
 
     // The products of layer l with h[l - 1], and relu(product * (1 + scale) + shift), which may take their place. Row r

@@ -17,7 +17,7 @@ constexpr int64_t kTileRows =
 template <typename T>
 struct Packed {
     const T* data;
-    int64_t steps, columns;  // columns is padded
+    int64_t steps, columns;
 
     int64_t step() const { return kernel<T>().nr * kDepth<T>; }
     int64_t panel() const { return steps * step(); }
@@ -47,7 +47,7 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
             }
         });
     }
-    return {out, padded_depth / pair, padded};
+    return {out, padded_depth / pair, columns};
 }
 
 // One linear layer of nn.Linear: weight [out, in] with any strides, bias [out].
@@ -257,7 +257,7 @@ class Backward {
     void add_layer(int64_t l, const T* gradient, int64_t gradient_stride, const T* input, int64_t rows,
                    const Tiles& tiles, const Gradients<T>& sum) const {
         const Layer<T>& y = net_.layer(l);
-        accumulate(gradient, gradient_stride, y.out, input, net_.stride(), padded_in(l), rows, tiles,
+        accumulate(gradient, gradient_stride, y.out, input, net_.stride(), y.in, rows, tiles,
                    sum.weight[static_cast<size_t>(l)]);
         Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
         kernel<T>().sum_rows(gradient, gradient_stride, rows, y.out_padded, bias, bias + y.out_padded);
@@ -270,11 +270,11 @@ class Backward {
                  static_cast<const Sum<T>*>(nullptr), mask == nullptr ? Epilogue::none : Epilogue::mask, mask);
     }
 
-    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]
+    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]; rows of all three are padded to whole panels
     static void accumulate(const T* gradient, int64_t gradient_stride, int64_t outs, const T* input,
-                           int64_t input_stride, int64_t padded_ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
+                           int64_t input_stride, int64_t ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
         constexpr int64_t pair = kDepth<T>;
-        const int64_t nr = kernel<T>().nr;
+        const int64_t nr = kernel<T>().nr, padded_ins = round_up(ins, nr);
         if constexpr (pair > 1) {
             const int64_t padded_outs = round_up(outs, nr);
             kernel<T>().pair_rows(tiles.gradient_pairs, gradient, gradient_stride, rows, padded_outs);
@@ -282,7 +282,7 @@ class Backward {
             gradient = tiles.gradient_pairs, gradient_stride = pair * padded_outs;
             input = tiles.input_pairs, input_stride = pair * padded_ins;
         }
-        kernel<T>().gemm_sum({outs, padded_ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
+        kernel<T>().gemm_sum({outs, ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
                               input_stride, sum, padded_ins, Init::accumulate, nullptr, Epilogue::none, nullptr});
     }
 
