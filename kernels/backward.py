@@ -117,11 +117,17 @@ class Plan(NamedTuple):
     shape: tuple[int, int]  # of the map
     origin: tuple[int, int]  # of P in it
     corners: int
+    waves: bool = False  # rel and cell go into waves, not into a first layer
+
+    @property
+    def terms(self) -> int:
+        """Return how many values rel and the cell are."""
+        return 2 if self.cell is None else 4
 
     @property
     def affine(self) -> int:
         """Return the number of the first layer's columns that are added at the query."""
-        return 2 if self.cell is None else 4
+        return 0 if self.waves else self.terms
 
 
 def steps(bounds: Sequence[int], size: int) -> Iterator[slice]:
@@ -185,7 +191,7 @@ def place_gradients(
 
 def backward(
     recompute: Callable[[slice, Tensor], None],
-    receive: Callable[[slice, Tensor, Tensor], None],
+    receive: Callable[[slice, Tensor, Tensor, Tensor], None],
     grad: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -197,14 +203,15 @@ def backward(
 
     Args:
         recompute: computes the activations of a run of queries (for an MLP, of rows) into [layers, rows, widest].
-        receive: gets a run, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
+        receive: gets a run, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
+            their rel and cell, float32 [rows, terms].
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
         plan: None for an MLP.
         places: float32 [rows, affine + 1], receives the gradients of the values that multiply the first layer's last
             columns, and of the weight.
     """
-    corners, affine = (plan.corners, plan.affine) if plan else (1, 0)
+    corners, affine, terms = (plan.corners, plan.affine, plan.terms) if plan else (1, 0, 0)
     layers, _, widest = saved.shape
     form = host.form("backward", widest, saved)
     network = host.network(weights, biases, form, 0, transposed=True)
@@ -230,7 +237,7 @@ def backward(
             recompute(run, activations)
         grads = memory("grads", rows)
         shares = saved.new_empty(rows, network.last.shape[0]) if plan else some.to(saved.dtype)
-        parts = grad.new_empty(rows, affine) if plan else grad
+        parts = grad.new_empty(rows, terms) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
         with host.on(saved):
             chain_kernel[(triton.cdiv(rows, form.rows),)](
@@ -239,10 +246,10 @@ def backward(
                 *host.axis(map_shape[0]), *host.axis(map_shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
-                PLAN=plan is not None, ENSEMBLE=corners == 4, CELL=affine == 4, **host.tile(form, saved.dtype),
+                PLAN=plan is not None, ENSEMBLE=corners == 4, CELL=terms == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
         totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
         if places is not None:
             place_gradients(activations, grads, some, weights, biases, places[here])
-        receive(run, grads[0, :, : weights[0].shape[0]], latents)
+        receive(run, grads[0, :, : weights[0].shape[0]], latents, parts)
     return totals.result()

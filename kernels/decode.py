@@ -186,7 +186,7 @@ def decode_backward(
         queries = range(run.start, run.stop)
         launch(p, coord, cell, network(), form, ensemble, plan.shape, origin, queries, widest, None, activations)
 
-    def receive(run: slice, dz: Tensor, latents: Tensor) -> None:
+    def receive(run: slice, dz: Tensor, latents: Tensor, _: Tensor) -> None:
         scatter.add(dz, latents, p_grad.view(-1, dz.shape[1]))
 
     flat, rows = grad.float().flatten(0, 1).contiguous(), at.view(-1, plan.affine + 1) if places else None

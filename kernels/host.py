@@ -163,6 +163,11 @@ def projection_form(tensor: Tensor) -> ProjectionForm:
     return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
 
 
+def depth(dtype: torch.dtype) -> int:
+    """Return the inputs that one step of a first layer's product takes."""
+    return 16 if precision(dtype) == "tf32x3" else 32
+
+
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
     """Return the launch's keyword arguments for a form and a dtype; multiply-adds must not be contracted."""
     return {
@@ -210,6 +215,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cuda":
         return multiply(a, b, out_dtype=torch.float32)
     return multiply(a.float(), b.float())
+
+
+def opening(weight: Tensor, bias: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Lay out a first layer [out, in] that is all product: [whole steps of `depth`, padded], and float32 [padded]."""
+    step = depth(weight.dtype)
+    whole = triton.cdiv(weight.shape[1], step) * step
+    return _padded(weight.t(), whole, form.padded).contiguous(), _padded(bias.float(), form.padded)
 
 
 class Network(NamedTuple):

@@ -11,8 +11,8 @@ namespace {
 struct FourierTag {};
 
 template <typename T>
-Tensor run(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase, const Tensors& weights,
-           const Tensors& biases, const Ints& place) {
+std::tuple<Tensor, Tensor> run(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
+                               const Tensors& weights, const Tensors& biases, const Ints& place, const Ints& shape) {
     constexpr int corners = 4;
     const Latents<Sum<T>> latents(p, place[0], place[1]);
     const CoordQueries queries(coord, cell, place[2], place[3], true);
@@ -23,6 +23,8 @@ Tensor run(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tenso
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return FourierNet<T>(phase, weights, biases, pack_forward, arena, dry);
     });
+    check_saved_width(shape[0], shape[1], net.saved_width());
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
     const int64_t half = net.half();
     const auto fill = [&](int64_t first, int64_t n, T* h0, Sum<T>* weight, Sum<T>* phases) {
@@ -39,20 +41,22 @@ Tensor run(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tenso
         }
     };
     forward<FourierTag>(
-        net, count, corners, 0, static_cast<T*>(nullptr), [half](Arena& arena) { return arena.take<Sum<T>>(3 * half); },
-        fill,
+        net, count, corners, shape[0] / corners, mutable_data<T>(saved),
+        [half](Arena& arena) { return arena.take<Sum<T>>(3 * half); }, fill,
         [&](int64_t q, const Sum<T>* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>)); });
-    return out;
+    return {out, saved};
 }
 
 }  // namespace
 
-Tensor fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
-                      const Tensors& weights, const Tensors& biases, const Ints& place) {
+std::tuple<Tensor, Tensor> fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
+                                          const Tensors& weights, const Tensors& biases, const Ints& place,
+                                          const Ints& saved) {
     check_fourier(p, coord, cell, phase, weights, biases);
+    check_saved_shape(saved, coord.size(0) * coord.size(1), 4);
     check_place(place, p);
     return dispatch(weights[0],
-                    [&](auto t) { return run<decltype(t)>(p, coord, cell, phase, weights, biases, place); });
+                    [&](auto t) { return run<decltype(t)>(p, coord, cell, phase, weights, biases, place, saved); });
 }
 
 }  // namespace liif

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "checks.h"
+#include "chunk.h"
 
 namespace liif {
 
@@ -29,6 +30,11 @@ class FourierNet : public Network<T> {
     void phases(Sum<T>* to, const float* cell) const {
         const Sum<T> row = cell[0], column = cell[1];
         for (int64_t k = 0; k < half_; ++k) to[k] = phase_[k] * row + phase_[half_ + k] * column;
+    }
+
+    // Of angles, those of the cell: to[j] = sum over k of angle[k] phase[k][j].
+    void phases_back(Sum<T>* to, const Sum<T>* angle) const {
+        for (int64_t j = 0; j < 2; ++j) to[j] = dot(angle, phase_ + j * half_, half_);
     }
 
     // A row of h[0]; `wide` holds 2 K.

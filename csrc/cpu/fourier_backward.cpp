@@ -1,4 +1,5 @@
-// liif_fast::fourier_decode_backward: the layers' gradients, and those of the waves.
+// liif_fast::fourier_decode_backward: the layers' gradients, and those of the waves. The waves are computed again, and
+// the hidden activations that the forward pass has not saved.
 #include "fourier.h"
 #include "operators.h"
 #include "rows_backward.h"
@@ -12,7 +13,7 @@ constexpr int kCorners = 4;
 
 template <typename T>
 Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
-            const Tensors& weights, const Tensors& biases) {
+            const Tensors& weights, const Tensors& biases, const Tensor& saved, Tensor* place_grad) {
     const Latents<Sum<T>> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), true);
     Tensor packed;
@@ -20,12 +21,15 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
         return FourierNet<T>(phase, weights, biases, pack_backward | pack_forward, arena, dry);
     });
     const int64_t half = net.half(), padded_half = round_up(half, kernel<Sum<T>>().nr), stride = net.stride();
+    check_saved_width(saved.size(0), saved.size(1), net.saved_width());
+    const T* kept = data<T>(saved);
+    Sum<T>* places = place_grad == nullptr ? nullptr : mutable_data<Sum<T>>(*place_grad);
     Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    RowsBackward<T> pass(grad, latents, queries, net, kCorners, 2 * padded_half, result[0]);
+    RowsBackward<T> pass(grad, latents, queries, net, kCorners, 2 * padded_half, result[0], saved.size(0) / kCorners);
     struct Tile {
         std::vector<T*> h;
         typename Backward<T>::Tiles tiles;
-        Sum<T>*first, *wide, *phases, *cell, *angle;
+        Sum<T>*first, *wide, *phases, *cell, *angle, *top, *out;
     };
     const auto layout = [&](Arena& arena) {
         Tile b;
@@ -36,6 +40,8 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
         b.phases = arena.take<Sum<T>>(kTileRows * half);
         b.cell = arena.take<Sum<T>>(kTileRows * 2);
         b.angle = arena.take<Sum<T>>(kTileRows * padded_half);
+        b.top = arena.take<Sum<T>>(places != nullptr && !std::is_same_v<T, Sum<T>> ? kTileRows * stride : 0);
+        b.out = arena.take<Sum<T>>(places != nullptr ? kTileRows * net.out_padded() : 0);
         return b;
     };
     pass.template run<FourierTag>(layout, [&](const auto& rows, const Tile& b, const auto& sum) {
@@ -45,8 +51,21 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
             net.waves(b.h[0] + r * stride, latents.row(row.latent), b.phases + r * half, row.corner, b.wide);
             for (int j = 0; j < 2; ++j) b.cell[r * 2 + j] = row.query.cell[j];
         }
-        net.forward_hidden(b.h.data(), rows.count);
+        if (rows.chunk.saved) {
+            for (int64_t r = 0; r < rows.count; ++r) {
+                const T* from = kept + rows.number(r, kCorners) * net.saved_width();
+                for (int64_t l = 1; l < net.hidden(); from += net.width(l), ++l) {
+                    std::memcpy(b.h[static_cast<size_t>(l)] + r * stride, from,
+                                static_cast<size_t>(net.width(l)) * sizeof(T));
+                }
+            }
+        } else {
+            net.forward_hidden(b.h.data(), rows.count);
+        }
         pass.backward().run(b.h.data(), rows.out, rows.count, b.tiles, b.first, sum.layers, nullptr);
+        if (places != nullptr) {
+            net.forward_last(widened(net, b.h.back(), rows.count, b.top), rows.count, b.out);
+        }
         for (int64_t r = 0; r < rows.count; ++r) {
             const Row& row = rows[r];
             const Sum<T> rel[2] = {row.corner.rel_row, row.corner.rel_column};
@@ -54,6 +73,18 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
             kernel<Sum<T>>().waves_back(rows.to + r * rows.step, angle, b.first + r * stride, latents.row(row.latent),
                                         b.phases + r * half, rel, half);
             std::fill(angle + half, angle + padded_half, Sum<T>(0));
+            if (places == nullptr) continue;
+            // Of rel, of the cell, and of the corner's weight.
+            const Sum<T>* frequency = latents.row(row.latent) + 2 * half;
+            const int64_t number = rows.number(r, kCorners);
+            Sum<T>* at = places + number * 5;
+            std::fill(at, at + 5, Sum<T>(0));
+            for (int64_t k = 0; k < 2 * half; ++k) at[k % 2] += angle[k / 2] * frequency[k];
+            net.phases_back(at + 2, angle);
+            const Sum<T>* y = pass.gradient().query(number / kCorners);
+            for (int64_t o = 0; o < net.out(); ++o) {
+                at[4] += y[o * pass.gradient().step_out()] * b.out[r * net.out_padded() + o];
+            }
         }
         Backward<Sum<T>>::accumulate(b.cell, 2, 2, b.angle, padded_half, half, rows.count, {}, sum.own);
     });
@@ -65,10 +96,18 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
 }  // namespace
 
 Tensors fourier_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell,
-                                const Tensor& phase, const Tensors& weights, const Tensors& biases) {
+                                const Tensor& phase, const Tensors& weights, const Tensors& biases, const Tensor& saved,
+                                bool places) {
     check_fourier(p, coord, cell, phase, weights, biases);
-    check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)});
-    return dispatch(weights[0], [&](auto t) { return run<decltype(t)>(grad, p, coord, cell, phase, weights, biases); });
+    check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)}, saved,
+                   coord.size(0) * coord.size(1) * kCorners);
+    return dispatch(weights[0], [&](auto t) {
+        using T = decltype(t);
+        Tensor at = places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), kCorners, 5}) : make<Sum<T>>(p, {0});
+        Tensors result = run<T>(grad, p, coord, cell, phase, weights, biases, saved, places ? &at : nullptr);
+        result.push_back(at);
+        return result;
+    });
 }
 
 }  // namespace liif

@@ -1,5 +1,5 @@
 // Shared by fourier_backward.cpp and modulated_backward.cpp: a pass over rows, one per (query, corner), in the order of
-// the latent that they read, as in decode_backward.cpp. Activations are always computed again.
+// the latent that they read, as in decode_backward.cpp.
 #pragma once
 
 #include "checks.h"
@@ -27,11 +27,16 @@ class RowsBackward {
         int64_t step;
 
         const Row& operator[](int64_t r) const { return chunk.sorted(first + r); }
+        // The row's number in the order image, query, corner.
+        int64_t number(int64_t r, int corners) const {
+            return chunk.first * corners + chunk.order[static_cast<size_t>(first + r)];
+        }
     };
 
-    // p_grad: zeros of the latents' shape. A worker has `own` sums of the operator's own.
+    // p_grad: zeros of the latents' shape. A worker has `own` sums of the operator's own. The forward pass saved the
+    // activations of the first `kept` queries.
     RowsBackward(const Tensor& grad, const Latents<Sum<T>>& latents, const CoordQueries& queries, const Network<T>& net,
-                 int corners, int64_t own, Tensor& p_grad)
+                 int corners, int64_t own, Tensor& p_grad, int64_t kept = 0)
         : grad_(grad),
           latents_(latents),
           queries_(queries),
@@ -39,6 +44,7 @@ class RowsBackward {
           backward_(net),
           corners_(corners),
           total_(grad.size(0) * grad.size(1)),
+          kept_(kept),
           own_(own),
           padded_(round_up(latents.channels(), kernel<Sum<T>>().nr)),
           p_grad_(mutable_data<Sum<T>>(p_grad)) {
@@ -53,12 +59,15 @@ class RowsBackward {
 
     const Backward<T>& backward() const { return backward_; }
 
+    const OutGradient<Sum<T>>& gradient() const { return grad_; }
+
     // each(rows, scratch, sums) computes a tile, with scratch memory laid out by layout(arena).
     template <typename Tag, typename Layout, typename Each>
     void run(const Layout& layout, const Each& each) {
         Chunk chunk;
         while (chunk.first < total_) {
-            chunk.count = std::min(kChunkQueries, total_ - chunk.first);
+            chunk.saved = chunk.first < kept_;
+            chunk.count = std::min(kChunkQueries, (chunk.saved ? kept_ : total_) - chunk.first);
             chunk.plan(queries_, latents_, corners_);
             // Contiguous shares of the sorted rows, so that a worker's sums depend only on the number of threads.
             const auto rows = static_cast<int64_t>(chunk.rows.size());
@@ -170,7 +179,7 @@ class RowsBackward {
     const Network<T>& net_;
     const Backward<T> backward_;
     const int corners_;
-    const int64_t total_, own_, padded_;
+    const int64_t total_, kept_, own_, padded_;
     Sum<T>* p_grad_;
     int64_t workers_;
     Tensor sum_memory_;

@@ -157,10 +157,19 @@ def _fourier(p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequenc
 
 
 def _fourier_backward(
-    grad: Shape, p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequence[Shape], *_: Any
+    grad: Shape,
+    p: Shape,
+    coord: Shape,
+    cell: Shape,
+    phase: Shape,
+    weights: Sequence[Shape],
+    biases: Any,
+    saved: Shape,
+    *_: Any,
 ) -> int:
     rows = 4 * prod(coord[:2])
-    return 12 * rows * phase[0] + 3 * rows * _layers(weights[:-1]) + 2 * rows * _layers(weights[-1:])
+    again = max(rows - saved[-2], 0) * _layers(weights[:-1])
+    return 12 * rows * phase[0] + 2 * rows * _layers(weights) + again
 
 
 def _modulated(

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import gpu_check, gpu_hopper, gpu_sections, records
 
+from .. import warm
 from ..gpu import test_operator
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +46,17 @@ def test_the_plan_of_the_calls():
 
 @pytest.fixture
 def here(monkeypatch):
-    """Run sections in this process, because a start of PyTorch takes as long as most of them."""
+    """Run sections in this process and their commands warm: a start of PyTorch takes as long as most of them."""
 
     def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}
 
+    def run(command, limit=None, environment=None):
+        done = warm.run(*command[1:], cwd=ROOT, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
     monkeypatch.setattr(gpu_check, "in_a_process", in_this_process)
+    monkeypatch.setattr(gpu_check, "_run", run)
 
 
 @pytest.mark.parametrize("call", gpu_check.CALLS)
@@ -118,9 +124,9 @@ def test_a_section_that_hangs_loses_nothing_and_leaves_nothing_behind(script, tm
 
 
 def _ends(pid: int) -> bool:
-    """Return whether a process ends within ten seconds, because a signal takes time."""
+    """Return whether a process ends within a minute: it may have to import PyTorch before it looks for its parent."""
     status = Path("/proc", str(pid), "status")
-    for _ in range(100):
+    for _ in range(600):
         try:
             if "zombie" in status.read_text():
                 return True
@@ -148,8 +154,8 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
     out = tmp_path / "record.json"
     known = {"device": "cpu", "commit": records.environment()["commit"], "check": True}
     out.write_text(json.dumps({**known, "sections": {"tests": {"ok": True, "passed": 512}}}))
-    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--out", str(out), "--only", "tests"]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command = "benchmarks/gpu_check.py", "--check", "--out", out, "--only", "tests"
+    process = warm.Process(*command, cwd=ROOT)
     try:
         while "unfinished" not in json.loads(out.read_text()):
             assert process.poll() is None
@@ -166,8 +172,8 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
 def test_a_section_whose_parent_died_before_it_began_ends(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", str(gone.pid)]
-    section = subprocess.Popen([*command, "--out", str(tmp_path / "answer.json")], cwd=ROOT, start_new_session=True)
+    command = "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", gone.pid
+    section = warm.Process(*command, "--out", tmp_path / "answer.json", cwd=ROOT, start_new_session=True)
     try:
         assert section.wait(60) == -signal.SIGKILL
     finally:

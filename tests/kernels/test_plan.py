@@ -35,7 +35,6 @@ def test_division_of_a_tile(size):
     """Numbers of more than 32 bits are divided exactly, whether the size has 32 bits or 64."""
     import triton
     import triton.language as tl
-
     from liif_fast.kernels.plan import divided
 
     @triton.jit

@@ -8,6 +8,7 @@ import pytest
 
 from .support import BACKENDS, run_python
 
+pytestmark = pytest.mark.xdist_group("memory")  # one worker measures for all these tests
 MIB = 2**20
 CODE = """
 import os, resource, sys, torch

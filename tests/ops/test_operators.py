@@ -99,9 +99,11 @@ def fourier_samples(dtype):
     """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
     coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
     p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
-    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 5, 6), None)
-    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 11, 13), None)
-    yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, None)
+    for rows in (0, 12):
+        saved = torch.randn(rows, 13).to(dtype)
+        for place in ((0, 0, 5, 6), (0, 0, 11, 13)):
+            yield "fourier_decode", (p, coord, cell, phase, *layers, place, saved.shape, None)
+        yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, saved, rows > 0, None)
 
 
 def modulated_samples(dtype):

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.ptx
 
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10}
 FLOOR = 12  # as tests/kernels/test_operator.py
-KERNELS = {f"{name}_kernel" for name in ("chain", "decode", "gather", "mlp", "project", "render", "segment")}
+KERNELS = {
+    f"{name}_kernel"
+    for name in ("chain", "decode", "fourier", "gather", "mlp", "project", "render", "segment", "waves_back")
+}
 FLIPS = 0.1  # of a gradient's size: in TF32 a ReLU near 0 may fall the other way; the plain form is not in TF32
 RUNS = [
     (MAIN, "80", "float16", "sorted", "recompute", "100 70"),  # two column blocks, of which one is not full

@@ -1,13 +1,11 @@
 """Compare two processes, joined by gloo, with one that has the same batches."""
 
-import subprocess
-import sys
-
 import numpy as np
 
 from liif_fast.lidar import Sensor
 from liif_fast.lidar.scan import write_image
 
+from .. import warm
 from .support import assert_same_training, load, run
 
 # Trains some times in two processes with torchrun's variables, forked from one that has PyTorch: torchrun and both of
@@ -99,8 +97,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, tiny, uneven, wr
     short = write(uneven | {"epoch_max": 1}, "short.yaml")
     runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
     runs += ["iln", "scans of two", write(iln, "iln.yaml")]
-    command = [sys.executable, "-c", SCRIPT, tmp_path, *runs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200, modules=warm.OPTIMIZERS)
     assert done.returncode == 0, done.stderr
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr
