@@ -175,7 +175,9 @@ def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> No
             first = first or found
             if not all(map(torch.equal, first, found)):
                 raise Wrong("the bits differ when called again")
-    inputs = [(each.coord, each.cell, each.feat, each.x, each.phase, *each.weights, *each.biases) for each in (here, before)]
+    inputs = [
+        (each.coord, each.cell, each.feat, each.x, each.phase, *each.weights, *each.biases) for each in (here, before)
+    ]
     if not all(map(torch.equal, *inputs)):
         raise Wrong("an input is written")
 
