@@ -105,7 +105,7 @@ class FourierBackward {
         b.cell = arena.take<Sum<T>>(kTileRows * 2);
         b.latent = arena.take<Sum<T>>(kTileRows * padded_);
         b.angle = arena.take<Sum<T>>(kTileRows * padded_half_);
-        b.run = arena.take<Sum<T>>(2 * padded_);
+        b.run = arena.take<Sum<T>>(padded_);
         return b;
     }
 

@@ -23,7 +23,7 @@ from liif_fast.ops import mlp as _mlp
 
 NAME = "cpu"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
 def _load() -> str:
