@@ -125,7 +125,8 @@ def attend_corners(
     check_attention(feat, values, transformer, dropout)
     tensors = tuple(tensor for _, tensor in transformer.tensors())
     call = describe("attend_corners", feat, count, (values, *tensors), (), Switches(False, True, False), places, None)
-    chosen: Any = backends.choose(call._replace(widths=(), dropout=dropout), backend)
+    widths = tuple([len(block.up_weight) for block in transformer.blocks])
+    chosen: Any = backends.choose(call._replace(widths=widths, dropout=dropout), backend)
     return chosen.attend_corners(feat, values, queries, transformer, dropout, recompute)
 
 

@@ -62,6 +62,8 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("attend_corners_backward", TORCH_BOX(&liif::Shared<&liif::attend_corners_backward>::call));
     m.impl("fourier_decode", TORCH_BOX(&liif::Shared<&liif::fourier_decode>::call));
     m.impl("fourier_decode_backward", TORCH_BOX(&liif::Shared<&liif::fourier_decode_backward>::call));
+    m.impl("modulated_decode", TORCH_BOX(&liif::Shared<&liif::modulated_decode>::call));
+    m.impl("modulated_decode_backward", TORCH_BOX(&liif::Shared<&liif::modulated_decode_backward>::call));
     m.impl("bicubic_resize", TORCH_BOX(&liif::bicubic_resize));
     m.impl("recycle", TORCH_BOX(&liif::recycle));
     m.impl("pack_sm90", TORCH_BOX(&liif::pack_sm90));

@@ -86,7 +86,7 @@ struct Projection {
         constexpr int64_t pair = kDepth<T>;
         const int64_t nr = kernel<T>().nr;
         T* to = arena.take<T>(out_padded * depth);
-        weight = {to, depth / pair, out_padded};
+        weight = {to, depth / pair, out};
         bias = pack_bias<T>(b, out, out_padded, arena, dry);
         if (dry) return;
         const T* from = data<T>(w);

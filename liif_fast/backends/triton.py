@@ -15,12 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.backends import kept, runner
+from liif_fast.attention import Coordinates, Corners, CornerTransformer
+from liif_fast.backends import attention, kept, runner
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
+from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
@@ -28,6 +32,7 @@ NAME = "triton"
 PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
+CHANNELS = (16, 32, 64)  # of the latents that attend
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
 
@@ -71,7 +76,10 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no gradient for a part of a feature map"
     if reason := hidden_from():
         return False, reason
-    if call.op != "gather_corners":
+    if call.op == "attend_corners":
+        if reason := _why_not_attend(call):
+            return False, reason
+    elif call.op != "gather_corners":
         *hidden, out = call.widths
         if not hidden:
             return False, "needs a hidden layer, got none"
@@ -82,6 +90,20 @@ def can_run(call: Call) -> tuple[bool, str]:
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
         return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
     return True, "fused Triton kernels"
+
+
+def _why_not_attend(call: Call) -> str:
+    """Return the reason why the kernels cannot run this `attend_corners`, else ""."""
+    channels = call.shape[1]
+    if call.dropout:
+        return "has no dropout"
+    if call.coord_requires_grad:
+        return "has no gradient for coord"
+    if call.widths and channels not in CHANNELS:
+        return f"takes blocks of {', '.join(map(str, CHANNELS))} channels, got {channels}"
+    if max(call.widths, default=0) > channels:
+        return f"takes hidden layers as wide as the {channels} channels, got {max(call.widths)}"
+    return ""
 
 
 def decode(
@@ -133,6 +155,36 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
 
 
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    train, count = trains(feat, coord, cell, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, 4, dtype, train, recompute)
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, NAME)
+
+
+def attend_corners(
+    feat: Tensor,
+    values: Tensor,
+    queries: Corners | Coordinates,
+    transformer: CornerTransformer,
+    dropout: float,
+    recompute: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+    form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear)
+    return attention.run(form, feat, values, queries, transformer, dropout)
+
+
 def _saved(
     weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
 ) -> tuple[int, int, int]:
@@ -150,7 +202,7 @@ def _kernel(file: str, name: str) -> Callable[..., Any]:
     return run
 
 
-FILES = ("project", "decode", "render", "gather_corners", "fused_mlp")
+FILES = ("project", "decode", "render", "gather_corners", "fused_mlp", "attend_corners", "fourier_decode")
 OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
 
 

@@ -52,12 +52,15 @@ def refuse_second_order() -> None:
         raise RuntimeError("the fused kernels have no second derivative: use backend='reference'")
 
 
+# Absent, it would be unsafe to reuse what a graph has saved.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 def spend(saved: Tensor, backend: str | None) -> None:
     """Give the C++ kernels' saved activations to the next forward pass, unless a further backward pass may read them.
 
     Call it at the end of a backward pass. Without it each step would touch fresh pages, which takes up to a third of
-    the forward pass.
+    the forward pass. Traced calls, which are given subclasses of Tensor, keep their memory.
     """
-    if backend is None and saved.numel() and not torch.compiler.is_compiling():
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            _recycle(saved)
+    if backend is None and type(saved) is Tensor and saved.numel() and not _keeps_graph():
+        _recycle(saved)

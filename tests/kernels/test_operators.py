@@ -8,7 +8,7 @@ from liif_fast.backends import triton
 from liif_fast.call import Switches
 
 from ..ops import test_gradients
-from ..ops.support import Problem
+from ..ops.support import Problem, make_layers
 from ..ops.test_operators import opcheck
 
 ops = torch.ops.liif_fast
@@ -39,6 +39,11 @@ def samples():
         x = x.flatten(0, 2)
         yield "fused_mlp", (x, weights, biases, (2, 2, 9))
         yield "fused_mlp_backward", (torch.randn(len(x), 3), x, weights, biases, torch.randn(2, 2, 9))
+    p, coord, cell, phase = torch.randn(2, 3, 4, 12), torch.rand(2, 3, 2), torch.rand(2, 3, 2), torch.randn(3, 2)
+    for rows in (0, 8):
+        saved, given = torch.randn(2, rows, 9), (p, coord, cell, phase, *make_layers((6, 9, 8, 3)))
+        yield "fourier_decode", (*given, (0, 0, 3, 4), saved.shape)
+        yield "fourier_decode_backward", (torch.randn(2, 3, 3), *given, saved, rows > 0)
 
 
 SAMPLES = list(samples())

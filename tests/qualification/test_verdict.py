@@ -116,6 +116,26 @@ def test_a_damaged_file_is_said_and_passed_over(text, caplog):
     assert record.levelno == logging.WARNING and str(path) in record.message
 
 
+@pytest.mark.parametrize(
+    "results",
+    [[], {"triton": []}, {"triton": {"decode, float32": 1}}, {"triton": {"decode, float32": {"taken": True}}},
+     {"triton": {"decode, float32": {**RIGHT, "ratio": "2"}}}],
+)  # fmt: skip
+def test_results_of_another_form_are_said_and_passed_over(results, caplog):
+    path = keep(results)
+    assert verdict.faster("cpu", None, ("decode", torch.float32, False)) == ()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and str(path) in record.message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_not_waited_for(monkeypatch, tmp_path, caplog):
+    os.mkfifo(tmp_path / "pipe.json", 0o600)
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "pipe.json"))
+    assert verdict.read("cpu", None) is None
+    assert "not a file" in caplog.text
+
+
 def test_info_shows_it(monkeypatch):
     assert info._verdict("cpu", None) == []
     assert "none; `liif-fast qualify`" in info._verdict("cuda", 0)[0][1]
