@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_hopper, gpu_sections, records
+from benchmarks import gpu_check, gpu_hopper, gpu_sections, gpu_variant, records
 
 from .. import warm
+from ..cli.support import raising
 from ..gpu import test_operator
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,29 @@ def test_every_step_of_a_call_exists_and_ends(call, run, here):
         assert "rms" in sections["accuracy"]["float16, torch"]
         assert "ms" in sections["training"]["step"]["eager autocast"]
         assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+
+
+def test_a_variant_built_before_is_taken_whatever_its_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_variant, "FOLDER", tmp_path)
+    made = gpu_variant.library("trap")
+    made.parent.mkdir()
+    made.touch()
+    os.utime(made, (0, 0))  # a copy to another machine may be older than that of the sources
+    monkeypatch.setattr(gpu_variant.subprocess, "run", raising(AssertionError))
+    gpu_variant.build("trap")
+    assert made.exists()
+
+
+def test_tests_in_several_processes_are_counted_once(tmp_path):
+    """Each writes to the log, and so does the process that started them."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_right():\n    pass\ndef test_skipped():\n    pytest.skip('no')\n"
+        "def test_wrong():\n    assert 1 == 2, 'so it is'\n"
+    )
+    group = gpu_check.Group((str(tmp_path / "test_some.py"), "-c", "/dev/null"))
+    found = gpu_check.run_tests(True, group, "-n", "2", log=tmp_path / "log")
+    assert (found["passed"], found["skipped"], len(found["failed"])) == (1, {"no": 1}, 1)
 
 
 def test_a_call_stops_without_an_extension(run, monkeypatch, capsys):
