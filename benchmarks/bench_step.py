@@ -82,7 +82,7 @@ class Steps:
 
 @rows(EAGER, *CHOSEN, half=True)
 def test_step(bench: Bench) -> Raced:
-    half, steps = bench.heat.half, Steps(bench)
+    half, steps = bool(bench.heat.half), Steps(bench)
     return bench.race(
         "train-step-half" if half else "train-step",
         steps.title + (", bfloat16, compiled encoder" if half else ""),
