@@ -42,12 +42,15 @@ def _written(i: Instruction) -> set[str]:
 
 
 def _makers(code: list[Instruction], at: int) -> Iterator[int]:
-    """Yield the positions of the instructions that made an instruction's sources; the plan has no loop."""
+    """Yield the positions of the instructions that made an instruction's sources; the plan has no loop.
+
+    A predicated choice has an earlier source, too. A predicated load has none, because masked rows are not used.
+    """
     for register in _sources(code[at]):
         for before in reversed(range(at)):
             if register in _written(code[before]):
                 yield before
-                if not code[before].predicated:
+                if not (code[before].predicated and code[before].name.startswith(FLOATS)):
                     break
 
 

@@ -123,7 +123,8 @@ def fourier_kernel(
     z = ()
     for _ in tl.static_range(BLOCKS):
         z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)
-    for step in tl.range(0, STEPS):
+    # Not pipelined: on sm_90 products would still read the waves' registers while the next turn writes them.
+    for step in tl.range(0, STEPS, num_stages=1):
         of_cosine, of_sine, _by_row, _by_column, sine, cosine = waves_of(
             p, latent, valid, step * WAVES, rel_y, rel_x, phase, cell_y, cell_x, HALF, ROWS, WAVES
         )  # fmt: skip

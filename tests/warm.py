@@ -1,11 +1,12 @@
-"""Run Python with PyTorch at hand: in a process forked from one that has imported it and has done nothing else.
+"""Run Python with PyTorch at hand: in a process forked from one that has imported it and done nothing else.
 
 The import takes longer than most of what the tests' processes do. All else is as after `python ARGUMENTS`: arguments,
-variables, folder, streams, `__main__`, signals, the end. Use subprocess to test what comes before the import. Needs
-fork and Unix sockets.
+variables, folder, streams, `__main__`, signals, the end. Use subprocess to test what comes before the import, and to
+measure memory: a forked process counts PyTorch's own pages when it first reads them. Needs Linux.
 """
 
 import gc
+import importlib
 import os
 import pickle
 import runpy
@@ -19,19 +20,26 @@ import types
 from functools import cache
 from typing import IO, Any
 
+TORCH = ("torch",)
+OPTIMIZERS = ("torch", "torch._dynamo")  # an optimizer of PyTorch imports the compiler, which takes as long again
+
 
 @cache
-def _server() -> socket.socket:
+def _server(modules: tuple[str, ...]) -> socket.socket:
     """Start the process that forks; it ends when this one does."""
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=env)
+    command = [sys.executable, __file__, str(theirs.fileno()), *modules]
+    subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env)
     theirs.close()
     return ours
 
 
 class Process:
-    """A process of its own: `python ARGUMENTS`, where these begin with -c CODE, -m MODULE or a file."""
+    """A process of its own: `python ARGUMENTS`, where these begin with -c CODE, -m MODULE or a file.
+
+    `modules` have been imported in it. The other options are subprocess.Popen's, except that stdin is empty by default.
+    """
 
     def __init__(
         self,
@@ -42,13 +50,14 @@ class Process:
         stdout: int | IO[Any] = 1,
         stderr: int | IO[Any] = 2,
         start_new_session: bool = False,
+        modules: tuple[str, ...] = TORCH,
     ) -> None:
         job = [*map(str, arguments)], str(cwd or os.getcwd()), env or dict(os.environ), start_new_session
-        self._ends, theirs = socket.socketpair()
+        self._ends, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # a message at a time
         with theirs, open(os.devnull) as nothing:
             streams = (nothing if stdin is None else stdin, stdout, stderr)
             fds = [theirs.fileno(), *(each if isinstance(each, int) else each.fileno() for each in streams)]
-            socket.send_fds(_server(), [pickle.dumps(job)], fds)
+            socket.send_fds(_server(modules), [pickle.dumps(job)], fds)
         self.pid, self.returncode = self._number(60), None
 
     def _number(self, timeout: float) -> int:
@@ -93,10 +102,10 @@ def run(*arguments: object, timeout: float = 120, check: bool = False, **options
     return done
 
 
-def _serve(jobs: socket.socket) -> tuple[list[str], str]:
-    """Fork for every job; return in the child that shall do it, with the kind and the place of the code."""
-    import torch
-
+def _serve(jobs: socket.socket, *modules: str) -> list[str]:
+    """Import modules and fork for every job; return the job's arguments in the child that shall do it."""
+    for each in modules:
+        importlib.import_module(each)
     gc.freeze()
     gc.disable()  # whose changes of the objects would copy their pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,7 +142,7 @@ def _serve(jobs: socket.socket) -> tuple[list[str], str]:
     os.environ.clear()
     os.environ.update(environment)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count())))
+    sys.modules["torch"].set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count())))
     return arguments
 
 
@@ -156,4 +165,4 @@ def _begin(how: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    _begin(*_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _begin(*_serve(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]))

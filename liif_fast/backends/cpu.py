@@ -24,7 +24,7 @@ from liif_fast.ops import modulated as _modulated
 
 NAME = "cpu"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
 def _load() -> str:

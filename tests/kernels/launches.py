@@ -15,6 +15,7 @@ from liif_fast import functional
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
 from tests.ops.support import Problem
+from tests.ops.test_fourier import Call
 
 
 class Driver:
@@ -61,7 +62,11 @@ for queries, shape in ((63, (13, 17)), (1000, (21, 19)), (16, (16, 16)), (1, (1,
         x, _ = functional.gather_corners(*problem.arguments[:3], backend="triton")
         x.sum().backward()
         functional.fused_mlp(x.detach(), weights, biases, backend="triton").sum().backward()
+        waves = Call(36, (41, 48, 3), shape, 1, queries).to(torch.float16).requires_grad()
+        for recompute in (False, True):
+            waves.run("triton", recompute=recompute).sum().backward()
         with torch.no_grad():
+            waves.run("triton")
             functional.liif_decode(*problem.arguments, backend="triton")
             functional.liif_render(feat, (29, 31), weights, biases, region=(3, 4, 5, 6), backend="triton")
     print(json.dumps({name: len(made) for name, made in sorted(binaries.items())}))

@@ -65,6 +65,11 @@ def test_wide_registers():
     assert contractions(sass(*load)) == []
 
 
+def test_a_masked_load_is_a_source():
+    code = ("FFMA R2, R5, R6, R7", "@!P0 LDG.E R2, desc[UR2][R10.64]", "FADD R2, R2, 1", "F2I.TRUNC.NTZ R3, R2")
+    assert contractions(sass(*code)) == []
+
+
 def test_a_kernel_without_a_plan():
     with pytest.raises(ValueError, match="no corner plan"):
         contractions(

@@ -145,9 +145,10 @@ def test_no_second_derivative():
         torch.autograd.grad(out.sum(), problem.feat, create_graph=True)
 
 
-def test_nothing_to_do():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_to_do(dtype):
     for batch, queries in ((2, 0), (0, 5)):
-        problem = Problem(batch=batch, queries=queries, hidden=(9, 8)).requires_grad()
+        problem = Problem(batch=batch, queries=queries, hidden=(9, 8), dtype=dtype).requires_grad()
         feat, _, _, weights, biases = problem.arguments
         out = functional.liif_decode(*problem.arguments, backend="triton")
         image = functional.liif_render(feat, (9, 9), weights, biases, region=(2, 3, 0, 4), backend="triton")

@@ -153,8 +153,10 @@ def test_names_are_those_of_the_authors():
 
 def test_files_and_commands(tmp_path):
     model, queries = build(), batch()
+    renamed = {"name": "lm-liif", "args": model.spec["args"], "sd": model.state_dict()}
     with torch.no_grad():
         expected = model(*queries)
+        assert torch.equal(load_model(renamed)(*queries), expected)
         for name in ("model.safetensors", "model.pth"):
             save_model(model, tmp_path / name)
             assert torch.equal(load_model(tmp_path / name)(*queries), expected)

@@ -65,7 +65,7 @@ def main():
         return functional.gather_corners(*p.arguments[:3], backend=backend)[0]
 
     def waves():
-        made = [Call(36, (*map(int, hidden), 3), (4, 5), queries=9).to(dtype) for _ in range(3)]
+        made = [Call(72, (*map(int, hidden), 3), (4, 5), queries=9).to(dtype) for _ in range(3)]
         made[2].to(torch.float64)
         return [each.requires_grad() for each in made]
 

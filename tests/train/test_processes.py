@@ -97,7 +97,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, tiny, uneven, wr
     short = write(uneven | {"epoch_max": 1}, "short.yaml")
     runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
     runs += ["iln", "scans of two", write(iln, "iln.yaml")]
-    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200)
+    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200, modules=warm.OPTIMIZERS)
     assert done.returncode == 0, done.stderr
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr

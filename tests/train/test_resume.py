@@ -230,7 +230,7 @@ def test_files_that_cannot_grow(tmp_path, tiny, write):
     folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
     before = (folder / "epoch-last.pth").read_bytes()
     assert len(before) > 20_000
-    done = warm.run("-c", START, write(tiny), tmp_path, "--resume", "limited")
+    done = warm.run("-c", START, write(tiny), tmp_path, "--resume", "limited", modules=warm.OPTIMIZERS)
     assert done.returncode == 1, done.stderr
     assert "liif-fast: error: " in done.stderr and "File too large" in done.stderr
     assert "Traceback" not in done.stderr
@@ -246,7 +246,7 @@ def test_killed_at_any_moment(tmp_path, tiny, write):
     whole = run(write, tiny, tmp_path / "whole")
     parts = tmp_path / "parts" / "_tiny"
     for delay in (0.0, 0.11):
-        process = warm.Process("-c", START, path, tmp_path / "parts", "--resume")
+        process = warm.Process("-c", START, path, tmp_path / "parts", "--resume", modules=warm.OPTIMIZERS)
         before = seen(parts)
         while process.poll() is None and seen(parts) == before:
             time.sleep(0.01)
@@ -277,7 +277,7 @@ def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, 
     tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
         start = "-c", START, write(tiny), tmp_path, "slow"  # a worker's end would be noticed within a step
-        process = warm.Process(*start, stdout=out, stderr=err, start_new_session=True)
+        process = warm.Process(*start, stdout=out, stderr=err, start_new_session=True, modules=warm.OPTIMIZERS)
         while not seen(tmp_path / "_tiny"):
             assert process.poll() is None
             time.sleep(0.01)
@@ -297,7 +297,8 @@ def test_a_closed_terminal(tmp_path, tiny, write):
     tiny |= {"save_minutes": 0, "epoch_max": 1}
     ours, theirs = os.openpty()
     start = "-c", TERMINAL + START, write(tiny), tmp_path, "slow"
-    process = warm.Process(*start, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    options = {"start_new_session": True, "modules": warm.OPTIMIZERS}
+    process = warm.Process(*start, stdin=theirs, stdout=theirs, stderr=theirs, **options)
     os.close(theirs)
     while not seen(tmp_path / "_tiny"):
         assert process.poll() is None

@@ -1,9 +1,10 @@
 """`liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
+import tempfile
 import urllib.request
 
 import numpy as np
@@ -15,6 +16,7 @@ from liif_fast.cli import main
 from liif_fast.models import make
 from liif_fast.models.checkpoint import save_model
 
+from .. import warm
 from .support import picture
 
 
@@ -47,11 +49,12 @@ def test_refusals(photo, capsys, monkeypatch):
 def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
-    arguments = [sys.executable, "-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model]
-    arguments += ["--device", "cpu", "--precision", "bf16"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
+    command = ["-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model, "--device", "cpu"]
+    reading, writing = os.pipe()
+    with open(reading) as out, tempfile.TemporaryFile("w+") as err:
+        process = warm.Process(*command, "--precision", "bf16", stdout=writing, stderr=err)
+        os.close(writing)
+        address = out.readline().strip()
         assert address.startswith("http://127.0.0.1:")
         assert len(address.split("/")[3]) >= 32  # the token
         with urllib.request.urlopen(f"{address}page.json", timeout=60) as answer:
@@ -66,9 +69,9 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         assert np.array_equal(tile, rendered[0])
         assert not np.array_equal(tile, rendered[1])
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == "liif-fast: interrupted\n"
+        assert process.wait() == 130
+        err.seek(0)
+        assert err.read() == "liif-fast: interrupted\n"
 
 
 @pytest.mark.parametrize("fault", ["no model", "a model of more channels"])
