@@ -109,7 +109,7 @@ def block_of(rows, by_rel, at, rel_y, rel_x, COLUMNS: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def block_kernel_part(
+def block_forward(
     x, y, weights, at, block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
     COLUMNS: tl.constexpr, KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
@@ -243,12 +243,12 @@ def attend_kernel(
         x = ()
         for k in tl.static_range(WIDTH // BLOCK):
             x = x + block_of(rows, by_rel, LINEAR + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK)
-        x, y = block_kernel_part(
+        x, y = block_forward(
             x, x, weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
             True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
         )  # fmt: skip
         for block in tl.range(1, DEPTH):
-            x, y = block_kernel_part(
+            x, y = block_forward(
                 x, y, weights, block * (MAPS * WIDTH), block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
                 False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
             )  # fmt: skip
@@ -266,6 +266,153 @@ def attend_kernel(
     keep_numbers(weight + start * 4, share, 0, count, 1, QUERIES)
     if not KEEP:
         blend(rows, share, out + start * VALUES, count, COLUMNS, VALUES, VALUES_BLOCK, QUERIES)
+
+
+@triton.jit
+def blend_back(
+    weight_grad, rows, share, grad, row_grads, count,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the values, and add to those of the weights what the outputs' gradient gives."""
+    query = tl.arange(0, QUERIES)
+    for begin in tl.range(0, VALUES, STEP):
+        column, more = begin + tl.arange(0, STEP), ()
+        inside = (column < VALUES)[None, :]
+        mask = (query < count)[:, None] & inside
+        g = tl.load(grad + (query[:, None] * VALUES + column[None, :]), mask=mask, other=0.0)
+        for t in tl.static_range(4):
+            value = tl.load(rows[t][:, None] + (column + (COLUMNS - VALUES))[None, :], mask=mask, other=0.0)
+            more = more + (weight_grad[t] + tl.sum(g * value, 1),)
+            to = (query * 4 + t)[:, None] * COLUMNS + (column + (COLUMNS - VALUES))[None, :]
+            tl.store(row_grads + to, g * share[t][:, None], mask=mask)
+        weight_grad = more
+    return weight_grad
+
+
+@triton.jit
+def block_back(
+    x_grad, weights, at, block, by_rel, scale, saved, parts, grads, row_grads, count,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    RECORD: tl.constexpr, PARTS: tl.constexpr,
+    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Go from the gradient of a block's output to that of its input, and write those of its linear maps' outputs.
+
+    The first block's qkv is in the table. Its gradients go to row_grads, and the sums of them times what the first
+    norm's scale multiplied are returned, too.
+    """
+    COUNT: tl.constexpr = 4 * (WIDTH // BLOCK)
+    GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
+    of = block * (KEPT * WIDTH)
+    keep(grads, x_grad, at + 2 * WIDTH, count, COUNT, OUTS, QUERIES, BLOCK)
+    g = back(x_grad, weights, at + 2 * WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
+    g = gelu_back(g, kept(saved, of + 5 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK), COUNT)
+    keep(grads, g, at + WIDTH, count, COUNT, OUTS, QUERIES, BLOCK)
+    g = back(g, weights, at + WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
+    between = kept(saved, of + 4 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
+    x_grad = norm_back(x_grad, g, between, kept_numbers(parts, 4 + 2 * block, count, PARTS, QUERIES), WIDTH, BLOCK)
+    keep(grads, x_grad, at, count, COUNT, OUTS, QUERIES, BLOCK)
+    g = back(x_grad, weights, at, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
+    total, y_grad = (), zeros(COUNT, QUERIES, BLOCK)
+    for _ in tl.static_range(4):
+        total = total + (tl.zeros((QUERIES,), tl.float32),)
+    for group in tl.static_range(WIDTH // (GROUP * BLOCK)):
+        qkv = ()
+        for i in tl.static_range(3):
+            column = i * WIDTH + group * GROUP * BLOCK
+            qkv = qkv + kept(saved, of + column, count, 4 * GROUP, RECORD, QUERIES, BLOCK)
+        q, k, v = qkv[: 4 * GROUP], qkv[4 * GROUP : 8 * GROUP], qkv[8 * GROUP :]
+        q, k, v = attend_back(g[4 * GROUP * group : 4 * GROUP * (group + 1)], q, k, v, CHANNELS, QUERIES, BLOCK)
+        qkv_grad = q + k + v
+        for i in tl.static_range(3 * GROUP):
+            column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
+            if FIRST:
+                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))[None, :]
+                more, raw = (), ()
+                for t in tl.static_range(4):
+                    one = qkv_grad[4 * i + t]
+                    more = more + (total[t] + tl.sum(one * (qkv[4 * i + t] - bias), 1),)
+                    raw = raw + (one * scale[t][:, None],)
+                total = more
+                keep(row_grads, raw, column, count, 4, COLUMNS, QUERIES, BLOCK)
+            else:
+                part = qkv_grad[4 * i : 4 * i + 4]
+                keep(grads, part, at - 3 * WIDTH + column, count, 4, OUTS, QUERIES, BLOCK)
+                y_grad = back_block(part, y_grad, weights, at - 3 * WIDTH + column, WIDTH, OUTS, BLOCK, PRECISION)
+    if not FIRST:
+        y = kept(saved, of - WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
+        y_scale = kept_numbers(parts, 3 + 2 * block, count, PARTS, QUERIES)
+        x_grad = norm_back(x_grad, y_grad, y, y_scale, WIDTH, BLOCK)
+    return x_grad, total
+
+
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["grad", "grad_weight"])
+def attend_back_kernel(
+    grad, grad_weight, table, by_rel, weights, weight, saved, parts, latents, grads, row_grads, total,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, VALUES_BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute, for `total` queries that `attend_kernel` has kept activations of, the gradients of all rows.
+
+    Writes grads [rows, OUTS], of the linear maps' outputs, where `weights` has their columns, and row_grads
+    [rows, COLUMNS], of the rows of the table.
+    """
+    LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
+    RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
+    start = tl.program_id(0).to(tl.int64) * QUERIES
+    count = tl.minimum(total - start, QUERIES).to(tl.int32)
+    saved += start * (4 * RECORD)
+    parts += start * (4 * PARTS)
+    grads += start * (4 * OUTS)
+    row_grads += start * (4 * COLUMNS)
+    latent = kept_numbers(latents + start * 4, 0, count, 1, QUERIES)
+    rel_y, rel_x = kept_numbers(parts, 0, count, PARTS, QUERIES), kept_numbers(parts, 1, count, PARTS, QUERIES)
+    variance = kept_numbers(parts, 3, count, PARTS, QUERIES)
+    share = kept_numbers(weight + start * 4, 0, count, 1, QUERIES)
+    rows, scale = (), ()
+    for t in tl.static_range(4):
+        rows = rows + (table + latent[t] * COLUMNS,)
+        scale = scale + (tl.rsqrt(relu(variance[t]) + EPS),)
+    logit = kept_numbers(grad_weight + start * 4, 0, count, 1, QUERIES)
+    logit = blend_back(
+        logit, rows, share, grad + start * VALUES, row_grads, count, COLUMNS, VALUES, VALUES_BLOCK, QUERIES
+    )
+    logit = softmax_back(logit, share)
+    if DEPTH:
+        keep_numbers(grads, logit, MAPS * WIDTH * DEPTH - 3 * WIDTH, count, OUTS, QUERIES)
+        g = ()
+        for k in tl.static_range(WIDTH // BLOCK):
+            head = tl.load(weights + columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH))
+            for t in tl.static_range(4):
+                g = g + (logit[t][:, None] * head[None, :],)
+        y = kept(saved, RECORD - WIDTH, count, 4 * (WIDTH // BLOCK), RECORD, QUERIES, BLOCK)
+        y_scale = kept_numbers(parts, PARTS - 1, count, PARTS, QUERIES)
+        x_grad = norm_back(zeros(4 * (WIDTH // BLOCK), QUERIES, BLOCK), g, y, y_scale, WIDTH, BLOCK)
+        for later in tl.range(1, DEPTH):
+            x_grad, _ = block_back(
+                x_grad, weights, (DEPTH - later) * (MAPS * WIDTH), DEPTH - later, by_rel, scale,
+                saved, parts, grads, row_grads, count,
+                False, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+            )  # fmt: skip
+        x_grad, moved = block_back(
+            x_grad, weights, 0, 0, by_rel, scale, saved, parts, grads, row_grads, count,
+            True, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+        )  # fmt: skip
+        keep(row_grads, x_grad, LINEAR + 3, count, 4 * (WIDTH // BLOCK), COLUMNS, QUERIES, BLOCK)
+    else:
+        raw, first, moved = numbers(rows, by_rel, 0, rel_y, rel_x, COLUMNS), (), ()
+        for t in tl.static_range(4):
+            first = first + (logit[t] * scale[t],)
+            moved = moved + (first[t] * raw[t],)
+        keep_numbers(row_grads, first, 0, count, COLUMNS, QUERIES)
+    n0, n1_y, n1_x = (), (), ()
+    for t in tl.static_range(4):
+        change = tl.where(variance[t] < 0.0, 0.0, -0.5 * moved[t] * scale[t] * scale[t])
+        n0, n1_y, n1_x = n0 + (change,), n1_y + (change * rel_y[t],), n1_x + (change * rel_x[t],)
+    keep_numbers(row_grads, n1_y, LINEAR, count, COLUMNS, QUERIES)
+    keep_numbers(row_grads, n1_x, LINEAR + 1, count, COLUMNS, QUERIES)
+    keep_numbers(row_grads, n0, LINEAR + 2, count, COLUMNS, QUERIES)
 
 
 class Net(NamedTuple):
@@ -360,3 +507,56 @@ def check_plan(queries: Sequence[Tensor], shape: Sequence[int]) -> None:
     if len(queries) == 2:
         low, high = torch.aminmax(queries[0])
         torch._assert_async((low >= 0) & (high < shape[1] * shape[2]), "liif_fast: at must be positions of the map")
+
+
+def attend_corners_backward(
+    grad: Tensor,
+    grad_weight: Tensor,
+    table: Tensor,
+    by_rel: Tensor,
+    layers: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    shape: Sequence[int],
+    wrap: bool,
+    heads: int,
+) -> list[Tensor]:
+    """Return the gradients of the table, of by_rel and of the layers; grad [B, Q, V], grad_weight [B, Q, 4]."""
+    net = network(table, layers, heads)
+    constants, columns = net.constants, table.shape[1]
+    table_grad, total = torch.zeros_like(table), shape[0] * queries[0].shape[1]
+    sums = [torch.zeros_like(each) for each in (by_rel, *layers)]
+    flat, flat_weight = grad.flatten(0, 1), grad_weight.flatten(0, 1)
+    record, outs = KEPT.value * constants["WIDTH"] * constants["DEPTH"], constants["OUTS"]
+    widths = record, constants["PARTS"], outs, columns
+    step = 1 << (backward.CHUNK_BYTES // (16 * sum(widths))).bit_length() - 1
+    most = min(step, total)
+    memory = [table.new_empty(4 * most, width) for width in widths]
+    latents_memory = torch.empty(4 * most, dtype=torch.int64, device=table.device)
+    weight = table.new_empty(most, 4)
+    for start, stop in backward.steps((0, total), step):
+        saved, parts, grads, row_grads = (each[: 4 * (stop - start)] for each in memory)
+        latents = latents_memory[: 4 * (stop - start)]
+        launch(
+            table, by_rel, net, queries, shape, wrap, range(start, stop), weight, weight, (saved, parts, latents)
+        )  # fmt: skip
+        with host.on(table):
+            attend_back_kernel[(triton.cdiv(stop - start, TILE),)](
+                flat[start:stop], flat_weight[start:stop], table, by_rel, net.weights, weight,
+                saved, parts, latents, grads, row_grads, stop - start, **constants,
+            )  # fmt: skip
+        sums[0] += host.product(parts[:, :3].t(), row_grads)
+        for number, layer in enumerate(layers):
+            add_layer(sums[number + 1], number, layer, grads, saved, constants["WIDTH"])
+        scatter.add(row_grads, latents, table_grad)
+    return [table_grad, *sums]
+
+
+def add_layer(to: Tensor, number: int, layer: Tensor, grads: Tensor, saved: Tensor, width: int) -> None:
+    """Add to the gradient of a layer [out, in + 1] that of a chunk's rows."""
+    outs, ins = layer.shape[0], layer.shape[1] - 1
+    block, kind = divmod(number, 4)
+    output = (block * MAPS.value + kind) * width
+    source = (block * KEPT.value + (3, 4, 6, 7)[kind]) * width  # mixed, between, active, next
+    g = grads[:, output : output + outs]
+    to[:, :-1] += host.product(g.t(), saved[:, source : source + ins])
+    to[:, -1] += g.sum(0)
