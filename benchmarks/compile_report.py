@@ -160,7 +160,8 @@ def run_attend(dtype: torch.dtype, depth: int = 1, heads: int = 8, width: int = 
     layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1, dtype=dtype) for i in range(depth)]
     coord = torch.zeros(1, 64, 2)
     rest = table, torch.zeros(3, table.shape[1], dtype=dtype), layers, [coord], (1, 6, 6), False, heads
-    attend_corners.attend_corners(*rest)
+    out, weight = attend_corners.attend_corners(*rest)
+    attend_corners.attend_corners_backward(out, weight, *rest)
 
 
 @contextlib.contextmanager

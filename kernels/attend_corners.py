@@ -2,7 +2,7 @@
 
 liif_fast/ops/attend.py says what the table and the layers hold, kernels/attention.py how a tile holds its tokens. The
 forward pass keeps nothing. The backward pass goes through the queries in chunks: it computes a chunk's activations
-again, writes the gradients of all rows (`back_kernel`), and sums them by matrix products and by latent.
+again, writes the gradients of all rows (`attend_back_kernel`), and sums them by matrix products and by latent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,21 @@ from .attention import (
     added,
     attend,
     attend_back,
-    back,
     back_block,
     gelu,
     gelu_back,
     linear,
+    linear_back,
     linear_block,
     norm,
     norm_back,
-    softmax,
-    softmax_back,
     zeros,
 )
-from .network import columns, relu
-from .plan import nearest
+from .network import columns, keep, relu
+from .plan import corners
 
-TILE = 16  # queries: the fewest rows of a matrix product
-VALUES_BLOCK = 8  # most values that a step blends
+ROWS = 64  # tokens of a tile
+VALUES_STEP = 8  # most values that a step blends
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
 KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, mixed, between, hidden, active, next
 MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
@@ -47,128 +45,100 @@ SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis"
 
 
 @triton.jit
-def keep(
+def keep_all(
     memory, x, at, count,
-    COUNT: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write a tuple to the columns from `at` on of a tile's rows [4 * QUERIES, STRIDE], a query's corners together."""
-    query = tl.arange(0, QUERIES)
-    for i in tl.static_range(COUNT):
-        where = (query * 4 + i % 4)[:, None] * STRIDE + (columns(i // 4, BLOCK) + at)[None, :]
-        tl.store(memory + where, x[i], mask=(query < count)[:, None])
+    """Write column blocks to the columns from `at` on of the tile's first `count` rows [rows, STRIDE]."""
+    for k in tl.static_range(BLOCKS):
+        keep(memory, count, columns(k, BLOCK) + at, x[k], ROWS, STRIDE)
 
 
 @triton.jit
 def kept(
     memory, at, count,
-    COUNT: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Read back what `keep` wrote; zeros behind the last query."""
-    query, x = tl.arange(0, QUERIES), ()
-    for i in tl.static_range(COUNT):
-        where = (query * 4 + i % 4)[:, None] * STRIDE + (columns(i // 4, BLOCK) + at)[None, :]
-        x = x + (tl.load(memory + where, mask=(query < count)[:, None], other=0.0),)
+    """Read back what `keep_all` wrote; zeros in the other rows."""
+    row, x = tl.arange(0, ROWS), ()
+    for k in tl.static_range(BLOCKS):
+        where = row[:, None] * STRIDE + (columns(k, BLOCK) + at)[None, :]
+        x = x + (tl.load(memory + where, mask=(row < count)[:, None], other=0.0),)
     return x
 
 
 @triton.jit
-def keep_numbers(memory, x, at, count, STRIDE: tl.constexpr, QUERIES: tl.constexpr):
-    """Write a number per corner to column `at` of a tile's rows."""
-    query = tl.arange(0, QUERIES)
-    for t in tl.static_range(4):
-        tl.store(memory + ((query * 4 + t) * STRIDE + at), x[t], mask=query < count)
-
-
-@triton.jit
-def kept_numbers(memory, at, count, STRIDE: tl.constexpr, QUERIES: tl.constexpr):
-    """Read a number per corner; zeros behind the last query."""
-    query, x = tl.arange(0, QUERIES), ()
-    for t in tl.static_range(4):
-        x = x + (tl.load(memory + ((query * 4 + t) * STRIDE + at), mask=query < count, other=0),)
-    return x
-
-
-@triton.jit
-def numbers(rows, by_rel, column, rel_y, rel_x, COLUMNS: tl.constexpr):
-    """Return a column of the table at each corner, plus by_rel times rel; rows are pointers to the latents' rows."""
-    step_y, step_x, x = tl.load(by_rel + column), tl.load(by_rel + COLUMNS + column), ()
-    for t in tl.static_range(4):
-        x = x + (tl.load(rows[t] + column) + rel_y[t] * step_y + rel_x[t] * step_x,)
-    return x
+def number(rows, by_rel, column, rel_y, rel_x, COLUMNS: tl.constexpr):
+    """Return a column of the table, plus by_rel times rel; rows are pointers to the latents' rows."""
+    moved = rel_y * tl.load(by_rel + column) + rel_x * tl.load(by_rel + COLUMNS + column)
+    return tl.load(rows + column) + moved
 
 
 @triton.jit
 def block_of(rows, by_rel, at, rel_y, rel_x, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return `numbers` of BLOCK columns from `at` on."""
-    column, x = tl.arange(0, BLOCK) + at, ()
-    step_y, step_x = tl.load(by_rel + column)[None, :], tl.load(by_rel + COLUMNS + column)[None, :]
-    for t in tl.static_range(4):
-        value = tl.fma(step_y, rel_y[t][:, None], tl.load(rows[t][:, None] + column[None, :]))
-        x = x + (tl.fma(step_x, rel_x[t][:, None], value),)
-    return x
+    """Return `number` of BLOCK columns from `at` on."""
+    column = tl.arange(0, BLOCK) + at
+    x = tl.load(rows[:, None] + column[None, :])
+    x = tl.fma(tl.load(by_rel + column)[None, :], rel_y[:, None], x)
+    return tl.fma(tl.load(by_rel + COLUMNS + column)[None, :], rel_x[:, None], x)
 
 
 @triton.jit
 def block_forward(
     x, y, weights, at, block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
-    COLUMNS: tl.constexpr, KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Run a block on its input x and the norm y of it; return those of the next. The first's qkv is in the table."""
-    COUNT: tl.constexpr = 4 * (WIDTH // BLOCK)
+    BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
     to = block * (KEPT * WIDTH)
     mixed = ()
-    for group in tl.static_range(WIDTH // (GROUP * BLOCK)):
+    for group in tl.static_range(BLOCKS // GROUP):
         qkv = ()
         for i in tl.static_range(3 * GROUP):
             column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
             if FIRST:
-                raw = block_of(rows, by_rel, column, rel_y, rel_x, COLUMNS, BLOCK)
-                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))[None, :]
-                part = ()
-                for t in tl.static_range(4):
-                    part = part + (tl.fma(raw[t], scale[t][:, None], bias),)
+                part = block_of(rows, by_rel, column, rel_y, rel_x, COLUMNS, BLOCK)
+                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))
+                part = tl.fma(part, scale[:, None], bias[None, :])
             else:
-                part = linear_block(y, weights, at - 3 * WIDTH + column, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
+                part = linear_block(y, weights, at - 3 * WIDTH + column, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
             if KEEP:
-                keep(saved, part, to + column, count, 4, RECORD, QUERIES, BLOCK)
-            qkv = qkv + part
-        q, k, v = qkv[: 4 * GROUP], qkv[4 * GROUP : 8 * GROUP], qkv[8 * GROUP :]
-        mixed = mixed + attend(q, k, v, CHANNELS, QUERIES, BLOCK)
-    x = added(x, linear(mixed, weights, at, WIDTH, OUTS, QUERIES, BLOCK, PRECISION), COUNT)
-    between, between_scale = norm(x, WIDTH, BLOCK)
-    hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    active = gelu(hidden, COUNT)
-    x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION), COUNT)
-    y, y_scale = norm(x, WIDTH, BLOCK)
+                keep(saved, count, tl.arange(0, BLOCK) + (to + column), part, ROWS, RECORD)
+            qkv = qkv + (part,)
+        mixed = mixed + attend(qkv[:GROUP], qkv[GROUP : 2 * GROUP], qkv[2 * GROUP :], CHANNELS, ROWS, BLOCK)
+    x = added(x, linear(mixed, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+    between, between_scale = norm(x, BLOCKS, WIDTH)
+    hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    active = gelu(hidden, BLOCKS)
+    x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+    y, y_scale = norm(x, BLOCKS, WIDTH)
     if KEEP:
-        keep(saved, mixed, to + 3 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, between, to + 4 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, hidden, to + 5 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, active, to + 6 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, y, to + 7 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep_numbers(parts, between_scale, 4 + 2 * block, count, PARTS, QUERIES)
-        keep_numbers(parts, y_scale, 5 + 2 * block, count, PARTS, QUERIES)
+        keep_all(saved, mixed, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep_all(saved, between, to + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep_all(saved, hidden, to + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep_all(saved, active, to + 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep_all(saved, y, to + 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep(parts, count, tl.arange(0, 1) + (4 + 2 * block), between_scale, ROWS, PARTS)
+        keep(parts, count, tl.arange(0, 1) + (5 + 2 * block), y_scale, ROWS, PARTS)
     return x, y
 
 
 @triton.jit
 def blend(
     rows, share, out, count,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, QUERIES: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write the corners' values, the last columns of the table, summed with weights `share`."""
-    query = tl.arange(0, QUERIES)
+    """Write the corners' values, the last columns of the table, summed with weights `share` [ROWS]."""
+    query = tl.arange(0, ROWS // 4)
     for begin in tl.range(0, VALUES, STEP):
         column = begin + tl.arange(0, STEP)
         inside = (column < VALUES)[None, :]
-        total = tl.zeros((QUERIES, STEP), tl.float32)
-        for t in tl.static_range(4):
-            value = tl.load(rows[t][:, None] + (column + (COLUMNS - VALUES))[None, :], mask=inside, other=0.0)
-            total = tl.fma(share[t][:, None], value, total)
-        mask = (query < count)[:, None] & inside
+        value = tl.load(rows[:, None] + (column + (COLUMNS - VALUES))[None, :], mask=inside, other=0.0)
+        total = tl.sum(tl.reshape(share[:, None] * value, (ROWS // 4, 4, STEP)), 1)
+        mask = (query < count // 4)[:, None] & inside
         tl.store(out + (query[:, None] * VALUES + column[None, :]), total, mask=mask)
 
 
@@ -180,113 +150,100 @@ def attend_kernel(
     width, column_step, column_origin, column_minus, column_plus,
     map_width, inner,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, VALUES_BLOCK: tl.constexpr,
-    PLANNED: tl.constexpr, WRAP: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
+    PLANNED: tl.constexpr, WRAP: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute queries first..limit of [B * queries]; what is written is counted from first.
 
     Writes weight [count, 4] and out [count, VALUES], or with KEEP, for the backward pass, instead of out: latents, rows
-    of the table, int64 [count * 4]; parts [count * 4, PARTS], which are rel, 1 / scale of the first norm, its variance,
-    and the scales of the other norms; saved [count * 4, KEPT * WIDTH * DEPTH], the activations. coord is [B, Q, 2], or
-    with PLANNED rel, and `at` the corners' positions in the map. With WRAP `width` is that of the map and of a column
-    at either side.
+    of the table, int64 [rows]; parts [rows, PARTS], which are rel, 1 / scale of the first norm, its variance, and the
+    scales of the other norms; saved [rows, KEPT * WIDTH * DEPTH], the activations. coord is [B, Q, 2], or with PLANNED
+    rel, and `at` the corners' positions in the map. With WRAP `width` is the map's plus a column at either side.
     """
     LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
-    start = tl.program_id(0).to(tl.int64) * QUERIES
-    count = tl.minimum(limit - first - start, QUERIES).to(tl.int32)
+    start = tl.program_id(0).to(tl.int64) * (ROWS // 4)
+    row = tl.arange(0, ROWS)
+    count = tl.minimum(limit - first - start, ROWS // 4).to(tl.int32) * 4
+    corner = row % 4
     # Behind the end the last query again, so that only stores are masked.
-    query = first + start + tl.minimum(tl.arange(0, QUERIES), count - 1)
+    query = first + start + tl.minimum(row, count - 1) // 4
     image, inside = query // queries, query % queries
-    latent, rel_y, rel_x = (), (), ()
     if PLANNED:
-        for t in tl.static_range(4):
-            place = coord + image * coord_image + inside * 8 + 2 * t
-            rel_y, rel_x = rel_y + (tl.load(place),), rel_x + (tl.load(place + 1),)
-            latent = latent + (image * height * map_width + tl.load(at + image * at_image + inside * 4 + t),)
+        place = coord + image * coord_image + inside * 8 + 2 * corner
+        rel_y, rel_x = tl.load(place), tl.load(place + 1)
+        latent = image * height * map_width + tl.load(at + image * at_image + inside * 4 + corner)
     else:
         place = coord + image * coord_image + inside * coord_query
-        row, column = tl.load(place), tl.load(place + coord_axis)
+        coord_y, coord_x = tl.load(place), tl.load(place + coord_axis)
         if WRAP:
-            column = column * inner
-        y0, rel_y0 = nearest(row, row + row_minus, height, row_step, row_origin)
-        y1, rel_y1 = nearest(row, row + row_plus, height, row_step, row_origin)
-        x0, rel_x0 = nearest(column, column + column_minus, width, column_step, column_origin)
-        x1, rel_x1 = nearest(column, column + column_plus, width, column_step, column_origin)
+            coord_x = coord_x * inner
+        y, x, rel_y, rel_x, _ = corners(
+            coord_y, coord_x, corner,
+            height, row_step, row_origin, row_minus, row_plus,
+            width, column_step, column_origin, column_minus, column_plus,
+            True,
+        )  # fmt: skip
         if WRAP:
-            x0, x1 = (x0 + map_width - 1) % map_width, (x1 + map_width - 1) % map_width
-        top, bottom = (image * height + y0) * map_width, (image * height + y1) * map_width
-        latent = (top + x0, top + x1, bottom + x0, bottom + x1)
-        rel_y, rel_x = (rel_y0, rel_y0, rel_y1, rel_y1), (rel_x0, rel_x1, rel_x0, rel_x1)
-    rows, scale, inverse, variance = (), (), (), ()
-    for t in tl.static_range(4):
-        rows = rows + (table + latent[t] * COLUMNS,)
-    n1_y = numbers(rows, by_rel, LINEAR, rel_y, rel_x, COLUMNS)
-    n1_x = numbers(rows, by_rel, LINEAR + 1, rel_y, rel_x, COLUMNS)
-    n0 = numbers(rows, by_rel, LINEAR + 2, rel_y, rel_x, COLUMNS)
-    for t in tl.static_range(4):
-        variance = variance + (n0[t] + (rel_y[t] * n1_y[t] + rel_x[t] * n1_x[t]),)
-        level = relu(variance[t]) + EPS
-        scale = scale + (tl.rsqrt(level),)
-        inverse = inverse + (level * scale[t],)
+            x = (x + (map_width - 1)) % map_width
+        latent = (image * height + y) * map_width + x
+    rows = table + latent * COLUMNS
+    n1_y = number(rows, by_rel, LINEAR, rel_y, rel_x, COLUMNS)
+    n1_x = number(rows, by_rel, LINEAR + 1, rel_y, rel_x, COLUMNS)
+    n0 = number(rows, by_rel, LINEAR + 2, rel_y, rel_x, COLUMNS)
+    variance = n0 + (rel_y * n1_y + rel_x * n1_x)
+    scale = tl.rsqrt(relu(variance) + EPS)
     saved += start * (4 * RECORD)
     parts += start * (4 * PARTS)
     if KEEP:
-        keep_numbers(latents + start * 4, latent, 0, count, 1, QUERIES)
-        keep_numbers(parts, rel_y, 0, count, PARTS, QUERIES)
-        keep_numbers(parts, rel_x, 1, count, PARTS, QUERIES)
-        keep_numbers(parts, inverse, 2, count, PARTS, QUERIES)
-        keep_numbers(parts, variance, 3, count, PARTS, QUERIES)
-    logit = ()
+        tl.store(latents + start * 4 + row, latent, mask=row < count)
+        tl.store(parts + row * PARTS, rel_y, mask=row < count)
+        tl.store(parts + (row * PARTS + 1), rel_x, mask=row < count)
+        tl.store(parts + (row * PARTS + 2), (relu(variance) + EPS) * scale, mask=row < count)
+        tl.store(parts + (row * PARTS + 3), variance, mask=row < count)
     if DEPTH:
         x = ()
         for k in tl.static_range(WIDTH // BLOCK):
-            x = x + block_of(rows, by_rel, LINEAR + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK)
+            x = x + (block_of(rows, by_rel, LINEAR + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
         x, y = block_forward(
             x, x, weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-            True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+            True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
         for block in tl.range(1, DEPTH):
             x, y = block_forward(
                 x, y, weights, block * (MAPS * WIDTH), block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-                False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+                False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
             )  # fmt: skip
-        head = MAPS * WIDTH * DEPTH - 3 * WIDTH
-        for t in tl.static_range(4):
-            total = tl.load(weights + (WIDTH * OUTS + head)) + tl.zeros((QUERIES,), tl.float32)
-            for k in tl.static_range(WIDTH // BLOCK):
-                total += tl.sum(y[4 * k + t] * tl.load(weights + columns(k, BLOCK) * OUTS + head)[None, :], 1)
-            logit = logit + (total,)
+        logit = tl.load(weights + (WIDTH * OUTS + MAPS * WIDTH * DEPTH - 3 * WIDTH)) + tl.zeros((ROWS,), tl.float32)
+        for k in tl.static_range(WIDTH // BLOCK):
+            head = tl.load(weights + (columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)))
+            logit += tl.sum(y[k] * head[None, :], 1)
     else:
-        raw = numbers(rows, by_rel, 0, rel_y, rel_x, COLUMNS)
-        for t in tl.static_range(4):
-            logit = logit + (tl.fma(raw[t], scale[t], tl.load(by_rel + 2 * COLUMNS)),)
-    share = softmax(logit)
-    keep_numbers(weight + start * 4, share, 0, count, 1, QUERIES)
+        logit = number(rows, by_rel, 0, rel_y, rel_x, COLUMNS) * scale + tl.load(by_rel + 2 * COLUMNS)
+    logit = tl.reshape(logit, (ROWS // 4, 4))
+    share = tl.exp(logit - tl.max(logit, 1, keep_dims=True))
+    share = tl.reshape(share / tl.sum(share, 1, keep_dims=True), (ROWS,))
+    tl.store(weight + start * 4 + row, share, mask=row < count)
     if not KEEP:
-        blend(rows, share, out + start * VALUES, count, COLUMNS, VALUES, VALUES_BLOCK, QUERIES)
+        blend(rows, share, out + start * VALUES, count, COLUMNS, VALUES, STEP, ROWS)
 
 
 @triton.jit
 def blend_back(
-    weight_grad, rows, share, grad, row_grads, count,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, QUERIES: tl.constexpr,
+    rows, share, grad, row_grads, count,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of the values, and add to those of the weights what the outputs' gradient gives."""
-    query = tl.arange(0, QUERIES)
+    """Write the gradients of the values, and return those of the weights `share`, [ROWS]."""
+    row, found = tl.arange(0, ROWS), tl.zeros((ROWS,), tl.float32)
     for begin in tl.range(0, VALUES, STEP):
-        column, more = begin + tl.arange(0, STEP), ()
-        inside = (column < VALUES)[None, :]
-        mask = (query < count)[:, None] & inside
-        g = tl.load(grad + (query[:, None] * VALUES + column[None, :]), mask=mask, other=0.0)
-        for t in tl.static_range(4):
-            value = tl.load(rows[t][:, None] + (column + (COLUMNS - VALUES))[None, :], mask=mask, other=0.0)
-            more = more + (weight_grad[t] + tl.sum(g * value, 1),)
-            to = (query * 4 + t)[:, None] * COLUMNS + (column + (COLUMNS - VALUES))[None, :]
-            tl.store(row_grads + to, g * share[t][:, None], mask=mask)
-        weight_grad = more
-    return weight_grad
+        column = begin + tl.arange(0, STEP)
+        at = (column + (COLUMNS - VALUES))[None, :]
+        mask = (row < count)[:, None] & (column < VALUES)[None, :]
+        g = tl.load(grad + ((row // 4)[:, None] * VALUES + column[None, :]), mask=mask, other=0.0)
+        found += tl.sum(g * tl.load(rows[:, None] + at, mask=mask, other=0.0), 1)
+        tl.store(row_grads + (row[:, None] * COLUMNS + at), g * share[:, None], mask=mask)
+    return found
 
 
 @triton.jit
@@ -294,125 +251,115 @@ def block_back(
     x_grad, weights, at, block, by_rel, scale, saved, parts, grads, row_grads, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
     RECORD: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Go from the gradient of a block's output to that of its input, and write those of its linear maps' outputs.
 
-    The first block's qkv is in the table. Its gradients go to row_grads, and the sums of them times what the first
-    norm's scale multiplied are returned, too.
+    The first block's qkv is in the table: its gradients go to row_grads. Their sum with what the first norm's scale
+    multiplied, times that scale, [ROWS], is returned, too.
     """
-    COUNT: tl.constexpr = 4 * (WIDTH // BLOCK)
+    BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
     of = block * (KEPT * WIDTH)
-    keep(grads, x_grad, at + 2 * WIDTH, count, COUNT, OUTS, QUERIES, BLOCK)
-    g = back(x_grad, weights, at + 2 * WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    g = gelu_back(g, kept(saved, of + 5 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK), COUNT)
-    keep(grads, g, at + WIDTH, count, COUNT, OUTS, QUERIES, BLOCK)
-    g = back(g, weights, at + WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    between = kept(saved, of + 4 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-    x_grad = norm_back(x_grad, g, between, kept_numbers(parts, 4 + 2 * block, count, PARTS, QUERIES), WIDTH, BLOCK)
-    keep(grads, x_grad, at, count, COUNT, OUTS, QUERIES, BLOCK)
-    g = back(x_grad, weights, at, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    total, y_grad = (), zeros(COUNT, QUERIES, BLOCK)
-    for _ in tl.static_range(4):
-        total = total + (tl.zeros((QUERIES,), tl.float32),)
-    for group in tl.static_range(WIDTH // (GROUP * BLOCK)):
-        qkv = ()
-        for i in tl.static_range(3):
-            column = i * WIDTH + group * GROUP * BLOCK
-            qkv = qkv + kept(saved, of + column, count, 4 * GROUP, RECORD, QUERIES, BLOCK)
-        q, k, v = qkv[: 4 * GROUP], qkv[4 * GROUP : 8 * GROUP], qkv[8 * GROUP :]
-        q, k, v = attend_back(g[4 * GROUP * group : 4 * GROUP * (group + 1)], q, k, v, CHANNELS, QUERIES, BLOCK)
-        qkv_grad = q + k + v
+    keep_all(grads, x_grad, at + 2 * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(x_grad, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    g = gelu_back(g, kept(saved, of + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
+    keep_all(grads, g, at + WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(g, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    y, y_scale = kept(saved, of + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), kept(
+        parts, 4 + 2 * block, count, 1, PARTS, ROWS, 1
+    )
+    x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
+    keep_all(grads, x_grad, at, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(x_grad, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    moved, y_grad = tl.zeros((ROWS,), tl.float32), zeros(BLOCKS, ROWS, BLOCK)
+    for group in tl.static_range(BLOCKS // GROUP):
+        from_q = of + group * GROUP * BLOCK
+        q = kept(saved, from_q, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, from_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        v = kept(saved, from_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        some = g[GROUP * group : GROUP * (group + 1)]
+        q_grad, k_grad, v_grad = attend_back(some, q, k, v, CHANNELS, ROWS, BLOCK)
+        qkv, qkv_grad = q + k + v, q_grad + k_grad + v_grad
         for i in tl.static_range(3 * GROUP):
             column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
+            part = qkv_grad[i]
             if FIRST:
-                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))[None, :]
-                more, raw = (), ()
-                for t in tl.static_range(4):
-                    one = qkv_grad[4 * i + t]
-                    more = more + (total[t] + tl.sum(one * (qkv[4 * i + t] - bias), 1),)
-                    raw = raw + (one * scale[t][:, None],)
-                total = more
-                keep(row_grads, raw, column, count, 4, COLUMNS, QUERIES, BLOCK)
+                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))
+                moved += tl.sum(part * (qkv[i] - bias[None, :]), 1)
+                keep(row_grads, count, tl.arange(0, BLOCK) + column, part * scale[:, None], ROWS, COLUMNS)
             else:
-                part = qkv_grad[4 * i : 4 * i + 4]
-                keep(grads, part, at - 3 * WIDTH + column, count, 4, OUTS, QUERIES, BLOCK)
-                y_grad = back_block(part, y_grad, weights, at - 3 * WIDTH + column, WIDTH, OUTS, BLOCK, PRECISION)
+                to = at - 3 * WIDTH + column
+                keep(grads, count, tl.arange(0, BLOCK) + to, part, ROWS, OUTS)
+                y_grad = back_block(y_grad, part, weights, to, WIDTH, OUTS, BLOCK, PRECISION)
     if not FIRST:
-        y = kept(saved, of - WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        y_scale = kept_numbers(parts, 3 + 2 * block, count, PARTS, QUERIES)
-        x_grad = norm_back(x_grad, y_grad, y, y_scale, WIDTH, BLOCK)
-    return x_grad, total
+        y = kept(saved, of - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        y_scale = kept(parts, 3 + 2 * block, count, 1, PARTS, ROWS, 1)
+        x_grad = norm_back(x_grad, y_grad, y, y_scale[0], BLOCKS, WIDTH)
+    return x_grad, moved
 
 
 @triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["grad", "grad_weight"])
 def attend_back_kernel(
     grad, grad_weight, table, by_rel, weights, weight, saved, parts, latents, grads, row_grads, total,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, VALUES_BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute, for `total` queries that `attend_kernel` has kept activations of, the gradients of all rows.
+    """Compute, for `total` queries whose activations `attend_kernel` has kept, the gradients of their rows.
 
     Writes grads [rows, OUTS], of the linear maps' outputs, where `weights` has their columns, and row_grads
     [rows, COLUMNS], of the rows of the table.
     """
     LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
-    start = tl.program_id(0).to(tl.int64) * QUERIES
-    count = tl.minimum(total - start, QUERIES).to(tl.int32)
+    BLOCKS: tl.constexpr = WIDTH // BLOCK if DEPTH else 1
+    start = tl.program_id(0).to(tl.int64) * (ROWS // 4)
+    row = tl.arange(0, ROWS)
+    count = tl.minimum(total - start, ROWS // 4).to(tl.int32) * 4
+    mask = row < count
     saved += start * (4 * RECORD)
     parts += start * (4 * PARTS)
     grads += start * (4 * OUTS)
     row_grads += start * (4 * COLUMNS)
-    latent = kept_numbers(latents + start * 4, 0, count, 1, QUERIES)
-    rel_y, rel_x = kept_numbers(parts, 0, count, PARTS, QUERIES), kept_numbers(parts, 1, count, PARTS, QUERIES)
-    variance = kept_numbers(parts, 3, count, PARTS, QUERIES)
-    share = kept_numbers(weight + start * 4, 0, count, 1, QUERIES)
-    rows, scale = (), ()
-    for t in tl.static_range(4):
-        rows = rows + (table + latent[t] * COLUMNS,)
-        scale = scale + (tl.rsqrt(relu(variance[t]) + EPS),)
-    logit = kept_numbers(grad_weight + start * 4, 0, count, 1, QUERIES)
-    logit = blend_back(
-        logit, rows, share, grad + start * VALUES, row_grads, count, COLUMNS, VALUES, VALUES_BLOCK, QUERIES
-    )
-    logit = softmax_back(logit, share)
+    rows = table + tl.load(latents + start * 4 + row, mask=mask, other=0) * COLUMNS
+    rel_y = tl.load(parts + row * PARTS, mask=mask, other=0.0)
+    rel_x = tl.load(parts + (row * PARTS + 1), mask=mask, other=0.0)
+    variance = tl.load(parts + (row * PARTS + 3), mask=mask, other=0.0)
+    scale = tl.rsqrt(relu(variance) + EPS)
+    share = tl.load(weight + start * 4 + row, mask=mask, other=0.0)
+    g_share = tl.load(grad_weight + start * 4 + row, mask=mask, other=0.0)
+    g_share += blend_back(rows, share, grad + start * VALUES, row_grads, count, COLUMNS, VALUES, STEP, ROWS)
+    of_query = tl.reshape(share * g_share, (ROWS // 4, 4))
+    of_query = tl.reshape(tl.broadcast_to(tl.sum(of_query, 1, keep_dims=True), (ROWS // 4, 4)), (ROWS,))
+    logit = share * (g_share - of_query)
     if DEPTH:
-        keep_numbers(grads, logit, MAPS * WIDTH * DEPTH - 3 * WIDTH, count, OUTS, QUERIES)
+        tl.store(grads + (row * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)), logit, mask=mask)
         g = ()
-        for k in tl.static_range(WIDTH // BLOCK):
-            head = tl.load(weights + columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH))
-            for t in tl.static_range(4):
-                g = g + (logit[t][:, None] * head[None, :],)
-        y = kept(saved, RECORD - WIDTH, count, 4 * (WIDTH // BLOCK), RECORD, QUERIES, BLOCK)
-        y_scale = kept_numbers(parts, PARTS - 1, count, PARTS, QUERIES)
-        x_grad = norm_back(zeros(4 * (WIDTH // BLOCK), QUERIES, BLOCK), g, y, y_scale, WIDTH, BLOCK)
+        for k in tl.static_range(BLOCKS):
+            head = tl.load(weights + (columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)))
+            g = g + (logit[:, None] * head[None, :],)
+        y = kept(saved, RECORD - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        y_scale = kept(parts, PARTS - 1, count, 1, PARTS, ROWS, 1)
+        x_grad = norm_back(zeros(BLOCKS, ROWS, BLOCK), g, y, y_scale[0], BLOCKS, WIDTH)
         for later in tl.range(1, DEPTH):
             x_grad, _ = block_back(
                 x_grad, weights, (DEPTH - later) * (MAPS * WIDTH), DEPTH - later, by_rel, scale,
                 saved, parts, grads, row_grads, count,
-                False, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+                False, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, ROWS, BLOCK, PRECISION,
             )  # fmt: skip
         x_grad, moved = block_back(
             x_grad, weights, 0, 0, by_rel, scale, saved, parts, grads, row_grads, count,
-            True, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+            True, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
-        keep(row_grads, x_grad, LINEAR + 3, count, 4 * (WIDTH // BLOCK), COLUMNS, QUERIES, BLOCK)
+        keep_all(row_grads, x_grad, LINEAR + 3, count, BLOCKS, COLUMNS, ROWS, BLOCK)
     else:
-        raw, first, moved = numbers(rows, by_rel, 0, rel_y, rel_x, COLUMNS), (), ()
-        for t in tl.static_range(4):
-            first = first + (logit[t] * scale[t],)
-            moved = moved + (first[t] * raw[t],)
-        keep_numbers(row_grads, first, 0, count, COLUMNS, QUERIES)
-    n0, n1_y, n1_x = (), (), ()
-    for t in tl.static_range(4):
-        change = tl.where(variance[t] < 0.0, 0.0, -0.5 * moved[t] * scale[t] * scale[t])
-        n0, n1_y, n1_x = n0 + (change,), n1_y + (change * rel_y[t],), n1_x + (change * rel_x[t],)
-    keep_numbers(row_grads, n1_y, LINEAR, count, COLUMNS, QUERIES)
-    keep_numbers(row_grads, n1_x, LINEAR + 1, count, COLUMNS, QUERIES)
-    keep_numbers(row_grads, n0, LINEAR + 2, count, COLUMNS, QUERIES)
+        moved = logit * scale * number(rows, by_rel, 0, rel_y, rel_x, COLUMNS)
+        tl.store(row_grads + row * COLUMNS, logit * scale, mask=mask)
+    n0 = tl.where(variance < 0.0, 0.0, -0.5 * moved * scale * scale)
+    tl.store(row_grads + (row * COLUMNS + LINEAR), n0 * rel_y, mask=mask)
+    tl.store(row_grads + (row * COLUMNS + (LINEAR + 1)), n0 * rel_x, mask=mask)
+    tl.store(row_grads + (row * COLUMNS + (LINEAR + 2)), n0, mask=mask)
 
 
 class Net(NamedTuple):
@@ -446,8 +393,8 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int) -> Net:
     weights = packed(layers, width) if depth else table
     constants = {
         "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1, "COLUMNS": table.shape[1], "VALUES": values,
-        "VALUES_BLOCK": min(VALUES_BLOCK, host.power_of_two(values)), "PARTS": 4 + 2 * depth,
-        "QUERIES": TILE, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
+        "STEP": min(VALUES_STEP, host.power_of_two(values)), "PARTS": 4 + 2 * depth,
+        "ROWS": ROWS, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
         "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False,
     }  # fmt: skip
     return Net(constants, weights)
@@ -476,7 +423,7 @@ def launch(
         strides = (*place.stride(), 0)
     across = width + 2 if wrap else width
     with host.on(table):
-        attend_kernel[(triton.cdiv(len(part), TILE),)](
+        attend_kernel[(triton.cdiv(4 * len(part), ROWS),)](
             table, by_rel, net.weights, place, queries[0], out, weight, *(kept or (out, out, weight)),
             part.start, part.stop, count, *strides, *host.axis(height), *host.axis(across), width, width / across,
             PLANNED=planned, WRAP=wrap and not planned, KEEP=len(kept) > 0, **net.constants,
@@ -540,7 +487,7 @@ def attend_corners_backward(
             table, by_rel, net, queries, shape, wrap, range(start, stop), weight, weight, (saved, parts, latents)
         )  # fmt: skip
         with host.on(table):
-            attend_back_kernel[(triton.cdiv(stop - start, TILE),)](
+            attend_back_kernel[(triton.cdiv(4 * (stop - start), ROWS),)](
                 flat[start:stop], flat_weight[start:stop], table, by_rel, net.weights, weight,
                 saved, parts, latents, grads, row_grads, stop - start, **constants,
             )  # fmt: skip
