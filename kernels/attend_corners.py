@@ -20,14 +20,16 @@ from . import backward, host, scatter
 from .attention import (
     EPS,
     added,
-    attend,
-    attend_back,
+    attention,
+    attention_back,
     back_block,
     gelu,
     gelu_back,
     linear,
     linear_back,
     linear_block,
+    mixed,
+    mixed_back,
     norm,
     norm_back,
     zeros,
@@ -35,10 +37,10 @@ from .attention import (
 from .network import columns, keep, relu
 from .plan import corners
 
-ROWS = 64  # tokens of a tile
+ROWS, WARPS = 64, 4  # tokens of a tile
 VALUES_STEP = 8  # most values that a step blends
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
-KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, mixed, between, hidden, active, next
+KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, heard, between, hidden, active, next
 MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis", "at_image", "height", "width",
          "map_width"]  # fmt: skip
@@ -94,7 +96,7 @@ def block_forward(
     BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
     to = block * (KEPT * WIDTH)
-    mixed = ()
+    heard = ()
     for group in tl.static_range(BLOCKS // GROUP):
         qkv = ()
         for i in tl.static_range(3 * GROUP):
@@ -108,21 +110,27 @@ def block_forward(
             if KEEP:
                 keep(saved, count, tl.arange(0, BLOCK) + (to + column), part, ROWS, RECORD)
             qkv = qkv + (part,)
-        mixed = mixed + attend(qkv[:GROUP], qkv[GROUP : 2 * GROUP], qkv[2 * GROUP :], CHANNELS, ROWS, BLOCK)
-    x = added(x, linear(mixed, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+        weight = attention(qkv[:GROUP], qkv[GROUP : 2 * GROUP], CHANNELS, GROUP, ROWS, BLOCK)
+        heard = heard + mixed(weight, qkv[2 * GROUP :], CHANNELS, GROUP, ROWS, BLOCK)
+    # Each is written as soon as it is there, because it would occupy registers until then.
+    if KEEP:
+        keep_all(saved, heard, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    x = added(x, linear(heard, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
     between, between_scale = norm(x, BLOCKS, WIDTH)
+    if KEEP:
+        keep(parts, count, tl.arange(0, 1) + (4 + 2 * block), between_scale, ROWS, PARTS)
+        keep_all(saved, between, to + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    if KEEP:
+        keep_all(saved, hidden, to + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     active = gelu(hidden, BLOCKS)
+    if KEEP:
+        keep_all(saved, active, to + 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
     y, y_scale = norm(x, BLOCKS, WIDTH)
     if KEEP:
-        keep_all(saved, mixed, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        keep_all(saved, between, to + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        keep_all(saved, hidden, to + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        keep_all(saved, active, to + 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        keep_all(saved, y, to + 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        keep(parts, count, tl.arange(0, 1) + (4 + 2 * block), between_scale, ROWS, PARTS)
         keep(parts, count, tl.arange(0, 1) + (5 + 2 * block), y_scale, ROWS, PARTS)
+        keep_all(saved, y, to + 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     return x, y
 
 
@@ -247,6 +255,27 @@ def blend_back(
 
 
 @triton.jit
+def qkv_back(
+    part, column, y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient `part` of some columns of qkv, and add to y_grad or moved (`block_back`) what it gives."""
+    for i in tl.static_range(GROUP):
+        to = tl.arange(0, BLOCK) + (column + i * BLOCK)
+        if FIRST:
+            raw = kept(saved, of + column + i * BLOCK, count, 1, RECORD, ROWS, BLOCK)
+            moved += tl.sum(part[i] * (raw[0] - tl.load(by_rel + 2 * COLUMNS + to)[None, :]), 1)
+            keep(row_grads, count, to, part[i] * scale[:, None], ROWS, COLUMNS)
+        else:
+            keep(grads, count, to + (at - 3 * WIDTH), part[i], ROWS, OUTS)
+            y_grad = back_block(
+                y_grad, part[i], weights, at - 3 * WIDTH + column + i * BLOCK, WIDTH, OUTS, BLOCK, PRECISION
+            )
+    return y_grad, moved
+
+
+@triton.jit
 def block_back(
     x_grad, weights, at, block, by_rel, scale, saved, parts, grads, row_grads, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -266,32 +295,38 @@ def block_back(
     g = gelu_back(g, kept(saved, of + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
     keep_all(grads, g, at + WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
     g = linear_back(g, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-    y, y_scale = kept(saved, of + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), kept(
-        parts, 4 + 2 * block, count, 1, PARTS, ROWS, 1
+    y, y_scale = (
+        kept(saved, of + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK),
+        kept(parts, 4 + 2 * block, count, 1, PARTS, ROWS, 1),
     )
     x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
     keep_all(grads, x_grad, at, count, BLOCKS, OUTS, ROWS, BLOCK)
     g = linear_back(x_grad, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
     moved, y_grad = tl.zeros((ROWS,), tl.float32), zeros(BLOCKS, ROWS, BLOCK)
     for group in tl.static_range(BLOCKS // GROUP):
-        from_q = of + group * GROUP * BLOCK
-        q = kept(saved, from_q, count, GROUP, RECORD, ROWS, BLOCK)
-        k = kept(saved, from_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
-        v = kept(saved, from_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
-        some = g[GROUP * group : GROUP * (group + 1)]
-        q_grad, k_grad, v_grad = attend_back(some, q, k, v, CHANNELS, ROWS, BLOCK)
-        qkv, qkv_grad = q + k + v, q_grad + k_grad + v_grad
-        for i in tl.static_range(3 * GROUP):
-            column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
-            part = qkv_grad[i]
-            if FIRST:
-                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))
-                moved += tl.sum(part * (qkv[i] - bias[None, :]), 1)
-                keep(row_grads, count, tl.arange(0, BLOCK) + column, part * scale[:, None], ROWS, COLUMNS)
-            else:
-                to = at - 3 * WIDTH + column
-                keep(grads, count, tl.arange(0, BLOCK) + to, part, ROWS, OUTS)
-                y_grad = back_block(y_grad, part, weights, to, WIDTH, OUTS, BLOCK, PRECISION)
+        # In this order, with k read twice, because everything at once takes more registers than there are.
+        at_q, some = group * GROUP * BLOCK, g[GROUP * group : GROUP * (group + 1)]
+        q = kept(saved, of + at_q, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, of + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        weight = attention(q, k, CHANNELS, GROUP, ROWS, BLOCK)
+        v = kept(saved, of + at_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        logit = attention_back(some, weight, v, CHANNELS, GROUP, ROWS, BLOCK)
+        y_grad, moved = qkv_back(
+            mixed_back(weight, some, CHANNELS, GROUP, ROWS, BLOCK), at_q + 2 * WIDTH,
+            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        )  # fmt: skip
+        y_grad, moved = qkv_back(
+            mixed_back(logit, q, CHANNELS, GROUP, ROWS, BLOCK), at_q + WIDTH,
+            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        )  # fmt: skip
+        k = kept(saved, of + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        y_grad, moved = qkv_back(
+            mixed(logit, k, CHANNELS, GROUP, ROWS, BLOCK), at_q,
+            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        )  # fmt: skip
     if not FIRST:
         y = kept(saved, of - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
         y_scale = kept(parts, 3 + 2 * block, count, 1, PARTS, ROWS, 1)
@@ -387,15 +422,16 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int) -> Net:
     depth = len(layers) // 4
     width = layers[0].shape[0] if depth else 1
     # The fewer products are added in one tensor core's sum, the smaller its error where it truncates.
-    block = min(width, 16 if width <= 32 else 32) if depth else ALIGNED
+    # A tensor core that truncates adds up the less error, the fewer products are in one sum.
+    block = 16 if width <= 32 else 32
     channels = width // heads if depth else 1
     values = table.shape[1] - (4 * width + 3 if depth else 4)
     weights = packed(layers, width) if depth else table
     constants = {
-        "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1, "COLUMNS": table.shape[1], "VALUES": values,
-        "STEP": min(VALUES_STEP, host.power_of_two(values)), "PARTS": 4 + 2 * depth,
-        "ROWS": ROWS, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
-        "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False,
+        "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1,
+        "COLUMNS": table.shape[1], "VALUES": values, "STEP": min(VALUES_STEP, host.power_of_two(values)),
+        "PARTS": 4 + 2 * depth, "ROWS": ROWS, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
+        "num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False,
     }  # fmt: skip
     return Net(constants, weights)
 
@@ -503,7 +539,7 @@ def add_layer(to: Tensor, number: int, layer: Tensor, grads: Tensor, saved: Tens
     outs, ins = layer.shape[0], layer.shape[1] - 1
     block, kind = divmod(number, 4)
     output = (block * MAPS.value + kind) * width
-    source = (block * KEPT.value + (3, 4, 6, 7)[kind]) * width  # mixed, between, active, next
+    source = (block * KEPT.value + (3, 4, 6, 7)[kind]) * width  # heard, between, active, next
     g = grads[:, output : output + outs]
     to[:, :-1] += host.product(g.t(), saved[:, source : source + ins])
     to[:, -1] += g.sum(0)

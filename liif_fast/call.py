@@ -40,7 +40,9 @@ class Call(NamedTuple):
     dtype: torch.dtype  # of feat (of x for fused_mlp)
     shape: tuple[int, ...]  # of feat [B, C, H, W] (of x for fused_mlp)
     queries: int  # Q, per image; rows of x for fused_mlp
-    widths: tuple[int, ...]  # outputs of each layer, for attend_corners of each block's hidden one; () for gather_corners
+    widths: tuple[
+        int, ...
+    ]  # outputs of each layer, for attend_corners of each block's hidden one; () for gather_corners
     switches: Switches
     coord_dtype: torch.dtype  # of coord and cell
     autocast: torch.dtype | None  # the autocast dtype, if autocast applies

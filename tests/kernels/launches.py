@@ -15,6 +15,7 @@ from liif_fast import functional
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
 from tests.ops.support import Problem
+from tests.ops.test_attend import Attention
 
 
 class Driver:
@@ -57,6 +58,7 @@ for queries, shape in ((63, (13, 17)), (1000, (21, 19)), (16, (16, 16)), (1, (1,
         x, _ = functional.gather_corners(*problem.arguments[:3], backend="triton")
         x.sum().backward()
         functional.fused_mlp(x.detach(), weights, biases, backend="triton").sum().backward()
+        Attention(16, 1, 4, 16, shape=shape, queries=queries).gradients("triton")
         with torch.no_grad():
             functional.liif_decode(*problem.arguments, backend="triton")
             functional.liif_render(feat, (29, 31), weights, biases, region=(3, 4, 5, 6), backend="triton")

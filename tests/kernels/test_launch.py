@@ -10,7 +10,7 @@ import pytest
 from .test_compile_report import PINNED, environment
 
 pytestmark = pytest.mark.ptx
-KERNELS = "atomic chain decode gather mlp project render segment"
+KERNELS = "atomic attend attend_back chain decode gather mlp project render segment"
 
 
 @pytest.mark.parametrize("version", PINNED)
