@@ -113,7 +113,7 @@ def test_frame(bench: Bench) -> Raced:
     net = model.attention.transformer_of()
     plan = plan_attention(coord, (lines, columns))
     return bench.race(
-        "frame",
+        "attend-frame",
         f"ILN, d = 1, a frame of {4 * lines}x{columns} from {lines}x{columns}, encoder included",
         backends(
             lambda backend: attend_corners(model.encoder(values), values, plan, net, backend=backend)[0], BACKEND_TORCH

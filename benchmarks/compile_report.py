@@ -6,8 +6,9 @@
 The launchers in kernels/ are called unchanged on small CPU tensors, with kernels that record their arguments instead of
 running. So the report cannot drift from the real launches. Each record is compiled for each architecture in a process
 of its own, because a compiler may abort. The exit code is 1 if a kernel spills, lacks matrix instructions, needs more
-shared memory than the architecture has, or may overwrite what a product still reads. `--write` searches for forms
-without these faults and writes them to the table kernels/forms.py for the running version of Triton.
+shared memory than the architecture has, contracts the corner plan, or may overwrite what a product still reads.
+`--write` searches for forms without these faults and writes them to the table kernels/forms.py for the running version
+of Triton.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,22 +37,24 @@ from triton.runtime.cache import triton_key
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import audit_ptx
+from benchmarks import audit_plan, audit_ptx
 from liif_fast.kernels import (
     attend_corners,
     backward,
     decode,
+    fourier_decode,
     fused_mlp,
     gather_corners,
     host,
-    project,
+    project,  # fmt: skip
     render,
     scatter,
 )
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
-MODULES = (attend_corners, backward, decode, fused_mlp, gather_corners, project, render, scatter)
-NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel")
+MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
+NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel")
+PLANS = ("gather_kernel", "decode_kernel", "render_kernel")  # and the gradients' kernel with the constant PLAN
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
@@ -141,6 +145,13 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         fused_mlp.fused_mlp(x, weights, biases, (layers, 0, width))
         out, saved = fused_mlp.fused_mlp(x, weights, biases, (layers, 32, width))
         fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
+    elif name == "fourier_decode":
+        p, phase = torch.zeros(1, 6, 6, 2 * width), torch.zeros(width // 2, 2)
+        weights[0] = torch.zeros(width, width, dtype=dtype)
+        where = p, coord, cell, phase, weights, biases
+        fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 0, width))
+        out, saved = fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 128, width))
+        fourier_decode.fourier_decode_backward(out, *where, saved, True)
     elif name == "decode":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 0, width))
@@ -211,7 +222,9 @@ def compiled(launch: Launch, arch: int) -> Any:
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    target = GPUTarget("cuda", arch, 32)
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
+    return triton.compile(source, target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
@@ -237,9 +250,10 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
         "shuffles": kernel.asm["ptx"].count("shfl.sync"),
+        "long_divisions": len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"])),
         "narrow_accesses": len(re.findall(r"(?:ld|st)\.global[.\w]*\.b16", kernel.asm["ptx"])),
         "unordered_writes": audit_ptx.unordered_writes(kernel.asm["ptx"], kernel.metadata.num_warps),
-        "plan_fma": kernel.asm["ptx"].count("fma.rn.f32") if launch.name == "gather_kernel" else 0,
+        "plan_fma": len(audit_plan.contractions(dump)) if launch.name in PLANS or launch.arguments.get("PLAN") else 0,
     }
 
 
@@ -319,14 +333,14 @@ def kind(launch: Launch) -> str | None:
         return None
     if not launch.arguments.get("WRITE", True):
         return "recompute"
-    mlp, save = launch.name == "mlp_kernel", launch.arguments["SAVE"]
+    mlp, save = launch.name in ("mlp_kernel", "fourier_kernel"), launch.arguments["SAVE"]
     return ("mlp_save" if save else "mlp") if mlp else "save" if save else "forward"
 
 
 def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]] | None:
     """Entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
     entries = []
-    for precision, case in itertools.product(precisions, ("decode", "fused_mlp", "render")):
+    for precision, case in itertools.product(precisions, ("decode", "fourier_decode", "fused_mlp", "render")):
         for launch in launches_of(case, precision, arch):
             if kind(launch) == kernel:
                 found = report_one(launch, arch)
@@ -377,7 +391,7 @@ def write_table() -> None:
     path.write_text(head + "\n".join(lines) + "\n}\n")
 
 
-CASES = ("decode", "render", "fused_mlp", "gather_corners", "project", "attend_corners")
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project", "attend_corners")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:

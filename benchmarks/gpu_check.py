@@ -13,10 +13,12 @@ extension is missing. Sections that do not begin in time are left out and report
 the same device adds to the file and replaces an earlier result only when it has ended. The exit code is 1 if a section
 or a test failed.
 
---check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that every step's command works.
+--check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that every step's command works;
+a step of a section then has no time limit of its own, because the CPU may be busy.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -48,7 +50,7 @@ ROOT = records.ROOT
 CALLS = {
     1: {"load": 15, "smoke": 35, "hopper_tests": 60, "hopper": 60, "trace": 15, "ncu": 80, "sanitizer": 50,
         "environment": 20},
-    2: {"load": 15, "smoke": 35, "accuracy": 35, "decode": 80, "triton_tests": 90, "training": 60, "overhead": 20,
+    2: {"load": 15, "smoke": 35, "triton_tests": 90, "accuracy": 35, "decode": 80, "training": 60, "overhead": 20,
         "memory": 40},
 }  # fmt: skip
 SECONDS = {1: 340, 2: 380}
@@ -84,9 +86,7 @@ GROUPS = {
 TRITON = ("operator", "half precision", "same bits")
 
 
-def run_tests(
-    check: bool, group: Group, *options: str, log: Path, wrapper: tuple[str, ...] = (), limit: float | None = None
-) -> dict[str, Any]:
+def run_tests(check: bool, group: Group, *options: str, log: Path, limit: float | None = None) -> dict[str, Any]:
     """Run pytest on the device and return counts and what did not pass, each with its reason."""
     environment = {
         **os.environ,
@@ -98,9 +98,9 @@ def run_tests(
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, cuBLAS refuses deterministic algorithms
         "OMP_NUM_THREADS": "2",
     }
-    command = [*wrapper, sys.executable, "-m", "pytest", *group.paths, "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *group.paths, "-q", "-p", "no:cacheprovider"]
     command += ["-p", "benchmarks.pytest_log", *(["-k", group.chosen] if group.chosen else []), *options]
-    code, text = _run(command, limit, environment)
+    code, text = _run(command, None if check else limit, environment)
     outcome: dict[str, Any] = {**pytest_log.read(log), "exit_code": code}
     outcome["ok"] = code == 0 and outcome["passed"] + sum(outcome["skipped"].values()) > 0
     return outcome if outcome["ok"] else {**outcome, "tail": text.splitlines()[-15:]}
@@ -120,9 +120,11 @@ def _run(command: list[str], limit: float | None = None, environment: dict[str, 
         return code, output.read()
 
 
-def _groups(check: bool, names: Sequence[str], at_once: int, limit: float | None = None) -> dict[str, Any]:
+def _groups(
+    check: bool, names: Sequence[str], at_once: int, limit: float | None = None, options: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run groups of tests, some at once: most of the time goes to compilers."""
-    few = ("-k", "test_corner_plan and 40 or test_random or test_resize") if check else ()
+    few = ("-k", "test_corner_plan and 40 or test_random or test_resize") if check else options
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(names)}
         runs = {name: pool.submit(run_tests, check, GROUPS[name], *few, log=logs[name], limit=limit) for name in names}
@@ -152,7 +154,7 @@ def trace(check: bool) -> dict[str, Any]:
 
 def _variant(check: bool, *step: str, wrapper: tuple[str, ...] = (), limit: float | None = None) -> dict[str, Any]:
     command = [*wrapper, sys.executable, "-m", "benchmarks.gpu_variant", *step, *(["--check"] if check else [])]
-    code, text = _run(command, limit)
+    code, text = _run(command, None if check else limit)
     lines = text.splitlines()
     found = next((json.loads(line) for line in reversed(lines) if line.startswith("{") and '"ok"' in line), {})
     if code == 0 and found:
@@ -182,8 +184,10 @@ def hopper_tests(check: bool) -> dict[str, Any]:
 
 
 def triton_tests(check: bool) -> dict[str, Any]:
-    """Test the Triton kernels; each group has a time limit of its own."""
-    return _groups(check, TRITON[: 1 if check else None], len(TRITON), SECTIONS["triton_tests"] - 10)
+    """Test the Triton kernels; each group has a time limit of its own, and processes, because compiling takes long."""
+    processes = (os.cpu_count() or 1) // len(TRITON)
+    options = () if check or processes < 2 or not importlib.util.find_spec("xdist") else ("-n", str(processes))
+    return _groups(check, TRITON[: 1 if check else None], len(TRITON), SECTIONS["triton_tests"] - 10, options)
 
 
 def tests(check: bool) -> dict[str, Any]:
@@ -231,19 +235,17 @@ def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], li
 
 
 def sanitizer(check: bool) -> dict[str, Any]:
-    """Run few tests of the Hopper kernel under compute-sanitizer: accesses out of bounds, misused barriers."""
+    """Run the Hopper kernel once under compute-sanitizer: accesses out of bounds, misused barriers."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None and not check:
         return {"missing": "compute-sanitizer is not on the path"}
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in ("memcheck", "synccheck")[: 1 if check else None]:
-            wrapper = () if check else (tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
-            group = Group(("tests/gpu/test_operator.py",), "cuda", "test_nan_stays")
-            found[kind] = run_tests(check, group, "-x", log=Path(folder) / kind, wrapper=wrapper, limit=25)
-            gpu_sections.keep(found)
-    none = 5 if check else None
-    return {**found, "ok": all(each["ok"] or each["exit_code"] == none for each in found.values())}
+    for kind in ("memcheck", "synccheck")[: 1 if check else None]:
+        options = ("--tool", kind, "--error-exitcode", "9", "--target-processes", "all")
+        wrapper = (tool, *options) if tool and not check else ()
+        found[kind] = _variant(check, "profile", "few", "--cluster", "2", wrapper=wrapper, limit=25)
+        gpu_sections.keep(found)
+    return {**found, "ok": all(each["ok"] for each in found.values())}
 
 
 def section(name: str, check: bool) -> dict[str, Any]:

@@ -1,30 +1,37 @@
 """Mix two models of one network: their weights, where one was trained on from the other.
 
-    python -m benchmarks.mix FIRST SECOND SHARE OUT.safetensors
+    python -m benchmarks.mix FIRST SECOND SHARE OUT.safetensors [--base MODEL]
 
 OUT holds (1 - SHARE) of the first one's weights and SHARE of the second one's. Between a model and what it became by
 further training, the mixture keeps most of both (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+
+With --base, the second one was trained on from that model, and OUT holds the first one's weights plus SHARE of what the
+training changed (Ilharco et al., "Editing models with task arithmetic", ICLR 2023). The first one may be deeper, if it
+began with `benchmarks.deepen` of the base.
 """
 
 import argparse
 from typing import Any
 
-import torch
-
+from benchmarks.deepen import deepened
 from liif_fast import save_model
 from liif_fast.models.catalogue import resolve_model
 
 
-def mixed(first: Any, second: Any, share: float) -> Any:
-    """Return the first model with weights between its own and the second one's.
+def mixed(first: Any, second: Any, share: float, base: Any = None) -> Any:
+    """Return the first model, its weights moved by a share of the way from the base (or from itself) to the second one.
 
     Raises:
         ValueError: they are different networks, or differ in the normalisation of their data.
     """
-    if first.spec != second.spec or first.data_norm != second.data_norm:
+    if base is not None:
+        blocks = first.spec["args"]["encoder_spec"]["args"]["n_resblocks"]
+        second, base = (deepened(each, blocks) for each in (second, base))
+    ends = (second, first if base is None else base)
+    if any(each.spec != first.spec or each.data_norm != first.data_norm for each in ends):
         raise ValueError("models: must be of one network and data_norm")
-    others = second.state_dict()
-    first.load_state_dict({key: torch.lerp(value, others[key], share) for key, value in first.state_dict().items()})
+    goal, start = (each.state_dict() for each in ends)
+    first.load_state_dict({key: value + share * (goal[key] - start[key]) for key, value in first.state_dict().items()})
     return first
 
 
@@ -34,8 +41,10 @@ def main() -> None:
     parser.add_argument("second")
     parser.add_argument("share", type=float)
     parser.add_argument("out")
+    parser.add_argument("--base", help="the model that the second one was trained on from, if not the first")
     args = parser.parse_args()
-    save_model(mixed(*(resolve_model(each, "cpu") for each in (args.first, args.second)), args.share), args.out)
+    first, second = (resolve_model(each, "cpu") for each in (args.first, args.second))
+    save_model(mixed(first, second, args.share, args.base and resolve_model(args.base, "cpu")), args.out)
 
 
 if __name__ == "__main__":

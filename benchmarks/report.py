@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bench_export, bench_steps, plot, records, table
-from benchmarks.common import FACTORISED, OURS
+from benchmarks import bench_attend, bench_export, bench_steps, plot, records, table
+from benchmarks.common import EAGER, FACTORISED, OURS
 from benchmarks.table import Record, quantity
 
 README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
 EXPORT = records.ROOT / "docs" / "export.md"
+LIDAR = records.ROOT / "docs" / "lidar.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
 CAPTIONS = {
     "speed": "Time of every rival in multiples of ours",
@@ -102,11 +103,30 @@ def lost(record: Record | None) -> str:
 
 def export(found: Sequence[Record]) -> str:
     """Return how exported graphs compare with ours, from the newest record that has them."""
-    shown = [(record, names) for record in found if (names := _exports(record))]
+    columns = (OURS, FACTORISED, *bench_export.RUNTIMES)
+    return _suite(found, "export", columns, "Whole is one call, strips the parts.")
+
+
+def lidar(found: Sequence[Record]) -> str:
+    """Return how ILN's decoder and frame compare with the plain form, from the newest record that has them."""
+    columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
+    shown = _suite(found, "attend", columns, "Plain is the authors' form, in chunks of 100,000 queries.")
+    times = [
+        result["figures"][OURS]["median"]
+        for record in found
+        for result in record["results"]
+        if result["name"] == "attend-frame"
+    ]
+    return f"{shown} A frame took us {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
+
+
+def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
+    """Return the comparison of a suite's results from the newest record that has any."""
+    shown = [(record, names) for record in found if (names := _named(record, suite))]
     if not shown:
         return ABSENT
     record, names = shown[-1]
-    lines = table.comparison(record, names, [OURS, FACTORISED, *bench_export.RUNTIMES])
+    lines = table.comparison(record, names, columns)
     load = (record["load"] or [0])[0]
     busy = f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
     return "\n".join(
@@ -114,14 +134,13 @@ def export(found: Sequence[Record]) -> str:
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
-            "`liif-fast bench export` measures it on your machine. Whole is one call, strips the parts; "
-            f"{_origin(record)}{busy}",
+            f"`liif-fast bench {suite}` measures it on your machine. {about} {_origin(record)}{busy}",
         ]
     )
 
 
-def _exports(record: Record) -> list[str]:
-    return [result["name"] for result in record["results"] if result["name"].startswith("export-")]
+def _named(record: Record, suite: str) -> list[str]:
+    return [result["name"] for result in record["results"] if result["name"].startswith(suite)]
 
 
 def _origin(record: Record | None) -> str:
@@ -142,6 +161,7 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "lost": lost(record),
         },
         EXPORT: {"export": export(records.read())},
+        LIDAR: {"lidar": lidar(records.read())},
     }
 
 

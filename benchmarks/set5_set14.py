@@ -12,6 +12,7 @@ free photographs, on which neither model was trained. PSNR is that of `benchmark
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ PARTS = {"grace_hopper": (212, 20), "coffee": (316, 228), "rocket": (536, 100)} 
 SIDE, MARGIN = 96, 48  # of a part; and around it, enlarged with it and not shown
 
 
-def measure(folder: Path) -> records.Record:
-    """Return the record: PSNR in dB of each image."""
-    results = []
-    for model in MODELS:
+def measure(folder: Path, models: Sequence[str] | None = None, known: Sequence[dict[str, Any]] = ()) -> records.Record:
+    """Return the record, PSNR in dB of each image: known results, and those of the models (all) in their place."""
+    models = MODELS if models is None else models
+    results = [each for each in known if each["model"] not in models]
+    for model in models:
         predict = predictor(model)
         for name, scale in COLUMNS:
             low, high = (str(folder / name / each) for each in (f"LR_bicubic/X{scale}", f"HR_X{scale}"))
@@ -134,10 +136,12 @@ def draw() -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.set5_set14", description=__doc__.splitlines()[0])
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure on the sets in this folder")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="measure only these; others stay")
     parser.add_argument("--draw", action="store_true", help="draw the picture")
     args = parser.parse_args()
     if args.measure:
-        RECORD.write_text(json.dumps(measure(args.measure), indent=1) + "\n")
+        record = measure(args.measure, args.models, json.loads(RECORD.read_text())["results"])
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
         write(json.loads(RECORD.read_text()))
     if args.draw:
         draw().save(PICTURE, optimize=True)

@@ -1,7 +1,8 @@
 """Measure what a visitor of the viewer waits for, through the server: `python -m benchmarks.view [PHOTO]`.
 
 The server is warm, as it is once the page has been open for a moment: the model is loaded. The first picture is what
-the page shows at once. The first tile also encodes its surroundings. The next tile finds them encoded.
+the page shows at once. The first tile also encodes its surroundings. The next tile finds them encoded. The two
+precisions take turns.
 """
 
 import http.client
@@ -27,17 +28,18 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """Print the median of each wait."""
+    """Print the median of each wait, of each precision."""
     photo = Path(sys.argv[1] if len(sys.argv) > 1 else PHOTO)
     with Image.open(photo) as image:
         width, height = image.size
-    waits: dict[str, list[float]] = {name: [] for name in BUDGETS}
+    waits: dict[str, dict[str, list[float]]] = {each: {name: [] for name in BUDGETS} for each in ("float32", "bf16")}
     settings = Settings(frozenset({"127.0.0.1"}), None, True, GPU_AREA)
-    renderer = Renderer()
-    renderer.warm()
-    for number in range(ROUNDS):
-        server = Server(Shelf(photo), Renderer(), "", settings)
-        server.renderer._model = renderer._model
+    warm = Renderer()
+    warm.warm()
+    for number, precision in enumerate(tuple(waits) * ROUNDS):
+        renderer = Renderer(precision=precision)
+        renderer._model = warm._model
+        server = Server(Shelf(photo), renderer, precision, settings)
         listening = socket.create_server(("127.0.0.1", 0))
         running = uvicorn.Server(uvicorn.Config(server.app(), log_level="error"))
         thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
@@ -55,16 +57,18 @@ def main() -> None:
                 raise SystemExit(f"{path}: {answer.status} {body[:200]!r}")
             return time.perf_counter() - start
 
-        waits["first picture"].append(get("/full/!1024,1024/0/default.webp"))
+        waited = waits[precision]
+        waited["first picture"].append(get("/full/!1024,1024/0/default.webp"))
         size = f"@{4 * width + number}x{4 * height + number}"
-        waits["first tile"].append(get(f"{size}/256,256,256,256/max/0/default.webp"))
-        waits["next tile"].append(get(f"{size}/300,260,256,256/max/0/default.webp"))
+        waited["first tile"].append(get(f"{size}/256,256,256,256/max/0/default.webp"))
+        waited["next tile"].append(get(f"{size}/300,260,256,256/max/0/default.webp"))
         running.should_exit = True
         thread.join()
     print(f"{photo.name}, {width}x{height}, tiles of 256 at x4")
-    for name, seconds in waits.items():
-        budget = f"  (goal: under {BUDGETS[name]} s)" if BUDGETS[name] else ""
-        print(f"{name:<14}{statistics.median(seconds):6.3f} s{budget}")
+    print(f"{'':<14}" + "".join(f"{precision:>10}" for precision in waits))
+    for name, budget in BUDGETS.items():
+        row = "".join(f"{statistics.median(waited[name]):8.3f} s" for waited in waits.values())
+        print(f"{name:<14}{row}" + (f"  (goal: under {budget} s)" if budget else ""))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from . import host
 from .host import FEW, dot
 from .network import backward_layers, columns, keep, layer_of, masked
-from .plan import corners
+from .plan import corners, located
 
 CHUNK_BYTES = 512 << 20  # size of the activations and their gradients of one chunk of rows
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
@@ -57,7 +57,7 @@ def chain_kernel(
     valid = query < limit
     row = start * CORNERS + tile_row
     if PLAN:
-        image, inside = query // queries, query % queries
+        image, inside = located(first + start, tile_row // CORNERS, queries)
         at = coord + image * coord_image + inside * coord_query
         coord_y = tl.load(at, mask=valid, other=0.0)
         coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
@@ -108,22 +108,33 @@ def chain_kernel(
     )
 
 
-class Chunk(NamedTuple):
-    """Hold a run of queries (for an MLP, of rows) and their inputs."""
+class Plan(NamedTuple):
+    """Hold what places rows: P, a window of a map, and the queries on it."""
 
-    where: slice  # in the flat order of all queries
-    first: int  # number of the first in coord, where images follow one another
-    p: Tensor | None
-    coord: Tensor | None
+    p: Tensor  # [B, h, w, hidden]
+    coord: Tensor
     cell: Tensor | None
-    p_grad: Tensor | None  # float32, rows of P
+    shape: tuple[int, int]  # of the map
+    origin: tuple[int, int]  # of P in it
+    corners: int
+    waves: bool = False  # rel and cell go into waves, not into a first layer
+
+    @property
+    def terms(self) -> int:
+        """Return how many values rel and the cell are."""
+        return 2 if self.cell is None else 4
+
+    @property
+    def affine(self) -> int:
+        """Return the number of the first layer's columns that are added at the query."""
+        return 0 if self.waves else self.terms
 
 
-def steps(bounds: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of at most `size` from the first bound to the last; runs do not cross a bound."""
+def steps(bounds: Sequence[int], size: int) -> Iterator[slice]:
+    """Yield runs of at most `size` from the first bound to the last; runs do not cross a bound."""
     for begin, end in itertools.pairwise(bounds):
         for start in range(begin, end, size):
-            yield start, min(start + size, end)
+            yield slice(start, min(start + size, end))
 
 
 def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
@@ -179,70 +190,66 @@ def place_gradients(
 
 
 def backward(
-    chunks: Iterable[Chunk],
-    recompute: Callable[[Chunk, Tensor], None],
-    receive: Callable[[Chunk, Tensor, Tensor], None],
+    recompute: Callable[[slice, Tensor], None],
+    receive: Callable[[slice, Tensor, Tensor, Tensor], None],
     grad: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
-    ensemble: bool,
-    affine: int,
-    shape: tuple[int, int] = (1, 1),
-    origin: tuple[int, int] = (0, 0),
+    plan: Plan | None = None,
     places: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of the parameters (`Totals`), and hand those of the first layer's rows to `receive`.
 
     Args:
-        recompute: computes the activations of a chunk into [layers, rows, widest].
-        receive: gets a chunk, the gradient of its rows before the first ReLU [rows, width], and their latents [rows].
+        recompute: computes the activations of a run of queries (for an MLP, of rows) into [layers, rows, widest].
+        receive: gets a run, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
+            their rel and cell, float32 [rows, terms].
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
-        affine: number of the first layer's columns that are added at the query; 0 for an MLP.
-        places: float32 [rows, affine + 1], receives the gradients of the values that multiply those columns, and of the
-            weight.
+        plan: None for an MLP.
+        places: float32 [rows, affine + 1], receives the gradients of the values that multiply the first layer's last
+            columns, and of the weight.
     """
-    corners, plan = 4 if ensemble else 1, affine > 0
+    corners, affine, terms = (plan.corners, plan.affine, plan.terms) if plan else (1, 0, 0)
     layers, _, widest = saved.shape
     form = host.form("backward", widest, saved)
     network = host.network(weights, biases, form, 0, transposed=True)
     totals = Totals(weights, affine)
     scratch: dict[str, Tensor] = {}
+    coord = plan.coord if plan else grad
+    cell = coord if plan is None or plan.cell is None else plan.cell
+    strides = (*coord.stride(), *cell.stride()) if plan else (0,) * 6
+    map_shape, origin, p_shape = (plan.shape, plan.origin, plan.p.shape[1:3]) if plan else ((1, 1),) * 3
 
     def memory(name: str, rows: int) -> Tensor:
         if name not in scratch or scratch[name].shape[1] < rows:
             scratch[name] = saved.new_empty(layers, rows, widest)
         return scratch[name][:, :rows]
 
-    for chunk in chunks:
-        start, stop = chunk.where.start, chunk.where.stop
-        rows, some = (stop - start) * corners, grad[chunk.where]
-        if stop * corners <= saved.shape[1]:
-            activations = saved[:, start * corners : stop * corners]
+    for run in steps((0, saved.shape[1] // corners, len(grad)), chunk_rows(saved, saved.dtype) // corners):
+        here, some = slice(run.start * corners, run.stop * corners), grad[run]
+        rows = here.stop - here.start
+        if here.stop <= saved.shape[1]:
+            activations = saved[:, here]
         else:
             activations = memory("activations", rows)
-            recompute(chunk, activations)
+            recompute(run, activations)
         grads = memory("grads", rows)
         shares = saved.new_empty(rows, network.last.shape[0]) if plan else some.to(saved.dtype)
-        parts = grad.new_empty(rows, affine) if plan else grad
+        parts = grad.new_empty(rows, terms) if plan else grad
         latents = torch.empty(rows if plan else 0, dtype=torch.int64, device=grad.device)
-        coord = chunk.coord if chunk.coord is not None else grad
-        cell = chunk.cell if chunk.cell is not None else coord
-        strides = (*coord.stride(), *cell.stride()) if plan else (0,) * 6
-        p_shape = (1, 1) if chunk.p is None else chunk.p.shape[1:3]
         with host.on(saved):
             chain_kernel[(triton.cdiv(rows, form.rows),)](
                 some, coord, cell, network.weights, network.last, activations, grads, shares, parts, latents,
-                chunk.first, chunk.first + stop - start, coord.shape[1], *strides,
-                *host.axis(shape[0]), *host.axis(shape[1]), *origin, *p_shape,
+                run.start, run.stop, coord.shape[1], *strides,
+                *host.axis(map_shape[0]), *host.axis(map_shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
                 OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
-                PLAN=plan, ENSEMBLE=ensemble, CELL=affine == 4, **host.tile(form, saved.dtype),
+                PLAN=plan is not None, ENSEMBLE=corners == 4, CELL=terms == 4, **host.tile(form, saved.dtype),
             )  # fmt: skip
         totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
         if places is not None:
-            rows_here = places[start * corners : stop * corners]
-            place_gradients(activations, grads, some, weights, biases, rows_here)
-        receive(chunk, grads[0, :, : weights[0].shape[0]], latents)
+            place_gradients(activations, grads, some, weights, biases, places[here])
+        receive(run, grads[0, :, : weights[0].shape[0]], latents, parts)
     return totals.result()

@@ -7,7 +7,7 @@ kernels/backward.py has its gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import backward, host, scatter
 from .network import first_layer, hidden_layers, last_layer
-from .plan import corners
+from .plan import corners, located
 
 SIZES = [
     *("first", "limit", "keep_limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width"),
@@ -43,7 +43,7 @@ def decode_kernel(
     row = tl.arange(0, ROWS)
     query = start + row // CORNERS
     valid = query < limit
-    image, inside = query // queries, query % queries
+    image, inside = located(start, row // CORNERS, queries)
     at = coord + image * coord_image + inside * coord_query
     coord_y = tl.load(at, mask=valid, other=0.0)
     coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
@@ -149,44 +149,6 @@ def decode(
     return out, saved
 
 
-def gradients(
-    chunks: Iterable[backward.Chunk],
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    saved: Tensor,
-    ensemble: bool,
-    affine: int,
-    shape: tuple[int, int],
-    origin: tuple[int, int],
-    places: Tensor | None = None,
-) -> list[Tensor]:
-    """Add P's gradient to each chunk's p_grad, and return those of the parameters.
-
-    Returns:
-        The gradients of the first layer's last `affine` columns [affine, hidden], then weight, bias, ... of the layers
-        after it.
-    """
-    widest = host.widest(weights)
-    form = host.form("recompute", widest, saved)
-
-    @functools.cache  # laid out only if some activations were not kept
-    def network() -> host.Network:
-        return host.network(weights, biases, form, affine)
-
-    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
-        queries = range(chunk.first, chunk.first + chunk.where.stop - chunk.where.start)
-        where = chunk.p, chunk.coord, chunk.cell
-        launch(*where, network(), form, ensemble, shape, origin, queries, widest, None, activations)
-
-    def receive(chunk: backward.Chunk, dz: Tensor, latents: Tensor) -> None:
-        scatter.add(dz, latents, chunk.p_grad.view(-1, dz.shape[1]))
-
-    return backward.backward(
-        chunks, recompute, receive, grad, weights, biases, saved, ensemble, affine, shape, origin, places
-    )
-
-
 def decode_backward(
     grad: Tensor,
     p: Tensor,
@@ -197,23 +159,35 @@ def decode_backward(
     saved: Tensor,
     ensemble: bool,
     places: bool,
+    shape: tuple[int, int] | None = None,
+    origin: tuple[int, int] = (0, 0),
 ) -> list[Tensor]:
-    """Return the gradients of P, what `gradients` returns, and those at the corners, all float32; grad [B, Q, out].
+    """Return the gradients of P, of the parameters, and those at the corners, all float32; grad [B, Q, out].
 
-    The gradients at the corners, [B, Q, K, 3 or 5], are those of rel, of the cell if there is one, and of the weight.
-    They are empty if not requested.
+    Args:
+        shape, origin: P is a window of the map `shape` at `origin`; without them it is the whole.
+
+    Returns:
+        The gradient of P; of the first layer's last 2 or 4 columns [2 or 4, hidden]; of weight, bias, ... of the layers
+        after it; and those at the corners, [B, Q, K, 3 or 5], of rel, of the cell if there is one, and of the weight.
+        The last is empty if not requested.
     """
-    total, corner_count = coord.shape[0] * coord.shape[1], 4 if ensemble else 1
+    corner_count, widest = 4 if ensemble else 1, host.widest(weights)
+    plan = backward.Plan(p, coord, cell, shape or (p.shape[1], p.shape[2]), origin, corner_count)
+    form = host.form("recompute", widest, saved)
     p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
-    size = backward.chunk_rows(saved, p.dtype) // 4
-    kept = saved.shape[1] // corner_count
-    chunks = (
-        backward.Chunk(slice(start, stop), start, p, coord, cell, p_grad)
-        for start, stop in backward.steps((0, kept, total), size)
-    )
-    flat, affine = grad.float().flatten(0, 1).contiguous(), 2 if cell is None else 4
-    shape = p.shape[1], p.shape[2]
-    at = p_grad.new_empty(*coord.shape[:2], corner_count, affine + 1) if places else None
-    rows = None if at is None else at.view(-1, affine + 1)
-    grads = gradients(chunks, flat, weights, biases, saved, ensemble, affine, shape, (0, 0), rows)
-    return [p_grad, *grads, p_grad.new_empty(0) if at is None else at]
+    at = p_grad.new_empty((*coord.shape[:2], corner_count, plan.affine + 1) if places else 0)
+
+    @functools.cache  # laid out only if some activations were not kept
+    def network() -> host.Network:
+        return host.network(weights, biases, form, plan.affine)
+
+    def recompute(run: slice, activations: Tensor) -> None:
+        queries = range(run.start, run.stop)
+        launch(p, coord, cell, network(), form, ensemble, plan.shape, origin, queries, widest, None, activations)
+
+    def receive(run: slice, dz: Tensor, latents: Tensor, _: Tensor) -> None:
+        scatter.add(dz, latents, p_grad.view(-1, dz.shape[1]))
+
+    flat, rows = grad.float().flatten(0, 1).contiguous(), at.view(-1, plan.affine + 1) if places else None
+    return [p_grad, *backward.backward(recompute, receive, flat, weights, biases, saved, plan, rows), at]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +14,7 @@ from liif_fast.frozen import pack_once
 
 from . import backward, host
 from .host import dot
-from .network import columns, hidden_layers, keep, last_layer, relu
+from .network import activated, columns, hidden_layers, last_layer
 
 
 @triton.jit(do_not_specialize=["rows", "stride", "keep_limit", "saved_rows"])
@@ -49,13 +48,7 @@ def mlp_kernel(
             w = tl.load(first + depth[:, None] * PADDED + columns(k, BLOCK)[None, :])
             more = more + (dot(a, w, z[k], PRECISION),)
         z = more
-    h = ()
-    for k in tl.static_range(BLOCKS):
-        column = columns(k, BLOCK)
-        value = relu(z[k] + tl.load(first_bias + column)[None, :]).to(first.dtype.element_ty)
-        if SAVE:
-            keep(saved, saved_count, column, value, ROWS, WIDEST)
-        h = h + (value,)
+    h = activated(z, first_bias, first.dtype.element_ty, saved, saved_count, SAVE, WIDEST, ROWS, BLOCK, BLOCKS)
     h = hidden_layers(
         h, weights, biases, saved, saved_rows, saved_count, LAYERS, SAVE, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
     )
@@ -74,13 +67,10 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
         return
     widest = host.widest(weights)
     form = host.form("recompute" if out is None else "mlp_save" if saved.shape[1] else "mlp", widest, x)
-    depth = 16 if host.precision(x.dtype) == "tf32x3" else 32
-    network, steps = host.network(weights, biases, form, 0), triton.cdiv(width, depth)
+    network, depth = host.network(weights, biases, form, 0), host.depth(x.dtype)
 
     def pack() -> tuple[Tensor, Tensor]:
-        beyond = form.padded - weights[0].shape[0]
-        first = F.pad(weights[0].t(), (0, beyond, 0, steps * depth - width)).contiguous()
-        return first, F.pad(biases[0].float(), (0, beyond))
+        return host.opening(weights[0], biases[0], form)
 
     first = pack_once([weights[0], biases[0]], (_launch, form.padded, depth), pack)
     unit = math.gcd(x.stride(0), 16 // x.element_size())
@@ -88,7 +78,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
         mlp_kernel[(triton.cdiv(rows, form.rows),)](
             x, *first, *network[1:], x if out is None else out, saved,
             rows, x.stride(0) // unit, saved.shape[1], host.layer_rows(saved),
-            WIDTH=width, UNIT=unit, STEPS=steps, DEPTH=depth, OUT=1 if out is None else out.shape[1],
+            WIDTH=width, UNIT=unit, STEPS=len(first[0]) // depth, DEPTH=depth, OUT=1 if out is None else out.shape[1],
             OUT_PADDED=network.last.shape[1], LAYERS=network.weights.shape[0], WIDEST=widest,
             SAVE=saved.shape[1] > 0, WRITE=out is not None, **host.tile(form, x.dtype),
         )  # fmt: skip
@@ -112,19 +102,13 @@ def fused_mlp_backward(
 ) -> list[Tensor]:
     """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
     x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, dtype=torch.float32, device=x.device)
-    size = backward.chunk_rows(saved, x.dtype)
-    chunks = (
-        backward.Chunk(slice(start, stop), 0, None, None, None, None)
-        for start, stop in backward.steps((0, saved.shape[1], x.shape[0]), size)
-    )
 
-    def recompute(chunk: backward.Chunk, activations: Tensor) -> None:
-        _launch(x[chunk.where], weights, biases, None, activations)
+    def recompute(run: slice, activations: Tensor) -> None:
+        _launch(x[run], weights, biases, None, activations)
 
-    def receive(chunk: backward.Chunk, dz: Tensor, _: Tensor) -> None:
-        x_grad[chunk.where] = torch.mm(dz, weights[0])
-        first_grad.add_(host.product(dz.t(), x[chunk.where]))
+    def receive(run: slice, dz: Tensor, *_: Tensor) -> None:
+        x_grad[run] = torch.mm(dz, weights[0])
+        first_grad.add_(host.product(dz.t(), x[run]))
 
-    flat = grad.float().contiguous()
-    sums = backward.backward(chunks, recompute, receive, flat, weights, biases, saved, False, 0)
+    sums = backward.backward(recompute, receive, grad.float().contiguous(), weights, biases, saved)
     return [x_grad, first_grad, *sums]

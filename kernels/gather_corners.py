@@ -10,30 +10,32 @@ from torch import Tensor
 from liif_fast.coord import plan_corners
 
 from . import host, scatter
-from .plan import corners
+from .plan import corners, located
 
 ROWS, BLOCK = 16, 128  # a tile of the output
-SIZES = ["queries_total", "queries", "feat_image", "feat_channel", "feat_row", "feat_column", "height", "width",
+SIZES = ["queries_total", "queries", "height", "width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis"]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["feat", "coord", "cell"])
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["source", "coord", "cell"])
 def gather_kernel(
-    feat, coord, cell, out, out_weight,
+    source, coord, cell, out, out_weight,
     queries_total, queries,
-    feat_image, feat_channel, feat_row, feat_column,
     coord_image, coord_query, coord_axis, cell_image, cell_query, cell_axis,
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
     LATENT: tl.constexpr, DEPTH: tl.constexpr, TAPS: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell."""
+    """Write out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell.
+
+    source [B, height, width, LATENT // TAPS], so that the lanes of a warp read few runs of channels.
+    """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    query, corner = row // CORNERS, row % CORNERS
-    valid = query < queries_total
-    image, inside = query // queries, query % queries
+    start, tile_row = tl.program_id(0).to(tl.int64) * (ROWS // CORNERS), tl.arange(0, ROWS)
+    row, corner = start * CORNERS + tile_row, tile_row % CORNERS
+    valid = start + tile_row // CORNERS < queries_total
+    image, inside = located(start, tile_row // CORNERS, queries)
     at = coord + image * coord_image + inside * coord_query
     coord_y = tl.load(at, mask=valid, other=0.0)
     coord_x = tl.load(at + coord_axis, mask=valid, other=0.0)
@@ -53,9 +55,8 @@ def gather_kernel(
     )
     mask = valid[:, None] & (column < LATENT)[None, :]
     mask = mask & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-    where = image[:, None] * feat_image + channel.to(tl.int64)[None, :] * feat_channel
-    where += from_y.to(tl.int64) * feat_row + from_x.to(tl.int64) * feat_column
-    value = tl.load(feat + where, mask=mask, other=0.0).to(tl.float32)
+    where = ((image[:, None] * height + from_y) * width + from_x) * (LATENT // TAPS) + channel[None, :]
+    value = tl.load(source + where, mask=mask, other=0.0).to(tl.float32)
     value = tl.where((column == LATENT)[None, :], rel_y[:, None], value)
     value = tl.where((column == LATENT + 1)[None, :], rel_x[:, None], value)
     if CELL:
@@ -81,10 +82,11 @@ def gather_corners(
     rows = batch * queries * count
     if rows:
         cells = (0, 0, 0) if cell is None else cell.stride()
+        source = feat.permute(0, 2, 3, 1).contiguous()
         with host.on(feat):
             gather_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(depth, BLOCK))](
-                feat, coord, coord if cell is None else cell, out, weight,
-                batch * queries, queries, *feat.stride(), *coord.stride(), *cells,
+                source, coord, coord if cell is None else cell, out, weight,
+                batch * queries, queries, *coord.stride(), *cells,
                 *host.axis(height), *host.axis(width),
                 LATENT=channels * taps, DEPTH=depth, TAPS=taps, ENSEMBLE=ensemble, CELL=cell is not None,
                 ROWS=ROWS, BLOCK=BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=False,
@@ -102,6 +104,10 @@ def gather_corners_backward(
         index, _, _ = plan_corners(coord, height, width, ensemble)
         image = torch.arange(batch, device=grad.device).view(-1, 1, 1)
         latents = ((image * height + index[..., 0]) * width + index[..., 1]).flatten()
-        scatter.add_sorted(grad.flatten(0, 2), latents, target, (height, width), 9 if unfold else 1)
+        taps = 9 if unfold else 1
+        rows = grad.flatten(0, 2)[:, : channels * taps]
+        if unfold:  # the channels of a tap lie side by side, so that each sector of memory is read once, not nine times
+            rows = rows.unflatten(1, (channels, taps)).transpose(1, 2).flatten(1)
+        scatter.add_sorted(rows, latents, target, (height, width), taps)
     maps = target.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return maps.to(grad.dtype, memory_format=torch.contiguous_format)

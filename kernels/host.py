@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import current_target
 
 from liif_fast.call import tf32_allowed
 from liif_fast.frozen import pack_once
@@ -36,8 +37,8 @@ FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
 EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
-# Triton's interpreter multiplies bfloat16 as if it were integers.
-WIDEN_BFLOAT16 = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WIDEN_BFLOAT16 = tl.constexpr(INTERPRETED)  # Triton's interpreter multiplies it as if it were integers
 
 
 class Form(NamedTuple):
@@ -129,9 +130,22 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if kind == "half" else kind
 
 
+@triton.constexpr_function
+def lacks_fence(rows):
+    """Return whether Triton puts no fence between asynchronous copies and a product of `rows` that reads them.
+
+    Before 3.7 it does not on sm_90 (triton issue 9610), whose products of 64 rows read shared memory by another proxy.
+    """
+    target = None if INTERPRETED else current_target()
+    return TRITON < (3, 7) and rows >= 64 and target is not None and target.arch == 90
+
+
 @triton.jit
 def dot(a, b, c, PRECISION: tl.constexpr):
     """Return a b + c, accumulated in float32."""
+    if lacks_fence(a.shape[0]):
+        FENCE: tl.constexpr = "fence.proxy.async.shared::cta; mov.b32 $0, $1;"  # Triton wants a result
+        tl.inline_asm_elementwise(FENCE, "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
     if WIDEN_BFLOAT16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision=PRECISION)
@@ -147,6 +161,11 @@ def projection_form(tensor: Tensor) -> ProjectionForm:
     strict = precision(tensor.dtype) == "tf32x3"
     warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # 4 spill with Triton 3.9
     return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
+
+
+def depth(dtype: torch.dtype) -> int:
+    """Return the inputs that one step of a first layer's product takes."""
+    return 16 if precision(dtype) == "tf32x3" else 32
 
 
 def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
@@ -196,6 +215,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cuda":
         return multiply(a, b, out_dtype=torch.float32)
     return multiply(a.float(), b.float())
+
+
+def opening(weight: Tensor, bias: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Lay out a first layer [out, in] that is all product: [whole steps of `depth`, padded], and float32 [padded]."""
+    step = depth(weight.dtype)
+    whole = triton.cdiv(weight.shape[1], step) * step
+    return _padded(weight.t(), whole, form.padded).contiguous(), _padded(bias.float(), form.padded)
 
 
 class Network(NamedTuple):

@@ -89,6 +89,22 @@ def first_layer(
 
 
 @triton.jit
+def activated(
+    z, bias, dtype: tl.constexpr, saved, saved_count,
+    SAVE: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Return relu(z + bias) of the first layer's product, column blocks of float32, in a dtype; bias [padded]."""
+    blocks = ()
+    for k in tl.static_range(BLOCKS):
+        column = columns(k, BLOCK)
+        h = relu(z[k] + tl.load(bias + column)[None, :]).to(dtype)
+        if SAVE:
+            keep(saved, saved_count, column, h, ROWS, WIDEST)
+        blocks = blocks + (h,)
+    return blocks
+
+
+@triton.jit
 def product(
     h, at,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,

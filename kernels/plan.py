@@ -16,6 +16,26 @@ ROUND = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
+def divided(start, offset, size):
+    """Return (start + offset) // size, as a scalar and what to add to it, and the remainder, for offset >= 0.
+
+    A division in 64 bits is a call of a hundred instructions, so only the scalar `start` has one. What is left of it is
+    less than 2^31 with a size of 32 bits, and with a tile's offset less than 2^32.
+    """
+    KIND: tl.constexpr = size.dtype if size.dtype == tl.int64 else tl.uint32
+    whole = start // size
+    rest = (start - whole * size).to(KIND) + offset.to(KIND)
+    return whole, rest // size.to(KIND), (rest % size.to(KIND)).to(size.dtype)
+
+
+@triton.jit
+def located(start, offset, queries):
+    """Return the image of the queries numbered start + offset, and their number in it, in 64 bits."""
+    whole, more, inside = divided(start, offset, queries)
+    return whole + more, inside.to(tl.int64)
+
+
+@triton.jit
 def centre(index, step, origin):
     """Return the centre of pixel `index`: fl(fl(fl(2/n) * i) + fl(-1 + 1/n))."""
     return index.to(tl.float32) * step + origin

@@ -21,6 +21,9 @@ from liif_fast.ops.project import in_layout_of
 
 from . import host
 from .host import dot
+from .plan import divided
+
+LARGEST = 2.0**15  # of float16, the power of two
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "top", "left", "source_height", "source_width"])
@@ -34,10 +37,13 @@ def project_kernel(
 
     source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    start, tile_row = tl.program_id(0).to(tl.int64) * ROWS, tl.arange(0, ROWS)
+    row = start + tile_row
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = row < rows
-    image, y, x = row // width // height, row // width % height + top, row % width + left
+    line, more, x = divided(start, tile_row, width)
+    image, more, y = divided(line, more, height)
+    image, y, x = image + more, y + top, x + left
     z = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in tl.range(0, SIDE * SIDE * STEPS):
         tap, depth = step // STEPS, step % STEPS * DEPTH + tl.arange(0, DEPTH)
@@ -59,12 +65,14 @@ def _padded(taps: Tensor, bias: Tensor, form: host.ProjectionForm) -> tuple[Tens
     return weight, F.pad(bias.float(), (0, wide - outs))
 
 
-def _launch(source: Tensor, packed: tuple[Tensor, Tensor], outs: int, window: Sequence[int]) -> Tensor:
+def _launch(
+    source: Tensor, packed: tuple[Tensor, Tensor], outs: int, window: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """Return source [B, h, w, in] times padded taps, on a window of it, [B, height, width, out]."""
     (batch, source_height, source_width, channels), (top, left, height, width) = source.shape, window
     form, weight = host.projection_form(source), packed[0]
     side, (depth, padded) = math.isqrt(len(weight)), weight.shape[1:]
-    out = source.new_empty(batch, height, width, outs)
+    out = source.new_empty(batch, height, width, outs, dtype=dtype)
     rows = batch * height * width
     if rows:
         with host.on(source):
@@ -103,19 +111,35 @@ def project_backward(
 
     grad, float32 [B, h, w, hidden], is that of P on the window at (top, left). A gradient that is not wanted is empty.
     """
-    taps, low = _taps(weight, feat.shape[1], unfold), grad.to(feat.dtype)
-    return (
-        _feat_grad(low, feat, taps, (-top, -left)) if wanted[0] else feat.new_empty(0),
-        _latent_grad(low, feat, 3 if unfold else 1, top, left) if wanted[1] else grad.new_empty(0),
-        grad.sum((0, 1, 2)) if wanted[2] else grad.new_empty(0),
-    )
+    feat_grad = latent_grad = grad.new_empty(0)
+    if wanted[0] or wanted[1]:
+        low, scale = _lowered(grad, feat.dtype)
+        if wanted[0]:
+            feat_grad = _feat_grad(low, feat, _taps(weight, feat.shape[1], unfold), (-top, -left))
+            feat_grad = in_layout_of(feat, feat_grad if scale is None else feat_grad.mul_(scale))
+        if wanted[1]:
+            latent_grad = _latent_grad(low, feat, 3 if unfold else 1, top, left)
+            latent_grad = latent_grad if scale is None else latent_grad.mul_(scale)
+    return feat_grad, latent_grad, grad.sum((0, 1, 2)) if wanted[2] else grad.new_empty(0)
+
+
+def _lowered(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return P's gradient in `dtype`, and a number to multiply sums of it by, or None.
+
+    Each is a sum over all rows that read a latent, so it may pass the largest float16, where no row's does.
+    """
+    if dtype != torch.float16 or not grad.numel():
+        return grad.to(dtype), None
+    largest = torch.linalg.vector_norm(grad, math.inf).nan_to_num(0.0, posinf=0.0)  # a NaN stays in its latent
+    scale = (largest / LARGEST).clamp(min=1)
+    return torch.div(grad, scale, out=torch.empty_like(grad, dtype=dtype)), scale
 
 
 def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]) -> Tensor:
     no_bias = torch.zeros(feat.shape[1], dtype=torch.float32, device=feat.device)
     packed = _padded(taps.flip(0).transpose(1, 2), no_bias, host.projection_form(grad))
-    maps = _launch(grad, packed, feat.shape[1], (*origin, *feat.shape[2:]))
-    return in_layout_of(feat, maps.permute(0, 3, 1, 2))
+    maps = _launch(grad, packed, feat.shape[1], (*origin, *feat.shape[2:]), torch.float32)
+    return maps.permute(0, 3, 1, 2)
 
 
 def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from liif_fast.coord import centres_at
 
-from . import backward, host
-from .decode import gradients
+from . import host
+from .decode import decode_backward
 from .network import first_layer, hidden_layers, last_layer
 from .plan import centre, corners
 
@@ -144,23 +144,14 @@ def render_backward(
     ensemble: bool,
     grid: Sequence[int],
 ) -> list[Tensor]:
-    """Return the same as `decode_backward`; each chunk is a decode of its pixels' coordinates. grad [B, out, h, w]."""
+    """Return what `decode_backward` does at the pixels, without those at the corners; grad [B, out, h, w]."""
     shape, origin, size, (top, left, height, width) = _split(grid)
-    batch = p.shape[0]
-    p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
-    count = height * width
-    step = backward.chunk_rows(saved, p.dtype) // 4
-    kept = saved.shape[1] // (4 if ensemble else 1)
-    bounds = sorted({*range(0, batch * count + 1, max(count, 1)), kept})
-
-    def chunks() -> Iterator[backward.Chunk]:
-        for start, stop in backward.steps(bounds, step):
-            image = slice(start // count, start // count + 1)
-            number = torch.arange(start % count, start % count + stop - start, device=p.device)
-            rows, columns = centres_at(number // width + top, size[0]), centres_at(number % width + left, size[1])
-            coord = torch.stack((rows, columns), -1).unsqueeze(0)
-            cells = None if cell is None else cell[image].unsqueeze(1).expand(coord.shape)
-            yield backward.Chunk(slice(start, stop), 0, p[image], coord, cells, p_grad[image])
-
-    flat, affine = grad.float().permute(0, 2, 3, 1).flatten(0, 2).contiguous(), 2 if cell is None else 4
-    return [p_grad, *gradients(chunks(), flat, weights, biases, saved, ensemble, affine, shape, origin)]
+    rows, columns = (
+        centres_at(torch.arange(start, start + count, device=p.device), n)
+        for start, count, n in zip((top, left), (height, width), size, strict=True)
+    )
+    coord = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1).expand(len(p), -1, -1)
+    cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
+    flat = grad.permute(0, 2, 3, 1).flatten(1, 2)
+    *grads, _ = decode_backward(flat, p, coord, cells, weights, biases, saved, ensemble, False, shape, origin)
+    return grads

@@ -16,16 +16,21 @@ from . import host
 TILE = 16  # rows that a program reads at a time
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["target"])
 def atomic_kernel(
     source, latents, target, rows,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, FOURS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute target[latents[r]] += source[r]; source [rows, WIDTH] with rows STRIDE apart, target float32.
 
     STRIDE is a width of the network, like WIDTH. It is known at compile time, because otherwise the compiler could not
     know a row's alignment and would read elements one at a time.
+
+    FOURS says that an atomic addition takes four numbers. Without them, a thread's neighbour must have the next column,
+    or each addition of a warp would touch four times the memory. So the compiler is not told of target's alignment.
     """
+    if FOURS:
+        target = tl.multiple_of(target, 16)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     valid = row < rows
@@ -43,7 +48,7 @@ def segment_kernel(
     """Add the sum of a latent's rows of source to target[latent]; with 9 taps, of the neighbours' rows that hold it.
 
     order [rows] sorts the rows by latent; latent n has those from offsets[n] to offsets[n + 1]. Element c of a row's
-    tap is at column c * TAPS + tap.
+    tap is at column tap * WIDTH + c.
     """
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -63,7 +68,7 @@ def segment_kernel(
             valid = place < end
             row = tl.load(order + place, mask=valid, other=0)
             mask = valid[:, None] & (column < WIDTH)[None, :]
-            value = tl.load(source + row[:, None] * STRIDE + column[None, :] * TAPS + tap, mask=mask, other=0.0)
+            value = tl.load(source + row[:, None] * STRIDE + (tap * WIDTH + column)[None, :], mask=mask, other=0.0)
             total += tl.sum(value.to(tl.float32), 0)
             at += ROWS
     at_target = target + latent * WIDTH + column
@@ -78,11 +83,11 @@ def segments(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int, int], taps: int = 1) -> None:
-    """Add source [rows, width * taps] to target float32 [latents, width] at `latents` [rows], in a fixed order.
+    """Add source [rows, taps * width] to target float32 [latents, width] at `latents` [rows], in a fixed order.
 
     Args:
         shape: (height, width) of the latents' maps, image after image.
-        taps: 9 if a row holds a latent's 3x3 neighbourhood, element c of tap t at column c * 9 + t.
+        taps: 9 if a row holds a latent's 3x3 neighbourhood, element c of tap t at column t * width + c.
     """
     width, block = target.shape[1], min(256, host.power_of_two(target.shape[1]))
     order, offsets = segments(latents, target.shape[0])
@@ -101,10 +106,11 @@ def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
     if torch.are_deterministic_algorithms_enabled():
         add_sorted(source, latents, target, (1, target.shape[0]))
         return
-    width = target.shape[1]
+    width, aligned = target.shape[1], target.storage_offset() % 4 == 0
     with host.on(source):
         atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
             source, latents, target, source.shape[0],
-            WIDTH=width, STRIDE=source.stride(0), ROWS=TILE, BLOCK=host.power_of_two(width),
+            WIDTH=width, STRIDE=source.stride(0), FOURS=aligned and host.architecture(source.device) >= 90,
+            ROWS=TILE, BLOCK=host.power_of_two(width),
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

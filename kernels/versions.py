@@ -21,7 +21,6 @@ class Fault(NamedTuple):
 FAULTS = (
     Fault(100, 110, (3, 7), True, "leaves out barriers between loop iterations (triton issue 9871)"),
     Fault(100, 110, (3, 9), False, "may drop a product of two that add to one sum (triton issue 10821)"),
-    Fault(90, 90, (3, 7), True, "does not fence copies from the products that read them (triton issue 9610)"),
     Fault(90, 90, (3, 9), False, "may read shared memory amiss in a kernel of several products (triton issue 11366)"),
     Fault(90, 90, (3, 9), False, "lets warp groups overtake each other behind a product (triton issue 11047)"),
 )

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # builds nothing and imports no Triton.
 _HOMES = {
     "ILN": "liif_fast.models.iln",
+    "JIIF": "liif_fast.models.jiif",
     "LIIF": "liif_fast.models.liif",
     "LIIFDecoder": "liif_fast.layers",
     "LMLIIF": "liif_fast.models.lmliif",

@@ -238,9 +238,9 @@ def _corner_plan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(output[0], output[1])
 
 
-def scaled(grad: Tensor, height: int, width: int) -> Tensor:
-    """Return the gradient of coord or cell from that of rel or of the network's cell, [..., 2]."""
-    return torch.stack((grad[..., 0] * height, grad[..., 1] * width), -1)
+def scaled(pairs: Tensor, height: int, width: int) -> Tensor:
+    """Return (row, column) pairs [..., 2] times the map's sides: the network's cell, or a gradient from that of rel."""
+    return torch.stack((pairs[..., 0] * height, pairs[..., 1] * width), -1)
 
 
 def _coord_gradient(

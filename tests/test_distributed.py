@@ -1,11 +1,11 @@
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 
 from liif_fast import distributed
+
+from . import warm
 
 
 @pytest.fixture
@@ -105,8 +105,6 @@ def test_torchrun(tmp_path):
         distributed.cleanup()
         """)
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    warm.run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path, check=True)
     for rank in (0, 1):
         assert (tmp_path / str(rank)).read_text() == "[0, 1, 4, 9, 16] [0, 1] 2"

@@ -38,6 +38,31 @@ inline void check_coord(const Tensor& coord, const std::optional<Tensor>& cell, 
         "liif_fast: cell must be as coord");
 }
 
+// The part of a map that p is: (top, left, map_height, map_width).
+inline void check_place(const std::vector<int64_t>& place, const Tensor& p) {
+    STD_TORCH_CHECK(place.size() == 4 && place[0] >= 0 && place[1] >= 0 && place[0] + p.size(1) <= place[2] &&
+                        place[1] + p.size(2) <= place[3],
+                    "liif_fast: place must be (top, left, map_height, map_width) of a map that holds p");
+}
+
+// No query may read a latent outside of the part of the map that p holds.
+inline void check_inside(const CoordQueries& queries, int64_t count, int corners, const std::vector<int64_t>& place,
+                         const Tensor& p) {
+    if (place[2] == p.size(1) && place[3] == p.size(2)) return;
+    std::atomic<bool> outside{false};
+    torch::stable::parallel_for(0, count, 1024, [&](int64_t begin, int64_t end) {
+        Corner corner[4];
+        for (int64_t q = begin; q < end; ++q) {
+            queries(q, corner);
+            for (int t = 0; t < corners; ++t) {
+                const int64_t row = corner[t].row - place[0], column = corner[t].column - place[1];
+                if (row < 0 || row >= p.size(1) || column < 0 || column >= p.size(2)) outside = true;
+            }
+        }
+    });
+    STD_TORCH_CHECK(!outside, "liif_fast: a query reads latents outside of p's part of the map");
+}
+
 // The two windows of a render's grid: the part of the map that p holds, and the requested part of the output.
 inline std::array<Window, 2> read_grid(const std::vector<int64_t>& grid, const Tensor& p) {
     STD_TORCH_CHECK(grid.size() == 10, "liif_fast: grid must be ten integers");
@@ -63,10 +88,14 @@ inline void check_rows(const Tensor& x, const std::vector<Tensor>& weights, cons
     check_layers(weights, biases, x.size(1));
 }
 
-inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape, const Tensor& saved, int64_t rows) {
+inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape) {
     bool fits = grad.dim() == static_cast<int64_t>(shape.size());
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = grad.size(static_cast<int64_t>(i)) == shape[i];
     STD_TORCH_CHECK(fits, "liif_fast: grad must have the output's shape");
+}
+
+inline void check_gradient(const Tensor& grad, const std::vector<int64_t>& shape, const Tensor& saved, int64_t rows) {
+    check_gradient(grad, shape);
     STD_TORCH_CHECK(saved.dim() == 2 && saved.is_contiguous() && saved.size(0) <= rows,
                     "liif_fast: saved must be the tensor that the forward pass returned");
 }

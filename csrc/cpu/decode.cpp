@@ -9,6 +9,7 @@
 #include "plan.h"
 #include "project.h"
 #include "queries.h"
+#include "saved.h"
 
 namespace liif {
 namespace {
@@ -18,7 +19,7 @@ struct DecodeTag {};
 // Layer 0 by gathering rows of P.
 template <typename T, typename Queries>
 auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& queries, int corners) {
-    return [&net, &p, &queries, corners](int64_t first, int64_t count, T* h0, Sum<T>* weight, T*) {
+    return [&net, &p, &queries, corners](int64_t first, int64_t count, T* h0, Sum<T>* weight, None) {
         Corner corner[4];
         for (int64_t q = 0; q < count; ++q) {
             const Query at = queries(first + q, corner);
@@ -46,9 +47,10 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     check_saved_width(shape[0], shape[1], net.saved_width());
     Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
-    forward<DecodeTag>(
-        net, count, corners, shape[0] / corners, mutable_data<T>(saved), 0, gather_from(net, latents, queries, corners),
-        [&](int64_t q, const Sum<T>* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>)); });
+    forward<DecodeTag>(net, count, corners, shape[0] / corners, mutable_data<T>(saved), no_layout,
+                       gather_from(net, latents, queries, corners), [&](int64_t q, const Sum<T>* y) {
+                           std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>));
+                       });
     return {out, saved};
 }
 
@@ -89,7 +91,8 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
         }
     };
     forward<DecodeTag>(
-        net, count, corners, 0, static_cast<T*>(nullptr), kTileRows * projection.depth, fill,
+        net, count, corners, 0, static_cast<T*>(nullptr),
+        [&](Arena& arena) { return arena.take<T>(kTileRows * projection.depth); }, fill,
         [&](int64_t q, const Sum<T>* y) { std::memcpy(to + q * outs, y, static_cast<size_t>(outs) * sizeof(Sum<T>)); });
     return out;
 }
@@ -110,7 +113,7 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     check_saved_width(shape[0], shape[1], net.saved_width());
     Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
-    forward<DecodeTag>(net, count, corners, shape[0] / corners, mutable_data<T>(saved), 0,
+    forward<DecodeTag>(net, count, corners, shape[0] / corners, mutable_data<T>(saved), no_layout,
                        gather_from(net, latents, queries, corners), [&](int64_t q, const Sum<T>* y) {
                            Sum<T>* pixel = to + q / pixels * outs * pixels + q % pixels;
                            for (int64_t o = 0; o < outs; ++o) pixel[o * pixels] = y[o];

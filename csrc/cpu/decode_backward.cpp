@@ -14,20 +14,6 @@ namespace {
 
 struct TileTag {};
 
-template <typename T>
-T dot(const T* a, const T* b, int64_t count) {
-    constexpr int64_t lanes = 16;  // sums that the compiler keeps in vectors
-    T part[lanes] = {};
-    int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-        for (int64_t j = 0; j < lanes; ++j) part[j] += a[i + j] * b[i + j];
-    }
-    for (; i < count; ++i) part[i % lanes] += a[i] * b[i];
-    T sum(0);
-    for (const T each : part) sum += each;
-    return sum;
-}
-
 // The sums of one worker: the gradients of the layers and of the affine part, and the projection gradient of its first
 // latent if the worker before it ends in the same one.
 template <typename T>
@@ -124,7 +110,7 @@ class DecodeBackward {
         b.first = arena.take<Sum<T>>(kTileRows * net_.stride());
         b.out = arena.take<Sum<T>>(kTileRows * net_.out_padded());
         b.affine = arena.take<Sum<T>>(kTileRows * 4);
-        b.run = arena.take<Sum<T>>(2 * padded_);
+        b.run = arena.take<Sum<T>>(padded_);
         const bool widens = place_grad_ != nullptr && !std::is_same_v<T, Sum<T>>;
         b.top = arena.take<Sum<T>>(widens ? kTileRows * net_.stride() : 0);
         return b;
@@ -173,7 +159,7 @@ class DecodeBackward {
                 g = b.first, g_stride = net_.stride();
             }
             if (place_grad_ != nullptr) find_places(chunk, first, count, b, g, g_stride);
-            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, padded_, count, {}, sum.affine);
+            Backward<Sum<T>>::accumulate(b.affine, 4, net_.terms(), g, g_stride, channels, count, {}, sum.affine);
             for (int64_t r = 0, after = 0; r < count; r = after) {
                 const int64_t latent = chunk.sorted(first + r).latent;
                 for (after = r + 1; after < count && chunk.sorted(first + after).latent == latent;) ++after;
@@ -183,25 +169,12 @@ class DecodeBackward {
         }
     }
 
-    // The activations of the last hidden layer, in the type of sums.
-    const Sum<T>* widened(const Tile& b, int64_t count) const {
-        if constexpr (std::is_same_v<T, Sum<T>>) {
-            return b.h.back();
-        } else {
-            for (int64_t r = 0; r < count; ++r) {
-                kernel<T>().widen(b.top + r * net_.stride(), b.h.back() + r * net_.stride(),
-                                  net_.width(net_.hidden() - 1));
-            }
-            return b.top;
-        }
-    }
-
     // Of each row the gradients of rel and cell, as the network sees them, and of the corner's weight. Called behind
     // the pass back, which no longer needs the tile's `out` if there is a hidden layer.
     void find_places(const Chunk& chunk, int64_t first, int64_t count, const Tile& b, const Sum<T>* g,
                      int64_t g_stride) const {
         const int64_t terms = net_.terms(), outs = net_.out(), hidden = net_.hidden();
-        if (hidden > 0) net_.forward_last(widened(b, count), count, b.out);
+        if (hidden > 0) net_.forward_last(widened(net_, b.h.back(), count, b.top), count, b.out);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t in_chunk = chunk.order[static_cast<size_t>(first + r)];
             const Row& row = chunk.rows[static_cast<size_t>(in_chunk)];

@@ -1,16 +1,18 @@
-// Shared by decode.cpp and fourier.cpp: tiles of queries through the hidden layers, the blend of the corners and the
-// last layer. The corners are blended before the last layer, because it is linear and the weights sum to 1.
+// Shared by decode.cpp, fourier.cpp and modulated.cpp: tiles of queries through the hidden layers, the blend of the
+// corners and the last layer. The corners are blended before the last layer, because it is linear and the weights sum
+// to 1.
 #pragma once
 
 #include "network.h"
 
 namespace liif {
 
-// Runs tiles of queries. fill(first, count, h0, weight) writes layer 0 of count * corners rows and the corners'
-// weights; emit(query, out) gets one query's output. The hidden activations of the first `keep` queries go to `saved`.
-template <typename Tag, typename T, typename Fill, typename Emit>
-void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, T* saved, int64_t extra_scratch,
-             const Fill& fill, const Emit& emit) {
+// Runs tiles of queries. fill(first, count, h0, weight, extra) writes layer 0 of count * corners rows and the corners'
+// weights; through(h, rows, top, extra) returns the last hidden layer; emit(query, out) gets one query's output.
+// `extra` is the tile's layout(arena). The hidden activations of the first `keep` queries go to `saved`.
+template <typename Tag, typename T, typename Layout, typename Fill, typename Through, typename Emit>
+void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, T* saved, const Layout& layout,
+             const Fill& fill, const Through& through, const Emit& emit) {
     const int64_t tile = kTileRows / corners, hidden = net.hidden(), stride = net.stride();
     const int64_t levels = net.levels();
     const int64_t buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
@@ -20,8 +22,8 @@ void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, 
         const auto b = in_scratch<Tag>([&](Arena& arena) {
             struct {
                 std::vector<T*> h;
-                T* extra;
                 Sum<T>*top, *weight, *blend, *out;
+                decltype(layout(arena)) extra;
             } b;
             for (int64_t l = 0; l < levels; ++l) {
                 b.h.push_back(l < buffers ? arena.take<T>(kTileRows * stride) : b.h[static_cast<size_t>(l % 2)]);
@@ -30,12 +32,12 @@ void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, 
             b.weight = arena.take<Sum<T>>(kTileRows);
             b.blend = arena.take<Sum<T>>(tile * stride);
             b.out = arena.take<Sum<T>>(tile * net.out_padded());
-            b.extra = arena.take<T>(extra_scratch);
+            b.extra = layout(arena);
             return b;
         });
 
         fill(first, count, b.h[0], b.weight, b.extra);
-        const Sum<T>* top = net.forward_top(b.h.data(), rows, b.top);
+        const Sum<T>* top = through(b.h.data(), rows, b.top, b.extra);
         for (int64_t r = 0; r < std::min(rows, (keep - first) * corners); ++r) {
             T* to = saved + (first * corners + r) * saved_width;
             for (int64_t l = 1; l < hidden - 1; to += net.width(l), ++l) {
@@ -66,6 +68,22 @@ void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, 
             for (int64_t q = 0; q < count; ++q) emit(first + q, top + q * stride);
         }
     });
+}
+
+// With the network's own hidden layers.
+template <typename Tag, typename T, typename Layout, typename Fill, typename Emit>
+void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, T* saved, const Layout& layout,
+             const Fill& fill, const Emit& emit) {
+    const auto through = [&net](T* const* h, int64_t rows, Sum<T>* top, const auto&) {
+        return net.forward_top(h, rows, top);
+    };
+    forward<Tag>(net, queries, corners, keep, saved, layout, fill, through, emit);
+}
+
+struct None {};
+
+inline None no_layout(Arena&) {
+    return {};
 }
 
 }  // namespace liif

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "checks.h"
+#include "chunk.h"
 
 namespace liif {
 
@@ -13,7 +14,7 @@ class FourierNet : public Network<T> {
    public:
     FourierNet(const Tensor& phase, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs,
                Arena& arena, bool dry)
-        : Network<T>(behind(phase, weights), behind(phase, biases), packs, arena, dry), half_(phase.size(0)) {
+        : Network<T>(2 * phase.size(0), weights, biases, 0, packs, arena, dry), half_(phase.size(0)) {
         Sum<T>* to = arena.take<Sum<T>>(2 * half_);
         phase_ = to;
         if (dry) return;
@@ -31,6 +32,11 @@ class FourierNet : public Network<T> {
         for (int64_t k = 0; k < half_; ++k) to[k] = phase_[k] * row + phase_[half_ + k] * column;
     }
 
+    // Of angles, those of the cell: to[j] = sum over k of angle[k] phase[k][j].
+    void phases_back(Sum<T>* to, const Sum<T>* angle) const {
+        for (int64_t j = 0; j < 2; ++j) to[j] = dot(angle, phase_ + j * half_, half_);
+    }
+
     // A row of h[0]; `wide` holds 2 K.
     void waves(T* h, const Sum<T>* latent, const Sum<T>* phases, const Corner& c, Sum<T>* wide) const {
         const Sum<T> rel[2] = {c.rel_row, c.rel_column};
@@ -43,13 +49,6 @@ class FourierNet : public Network<T> {
     }
 
    private:
-    // `Network` reads of the layer before its own the number of outputs alone.
-    static std::vector<Tensor> behind(const Tensor& phase, const std::vector<Tensor>& layers) {
-        std::vector<Tensor> all{make<float>(phase, {2 * phase.size(0), 0})};
-        all.insert(all.end(), layers.begin(), layers.end());
-        return all;
-    }
-
     int64_t half_;
     const Sum<T>* phase_;
 };

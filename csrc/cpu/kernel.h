@@ -36,7 +36,8 @@ constexpr int kDepth = sizeof(T) == 2 ? 2 : 1;
 // C[m, n] = epilogue(init + sum over steps s and j < D of A[m * a_row + s * a_step + j] * B[n / nr][s * b_step + n % nr
 // * D + j]), D = kDepth<T>, panels of B b_panel apart. Packed weights have b_step = nr * D and b_panel = steps *
 // b_step; a row-major matrix (of T with D = 1) has b_step = its stride and b_panel = nr. Whole panels are read and
-// written, so columns are padded to a multiple of nr. Rows are not padded.
+// written, so rows of B and C are padded to a multiple of nr columns, in C with what the padding of B and the biases
+// gives, or zeros. Rows are not padded.
 template <typename T, typename C>
 struct Gemm {
     int64_t rows, columns, steps;
@@ -93,10 +94,10 @@ struct Kernel {
     // h[n] = p[n] + sum_j a[j] * u[j * u_row + n], then ReLU if asked; n < width
     void (*affine)(T* h, const T* p, const Sum<T>* a, int terms, const Sum<T>* u, int64_t u_row, int64_t width,
                    bool relu);
-    // sum[n] += sum over rows of x[r * x_row + n]: the rows in a wider type, the total with its rounding error in
-    // carry[n]. width is a multiple of nr.
+    // sum[n] += sum over rows of x[r * x_row + n], with the total's rounding error in carry[n] unless carry is null.
+    // width is a multiple of nr.
     void (*sum_rows)(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry);
-    // The next four are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
+    // The next six are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
     void (*blend)(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width);
     // y[n] += x[n]
     void (*add)(T* y, const T* x, int64_t width);
@@ -105,6 +106,14 @@ struct Kernel {
     void (*waves)(T* x, const T* l, const T* phase, const T* rel, int64_t half);
     // From the gradient g of x those of l [4 K] and of phase [K]
     void (*waves_back)(T* to, T* to_phase, const T* g, const T* l, const T* phase, const T* rel, int64_t half);
+    // h = relu(x * (1 + scale) + shift), rows `row` apart, of which latent[r] holds scale and shift at [scale + n] and
+    // [shift + n], n < width; h may be x
+    void (*modulate)(T* h, const T* x, int64_t row, const T* const* latent, int64_t scale, int64_t shift, int64_t rows,
+                     int64_t width);
+    // From the gradient of h that of x, in g's place, and to[r * to_row + scale + n] and [shift + n], those of the
+    // latent
+    void (*modulate_back)(T* g, T* to, int64_t to_row, const T* x, int64_t row, const T* const* latent, int64_t scale,
+                          int64_t shift, int64_t rows, int64_t width);
     // The rest is for types summed in another type, null where T is Sum<T>: rounds to the nearest in T
     void (*widen)(Sum<T>* to, const T* from, int64_t width);
     void (*narrow)(T* to, const Sum<T>* from, int64_t width);

@@ -12,20 +12,21 @@ namespace {
 
 constexpr int kVectors = 2;  // vectors per row of the register tile
 
-// One register tile: R rows x (kVectors * lanes) columns. R is a constant, so the accumulators stay in registers.
-template <typename T, typename C, int R>
+// One register tile: R rows x N vectors of columns, with zeros for the rest of the panel. R and N are constants, so the
+// accumulators stay in registers.
+template <typename T, typename C, int R, int N>
 void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
     using V = Vec<T>;
     constexpr int L = V::lanes;
     constexpr int NR = kVectors * L;
-    typename V::type acc[R][kVectors];
+    typename V::type acc[R][N];
     C* c = g.c + row * g.c_row + panel * NR;
     const T* b = g.b + panel * g.b_panel;
 
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < N; ++v) {
             acc[r][v] = g.init == Init::bias ? V::load(g.bias + panel * NR + v * L) : V::broadcast(0);
         }
     }
@@ -38,15 +39,24 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
     const int64_t a_row = g.a_row;
     const int64_t a_step = g.a_step;
     const int64_t b_step = g.b_step;
-    for (int64_t s = 0; s < g.steps; ++s) {
-        typename V::factor w[kVectors];
+    // A sum of weight gradients is larger than a second-level cache, and its rows are too far apart for the processor
+    // to predict.
+    if (g.init == Init::accumulate) {
         LIIF_UNROLL
-        for (int v = 0; v < kVectors; ++v) w[v] = V::columns(b + v * L * kDepth<T>);
+        for (int r = 0; r < R; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kVectors; ++v) LIIF_PREFETCH(c + r * g.c_row + v * L);
+        }
+    }
+    for (int64_t s = 0; s < g.steps; ++s) {
+        typename V::factor w[N];
+        LIIF_UNROLL
+        for (int v = 0; v < N; ++v) w[v] = V::columns(b + v * L * kDepth<T>);
         LIIF_UNROLL
         for (int r = 0; r < R; ++r) {
             const typename V::factor x = V::row(a[r / 3] + (r % 3) * a_row);
             LIIF_UNROLL
-            for (int v = 0; v < kVectors; ++v) acc[r][v] = V::fma(x, w[v], acc[r][v]);
+            for (int v = 0; v < N; ++v) acc[r][v] = V::fma(x, w[v], acc[r][v]);
         }
         b += b_step;
         LIIF_UNROLL
@@ -56,7 +66,7 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < N; ++v) {
             const int64_t at = r * g.c_row + v * L;
             typename V::type y = acc[r][v];
             // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
@@ -65,29 +75,40 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
             if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c) + at));
             V::store(c + at, y);
         }
+        LIIF_UNROLL
+        for (int v = N; v < kVectors; ++v) V::store(c + r * g.c_row + v * L, V::broadcast(0));
     }
 }
 
 // The last rows of a block, fewer than a whole register tile.
-template <typename T, typename C, int R>
+template <typename T, typename C, int R, int N>
 void tail(const Gemm<T, C>& g, int64_t row, int64_t panel, int64_t rows) {
     if constexpr (R > 0) {
         if (rows == R) {
-            tile<T, C, R>(g, row, panel);
+            tile<T, C, R, N>(g, row, panel);
         } else {
-            tail<T, C, R - 1>(g, row, panel, rows);
+            tail<T, C, R - 1, N>(g, row, panel, rows);
         }
     }
 }
 
+template <typename T, typename C, int N>
+void multiply_panel(const Gemm<T, C>& g, int64_t panel) {
+    constexpr int MR = Vec<T>::rows;
+    const int64_t whole = g.rows - g.rows % MR;
+    for (int64_t row = 0; row < whole; row += MR) tile<T, C, MR, N>(g, row, panel);
+    tail<T, C, MR - 1, N>(g, whole, panel, g.rows - whole);
+}
+
 template <typename T, typename C>
 void gemm(const Gemm<T, C>& g) {
-    constexpr int MR = Vec<T>::rows;
     constexpr int NR = kVectors * Vec<T>::lanes;
-    const int64_t whole = g.rows - g.rows % MR;
     for (int64_t panel = 0; panel * NR < g.columns; ++panel) {  // a panel of B stays in the first-level cache
-        for (int64_t row = 0; row < whole; row += MR) tile<T, C, MR>(g, row, panel);
-        tail<T, C, MR - 1>(g, whole, panel, g.rows - whole);
+        if (g.columns - panel * NR <= Vec<T>::lanes) {
+            multiply_panel<T, C, 1>(g, panel);
+        } else {
+            multiply_panel<T, C, kVectors>(g, panel);
+        }
     }
 }
 
@@ -122,6 +143,11 @@ void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t wid
         LIIF_UNROLL
         for (int v = 0; v < kVectors; ++v) V::store(s + n + v * V::lanes, sum[v]);
     }
+    for (; n + V::lanes <= width; n += V::lanes) {
+        typename V::type sum = V::broadcast(T(0));
+        for (int t = 0; t < corners; ++t) sum = V::fma(V::broadcast(w[t]), V::load(h + t * h_row + n), sum);
+        V::store(s + n, sum);
+    }
     for (; n < width; ++n) {
         T sum = w[0] * h[n];
         for (int t = 1; t < corners; ++t) sum += w[t] * h[t * h_row + n];
@@ -129,19 +155,27 @@ void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t wid
     }
 }
 
+// Four sums at a time, because one chain of additions would wait for each of them.
 template <typename T>
-void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, T* sum, T* carry) {
-    constexpr int NR = kVectors * Vec<T>::lanes;
-    for (int64_t n = 0; n < width; n += NR) {
-        double total[NR] = {};
-        for (int64_t r = 0; r < rows; ++r) {
+void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, chains = 4;
+    for (int64_t n = 0; n < width; n += L) {
+        typename V::type part[chains];
+        LIIF_UNROLL
+        for (int i = 0; i < chains; ++i) part[i] = V::broadcast(0);
+        int64_t r = 0;
+        for (; r + chains <= rows; r += chains) {
             LIIF_UNROLL
-            for (int j = 0; j < NR; ++j) total[j] += static_cast<double>(x[r * x_row + n + j]);
+            for (int i = 0; i < chains; ++i) part[i] = V::add(part[i], V::load(x + (r + i) * x_row + n));
         }
-        for (int64_t j = n; j < n + NR; ++j) {  // Kahan's sum
-            const T y = static_cast<T>(total[j - n]) - carry[j];
-            const T t = sum[j] + y;
-            carry[j] = (t - sum[j]) - y;
+        for (; r < rows; ++r) part[0] = V::add(part[0], V::load(x + r * x_row + n));
+        Sum<T> total[L];
+        V::store(total, V::add(V::add(part[0], part[1]), V::add(part[2], part[3])));
+        for (int64_t j = n; j < n + L; ++j) {  // Kahan's sum
+            const Sum<T> y = total[j - n] - (carry == nullptr ? Sum<T>(0) : carry[j]);
+            const Sum<T> t = sum[j] + y;
+            if (carry != nullptr) carry[j] = (t - sum[j]) - y;
             sum[j] = t;
         }
     }
@@ -156,17 +190,30 @@ void add(T* y, const T* x, int64_t width) {
 }  // namespace liif
 
 #include "attention_impl.h"
+#include "modulation_impl.h"
 #include "waves_impl.h"
 
 namespace liif {
 namespace {
 
 template <typename T>
-const Kernel<T> table = {Vec<T>::name, Vec<T>::rows,  kVectors * Vec<T>::lanes,
-                         gemm<T, T>,   gemm<T, T>,    affine<T>,
-                         sum_rows<T>,  blend<T>,      add<T>,
-                         waves<T>,     waves_back<T>, nullptr,
-                         nullptr,      nullptr,       &attention_table<T>};
+const Kernel<T> table = {Vec<T>::name,
+                         Vec<T>::rows,
+                         kVectors * Vec<T>::lanes,
+                         gemm<T, T>,
+                         gemm<T, T>,
+                         affine<T>,
+                         sum_rows<T>,
+                         blend<T>,
+                         add<T>,
+                         waves<T>,
+                         waves_back<T>,
+                         modulate<T>,
+                         modulate_back<T>,
+                         nullptr,
+                         nullptr,
+                         nullptr,
+                         &attention_table<T>};
 
 }  // namespace
 }  // namespace liif

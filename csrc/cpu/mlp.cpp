@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "network.h"
 #include "operators.h"
+#include "saved.h"
 
 namespace liif {
 namespace {
@@ -17,7 +18,8 @@ struct Mlp {
     Network<T> rest;
 
     Mlp(const Tensors& weights, const Tensors& biases, int packs, Arena& arena, bool dry)
-        : first(pack_layer<T>(weights[0], biases[0], packs, arena, dry)), rest(weights, biases, packs, arena, dry) {}
+        : first(pack_layer<T>(weights[0], biases[0], packs, arena, dry)),
+          rest(weights[0].size(0), weights, biases, 1, packs, arena, dry) {}
 
     template <typename C>
     void forward_first(const T* x, int64_t x_stride, int64_t rows, C* h, int64_t h_stride) const {
@@ -183,8 +185,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                     backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum, b.h[0]);
                     g = b.first, g_stride = stride;
                 }
-                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, padded_in, rows, b.tiles,
-                                        sum.weight[0]);
+                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, ins, rows, b.tiles, sum.weight[0]);
                 kernel<T>().sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0],
                                      sum.bias[0] + net.first.out_padded);
                 multiply(rows, g, g_stride, net.first.backward, b.x, padded_in, Init::zero,

@@ -17,11 +17,20 @@ constexpr int64_t kTileRows =
 template <typename T>
 struct Packed {
     const T* data;
-    int64_t steps, columns;  // columns is padded
+    int64_t steps, columns;
 
     int64_t step() const { return kernel<T>().nr * kDepth<T>; }
     int64_t panel() const { return steps * step(); }
 };
+
+// A panel of nr columns and `depth` rows whose column n is at from + n * step: to[k * nr + n] = from[n * step + k].
+template <typename T>
+void turn_panel(const T* from, int64_t step, int64_t depth, T* to) {
+    const int64_t nr = kernel<T>().nr;
+    std::vector<const T*> columns;
+    for (int64_t n = 0; n < nr; ++n) columns.push_back(from + n * step);
+    kernel<T>().attention->transpose(to, nr, columns.data(), nr, depth);
+}
 
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
@@ -31,23 +40,22 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
     const int64_t padded = round_up(columns, nr), padded_depth = round_up(depth, pair);
     T* out = arena.take<T>(padded * padded_depth);
     if (!dry) {
-        constexpr int64_t block = 16;  // of k: whole cache lines of the source where it is transposed
         for_each_task(padded / nr, [=](int64_t panel) {
-            for (int64_t k0 = 0; k0 < padded_depth; k0 += block) {
-                const int64_t k1 = std::min(padded_depth, k0 + block);
-                for (int64_t j = 0; j < nr; ++j) {
-                    const int64_t n = panel * nr + j;
-                    T* to = out + (panel * padded_depth + k0) * nr + j * pair;
-                    for (int64_t k = k0; k < k1; to += (nr - 1) * pair) {
-                        for (int64_t i = 0; i < pair; ++i, ++k, ++to) {
-                            *to = n < columns && k < depth ? convert<T>(source[n * step_n + k * step_k]) : T{};
-                        }
-                    }
-                }
+            T* to = out + panel * padded_depth * nr;
+            const Source* from = source + panel * nr * step_n;
+            const int64_t count = std::min(nr, columns - panel * nr);
+            if constexpr (std::is_same_v<T, Source> && pair == 1) {
+                if (step_k == 1 && count == nr) return turn_panel(from, step_n, depth, to);
+            }
+            for (int64_t k = 0; k < padded_depth; ++k) {
+                T* row = to + k / pair * nr * pair + k % pair;
+                const int64_t held = k < depth ? count : 0;
+                for (int64_t n = 0; n < held; ++n) row[n * pair] = convert<T>(from[n * step_n + k * step_k]);
+                for (int64_t n = held; n < nr; ++n) row[n * pair] = T{};
             }
         });
     }
-    return {out, padded_depth / pair, padded};
+    return {out, padded_depth / pair, columns};
 }
 
 // One linear layer of nn.Linear: weight [out, in] with any strides, bias [out].
@@ -121,11 +129,12 @@ void narrow_row(T* to, const Sum<T>* from, int64_t width) {
 template <typename T>
 class Network {
    public:
-    // The caller has layers[0]; this holds the others, with a ReLU before each.
-    Network(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int packs, Arena& arena, bool dry)
-        : first_out_(weights[0].size(0)) {
+    // The layers from number `begin` on, each after a ReLU; the caller makes h[0], first_out wide.
+    Network(int64_t first_out, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, size_t begin,
+            int packs, Arena& arena, bool dry)
+        : first_out_(first_out) {
         int64_t widest = first_out_;
-        for (size_t i = 1; i < weights.size(); ++i) {
+        for (size_t i = begin; i < weights.size(); ++i) {
             const bool last = i + 1 == weights.size();
             layers_.push_back(pack_layer<T>(weights[i], biases[i], last ? packs & ~pack_forward : packs, arena, dry));
             widest = std::max(widest, layers_.back().out);
@@ -183,14 +192,15 @@ class Network {
                  static_cast<const Sum<T>*>(nullptr));
     }
 
-   private:
+   protected:
     template <typename C>
-    void forward_level(int64_t l, const T* from, int64_t rows, C* to) const {
+    void forward_level(int64_t l, const T* from, int64_t rows, C* to, Epilogue epilogue = Epilogue::relu) const {
         const Layer<T>& y = layer(l);
-        multiply(rows, from, stride_, y.forward, to, stride_, Init::bias, y.bias, Epilogue::relu,
+        multiply(rows, from, stride_, y.forward, to, stride_, Init::bias, y.bias, epilogue,
                  static_cast<const T*>(nullptr));
     }
 
+   private:
     int64_t first_out_, stride_, out_padded_;
     std::vector<Layer<T>> layers_;
     Packed<Sum<T>> last_{};
@@ -242,24 +252,37 @@ class Backward {
         const T* from = out_gradient;
         int64_t from_stride = net_.out_padded();
         for (int64_t l = net_.hidden(); l >= 1; --l) {
-            const Layer<T>& y = net_.layer(l);
-            accumulate(from, from_stride, y.out, h[l - 1], s, padded_in(l), rows, tiles,
-                       sum.weight[static_cast<size_t>(l)]);
-            Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
-            kernel<T>().sum_rows(from, from_stride, rows, y.out_padded, bias, bias + y.out_padded);
-            if (l == 1) return back(from, from_stride, y, rows, first, first_mask);
-            back(from, from_stride, y, rows, tiles.other, h[l - 1]);
+            add_layer(l, from, from_stride, h[l - 1], rows, tiles, sum);
+            if (l == 1) return back(l, from, from_stride, rows, first, first_mask);
+            back(l, from, from_stride, rows, tiles.other, h[l - 1]);
             std::swap(tiles.g, tiles.other);
             from = tiles.g;
             from_stride = s;
         }
     }
 
-    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]
+    // Adds to the gradients of layer l those of rows with the given gradient at its output and `input`, h[l - 1].
+    void add_layer(int64_t l, const T* gradient, int64_t gradient_stride, const T* input, int64_t rows,
+                   const Tiles& tiles, const Gradients<T>& sum) const {
+        const Layer<T>& y = net_.layer(l);
+        accumulate(gradient, gradient_stride, y.out, input, net_.stride(), y.in, rows, tiles,
+                   sum.weight[static_cast<size_t>(l)]);
+        Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
+        kernel<T>().sum_rows(gradient, gradient_stride, rows, y.out_padded, bias, bias + y.out_padded);
+    }
+
+    // From the gradient at layer l's output to that at its input, which passes where `mask` is not <= 0 if it is given.
+    template <typename C>
+    void back(int64_t l, const T* from, int64_t from_stride, int64_t rows, C* to, const T* mask) const {
+        multiply(rows, from, from_stride, net_.layer(l).backward, to, net_.stride(), Init::zero,
+                 static_cast<const Sum<T>*>(nullptr), mask == nullptr ? Epilogue::none : Epilogue::mask, mask);
+    }
+
+    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]; rows of all three are padded to whole panels
     static void accumulate(const T* gradient, int64_t gradient_stride, int64_t outs, const T* input,
-                           int64_t input_stride, int64_t padded_ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
+                           int64_t input_stride, int64_t ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
         constexpr int64_t pair = kDepth<T>;
-        const int64_t nr = kernel<T>().nr;
+        const int64_t nr = kernel<T>().nr, padded_ins = round_up(ins, nr);
         if constexpr (pair > 1) {
             const int64_t padded_outs = round_up(outs, nr);
             kernel<T>().pair_rows(tiles.gradient_pairs, gradient, gradient_stride, rows, padded_outs);
@@ -267,17 +290,11 @@ class Backward {
             gradient = tiles.gradient_pairs, gradient_stride = pair * padded_outs;
             input = tiles.input_pairs, input_stride = pair * padded_ins;
         }
-        kernel<T>().gemm_sum({outs, padded_ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
+        kernel<T>().gemm_sum({outs, ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
                               input_stride, sum, padded_ins, Init::accumulate, nullptr, Epilogue::none, nullptr});
     }
 
    private:
-    template <typename C>
-    void back(const T* from, int64_t from_stride, const Layer<T>& y, int64_t rows, C* to, const T* mask) const {
-        multiply(rows, from, from_stride, y.backward, to, net_.stride(), Init::zero,
-                 static_cast<const Sum<T>*>(nullptr), mask == nullptr ? Epilogue::none : Epilogue::mask, mask);
-    }
-
     const Network<T>& net_;
 };
 

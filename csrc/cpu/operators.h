@@ -50,16 +50,27 @@ Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, c
                                 const Tensor& by_rel, const Tensors& layers, const Tensors& queries, const Ints& shape,
                                 bool wrap, int64_t heads);
 
-Tensor fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
-                      const Tensors& weights, const Tensors& biases, const Ints& place);
+std::tuple<Tensor, Tensor> fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
+                                          const Tensors& weights, const Tensors& biases, const Ints& place,
+                                          const Ints& saved);
 
 Tensors fourier_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell,
-                                const Tensor& phase, const Tensors& weights, const Tensors& biases);
+                                const Tensor& phase, const Tensors& weights, const Tensors& biases, const Tensor& saved,
+                                bool places);
+
+Tensor modulated_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
+                        const Tensors& biases, bool ensemble, const Ints& place);
+
+Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
+                                  const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
+                                  bool ensemble);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);
 
 Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, bool bfloat);
+
+void recycle(const Tensor& saved);
 
 std::string cpu_isa();
 

@@ -156,7 +156,9 @@ class DecoderNet : public Network<T> {
    public:
     DecoderNet(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int terms, int packs,
                Arena& arena, bool dry)
-        : Network<T>(weights, biases, packs, arena, dry), terms_(terms), affine_row_(this->stride()) {
+        : Network<T>(weights[0].size(0), weights, biases, 1, packs, arena, dry),
+          terms_(terms),
+          affine_row_(this->stride()) {
         Sum<T>* to = arena.take<Sum<T>>(terms * affine_row_);
         affine_ = to;
         if (dry) return;

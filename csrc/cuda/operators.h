@@ -9,6 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -98,6 +100,37 @@ Problem start_problem(const Tensor& p, const std::optional<Tensor>& cell, const 
     return problem;
 }
 
+#if defined(LIIF_TRAP)
+// What barrier_wait writes, by the warp's number in its block.
+struct Hang {
+    uint32_t set, block, barrier, parity;
+};
+alignas(4096) volatile Hang hangs[4096 / sizeof(Hang)];
+
+void print_hangs() {
+    for (size_t warp = 0; warp < sizeof hangs / sizeof(Hang); ++warp) {
+        if (hangs[warp].set == 0) continue;
+        // Shared memory begins at a multiple of 1024.
+        const uint32_t number = (hangs[warp].barrier - kBarrierStart) % 1024 / 8;
+        std::fprintf(stderr, "liif_fast: block %u, warp %d waits in vain for parity %u of the %s barrier of stage %u\n",
+                     hangs[warp].block, static_cast<int>(warp), hangs[warp].parity, number < kStages ? "full" : "empty",
+                     number % kStages);
+    }
+}
+
+// Lets the current device's kernels write to `hangs`, which are printed at the end of the process.
+void watch() {
+    void* page = const_cast<Hang*>(hangs);
+    static const bool once = [page] {
+        check_cuda(cudaHostRegister(page, sizeof hangs, cudaHostRegisterMapped | cudaHostRegisterPortable), "trap");
+        return std::atexit(print_hangs) == 0;
+    }();
+    STD_TORCH_CHECK(once, "liif_fast: what hangs cannot be printed");
+    check_cuda(cudaHostGetDevicePointer(&page, page, 0), "trap");
+    check_cuda(cudaMemcpyToSymbol(liif_hangs, &page, sizeof page), "trap");
+}
+#endif
+
 // Sets the device of the runtime in this extension: PyTorch's guard sets that of its own.
 void use(int32_t device) {
     int current = -1;
@@ -166,6 +199,9 @@ void launch_any(const Problem& problem, const Tensor& p, bool ensemble, int64_t 
     const int32_t device = p.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     use(device);
+#if defined(LIIF_TRAP)
+    watch();
+#endif
     is_bfloat(p) ? launch_as<Bfloat>(problem, device, ensemble, cluster)
                  : launch_as<Half>(problem, device, ensemble, cluster);
 }

@@ -236,10 +236,11 @@ def factorises(latents: int, rows: int) -> bool:
 def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
     """Return how many of `count` queries (or rows), with `elements` activations each, keep them for the backward pass.
 
-    With recompute=False all keep them; by default as many as fit into `limit` bytes.
+    With recompute=False all keep them; by default as many as fit into `limit` bytes, a multiple of 16, so that the rows
+    after them are aligned in memory, too.
     """
     if not train or recompute:
         return 0
     if recompute is None and elements:
-        return torch.sym_min(count, limit // (elements * dtype.itemsize))
+        return torch.sym_min(count, limit // (elements * dtype.itemsize) // 16 * 16)
     return count

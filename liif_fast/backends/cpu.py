@@ -20,10 +20,11 @@ from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
+from liif_fast.ops import modulated as _modulated
 
 NAME = "cpu"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 27  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
 def _load() -> str:
@@ -69,7 +70,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.op in ("attend_corners", "fourier_decode") and call.coord_requires_grad:
+    if call.op in ("attend_corners", "modulated_decode") and call.coord_requires_grad:
         return False, "has no gradient for coord"
     if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
@@ -155,9 +156,26 @@ def fourier_decode(
     place: Place | None,
 ) -> Tensor:
     """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
-    train = trains(feat, phase, *weights, *biases)
+    train, count = trains(feat, coord, cell, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, None)
+    saved = _saved(weights[:-1], count, 4, dtype, train, recompute)
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, None)
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of modulations and features."""
+    train = trains(feat, *weights, *biases)
+    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
+    return _modulated.modulated_decode(feat, coord, cell, weights, biases, switches, dtype, train, place, None)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

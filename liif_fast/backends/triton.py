@@ -24,6 +24,7 @@ from liif_fast.backends import attention, kept, runner
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
+from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
 from liif_fast.ops import mlp as _mlp
 
@@ -154,6 +155,23 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], re
     return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
 
 
+def fourier_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor,
+    phase: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    recompute: bool | None,
+    place: Place | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    train, count = trains(feat, coord, cell, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
+    dtype = autocast_dtype(feat) or feat.dtype
+    saved = _saved(weights, count, 4, dtype, train, recompute)
+    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, NAME)
+
+
 def attend_corners(
     feat: Tensor,
     values: Tensor,
@@ -184,7 +202,7 @@ def _kernel(file: str, name: str) -> Callable[..., Any]:
     return run
 
 
-FILES = ("project", "decode", "render", "gather_corners", "fused_mlp", "attend_corners")
+FILES = ("project", "decode", "render", "gather_corners", "fused_mlp", "attend_corners", "fourier_decode")
 OPERATORS = {name: _kernel(file, name) for file in FILES for name in (file, f"{file}_backward")}
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,21 +209,33 @@ def read(kind: str, index: int | None) -> Verdict | None:
 def load(path: Path, wanted: Key) -> Verdict | None:
     """Read a verdict's file; return None if it is missing, has another key, or others could have written it."""
     try:
-        with path.open("rb") as file:
+        # Without waiting for a writer, should it be a pipe.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a file")
             if hasattr(os, "getuid") and (status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022):
                 logger.warning("%s: not used, because it belongs to another user or others may write it", path)
                 return None
             content = json.load(file)
         if content["format"] != FORMAT or content["key"] != wanted:
             return None
+        _check(content["results"])
         return Verdict(path, wanted, content["made"], content["results"])
     except OSError as error:  # usually the file does not exist
         logger.info("%s: no verdict: %s", path, error.strerror)
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s: cannot be read as a verdict (%r); run `liif-fast qualify` again", path, error)
         return None
+
+
+def _check(results: Any) -> None:
+    """Raise unless results have the form of `Verdict.results`."""
+    for units in results.values():
+        for of in units.values():
+            if not isinstance(of.get("ratio", 1), (int, float)) or (of.get("taken") and {"correct", "ratio"} - {*of}):
+                raise ValueError(f"no result: {of}")
 
 
 def write(verdict: Verdict) -> None:

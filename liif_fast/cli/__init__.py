@@ -75,6 +75,18 @@ def add_device(parser: "ArgumentParser | _ArgumentGroup") -> None:
     )
 
 
+def add_compute(parser: "ArgumentParser | _ArgumentGroup") -> None:
+    """Add the options that affect only speed and rounding: device, backend and precision."""
+    add_device(parser)
+    parser.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "fp16"),
+        default="float32",
+        help="precision of encoder and decoder; float32 if the result is not finite (default: float32)",
+    )
+
+
 def positive(text: str) -> int:
     """Parse an option's positive whole number."""
     from argparse import ArgumentTypeError  # here, because Ctrl-C may come during its import

@@ -12,7 +12,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import EXIT_CODES, add_device, add_plugin, complain, positive, say
+from liif_fast.cli import EXIT_CODES, add_compute, add_plugin, complain, positive, say
 from liif_fast.cli.jobs import EXISTING, Job, Jobs, check_standard, counted, find_jobs, holds
 from liif_fast.cli.progress import Bar
 from liif_fast.cli.video import check_video, upscale_video
@@ -92,14 +92,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         help="how to treat existing outputs (default: replace)",
     )
     compute = parser.add_argument_group("how to compute")
-    add_device(compute)
-    compute.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")
-    compute.add_argument(
-        "--precision",
-        choices=("float32", "bf16", "fp16"),
-        default="float32",
-        help="precision of encoder and decoder; float32 if the result is not finite (default: float32)",
-    )
+    add_compute(compute)
     compute.add_argument(
         "--tile", type=positive, default=512, metavar="N", help="largest side of the encoder's tiles (default: 512)"
     )

@@ -9,7 +9,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import EXIT_CODES, add_device, say
+from liif_fast.cli import EXIT_CODES, add_compute, say
 from liif_fast.images import check_input, open_picture
 
 if TYPE_CHECKING:
@@ -36,18 +36,16 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     """Add the options that `view` and `serve` share."""
     parser.add_argument("--port", type=port, default=0, metavar="P", help="default: any that is free")
     parser.add_argument("--model", type=expanduser, metavar="MODEL", help="as for upscale")
-    parser.add_argument("--backend", metavar="NAME", help="as for upscale")
-    add_device(parser)
+    add_compute(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
     open_picture(args.photo)  # said now, not in the browser
     page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
-    asked = {"--model": args.model, "--backend": args.backend}
-    if args.device != "auto":
-        asked["--device"] = args.device
-    page["model"] = "".join(f" {name} {shlex.quote(each)}" for name, each in asked.items() if each is not None)
+    asked = {"model": args.model, "backend": args.backend, "device": args.device, "precision": args.precision}
+    usual = (None, "auto", "float32")
+    page["model"] = "".join(f" --{name} {shlex.quote(each)}" for name, each in asked.items() if each not in usual)
     try:
         from liif_fast.view.app import new_token
     except ModuleNotFoundError as error:
@@ -80,14 +78,19 @@ def make_server(
 
     device = pick_device(args.device)
     model = "" if args.model is None else hashlib.sha256(find_model(args.model).read_bytes()).hexdigest()
+    maker = f"{model} {device} {args.backend} {args.precision}"
     # The page saves whole windows; its user alone waits for them.
     area = CPU_AREA if device.type == "cpu" and token is None else GPU_AREA
     settings = Settings(frozenset(hosts), token, token is None, area, page)
-    return Server(Shelf(root), Renderer(args.model, args.device, args.backend), model, settings)
+    return Server(Shelf(root), Renderer(args.model, args.device, args.backend, args.precision), maker, settings)
 
 
 def serve(server: "Server", host: str, number: int, opened: Callable[[int], None]) -> int:
-    """Serve until Ctrl-C; `opened` is called with the port once the server answers."""
+    """Serve until Ctrl-C; `opened` is called with the port once the server answers.
+
+    Raises:
+        Exception: what keeps the model from being loaded, which ends the server.
+    """
     import asyncio
     import socket
 
@@ -110,7 +113,17 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
         limit_concurrency=512,
         timeout_graceful_shutdown=1,
     )
-    Announcing(config).run([listening])
+    running = Announcing(config)
+
+    def fail(error: BaseException) -> None:
+        failures.append(error)
+        running.should_exit = True
+
+    failures: list[BaseException] = []
+    server.fail = fail
+    running.run([listening])
+    if failures:
+        raise failures[0]
     return 0
 
 

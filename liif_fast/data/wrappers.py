@@ -168,6 +168,7 @@ class SRImplicitDownsampled(_Wrapper):
         seed: see the module; None draws from torch's generator.
         degrade: blur, noise and JPEG compression of the input (ours): true, or ranges as
             `liif_fast.data.damage.Degrade` takes them.
+        scale_min_share: share of the samples, in [0, 1], at exactly scale_min; the others are uniform (ours).
 
     Raises:
         ValueError: an argument is out of its range, or an image is smaller than its crop.
@@ -184,6 +185,7 @@ class SRImplicitDownsampled(_Wrapper):
         color_augment: bool = False,
         seed: int | None = None,
         degrade: Degradation = None,
+        scale_min_share: float = 0,
     ) -> None:
         super().__init__(dataset, augment, sample_q, color_augment, degrade, seed)
         _positive("inp_size", inp_size)
@@ -191,6 +193,9 @@ class SRImplicitDownsampled(_Wrapper):
         self.scale_max = scale_min if scale_max is None else scale_max
         if not 1 <= self.scale_min <= self.scale_max:
             raise ValueError(f"scales must have 1 <= scale_min <= scale_max, got {scale_min} and {scale_max}")
+        if not 0 <= scale_min_share <= 1:
+            raise ValueError(f"scale_min_share must be in [0, 1], got {scale_min_share}")
+        self.scale_min_share = scale_min_share
         self._check_sizes()
 
     def _check_size(self, index: int, shapes: list[Size]) -> None:
@@ -211,6 +216,8 @@ class SRImplicitDownsampled(_Wrapper):
 
     def recipe(self, index: int, shapes: list[Size], rng: Generator) -> Recipe:
         scale = rng.uniform(self.scale_min, self.scale_max)
+        if self.scale_min_share and rng.random() < self.scale_min_share:  # without the option nothing more is drawn
+            scale = float(self.scale_min)
         if self.inp_size is None:
             size = self._reduced(index, shapes[0], scale)
             window = (0, 0, round(size[0] * scale), round(size[1] * scale))

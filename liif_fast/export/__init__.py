@@ -31,7 +31,9 @@ OTHERS = {  # why they have no graph, by the name of their spec
     "metasr": "predicts a matrix for every query",
     "lte": "estimates frequencies for every query",
     "lte-fast": "estimates frequencies for every query",
+    "lm-liif": "modulates the network of every query",
     "lmliif": "modulates the network of every query",
+    "jiif": "reads an image beside the depth map",
     "iln": "attends over the corners of every query",
     "liif_lidar": "reads range images",
 }

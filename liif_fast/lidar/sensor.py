@@ -140,9 +140,9 @@ class Sensor:
             raise ValueError(
                 f"no sensor is called {name!r}; known are {', '.join(sorted(table))} and osN-16 to osN-128"
             )
-        entry = dict(table[key])
-        entry.setdefault("beams", np.linspace(*entry.pop("even")) if "even" in entry else None)
-        return cls(tuple(entry.pop("beams")), name=key, **entry)
+        entry = table[key]
+        beams = np.linspace(*entry["even"]) if "even" in entry else entry["beams"]
+        return cls(tuple(beams), entry["columns"], entry["min_range"], entry["max_range"], key)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Sensor:

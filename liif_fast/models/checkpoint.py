@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from liif_fast.files import atomic_file, reason
-from liif_fast.models.mmagic import translate
+from liif_fast.models import jiif, mmagic
 from liif_fast.models.norm import DATA_NORM, check_data_norm
 from liif_fast.models.registry import make
 
@@ -48,9 +48,10 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
     """Build a model from a file or a checkpoint in memory without running code from it.
 
     Args:
-        source: path of a `.safetensors` or of a `.pth` of the authors of LIIF, LTE, LMF or ILN; or the content of such
-            a `.pth`, `{'model': {...}, ...}` or the spec with its `sd`. ILN's files have `state_dict` instead, and
-            `lidar_in` beside the model. OpenMMLab's LIIF is `{'state_dict': {'generator.*': ...}}`.
+        source: path of a `.safetensors` or of a `.pth` of the authors of LIIF, LTE, LMF, ILN or JIIF; or the content of
+            such a `.pth`, `{'model': {...}, ...}` or the spec with its `sd`. ILN's files have `state_dict` instead, and
+            `lidar_in` beside the model. OpenMMLab's LIIF is `{'state_dict': {'generator.*': ...}}`; JIIF's `model` is
+            its tensors.
         device: device of the model.
 
     Returns:
@@ -64,7 +65,7 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
     """
     label, content = ("checkpoint", source) if isinstance(source, Mapping) else (str(source), read_checkpoint(source))
     with naming(label):
-        content = translate(content)
+        content = _described(content)
         spec, sd = _checked(content)
         data_norm = check_data_norm(content.get("data_norm", DATA_NORM))
         with torch.random.fork_rng(devices=[]):
@@ -74,12 +75,17 @@ def load_model(source: str | os.PathLike[str] | Mapping[str, Any], device: str |
     return model.eval().to(device)
 
 
+def _described(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a checkpoint with name and arguments, also where its authors' files have none."""
+    return jiif.described(mmagic.translate(content))
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Read and check a model file as `{'model': {'name', 'args', 'sd'}, ...}` without running code from it."""
     path = Path(path)
     limit = _regular_size(path)
     with naming(str(path)):
-        content = translate((_read_safetensors if path.suffix.lower() == ".safetensors" else _read_pth)(path))
+        content = _described((_read_safetensors if path.suffix.lower() == ".safetensors" else _read_pth)(path))
         _, sd = _checked(content)
         if sum(tensor.numel() * tensor.element_size() for tensor in sd.values()) > limit:
             raise ModelFileError("its tensors claim more bytes than the file has")

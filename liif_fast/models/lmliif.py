@@ -55,7 +55,8 @@ class ModulatedMLP(nn.Module):
         return last(x)
 
 
-@register("lmliif")
+@register("lm-liif")
+@register("lmliif")  # the name in files and configurations of the authors
 class LMLIIF(FeatureModel):
     """LM-LIIF with the parameter names of the authors' code, without its multi-scale rendering (CMSR).
 
@@ -143,6 +144,8 @@ class LMLIIF(FeatureModel):
         made = made.transpose(1, 2).unflatten(2, feat.shape[2:])
         count = self.imnet.hidden_depth * self.imnet.hidden_dim
         none = made.new_zeros(len(made), count, *made.shape[2:])
+        if self.imnet.mod_scale and self.imnet.mod_shift and self.mod_input:
+            return made  # in this order already
         scales = made[:, :count] if self.imnet.mod_scale else none
         first = count if self.imnet.mod_scale else 0
         shifts = made[:, first : first + count] if self.imnet.mod_shift else none

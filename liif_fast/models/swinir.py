@@ -44,7 +44,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        place = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        side = torch.arange(window, device="cpu")  # not on the meta device, see MeanShift in blocks.py
+        place = torch.cartesian_prod(side, side)
         apart = place[:, None] - place + window - 1
         self.register_buffer("relative_position_index", apart[..., 0] * (2 * window - 1) + apart[..., 1])
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -78,7 +79,8 @@ class SwinBlock(nn.Module):
         hidden = int(width * ratio)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
         # Of the images of training; kept for the authors' files, and made anew for every size.
-        mask = _mask(regions(SIDE // window * window, SIDE // window * window, window, shift)) if shift else None
+        side = SIDE // window * window
+        mask = _mask(regions(side, side, window, shift, torch.device("cpu"))) if shift else None  # as the index above
         self.register_buffer("attn_mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -157,10 +157,41 @@ def _fourier(p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequenc
 
 
 def _fourier_backward(
-    grad: Shape, p: Shape, coord: Shape, cell: Shape, phase: Shape, weights: Sequence[Shape], *_: Any
+    grad: Shape,
+    p: Shape,
+    coord: Shape,
+    cell: Shape,
+    phase: Shape,
+    weights: Sequence[Shape],
+    biases: Any,
+    saved: Shape,
+    *_: Any,
 ) -> int:
     rows = 4 * prod(coord[:2])
-    return 12 * rows * phase[0] + 3 * rows * _layers(weights[:-1]) + 2 * rows * _layers(weights[-1:])
+    again = max(rows - saved[-2], 0) * _layers(weights[:-1])
+    return 12 * rows * phase[0] + 2 * rows * _layers(weights) + again
+
+
+def _modulated(
+    p: Shape, coord: Shape, cell: Shape | None, weights: Sequence[Shape], biases: Any, ensemble: bool, *_: Any
+) -> int:
+    queries = prod(coord[:2])
+    blend = 2 * _rows(queries, ensemble) * weights[-1][1] if ensemble else 0
+    return _rows(queries, ensemble) * _layers(weights[:-1]) + blend + queries * _layers(weights[-1:])
+
+
+def _modulated_backward(
+    grad: Shape,
+    p: Shape,
+    coord: Shape,
+    cell: Shape | None,
+    weights: Sequence[Shape],
+    biases: Any,
+    ensemble: bool,
+    *_: Any,
+) -> int:
+    rows = _rows(prod(coord[:2]), ensemble)
+    return 3 * rows * _layers(weights[:-1]) + 2 * rows * _layers(weights[-1:])
 
 
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:
@@ -185,6 +216,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "attend_corners_backward": _attend_backward,
     "fourier_decode": _fourier,
     "fourier_decode_backward": _fourier_backward,
+    "modulated_decode": _modulated,
+    "modulated_decode_backward": _modulated_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
 }

@@ -2,7 +2,8 @@
 
 `p` [B, h, w, 2 D] holds a latent's D amplitudes and D frequencies in a row; `place` is (top, left, map_height,
 map_width), the part of a map that it is. Amplitudes, frequencies and `phase` have the dtype in which products are
-summed, weights and biases that of the products. Activations are always computed again in the backward pass.
+summed, weights and biases that of the products. Hidden activations of the first queries are saved for the backward
+pass, in a tensor of the shape `saved`, as in `decode`; those of the others, and all waves, are computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, result_dtype
-from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+from liif_fast.coord import place_gradients
+from liif_fast.ops import define, refuse_second_order, spend, to_inputs, wide
 
 
 def _fake(
@@ -25,9 +27,10 @@ def _fake(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     place: Sequence[int],
+    saved: Sequence[int],
     backend: str | None,
-) -> Tensor:
-    return p.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0])
+) -> tuple[Tensor, Tensor]:
+    return p.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0]), weights[0].new_empty(saved)
 
 
 def _backward_fake(
@@ -38,23 +41,27 @@ def _backward_fake(
     phase: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    saved: Tensor,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
     layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers]
+    at = p.new_empty((*coord.shape[:2], 4, 5) if places else 0)
+    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers, at]
 
 
 _fourier = define(
     "fourier_decode",
     "(Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, SymInt[] place,"
-    " str? backend) -> Tensor",
+    " SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
 )
-# Return the gradients of p, of the phase, [2, D/2], and of the layers' weights and biases in turn.
+# Return the gradients of p, of the phase, [2, D/2], of the layers' weights and biases in turn, and, with `places`, of
+# rel, cell and weight at each corner, [B, Q, 4, 5].
 _fourier_backward = define(
     "fourier_decode_backward",
-    "(Tensor grad, Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, str? backend)"
-    " -> Tensor[]",
+    "(Tensor grad, Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, Tensor saved,"
+    " bool places, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -78,6 +85,7 @@ class _Fourier(torch.autograd.Function):
         ctx: Any,
         dtype: torch.dtype,
         place: Place,
+        saved: Sequence[int],
         backend: str | None,
         coord: Tensor,
         cell: Tensor,
@@ -86,19 +94,28 @@ class _Fourier(torch.autograd.Function):
         feat, phase, *params = inputs
         p, *rest = _parts(feat, phase, params, dtype)
         ctx.options = dtype, backend
-        ctx.save_for_backward(coord, cell, *inputs)
-        return _fourier(p, coord, cell, *rest, place, backend)
+        out, kept = _fourier(p, coord, cell, *rest, place, saved, backend)
+        ctx.save_for_backward(coord, cell, kept, *inputs)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         dtype, backend = ctx.options
-        coord, cell, *inputs = ctx.saved_tensors
+        coord, cell, kept, *inputs = ctx.saved_tensors
         feat, phase, *params = inputs
         p, *rest = _parts(feat, phase, params, dtype)
-        p_grad, phase_grad, *layers = _fourier_backward(grad.to(p.dtype), p, coord, cell, *rest, backend)
+        places = any(ctx.needs_input_grad[4:6])
+        p_grad, phase_grad, *layers, at = _fourier_backward(
+            grad.to(p.dtype), p, coord, cell, *rest, kept, places, backend
+        )
+        spend(kept, backend)
+        coord_grad = cell_grad = None
+        if places:
+            size = feat.shape[2], feat.shape[3], True
+            coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         grads = [p_grad.permute(0, 3, 1, 2), phase_grad.t(), *layers[0::2], *layers[1::2]]
-        return *(None,) * 5, *to_inputs(grads, inputs, ctx.needs_input_grad[5:])
+        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
 
 
 def fourier_decode(
@@ -111,14 +128,15 @@ def fourier_decode(
     dtype: torch.dtype,
     train: bool,
     place: Place | None,
+    saved: Sequence[int],
     backend: str | None,
 ) -> Tensor:
     """Return the output [B, Q, out] of queries of maps feat [B, 2 D, H, W], with products in `dtype`."""
     spot = place or (0, 0, feat.shape[2], feat.shape[3])
     params = (*weights, *biases)
     if train:
-        out = _Fourier.apply(dtype, spot, backend, coord, cell, feat, phase, *params)
+        out = _Fourier.apply(dtype, spot, saved, backend, coord, cell, feat, phase, *params)
     else:
         p, *rest = _parts(feat, phase, params, dtype)
-        out = _fourier(p, coord, cell, *rest, spot, backend)
+        out, _ = _fourier(p, coord, cell, *rest, spot, saved, backend)
     return out.to(result_dtype(feat))

@@ -31,7 +31,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     latent = feat.shape[1] * (9 if unfold else 1)
     return (
-        torch.empty_like(feat) if wanted[0] else feat.new_empty(0),
+        _wide_like(feat) if wanted[0] else wide(feat, 0),
         wide(feat, weight.shape[0], latent) if wanted[1] else wide(feat, 0),
         wide(feat, weight.shape[0]) if wanted[2] else wide(feat, 0),
     )
@@ -42,8 +42,8 @@ project = define(
     "(Tensor feat, Tensor weight, Tensor bias, bool unfold, SymInt[] window, str? backend) -> Tensor",
     _fake,
 )
-# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias; an
-# unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
+# Returns the gradients of feat (in its layout), of the weight's latent columns [hidden, C(*9)] and of the bias, in
+# float32 or wider; an unwanted one is empty. grad [B, h, w, hidden] is the gradient of P's window at (top, left).
 project_backward = define(
     "project_backward",
     "(Tensor grad, Tensor feat, Tensor weight, bool unfold, SymInt top, SymInt left, bool[3] wanted, str? backend)"
@@ -82,16 +82,20 @@ def _convolution_backward(
         wanted,
     )
     return (
-        in_layout_of(feat, feat_grad) if wanted[0] else feat.new_empty(0),
+        in_layout_of(feat, feat_grad) if wanted[0] else grad.new_empty(0),
         kernel_grad.flatten(1).to(grad.dtype) if wanted[1] else grad.new_empty(0),
         bias_grad.to(grad.dtype) if wanted[2] else grad.new_empty(0),
     )
 
 
+def _wide_like(feat: Tensor) -> Tensor:
+    return torch.empty_like(feat, dtype=torch.promote_types(feat.dtype, torch.float32))
+
+
 def in_layout_of(feat: Tensor, grad: Tensor) -> Tensor:
-    """Return feat's gradient with the strides that the fake promises."""
-    like = torch.empty_like(feat)
-    return grad if grad.stride() == like.stride() else like.copy_(grad)
+    """Return feat's gradient with the strides and the dtype that the fake promises."""
+    like = _wide_like(feat)
+    return grad if (grad.stride(), grad.dtype) == (like.stride(), like.dtype) else like.copy_(grad)
 
 
 torch.library.impl("liif_fast::project_backward", "CompositeExplicitAutograd", _convolution_backward)

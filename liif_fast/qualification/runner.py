@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import queue
@@ -27,6 +28,7 @@ from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
 
 ROUNDS = 3  # so many processes must find a kernel correct, because some faults show in one process only
 PATIENCE = 120.0  # seconds for one check, including the compilation of its kernels
+ENDING = 10.0  # seconds in which a process that has closed its output must end
 
 Tell = Callable[[str], None]
 
@@ -73,13 +75,16 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
 
 def _check_place() -> None:
     """Raise OSError before the work if the verdict cannot be written."""
-    folder = verdict.path_of({}).parent
+    path = verdict.path_of({})
+    place = path if path.is_dir() else path.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        if place == path:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         words = f"{error.strerror or error}; {verdict.VARIABLE} names another folder or file for the verdict"
-        raise OSError(error.errno, words, str(folder)) from error
+        raise OSError(error.errno, words, str(place)) from error
 
 
 class Exam:
@@ -223,7 +228,8 @@ class _Process:
         assert self._process.stdout is not None
         with suppress(OSError, ValueError):  # closed
             for line in self._process.stdout:
-                self._lines.put(line)
+                if line.endswith("\n"):  # a process that is killed may leave half a line
+                    self._lines.put(line)
         self._lines.put("")
 
     def line(self) -> str | None:
@@ -235,7 +241,10 @@ class _Process:
 
     def ended(self) -> str:
         """Return how the process failed, "" if it did not; raise Unavailable if somebody killed it."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(ENDING)
+        except subprocess.TimeoutExpired:  # in the driver, for one
+            return "the process does not end"
         if code in (-getattr(signal, "SIGKILL", 9), -signal.SIGTERM):
             raise Unavailable("a process was killed, perhaps because memory ran out")
         if code < 0:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,6 +23,8 @@ from liif_fast.view.iiif import FORMATS, PROFILE, RequestError, describe, parse_
 from liif_fast.view.queue import BusyError, GoneError, Queue
 from liif_fast.view.rendering import Renderer, needs_model, photograph_size
 from liif_fast.view.shelf import Shelf
+
+logger = logging.getLogger("liif_fast.view")
 
 TILE_BYTES = 256 << 20  # of answers that are kept
 IMAGES = "/iiif/3"
@@ -58,10 +61,21 @@ def new_token() -> str:
 
 
 class Server:
-    """Answer the requests for the photographs of a shelf."""
+    """Answer the requests for the photographs of a shelf.
 
-    def __init__(self, shelf: Shelf, renderer: Renderer, model: str, settings: Settings) -> None:
-        self.shelf, self.renderer, self.model, self.settings = shelf, renderer, model, settings
+    Args:
+        shelf: the photographs.
+        renderer: what makes the pixels.
+        maker: names the renderer's model and options; other pixels need another name, since ETags hold it.
+        settings: see there.
+
+    Attributes:
+        fail: called with the error when the model cannot be loaded; logs it unless replaced.
+    """
+
+    def __init__(self, shelf: Shelf, renderer: Renderer, maker: str, settings: Settings) -> None:
+        self.shelf, self.renderer, self.maker, self.settings = shelf, renderer, maker, settings
+        self.fail: Callable[[BaseException], None] = lambda error: logger.error("%s", error)
         # The photograph itself does not wait for the model: what Pillow makes has a thread of its own.
         self.queue, self.plain, self.tiles = Queue(), Queue(), Cache[bytes](TILE_BYTES)
         self.prefix = "" if settings.token is None else f"/{settings.token}"
@@ -84,11 +98,16 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Load the model in its thread while the page already shows the photograph."""
         warming = asyncio.create_task(self.queue.run("warm", self.renderer.warm, _here))
-        warming.add_done_callback(lambda task: task.cancelled() or task.exception())
+        warming.add_done_callback(self._warmed)
         yield
         warming.cancel()
         self.queue.close()
         self.plain.close()
+
+    def _warmed(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
 
     async def iiif(self, request: Request) -> Response:
         """Answer a path of the Image API."""
@@ -108,7 +127,7 @@ class Server:
             wanted = parse_request(size, enlarged, parts[1:], self.settings.max_area)
         except RequestError as error:
             return Response(f"{error}\n", error.status, media_type="text/plain")
-        tag = entry.tag(self.model, __version__, wanted)
+        tag = entry.tag(self.maker, __version__, wanted)
         headers = {"ETag": tag, "Cache-Control": "no-cache", "Link": _LEVEL}
         # A proxy that compresses makes the tag weak, which does not matter here (RFC 9110, section 13.1.2).
         known = request.headers.get("if-none-match", "").split(",")

@@ -23,6 +23,10 @@ class _Job:
         self.work, self.clients = work, list[Gone]()
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
+    def fail(self, error: Exception) -> None:
+        self.result.set_exception(error)
+        self.result.exception()  # nobody may be left to ask for it
+
     async def wanted(self) -> bool:
         asked: set[Gone] = set()
         while left := [gone for gone in self.clients if gone not in asked]:  # one may join while another is asked
@@ -69,6 +73,8 @@ class Queue:
             GoneError: every client of the job has gone.
             Exception: what `work` raises.
         """
+        if key not in self._jobs and len(self._waiting) >= self._most:
+            await self._sweep()
         job = self._jobs.get(key)
         if job is not None:
             self.counts["shared"] += 1
@@ -89,6 +95,16 @@ class Queue:
         finally:
             job.clients.remove(gone)  # a cancelled request wants nothing any more
 
+    async def _sweep(self) -> None:
+        """Drop the waiting jobs whose clients have gone, so that they take no place from those who wait."""
+        for key in tuple(self._waiting):
+            job = self._jobs.get(key)
+            if job is not None and not await job.wanted() and key in self._waiting and self._jobs[key] is job:
+                self._waiting.remove(key)
+                del self._jobs[key]
+                self.counts["dropped"] += 1
+                job.fail(GoneError())
+
     def close(self) -> None:
         """End the thread after its current job."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -104,8 +120,7 @@ class Queue:
                 made = await asyncio.get_running_loop().run_in_executor(self._thread, job.work)
                 self.counts["made"] += 1
             except Exception as error:
-                job.result.set_exception(error)
-                job.result.exception()  # nobody may be left to ask for it
+                job.fail(error)
             else:
                 job.result.set_result(made)
             del self._jobs[key]

@@ -59,19 +59,32 @@ class Renderer:
         model: as for `upscale`; None leaves the choice to it, photograph by photograph.
         device: as for `upscale`.
         backend: as for `upscale`.
+        precision: as for `upscale`.
     """
 
-    def __init__(self, model: str | None = None, device: str = "auto", backend: str | None = None) -> None:
-        self._asked, self._device, self._backend = model, device, backend
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str = "auto",
+        backend: str | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self._asked, self._backend, self._precision = model, backend, precision
         self._model = functools.cache(lambda name: resolve_model(name, device))
         self._open: Cache[_Photograph] = Cache(PICTURE_BYTES)
         self._lock = Lock()
         self._features: Cache[Any] = Cache(WINDOW_BYTES)
 
     def warm(self) -> None:
-        """Load the model, so that the first request does not wait for that."""
-        for model in CHOICES if self._asked is None else [self._asked]:
-            self._model(model)
+        """Load the model and render a few pixels with it, so that the first request does not wait for that.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, OSError: as `upscale`, of the model and the options.
+        """
+        for name in CHOICES if self._asked is None else [self._asked]:
+            model = self._model(name)
+            pixels = np.zeros((8, 8, min(model.channels_in, 3)), np.uint8)
+            Upscaler(pixels, model, backend=self._backend, precision=self._precision).render(scale=2)
 
     def render(self, entry: Entry, request: ImageRequest) -> bytes:
         """Make the image file that a request asks for.
@@ -107,7 +120,11 @@ class Renderer:
 
     def _upscaler(self, picture: Picture) -> Upscaler:
         return Upscaler(
-            picture.pixels, self._model(chosen(self._asked, picture)), backend=self._backend, memory=self._features
+            picture.pixels,
+            self._model(chosen(self._asked, picture)),
+            backend=self._backend,
+            precision=self._precision,
+            memory=self._features,
         )
 
     def _pixels(self, photograph: _Photograph, pixels: NDArray, request: ImageRequest) -> NDArray:

@@ -3,7 +3,6 @@
 import itertools
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from liif_fast.backends import cuda, triton
 from liif_fast.call import Call, Switches
 from liif_fast.ops import sm90
 
+from .. import warm
 from ..ops.support import Problem
 
 BUILT = pytest.mark.skipif(bool(cuda._missing), reason="liif_fast/_C_sm90 is not built: no nvcc")
@@ -110,7 +110,7 @@ def test_the_extension_needs_no_cuda_in_pytorch():
     assert "libtorch_cpu.so" in needed
     assert "cudart" not in needed and "libtorch_cuda" not in needed and "libcuda" not in needed
     script = "import torch; from liif_fast.backends import cuda; assert not cuda._missing, cuda._missing"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    warm.run("-c", script, check=True)
 
 
 @BUILT

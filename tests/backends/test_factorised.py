@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from liif_fast.backends import chunks
 from liif_fast.backends import factorised as backend
 from liif_fast.functional import corner_plan, fused_mlp, gather_corners, liif_decode, liif_render
 from liif_fast.layers import LIIFDecoder, linear_chain
@@ -34,7 +35,7 @@ def assert_near(got, expected, tolerance=TOLERANCE):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(backend, "CPU_CHUNK_BYTES", 2000)  # about eight queries
+    monkeypatch.setattr(chunks, "CPU_CHUNK_BYTES", 2000)  # about eight queries
 
 
 @pytest.fixture(params=["factorised", "direct"])
@@ -123,7 +124,7 @@ def test_second_derivatives_of_a_recomputed_call_are_refused():
 @pytest.mark.parametrize(("batch", "queries", "size"), [(3, 10, 4), (7, 3, 8), (2, 0, 5), (0, 9, 4), (1, 1, 0)])
 def test_chunks_cover_every_query_once(batch, queries, size):
     count = torch.zeros(batch, queries)
-    for images, part in backend._chunks(batch, queries, size):
+    for images, part in chunks.chunk_slices(batch, queries, size):
         count[images, part] += 1
         assert count[images, part].numel() <= max(size, 1)
     assert (count == 1).all()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_hopper, gpu_sections, records
+from benchmarks import gpu_check, gpu_hopper, gpu_sections, gpu_variant, records
 
+from .. import warm
+from ..cli.support import raising
 from ..gpu import test_operator
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +48,17 @@ def test_the_plan_of_the_calls():
 
 @pytest.fixture
 def here(monkeypatch):
-    """Run sections in this process, because a start of PyTorch takes as long as most of them."""
+    """Run sections in this process and their commands warm: a start of PyTorch takes as long as most of them."""
 
     def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}
 
+    def run(command, limit=None, environment=None):
+        done = warm.run(*command[1:], cwd=ROOT, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
     monkeypatch.setattr(gpu_check, "in_a_process", in_this_process)
+    monkeypatch.setattr(gpu_check, "_run", run)
 
 
 @pytest.mark.parametrize("call", gpu_check.CALLS)
@@ -70,6 +78,29 @@ def test_every_step_of_a_call_exists_and_ends(call, run, here):
         assert "rms" in sections["accuracy"]["float16, torch"]
         assert "ms" in sections["training"]["step"]["eager autocast"]
         assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+
+
+def test_a_variant_built_before_is_taken_whatever_its_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_variant, "FOLDER", tmp_path)
+    made = gpu_variant.library("trap")
+    made.parent.mkdir()
+    made.touch()
+    os.utime(made, (0, 0))  # a copy to another machine may be older than that of the sources
+    monkeypatch.setattr(gpu_variant.subprocess, "run", raising(AssertionError))
+    gpu_variant.build("trap")
+    assert made.exists()
+
+
+def test_tests_in_several_processes_are_counted_once(tmp_path):
+    """Each writes to the log, and so does the process that started them."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_right():\n    pass\ndef test_skipped():\n    pytest.skip('no')\n"
+        "def test_wrong():\n    assert 1 == 2, 'so it is'\n"
+    )
+    group = gpu_check.Group((str(tmp_path / "test_some.py"), "-c", "/dev/null"))
+    found = gpu_check.run_tests(True, group, "-n", "2", log=tmp_path / "log")
+    assert (found["passed"], found["skipped"], len(found["failed"])) == (1, {"no": 1}, 1)
 
 
 def test_a_call_stops_without_an_extension(run, monkeypatch, capsys):
@@ -118,9 +149,9 @@ def test_a_section_that_hangs_loses_nothing_and_leaves_nothing_behind(script, tm
 
 
 def _ends(pid: int) -> bool:
-    """Return whether a process ends within ten seconds, because a signal takes time."""
+    """Return whether a process ends within a minute: it may have to import PyTorch before it looks for its parent."""
     status = Path("/proc", str(pid), "status")
-    for _ in range(100):
+    for _ in range(600):
         try:
             if "zombie" in status.read_text():
                 return True
@@ -148,8 +179,8 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
     out = tmp_path / "record.json"
     known = {"device": "cpu", "commit": records.environment()["commit"], "check": True}
     out.write_text(json.dumps({**known, "sections": {"tests": {"ok": True, "passed": 512}}}))
-    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--out", str(out), "--only", "tests"]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command = "benchmarks/gpu_check.py", "--check", "--out", out, "--only", "tests"
+    process = warm.Process(*command, cwd=ROOT)
     try:
         while "unfinished" not in json.loads(out.read_text()):
             assert process.poll() is None
@@ -166,8 +197,8 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
 def test_a_section_whose_parent_died_before_it_began_ends(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    command = [sys.executable, "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", str(gone.pid)]
-    section = subprocess.Popen([*command, "--out", str(tmp_path / "answer.json")], cwd=ROOT, start_new_session=True)
+    command = "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", gone.pid
+    section = warm.Process(*command, "--out", tmp_path / "answer.json", cwd=ROOT, start_new_session=True)
     try:
         assert section.wait(60) == -signal.SIGKILL
     finally:

@@ -74,14 +74,28 @@ def whole():
 
 
 def test_sections_of_a_whole_record(whole):
-    for found in report.sections(whole).values():
-        for name, section in found.items():
+    shown = report.sections(whole)
+    for path in (report.README, report.PERFORMANCE):  # the others are of suites that have records of their own
+        for name, section in shown[path].items():
             assert report.ABSENT not in section, name
-    shown = report.sections(whole)[report.PERFORMANCE]
+    shown = shown[report.PERFORMANCE]
     assert "| render x4 from 48x48 | factorised, OpenVINO | 0.80x |" in shown["lost"]
     assert "| decode against queries | 1 to 4 | liif_fast | queries^1.00 | — |" in shown["growth"]
     assert "| factorised | 500 ms | 2.00x | 2.00x |" in shown["steps"]
     assert "| memory |" in shown["limits"] and "| arithmetic |" in shown["limits"]
+
+
+def test_a_suite_is_shown_from_the_newest_record_that_has_it():
+    def frames(seconds, commit):
+        figures = {report.OURS: figure(seconds), "plain, eager": figure(9.0, ratio=figure(12.0))}
+        results = [{"name": "attend-frame", "title": "a frame", "unit": "s", "figures": figures}]
+        return {**RECORD, "load": [0.1], "commit": commit, "results": results}
+
+    other = {**RECORD, "results": [{"name": "render-x4-48", "figures": {}}]}
+    shown = report.lidar([frames(0.5, "old"), frames(0.125, "new"), other])
+    assert "| | liif_fast | plain, eager |" in shown and "| a frame | 1 | 12.0x |" in shown
+    assert "at new," in shown and shown.endswith("A frame took us 125 ms: 8.0 Hz.") and "busy" not in shown
+    assert report.lidar([other]) == report.ABSENT
 
 
 def test_pictures_of_a_whole_record(whole, tmp_path):

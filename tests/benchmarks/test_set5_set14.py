@@ -48,3 +48,6 @@ def test_measuring(tmp_path, monkeypatch):
     (result,) = record["results"]
     assert (result["model"], result["set"], result["scale"]) == ("bicubic", "Set5", 2)
     assert 0 < result["psnr"]["img_001"] < 20
+    known = [{**result, "psnr": {"img_001": 1.0}}, {**result, "model": "edsr-small-liif"}]
+    again = set5_set14.measure(tmp_path, ["bicubic"], known)
+    assert again["results"] == [known[1], result]  # measured anew in its place; the other one stays

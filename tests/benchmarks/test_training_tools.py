@@ -38,6 +38,22 @@ def test_a_mixture_lies_between_two_models():
         mixed(first, deepened(second, 4), 0.5)
 
 
+def test_a_deeper_model_takes_over_what_a_training_changed():
+    torch.manual_seed(0)
+    base, trained = (models.make({"name": "liif", "args": LIIF}) for _ in range(2))
+    image = torch.rand(1, 3, 9, 11)
+    # From the deepened base itself, all of the change gives what was trained; the new blocks stay as they are.
+    made = mixed(deepened(base, 6), trained, 1.0, base)
+    torch.testing.assert_close(made.predict(image, (20, 25)), trained.predict(image, (20, 25)))
+    first = deepened(base, 6)
+    first.encoder.body[1].body[2].bias.data += 1
+    expected = {key: value.clone() for key, value in first.state_dict().items()}
+    made = mixed(first, trained, 0.5, base).state_dict()
+    assert torch.equal(made["encoder.body.1.body.2.bias"], expected["encoder.body.1.body.2.bias"])
+    key = "imnet.layers.0.weight"
+    torch.testing.assert_close(made[key], (base.state_dict()[key] + trained.state_dict()[key]) / 2)
+
+
 def test_pictures_are_halved_and_listed(tmp_path, monkeypatch):
     """With packages that are there already."""
 

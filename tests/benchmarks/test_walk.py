@@ -1,13 +1,13 @@
 """A call goes through few files."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from liif_fast.backends import cpu
+
+from .. import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_call_goes_through_seven_files_on_the_cpu_and_eleven_to_triton():
     """In a process of its own: other tests replace the CPU kernels."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    command = [sys.executable, "-m", "benchmarks.walk"]
-    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = warm.run("-m", "benchmarks.walk", cwd=ROOT, check=True).stdout
     cpu_files, triton_files = (int(number) for number in re.findall(r": (\d+) files", text))
     assert 1 < cpu_files <= 7
     assert 1 < triton_files <= 11

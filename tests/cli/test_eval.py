@@ -1,8 +1,10 @@
 """Test `liif-fast eval` with test files of the original's families."""
 
 import json
-import subprocess
+import os
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from liif_fast import data, evaluation
 from liif_fast.cli import main
 from liif_fast.evaluation import load_test_config
 from liif_fast.models import make
+
+from .. import warm
 
 HALF = {part: {"sub": [0.5], "div": [0.5]} for part in ("inp", "gt")}
 
@@ -137,22 +141,16 @@ def test_a_model_by_its_own_forward(folder, tmp_path, capsys):
 
 def test_processes_share_the_images(folder, tmp_path):
     command = ["--config", folder / "test-set5-2.yaml", "--model", "bicubic", "--device", "cpu", "--no-ssim"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "liif_fast",
-    ]
-    done = subprocess.run(
-        [*torchrun, "eval", *map(str, command), "--json", tmp_path / "two.json", "--save", tmp_path / "pictures"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("PSNR in dB") == 1
+    two = ["-m", "liif_fast", "eval", *command, "--json", tmp_path / "two.json", "--save", tmp_path / "pictures"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [variables | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]  # torchrun's, see test_distributed.py
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda env: warm.run(*two, env=env), ranks)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert (first.stdout.count("PSNR in dB"), second.stdout) == (1, "")
     assert main(["eval", *map(str, command), "--json", str(tmp_path / "one.json")]) == 0
     one, two = (json.loads((tmp_path / f"{n}.json").read_text())["scores"] for n in ("one", "two"))
     assert one == two

@@ -11,6 +11,7 @@ from PIL import Image
 
 from liif_fast.cli import main
 
+from .. import warm
 from .support import ROOT, assert_one_line
 
 README = ROOT / "README.md"
@@ -34,9 +35,7 @@ class Own(FeatureModel):
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a folder with the package importable as if installed."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, *command], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    return warm.run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": path})
 
 
 @pytest.mark.skipif(not README.is_file(), reason="the README is in the source tree only")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
 
+from .. import warm
 from .support import ROOT, assert_one_line
 
 
@@ -37,17 +39,17 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     args = ["upscale", str(photo), str(target), "--scale=2", f"--model={model}"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    assert len(list(tmp_path.iterdir())) == 3
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert "Traceback" not in err
+    reading, writing = os.pipe()
+    with open(reading) as out, tempfile.TemporaryFile("w+") as err:
+        process = warm.Process("-c", script, *args, stdout=writing, stderr=err, cwd=ROOT)
+        os.close(writing)
+        assert out.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 3
+        time.sleep(0.2)
+        process.send_signal(number)
+        assert process.wait() == code
+        err.seek(0)
+        assert "Traceback" not in err.read()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
     assert target.read_bytes() == b"old"
 
@@ -81,15 +83,11 @@ def test_interrupted_while_importing(tmp_path: Path, photo: Path, module: str) -
 def test_a_reader_that_leaves_ends_the_command_quietly(command: list[str]) -> None:
     """Simulate `liif-fast models | head -1`."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # argparse ignores errors
-    process = subprocess.Popen(
-        [sys.executable, "-m", "liif_fast", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=env
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    err = process.stderr.read()
-    process.stderr.close()
-    assert (process.wait(timeout=60), err) == (141, b"")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = warm.run("-m", "liif_fast", *command, stdout=writing, cwd=ROOT, env=env)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -98,8 +96,7 @@ def test_a_full_disk_behind_stdout_is_one_line(command: str) -> None:
     """Python adds no message of its own; it would fail to flush at exit and return 120."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
-        args = [sys.executable, "-m", "liif_fast", command]
-        done = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env, check=False)
+        done = warm.run("-m", "liif_fast", command, stdout=full, cwd=ROOT, env=env)
     assert (done.returncode, done.stderr) == (1, "liif-fast: error: No space left on device\n")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import audit_sass, hopper_gap
+from benchmarks import audit_sass, gpu_variant, hopper_gap
 
 SMALL = Path(__file__).with_name("wgmma.cu")
 # Two groups of two products, in cuobjdump's format; the first is waited for while the second runs.
@@ -187,6 +187,15 @@ def test_what_the_compiler_makes_is_judged(macro, faults, capsys):
     assert audit_sass.main([str(SMALL), "-D", macro]) == bool(faults)
     said = capsys.readouterr().out
     assert all(fault in said for fault in faults), said
+
+
+@pytest.mark.ptx
+def test_the_builds_for_a_gpu_pass_too(tmp_path):
+    needs_nvcc()
+    cubin = tmp_path / "kernel.cubin"
+    macros = ["LIIF_KERNEL_ONLY", *gpu_variant.BUILDS.values()]
+    assert audit_sass.compile_cubin(hopper_gap.SOURCE, cubin, macros) == []
+    assert audit_sass.audit(audit_sass.disassemble(cubin)) == []
 
 
 @pytest.mark.ptx

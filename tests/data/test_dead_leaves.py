@@ -1,5 +1,4 @@
 import importlib
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 
 from liif_fast.data import dead_leaves, make
+
+from .. import warm
 
 
 def test_same_seed_same_image():
@@ -64,7 +65,7 @@ def test_a_set_drawn_by_several_processes(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
 def test_drawing_processes_end_with_a_killed_one():
     script = "from liif_fast.data.dead_leaves import dead_leaves_set, os\nos.sched_getaffinity = lambda _: {0, 1}\n"
-    process = subprocess.Popen([sys.executable, "-c", script + "dead_leaves_set(100_000, 64, 0)"])
+    process = warm.Process("-c", script + "dead_leaves_set(100_000, 64, 0)")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         while len(found := children.read_text().split()) < 2:

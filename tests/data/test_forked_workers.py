@@ -1,6 +1,5 @@
 """Loader workers can decode after the main process has, as in a run with an in-memory part and a validation set."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
+from .. import warm
 
 # In a process of its own, under a time-out, because a hang would stop the whole process.
 SCRIPT = """
@@ -40,7 +41,4 @@ def test_workers_decode_after_the_main_process_has(tmp_path: Path) -> None:
     for extension in ("png", "jpg", "webp", "tif", "gif", "avif", "bmp"):
         Image.fromarray(pixels).save(tmp_path / f"a.{extension}")
     tifffile.imwrite(tmp_path / "deep.tif", pixels.astype(np.uint16) * 257, photometric="rgb", tile=(16, 16))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout == "done\n"
+    assert warm.run("-c", SCRIPT, tmp_path, check=True).stdout == "done\n"

@@ -1,7 +1,5 @@
 import os
 import pickle
-import signal
-import subprocess
 import sys
 import time
 
@@ -12,6 +10,8 @@ from PIL import Image
 from liif_fast.data import make
 from liif_fast.data.datasets import read_image
 from liif_fast.data.pack import Pack
+
+from .. import warm
 
 
 @pytest.fixture
@@ -130,7 +130,8 @@ print(len(Pack(folder / "pack", folder / "hr", [path.name for path in images], r
 
 
 def start(tmp_path, seconds):
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path), str(seconds)], stdout=subprocess.PIPE)
+    with open(tmp_path / "said", "w") as said:
+        process = warm.Process("-c", SLOW, tmp_path, seconds, stdout=said)
     limit = time.monotonic() + 60
     while not (tmp_path / "reading").exists():
         assert process.poll() is None and time.monotonic() < limit
@@ -140,8 +141,8 @@ def start(tmp_path, seconds):
 
 def test_a_build_that_is_killed(tmp_path, images):
     process = start(tmp_path, 60)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert list(tmp_path.glob("pack/.*.part"))
     check(packed(images), images)
     assert not list(tmp_path.glob("pack/.*.part"))
@@ -153,7 +154,8 @@ def test_others_wait_for_the_one_that_builds(tmp_path, images):
     read = []
     check(packed(images, read), images)
     assert read == []
-    assert process.communicate()[0] == b"3\n"
+    assert process.wait() == 0
+    assert (tmp_path / "said").read_text() == "3\n"
 
 
 def test_parts_of_a_folder_share_its_files(tmp_path, images):

@@ -83,6 +83,32 @@ def test_the_scale_of_a_sample_is_the_first_draw():
             assert (sample["coord"][:, None] == grid).all(-1).any(1).all()  # pixel centres of that crop
 
 
+@pytest.mark.parametrize("data_device", [None, "cpu"])
+def test_a_share_of_the_samples_at_the_smallest_scale(data_device):
+    """A sample is at scale_min by a draw of its own seed; there the target is the input. Other scales do not move."""
+    args = {"inp_size": 9, "scale_max": 4, "augment": True, "sample_q": 81, "seed": 11}
+    wrapper, uniform = (
+        wrap("sr-implicit-downsampled", [image(100, 100)] * 200, **args, **more)
+        for more in ({"scale_min_share": 0.3}, {})
+    )
+    for each in (wrapper, uniform):
+        each.set_epoch(2)
+    samples = list(make_loader(wrapper, [[i] for i in range(200)], "cpu", data_device=data_device))
+    smallest = 0
+    for i, sample in enumerate(samples):
+        rng = np.random.default_rng([11, 2, i])
+        scale, at_least = rng.uniform(1, 4), rng.random() < 0.3
+        side = 9 if at_least else round(9 * scale)
+        assert torch.equal(sample["cell"][0], torch.full((81, 2), 2 / side))
+        if at_least:
+            row, column = ((sample["coord"][0] + 1) * 4.5).floor().long().unbind(-1)
+            assert torch.equal(sample["gt"][0], sample["inp"][0, :, row, column].T)
+            smallest += 1
+        else:
+            assert torch.equal(sample["cell"][0], uniform[i]["cell"])
+    assert 40 < smallest < 80
+
+
 def test_cells_of_a_pair_turn_with_it():
     low, high = image(6, 10, 1), image(18, 30, 2)
     wrapper = wrap("sr-implicit-paired", [(low, high)] * 20, augment=True)
@@ -346,6 +372,8 @@ def test_an_image_that_a_reduction_leaves_nothing_of():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="1 <= scale_min <= scale_max, got 0"):
         wrap("sr-implicit-downsampled", [], scale_min=0.5)
+    with pytest.raises(ValueError, match=r"scale_min_share must be in \[0, 1\], got 1.5"):
+        wrap("sr-implicit-downsampled", [], scale_min_share=1.5)
     with pytest.raises(ValueError, match="20 x 30, too small for a crop of 24 x 24"):
         wrap("sr-implicit-downsampled", [image(20, 30)], inp_size=8, scale_min=3)[0]
     with pytest.raises(ValueError, match="sample_q must be at most the 8 x 8 pixels"):

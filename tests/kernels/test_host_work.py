@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from liif_fast import functional
 from liif_fast.backends import triton as backend
-from liif_fast.kernels import host, project
+from liif_fast.kernels import backward, host, project
 
 from ..ops.support import Problem
 from .test_memory import idle  # noqa: F401
@@ -81,3 +81,17 @@ def test_a_frozen_encoder_costs_no_gradient_of_the_map(idle, monkeypatch, frozen
     out = functional.liif_decode(*made.arguments, backend=backend.NAME)
     torch.autograd.grad(out.sum(), [each for each in made.leaves if each.requires_grad])
     assert len(launches) == (1 if frozen else 2)
+
+
+def test_images_of_a_render_go_back_together(idle, monkeypatch):  # noqa: F811
+    launches = []
+
+    class Chain:
+        def __getitem__(self, grid):
+            return lambda *args, **named: launches.append(grid)
+
+    monkeypatch.setattr(backward, "chain_kernel", Chain())
+    made = Problem(batch=5, shape=(4, 5), hidden=(256,) * 4).to(torch.float16).requires_grad()
+    out = functional.liif_render(made.feat, (7, 9), made.weights, made.biases, backend=backend.NAME)
+    torch.autograd.grad(out.sum(), made.leaves)
+    assert len(launches) == 1

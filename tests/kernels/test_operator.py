@@ -185,6 +185,37 @@ def test_gradients_of_coord_and_cell_in_half_precision(backend, dtype):
         assert rms(ours - right) <= limit, f"{name}: error {rms(ours - right):.3g}, allowed {limit:.3g}"
 
 
+@pytest.mark.parametrize("low", [False, True])
+def test_a_sum_beyond_float16(low):
+    """P's gradient sums rows in float32: it may pass 65504 where no row's gradient and no result does.
+
+    GradScaler starts at a factor of 65536, so that is usual. The results are finite and keep their promise.
+    """
+    queries, channels = 300, 2
+    generator = torch.Generator().manual_seed(2)
+    feat = torch.randn(1, channels, 1, 2, generator=generator)
+    coord, cell = torch.rand(2, 1, queries, 2, generator=generator)
+    # The first layer is positive and small: dP sums to 1e6 and the map's gradient to 1e4.
+    weights = [torch.rand(8, 9 * channels + 4, generator=generator) * 1e-3, torch.rand(3, 8, generator=generator)]
+    biases = [torch.ones(8), torch.zeros(3)]
+
+    def gradients(backend, dtype, autocast=None):
+        leaves = [t.to(dtype).requires_grad_() for t in (feat, *weights, *biases)]
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            out = functional.liif_decode(leaves[0], coord, cell, leaves[1:3], leaves[3:], backend=backend)
+        return torch.autograd.grad(out, leaves, torch.full_like(out, 8000))
+
+    with torch.no_grad():
+        weights[0][:, -4:] = 0  # its columns for rel and cell would pass it, too
+    exact = gradients("reference", torch.float64)
+    assert exact[3].abs().max() > 10 * 65504  # of the first bias: P's gradient, over the two latents
+    ours = gradients("triton", torch.float16) if low else gradients("triton", torch.float32, torch.float16)
+    assert ours[0].dtype == (torch.float16 if low else torch.float32)
+    for o, e in zip(ours[:1] if low else ours, exact, strict=False):
+        assert o.isfinite().all()
+        assert rms(o - e) <= 3 * EPS[torch.float16] * rms(e)
+
+
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_atomic_and_sorted_gradients_agree(ensemble):
     """use_deterministic_algorithms selects the sorted form, which is repeatable."""

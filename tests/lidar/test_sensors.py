@@ -9,6 +9,7 @@ import pytest
 
 from liif_fast.lidar import Sensor, project, scores, unproject
 from liif_fast.lidar.detection import detect
+from liif_fast.lidar.sensor import _table
 
 UNEVEN = Sensor((-10.0, -4.0, -1.0, 0.0, 2.5), 36, name="uneven")
 
@@ -18,9 +19,20 @@ def test_named_sensors_have_their_beams() -> None:
     assert vlp.lines == 16 and vlp.beams[0] == -15 and vlp.beams[-1] == 15
     assert Sensor.named("os1-32").beams == Sensor.named("os1-128").beams[::4]
     assert Sensor.named("hdl-64e").lines == 64 and Sensor.named("vlp-32c").lines == 32
+    assert Sensor.named("puck-hi-res").lines == 16 and Sensor.named("vlp-32a").lines == 32
+    vls = Sensor.named("vls-128")
+    assert (vls.lines, vls.beams[0], vls.beams[-1]) == (128, -25, 15)
+    assert np.diff(vls.beams).min() == pytest.approx(0.11) and np.diff(vls.beams).max() > 5  # dense at the horizon
     for name in ("os3-128", "os1-0", "os1-77", "", "vlp"):
         with pytest.raises(ValueError, match="no sensor is called"):
             Sensor.named(name)
+
+
+def test_every_named_sensor_states_its_source_and_is_documented() -> None:
+    known = {name: entry for name, entry in _table().items() if not name.startswith("os")}
+    assert all(entry["source"] for entry in _table().values())
+    text = (Path(__file__).parents[2] / "docs" / "lidar.md").read_text()
+    assert [name for name in known if f"`{name}`" not in text] == []
 
 
 def test_a_row_is_a_place_in_beam_index_whatever_the_spacing() -> None:

@@ -75,7 +75,7 @@ def close(ours, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_output_and_gradients_are_those_of_the_plain_form(switches, backend):
     model, (inp, coord, cell) = build(*switches), batch()
     model.backend = backend
@@ -153,8 +153,10 @@ def test_names_are_those_of_the_authors():
 
 def test_files_and_commands(tmp_path):
     model, queries = build(), batch()
+    renamed = {"name": "lm-liif", "args": model.spec["args"], "sd": model.state_dict()}
     with torch.no_grad():
         expected = model(*queries)
+        assert torch.equal(load_model(renamed)(*queries), expected)
         for name in ("model.safetensors", "model.pth"):
             save_model(model, tmp_path / name)
             assert torch.equal(load_model(tmp_path / name)(*queries), expected)
@@ -165,7 +167,7 @@ def test_files_and_commands(tmp_path):
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 36, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    report = verify(model, tmp_path / "photo.png", 4, turns=1, names=("torch",))
+    report = verify(model, tmp_path / "photo.png", 4, turns=1, names=("torch", "cpu"))
     assert report.disagreements() == []
     size, clipped = (216, 240), [2 * 1.5 / 240, 2 * 1.5 / 216]  # x6, with the cell of x4
     inp = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1

@@ -79,30 +79,40 @@ def golden():
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", ["reference", "torch", "auto"])
-def test_numbers_of_the_authors_code(golden, name, backend):
+def of_the_authors(golden, name, backend):
+    """Return a model with their weights, which keeps their features, and their values."""
     values = {key.removeprefix(f"{name}/"): value for key, value in golden.items() if key.startswith(f"{name}/")}
     model = build(name, feats=16, hidden=32, layers=3)
     missing = model.load_state_dict({k[4:]: v for k, v in values.items() if k.startswith("par:")}, strict=False)
     assert not missing.unexpected_keys
     assert all(key.startswith("encoder.") for key in missing.missing_keys)
-    model.backend, size = backend, (33, 42)
+    model.backend = backend
     model.keep(values["feat"], values["inp"])
+    return model, values
+
+
+def check_gradients_of_the_authors(model, values):
+    out = model.query_rgb(values["coord"], values["cell"])
+    close(out, values["out"])
+    (out * values["grad_out"]).sum().backward()
+    parameters = dict(model.named_parameters())
+    wanted = [key for key in values if key.startswith("grad:")]
+    assert len(wanted) == 13
+    for key in wanted:
+        close(parameters[key[5:]].grad, values[key], 1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ["reference", "torch", "auto"])
+def test_numbers_of_the_authors_code(golden, name, backend):
+    model, values, size = *of_the_authors(golden, name, backend), (33, 42)
     with torch.no_grad():
         coord, cell = make_coord(size).expand(2, -1, -1), 2 * make_cell(size).expand(2, -1, -1)
         close(model.query_rgb(coord, cell), values["out_33x42_cell2"])
         rendered = model.render_rgb(size, cell=(4 / 33, 4 / 42))
         close(rendered.flatten(2).mT, values["out_33x42_cell2"])
     if name == "lte":
-        out = model.query_rgb(values["coord"], values["cell"])
-        close(out, values["out"])
-        (out * values["grad_out"]).sum().backward()
-        parameters = dict(model.named_parameters())
-        wanted = [key for key in values if key.startswith("grad:")]
-        assert len(wanted) == 13
-        for key in wanted:
-            close(parameters[key[5:]].grad, values[key], 1e-4)
+        check_gradients_of_the_authors(model, values)
 
 
 @pytest.mark.parametrize("name", NAMES)

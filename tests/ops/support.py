@@ -2,13 +2,12 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import torch
 
 from liif_fast.attention import Block, CornerTransformer
 
+from .. import warm
 from .oracle import Switches
 
 # Every backend that must keep the promises; add a new one by its name.
@@ -108,13 +107,5 @@ def same_bits(a, b):
 
 
 def run_python(code, *arguments, **environment):
-    """Run code in a new Python process with arguments and variables, and return its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    """Run code in a process of its own with arguments and variables, and return its output."""
+    return warm.run("-c", code, *arguments, env={**os.environ, **environment}, check=True).stdout.strip()

@@ -1,8 +1,6 @@
 """FlopCounterMode counts our operators as it counts the factorised form in plain PyTorch; the profiler names them."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from liif_fast import functional
 
-from .support import ALL_SWITCHES
+from .support import ALL_SWITCHES, run_python
 
 FUSED = "cpu"
 
@@ -101,8 +99,7 @@ def test_the_counter_may_be_imported_first():
         "    liif_fast.LIIFDecoder(4, hidden_list=(8,))(torch.rand(1, 4, 5, 5), *torch.rand(2, 1, 9, 2))\n"
         "print(mode.get_total_flops() > 0, counter.__spec__.loader.get_source(counter.__name__)[:1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "True #\n"
+    assert run_python(script) == "True #"
 
 
 def test_the_profiler_names_the_operators():

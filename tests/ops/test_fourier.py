@@ -28,17 +28,31 @@ class Call:
         self.weights, self.biases = make_layers((width, *widths), dtype=dtype)
         self.weigh = torch.randn(batch, queries, widths[-1]).to(dtype)
 
+    @property
+    def leaves(self):
+        return [self.feat, self.phase, *self.weights, *self.biases]
+
+    def to(self, *target):
+        """Move or convert everything, except the dtype of coord and cell, and return self."""
+        for name in ("feat", "phase", "weigh"):
+            setattr(self, name, getattr(self, name).to(*target))
+        self.weights, self.biases = ([each.to(*target) for each in layers] for layers in (self.weights, self.biases))
+        self.coord, self.cell = (each.to(self.feat.device) for each in (self.coord, self.cell))
+        return self
+
+    def requires_grad(self):
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+        return self
+
     def run(self, backend, **options):
         return functional.fourier_decode(
             self.feat, self.coord, self.cell, self.phase, self.weights, self.biases, backend=backend, **options
         )
 
     def gradients(self, backend, **options):
-        leaves = [self.feat, self.phase, *self.weights, *self.biases]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        out = self.run(backend, **options)
-        return out.detach(), torch.autograd.grad((out * self.weigh).sum(), leaves)
+        out = self.requires_grad().run(backend, **options)
+        return out.detach(), torch.autograd.grad((out * self.weigh).sum(), self.leaves)
 
 
 def formula(call):
@@ -91,6 +105,25 @@ def test_gradients_of_the_places():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
 
 
+def check_places(backend, dtype=torch.float32, tolerance=1e-5, **options):
+    """Compare the gradients of coord and cell with torch's."""
+    call = Call(32, (32, 24, 3), queries=options.pop("queries", 83), dtype=dtype)
+    places = [each.requires_grad_() for each in (call.coord, call.cell)]
+    for each in (call.feat, *call.weights):
+        each.requires_grad_()
+    names = (backend, "torch")
+    grads = [torch.autograd.grad((call.run(name, **options) * call.weigh).sum(), places) for name in names]
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_gradients_of_the_places_in_the_kernels(dtype, tolerance, recompute):
+    check_places("cpu", dtype, tolerance, recompute=recompute)
+
+
 @pytest.mark.parametrize("backend", FORMS[1:])
 def test_chunks_change_nothing(backend, monkeypatch):
     call = Call()
@@ -124,8 +157,9 @@ def test_the_operator_reads_nothing_outside_of_a_part():
     """`fourier_render` has checked its part; a direct call is checked by the operator."""
     call = Call(shape=(4, 6))
     p, place = call.feat.permute(0, 2, 3, 1).contiguous(), (0, 0, 9, 6)
+    arguments = (p, call.coord, call.cell, call.phase, call.weights, call.biases, place, (0, 0))
     with pytest.raises(RuntimeError, match="outside of p's part of the map"):
-        torch.ops.liif_fast.fourier_decode(p, call.coord, call.cell, call.phase, call.weights, call.biases, place, None)
+        torch.ops.liif_fast.fourier_decode(*arguments, None)
 
 
 def test_bits_do_not_depend_on_threads_or_neighbours(threads):

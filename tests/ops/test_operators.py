@@ -6,13 +6,14 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, fourier, resize, sm90
+from liif_fast.ops import attend, fourier, modulated, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-assert functional and attend and decode_ops and fourier and resize and sm90  # importing them defines the operators
+# importing them defines the operators
+assert functional and attend and decode_ops and fourier and modulated and resize and sm90
 
 
 def samples():
@@ -72,12 +73,15 @@ def samples():
     for depth, heads in ((0, 1), (1, 2), (2, 4)):
         yield from attend_samples(depth, heads)
     yield from fourier_samples(torch.float32)
+    yield from modulated_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
+    yield "recycle", (torch.randn(3, 4),)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
         yield from low_samples()
         yield from fourier_samples(torch.bfloat16)
+        yield from modulated_samples(torch.bfloat16)
 
 
 def attend_samples(depth, heads):
@@ -96,13 +100,25 @@ def fourier_samples(dtype):
     """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
     coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
     p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
-    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 5, 6), None)
-    yield "fourier_decode", (p, coord, cell, phase, *layers, (0, 0, 11, 13), None)
-    yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, None)
+    for rows in (0, 12):
+        saved = torch.randn(rows, 13).to(dtype)
+        for place in ((0, 0, 5, 6), (0, 0, 11, 13)):
+            yield "fourier_decode", (p, coord, cell, phase, *layers, place, saved.shape, None)
+        yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, saved, rows > 0, None)
+
+
+def modulated_samples(dtype):
+    """LM-LIIF's decoder with 2 layers of 5 neurons and 3 features; products in `dtype`, the rest in float32."""
+    coord, p = torch.rand(2, 7, 2) * 0.5 - 1, torch.randn(2, 5, 6, 23)
+    for cell, ensemble in ((torch.rand(2, 7, 2), True), (None, False)):
+        layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
+        yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 5, 6), None)
+        yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 11, 13), None)
+        yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, None)
 
 
 def low_samples():
-    """In bfloat16, outputs and all gradients except those of feat and x are float32."""
+    """In bfloat16, outputs and all gradients except those of x are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low

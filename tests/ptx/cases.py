@@ -13,6 +13,7 @@ import torch
 
 from liif_fast import functional
 from tests.ops.support import Problem, same_bits
+from tests.ops.test_fourier import Call
 from tests.ptx import execute
 
 
@@ -28,7 +29,8 @@ def compared(name, problems, run):
     for problem, out in zip(problems, outs, strict=True):
         grads = torch.autograd.grad(out, problem.leaves, weight.to(out.dtype), allow_unused=True)
         gradients.append([out, *grads])
-    names = ["output", "feat", *(f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights)))]
+    names = ["output", "feat", *(["phase"] if hasattr(problem, "phase") else [])]
+    names += [*(f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights)))]
     for part, ours, plain, exact in zip(names, *gradients, strict=True):
         if exact is not None and exact.numel() and rms(exact):
             yield [f"{name}: {part}", rms(ours - exact), rms(plain - exact), rms(exact)]
@@ -62,6 +64,14 @@ def main():
     def gather(p, backend):
         return functional.gather_corners(*p.arguments[:3], backend=backend)[0]
 
+    def waves():
+        made = [Call(72, (*map(int, hidden), 3), (4, 5), queries=9).to(dtype) for _ in range(3)]
+        made[2].to(torch.float64)
+        return [each.requires_grad() for each in made]
+
+    def fourier(p, backend):
+        return p.run(backend, recompute=recompute)
+
     ours, *_ = made = problems()
     rows = torch.randn(37, ours.weights[0].shape[1], generator=torch.Generator().manual_seed(5)).to(dtype)
     errors = [
@@ -69,6 +79,7 @@ def main():
         *compared("render", made, render),
         *compared("fused_mlp", made, mlp),
         *compared("gather_corners", made, gather),
+        *compared("fourier_decode", waves(), fourier),
     ]
     bits = [*plan_bits(ours, (4, 5), ours.coord), *plan_bits(ours, (3, 7), hostile((3, 7)))]
     print(json.dumps({"errors": errors, "plan": all(bits), "executed": execute.Executor.executed}))

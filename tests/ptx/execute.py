@@ -39,6 +39,7 @@ class Executor:
 
     binaries: ClassVar[dict[str, Binary]] = {}
     executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel
+    sectors: ClassVar[Counter[str]] = Counter()  # of memory that its warps' accesses touch, by kernel and kind
     change: Callable[[str, Program], Program] = staticmethod(lambda name, program: program)
     truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))  # see matrix.multiply
 
@@ -87,6 +88,7 @@ class Executor:
             for x in range(grid[0]):
                 block = kind(program, values, (x, y), 32 * options["num_warps"], binary.shared, memory, self.truncate)
                 self.executed[name] += block.run()
+        self.sectors.update({f"{name} {kind}": count for kind, count in memory.sectors.items()})
         for address, raw in storages.values():
             raw[:] = memory.read_back(address, raw.size)
 

@@ -231,7 +231,7 @@ class Block:
             return np.empty((0, size), np.uint8)
         if space == "shared":
             return self.shared.read(address, size, self.warp[mask])
-        return self.memory.bytes[self.memory.places(address, size)]
+        return self.memory.bytes[self.memory.places(address, size, "ld", self.warp[mask])]
 
     def do_st(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
         kind, sources = opcode[-1], elements(operands[1])
@@ -243,7 +243,7 @@ class Block:
         if opcode[1] == "shared":
             self.shared.write(address, data, self.warp[mask])
         else:
-            self.memory.bytes[self.memory.places(address, data.shape[1])] = data
+            self.memory.bytes[self.memory.places(address, data.shape[1], "st", self.warp[mask])] = data
 
     def do_atom(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
         if opcode[-1] != "f32" or not {"add", "relaxed"} <= {*opcode}:
@@ -252,7 +252,8 @@ class Block:
             return
         address, values = operands if opcode[0] == "red" else operands[1:]
         sources = elements(values)
-        places = self.memory.places(self.address(address)[mask], 4 * len(sources))[:, ::4] // 4
+        at = self.address(address)[mask]
+        places = self.memory.places(at, 4 * len(sources), "atom", self.warp[mask])[:, ::4] // 4
         added = np.stack([self.get(each, "f32")[mask] for each in sources], 1)
         np.add.at(self.memory.bytes.view(np.float32), places, added)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 # Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
 BASE, GAP = 1 << 40, 4096
+SECTOR = 32  # bytes that memory moves at once
 NEVER = -1
 
 
@@ -22,6 +25,7 @@ class Global:
         self.stops: list[int] = []
         self.homes: list[int] = []  # where in `bytes`
         self.next, self.skipped = GAP, 0
+        self.sectors: Counter[str] = Counter()  # of 32 bytes that a warp's accesses touch, by kind
 
     def add(self, raw: np.ndarray, skip: int = 0) -> int:
         """Copy the bytes of a tensor in, and return its address, `skip` bytes and more behind the one before."""
@@ -40,7 +44,7 @@ class Global:
         home = self.homes[self.starts.index(address - BASE)]
         return self.bytes[home : home + size]
 
-    def places(self, address: np.ndarray, size: int) -> np.ndarray:
+    def places(self, address: np.ndarray, size: int, kind: str = "ld", warp: np.ndarray | int = 0) -> np.ndarray:
         """Return the position of every byte, [accesses, size], all within one tensor each and aligned to `size`."""
         at = address - BASE
         tensor = np.searchsorted(self.starts, at, "right") - 1
@@ -48,6 +52,7 @@ class Global:
             raise Fault("an access to global memory outside of every tensor")
         if (address % size).any():
             raise Fault(f"an access to global memory is not aligned to {size} bytes")
+        self.sectors[kind] += np.unique((at // SECTOR << 5) + warp).size
         return (at + np.subtract(self.homes, self.starts)[tensor])[:, None] + np.arange(size)
 
 

@@ -12,6 +12,7 @@ STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*")
 INLINE = re.compile(r"// begin inline asm(.*?)// end inline asm", re.DOTALL)
 DECLARED = re.compile(r"\.reg \.(\w+) (\w+);|^(\w+):", re.MULTILINE)
+OWN = {"pred": "p", "b32": "r", "b64": "rd"}  # what compilers call registers
 PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
 
 
@@ -42,8 +43,8 @@ def without_scopes(ptx: str) -> str:
     """Give registers and labels of inline assembly, which its braces keep apart, names of their own."""
 
     def renamed(number: int, text: str) -> str:
-        for kind, register, label in DECLARED.findall(text):
-            own = f"%{'p' if kind == 'pred' else 'r'}9{number:05}" if kind else f"$asm{number}_{label}"
+        for i, (kind, register, label) in enumerate(DECLARED.findall(text)):
+            own = f"%{OWN[kind]}9{number:05}{i}" if kind else f"$asm{number}_{label}"
             text = re.sub(rf"(?<![\w.%$]){register or label}(?![\w.])", lambda _, own=own: own, text)
         return text
 

@@ -81,6 +81,12 @@ SM80: dict[str, tuple[str, Change]] = {
     "atomic: lost": ("atomic", removed("atom")),
     "plan: contracted": ("gather", contracted),
     "register: never written": ("gather", removed("add.rn.f32", 5)),
+    "waves: of the latent's other half": ("fourier", operand("ld.global.v4", 1, moved(16))),
+    "waves: a half turn less": ("fourier", operand("and.b32", 2, lambda _: "0")),
+    "waves: a part of the angle is lost": ("fourier", operand("fma.rn.f32", 2, lambda _: "0f00000000")),
+    "waves: back, a frequency's other part": ("waves_back", operand("st.global.v4", 0, moved(16))),
+    "waves: back, a sum of rows is cut": ("waves_back", removed("shfl")),
+    "waves: back, a row without a mask": ("waves_back", everywhere(unguarded, "st.global")),
     "gather: a neighbour's tap": ("gather", operand("ld.global", 1, moved(4), -1)),
     "sum: one row on": ("segment", operand("ld.global.b64", 1, moved(8), -1)),
 }  # fmt: skip
@@ -154,5 +160,8 @@ SM90: dict[str, tuple[str, Change]] = {
     "matrix: two fragments exchanged": ("chain", swapped(STMATRIX, 1)),
     "relu: NaN is lost": ("decode", renamed("max.NaN.f32", "max.f32")),
     "plan: contracted": ("gather", contracted),
+    "waves: no wait for a product": ("fourier", removed("wgmma.wait_group", 1)),
+    "waves: a part of the angle is lost": ("fourier", operand("fma.rn.f32", 2, lambda _: "0f00000000")),
+    "waves: back, a row without a mask": ("waves_back", everywhere(unguarded, "st.global")),
 }  # fmt: skip
 TABLES = {80: SM80, 90: SM90}

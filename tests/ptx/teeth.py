@@ -17,6 +17,7 @@ import torch
 from liif_fast import functional
 from tests.ops.support import Problem, same_bits
 from tests.ops.test_attend import Attention
+from tests.ops.test_fourier import Call
 from tests.ptx import machine
 from tests.ptx.cases import hostile
 from tests.ptx.execute import Executor, install
@@ -44,6 +45,8 @@ class Recorded:
         with torch.no_grad():
             problem.feat[0, 0, 1, 1] = float("nan")
         functional.liif_decode(*problem.arguments, backend="triton").sum().backward()
+        waves = Call(72, (70, 3), (4, 5), queries=9).to(torch.float16).requires_grad()
+        waves.run("triton").sum().backward()
         feat, coord = torch.randn(2, 5, 3, 7, requires_grad=True), hostile((3, 7))
         functional.gather_corners(feat, coord, torch.full_like(coord, 0.3), backend="triton")[0].sum().backward()
         Attention(16, 1, 4, 16, shape=(3, 4), queries=9).gradients("triton")
@@ -85,7 +88,9 @@ def main():
     recorded = Recorded()
     recorded.results = {name: recorded.run(name) for name in recorded.calls}
     table = dict(TABLES[architecture])
-    for name, (kind, opcode) in itertools.product(("decode", "chain", "project"), EACH.items()):
+    for name, (kind, opcode) in itertools.product(
+        ("decode", "chain", "project", "fourier", "waves_back"), EACH.items()
+    ):
         for number in range(recorded.count(name, opcode)):
             table[f"{kind}: {name} without number {number}"] = name, removed(opcode, number)
     print(json.dumps({title: recorded.found(*fault) for title, fault in table.items()}))

@@ -14,10 +14,12 @@ pytestmark = pytest.mark.ptx
 # Triton 3.7.1 places these needlessly: across the barriers each warp touches only its own memory, and between the
 # fences nothing is written.
 REDUNDANT = {
-    80: {f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16))},
-    90: {f"barrier: {name} without number {number}" for name, number in (("decode", 16), ("chain", 16), ("chain", 18))}
+    80: {f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16),
+         ("fourier", 8), ("waves_back", 1), ("waves_back", 5))},
+    90: {f"barrier: {name} without number {number}" for name, number in (("decode", 16), ("chain", 16), ("chain", 18),
+         ("waves_back", 1), ("waves_back", 5))}
     | {f"fence: {name} without number 1" for name in ("decode", "chain")},
-}
+}  # fmt: skip
 NAMED = [
     (80, "barrier: decode", "a race"),
     (80, "copy: no first wait", "under way"),
@@ -28,6 +30,7 @@ NAMED = [
     (90, "copy", "under way"),
     (90, "fence: decode", "without a proxy fence"),
     (90, "products: no wait", "while a product"),
+    (90, "waves: no wait", "that a product reads"),
 ]
 
 

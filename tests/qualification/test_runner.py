@@ -182,9 +182,37 @@ def test_a_process_that_cannot_begin_is_no_fault_of_a_kernel(monkeypatch):
 
 def test_a_process_that_is_killed_is_no_fault_of_a_kernel(monkeypatch):
     process = runner._Process.__new__(runner._Process)
-    process._process = type("Ended", (), {"wait": lambda self: -signal.SIGKILL})()
+    process._process = type("Ended", (), {"wait": lambda self, seconds: -signal.SIGKILL})()
     with pytest.raises(Unavailable, match="memory ran out"):
         process.ended()
+
+
+@pytest.fixture
+def child(monkeypatch, tmp_path):
+    """Return child(commands), which lets a shell be the process; it has said the key and that FIRST's values begin."""
+
+    def be(commands):
+        lines = [json.dumps(each) for each in ({"key": {}}, {"at": "values", "unit": FIRST})]
+        script = tmp_path / "child"
+        script.write_text("\n".join(["#!/bin/sh", "read job", *(f"echo '{line}'" for line in lines), commands, ""]))
+        script.chmod(0o755)
+        monkeypatch.setattr(runner.sys, "executable", str(script))
+
+    return be
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the process is a shell script")
+def test_half_a_line_is_left_by_a_process_that_is_killed(child):
+    child("""printf '{"unit": ["tri'; kill -9 $$""")
+    with pytest.raises(Unavailable, match="memory ran out"):
+        exam().run([FIRST])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the process is a shell script")
+def test_a_process_that_says_no_more_and_does_not_end(child, monkeypatch):
+    monkeypatch.setattr(runner, "ENDING", 0.5)
+    child("exec >&-; sleep 60")
+    assert exam().run([FIRST]) == {FIRST: {"correct": False, "why": "values: the process does not end"}}
 
 
 def test_a_wrong_kernel_is_named_and_an_exit_code(play, here, capsys):
@@ -209,11 +237,14 @@ def test_the_report_runs_nothing_if_there_is_a_verdict(play, here, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such folder")
-def test_a_place_that_cannot_be_written_is_said_before_the_work(play, here, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_said_before_the_work(play, here, monkeypatch, tmp_path, capsys):
     jobs = play(right)
-    monkeypatch.setenv(verdict.VARIABLE, "/proc/verdicts")
-    assert main(["qualify", "--device", "cpu"]) == 1
-    assert "LIIF_FAST_VERDICT names another" in capsys.readouterr().err
+    (tmp_path / "folder.json").mkdir()
+    for place in ("/proc/verdicts", str(tmp_path / "folder.json")):
+        monkeypatch.setenv(verdict.VARIABLE, place)
+        assert main(["qualify", "--device", "cpu"]) == 1
+        said = capsys.readouterr().err
+        assert "LIIF_FAST_VERDICT names another" in said and place in said
     monkeypatch.setenv(verdict.VARIABLE, "off")
     assert main(["qualify", "--device", "cpu"]) == 1
     assert "LIIF_FAST_VERDICT=off" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from liif_fast import backends, functional, info
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
+from liif_fast.cli import main
 
 from ..cli.support import raising
 from ..ops.support import Problem, run_python
@@ -116,6 +117,26 @@ def test_a_damaged_file_is_said_and_passed_over(text, caplog):
     assert record.levelno == logging.WARNING and str(path) in record.message
 
 
+@pytest.mark.parametrize(
+    "results",
+    [[], {"triton": []}, {"triton": {"decode, float32": 1}}, {"triton": {"decode, float32": {"taken": True}}},
+     {"triton": {"decode, float32": {**RIGHT, "ratio": "2"}}}],
+)  # fmt: skip
+def test_results_of_another_form_are_said_and_passed_over(results, caplog):
+    path = keep(results)
+    assert verdict.faster("cpu", None, ("decode", torch.float32, False)) == ()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and str(path) in record.message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_not_waited_for(monkeypatch, tmp_path, caplog):
+    os.mkfifo(tmp_path / "pipe.json", 0o600)
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "pipe.json"))
+    assert verdict.read("cpu", None) is None
+    assert "not a file" in caplog.text
+
+
 def test_info_shows_it(monkeypatch):
     assert info._verdict("cpu", None) == []
     assert "none; `liif-fast qualify`" in info._verdict("cuda", 0)[0][1]
@@ -157,6 +178,13 @@ def test_without_one_a_gpu_is_told_once(monkeypatch, caplog):
     assert (record.levelno, record.name) == (logging.WARNING, "liif_fast")
     assert "off until `liif-fast qualify`" in record.message and "5 minutes" in record.message
     assert "off in auto until `liif-fast qualify`" in str(backends.explain(call(), "auto"))
+
+
+def test_a_command_says_it(monkeypatch, capsys):
+    of_cuda(monkeypatch, None)
+    monkeypatch.setattr("liif_fast.cli.info.run", lambda args: len(backends.order(call())) - len(backends.AUTO))
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == f"liif-fast: {backends.NO_VERDICT}\n"
 
 
 def test_where_no_kernel_could_run_nothing_is_said(monkeypatch, caplog):

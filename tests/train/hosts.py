@@ -6,7 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
+from .. import warm
+
+ENTER = """
+import ctypes, os
+if ctypes.CDLL(None, use_errno=True).setns(os.open({!r}, os.O_RDONLY), 0):
+    raise OSError(ctypes.get_errno(), "setns")
+"""
 ADDRESSES = ("10.203.0.1", "10.203.0.2")
 
 
@@ -32,7 +40,6 @@ class Hosts:
 
     def __enter__(self):
         self.names = [f"liif-{os.getpid()}-{number}" for number in (0, 1)]
-        self.processes = []
         with contextlib.ExitStack() as made:
             for number, name in enumerate(self.names):
                 ip("netns", "add", name)
@@ -43,8 +50,6 @@ class Hosts:
 
     def __exit__(self, *error):
         self._made.close()
-        for process in self.processes:
-            process.communicate()
 
     def _join(self):
         first, second = self.names
@@ -58,21 +63,17 @@ class Hosts:
         self.kill(number)
         ip("netns", "delete", self.names[number])
 
-    def start(self, *command, **environment):
-        """Start a Python program on both hosts with torchrun's variables, without torchrun's own process."""
+    def start(self, code, *arguments, **environment):
+        """Run code on both hosts with torchrun's variables; return each process and the file with its errors."""
         environment |= {"GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29400"}
+        started = []
         for rank, name in enumerate(self.names):
-            self.processes.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", name, sys.executable, *map(str, command)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env=os.environ | environment | {"RANK": str(rank)},
-                )
-            )
-        return self.processes[-2:]
+            command = "-c", ENTER.format(f"/run/netns/{name}") + code, *arguments
+            env = os.environ | environment | {"RANK": str(rank)}
+            errors = tempfile.TemporaryFile("w+")
+            started.append((warm.Process(*command, stderr=errors, env=env, modules=warm.OPTIMIZERS), errors))
+        return started
 
     def kill(self, number):
         """Kill everything on a host."""

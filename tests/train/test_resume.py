@@ -5,7 +5,6 @@ import errno
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,6 +18,7 @@ from liif_fast.train.records import read_log
 from liif_fast.train.trainer import Run
 from liif_fast.train.validation import Validation
 
+from .. import warm
 from .support import load, run, same
 
 SGD = {"name": "sgd", "args": {"lr": 0.01, "momentum": 0.9}}
@@ -206,10 +206,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, tiny, write, monkeypatc
     assert load(folder / "epoch-last.pth")["epoch"] == 4
 
 
-def command(path, root, *options):
-    return [sys.executable, "-c", START, str(path), str(root), *options]
-
-
+# In a process of its own, with a configuration and where to save.
 START = """
 import resource, sys, time
 from liif_fast.cli import main
@@ -219,11 +216,12 @@ step = Stepper.step
 if "slow" in sys.argv:
     Stepper.step = lambda *args: (time.sleep(0.3), step(*args))[1]
 train = package.train
-package.train = lambda *args, **options: train(*args, save_root=sys.argv[2], **options)
+package.train = lambda *args, root=sys.argv[2], **options: train(*args, save_root=root, **options)
 if "limited" in sys.argv:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 options = ["--resume"] if "--resume" in sys.argv else []
-sys.exit(main(["train", "--config", sys.argv[1], "--device", "cpu", *options]))
+sys.argv[1:] = ["train", "--config", sys.argv[1], "--device", "cpu", *options]
+sys.exit(main())
 """
 
 
@@ -232,9 +230,7 @@ def test_files_that_cannot_grow(tmp_path, tiny, write):
     folder = run(write, tiny | {"epoch_max": 1}, tmp_path)
     before = (folder / "epoch-last.pth").read_bytes()
     assert len(before) > 20_000
-    done = subprocess.run(
-        command(write(tiny), tmp_path, "--resume", "limited"), capture_output=True, text=True, timeout=120
-    )
+    done = warm.run("-c", START, write(tiny), tmp_path, "--resume", "limited", modules=warm.OPTIMIZERS)
     assert done.returncode == 1, done.stderr
     assert "liif-fast: error: " in done.stderr and "File too large" in done.stderr
     assert "Traceback" not in done.stderr
@@ -250,7 +246,7 @@ def test_killed_at_any_moment(tmp_path, tiny, write):
     whole = run(write, tiny, tmp_path / "whole")
     parts = tmp_path / "parts" / "_tiny"
     for delay in (0.0, 0.11):
-        process = subprocess.Popen(command(path, tmp_path / "parts", "--resume"), stderr=subprocess.DEVNULL)
+        process = warm.Process("-c", START, path, tmp_path / "parts", "--resume", modules=warm.OPTIMIZERS)
         before = seen(parts)
         while process.poll() is None and seen(parts) == before:
             time.sleep(0.01)
@@ -279,21 +275,18 @@ def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, 
     """Ctrl-C from a terminal or SIGTERM from a job manager gives a checkpoint, the exit code, and at most one line."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
     tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
-    process = subprocess.Popen(
-        command(write(tiny), tmp_path, "slow"),  # a worker's end would be noticed within a step
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not seen(tmp_path / "_tiny"):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signum)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert err == message
-    assert "stopped after step" in out
+    with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
+        start = "-c", START, write(tiny), tmp_path, "slow"  # a worker's end would be noticed within a step
+        process = warm.Process(*start, stdout=out, stderr=err, start_new_session=True, modules=warm.OPTIMIZERS)
+        while not seen(tmp_path / "_tiny"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signum)
+        ended = process.wait()
+        out.seek(0)
+        err.seek(0)
+        assert (ended, err.read()) == (code, message)
+        assert "stopped after step" in out.read()
     assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200
 
 
@@ -303,13 +296,9 @@ def test_a_closed_terminal(tmp_path, tiny, write):
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 200
     tiny |= {"save_minutes": 0, "epoch_max": 1}
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", TERMINAL, *command(write(tiny), tmp_path, "slow")],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
+    start = "-c", TERMINAL + START, write(tiny), tmp_path, "slow"
+    options = {"start_new_session": True, "modules": warm.OPTIMIZERS}
+    process = warm.Process(*start, stdin=theirs, stdout=theirs, stderr=theirs, **options)
     os.close(theirs)
     while not seen(tmp_path / "_tiny"):
         assert process.poll() is None
@@ -322,7 +311,6 @@ def test_a_closed_terminal(tmp_path, tiny, write):
 
 
 TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this session's terminal, whose end it is told of
-os.execv(sys.argv[1], sys.argv[1:])
 """

@@ -1,8 +1,6 @@
 """The server's answers: the pixels of `upscale`, the Image API, and what keeps others out."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from liif_fast.view.app import new_token
 from liif_fast.view.rendering import Renderer, _resized
 from liif_fast.view.shelf import Shelf
 
+from .. import warm
 from .support import HEIGHT, WIDTH, make_server, picture
 
 
@@ -267,5 +266,4 @@ def test_the_package_needs_no_server():
         "import sys; import liif_fast, liif_fast.upscaling, liif_fast.cli.program as p; p.build_parser();"
         "print([name for name in ('starlette', 'uvicorn', 'anyio', 'h11') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert warm.run("-c", code, check=True).stdout == "[]\n"

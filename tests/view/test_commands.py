@@ -1,16 +1,22 @@
 """`liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
+import tempfile
 import urllib.request
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from liif_fast import upscale
 from liif_fast.cli import main
+from liif_fast.models import make
+from liif_fast.models.checkpoint import save_model
 
+from .. import warm
 from .support import picture
 
 
@@ -43,22 +49,57 @@ def test_refusals(photo, capsys, monkeypatch):
 def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
-    arguments = [sys.executable, "-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model]
-    arguments += ["--device", "cpu"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
+    command = ["-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model, "--device", "cpu"]
+    reading, writing = os.pipe()
+    with open(reading) as out, tempfile.TemporaryFile("w+") as err:
+        process = warm.Process(*command, "--precision", "bf16", stdout=writing, stderr=err)
+        os.close(writing)
+        address = out.readline().strip()
         assert address.startswith("http://127.0.0.1:")
         assert len(address.split("/")[3]) >= 32  # the token
         with urllib.request.urlopen(f"{address}page.json", timeout=60) as answer:
             told = json.load(answer)
-        assert told == {"name": "photo.png", "photo": str(photo), "model": f" --model {small_model} --device cpu"}
+        options = f" --model {small_model} --device cpu --precision bf16"
+        assert told == {"name": "photo.png", "photo": str(photo), "model": options}
         with urllib.request.urlopen(f"{address}iiif/3/photo.png@x3/9,9,40,30/max/0/default.png", timeout=60) as answer:
-            assert Image.open(answer).size == (40, 30)
+            tile = np.asarray(Image.open(answer))
+        rendered = [
+            upscale(picture(), small_model, scale=3, region=(9, 9, 30, 40), precision=p) for p in ("bf16", "float32")
+        ]
+        assert np.array_equal(tile, rendered[0])
+        assert not np.array_equal(tile, rendered[1])
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == "liif-fast: interrupted\n"
+        assert process.wait() == 130
+        err.seek(0)
+        assert err.read() == "liif-fast: interrupted\n"
+
+
+@pytest.mark.parametrize("fault", ["no model", "a model of more channels"])
+def test_a_model_that_cannot_render_ends_the_server(photo, tmp_path, fault, capsys):
+    """In one line; the page is up before the model is loaded, so the command cannot refuse it at the start."""
+    for needed in ("starlette", "uvicorn"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
+    path = tmp_path / "model.safetensors"
+    if fault == "no model":
+        path.write_bytes(b"rubbish")
+    else:
+        encoder = {
+            "name": "edsr-baseline",
+            "args": {"n_resblocks": 1, "n_feats": 8, "n_colors": 4, "no_upsampling": True},
+        }
+        imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16]}}
+        save_model(make({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": imnet}}), path)
+    assert refusal(capsys, "serve", str(photo.parent), "--model", str(path)).count("\n") == 1
+
+
+def test_other_pixels_have_other_tags(photo, small_model, monkeypatch):
+    for needed in ("starlette", "uvicorn"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
+    seen = []
+    monkeypatch.setattr("liif_fast.cli.serve.serve", lambda server, *rest: seen.append(server.maker) or 0)
+    for options in ((), ("--precision", "bf16"), ("--backend", "torch"), ("--model", str(small_model))):
+        assert main(["serve", str(photo.parent), *options]) == 0
+    assert len(set(seen)) == 4
 
 
 def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch, capsys):

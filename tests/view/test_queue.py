@@ -43,6 +43,30 @@ async def filled(queue, held, names, client=here):
     return tasks
 
 
+def test_clients_that_have_gone_take_no_place():
+    """A full queue of abandoned requests takes a new one, whose client waits; those whose clients wait stay."""
+
+    async def play():
+        queue, held = Queue(most=4), Held()
+        tasks = await filled(queue, held, "abc", gone)
+        tasks.append(asyncio.create_task(queue.run("kept", held.job("kept"), here)))
+        await asyncio.sleep(0)
+        assert queue.waiting == 4
+        tasks.append(asyncio.create_task(queue.run("new", held.job("new"), here)))
+        while queue.counts["dropped"] < 3:
+            await asyncio.sleep(0.001)
+        held.free.set()
+        first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+        assert first == "first"
+        assert [type(each) for each in others[:3]] == [GoneError] * 3
+        assert others[3:] == ["kept", "new"]
+        assert held.order == ["first", "new", "kept"]
+        assert queue.counts == {"made": 3, "shared": 0, "dropped": 3, "refused": 0}
+        queue.close()
+
+    asyncio.run(play())
+
+
 def test_the_newest_comes_first():
     async def play():
         queue, held = Queue(), Held()

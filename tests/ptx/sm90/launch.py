@@ -46,14 +46,15 @@ def missing() -> str:
 
 
 @functools.cache
-def compiled() -> dict[Kernel, Program]:
-    """Return nvcc's PTX of every kernel."""
+def compiled(*macros: str) -> dict[Kernel, Program]:
+    """Return nvcc's PTX of every kernel, of the usual build or another."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "decode_sm90.ptx"
-        command = ["nvcc", *NVCC_FLAGS, "-DLIIF_KERNEL_ONLY", "-ptx", str(SOURCE), "-o", str(target)]
+        flags = [*NVCC_FLAGS, "-DLIIF_KERNEL_ONLY", *(f"-D{macro}" for macro in macros)]
+        command = ["nvcc", *flags, "-ptx", str(SOURCE), "-o", str(target)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         text = target.read_text()
-    text = text.replace(SYMBOL.search(text)[1], "%shared")
+    text = text.replace(SYMBOL.search(text)[1], "%shared").replace("liif_hangs", "%hangs")
     parts = ENTRY.split(without_scopes(text))[1:]
     found = {}
     for name, kind, ensemble, cluster, body in zip(*(parts[i::5] for i in range(5)), strict=True):
@@ -101,6 +102,7 @@ class Executor:
     """Stands in for the operators decode_sm90 and render_sm90."""
 
     change: Callable[[Program], Program] = staticmethod(lambda program: program)
+    macros: tuple[str, ...] = ()
     grid = 1  # clusters
     seed: ClassVar[object] = 0
     steps: ClassVar[int] = 0  # instructions of the last cluster
@@ -138,7 +140,7 @@ class Executor:
         problem.out, problem.out_steps[0] = self.apart(out)
         tiles = -(-problem.total // ((32 if kernel.ensemble else 128) * size)) * size
         parameters = np.frombuffer(bytes(problem) + int(tiles).to_bytes(8, "little"), np.uint8)
-        program, grid = self.change(compiled()[kernel]), min(self.grid * size, tiles)
+        program, grid = self.change(compiled(*self.macros)[kernel]), min(self.grid * size, tiles)
         where = size, SHARED_BYTES, self.memory
         for first in range(0, grid, size):
             Executor.steps = Cluster(program, parameters, first, grid, *where, self.seed, self.truncate).run()

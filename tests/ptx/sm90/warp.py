@@ -1,6 +1,7 @@
 """One warp of a cluster: what PTX of sm_90 adds to the instructions of ../machine.py.
 
 Lanes may diverge: of the groups of lanes the one furthest behind goes on, which is where compilers let them meet again.
+PTX promises no such order; with `Warp.scattered` any group may go on, and they meet only where the program lets them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Product(NamedTuple):
 class Warp(machine.Block):
     """32 lanes of a block."""
 
+    scattered = False
+
     def __init__(self, cluster: Cluster, block: Block, number: int, program: Program, parameters: np.ndarray,
                  place: int, grid: int, memory: Global, truncate: int) -> None:  # fmt: skip
         super().__init__(program, (), (place,), 32, 0, memory, truncate)
@@ -68,7 +71,10 @@ class Warp(machine.Block):
         """Execute up to `count` instructions, and return how many it could."""
         with np.errstate(all="ignore"):
             for done in range(count):
-                if not any(self.go(at) for at in sorted(self.groups)):
+                groups = sorted(self.groups)
+                if self.scattered:
+                    self.cluster.random.shuffle(groups)
+                if not any(self.go(at) for at in groups):
                     return done
         return count
 
@@ -219,8 +225,11 @@ class Warp(machine.Block):
         return barrier
 
     def do_bar(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> object:
+        if opcode[1] == "warp" or (self.scattered and operands == ("0",)):  # ptxas lets lanes meet at __syncthreads
+            if not mask.all():
+                return WAIT
         if opcode[1] == "warp":
-            return None if mask.all() else WAIT
+            return None
         self.whole(mask)
         threads = self.one(operands[1], "u32", mask) if len(operands) > 1 else 32 * WARPS
         number = self.one(operands[0], "u32", mask)
@@ -259,6 +268,9 @@ class Warp(machine.Block):
         else:
             self.order.fence()
             self.tick()
+
+    def do_trap(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
+        raise Fault("the kernel stops itself")
 
     def do_setmaxnreg(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> object:
         self.whole(mask)

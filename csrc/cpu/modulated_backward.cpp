@@ -1,0 +1,117 @@
+// liif_fast::modulated_decode_backward: the layers' gradients, and those of the modulations and features. Those of rel
+// and cell are not computed.
+#include "modulated.h"
+#include "operators.h"
+#include "rows_backward.h"
+
+namespace liif {
+namespace {
+
+struct ModulatedTag {};
+
+template <typename T>
+struct Tile {
+    std::vector<T*> h;
+    std::vector<Sum<T>*> product;  // of the modulated layers
+    typename Backward<T>::Tiles tiles;
+    T* narrow;
+    Sum<T>*g, *other, *wide;
+    const Sum<T>** latent;
+};
+
+template <typename T>
+Tile<T> make_tile(const ModulatedNet<T>& net, const Backward<T>& backward, Arena& arena) {
+    constexpr bool narrows = !std::is_same_v<T, Sum<T>>;
+    const int64_t size = kTileRows * net.stride();
+    Tile<T> b;
+    for (int64_t l = 0; l <= net.depth(); ++l) b.h.push_back(arena.take<T>(size));
+    for (int64_t l = 0; l < net.depth(); ++l) b.product.push_back(arena.take<Sum<T>>(size));
+    b.tiles = backward.tiles(arena);
+    b.narrow = arena.take<T>(narrows ? size : 0);
+    b.g = arena.take<Sum<T>>(size);
+    b.other = arena.take<Sum<T>>(size);
+    b.wide = arena.take<Sum<T>>(net.first_out());
+    b.latent = arena.take<const Sum<T>*>(kTileRows);
+    return b;
+}
+
+// h and the products before modulation.
+template <typename T, typename Rows>
+void forward(const ModulatedNet<T>& net, const Latents<Sum<T>>& latents, const Rows& rows, const Tile<T>& b) {
+    const int64_t s = net.stride();
+    for (int64_t r = 0; r < rows.count; ++r) {
+        const Row& row = rows[r];
+        b.latent[r] = latents.row(row.latent);
+        net.enter(b.h[0] + r * s, b.latent[r], row.corner, row.query.cell, b.wide);
+    }
+    for (int64_t l = 1; l <= net.depth(); ++l) {
+        const auto at = static_cast<size_t>(l);
+        if constexpr (std::is_same_v<T, Sum<T>>) {
+            net.forward_modulated(l, b.h[at - 1], b.latent, rows.count, b.product[at - 1], b.h[at]);
+        } else {
+            net.forward_modulated(l, b.h[at - 1], b.latent, rows.count, b.product[at - 1], b.other);
+            for (int64_t r = 0; r < rows.count; ++r) net.narrow(b.h[at] + r * s, b.other + r * s, net.neurons());
+        }
+    }
+}
+
+template <typename T, typename Rows>
+void back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& rows, Tile<T> b,
+          const Gradients<T>& sum) {
+    const int64_t s = net.stride();
+    const T* from = rows.out;
+    int64_t from_stride = net.out_padded();
+    for (int64_t l = net.hidden(); l >= 1; --l) {
+        const auto before = static_cast<size_t>(l - 1);
+        backward.add_layer(l, from, from_stride, b.h[before], rows.count, b.tiles, sum);
+        backward.back(l, from, from_stride, rows.count, b.g, nullptr);
+        if (l == 1) break;
+        kernel<Sum<T>>().modulate_back(b.g, rows.to, rows.step, b.product[before - 1], s, b.latent, net.scale(l - 1),
+                                       net.shift(l - 1), rows.count, net.neurons());
+        if constexpr (std::is_same_v<T, Sum<T>>) {
+            from = b.g;
+            std::swap(b.g, b.other);
+        } else {
+            for (int64_t r = 0; r < rows.count; ++r) net.narrow(b.narrow + r * s, b.g + r * s, net.neurons());
+            from = b.narrow;
+        }
+        from_stride = s;
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+        std::memcpy(rows.to + r * rows.step + net.first_feature(), b.g + r * s,
+                    static_cast<size_t>(net.features()) * sizeof(Sum<T>));
+    }
+}
+
+template <typename T>
+Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
+            const Tensors& weights, const Tensors& biases, bool ensemble) {
+    const Latents<Sum<T>> latents(p, 0, 0);
+    const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
+    Tensor packed;
+    const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
+        return ModulatedNet<T>(weights, biases, cell ? 4 : 2, pack_backward | pack_forward, arena, dry);
+    });
+    Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
+    RowsBackward<T> pass(grad, latents, queries, net, ensemble ? 4 : 1, 0, result[0]);
+    pass.template run<ModulatedTag>([&](Arena& arena) { return make_tile(net, pass.backward(), arena); },
+                                    [&](const auto& rows, const Tile<T>& b, const auto& sum) {
+                                        forward(net, latents, rows, b);
+                                        back(net, pass.backward(), rows, b, sum.layers);
+                                    });
+    pass.layer_gradients(p, result);
+    return result;
+}
+
+}  // namespace
+
+Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
+                                  const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
+                                  bool ensemble) {
+    check_modulated(p, coord, cell, weights, biases);
+    check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)});
+    return dispatch(weights[0],
+                    [&](auto t) { return run<decltype(t)>(grad, p, coord, cell, weights, biases, ensemble); });
+}
+
+}  // namespace liif

@@ -1,0 +1,122 @@
+"""Define `modulated_decode`: LM-LIIF's decoder behind its modulations, gather, modulated layers and blend in one pass.
+
+`p` [B, h, w, 2 L K + C] holds, of each latent in a row, the scales and the shifts of L layers of K neurons, and C
+features; `place` is (top, left, map_height, map_width), the part of a map that it is. `p` has the dtype in which
+products are summed, weights and biases that of the products. Without a cell the network reads rel alone behind the
+features. Activations are always computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liif_fast.call import Place, Switches, result_dtype
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+
+
+def _fake(
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    place: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    return p.new_empty(coord.shape[0], coord.shape[1], weights[-1].shape[0])
+
+
+def _backward_fake(
+    grad: Tensor,
+    p: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ensemble: bool,
+    backend: str | None,
+) -> list[Tensor]:
+    layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
+    return [p.new_empty(p.shape), *layers]
+
+
+_modulated = define(
+    "modulated_decode",
+    "(Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble, SymInt[] place,"
+    " str? backend) -> Tensor",
+    _fake,
+)
+# Return the gradients of p, and of the layers' weights and biases in turn.
+_modulated_backward = define(
+    "modulated_decode_backward",
+    "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble,"
+    " str? backend) -> Tensor[]",
+    _backward_fake,
+)
+
+
+def _parts(feat: Tensor, params: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return p, weights and biases as the operator takes them."""
+    layers = len(params) // 2
+    narrow = [t.to(dtype) for t in params]
+    p = feat.permute(0, 2, 3, 1).to(torch.promote_types(dtype, torch.float32)).contiguous()
+    return p, narrow[:layers], narrow[layers:]
+
+
+class _Modulated(torch.autograd.Function):
+    """Decode on the map, without keeping a copy of it in rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dtype: torch.dtype,
+        ensemble: bool,
+        place: Place,
+        backend: str | None,
+        coord: Tensor,
+        cell: Tensor | None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        ctx.options = dtype, ensemble, backend
+        ctx.save_for_backward(coord, cell, *inputs)
+        p, *layers = _parts(inputs[0], inputs[1:], dtype)
+        return _modulated(p, coord, cell, *layers, ensemble, place, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
+        dtype, ensemble, backend = ctx.options
+        coord, cell, *inputs = ctx.saved_tensors
+        p, *layers = _parts(inputs[0], inputs[1:], dtype)
+        p_grad, *grads = _modulated_backward(grad.to(p.dtype), p, coord, cell, *layers, ensemble, backend)
+        grads = [p_grad.permute(0, 3, 1, 2), *grads[0::2], *grads[1::2]]
+        return *(None,) * 6, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
+
+
+def modulated_decode(
+    feat: Tensor,
+    coord: Tensor,
+    cell: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    switches: Switches,
+    dtype: torch.dtype,
+    train: bool,
+    place: Place | None,
+    backend: str | None,
+) -> Tensor:
+    """Return the output [B, Q, out] of queries of maps feat [B, 2 L K + C, H, W], with products in `dtype`."""
+    spot = place or (0, 0, feat.shape[2], feat.shape[3])
+    cell = cell if switches.cell_decode else None
+    params = (*weights, *biases)
+    if train:
+        out = _Modulated.apply(dtype, switches.local_ensemble, spot, backend, coord, cell, feat, *params)
+    else:
+        p, *layers = _parts(feat, params, dtype)
+        out = _modulated(p, coord, cell, *layers, switches.local_ensemble, spot, backend)
+    return out.to(result_dtype(feat))
