@@ -14,9 +14,11 @@ import triton.language as tl
 from liif_fast.attention import EPSILON
 
 from .host import dot
-from .network import columns
+from .network import columns, keep
 
 EPS = tl.constexpr(EPSILON)
+KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, heard, between, hidden, active, next
+MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 
 
 @triton.jit
@@ -273,3 +275,33 @@ def mixed_back(weight, g, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl
         rest = exchanged(c + exchanged(d, 1, ROWS, BLOCK), 2, ROWS, BLOCK)
         found = found + ((a + exchanged(b, 1, ROWS, BLOCK)) + rest,)
     return found
+
+
+@triton.jit
+def keep_all(
+    memory, x, at, count,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write column blocks to the columns from `at` on of the tile's first `count` rows [rows, STRIDE]."""
+    for k in tl.static_range(BLOCKS):
+        keep(memory, count, columns(k, BLOCK) + at, x[k], ROWS, STRIDE)
+
+
+@triton.jit
+def kept(
+    memory, at, count,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Read back what `keep_all` wrote; zeros in the other rows."""
+    row, x = tl.arange(0, ROWS), ()
+    for k in tl.static_range(BLOCKS):
+        where = row[:, None] * STRIDE + (columns(k, BLOCK) + at)[None, :]
+        x = x + (tl.load(memory + where, mask=(row < count)[:, None], other=0.0),)
+    return x
+
+
+@triton.jit
+def number(rows, by_rel, column, rel_y, rel_x, COLUMNS: tl.constexpr):
+    """Return a column of the table, plus by_rel times rel; rows are pointers to the latents' rows."""
+    moved = rel_y * tl.load(by_rel + column) + rel_x * tl.load(by_rel + COLUMNS + column)
+    return tl.load(rows + column) + moved
