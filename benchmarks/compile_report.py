@@ -118,7 +118,9 @@ def run_case(case: str, dtype: torch.dtype) -> None:
     """
     given = case.split("-")
     if given[0] == "attend_corners":
-        return run_attend(dtype, *map(int, given[1:]))
+        if dtype == torch.float32:  # in which it always computes
+            run_attend(*map(int, given[1:]))
+        return
     name, *numbers = given + ["256", "3", "4", "4"][len(given) - 1 :]
     width, outs, layers, corners = map(int, numbers)
     hidden, ensemble = [width] * layers, corners == 4
@@ -158,14 +160,14 @@ def run_case(case: str, dtype: torch.dtype) -> None:
             render.render(p, cell[:, 0], weights, biases, ensemble, grid, (), (layers, rows, width))
 
 
-def run_attend(dtype: torch.dtype, depth: int = 1, heads: int = 8, width: int = 64) -> None:
+def run_attend(depth: int = 1, heads: int = 8, width: int = 64) -> None:
     """Call the launchers of attend_corners at ILN's network, or as named: attend_corners-depth-heads-width."""
-    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1, dtype=dtype)
-    layers = [torch.zeros(width, width + 1, dtype=dtype) for _ in range(4 * depth)]
-    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1, dtype=dtype) for i in range(depth)]
-    coord = torch.zeros(1, 64, 2)
-    rest = table, torch.zeros(3, table.shape[1], dtype=dtype), layers, [coord], (1, 6, 6), False, heads
-    attend_corners.attend_corners(*rest)
+    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1)
+    layers = [torch.zeros(width, width + 1) for _ in range(4 * depth)]
+    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1) for i in range(depth)]
+    rest = table, torch.zeros(3, table.shape[1]), layers, [torch.zeros(1, 64, 2)], (1, 6, 6), False, heads
+    out, weight = attend_corners.attend_corners(*rest)
+    attend_corners.attend_corners_backward(out, weight, *rest)
 
 
 @contextlib.contextmanager
@@ -251,7 +253,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
 
 def described(launch: Launch) -> str:
     """The configuration in a line: what of its constants and options tells one launch from another."""
-    names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "WRITE", "PLAN", "TAPS")
+    names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "KEEP", "WRITE", "PLAN", "TAPS")
     parts = [f"{name.lower()}={launch.arguments[name]}" for name in names if name in launch.arguments]
     parts += [f"{name}={launch.options[name]}" for name in ("num_warps", "num_stages") if name in launch.options]
     return " ".join([launch.case, launch.precision, *parts])
@@ -264,6 +266,8 @@ def multiplies(launch: Launch) -> bool:
         return values["LAYERS"] > 0 or values["OUT"] > host.FEW.value
     if launch.name == "decode_kernel":
         return values["LAYERS"] > 0 or values["WRITE"]
+    if launch.name.startswith("attend"):
+        return values["DEPTH"] > 0
     return launch.name not in NO_MATRIX
 
 
@@ -315,7 +319,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
     return wrong
 
 
-CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project")
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project", "attend_corners")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
