@@ -7,7 +7,7 @@ pytest-benchmark shows, stores and compares the interleaved times as if it had m
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -131,7 +131,8 @@ class Bench:
         if half:
             name, title = f"{name}-half", f"{title}, float16 autocast"
             options["tolerances"] = (common.HALF_TOLERANCE, common.HALF_GRADIENT_TOLERANCE)
-            calls = {each: call if each == REFERENCE else _autocast(call) for each, call in calls.items()}
+            low = partial(autocast, device="cuda", dtype=torch.float16)
+            calls = {each: call if each == REFERENCE else low(call) for each, call in calls.items()}
         if work:
             options["yardsticks"] = limits.yardsticks(self.device, half=True) if half else self.yardsticks
         if self.quick or self.check:
@@ -149,9 +150,11 @@ class Bench:
         )
 
 
-def _autocast(call: common.Call) -> common.Call:
+def autocast(call: common.Call, device: str, dtype: torch.dtype) -> common.Call:
+    """Return the call under autocast."""
+
     def run() -> common.Result:
-        with torch.autocast("cuda", torch.float16):
+        with torch.autocast(device, dtype):
             return call()
 
     return run

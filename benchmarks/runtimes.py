@@ -16,7 +16,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -96,14 +96,14 @@ def load_onnxruntime(path: Path, names: Sequence[str]) -> Run:
     return run
 
 
-def load_openvino(path: Path, names: Sequence[str]) -> Run:
-    """Return the graph as a function of tensors."""
+def load_openvino(path: Path, names: Sequence[str], precision: str = "f32") -> Run:
+    """Return the graph as a function of tensors; `precision` is that of its products, f32 or bf16."""
     import openvino
 
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     # Its CPU plugin gives the calling thread a stack for signals and frees that again while still in use, so that the
     # next Ctrl-C would end the process (seen with 2026.4.1). Each thread has one: let it be that of a thread that ends.
@@ -117,13 +117,16 @@ def load_openvino(path: Path, names: Sequence[str]) -> Run:
     return run
 
 
-LOADERS: dict[str, Callable[[Path, Sequence[str]], Run]] = {
+Loader = Callable[[Path, Sequence[str]], Run]
+LOADERS: dict[str, Loader] = {
     "ONNX Runtime": load_onnxruntime,
     "OpenVINO": load_openvino,
 }
 
 
-def calls(problem: Problem, queries: tuple[Tensor, Tensor]) -> dict[str, Callable[[], Tensor]]:
+def calls(
+    problem: Problem, queries: tuple[Tensor, Tensor], loaders: Mapping[str, Loader] = LOADERS
+) -> dict[str, Callable[[], Tensor]]:
     """Return every runtime's call of both forms that decodes `queries` (coord and cell, [1, Q, 2]) of one map.
 
     A graph is exported and loaded in the first call; that a runtime is not installed is an ImportError then.
@@ -147,7 +150,7 @@ def calls(problem: Problem, queries: tuple[Tensor, Tensor]) -> dict[str, Callabl
         path = Path(folder.name) / f"{name}.onnx"
         if not path.exists():
             export(module, inputs, path)
-        return LOADERS[runtime](path, list(inputs))
+        return loaders[runtime](path, list(inputs))
 
     def chunks(count: int) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(*(each.split(count, 1) for each in queries), strict=True)
@@ -161,5 +164,5 @@ def calls(problem: Problem, queries: tuple[Tensor, Tensor]) -> dict[str, Callabl
         return torch.cat([decode(rows, *chunk) for chunk in chunks(FACTORISED_CHUNK)], 1)
 
     return {
-        f"{form.__name__}, {runtime}": partial(form, runtime) for form in (plain, factorised) for runtime in LOADERS
+        f"{form.__name__}, {runtime}": partial(form, runtime) for form in (plain, factorised) for runtime in loaders
     }

@@ -1,4 +1,4 @@
-"""Forms of the network kernels for hidden layers 256 wide: written by `benchmarks/compile_report.py --write`.
+"""Forms of the network kernels for hidden layers 256 wide: written by `python -m benchmarks.search_forms`.
 
 Keys are (Triton's major and minor version, architecture, precision); values give rows, column block, warps and stages
 for each of host.KERNELS. Each form is the widest of the script's candidates that does not spill, uses matrix

@@ -2,7 +2,7 @@
 
 There is no autotuning, because with LIIF every size is new and a search would stall each call. A form depends only on
 widths, dtype, architecture and version of Triton, never on the number of queries, so that a query's bits do not depend
-on its call. benchmarks/compile_report.py writes the table of forms, forms.py.
+on its call. benchmarks/search_forms.py writes the table of forms, forms.py.
 """
 
 from __future__ import annotations

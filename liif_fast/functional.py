@@ -86,7 +86,7 @@ def liif_decode(
         cell_decode: give the network the size of the query's pixel.
         backend: "auto" (the fastest that can run the call) or a name; see `explain`.
         recompute: in training, compute hidden activations again in the backward pass instead of keeping them. None
-            keeps them up to a limit.
+            keeps up to 1 GiB of them.
 
     Returns:
         [B, Q, out], not clamped; dtype of feat, float32 under autocast.

@@ -214,7 +214,7 @@ class AttendBackward {
         const auto same = [&latent](int64_t a, int64_t b) {
             return latent[static_cast<size_t>(a)] == latent[static_cast<size_t>(b)];
         };
-        T* memory = scratch<T, RunTag>(2 * row_);
+        T* memory = scratch<T, RunTag>(row_);
         while (begin > 0 && begin < end && same(begin - 1, begin)) ++begin;
         for (int64_t after = begin; begin < end; begin = after) {
             for (after = begin + 1; after < rows && same(begin, after);) ++after;

@@ -16,15 +16,13 @@ void sort_by_latent(int64_t rows, int64_t latents, std::vector<int32_t>& start, 
 }
 
 // to += the sum of consecutive rows of one latent, `padded` wide (whole vectors) of which `width` count. They are
-// summed among themselves first: thousands in one chain would round too often. memory holds 2 * padded.
+// summed among themselves first: thousands in one chain would round too often. memory holds `padded`.
 template <typename T>
 void add_rows(T* to, const T* rows, int64_t row, int64_t count, int64_t width, int64_t padded, T* memory) {
-    if (count > 1) {
-        std::memset(memory, 0, static_cast<size_t>(2 * padded) * sizeof(T));
-        kernel<T>().sum_rows(rows, row, count, padded, memory, memory + padded);
-        rows = memory;
-    }
-    kernel<T>().add(to, rows, width);
+    if (width == padded) return kernel<T>().sum_rows(rows, row, count, padded, to, nullptr);
+    std::memset(memory, 0, static_cast<size_t>(padded) * sizeof(T));
+    kernel<T>().sum_rows(rows, row, count, padded, memory, nullptr);
+    kernel<T>().add(to, memory, width);
 }
 
 }  // namespace liif

@@ -13,10 +13,6 @@
 #include <optional>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "kernel.h"
 
 namespace liif {
@@ -87,20 +83,6 @@ Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
 template <typename T>
 Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_zeros(like, size, scalar_type<T>);
-}
-
-// Memory for the activations that a forward pass saves: tens of megabytes that live for one step. It asks for large
-// pages where the system gives them on request, because fresh pages of 4 KiB would cost a third of the forward pass.
-template <typename T>
-Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
-    Tensor saved = make<T>(like, {rows, width});
-#if defined(__linux__)
-    constexpr uintptr_t page = 4096;
-    const auto begin = (reinterpret_cast<uintptr_t>(saved.mutable_data_ptr()) + page - 1) / page * page;
-    const auto bytes = static_cast<size_t>(rows * width) * sizeof(T);
-    if (bytes >= (size_t{8} << 20)) madvise(reinterpret_cast<void*>(begin), bytes - page, MADV_HUGEPAGE);
-#endif
-    return saved;
 }
 
 // Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda that takes a value of the type.

@@ -9,6 +9,7 @@
 #include "plan.h"
 #include "project.h"
 #include "queries.h"
+#include "saved.h"
 
 namespace liif {
 namespace {

@@ -110,7 +110,7 @@ class DecodeBackward {
         b.first = arena.take<Sum<T>>(kTileRows * net_.stride());
         b.out = arena.take<Sum<T>>(kTileRows * net_.out_padded());
         b.affine = arena.take<Sum<T>>(kTileRows * 4);
-        b.run = arena.take<Sum<T>>(2 * padded_);
+        b.run = arena.take<Sum<T>>(padded_);
         const bool widens = place_grad_ != nullptr && !std::is_same_v<T, Sum<T>>;
         b.top = arena.take<Sum<T>>(widens ? kTileRows * net_.stride() : 0);
         return b;

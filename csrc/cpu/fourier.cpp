@@ -4,6 +4,7 @@
 
 #include "forward.h"
 #include "operators.h"
+#include "saved.h"
 
 namespace liif {
 namespace {

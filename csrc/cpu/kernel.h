@@ -94,8 +94,8 @@ struct Kernel {
     // h[n] = p[n] + sum_j a[j] * u[j * u_row + n], then ReLU if asked; n < width
     void (*affine)(T* h, const T* p, const Sum<T>* a, int terms, const Sum<T>* u, int64_t u_row, int64_t width,
                    bool relu);
-    // sum[n] += sum over rows of x[r * x_row + n]: the rows in a wider type, the total with its rounding error in
-    // carry[n]. width is a multiple of nr.
+    // sum[n] += sum over rows of x[r * x_row + n], with the total's rounding error in carry[n] unless carry is null.
+    // width is a multiple of nr.
     void (*sum_rows)(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry);
     // The next six are for sums, null where T is not Sum<T>: s[n] = sum_t w[t] * h[t * h_row + n]
     void (*blend)(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t width);

@@ -89,17 +89,6 @@ void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, i
     });
 }
 
-void sum_rows(const Bf16* x, int64_t x_row, int64_t rows, int64_t width, float* sum, float* carry) {
-    for (int64_t n = 0; n < width; n += V::lanes) {
-        V::type total = V::broadcast(0);
-        for (int64_t r = 0; r < rows; ++r) total = V::add(total, V::load(x + r * x_row + n));
-        const V::type y = _mm512_sub_ps(total, V::load(carry + n)), old = V::load(sum + n);  // Kahan's sum
-        const V::type t = V::add(old, y);
-        V::store(carry + n, _mm512_sub_ps(_mm512_sub_ps(t, old), y));
-        V::store(sum + n, t);
-    }
-}
-
 void widen(float* to, const Bf16* from, int64_t width) {
     in_vectors(width,
                [=](int64_t n, __mmask16 mask) { _mm512_mask_storeu_ps(to + n, mask, load_masked(from + n, mask)); });
@@ -127,7 +116,7 @@ const Kernel<Bf16> bfloat16_table = {V::name,
                                      gemm<Bf16, Bf16>,
                                      gemm<Bf16, float>,
                                      affine,
-                                     sum_rows,
+                                     sum_rows<Bf16>,
                                      nullptr,
                                      nullptr,
                                      nullptr,

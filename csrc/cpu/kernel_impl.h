@@ -39,6 +39,15 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
     const int64_t a_row = g.a_row;
     const int64_t a_step = g.a_step;
     const int64_t b_step = g.b_step;
+    // A sum of weight gradients is larger than a second-level cache, and its rows are too far apart for the processor
+    // to predict.
+    if (g.init == Init::accumulate) {
+        LIIF_UNROLL
+        for (int r = 0; r < R; ++r) {
+            LIIF_UNROLL
+            for (int v = 0; v < kVectors; ++v) LIIF_PREFETCH(c + r * g.c_row + v * L);
+        }
+    }
     for (int64_t s = 0; s < g.steps; ++s) {
         typename V::factor w[N];
         LIIF_UNROLL
@@ -146,19 +155,27 @@ void blend(T* s, const T* h, int64_t h_row, const T* w, int corners, int64_t wid
     }
 }
 
+// Four sums at a time, because one chain of additions would wait for each of them.
 template <typename T>
-void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, T* sum, T* carry) {
-    constexpr int NR = kVectors * Vec<T>::lanes;
-    for (int64_t n = 0; n < width; n += NR) {
-        double total[NR] = {};
-        for (int64_t r = 0; r < rows; ++r) {
+void sum_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, Sum<T>* sum, Sum<T>* carry) {
+    using V = Vec<T>;
+    constexpr int L = V::lanes, chains = 4;
+    for (int64_t n = 0; n < width; n += L) {
+        typename V::type part[chains];
+        LIIF_UNROLL
+        for (int i = 0; i < chains; ++i) part[i] = V::broadcast(0);
+        int64_t r = 0;
+        for (; r + chains <= rows; r += chains) {
             LIIF_UNROLL
-            for (int j = 0; j < NR; ++j) total[j] += static_cast<double>(x[r * x_row + n + j]);
+            for (int i = 0; i < chains; ++i) part[i] = V::add(part[i], V::load(x + (r + i) * x_row + n));
         }
-        for (int64_t j = n; j < n + NR; ++j) {  // Kahan's sum
-            const T y = static_cast<T>(total[j - n]) - carry[j];
-            const T t = sum[j] + y;
-            carry[j] = (t - sum[j]) - y;
+        for (; r < rows; ++r) part[0] = V::add(part[0], V::load(x + r * x_row + n));
+        Sum<T> total[L];
+        V::store(total, V::add(V::add(part[0], part[1]), V::add(part[2], part[3])));
+        for (int64_t j = n; j < n + L; ++j) {  // Kahan's sum
+            const Sum<T> y = total[j - n] - (carry == nullptr ? Sum<T>(0) : carry[j]);
+            const Sum<T> t = sum[j] + y;
+            if (carry != nullptr) carry[j] = (t - sum[j]) - y;
             sum[j] = t;
         }
     }

@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "network.h"
 #include "operators.h"
+#include "saved.h"
 
 namespace liif {
 namespace {

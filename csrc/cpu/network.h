@@ -23,6 +23,15 @@ struct Packed {
     int64_t panel() const { return steps * step(); }
 };
 
+// A panel of nr columns and `depth` rows whose column n is at from + n * step: to[k * nr + n] = from[n * step + k].
+template <typename T>
+void turn_panel(const T* from, int64_t step, int64_t depth, T* to) {
+    const int64_t nr = kernel<T>().nr;
+    std::vector<const T*> columns;
+    for (int64_t n = 0; n < nr; ++n) columns.push_back(from + n * step);
+    kernel<T>().attention->transpose(to, nr, columns.data(), nr, depth);
+}
+
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
                bool dry) {
@@ -31,19 +40,18 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
     const int64_t padded = round_up(columns, nr), padded_depth = round_up(depth, pair);
     T* out = arena.take<T>(padded * padded_depth);
     if (!dry) {
-        constexpr int64_t block = 16;  // of k: whole cache lines of the source where it is transposed
         for_each_task(padded / nr, [=](int64_t panel) {
-            for (int64_t k0 = 0; k0 < padded_depth; k0 += block) {
-                const int64_t k1 = std::min(padded_depth, k0 + block);
-                for (int64_t j = 0; j < nr; ++j) {
-                    const int64_t n = panel * nr + j;
-                    T* to = out + (panel * padded_depth + k0) * nr + j * pair;
-                    for (int64_t k = k0; k < k1; to += (nr - 1) * pair) {
-                        for (int64_t i = 0; i < pair; ++i, ++k, ++to) {
-                            *to = n < columns && k < depth ? convert<T>(source[n * step_n + k * step_k]) : T{};
-                        }
-                    }
-                }
+            T* to = out + panel * padded_depth * nr;
+            const Source* from = source + panel * nr * step_n;
+            const int64_t count = std::min(nr, columns - panel * nr);
+            if constexpr (std::is_same_v<T, Source> && pair == 1) {
+                if (step_k == 1 && count == nr) return turn_panel(from, step_n, depth, to);
+            }
+            for (int64_t k = 0; k < padded_depth; ++k) {
+                T* row = to + k / pair * nr * pair + k % pair;
+                const int64_t held = k < depth ? count : 0;
+                for (int64_t n = 0; n < held; ++n) row[n * pair] = convert<T>(from[n * step_n + k * step_k]);
+                for (int64_t n = held; n < nr; ++n) row[n * pair] = T{};
             }
         });
     }

@@ -93,17 +93,29 @@ struct Projection {
         const int64_t row = w.stride(0), column = w.stride(1), rows = out, deep = depth;
         const int64_t taps = unfold ? 9 : 1;
         for_each_task(out_padded / nr, [=](int64_t panel) {
+            T* panel_to = to + panel * deep * nr;
+            if constexpr (pair == 1) {
+                if (column == 1 && (panel + 1) * nr <= rows) {
+                    T* turned = scratch<T, Projection>(deep * nr);
+                    turn_panel(from + panel * nr * row, row, deep, turned);
+                    for (int64_t k = 0; k < deep; ++k) {
+                        std::memcpy(panel_to + (k % taps * channels + k / taps) * nr, turned + k * nr,
+                                    static_cast<size_t>(nr) * sizeof(T));
+                    }
+                    return;
+                }
+            }
             for (int64_t j = 0; j < nr; ++j) {
                 const int64_t n = panel * nr + j;
                 for (int64_t tap = 0; tap < taps; ++tap) {
                     for (int64_t c = 0; c < channels; ++c) {
                         const int64_t k = tap * channels + c;
-                        to[panel * deep * nr + (k / pair * nr + j) * pair + k % pair] =
+                        panel_to[(k / pair * nr + j) * pair + k % pair] =
                             n < rows ? from[n * row + (c * taps + tap) * column] : T{};
                     }
                 }
                 for (int64_t k = taps * channels; k < deep; ++k) {
-                    to[panel * deep * nr + (k / pair * nr + j) * pair + k % pair] = T{};
+                    panel_to[(k / pair * nr + j) * pair + k % pair] = T{};
                 }
             }
         });

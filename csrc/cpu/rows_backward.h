@@ -139,7 +139,7 @@ class RowsBackward {
             b.out = arena.take<T>(kTileRows * net_.out_padded());
             b.wide = arena.take<Sum<T>>(net_.out_padded());
             b.latent = arena.take<Sum<T>>(kTileRows * padded_);
-            b.run = arena.take<Sum<T>>(2 * padded_);
+            b.run = arena.take<Sum<T>>(padded_);
             b.own = layout(arena);
             return b;
         });

@@ -1,4 +1,5 @@
-// LIIF_UNROLL before a loop with a small constant bound unrolls it fully. For the micro-kernel's files only.
+// LIIF_UNROLL before a loop with a small constant bound unrolls it fully; LIIF_PREFETCH asks for a line of memory. For
+// the micro-kernel's files only.
 #pragma once
 
 #if defined(__clang__)
@@ -7,4 +8,10 @@
 #define LIIF_UNROLL _Pragma("GCC unroll 16")
 #else
 #define LIIF_UNROLL
+#endif
+
+#if defined(__GNUC__)
+#define LIIF_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define LIIF_PREFETCH(address)
 #endif

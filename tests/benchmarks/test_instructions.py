@@ -27,6 +27,25 @@ def test_counts_are_those_accepted():
         warnings.warn(f"the counts accepted are of another build ({ACCEPTED['compiler']}): {found}", stacklevel=1)
 
 
+def test_sizes_are_those_accepted():
+    here = instructions.build()
+    if here != {key: ACCEPTED[key] for key in here}:
+        pytest.skip(f"the sizes accepted are of another build ({ACCEPTED['compiler']})")
+    if not (disassembly := instructions.disassemble()):
+        pytest.skip("the C++ kernels are not built, or objdump is not installed (Debian: apt-get install binutils)")
+    found = instructions.sizes(disassembly)
+    assert set(found) == set(ACCEPTED["sizes"])
+    changed = instructions.compare(found, ACCEPTED["sizes"])
+    assert not changed, "\n".join([*changed, HINT])
+
+
+def test_a_size():
+    name = "liif::(anonymous namespace)::tile<liif::Bf16, float, 12, 2>(liif::Gemm<liif::Bf16, float> const&, long)"
+    function = f"00000000000a81e0 <void {name}>:\n   a81e0:\tpush   %rbp\n   a81e1:\tret"
+    other = function.replace("12, 2>", "11, 2>").replace("liif::Bf16", "float")
+    assert instructions.sizes(f"{other}\n\n{function}\n\n{other}") == {"tile<Bf16, float, 12, 2>": 2}
+
+
 def test_every_operator_has_a_count_of_a_named_build():
     assert set(ACCEPTED["counts"]) == set(instructions.OPERATORS)
     assert {"compiler", "flags", "isa"} <= set(ACCEPTED)

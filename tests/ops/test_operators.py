@@ -75,6 +75,7 @@ def samples():
     yield from fourier_samples(torch.float32)
     yield from modulated_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
+    yield "recycle", (torch.randn(3, 4),)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:
@@ -113,7 +114,8 @@ def modulated_samples(dtype):
         layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 5, 6), None)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 11, 13), None)
-        yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, None)
+        for places in (True, False):
+            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, places, None)
 
 
 def low_samples():

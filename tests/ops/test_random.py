@@ -14,6 +14,8 @@ The tolerances limit the root mean square of a tensor's error:
 Gradients must not depend on the sign of rounding noise. So a query gets no output gradient if one of its
 pre-activations is within MARGIN of 0 (float32 errs there by about 1e-7), where a ReLU may round to either side. KEPT is
 the share of queries that must remain.
+
+In bfloat16, where rounding turns many ReLUs, errors are compared over many configurations (`test_random_bfloat16`).
 """
 
 import itertools
@@ -25,6 +27,7 @@ import pytest
 import torch
 
 from liif_fast import functional
+from liif_fast.backends import cpu
 
 from . import oracle
 from .oracle import Switches
@@ -34,6 +37,7 @@ CONFIGS = int(os.environ.get("LIIF_FAST_TEST_CONFIGS", 200))
 FIRST = int(os.environ.get("LIIF_FAST_TEST_SEED", 0))
 
 FORWARD, GRADIENT, DRAWS, PLAIN, MARGIN, KEPT = 2, 3, 2, 1e-5, 4e-6, 0.5
+LEAST = 25  # configurations over which errors in bfloat16 are summed
 FLOOR = {torch.float32: 12, torch.float64: 32}
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 WORK = 1.5e7  # limit of a network's multiply-adds, so that a thousand configurations stay quick
@@ -44,13 +48,15 @@ def side(rng):
 
 
 class Config:
-    """One configuration, drawn from its seed."""
+    """One configuration, drawn from its seed; with a dtype, one of an operator that multiplies."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, dtype=None):
         self.seed = seed
         rng = self.rng = random.Random(seed)
         self.op = rng.choice(("decode", "decode", "render", "render", "fused_mlp", "gather_corners"))
         self.dtype = torch.float64 if rng.random() < 0.2 else torch.float32
+        if dtype is not None:
+            self.op, self.dtype = self.op.replace("gather_corners", "decode"), dtype
         self.switches = Switches(*(rng.random() < 0.6 for _ in range(3)))
         self.batch = rng.choice((1, 1, 2, 3))
         self.channels = rng.choice((1, 2, 3, 8, 64, rng.randint(1, 70)))
@@ -159,16 +165,16 @@ class Config:
             closest = torch.cat([h.detach().abs() for h in hidden], -1).amin(-1)
             if self.op != "fused_mlp":
                 closest = closest.amin(-1)
-            clear = closest > MARGIN
+            clear = closest > (0 if self.dtype == torch.bfloat16 else MARGIN)
             assert clear.double().mean() > KEPT or clear.numel() < 9, "MARGIN leaves too few queries"
             clear = clear.view(out.shape[0], 1, *out.shape[2:]) if self.op == "render" else clear.unsqueeze(-1)
             grads = grads * clear
         return [self.lay_out(grad) for grad in grads.to(self.dtype)]
 
     def expected(self, inputs, wanted):
-        """Compute the plain form in float64 and float32, the gradients at the output, and Expected for each tensor."""
+        """Compute the plain form in float64 and float32 (or bfloat16), the gradients at the output, each Expected."""
         hidden, grads, results = [], None, []
-        for dtype in (torch.float64, torch.float32):
+        for dtype in (torch.float64, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32):
             at = convert(inputs, dtype)
             leaves = self.leaves(at, wanted)
             out = self.plain(at, hidden if grads is None else None)
@@ -188,7 +194,7 @@ class Config:
 
 
 class Expected(NamedTuple):
-    """A tensor's exact values, the error that plain PyTorch makes in float32, and the tensor's usual size."""
+    """A tensor's exact values, the error that plain PyTorch makes in float32 (or bfloat16), and the tensor's size."""
 
     exact: torch.Tensor
     error: float
@@ -230,6 +236,37 @@ def check(config, backend, inputs, wanted, plain, grad, expected, expected_grads
     names = [name for name, want in zip(names, wanted, strict=False) if want]
     for name, ours, each in zip(names, torch.autograd.grad(out, leaves, grad), expected_grads, strict=True):
         compare(f"gradient of {name}", ours, config.dtype, each, GRADIENT)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the backend cpu is not under test")
+@pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+def test_random_bfloat16(threads, poison):
+    """Errors relative to the size: each is below a half more than plain PyTorch's; all together promise 2."""
+    squares = {FORWARD: [0.0, 0.0], GRADIENT: [0.0, 0.0]}
+    poison(torch.float32)
+    for seed in range(FIRST, FIRST + max(LEAST, CONFIGS // 8)):
+        config = Config(seed, torch.bfloat16)
+        inputs = config.tensors()
+        wanted = [True] * (1 + 2 * len(inputs[3]))
+        _, grad, output, gradients = config.expected(inputs, wanted)
+        threads(config.threads)
+        leaves = config.leaves(convert(inputs, torch.bfloat16), wanted)
+        layers = len(inputs[3])
+        at = leaves[0], *inputs[1:3], leaves[1 : 1 + layers], leaves[1 + layers :]
+        out = config.ours("cpu", at)
+        found = [(FORWARD, output, out.detach())]
+        if config.trains:
+            grads = torch.autograd.grad(out, leaves, grad)
+            found += [(GRADIENT, *each) for each in zip(gradients, grads, strict=True)]
+        for times, expected, ours in found:
+            assert ours.dtype == torch.bfloat16
+            scale = max(expected.size, 1e-9)
+            error, plain = rms(ours.double() - expected.exact) / scale, expected.error / scale
+            assert error <= times * plain + 0.5, (seed, error, plain, vars(config))
+            squares[times][0] += error**2
+            squares[times][1] += plain**2
+    for times, (ours, plain) in squares.items():
+        assert ours <= times**2 * plain, (times, ours, plain)
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + CONFIGS))

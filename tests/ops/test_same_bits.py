@@ -4,13 +4,24 @@ import pytest
 import torch
 
 from liif_fast import functional, make_cell, make_coord
+from liif_fast.backends import cpu
 
 from .support import ALL_SWITCHES, BACKENDS, Problem, run_python
 
 # The backends whose kernels fix every order of summation; the others leave it to PyTorch's matrix products.
 FUSED = [name for name in BACKENDS if name not in ("reference", "torch")]
 pytestmark = pytest.mark.parametrize("backend", FUSED)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+LOW = pytest.param(
+    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+
+
+def gather(problem, backend):
+    """Return the network's input; gather_corners itself computes in float32 at least."""
+    feat, coord, cell, *_ = problem.arguments
+    wide = torch.promote_types(feat.dtype, torch.float32)
+    return functional.gather_corners(feat.to(wide), coord, cell, backend=backend)[0].to(feat.dtype)
 
 
 def decode(problem, backend, queries=slice(None), images=slice(None)):
@@ -77,11 +88,11 @@ def test_regions(backend, switches, dtype):
 @DTYPES
 def test_threads(backend, dtype, threads):
     problem = Problem(queries=4097, dtype=dtype)
-    feat, coord, cell, weights, biases = problem.arguments
+    feat, _, _, weights, biases = problem.arguments
     results = []
     for count in (1, 2, 3, 8):
         threads(count)
-        x, _ = functional.gather_corners(feat, coord, cell, backend=backend)
+        x = gather(problem, backend)
         results.append(
             (
                 decode(problem, backend),
@@ -109,7 +120,7 @@ def test_gradients_repeat(backend, dtype, count, threads, request):
         feat, _, _, weights, biases = problem.arguments
         out = functional.liif_decode(*problem.arguments, **options)
         rendered = functional.liif_render(feat, (33, 34), weights, biases, **options)
-        x, _ = functional.gather_corners(*problem.arguments[:3], backend=backend)
+        x = gather(problem, backend)
         mlp = functional.fused_mlp(x, weights, biases, **options)
         total = out.square().sum() + rendered.square().sum() + mlp.square().sum()
         return torch.autograd.grad(total, problem.leaves)
@@ -150,3 +161,31 @@ def test_micro_kernels(backend, isa):
     if found.split()[0] != isa:
         pytest.skip(f"this processor has no {isa}")
     assert " passed" in found
+
+
+@DTYPES
+def test_steps_share_memory(backend, dtype):
+    """The activations of a step lie where those of the last one lay, unless its graph is kept."""
+    if backend != "cpu":
+        pytest.skip("the memory of the C++ kernels")
+    problem = Problem(queries=97, dtype=dtype).requires_grad()
+
+    def forward():
+        return functional.liif_decode(*problem.arguments, backend=backend, recompute=False)
+
+    def place(out):
+        saved = out.grad_fn.saved_tensors if dtype != torch.bfloat16 else out.grad_fn.next_functions[0][0].saved_tensors
+        return saved[3].data_ptr()
+
+    def gradients(out, **options):
+        return torch.autograd.grad(out.square().sum(), problem.leaves, **options)
+
+    first = forward()
+    where, expected = place(first), gradients(first, retain_graph=True)
+    second = forward()
+    assert place(second) != where
+    later = place(second), gradients(second)
+    third = forward()
+    assert place(third) == later[0]
+    for again in (later[1], gradients(first), gradients(third)):
+        assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
