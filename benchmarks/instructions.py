@@ -158,7 +158,7 @@ def main() -> None:
         parser.exit(1, f"error: {why}\n")
     counts, low, accepted = count(), sizes(disassemble()), json.loads(ACCEPTED.read_text())
     for operator, found in (counts | low).items():
-        before = (accepted["counts"] | accepted["sizes"]).get(operator)
+        before = (accepted["counts"] | accepted.get("sizes", {})).get(operator)
         print(f"{operator:<22}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))
     if args.accept:
         found = {**build(), "sources": sources(), "counts": counts, "sizes": low}

@@ -81,6 +81,10 @@ def block_forward(
     # Each is written as soon as it is there, because it would occupy registers until then.
     if KEEP:
         keep_all(saved, heard, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    if FIRST:  # read no sooner, for the same reason
+        x = ()
+        for k in tl.static_range(BLOCKS):
+            x = x + (block_of(rows, by_rel, 3 * WIDTH + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
     x = added(x, linear(heard, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
     between, between_scale = norm(x, BLOCKS, WIDTH)
     if KEEP:
@@ -177,11 +181,8 @@ def attend_kernel(
         tl.store(parts + (row * PARTS + 2), (relu(variance) + EPS) * scale, mask=row < count)
         tl.store(parts + (row * PARTS + 3), variance, mask=row < count)
     if DEPTH:
-        x = ()
-        for k in tl.static_range(WIDTH // BLOCK):
-            x = x + (block_of(rows, by_rel, LINEAR + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
         x, y = block_forward(
-            x, x, weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
+            (), (), weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
             True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
         for block in tl.range(1, DEPTH):

@@ -119,7 +119,7 @@ class Problem:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Return the inputs that training differentiates: the map or x, then weights, biases and the phase if there are any."""
+        """Return the inputs that training differentiates: the map or x, weights, biases, and any phase."""
         first = self.x if self.unit.op == "fused_mlp" else self.feat
         if self.unit.op == "gather_corners":
             return [first]
@@ -155,11 +155,12 @@ class Problem:
                 top, bottom, _ = part.indices(self.size[0])
                 options["region"] = (top, 0, bottom - top, self.size[1])
                 return functional.liif_render(self.feat, self.size, *layers, recompute=recompute, **options)
-            places = (self.coord[:, part], self.cell[:, part])
+            coord, cell = self.coord[:, part], self.cell[:, part]
             if self.unit.op == "fourier_decode":
-                chain = (self.phase, *layers)
-                return functional.fourier_decode(self.feat, *places, *chain, backend=backend, recompute=recompute)
-            return functional.liif_decode(self.feat, *places, *layers, recompute=recompute, **options)
+                return functional.fourier_decode(
+                    self.feat, coord, cell, self.phase, *layers, backend=backend, recompute=recompute
+                )
+            return functional.liif_decode(self.feat, coord, cell, *layers, recompute=recompute, **options)
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
