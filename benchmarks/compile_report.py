@@ -1,14 +1,11 @@
 """Report registers, shared memory, spills and matrix instructions of every compiled Triton kernel, without a GPU.
 
     python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
-    python benchmarks/compile_report.py --write [--arch 90 ...]
 
 The launchers in kernels/ are called unchanged on small CPU tensors, with kernels that record their arguments instead of
 running. So the report cannot drift from the real launches. Each record is compiled for each architecture in a process
 of its own, because a compiler may abort. The exit code is 1 if a kernel spills, lacks matrix instructions, needs more
 shared memory than the architecture has, contracts the corner plan, or may overwrite what a product still reads.
-`--write` searches for forms without these faults and writes them to the table kernels/forms.py for the running version
-of Triton.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,25 +35,27 @@ from triton.runtime.cache import triton_key
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import audit_plan, audit_ptx
-from liif_fast.kernels import (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, host, project,
-                               render, scatter)  # fmt: skip
+from liif_fast.kernels import (
+    attend_corners,
+    backward,
+    decode,
+    fourier_decode,
+    fused_mlp,
+    gather_corners,
+    host,
+    project,
+    render,
+    scatter,
+)
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
 MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
 NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel")
-PLANS = ("gather_kernel", "decode_kernel", "render_kernel")  # and the gradients' kernel with the constant PLAN
+# And the gradients' kernel with the constant PLAN. The attention's exponentials have FFMA and F2I of their own.
+PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
-# Forms to try, in this order: rows, column block, warps, stages. Many rows read a weight less often; two tiles of four
-# warps hide each other's waits; narrow blocks need few registers.
-CANDIDATES = {
-    "half": [(64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 4, 2)],
-    "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
-             (32, 64, 8, 1), (32, 32, 8, 2), (16, 64, 8, 2), (16, 64, 4, 2), (16, 32, 4, 2)],
-    "tf32x3": [(16, 32, 4, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 32, 4, 1), (16, 32, 4, 3), (16, 32, 8, 3),
-               (64, 32, 8, 2), (16, 16, 4, 2), (64, 16, 8, 2), (16, 16, 8, 2), (16, 16, 4, 1)],
-}  # fmt: skip
 FEW = 4  # accesses of two bytes that a kernel may have in its text: to a few numbers a row
 # The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
 FASTEST = {90: "HGMMA", 100: "UTCMMA"}
@@ -114,7 +113,9 @@ def run_case(case: str, dtype: torch.dtype) -> None:
     """
     given = case.split("-")
     if given[0] == "attend_corners":
-        return run_attend(dtype, *map(int, given[1:]))
+        if dtype == torch.float32:  # in which it always computes
+            run_attend(*map(int, given[1:]))
+        return
     name, *numbers = given + ["256", "3", "4", "4"][len(given) - 1 :]
     width, outs, layers, corners = map(int, numbers)
     hidden, ensemble = [width] * layers, corners == 4
@@ -154,14 +155,14 @@ def run_case(case: str, dtype: torch.dtype) -> None:
             render.render(p, cell[:, 0], weights, biases, ensemble, grid, (), (layers, rows, width))
 
 
-def run_attend(dtype: torch.dtype, depth: int = 1, heads: int = 8, width: int = 64) -> None:
+def run_attend(depth: int = 1, heads: int = 8, width: int = 64) -> None:
     """Call the launchers of attend_corners at ILN's network, or as named: attend_corners-depth-heads-width."""
-    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1, dtype=dtype)
-    layers = [torch.zeros(width, width + 1, dtype=dtype) for _ in range(4 * depth)]
-    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1, dtype=dtype) for i in range(depth)]
-    coord = torch.zeros(1, 64, 2)
-    rest = table, torch.zeros(3, table.shape[1], dtype=dtype), layers, [coord], (1, 6, 6), False, heads
-    attend_corners.attend_corners(*rest)
+    table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1)
+    layers = [torch.zeros(width, width + 1) for _ in range(4 * depth)]
+    layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1) for i in range(depth)]
+    rest = table, torch.zeros(3, table.shape[1]), layers, [torch.zeros(1, 64, 2)], (1, 6, 6), False, heads
+    out, weight = attend_corners.attend_corners(*rest)
+    attend_corners.attend_corners_backward(out, weight, *rest)
 
 
 @contextlib.contextmanager
@@ -247,7 +248,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
 
 def described(launch: Launch) -> str:
     """The configuration in a line: what of its constants and options tells one launch from another."""
-    names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "WRITE", "PLAN", "TAPS")
+    names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "KEEP", "WRITE", "PLAN", "TAPS")
     parts = [f"{name.lower()}={launch.arguments[name]}" for name in names if name in launch.arguments]
     parts += [f"{name}={launch.options[name]}" for name in ("num_warps", "num_stages") if name in launch.options]
     return " ".join([launch.case, launch.precision, *parts])
@@ -260,6 +261,8 @@ def multiplies(launch: Launch) -> bool:
         return values["LAYERS"] > 0 or values["OUT"] > host.FEW.value
     if launch.name == "decode_kernel":
         return values["LAYERS"] > 0 or values["WRITE"]
+    if launch.name.startswith("attend"):
+        return values["DEPTH"] > 0
     return launch.name not in NO_MATRIX
 
 
@@ -311,73 +314,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def kind(launch: Launch) -> str | None:
-    """Which of host.KERNELS a launch takes its form from, if from any."""
-    if launch.name == "chain_kernel":
-        return "backward"
-    if "SAVE" not in launch.arguments:
-        return None
-    if not launch.arguments.get("WRITE", True):
-        return "recompute"
-    mlp, save = launch.name in ("mlp_kernel", "fourier_kernel"), launch.arguments["SAVE"]
-    return ("mlp_save" if save else "mlp") if mlp else "save" if save else "forward"
-
-
-def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]] | None:
-    """Entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
-    entries = []
-    for precision, case in itertools.product(precisions, ("decode", "fourier_decode", "fused_mlp", "render")):
-        for launch in launches_of(case, precision, arch):
-            if kind(launch) == kernel:
-                found = report_one(launch, arch)
-                wrong = faults(found)
-                if wrong:
-                    print(" ", line(found, wrong), flush=True)
-                    return None
-                entries.append(found)
-    return entries
-
-
-def search(arches: list[int], wanted: list[str], anew: bool = False) -> Iterator[dict[str, Any]]:
-    """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
-
-    A candidate that is there already and still clean stays, if not `anew`. Yields the entries of what was chosen.
-    """
-    for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
-        precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
-        if not precisions:
-            continue
-        row = (*host.TRITON, arch, name)
-        present, forms = () if anew else host.FORMS.get(row, ()), []
-        for index, kernel in enumerate(host.KERNELS):
-            for form in dict.fromkeys((*(set(present[index : index + 1]) & set(candidates)), *candidates)):
-                host.FORMS[row] = (form,) * len(host.KERNELS)
-                entries = clean(kernel, precisions, arch)
-                if entries is not None:
-                    break
-            else:
-                raise SystemExit(f"no candidate is clean: {kernel}, {name}, sm_{arch}")
-            forms.append(form)
-            yield from entries
-        host.FORMS[row] = tuple(forms)
-        write_table()
-
-
-def write_table() -> None:
-    """Write kernels/forms.py anew."""
-    path = Path(__file__).parents[1] / "kernels/forms.py"
-    head, _ = path.read_text().split("FORMS: ")
-    order = sorted(host.FORMS, key=lambda key: (*key[:3], host.PRECISIONS.index(key[3])))
-    lines = []
-    for *numbers, precision in order:
-        forms = ", ".join(str(form).replace(" ", "") for form in host.FORMS[(*numbers, precision)])
-        lines.append(f'    ({", ".join(map(str, numbers))}, "{precision}"): ({forms}),')
-    head += "FORMS: dict[tuple[int, int, int, str], tuple[tuple[int, int, int, int], ...]] = {\n"
-    head += f"    # Triton, architecture, precision: {', '.join(host.KERNELS)}\n"
-    path.write_text(head + "\n".join(lines) + "\n}\n")
-
-
-CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project")
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project", "attend_corners")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
@@ -404,19 +341,22 @@ def main(options: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=list(host.ARCHITECTURES), help="default: all")
     parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--write", action="store_true", help="look for clean forms and write them into the table")
     arguments = parser.parse_args(options)
     print(f"Triton {triton.__version__}")
-    wanted, wrong = (arguments.arch, arguments.precision), 0
-    entries = []
-    for entry in search(*wanted) if arguments.write else report(arguments.arch, arguments.case, arguments.precision):
-        found = faults(entry)
+    return written(report(arguments.arch, arguments.case, arguments.precision), arguments.json)
+
+
+def written(found: Iterable[dict[str, Any]], to: Path | None) -> int:
+    """Print entries, write them to a file if there is one, and return the exit code."""
+    entries, code = [], 0
+    for entry in found:
+        wrong = faults(entry)
+        code = 1 if wrong else code
         entries.append({**entry, "triton": triton.__version__})
-        wrong += bool(found)
-        print(line(entry, found), flush=True)
-    if arguments.json:
-        arguments.json.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
-    return 1 if wrong else 0
+        print(line(entry, wrong), flush=True)
+    if to:
+        to.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
+    return code
 
 
 if __name__ == "__main__":

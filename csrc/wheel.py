@@ -111,6 +111,7 @@ def check(python: Path, wheel: Path, folder: Path, quick: bool) -> None:
         sys.exit("wheel: `liif-fast info` does not say that the C++ kernels are chosen")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests" / "ops", folder / "tests" / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests" / "warm.py", folder / "tests")
     shutil.copy(ROOT / "pyproject.toml", folder)
     names = ["test_plan.py", "test_accuracy.py"] if quick else [""]
     chosen = [folder / "tests" / "ops" / name for name in names]

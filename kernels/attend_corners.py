@@ -2,7 +2,7 @@
 
 liif_fast/ops/attend.py says what the table and the layers hold, kernels/attention.py how a tile holds its tokens. The
 forward pass keeps nothing. The backward pass goes through the queries in chunks: it computes a chunk's activations
-again, writes the gradients of all rows (`back_kernel`), and sums them by matrix products and by latent.
+again, writes the gradients of all rows (`attend_back_kernel`), and sums them by matrix products and by latent.
 """
 
 from __future__ import annotations
@@ -17,158 +17,106 @@ import triton.language as tl
 from torch import Tensor
 
 from . import backward, host, scatter
+from .attend_back import attend_back_kernel
 from .attention import (
     EPS,
+    KEPT,
+    MAPS,
     added,
-    attend,
-    attend_back,
-    back,
-    back_block,
+    attention,
     gelu,
-    gelu_back,
+    keep_all,
     linear,
     linear_block,
+    mixed,
     norm,
-    norm_back,
-    softmax,
-    softmax_back,
-    zeros,
+    number,
 )
-from .network import columns, relu
-from .plan import nearest
+from .network import columns, keep, relu
+from .plan import corners
 
-TILE = 16  # queries: the fewest rows of a matrix product
-VALUES_BLOCK = 8  # most values that a step blends
+ROWS, WARPS = 64, 4  # tokens of a tile
+VALUES_STEP = 8  # most values that a step blends
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
-KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, mixed, between, hidden, active, next
-MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis", "at_image", "height", "width",
          "map_width"]  # fmt: skip
 
 
 @triton.jit
-def keep(
-    memory, x, at, count,
-    COUNT: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write a tuple to the columns from `at` on of a tile's rows [4 * QUERIES, STRIDE], a query's corners together."""
-    query = tl.arange(0, QUERIES)
-    for i in tl.static_range(COUNT):
-        where = (query * 4 + i % 4)[:, None] * STRIDE + (columns(i // 4, BLOCK) + at)[None, :]
-        tl.store(memory + where, x[i], mask=(query < count)[:, None])
-
-
-@triton.jit
-def kept(
-    memory, at, count,
-    COUNT: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Read back what `keep` wrote; zeros behind the last query."""
-    query, x = tl.arange(0, QUERIES), ()
-    for i in tl.static_range(COUNT):
-        where = (query * 4 + i % 4)[:, None] * STRIDE + (columns(i // 4, BLOCK) + at)[None, :]
-        x = x + (tl.load(memory + where, mask=(query < count)[:, None], other=0.0),)
-    return x
-
-
-@triton.jit
-def keep_numbers(memory, x, at, count, STRIDE: tl.constexpr, QUERIES: tl.constexpr):
-    """Write a number per corner to column `at` of a tile's rows."""
-    query = tl.arange(0, QUERIES)
-    for t in tl.static_range(4):
-        tl.store(memory + ((query * 4 + t) * STRIDE + at), x[t], mask=query < count)
-
-
-@triton.jit
-def kept_numbers(memory, at, count, STRIDE: tl.constexpr, QUERIES: tl.constexpr):
-    """Read a number per corner; zeros behind the last query."""
-    query, x = tl.arange(0, QUERIES), ()
-    for t in tl.static_range(4):
-        x = x + (tl.load(memory + ((query * 4 + t) * STRIDE + at), mask=query < count, other=0),)
-    return x
-
-
-@triton.jit
-def numbers(rows, by_rel, column, rel_y, rel_x, COLUMNS: tl.constexpr):
-    """Return a column of the table at each corner, plus by_rel times rel; rows are pointers to the latents' rows."""
-    step_y, step_x, x = tl.load(by_rel + column), tl.load(by_rel + COLUMNS + column), ()
-    for t in tl.static_range(4):
-        x = x + (tl.load(rows[t] + column) + rel_y[t] * step_y + rel_x[t] * step_x,)
-    return x
-
-
-@triton.jit
 def block_of(rows, by_rel, at, rel_y, rel_x, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return `numbers` of BLOCK columns from `at` on."""
-    column, x = tl.arange(0, BLOCK) + at, ()
-    step_y, step_x = tl.load(by_rel + column)[None, :], tl.load(by_rel + COLUMNS + column)[None, :]
-    for t in tl.static_range(4):
-        value = tl.fma(step_y, rel_y[t][:, None], tl.load(rows[t][:, None] + column[None, :]))
-        x = x + (tl.fma(step_x, rel_x[t][:, None], value),)
-    return x
+    """Return `number` of BLOCK columns from `at` on."""
+    column = tl.arange(0, BLOCK) + at
+    x = tl.load(rows[:, None] + column[None, :])
+    x = tl.fma(tl.load(by_rel + column)[None, :], rel_y[:, None], x)
+    return tl.fma(tl.load(by_rel + COLUMNS + column)[None, :], rel_x[:, None], x)
 
 
 @triton.jit
-def block_kernel_part(
+def block_forward(
     x, y, weights, at, block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
-    COLUMNS: tl.constexpr, KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Run a block on its input x and the norm y of it; return those of the next. The first's qkv is in the table."""
-    COUNT: tl.constexpr = 4 * (WIDTH // BLOCK)
+    BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
     to = block * (KEPT * WIDTH)
-    mixed = ()
-    for group in tl.static_range(WIDTH // (GROUP * BLOCK)):
+    heard = ()
+    for group in tl.static_range(BLOCKS // GROUP):
         qkv = ()
         for i in tl.static_range(3 * GROUP):
             column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
             if FIRST:
-                raw = block_of(rows, by_rel, column, rel_y, rel_x, COLUMNS, BLOCK)
-                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))[None, :]
-                part = ()
-                for t in tl.static_range(4):
-                    part = part + (tl.fma(raw[t], scale[t][:, None], bias),)
+                part = block_of(rows, by_rel, column, rel_y, rel_x, COLUMNS, BLOCK)
+                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))
+                part = tl.fma(part, scale[:, None], bias[None, :])
             else:
-                part = linear_block(y, weights, at - 3 * WIDTH + column, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
+                part = linear_block(y, weights, at - 3 * WIDTH + column, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
             if KEEP:
-                keep(saved, part, to + column, count, 4, RECORD, QUERIES, BLOCK)
-            qkv = qkv + part
-        q, k, v = qkv[: 4 * GROUP], qkv[4 * GROUP : 8 * GROUP], qkv[8 * GROUP :]
-        mixed = mixed + attend(q, k, v, CHANNELS, QUERIES, BLOCK)
-    x = added(x, linear(mixed, weights, at, WIDTH, OUTS, QUERIES, BLOCK, PRECISION), COUNT)
-    between, between_scale = norm(x, WIDTH, BLOCK)
-    hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    active = gelu(hidden, COUNT)
-    x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, QUERIES, BLOCK, PRECISION), COUNT)
-    y, y_scale = norm(x, WIDTH, BLOCK)
+                keep(saved, count, tl.arange(0, BLOCK) + (to + column), part, ROWS, RECORD)
+            qkv = qkv + (part,)
+        weight = attention(qkv[:GROUP], qkv[GROUP : 2 * GROUP], CHANNELS, GROUP, ROWS, BLOCK)
+        heard = heard + mixed(weight, qkv[2 * GROUP :], CHANNELS, GROUP, ROWS, BLOCK)
+    # Each is written as soon as it is there, because it would occupy registers until then.
     if KEEP:
-        keep(saved, mixed, to + 3 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, between, to + 4 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, hidden, to + 5 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, active, to + 6 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep(saved, y, to + 7 * WIDTH, count, COUNT, RECORD, QUERIES, BLOCK)
-        keep_numbers(parts, between_scale, 4 + 2 * block, count, PARTS, QUERIES)
-        keep_numbers(parts, y_scale, 5 + 2 * block, count, PARTS, QUERIES)
+        keep_all(saved, heard, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    if FIRST:  # read no sooner, for the same reason
+        x = ()
+        for k in tl.static_range(BLOCKS):
+            x = x + (block_of(rows, by_rel, 3 * WIDTH + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
+    x = added(x, linear(heard, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+    between, between_scale = norm(x, BLOCKS, WIDTH)
+    if KEEP:
+        keep(parts, count, tl.arange(0, 1) + (4 + 2 * block), between_scale, ROWS, PARTS)
+        keep_all(saved, between, to + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    if KEEP:
+        keep_all(saved, hidden, to + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    active = gelu(hidden, BLOCKS)
+    if KEEP:
+        keep_all(saved, active, to + 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+    y, y_scale = norm(x, BLOCKS, WIDTH)
+    if KEEP:
+        keep(parts, count, tl.arange(0, 1) + (5 + 2 * block), y_scale, ROWS, PARTS)
+        keep_all(saved, y, to + 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     return x, y
 
 
 @triton.jit
 def blend(
     rows, share, out, count,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, QUERIES: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write the corners' values, the last columns of the table, summed with weights `share`."""
-    query = tl.arange(0, QUERIES)
+    """Write the corners' values, the last columns of the table, summed with weights `share` [ROWS]."""
+    query = tl.arange(0, ROWS // 4)
     for begin in tl.range(0, VALUES, STEP):
         column = begin + tl.arange(0, STEP)
         inside = (column < VALUES)[None, :]
-        total = tl.zeros((QUERIES, STEP), tl.float32)
-        for t in tl.static_range(4):
-            value = tl.load(rows[t][:, None] + (column + (COLUMNS - VALUES))[None, :], mask=inside, other=0.0)
-            total = tl.fma(share[t][:, None], value, total)
-        mask = (query < count)[:, None] & inside
+        value = tl.load(rows[:, None] + (column + (COLUMNS - VALUES))[None, :], mask=inside, other=0.0)
+        total = tl.sum(tl.reshape(share[:, None] * value, (ROWS // 4, 4, STEP)), 1)
+        mask = (query < count // 4)[:, None] & inside
         tl.store(out + (query[:, None] * VALUES + column[None, :]), total, mask=mask)
 
 
@@ -180,92 +128,80 @@ def attend_kernel(
     width, column_step, column_origin, column_minus, column_plus,
     map_width, inner,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
-    COLUMNS: tl.constexpr, VALUES: tl.constexpr, VALUES_BLOCK: tl.constexpr,
-    PLANNED: tl.constexpr, WRAP: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
-    QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
+    PLANNED: tl.constexpr, WRAP: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute queries first..limit of [B * queries]; what is written is counted from first.
 
     Writes weight [count, 4] and out [count, VALUES], or with KEEP, for the backward pass, instead of out: latents, rows
-    of the table, int64 [count * 4]; parts [count * 4, PARTS], which are rel, 1 / scale of the first norm, its variance,
-    and the scales of the other norms; saved [count * 4, KEPT * WIDTH * DEPTH], the activations. coord is [B, Q, 2], or
-    with PLANNED rel, and `at` the corners' positions in the map. With WRAP `width` is that of the map and of a column
-    at either side.
+    of the table, int64 [rows]; parts [rows, PARTS], which are rel, 1 / scale of the first norm, its variance, and the
+    scales of the other norms; saved [rows, KEPT * WIDTH * DEPTH], the activations. coord is [B, Q, 2], or with PLANNED
+    rel, and `at` the corners' positions in the map. With WRAP `width` is the map's plus a column at either side.
     """
     LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
-    start = tl.program_id(0).to(tl.int64) * QUERIES
-    count = tl.minimum(limit - first - start, QUERIES).to(tl.int32)
+    start = tl.program_id(0).to(tl.int64) * (ROWS // 4)
+    row = tl.arange(0, ROWS)
+    count = tl.minimum(limit - first - start, ROWS // 4).to(tl.int32) * 4
+    corner = row % 4
     # Behind the end the last query again, so that only stores are masked.
-    query = first + start + tl.minimum(tl.arange(0, QUERIES), count - 1)
+    query = first + start + tl.minimum(row, count - 1) // 4
     image, inside = query // queries, query % queries
-    latent, rel_y, rel_x = (), (), ()
     if PLANNED:
-        for t in tl.static_range(4):
-            place = coord + image * coord_image + inside * 8 + 2 * t
-            rel_y, rel_x = rel_y + (tl.load(place),), rel_x + (tl.load(place + 1),)
-            latent = latent + (image * height * map_width + tl.load(at + image * at_image + inside * 4 + t),)
+        place = coord + image * coord_image + inside * 8 + 2 * corner
+        rel_y, rel_x = tl.load(place), tl.load(place + 1)
+        latent = image * height * map_width + tl.load(at + image * at_image + inside * 4 + corner)
     else:
         place = coord + image * coord_image + inside * coord_query
-        row, column = tl.load(place), tl.load(place + coord_axis)
+        coord_y, coord_x = tl.load(place), tl.load(place + coord_axis)
         if WRAP:
-            column = column * inner
-        y0, rel_y0 = nearest(row, row + row_minus, height, row_step, row_origin)
-        y1, rel_y1 = nearest(row, row + row_plus, height, row_step, row_origin)
-        x0, rel_x0 = nearest(column, column + column_minus, width, column_step, column_origin)
-        x1, rel_x1 = nearest(column, column + column_plus, width, column_step, column_origin)
+            coord_x = coord_x * inner
+        y, x, rel_y, rel_x, _ = corners(
+            coord_y, coord_x, corner,
+            height, row_step, row_origin, row_minus, row_plus,
+            width, column_step, column_origin, column_minus, column_plus,
+            True,
+        )  # fmt: skip
         if WRAP:
-            x0, x1 = (x0 + map_width - 1) % map_width, (x1 + map_width - 1) % map_width
-        top, bottom = (image * height + y0) * map_width, (image * height + y1) * map_width
-        latent = (top + x0, top + x1, bottom + x0, bottom + x1)
-        rel_y, rel_x = (rel_y0, rel_y0, rel_y1, rel_y1), (rel_x0, rel_x1, rel_x0, rel_x1)
-    rows, scale, inverse, variance = (), (), (), ()
-    for t in tl.static_range(4):
-        rows = rows + (table + latent[t] * COLUMNS,)
-    n1_y = numbers(rows, by_rel, LINEAR, rel_y, rel_x, COLUMNS)
-    n1_x = numbers(rows, by_rel, LINEAR + 1, rel_y, rel_x, COLUMNS)
-    n0 = numbers(rows, by_rel, LINEAR + 2, rel_y, rel_x, COLUMNS)
-    for t in tl.static_range(4):
-        variance = variance + (n0[t] + (rel_y[t] * n1_y[t] + rel_x[t] * n1_x[t]),)
-        level = relu(variance[t]) + EPS
-        scale = scale + (tl.rsqrt(level),)
-        inverse = inverse + (level * scale[t],)
+            x = (x + (map_width - 1)) % map_width
+        latent = (image * height + y) * map_width + x
+    rows = table + latent * COLUMNS
+    n1_y = number(rows, by_rel, LINEAR, rel_y, rel_x, COLUMNS)
+    n1_x = number(rows, by_rel, LINEAR + 1, rel_y, rel_x, COLUMNS)
+    n0 = number(rows, by_rel, LINEAR + 2, rel_y, rel_x, COLUMNS)
+    variance = n0 + (rel_y * n1_y + rel_x * n1_x)
+    scale = tl.rsqrt(relu(variance) + EPS)
     saved += start * (4 * RECORD)
     parts += start * (4 * PARTS)
     if KEEP:
-        keep_numbers(latents + start * 4, latent, 0, count, 1, QUERIES)
-        keep_numbers(parts, rel_y, 0, count, PARTS, QUERIES)
-        keep_numbers(parts, rel_x, 1, count, PARTS, QUERIES)
-        keep_numbers(parts, inverse, 2, count, PARTS, QUERIES)
-        keep_numbers(parts, variance, 3, count, PARTS, QUERIES)
-    logit = ()
+        tl.store(latents + start * 4 + row, latent, mask=row < count)
+        tl.store(parts + row * PARTS, rel_y, mask=row < count)
+        tl.store(parts + (row * PARTS + 1), rel_x, mask=row < count)
+        tl.store(parts + (row * PARTS + 2), (relu(variance) + EPS) * scale, mask=row < count)
+        tl.store(parts + (row * PARTS + 3), variance, mask=row < count)
     if DEPTH:
-        x = ()
-        for k in tl.static_range(WIDTH // BLOCK):
-            x = x + block_of(rows, by_rel, LINEAR + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK)
-        x, y = block_kernel_part(
-            x, x, weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-            True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+        x, y = block_forward(
+            (), (), weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
+            True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
         for block in tl.range(1, DEPTH):
-            x, y = block_kernel_part(
+            x, y = block_forward(
                 x, y, weights, block * (MAPS * WIDTH), block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
-                False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, QUERIES, BLOCK, PRECISION,
+                False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
             )  # fmt: skip
-        head = MAPS * WIDTH * DEPTH - 3 * WIDTH
-        for t in tl.static_range(4):
-            total = tl.load(weights + (WIDTH * OUTS + head)) + tl.zeros((QUERIES,), tl.float32)
-            for k in tl.static_range(WIDTH // BLOCK):
-                total += tl.sum(y[4 * k + t] * tl.load(weights + columns(k, BLOCK) * OUTS + head)[None, :], 1)
-            logit = logit + (total,)
+        logit = tl.load(weights + (WIDTH * OUTS + MAPS * WIDTH * DEPTH - 3 * WIDTH)) + tl.zeros((ROWS,), tl.float32)
+        for k in tl.static_range(WIDTH // BLOCK):
+            head = tl.load(weights + (columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)))
+            logit += tl.sum(y[k] * head[None, :], 1)
     else:
-        raw = numbers(rows, by_rel, 0, rel_y, rel_x, COLUMNS)
-        for t in tl.static_range(4):
-            logit = logit + (tl.fma(raw[t], scale[t], tl.load(by_rel + 2 * COLUMNS)),)
-    share = softmax(logit)
-    keep_numbers(weight + start * 4, share, 0, count, 1, QUERIES)
+        logit = number(rows, by_rel, 0, rel_y, rel_x, COLUMNS) * scale + tl.load(by_rel + 2 * COLUMNS)
+    logit = tl.reshape(logit, (ROWS // 4, 4))
+    share = tl.exp(logit - tl.max(logit, 1, keep_dims=True))
+    share = tl.reshape(share / tl.sum(share, 1, keep_dims=True), (ROWS,))
+    tl.store(weight + start * 4 + row, share, mask=row < count)
     if not KEEP:
-        blend(rows, share, out + start * VALUES, count, COLUMNS, VALUES, VALUES_BLOCK, QUERIES)
+        blend(rows, share, out + start * VALUES, count, COLUMNS, VALUES, STEP, ROWS)
 
 
 class Net(NamedTuple):
@@ -278,8 +214,8 @@ class Net(NamedTuple):
 def packed(layers: Sequence[Tensor], width: int) -> Tensor:
     """Lay out linear maps [out, in + 1] side by side as [width + 1, OUTS], hidden layers padded with zeros to width."""
     rows = []
-    for number, layer in enumerate(layers):
-        if number % 4 == 1 and len(layer) < width:  # up
+    for at, layer in enumerate(layers):
+        if at % 4 == 1 and len(layer) < width:  # up
             layer = F.pad(layer, (0, 0, 0, width - len(layer)))
         elif layer.shape[1] <= width:  # down
             layer = torch.cat((F.pad(layer[:, :-1], (0, width + 1 - layer.shape[1])), layer[:, -1:]), 1)
@@ -293,15 +229,16 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int) -> Net:
     depth = len(layers) // 4
     width = layers[0].shape[0] if depth else 1
     # The fewer products are added in one tensor core's sum, the smaller its error where it truncates.
-    block = min(width, 16 if width <= 32 else 32) if depth else ALIGNED
+    # A tensor core that truncates adds up the less error, the fewer products are in one sum.
+    block = 16 if width <= 32 else 32
     channels = width // heads if depth else 1
     values = table.shape[1] - (4 * width + 3 if depth else 4)
     weights = packed(layers, width) if depth else table
     constants = {
-        "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1, "COLUMNS": table.shape[1], "VALUES": values,
-        "VALUES_BLOCK": min(VALUES_BLOCK, host.power_of_two(values)), "PARTS": 4 + 2 * depth,
-        "QUERIES": TILE, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
-        "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False,
+        "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1,
+        "COLUMNS": table.shape[1], "VALUES": values, "STEP": min(VALUES_STEP, host.power_of_two(values)),
+        "PARTS": 4 + 2 * depth, "ROWS": ROWS, "BLOCK": block, "PRECISION": host.dot_precision(table.dtype),
+        "num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False,
     }  # fmt: skip
     return Net(constants, weights)
 
@@ -329,7 +266,7 @@ def launch(
         strides = (*place.stride(), 0)
     across = width + 2 if wrap else width
     with host.on(table):
-        attend_kernel[(triton.cdiv(len(part), TILE),)](
+        attend_kernel[(triton.cdiv(4 * len(part), ROWS),)](
             table, by_rel, net.weights, place, queries[0], out, weight, *(kept or (out, out, weight)),
             part.start, part.stop, count, *strides, *host.axis(height), *host.axis(across), width, width / across,
             PLANNED=planned, WRAP=wrap and not planned, KEEP=len(kept) > 0, **net.constants,
@@ -360,3 +297,54 @@ def check_plan(queries: Sequence[Tensor], shape: Sequence[int]) -> None:
     if len(queries) == 2:
         low, high = torch.aminmax(queries[0])
         torch._assert_async((low >= 0) & (high < shape[1] * shape[2]), "liif_fast: at must be positions of the map")
+
+
+def attend_corners_backward(
+    grad: Tensor,
+    grad_weight: Tensor,
+    table: Tensor,
+    by_rel: Tensor,
+    layers: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    shape: Sequence[int],
+    wrap: bool,
+    heads: int,
+) -> list[Tensor]:
+    """Return the gradients of the table, of by_rel and of the layers; grad [B, Q, V], grad_weight [B, Q, 4]."""
+    net = network(table, layers, heads)
+    constants, columns = net.constants, table.shape[1]
+    table_grad, total = torch.zeros_like(table), shape[0] * queries[0].shape[1]
+    sums = [torch.zeros_like(each) for each in (by_rel, *layers)]
+    flat, flat_weight = grad.flatten(0, 1), grad_weight.flatten(0, 1)
+    record, outs = KEPT.value * constants["WIDTH"] * constants["DEPTH"], constants["OUTS"]
+    widths = record, constants["PARTS"], outs, columns
+    step = 1 << (backward.CHUNK_BYTES // (16 * sum(widths))).bit_length() - 1
+    most = min(step, total)
+    memory = [table.new_empty(4 * most, width) for width in widths]
+    latents_memory = torch.empty(4 * most, dtype=torch.int64, device=table.device)
+    weight = table.new_empty(most, 4)
+    for where in backward.steps((0, total), step):
+        part = range(where.start, where.stop)
+        saved, parts, grads, row_grads, latents = (each[: 4 * len(part)] for each in (*memory, latents_memory))
+        launch(table, by_rel, net, queries, shape, wrap, part, weight, weight, (saved, parts, latents))
+        with host.on(table):
+            attend_back_kernel[(triton.cdiv(4 * len(part), ROWS),)](
+                flat[where], flat_weight[where], table, by_rel, net.weights, weight,
+                saved, parts, latents, grads, row_grads, len(part), **net.constants,
+            )  # fmt: skip
+        sums[0] += host.product(parts[:, :3].t(), row_grads)
+        for at, layer in enumerate(layers):
+            add_layer(sums[at + 1], at, layer, grads, saved, net.constants["WIDTH"])
+        scatter.add(row_grads, latents, table_grad)
+    return [table_grad, *sums]
+
+
+def add_layer(to: Tensor, at: int, layer: Tensor, grads: Tensor, saved: Tensor, width: int) -> None:
+    """Add to the gradient of a layer [out, in + 1] that of a chunk's rows."""
+    outs, ins = layer.shape[0], layer.shape[1] - 1
+    block, kind = divmod(at, 4)
+    output = (block * MAPS.value + kind) * width
+    source = (block * KEPT.value + (3, 4, 6, 7)[kind]) * width  # heard, between, active, next
+    g = grads[:, output : output + outs]
+    to[:, :-1] += host.product(g.t(), saved[:, source : source + ins])
+    to[:, -1] += g.sum(0)

@@ -1,8 +1,8 @@
 """Compute the parts of a transformer over the four corners of a query, forward and backward.
 
-A tile holds one tensor [QUERIES, BLOCK] for each column block and corner: a tuple whose element 4 k + t is block k of
-corner t. So attention between the corners of a query is arithmetic between tensors, element by element, and no lane
-needs another query's numbers. Every weight is loaded once for the four corners.
+A tile is [ROWS, WIDTH] tokens, a query's four corners in rows that follow one another, held as a tuple of column blocks
+[ROWS, BLOCK] (kernels/network.py). Row t of a query meets the others' keys as those of t, t ^ 1, t ^ 2 and t ^ 3: three
+exchanges of rows, which are lanes of one warp.
 
 `weights` [WIDTH + 1, OUTS] holds all linear maps side by side, each [in, out], with their biases in the last row
 (`attend_corners.packed`). LayerNorms have no parameters, because the maps behind them include these.
@@ -14,256 +14,294 @@ import triton.language as tl
 from liif_fast.attention import EPSILON
 
 from .host import dot
-from .network import columns
+from .network import columns, keep
 
 EPS = tl.constexpr(EPSILON)
-
-
-@triton.jit
-def linear(
-    x, weights, at,
-    WIDTH: tl.constexpr, OUTS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return the linear map of x whose outputs are the columns of `weights` from `at` on, [WIDTH] of them."""
-    y = ()
-    for n in tl.static_range(WIDTH // BLOCK):
-        y = y + linear_block(x, weights, at + n * BLOCK, WIDTH, OUTS, QUERIES, BLOCK, PRECISION)
-    return y
+KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, heard, between, hidden, active, next
+MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 
 
 @triton.jit
 def linear_block(
     x, weights, at,
-    WIDTH: tl.constexpr, OUTS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, OUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return one column block of `linear`, a tuple of the four corners."""
-    column, z = tl.arange(0, BLOCK) + at, zeros(4, QUERIES, BLOCK)
+    """Return BLOCK outputs of a linear map of x: the columns of `weights` from `at` on."""
+    column, z = tl.arange(0, BLOCK) + at, tl.zeros((ROWS, BLOCK), tl.float32)
     for k in tl.static_range(WIDTH // BLOCK):
-        w = tl.load(weights + (columns(k, BLOCK)[:, None] * OUTS + column[None, :]))
-        more = ()
-        for t in tl.static_range(4):
-            more = more + (dot(x[4 * k + t], w, z[t], PRECISION),)
-        z = more
-    bias = tl.load(weights + (column + WIDTH * OUTS))[None, :]
+        z = dot(x[k], tl.load(weights + (columns(k, BLOCK)[:, None] * OUTS + column[None, :])), z, PRECISION)
+    return z + tl.load(weights + (column + WIDTH * OUTS))[None, :]
+
+
+@triton.jit
+def linear(
+    x, weights, at,
+    WIDTH: tl.constexpr, OUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the WIDTH outputs of a linear map of x."""
     y = ()
-    for t in tl.static_range(4):
-        y = y + (z[t] + bias,)
+    for n in tl.static_range(WIDTH // BLOCK):
+        y = y + (linear_block(x, weights, at + n * BLOCK, WIDTH, OUTS, ROWS, BLOCK, PRECISION),)
     return y
 
 
 @triton.jit
 def back_block(
-    g, y, weights, at,
+    x_grad, g, weights, at,
     WIDTH: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to y the gradients of a map's inputs that come from a column block of its outputs, g (four corners)."""
-    row, more = tl.arange(0, BLOCK) + at, ()
-    for n in tl.static_range(WIDTH // BLOCK):
-        w = tl.load(weights + (columns(n, BLOCK)[None, :] * OUTS + row[:, None]))
-        for t in tl.static_range(4):
-            more = more + (dot(g[t], w, y[4 * n + t], PRECISION),)
-    return more
-
-
-@triton.jit
-def back(
-    g, weights, at,
-    WIDTH: tl.constexpr, OUTS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return the gradients of a linear map's inputs, given those of its outputs."""
-    y = zeros(WIDTH // BLOCK * 4, QUERIES, BLOCK)
+    """Return x_grad plus the gradient of a map's input, given g, that of BLOCK outputs of it."""
+    output, found = tl.arange(0, BLOCK) + at, ()
     for k in tl.static_range(WIDTH // BLOCK):
-        y = back_block(g[4 * k : 4 * k + 4], y, weights, at + k * BLOCK, WIDTH, OUTS, BLOCK, PRECISION)
-    return y
+        w = tl.load(weights + (columns(k, BLOCK)[None, :] * OUTS + output[:, None]))
+        found = found + (dot(g, w, x_grad[k], PRECISION),)
+    return found
 
 
 @triton.jit
-def zeros(COUNT: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a tuple of COUNT tensors of zeros, [QUERIES, BLOCK] each."""
+def linear_back(
+    g, weights, at,
+    WIDTH: tl.constexpr, OUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient of a linear map's input, given g, that of its outputs."""
+    x_grad = zeros(WIDTH // BLOCK, ROWS, BLOCK)
+    for n in tl.static_range(WIDTH // BLOCK):
+        x_grad = back_block(x_grad, g[n], weights, at + n * BLOCK, WIDTH, OUTS, BLOCK, PRECISION)
+    return x_grad
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return COUNT blocks of zeros."""
     found = ()
     for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros((QUERIES, BLOCK), tl.float32),)
+        found = found + (tl.zeros((ROWS, BLOCK), tl.float32),)
     return found
 
 
 @triton.jit
-def added(a, b, COUNT: tl.constexpr):
-    """Return the sum of two tuples of tensors."""
+def added(x, y, BLOCKS: tl.constexpr):
+    """Return x + y."""
     found = ()
-    for i in tl.static_range(COUNT):
-        found = found + (a[i] + b[i],)
+    for k in tl.static_range(BLOCKS):
+        found = found + (x[k] + y[k],)
     return found
 
 
 @triton.jit
-def mean(x, y, t: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the mean of x y over the channels of corner t."""
-    total = tl.sum(x[t] * y[t], 1)
-    for k in tl.static_range(1, WIDTH // BLOCK):
-        total += tl.sum(x[4 * k + t] * y[4 * k + t], 1)
+def mean(x, y, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the mean of x y over a token's channels, [ROWS, 1]."""
+    total = tl.sum(x[0] * y[0], 1, keep_dims=True)
+    for k in tl.static_range(1, BLOCKS):
+        total += tl.sum(x[k] * y[k], 1, keep_dims=True)
     return total * (1.0 / WIDTH)
 
 
 @triton.jit
-def norm(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the LayerNorm of x, and of each corner what the centred x was multiplied by."""
-    BLOCKS: tl.constexpr = WIDTH // BLOCK
-    middle, scale = (), ()
-    for t in tl.static_range(4):
-        total = tl.sum(x[t], 1)
-        for k in tl.static_range(1, BLOCKS):
-            total += tl.sum(x[4 * k + t], 1)
-        middle = middle + (total * (1.0 / WIDTH),)
-    centred = ()
-    for i in tl.static_range(4 * BLOCKS):
-        centred = centred + (x[i] - middle[i % 4][:, None],)
-    for t in tl.static_range(4):
-        scale = scale + (tl.rsqrt(mean(centred, centred, t, WIDTH, BLOCK) + EPS),)
-    y = ()
-    for i in tl.static_range(4 * BLOCKS):
-        y = y + (centred[i] * scale[i % 4][:, None],)
+def level(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the mean of x over a token's channels, [ROWS, 1]."""
+    total = tl.sum(x[0], 1, keep_dims=True)
+    for k in tl.static_range(1, BLOCKS):
+        total += tl.sum(x[k], 1, keep_dims=True)
+    return total * (1.0 / WIDTH)
+
+
+@triton.jit
+def norm(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the LayerNorm of x, and the scale of the centred x, [ROWS, 1]."""
+    middle, centred, y = level(x, BLOCKS, WIDTH), (), ()
+    for k in tl.static_range(BLOCKS):
+        centred = centred + (x[k] - middle,)
+    scale = tl.rsqrt(mean(centred, centred, BLOCKS, WIDTH) + EPS)
+    for k in tl.static_range(BLOCKS):
+        y = y + (centred[k] * scale,)
     return y, scale
 
 
 @triton.jit
-def norm_back(x_grad, g, y, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def norm_back(x_grad, g, y, scale, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     """Return x_grad plus the gradient of a norm's input, given g, that of its output y."""
-    BLOCKS: tl.constexpr = WIDTH // BLOCK
-    level, along = (), ()
-    for t in tl.static_range(4):
-        total = tl.sum(g[t], 1)
-        for k in tl.static_range(1, BLOCKS):
-            total += tl.sum(g[4 * k + t], 1)
-        level = level + (total * (1.0 / WIDTH),)
-        along = along + (mean(g, y, t, WIDTH, BLOCK),)
-    found = ()
-    for i in tl.static_range(4 * BLOCKS):
-        rest = g[i] - level[i % 4][:, None] - y[i] * along[i % 4][:, None]
-        found = found + (tl.fma(rest, scale[i % 4][:, None], x_grad[i]),)
+    middle, along, found = level(g, BLOCKS, WIDTH), mean(g, y, BLOCKS, WIDTH), ()
+    for k in tl.static_range(BLOCKS):
+        found = found + (tl.fma(g[k] - middle - y[k] * along, scale, x_grad[k]),)
     return found
 
 
 @triton.jit
 def cumulative(x):
-    """Return the normal distribution's function, by which gelu multiplies x."""
-    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+    """Return the normal distribution's function, by which gelu multiplies x, within 1.4e-7.
+
+    It is the rational function of csrc/cpu/attention_impl.h, because Triton's erf divides a warp by branches.
+    """
+    x = tl.minimum(tl.maximum(x, -5.3), 5.3)
+    u = x * x
+    p = tl.fma(u, 2.4054264e-8, 6.3789557e-6)
+    p = tl.fma(u, p, 1.6029806e-4)
+    p = tl.fma(u, p, 4.6277777e-3)
+    p = tl.fma(u, p, 3.2932077e-2)
+    p = tl.fma(u, p, 3.9894226e-1)
+    q = tl.fma(u, 1.2372751e-6, 7.1341332e-5)
+    q = tl.fma(u, q, 1.8363665e-3)
+    q = tl.fma(u, q, 2.8136733e-2)
+    q = tl.fma(u, q, 2.4921471e-1)
+    q = tl.fma(u, q, 1.0)
+    return tl.fma(x, p / q, 0.5)
 
 
 @triton.jit
-def gelu(x, COUNT: tl.constexpr):
-    """Return gelu of a tuple of tensors."""
+def gelu(x, BLOCKS: tl.constexpr):
+    """Return gelu of x."""
     y = ()
-    for i in tl.static_range(COUNT):
-        y = y + (x[i] * cumulative(x[i]),)
+    for k in tl.static_range(BLOCKS):
+        y = y + (x[k] * cumulative(x[k]),)
     return y
 
 
 @triton.jit
-def gelu_back(g, x, COUNT: tl.constexpr):
+def gelu_back(g, x, BLOCKS: tl.constexpr):
     """Return g times the derivative of gelu at x."""
-    y = ()
-    for i in tl.static_range(COUNT):
-        density = tl.exp(-0.5 * x[i] * x[i]) * 0.3989422804014327
-        y = y + (g[i] * tl.fma(x[i], density, cumulative(x[i])),)
-    return y
+    found = ()
+    for k in tl.static_range(BLOCKS):
+        density = tl.exp(-0.5 * x[k] * x[k]) * 0.3989422804014327
+        found = found + (g[k] * tl.fma(x[k], density, cumulative(x[k])),)
+    return found
+
+
+@triton.jit
+def exchanged(x, BIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return x with each query's rows t and t ^ BIT exchanged; BIT is 1 or 2.
+
+    A pair's sum less the one is the other, exactly so in integers, and a sum over lanes takes a single shuffle.
+    """
+    bits = tl.reshape(x.to(tl.int32, bitcast=True), (ROWS // 4, 2, 2, BLOCK))
+    other = tl.sum(bits, 3 - BIT, keep_dims=True) - bits
+    return tl.reshape(other, (ROWS, BLOCK)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def shifted(x, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return four tuples: x with row t of a query as it is, and in its place the rows t ^ 1, t ^ 2 and t ^ 3."""
+    one, two, three = (), (), ()
+    for k in tl.static_range(BLOCKS):
+        one = one + (exchanged(x[k], 1, ROWS, BLOCK),)
+        two = two + (exchanged(x[k], 2, ROWS, BLOCK),)
+        three = three + (exchanged(one[k], 2, ROWS, BLOCK),)
+    return x, one, two, three
+
+
+@triton.jit
+def by_head(one, others, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return for each of four tuples its products with `one`, summed over the channels of a head, [ROWS, heads]."""
+    PART: tl.constexpr = min(CHANNELS, BLOCK)
+    found = ()
+    for shift in tl.static_range(4):
+        total = tl.sum(tl.reshape(one[0] * others[shift][0], (ROWS, BLOCK // PART, PART)), 2)
+        for k in tl.static_range(1, BLOCKS):  # of the only head that they have
+            total += tl.sum(tl.reshape(one[k] * others[shift][k], (ROWS, BLOCK // PART, PART)), 2)
+        found = found + (total,)
+    return found
+
+
+@triton.jit
+def spread(weight, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a number per head, [ROWS, heads], for each channel, [ROWS, BLOCK]."""
+    PART: tl.constexpr = min(CHANNELS, BLOCK)
+    return tl.reshape(tl.broadcast_to(weight[:, :, None], (ROWS, BLOCK // PART, PART)), (ROWS, BLOCK))
+
+
+@triton.jit
+def scaled(x, CHANNELS: tl.constexpr):
+    """Return four tensors times the factor of a head's logits."""
+    factor = CHANNELS**-0.5
+    return x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor
 
 
 @triton.jit
 def softmax(x):
     """Return the softmax over four tensors; a NaN in one reaches all."""
     largest = tl.maximum(tl.maximum(x[0], x[1]), tl.maximum(x[2], x[3]))
-    e = ()
-    for t in tl.static_range(4):
-        e = e + (tl.exp(x[t] - largest),)
-    share = 1.0 / (((e[0] + e[1]) + e[2]) + e[3])
-    return e[0] * share, e[1] * share, e[2] * share, e[3] * share
+    a, b, c, d = tl.exp(x[0] - largest), tl.exp(x[1] - largest), tl.exp(x[2] - largest), tl.exp(x[3] - largest)
+    share = 1.0 / ((a + b) + (c + d))
+    return a * share, b * share, c * share, d * share
 
 
 @triton.jit
 def softmax_back(g, weight):
-    """Return the gradients of the inputs of a softmax, given its outputs and their gradients."""
-    total = ((g[0] * weight[0] + g[1] * weight[1]) + g[2] * weight[2]) + g[3] * weight[3]
-    found = ()
-    for t in tl.static_range(4):
-        found = found + (weight[t] * (g[t] - total),)
-    return found
+    """Return the gradients of the inputs of a softmax, given those of its outputs `weight`."""
+    total = (g[0] * weight[0] + g[1] * weight[1]) + (g[2] * weight[2] + g[3] * weight[3])
+    return (
+        weight[0] * (g[0] - total), weight[1] * (g[1] - total), weight[2] * (g[2] - total), weight[3] * (g[3] - total)
+    )  # fmt: skip
 
 
 @triton.jit
-def by_head(a, b, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the sums of a b over each head's channels in a block, [QUERIES, heads]."""
-    PART: tl.constexpr = min(CHANNELS, BLOCK)
-    return tl.sum(tl.reshape(a * b, (QUERIES, BLOCK // PART, PART)), 2)
+def attention(q, k, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the weight of each shift for the heads of a block, or for a head of several, four [ROWS, heads]."""
+    keys = shifted(k, BLOCKS, ROWS, BLOCK)
+    return softmax(scaled(by_head(q, keys, CHANNELS, BLOCKS, ROWS, BLOCK), CHANNELS))
 
 
 @triton.jit
-def spread(weight, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a number per head [QUERIES, heads] for each of the heads' channels, [QUERIES, BLOCK]."""
-    PART: tl.constexpr = min(CHANNELS, BLOCK)
-    return tl.reshape(tl.broadcast_to(weight[:, :, None], (QUERIES, BLOCK // PART, PART)), (QUERIES, BLOCK))
+def attention_back(
+    g, weight, v,
+    CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return the gradients of the products of q and k, given g, that of what `mixed` returns."""
+    weight_grad = by_head(g, shifted(v, BLOCKS, ROWS, BLOCK), CHANNELS, BLOCKS, ROWS, BLOCK)
+    return scaled(softmax_back(weight_grad, weight), CHANNELS)
 
 
 @triton.jit
-def products(one, others, t: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return `by_head` of corner t of one and each corner of the others, over all blocks that a head has."""
-    found = ()
-    for s in tl.static_range(4):
-        total = by_head(one[t], others[s], CHANNELS, QUERIES, BLOCK)
-        for k in tl.static_range(1, CHANNELS // BLOCK):
-            total += by_head(one[4 * k + t], others[4 * k + s], CHANNELS, QUERIES, BLOCK)
+def mixed(weight, x, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return at row t the sum over shifts of weight times x at row t ^ shift."""
+    others, found = shifted(x, BLOCKS, ROWS, BLOCK), ()
+    for k in tl.static_range(BLOCKS):
+        total = spread(weight[0], CHANNELS, ROWS, BLOCK) * x[k]
+        for shift in tl.static_range(1, 4):
+            total = tl.fma(spread(weight[shift], CHANNELS, ROWS, BLOCK), others[shift][k], total)
         found = found + (total,)
     return found
 
 
 @triton.jit
-def scaled(x, CHANNELS: tl.constexpr):
-    """Return four tensors of logits times the factor of a head."""
-    factor: tl.constexpr = CHANNELS**-0.5
-    return x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor
+def mixed_back(weight, g, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return at row t the sum over shifts of weight times g, both at row t ^ shift: the gradient of x in `mixed`."""
+    found = ()
+    for k in tl.static_range(BLOCKS):
+        a = spread(weight[0], CHANNELS, ROWS, BLOCK) * g[k]
+        b = spread(weight[1], CHANNELS, ROWS, BLOCK) * g[k]
+        c = spread(weight[2], CHANNELS, ROWS, BLOCK) * g[k]
+        d = spread(weight[3], CHANNELS, ROWS, BLOCK) * g[k]
+        rest = exchanged(c + exchanged(d, 1, ROWS, BLOCK), 2, ROWS, BLOCK)
+        found = found + ((a + exchanged(b, 1, ROWS, BLOCK)) + rest,)
+    return found
 
 
 @triton.jit
-def mixture(
-    weight, x, k: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr
+def keep_all(
+    memory, x, at, count,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return the sum over the corners s of weight[s] times block k of x."""
-    total = spread(weight[0], CHANNELS, QUERIES, BLOCK) * x[4 * k]
-    for s in tl.static_range(1, 4):
-        total = tl.fma(spread(weight[s], CHANNELS, QUERIES, BLOCK), x[4 * k + s], total)
-    return total
+    """Write column blocks to the columns from `at` on of the tile's first `count` rows [rows, STRIDE]."""
+    for k in tl.static_range(BLOCKS):
+        keep(memory, count, columns(k, BLOCK) + at, x[k], ROWS, STRIDE)
 
 
 @triton.jit
-def attend(q, k, v, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return what the queries q of every corner mix of the values v of all four: the heads of a block, or one head."""
-    BLOCKS: tl.constexpr = max(CHANNELS // BLOCK, 1)
-    found, mixed = (), ()
-    for t in tl.static_range(4):
-        weight = softmax(scaled(products(q, k, t, CHANNELS, QUERIES, BLOCK), CHANNELS))
-        for block in tl.static_range(BLOCKS):
-            found = found + (mixture(weight, v, block, CHANNELS, QUERIES, BLOCK),)
-    for i in tl.static_range(4 * BLOCKS):  # block by block
-        mixed = mixed + (found[i % 4 * BLOCKS + i // 4],)
-    return mixed
+def kept(
+    memory, at, count,
+    BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Read back what `keep_all` wrote; zeros in the other rows."""
+    row, x = tl.arange(0, ROWS), ()
+    for k in tl.static_range(BLOCKS):
+        where = row[:, None] * STRIDE + (columns(k, BLOCK) + at)[None, :]
+        x = x + (tl.load(memory + where, mask=(row < count)[:, None], other=0.0),)
+    return x
 
 
 @triton.jit
-def attend_back(g, q, k, v, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the gradients of q, k and v, given g, those of what `attend` returns."""
-    BLOCKS: tl.constexpr = max(CHANNELS // BLOCK, 1)
-    k_grad, v_grad = zeros(4 * BLOCKS, QUERIES, BLOCK), zeros(4 * BLOCKS, QUERIES, BLOCK)
-    found, q_grad = (), ()
-    for t in tl.static_range(4):
-        weight = softmax(scaled(products(q, k, t, CHANNELS, QUERIES, BLOCK), CHANNELS))
-        logit = scaled(softmax_back(products(g, v, t, CHANNELS, QUERIES, BLOCK), weight), CHANNELS)
-        for block in tl.static_range(BLOCKS):
-            found = found + (mixture(logit, k, block, CHANNELS, QUERIES, BLOCK),)
-        more_k, more_v = (), ()
-        for i in tl.static_range(4 * BLOCKS):  # keys and values of corner i % 4, read by corner t
-            own = i // 4 * 4 + t
-            more_k = more_k + (tl.fma(spread(logit[i % 4], CHANNELS, QUERIES, BLOCK), q[own], k_grad[i]),)
-            more_v = more_v + (tl.fma(spread(weight[i % 4], CHANNELS, QUERIES, BLOCK), g[own], v_grad[i]),)
-        k_grad, v_grad = more_k, more_v
-    for i in tl.static_range(4 * BLOCKS):
-        q_grad = q_grad + (found[i % 4 * BLOCKS + i // 4],)
-    return q_grad, k_grad, v_grad
+def number(rows, by_rel, column, rel_y, rel_x, COLUMNS: tl.constexpr):
+    """Return a column of the table, plus by_rel times rel; rows are pointers to the latents' rows."""
+    moved = rel_y * tl.load(by_rel + column) + rel_x * tl.load(by_rel + COLUMNS + column)
+    return tl.load(rows + column) + moved

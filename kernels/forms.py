@@ -1,4 +1,4 @@
-"""Forms of the network kernels for hidden layers 256 wide: written by `benchmarks/compile_report.py --write`.
+"""Forms of the network kernels for hidden layers 256 wide: written by `python -m benchmarks.search_forms`.
 
 Keys are (Triton's major and minor version, architecture, precision); values give rows, column block, warps and stages
 for each of host.KERNELS. Each form is the widest of the script's candidates that does not spill, uses matrix
@@ -36,7 +36,7 @@ FORMS: dict[tuple[int, int, int, str], tuple[tuple[int, int, int, int], ...]] = 
     (3, 7, 100, "tf32"): ((64,64,8,2), (64,64,8,2), (64,64,8,2), (64,64,8,2), (64,64,8,2), (64,64,8,1)),
     (3, 7, 100, "tf32x3"): ((64,32,8,2), (16,32,4,2), (16,32,4,2), (16,32,4,2), (16,32,4,2), (16,32,4,2)),
     (3, 7, 120, "half"): ((32,64,4,2), (32,64,4,2), (32,64,8,2), (32,64,4,2), (32,64,4,2), (32,64,4,2)),
-    (3, 7, 120, "tf32"): ((16,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,1)),
+    (3, 7, 120, "tf32"): ((16,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2), (16,64,8,2), (32,64,8,1)),
     (3, 7, 120, "tf32x3"): ((16,32,8,3), (16,32,8,2), (16,32,8,1), (16,32,8,1), (16,32,8,2), (16,32,8,2)),
     (3, 9, 80, "half"): ((32,64,8,2), (32,64,8,2), (32,64,4,2), (32,64,8,2), (32,64,8,2), (32,64,8,2)),
     (3, 9, 80, "tf32"): ((32,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2), (32,64,8,2)),

@@ -128,7 +128,7 @@ def _lowered(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
     Each is a sum over all rows that read a latent, so it may pass the largest float16, where no row's does.
     """
-    if dtype != torch.float16:
+    if dtype != torch.float16 or not grad.numel():
         return grad.to(dtype), None
     largest = torch.linalg.vector_norm(grad, math.inf).nan_to_num(0.0, posinf=0.0)  # a NaN stays in its latent
     scale = (largest / LARGEST).clamp(min=1)

@@ -106,11 +106,11 @@ def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
     if torch.are_deterministic_algorithms_enabled():
         add_sorted(source, latents, target, (1, target.shape[0]))
         return
-    width = target.shape[1]
+    width, aligned = target.shape[1], target.storage_offset() % 4 == 0
     with host.on(source):
         atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
             source, latents, target, source.shape[0],
-            WIDTH=width, STRIDE=source.stride(0), FOURS=host.architecture(source.device) >= 90,
+            WIDTH=width, STRIDE=source.stride(0), FOURS=aligned and host.architecture(source.device) >= 90,
             ROWS=TILE, BLOCK=host.power_of_two(width),
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

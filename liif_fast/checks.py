@@ -23,10 +23,10 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
 
 
-def check_feat(feat: Tensor) -> None:
-    check_tensor("feat", feat)
+def check_feat(feat: Tensor, name: str = "feat") -> None:
+    check_tensor(name, feat)
     if feat.ndim != 4 or 0 in feat.shape[1:]:
-        raise ValueError(f"feat must have shape [B, C, H, W] with C, H and W at least 1, got {list(feat.shape)}")
+        raise ValueError(f"{name} must have shape [B, C, H, W] with C, H and W at least 1, got {list(feat.shape)}")
 
 
 def check_coord(name: str, coord: Tensor) -> None:

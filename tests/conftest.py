@@ -11,9 +11,9 @@ import signal
 if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.find_spec("triton"):
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
-    from liif_fast.kernels import fourier_decode, fused_mlp, gather_corners, project, render
+    from liif_fast.kernels import attend_corners, fourier_decode, fused_mlp, gather_corners, project, render
 
-    assert fourier_decode and fused_mlp and gather_corners and project and render
+    assert attend_corners and fourier_decode and fused_mlp and gather_corners and project and render
     if before is None:
         del os.environ["TRITON_INTERPRET"]
 

@@ -1,8 +1,8 @@
 """Run Python with PyTorch at hand: in a process forked from one that has imported it and done nothing else.
 
 The import takes longer than most of what the tests' processes do. All else is as after `python ARGUMENTS`: arguments,
-variables, folder, streams, `__main__`, signals, the end. Use subprocess to test what comes before the import. Needs
-fork and Unix sockets.
+variables, folder, streams, `__main__`, signals, the end. Use subprocess to test what comes before the import, and to
+measure memory: a forked process counts PyTorch's own pages when it first reads them. Needs Linux.
 """
 
 import gc
@@ -53,7 +53,7 @@ class Process:
         modules: tuple[str, ...] = TORCH,
     ) -> None:
         job = [*map(str, arguments)], str(cwd or os.getcwd()), env or dict(os.environ), start_new_session
-        self._ends, theirs = socket.socketpair()
+        self._ends, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # a message at a time
         with theirs, open(os.devnull) as nothing:
             streams = (nothing if stdin is None else stdin, stdout, stderr)
             fds = [theirs.fileno(), *(each if isinstance(each, int) else each.fileno() for each in streams)]

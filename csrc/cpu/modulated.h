@@ -19,6 +19,7 @@ class ModulatedNet : public Network<T> {
 
     int64_t depth() const { return this->hidden() - 1; }
     int64_t neurons() const { return neurons_; }
+    int64_t places() const { return places_; }  // of rel and of the cell
     int64_t features() const { return this->first_out() - places_; }
     // Where a latent's row holds what layer l is multiplied by and what is added, and the features.
     int64_t scale(int64_t l) const { return (l - 1) * neurons_; }

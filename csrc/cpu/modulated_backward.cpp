@@ -1,5 +1,4 @@
-// liif_fast::modulated_decode_backward: the layers' gradients, and those of the modulations and features. Those of rel
-// and cell are not computed.
+// liif_fast::modulated_decode_backward: the layers' gradients, and those of the modulations and features.
 #include "modulated.h"
 #include "operators.h"
 #include "rows_backward.h"
@@ -15,12 +14,12 @@ struct Tile {
     std::vector<Sum<T>*> product;  // of the modulated layers
     typename Backward<T>::Tiles tiles;
     T* narrow;
-    Sum<T>*g, *other, *wide;
+    Sum<T>*g, *other, *wide, *top, *out;
     const Sum<T>** latent;
 };
 
 template <typename T>
-Tile<T> make_tile(const ModulatedNet<T>& net, const Backward<T>& backward, Arena& arena) {
+Tile<T> make_tile(const ModulatedNet<T>& net, const Backward<T>& backward, bool places, Arena& arena) {
     constexpr bool narrows = !std::is_same_v<T, Sum<T>>;
     const int64_t size = kTileRows * net.stride();
     Tile<T> b;
@@ -31,6 +30,8 @@ Tile<T> make_tile(const ModulatedNet<T>& net, const Backward<T>& backward, Arena
     b.g = arena.take<Sum<T>>(size);
     b.other = arena.take<Sum<T>>(size);
     b.wide = arena.take<Sum<T>>(net.first_out());
+    b.top = arena.take<Sum<T>>(places && narrows ? size : 0);
+    b.out = arena.take<Sum<T>>(places ? kTileRows * net.out_padded() : 0);
     b.latent = arena.take<const Sum<T>*>(kTileRows);
     return b;
 }
@@ -55,9 +56,10 @@ void forward(const ModulatedNet<T>& net, const Latents<Sum<T>>& latents, const R
     }
 }
 
+// Returns the gradient at h[0].
 template <typename T, typename Rows>
-void back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& rows, Tile<T> b,
-          const Gradients<T>& sum) {
+const Sum<T>* back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& rows, Tile<T> b,
+                   const Gradients<T>& sum) {
     const int64_t s = net.stride();
     const T* from = rows.out;
     int64_t from_stride = net.out_padded();
@@ -81,11 +83,14 @@ void back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& r
         std::memcpy(rows.to + r * rows.step + net.first_feature(), b.g + r * s,
                     static_cast<size_t>(net.features()) * sizeof(Sum<T>));
     }
+    return b.g;
 }
 
 template <typename T>
 Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-            const Tensors& weights, const Tensors& biases, bool ensemble) {
+            const Tensors& weights, const Tensors& biases, bool ensemble, Tensor* place_grad) {
+    const int corners = ensemble ? 4 : 1;
+    Sum<T>* places = place_grad == nullptr ? nullptr : mutable_data<Sum<T>>(*place_grad);
     const Latents<Sum<T>> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
     Tensor packed;
@@ -93,12 +98,25 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std:
         return ModulatedNet<T>(weights, biases, cell ? 4 : 2, pack_backward | pack_forward, arena, dry);
     });
     Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    RowsBackward<T> pass(grad, latents, queries, net, ensemble ? 4 : 1, 0, result[0]);
-    pass.template run<ModulatedTag>([&](Arena& arena) { return make_tile(net, pass.backward(), arena); },
-                                    [&](const auto& rows, const Tile<T>& b, const auto& sum) {
-                                        forward(net, latents, rows, b);
-                                        back(net, pass.backward(), rows, b, sum.layers);
-                                    });
+    RowsBackward<T> pass(grad, latents, queries, net, corners, 0, result[0]);
+    const auto layout = [&](Arena& arena) { return make_tile(net, pass.backward(), places != nullptr, arena); };
+    pass.template run<ModulatedTag>(layout, [&](const auto& rows, const Tile<T>& b, const auto& sum) {
+        forward(net, latents, rows, b);
+        const Sum<T>* g = back(net, pass.backward(), rows, b, sum.layers);
+        if (places == nullptr) return;
+        net.forward_last(widened(net, b.h.back(), rows.count, b.top), rows.count, b.out);
+        for (int64_t r = 0; r < rows.count; ++r) {  // of rel, of the cell, and of the corner's weight
+            const int64_t number = rows.number(r, corners);
+            Sum<T>* to = places + number * (net.places() + 1);
+            std::memcpy(to, g + r * net.stride() + net.features(), static_cast<size_t>(net.places()) * sizeof(Sum<T>));
+            const Sum<T>* y = pass.gradient().query(number / corners);
+            Sum<T> weight(0);
+            for (int64_t o = 0; o < net.out(); ++o) {
+                weight += y[o * pass.gradient().step_out()] * b.out[r * net.out_padded() + o];
+            }
+            to[net.places()] = weight;
+        }
+    });
     pass.layer_gradients(p, result);
     return result;
 }
@@ -107,11 +125,17 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std:
 
 Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
                                   const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
-                                  bool ensemble) {
+                                  bool ensemble, bool places) {
     check_modulated(p, coord, cell, weights, biases);
     check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)});
-    return dispatch(weights[0],
-                    [&](auto t) { return run<decltype(t)>(grad, p, coord, cell, weights, biases, ensemble); });
+    return dispatch(weights[0], [&](auto t) {
+        using T = decltype(t);
+        Tensor at = places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), ensemble ? 4 : 1, cell ? 5 : 3})
+                           : make<Sum<T>>(p, {0});
+        Tensors result = run<T>(grad, p, coord, cell, weights, biases, ensemble, places ? &at : nullptr);
+        result.push_back(at);
+        return result;
+    });
 }
 
 }  // namespace liif

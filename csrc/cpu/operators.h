@@ -63,7 +63,7 @@ Tensor modulated_decode(const Tensor& p, const Tensor& coord, const std::optiona
 
 Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
                                   const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
-                                  bool ensemble);
+                                  bool ensemble, bool places);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);

@@ -70,7 +70,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, f"computes in float32, float64 or bfloat16, got {dtype}"
     if call.coord_dtype != torch.float32:
         return False, f"plans in float32, got coord in {call.coord_dtype}"
-    if call.op in ("attend_corners", "modulated_decode") and call.coord_requires_grad:
+    if call.op == "attend_corners" and call.coord_requires_grad:
         return False, "has no gradient for coord"
     if (call.place is not None or call.extent is not None) and call.requires_grad:
         return False, "has no gradient for a part of a feature map"
@@ -173,7 +173,7 @@ def modulated_decode(
     place: Place | None,
 ) -> Tensor:
     """Return the output [B, Q, out] of queries of maps of modulations and features."""
-    train = trains(feat, *weights, *biases)
+    train = trains(feat, coord, cell, *weights, *biases)
     dtype = _computes_in(feat.dtype, autocast_dtype(feat))
     return _modulated.modulated_decode(feat, coord, cell, weights, biases, switches, dtype, train, place, None)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class JIIF(nn.Module):
             TypeError, ValueError: a shape or dtype is wrong.
         """
         for name, maps, channels in (("depth", depth, 1), ("image", image, 3), ("lr_image", lr_image, 3)):
-            check_feat(maps)
+            check_feat(maps, name)
             size = depth.shape[2:] if name == "lr_image" else maps.shape[2:]
             if maps.shape != (len(depth), channels, *size):
                 expected = f"[{len(depth)}, {channels}, {'h, w] of depth' if name == 'lr_image' else 'height, width]'}"
@@ -94,17 +94,18 @@ class JIIF(nn.Module):
             TypeError, ValueError: coord has a wrong shape or dtype.
             RuntimeError: no features are kept yet.
         """
-        if self.feat is None or self.hr_guide is None or self.lr_guide is None:
+        maps = [each for each in (self.feat, self.hr_guide, self.lr_guide) if each is not None]
+        if len(maps) < 3:
             raise RuntimeError("no features to query: call gen_feat(depth, image, lr_image) first")
-        check_queries(self.feat, coord, None, cell_decode=False)
+        check_queries(maps[0], coord, None, cell_decode=False)
         chain = fusable(self.imnet)
         form: _Plain | _Split
         if chain is None:
-            form = _Plain(self, self.imnet)
+            form = _Plain(maps, self.imnet)
         elif self.backend == "reference" or len(chain[0]) < 2:
-            form = _Plain(self, self.imnet.layers)
+            form = _Plain(maps, self.imnet.layers)
         else:
-            form = _Split(self, *chain)
+            form = _Split(maps, *chain, self.backend)
         step = max(coord.shape[1], 1) if torch.is_grad_enabled() else CHUNK_QUERIES
         preds = torch.cat([form(part) for part in coord.split(step, 1)], 1)
         return (preds[..., 1:].softmax(2) * preds[..., :1]).sum(2)
@@ -135,78 +136,76 @@ class JIIF(nn.Module):
         return state
 
 
-class _Rows:
-    """The rows [B, H W + 1, C] of a map, a last one of zeros for queries outside."""
+class _Places(NamedTuple):
+    """The latents nearest to coordinates [B, ...]."""
 
-    def __init__(self, maps: Tensor) -> None:
-        self.shape = maps.shape[2:]
-        self.rows = F.pad(maps.flatten(2).mT, (0, 0, 0, 1))
+    row: Tensor  # [B, ...] int64, 0 outside of the map
+    column: Tensor
+    inside: Tensor  # [B, ...] bool
+    centre: Tensor  # [B, ..., 2], 0 outside
 
-    def nearest(self, coord: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows nearest to coord [B, ..., 2], and their centres, zero outside."""
-        n = coord.new_tensor(self.shape)
-        place = (((coord + 1) * n - 1) / 2).round()  # half to even, as grid_sample
-        inside = ((place >= 0) & (place < n)).all(-1)
-        row, column = torch.where(inside.unsqueeze(-1), place, 0).long().unbind(-1)
-        centre = torch.stack(
-            [centres_at(at, size, coord.dtype) for at, size in zip((row, column), self.shape, strict=True)], -1
-        )
-        at = torch.where(inside, row * self.shape[1] + column, self.shape[0] * self.shape[1])
-        return at, torch.where(inside.unsqueeze(-1), centre, 0)
-
-    def __getitem__(self, at: Tensor) -> Tensor:
-        """Return the rows [B, ..., C] at positions [B, ...]."""
-        image = torch.arange(len(at), device=at.device).view(-1, *(1,) * (at.ndim - 1))
-        return self.rows[image, at]
+    def read(self, maps: Tensor, outside: Tensor | float = 0.0) -> Tensor:
+        """Return the latents [B, ..., C] of maps [B, C, H, W], and `outside` [C] where there is none."""
+        image = torch.arange(len(maps), device=maps.device).view(-1, *(1,) * (self.row.ndim - 1))
+        return torch.where(self.inside.unsqueeze(-1), maps.permute(0, 2, 3, 1)[image, self.row, self.column], outside)
 
 
-def _corners(coord: Tensor, maps: _Rows) -> tuple[Tensor, Tensor]:
-    """Return position [B, Q, 4] and rel [B, Q, 4, 2] of a query's corners: LIIF's without its 1e-6 and its clamp."""
-    h, w = maps.shape
-    offset = coord.new_tensor([(i / h, j / w) for i in (-1, 1) for j in (-1, 1)])
-    at, centre = maps.nearest(coord.unsqueeze(2) + offset)
-    return at, (coord.unsqueeze(2) - centre) * coord.new_tensor(maps.shape)
+def _nearest(coord: Tensor, shape: Sequence[int]) -> _Places:
+    """Find the latents nearest to coord [B, ..., 2] in maps of `shape`, as grid_sample does."""
+    n = coord.new_tensor(shape)
+    at = (((coord + 1) * n - 1) / 2).round()  # half to even
+    inside = ((at >= 0) & (at < n)).all(-1)
+    row, column = torch.where(inside.unsqueeze(-1), at, 0).long().unbind(-1)
+    centre = torch.stack([centres_at(*each, coord.dtype) for each in zip((row, column), shape, strict=True)], -1)
+    return _Places(row, column, inside, torch.where(inside.unsqueeze(-1), centre, 0))
+
+
+def _corners(coord: Tensor, shape: Sequence[int]) -> tuple[_Places, Tensor]:
+    """Return the places [B, Q, 4] and rel [B, Q, 4, 2] of a query's corners: LIIF's without its 1e-6 and its clamp."""
+    offset = coord.new_tensor([(i / shape[0], j / shape[1]) for i in (-1, 1) for j in (-1, 1)])
+    places = _nearest(coord.unsqueeze(2) + offset, shape)
+    return places, (coord.unsqueeze(2) - places.centre) * coord.new_tensor(shape)
 
 
 class _Plain:
     """The network on every corner's input, as the formula reads."""
 
-    def __init__(self, model: JIIF, network: nn.Module) -> None:
-        assert model.feat is not None and model.hr_guide is not None and model.lr_guide is not None
-        self.network = network
-        self.feat, self.high, self.low = (_Rows(maps) for maps in (model.feat, model.hr_guide, model.lr_guide))
+    def __init__(self, maps: Sequence[Tensor], network: nn.Module) -> None:
+        self.maps, self.network = maps, network
 
     def __call__(self, coord: Tensor) -> Tensor:
         """Return value and logit of the corners, [B, Q, 4, 2]."""
-        at, rel = _corners(coord, self.feat)
-        high = self.high[self.high.nearest(coord)[0]].unsqueeze(2)
-        guide = high.expand(*at.shape, -1)
-        x = torch.cat((self.feat[at], guide, guide - self.low[at], rel.to(high.dtype)), -1)
-        return self.network(x.flatten(0, 2)).unflatten(0, at.shape)
+        feat, high, low = self.maps
+        places, rel = _corners(coord, feat.shape[2:])
+        guide = _nearest(coord, high.shape[2:]).read(high).unsqueeze(2).expand(*rel.shape[:-1], -1)
+        x = torch.cat((places.read(feat), guide, guide - places.read(low), rel.to(feat.dtype)), -1)
+        return self.network(x.flatten(0, 2)).unflatten(0, rel.shape[:-1])
 
 
 class _Split:
     """The same, with the first layer split into a part of the latent, one of the query and one of rel."""
 
-    def __init__(self, model: JIIF, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        assert model.feat is not None and model.hr_guide is not None and model.lr_guide is not None
-        feat, low = model.feat, model.lr_guide
+    def __init__(
+        self, maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], backend: str
+    ) -> None:
+        feat, self.high, low = maps
         sizes = [feat.shape[1], low.shape[1], low.shape[1], 2]
         by_feat, by_guide, by_difference, self.by_rel = weights[0].split(sizes, 1)
-        self.backend, self.rest = model.backend, (weights[1:], biases[1:])
-        self.feat, self.high = _Rows(torch.cat((feat, low), 1)), _Rows(model.hr_guide)
-        by_latent = torch.cat((by_feat, -by_difference), 1)
-        self.feat.rows = functional.fused_mlp(self.feat.rows, [by_latent], biases[:1], backend=self.backend)
-        self.by_query = by_guide + by_difference
+        self.by_query, self.bias = by_guide + by_difference, biases[0]
+        self.rest, self.backend = (weights[1:], biases[1:]), backend
+        latents = torch.cat((feat, low), 1).permute(0, 2, 3, 1)
+        self.of_latents = self._mlp(latents, [torch.cat((by_feat, -by_difference), 1)], [self.bias]).permute(0, 3, 1, 2)
+
+    def _mlp(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+        return functional.fused_mlp(x, weights, biases, backend=self.backend)
 
     def __call__(self, coord: Tensor) -> Tensor:
         """Return value and logit of the corners, [B, Q, 4, 2]."""
-        at, rel = _corners(coord, self.feat)
-        of_query = self.high[self.high.nearest(coord)[0]]
-        none = self.by_query.new_zeros(len(self.by_query))
-        first = functional.fused_mlp(of_query, [self.by_query], [none], backend=self.backend).unsqueeze(2)
-        first = first + self.feat[at] + F.linear(rel.to(self.by_rel.dtype), self.by_rel)
-        return functional.fused_mlp(F.relu(first), *self.rest, backend=self.backend)
+        places, rel = _corners(coord, self.of_latents.shape[2:])
+        guide = _nearest(coord, self.high.shape[2:]).read(self.high)
+        of_query = self._mlp(guide, [self.by_query], [torch.zeros_like(self.bias)]).unsqueeze(2)
+        of_rel = F.linear(rel.to(self.by_rel.dtype), self.by_rel)
+        return self._mlp(F.relu(places.read(self.of_latents, self.bias) + of_query + of_rel), *self.rest)
 
 
 def described(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import Place, Switches, result_dtype
+from liif_fast.coord import place_gradients
 from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
@@ -39,10 +40,12 @@ def _backward_fake(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     ensemble: bool,
+    places: bool,
     backend: str | None,
 ) -> list[Tensor]:
+    at = p.new_empty((*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else 0)
     layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    return [p.new_empty(p.shape), *layers]
+    return [p.new_empty(p.shape), *layers, at]
 
 
 _modulated = define(
@@ -51,11 +54,12 @@ _modulated = define(
     " str? backend) -> Tensor",
     _fake,
 )
-# Return the gradients of p, and of the layers' weights and biases in turn.
+# Return the gradients of p, of the layers' weights and biases in turn, and, with `places`, of rel, cell and weight at
+# each corner, [B, Q, K, 5] or, without a cell, [B, Q, K, 3].
 _modulated_backward = define(
     "modulated_decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble,"
-    " str? backend) -> Tensor[]",
+    " bool places, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -93,9 +97,14 @@ class _Modulated(torch.autograd.Function):
         dtype, ensemble, backend = ctx.options
         coord, cell, *inputs = ctx.saved_tensors
         p, *layers = _parts(inputs[0], inputs[1:], dtype)
-        p_grad, *grads = _modulated_backward(grad.to(p.dtype), p, coord, cell, *layers, ensemble, backend)
-        grads = [p_grad.permute(0, 3, 1, 2), *grads[0::2], *grads[1::2]]
-        return *(None,) * 6, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
+        places = any(ctx.needs_input_grad[4:6])
+        p_grad, *sums, at = _modulated_backward(grad.to(p.dtype), p, coord, cell, *layers, ensemble, places, backend)
+        coord_grad = cell_grad = None
+        if places:
+            size = p.shape[1], p.shape[2], ensemble
+            coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
+        grads = [p_grad.permute(0, 3, 1, 2), *sums[0::2], *sums[1::2]]
+        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
 
 
 def modulated_decode(

@@ -78,7 +78,7 @@ def values(unit: Unit, device: torch.device, network: Network, seed: int) -> Non
     grad = grad.to(plain.dtype)
     wanted = [_gradients(each, of, grad) for each, of in ((double, exact), (here, plain))]
     names = ["x" if unit.op == "fused_mlp" else "feat"]
-    names += [f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights))]
+    names += [f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights))] + ["phase"]
     for recompute in (True, False) if unit.training else (None,):
         for ordered in (True, False):
             with _deterministic(ordered):
@@ -125,7 +125,7 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
 
 def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early."""
-    if unit.op == "gather_corners" or unit.training:
+    if unit.op in ("gather_corners", "fourier_decode") or unit.training:
         return
     network = network._replace(switches=Switches(local_ensemble=False))
     problem = Problem(network, unit, device, seed)
@@ -175,7 +175,9 @@ def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> No
             first = first or found
             if not all(map(torch.equal, first, found)):
                 raise Wrong("the bits differ when called again")
-    inputs = [(each.coord, each.cell, each.feat, each.x, *each.weights, *each.biases) for each in (here, before)]
+    inputs = [
+        (each.coord, each.cell, each.feat, each.x, each.phase, *each.weights, *each.biases) for each in (here, before)
+    ]
     if not all(map(torch.equal, *inputs)):
         raise Wrong("an input is written")
 
@@ -269,7 +271,7 @@ def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: C
 def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, side: int) -> None:
     """Check the last latents of a map of side x side."""
     problem = Problem(network, unit, device, seed, queries=64, batch=1).to(device)
-    problem.feat = torch.randn(1, network.channels, side, side, device=device, dtype=problem.feat.dtype)
+    problem.feat = torch.randn(1, problem.feat.shape[1], side, side, device=device, dtype=problem.feat.dtype)
     problem.coord.clamp_(0, 1).mul_(0.001).add_(0.999)
     problem.size = (side, side)
     ours, part = problem.run(unit.backend).float(), slice(None)

@@ -16,7 +16,7 @@ from liif_fast import backends, functional, make_cell, make_coord
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
 
-OPS = ("gather_corners", "decode", "render", "fused_mlp")
+OPS = ("gather_corners", "decode", "render", "fused_mlp", "fourier_decode")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",)}
 # (H, W) of the map, queries per image, and images of most checks.
@@ -63,6 +63,8 @@ NETWORKS = {
 class Problem:
     """The inputs of one call, made on the CPU from a seed and then moved to a device.
 
+    `fourier_decode` has four values a latent for each channel of the network, and always all four corners and a cell.
+
     Args:
         network: the decoder.
         unit: the kind of call; it gives the dtype, and in training half precision comes from autocast.
@@ -86,18 +88,22 @@ class Problem:
         usual = USUAL[device.type]
         shape, queries, batch = shape or usual[0], queries or usual[1], batch or usual[2]
         generator = torch.Generator().manual_seed(seed)
+        waves = unit.op == "fourier_decode"
+        if waves:
+            network = network._replace(switches=Switches(feat_unfold=False))
         self.network, self.unit, self.device = network, unit, device
         self.low = DTYPES[unit.precision]
         self.autocast = unit.training and self.low != torch.float32
         dtype = torch.float32 if self.autocast else self.low
         unfolded = network.channels * (9 if network.switches.feat_unfold else 1)
         self.terms = 4 if network.switches.cell_decode else 2
-        widths = (unfolded + self.terms, *network.hidden, network.out)
+        widths = (2 * network.channels if waves else unfolded + self.terms, *network.hidden, network.out)
 
         def uniform(*shape: int, scale: float = 1.0) -> Tensor:
             return (torch.rand(shape, generator=generator) * 2 - 1) * scale
 
-        self.feat = torch.randn(batch, network.channels, *shape, generator=generator).to(dtype)
+        channels = network.channels * (4 if waves else 1)
+        self.feat = torch.randn(batch, channels, *shape, generator=generator).to(dtype)
         rows = queries if unit.op == "fused_mlp" else 1
         self.x = torch.randn(batch, rows, widths[0], generator=generator).to(dtype)
         self.weights = [uniform(outs, ins, scale=ins**-0.5).to(dtype) for ins, outs in pairwise(widths)]
@@ -107,20 +113,23 @@ class Problem:
             at = torch.randint(0, n + 1, (batch, queries), generator=generator) * 2 / n - 1
             self.coord[:, ::2, axis] = at[:, ::2]
         self.cell = torch.rand(batch, queries, 2, generator=generator) * 0.2
+        self.phase = uniform(network.channels if waves else 0, 2).to(dtype)
         side = max(2, math.isqrt(queries))
         self.size = (side, side + 1)
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Return the inputs that training differentiates: the map or x, then weights and biases if there are any."""
+        """Return the inputs that training differentiates: the map or x, weights, biases, and any phase."""
         first = self.x if self.unit.op == "fused_mlp" else self.feat
-        return [first] if self.unit.op == "gather_corners" else [first, *self.weights, *self.biases]
+        if self.unit.op == "gather_corners":
+            return [first]
+        return [first, *self.weights, *self.biases, *([self.phase] if len(self.phase) else [])]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Problem:
         """Return a copy on a device, each input between two bands of NaN; `dtype` does not apply to coord and cell."""
         other = object.__new__(Problem)
         other.__dict__.update(self.__dict__, device=device, autocast=self.autocast and dtype is None)
-        for name in ("feat", "x"):
+        for name in ("feat", "x", "phase"):
             setattr(other, name, _guarded(getattr(self, name), device, dtype))
         for name in ("coord", "cell"):
             setattr(other, name, _guarded(getattr(self, name), device, None))
@@ -146,8 +155,12 @@ class Problem:
                 top, bottom, _ = part.indices(self.size[0])
                 options["region"] = (top, 0, bottom - top, self.size[1])
                 return functional.liif_render(self.feat, self.size, *layers, recompute=recompute, **options)
-            places = (self.coord[:, part], self.cell[:, part])
-            return functional.liif_decode(self.feat, *places, *layers, recompute=recompute, **options)
+            coord, cell = self.coord[:, part], self.cell[:, part]
+            if self.unit.op == "fourier_decode":
+                return functional.fourier_decode(
+                    self.feat, coord, cell, self.phase, *layers, backend=backend, recompute=recompute
+                )
+            return functional.liif_decode(self.feat, coord, cell, *layers, recompute=recompute, **options)
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
@@ -191,6 +204,8 @@ class Problem:
         x, weight = functional.gather_corners(self.feat, coord, cell, backend="reference", **options)
         if self.unit.op == "gather_corners":
             return x if self.unit.training else torch.cat([x, weight.unsqueeze(-1).to(x.dtype)], -1)
+        if self.unit.op == "fourier_decode":
+            x = functional.fourier_features(x, self.phase)
         out = (self._network(x, hidden) * weight.unsqueeze(-1)).sum(2)
         return out.transpose(1, 2).unflatten(2, self.size) if self.unit.op == "render" else out
 

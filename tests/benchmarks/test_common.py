@@ -35,6 +35,7 @@ def test_factorised_formula_is_the_reference(size):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.xdist_group("export")  # one worker pays for the start of the exporter and the runtimes
 def test_exported_graphs_are_the_reference(monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")

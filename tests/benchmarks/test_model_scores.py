@@ -33,6 +33,14 @@ def test_it_loses_little_on_clean_ones(scale):
     assert RESULTS[SHIPPED_PHOTO][key] >= RESULTS[SHIPPED][key] - 0.4
 
 
+@pytest.mark.parametrize("model", [SHIPPED, SHIPPED_PHOTO])
+def test_text_stays_at_scale_1(model):
+    """A page that is not enlarged comes back as it was."""
+    pages = {key: value for key, value in RESULTS[model].items() if key.startswith("text: ") and key.endswith(" x1")}
+    assert len(pages) == len(model_scores.PAGES) + 1
+    assert min(pages.values()) >= 36
+
+
 def test_measuring_and_drawing(tmp_path, monkeypatch):
     """From an image to a figure and a picture, by bicubic interpolation."""
     high = np.asarray(Image.radial_gradient("L").resize((24, 24)).convert("RGB"))

@@ -27,7 +27,7 @@ def test_published_models(capsys: pytest.CaptureFixture[str]) -> None:
         "BSD-3-Clause",
     ):
         assert words in out
-    assert "664,715 parameters, LIIF on edsr-baseline" in out
+    assert "997,259 parameters, LIIF on edsr-baseline" in out
     assert "127,105 parameters, ILN on edsr-lidar" in out
     assert "(does not exist)" not in out
 

@@ -12,6 +12,7 @@ from liif_fast import functional, make_cell, make_coord
 
 from ..ops import oracle
 from ..ops.support import ALL_SWITCHES, DEFAULT, Problem, same_bits
+from ..ops.test_fourier import Call
 
 BACKENDS = ("torch", "triton", "cuda")  # LIIF_FAST_TEST_BACKENDS: only some of them
 ASKED = os.environ.get("LIIF_FAST_TEST_BACKENDS", ",".join(BACKENDS)).split(",")
@@ -84,6 +85,23 @@ def test_gradients_in_half_precision(backend, dtype, device, needs):
     for name, o, p, e in zip("feat w0 w1 w2 w3 w4 b0 b1 b2 b3 b4".split(), ours, plain, exact, strict=True):
         if e.numel() > 100:
             assert rms(o.cpu() - e) <= 3 * rms(p.cpu() - e), name
+
+
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "cuda"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_fourier_decode(backend, dtype, device):
+    """LTE's decoder: at most twice, for gradients three times, the error of the plain form in the same dtype."""
+    calls = [Call(256, (256, 256, 256, 3), (13, 17), batch=1, queries=101).to(dtype) for _ in range(3)]
+    (ours, grads), (plain, plain_grads), (exact, exact_grads) = (
+        calls[0].to(device).gradients(backend),
+        calls[1].to(device).gradients("reference"),
+        calls[2].to(torch.float64).gradients("reference"),
+    )
+    assert ours.dtype == dtype
+    assert rms(ours.cpu() - exact) <= 2 * rms(plain.cpu() - exact)
+    for o, p, e in zip(grads, plain_grads, exact_grads, strict=True):
+        if e.numel() > 100:
+            assert rms(o.cpu() - e) <= 3 * rms(p.cpu() - e)
 
 
 @FUSED

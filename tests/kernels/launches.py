@@ -15,6 +15,7 @@ from liif_fast import functional
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
 from tests.ops.support import Problem
+from tests.ops.test_attend import Attention
 from tests.ops.test_fourier import Call
 
 
@@ -62,6 +63,7 @@ for queries, shape in ((63, (13, 17)), (1000, (21, 19)), (16, (16, 16)), (1, (1,
         x, _ = functional.gather_corners(*problem.arguments[:3], backend="triton")
         x.sum().backward()
         functional.fused_mlp(x.detach(), weights, biases, backend="triton").sum().backward()
+        Attention(16, 1, 4, 16, shape=shape, queries=queries).gradients("triton")
         waves = Call(36, (41, 48, 3), shape, 1, queries).to(torch.float16).requires_grad()
         for recompute in (False, True):
             waves.run("triton", recompute=recompute).sum().backward()

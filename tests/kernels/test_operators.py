@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from liif_fast import LIIFDecoder, functional
-from liif_fast.backends import triton
+from liif_fast.backends import attention, triton
 from liif_fast.call import Switches
 
 from ..ops import test_gradients
-from ..ops.support import Problem, make_layers
+from ..ops.support import Problem, make_layers, make_transformer
 from ..ops.test_operators import opcheck
 
 ops = torch.ops.liif_fast
@@ -44,6 +44,15 @@ def samples():
         saved, given = torch.randn(2, rows, 9), (p, coord, cell, phase, *make_layers((6, 9, 8, 3)))
         yield "fourier_decode", (*given, (0, 0, 3, 4), saved.shape)
         yield "fourier_decode_backward", (torch.randn(2, 3, 3), *given, saved, rows > 0)
+
+    for depth, planned in ((0, False), (1, False), (1, True)):
+        net = make_transformer(16, depth, 4)
+        first, layers = attention.split(torch.randn(1, 16, 3, 5), torch.randn(1, 2, 3, 5), net), attention.folded(net)
+        coord = torch.rand(1, 7, 2) * 2 - 1
+        places = list(attention.plan(coord, 3, 5, False)[:2]) if planned else [coord]
+        rest = first.table, first.by_rel, layers, places, (1, 3, 5), False, 4
+        yield "attend_corners", rest
+        yield "attend_corners_backward", (torch.randn(1, 7, 2), torch.randn(1, 7, 4), *rest)
 
 
 SAMPLES = list(samples())
@@ -145,9 +154,10 @@ def test_no_second_derivative():
         torch.autograd.grad(out.sum(), problem.feat, create_graph=True)
 
 
-def test_nothing_to_do():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_to_do(dtype):
     for batch, queries in ((2, 0), (0, 5)):
-        problem = Problem(batch=batch, queries=queries, hidden=(9, 8)).requires_grad()
+        problem = Problem(batch=batch, queries=queries, hidden=(9, 8), dtype=dtype).requires_grad()
         feat, _, _, weights, biases = problem.arguments
         out = functional.liif_decode(*problem.arguments, backend="triton")
         image = functional.liif_render(feat, (9, 9), weights, biases, region=(2, 3, 0, 4), backend="triton")

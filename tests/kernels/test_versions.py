@@ -1,5 +1,7 @@
 """Test Triton's known faults: which (version, architecture) is refused or warned about, in which order to search."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -52,6 +54,18 @@ def test_a_barrier_on_one_of_two_paths_is_not_enough():
 )  # fmt: skip
 def test_the_table(version, arch, refused, warned):
     assert [len(versions.faults(arch, version, kind)) for kind in (True, False)] == [refused, warned]
+
+
+@pytest.mark.parametrize(
+    ("version", "arch", "rows", "lacks"),
+    [((3, 6), 90, 64, True), ((3, 6), 90, 16, False), ((3, 6), 80, 64, False), ((3, 7), 90, 64, False)],
+)
+def test_where_the_kernels_place_a_fence(version, arch, rows, lacks, monkeypatch):
+    """Elsewhere it would cost time, and on sm_80 there is no such instruction."""
+    monkeypatch.setattr(host, "INTERPRETED", False)
+    monkeypatch.setattr(host, "TRITON", version)
+    monkeypatch.setattr(host, "current_target", lambda: SimpleNamespace(arch=arch))
+    assert host.lacks_fence(rows) == lacks
 
 
 def answer(monkeypatch, capability, version, hip=None):

@@ -171,6 +171,7 @@ def test_features_are_no_state():
     [
         ({"depth": torch.zeros(2, 3, 5, 7)}, r"depth must have shape \[2, 1, height, width\], got \[2, 3, 5, 7\]"),
         ({"image": torch.zeros(1, 3, 18, 23)}, r"image must have shape \[2, 3, height, width\], got \[1, 3, 18, 23\]"),
+        ({"image": torch.zeros(3, 18, 23)}, r"image must have shape \[B, C, H, W\]"),
         ({"lr_image": torch.zeros(2, 3, 5, 6)}, r"lr_image must have shape \[2, 3, h, w\] of depth"),
         ({"coord": torch.zeros(2, 4, 3)}, r"coord must have shape \[B, Q, 2\]"),
         ({"base": torch.zeros(2, 1, 1)}, r"base must have shape \[2, 4, 1\], got \[2, 1, 1\]"),

@@ -32,11 +32,12 @@ class Call:
     def leaves(self):
         return [self.feat, self.phase, *self.weights, *self.biases]
 
-    def to(self, dtype):
-        """Convert everything except coord and cell, and return self."""
+    def to(self, *target):
+        """Move or convert everything, except the dtype of coord and cell, and return self."""
         for name in ("feat", "phase", "weigh"):
-            setattr(self, name, getattr(self, name).to(dtype))
-        self.weights, self.biases = ([each.to(dtype) for each in layers] for layers in (self.weights, self.biases))
+            setattr(self, name, getattr(self, name).to(*target))
+        self.weights, self.biases = ([each.to(*target) for each in layers] for layers in (self.weights, self.biases))
+        self.coord, self.cell = (each.to(self.feat.device) for each in (self.coord, self.cell))
         return self
 
     def requires_grad(self):

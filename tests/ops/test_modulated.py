@@ -122,9 +122,20 @@ def test_gradients_of_the_places():
     ]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
-    call.coord, call.cell = call.coord.detach().float().requires_grad_(), call.cell.detach().float()
-    with pytest.raises(RuntimeError, match="has no gradient for coord"):
-        call.run("cpu")
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_fused_gradients_of_the_places(network):
+    call = Call(*network, dtype=torch.float64)
+    leaves = [leaf.requires_grad_() for leaf in (call.coord, call.cell) if leaf is not None]
+    wanted = torch.autograd.grad((call.run("reference") * call.weigh).sum(), leaves)
+    for ours, theirs in zip(torch.autograd.grad((call.run("cpu") * call.weigh).sum(), leaves), wanted, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    leaves[0].requires_grad_(False)
+    for leaf in leaves[1:]:
+        (alone,) = torch.autograd.grad((call.run("cpu") * call.weigh).sum(), [leaf])
+        torch.testing.assert_close(alone, wanted[1], rtol=0, atol=1e-4 * wanted[1].abs().max().item())
 
 
 def test_only_the_wanted_gradients():
@@ -180,7 +191,9 @@ def test_the_operator_refuses_what_would_be_read_wrongly():
     with pytest.raises(RuntimeError, match="of a modulated layer at least"):
         run(p, call.coord, call.cell, call.weights[:1], call.biases[:1], True, whole, None)
     with pytest.raises(RuntimeError, match="grad must have the output's shape"):
-        torch.ops.liif_fast.modulated_decode_backward(call.weigh[:, 1:], p, call.coord, call.cell, *layers, True, None)
+        torch.ops.liif_fast.modulated_decode_backward(
+            call.weigh[:, 1:], p, call.coord, call.cell, *layers, True, False, None
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

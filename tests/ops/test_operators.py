@@ -114,7 +114,8 @@ def modulated_samples(dtype):
         layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 5, 6), None)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 11, 13), None)
-        yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, None)
+        for places in (True, False):
+            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, places, None)
 
 
 def low_samples():

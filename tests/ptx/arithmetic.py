@@ -123,6 +123,11 @@ def convert(opcode: tuple[str, ...], *values: np.ndarray) -> np.ndarray:
     return a.astype(TYPES[target])
 
 
+def approximate(exact: np.ndarray) -> np.ndarray:
+    """Round to float32 without its last bit, an error that PTX allows its approximations."""
+    return (exact.astype(np.float32).view(np.uint32) & np.uint32(0xFFFFFFFE)).view(np.float32)
+
+
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "add": lambda _, a, b: a + b,
     "sub": lambda _, a, b: a - b,
@@ -142,6 +147,8 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "bfe": lambda _, a, start, length: field(a, start, length),
     "bfi": lambda _, a, b, start, length: inserted(a, b, start, length),
     "prmt": lambda _, a, b, selector: permute(a, b, selector),
+    "ex2": lambda _, a: approximate(np.exp2(a.astype(np.float64))),
+    "rsqrt": lambda _, a: approximate(1 / np.sqrt(a.astype(np.float64))),
     "min": extremum,
     "max": extremum,
     "cvt": convert,

@@ -23,7 +23,22 @@ from tests.ptx.parser import Instruction, elements
 
 NOTHING = "{0f00000000,0f00000000,0f00000000,0f00000000}"
 LAX = operand("cp.async.wait_group", 0, plus(1))
+ATTENTION: dict[str, tuple[str, Change]] = {
+    "attention: another corner's row": ("attend", operand("shfl.sync.bfly", 2, lambda lane: str(int(lane, 0) ^ 16))),
+    "attention: of the gradient, another lane": ("attend_back", operand("shfl.sync.bfly", 2, lambda _: "1", 40)),
+    "attention: a shuffle by a part of a warp": ("attend_back", guarded("shfl")),
+    "attention: a barrier is missing": ("attend", removed("bar.sync", 1)),
+    "attention: of the gradient, a barrier is missing": ("attend_back", removed("bar.sync", 1)),
+    "attention: an exponential less": ("attend", renamed("ex2.approx.f32", "mov.b32")),
+    "attention: the scale's root less": ("attend", renamed("rsqrt.approx.ftz.f32", "mov.b32")),
+    "attention: the load of a latent cut to 32 bits": ("attend", everywhere(cut_to_32_bits, "ld.global", 1)),
+    "attention: the store of a gradient cut to 32 bits": ("attend_back", cut_to_32_bits("st.global", 0)),
+    "attention: a gradient one element on": ("attend_back", operand("st.global", 0, moved(4))),
+    "attention: every row of a gradient": ("attend_back", everywhere(unguarded, "st.global")),
+    "attention: no mask of an output": ("attend", unguarded("st.global", -1)),
+}
 SM80: dict[str, tuple[str, Change]] = {
+    **ATTENTION,
     "copy: the first wait is lax": ("decode", LAX),
     "copy: the last wait is lax": ("decode", operand("cp.async.wait_group", 0, plus(1), -1)),
     "copy: no first wait": ("decode", removed("cp.async.wait_group")),
@@ -104,6 +119,7 @@ def in_flight(index: int, opcode: str, *operands: str) -> Callable[[Instruction]
 
 
 SM90: dict[str, tuple[str, Change]] = {
+    **ATTENTION,
     "copy: the wait is lax": ("decode", operand("cp.async.wait_group", 0, plus(1))),
     "copy: no wait": ("decode", removed("cp.async.wait_group")),
     "copy: of a projection, the wait is lax": ("project", LAX),

@@ -16,6 +16,7 @@ import torch
 
 from liif_fast import functional
 from tests.ops.support import Problem, same_bits
+from tests.ops.test_attend import Attention
 from tests.ops.test_fourier import Call
 from tests.ptx import machine
 from tests.ptx.cases import hostile
@@ -48,6 +49,7 @@ class Recorded:
         waves.run("triton").sum().backward()
         feat, coord = torch.randn(2, 5, 3, 7, requires_grad=True), hostile((3, 7))
         functional.gather_corners(feat, coord, torch.full_like(coord, 0.3), backend="triton")[0].sum().backward()
+        Attention(16, 1, 4, 16, shape=(3, 4), queries=9).gradients("triton")
         Executor.launch = launch
 
     def run(self, name, change=lambda program: program):

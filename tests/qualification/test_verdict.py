@@ -11,6 +11,7 @@ import torch
 from liif_fast import backends, functional, info
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
+from liif_fast.cli import main
 
 from ..cli.support import raising
 from ..ops.support import Problem, run_python
@@ -177,6 +178,13 @@ def test_without_one_a_gpu_is_told_once(monkeypatch, caplog):
     assert (record.levelno, record.name) == (logging.WARNING, "liif_fast")
     assert "off until `liif-fast qualify`" in record.message and "5 minutes" in record.message
     assert "off in auto until `liif-fast qualify`" in str(backends.explain(call(), "auto"))
+
+
+def test_a_command_says_it(monkeypatch, capsys):
+    of_cuda(monkeypatch, None)
+    monkeypatch.setattr("liif_fast.cli.info.run", lambda args: len(backends.order(call())) - len(backends.AUTO))
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == f"liif-fast: {backends.NO_VERDICT}\n"
 
 
 def test_where_no_kernel_could_run_nothing_is_said(monkeypatch, caplog):

@@ -283,7 +283,8 @@ def test_every_shipped_configuration_is_right(tmp_path, monkeypatch):
     (tmp_path / "data" / "carla").mkdir(parents=True)
     for part in ("train", "held-out"):
         (tmp_path / "data" / "wallpapers" / part).mkdir(parents=True)
-    (tmp_path / "data" / "edsr-small-liif.pth").touch()
+    for name in ("edsr-small-liif", "edsr-small-liif-photo"):
+        (tmp_path / "data" / f"{name}.pth").touch()
     paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     found = {path.stem: load_config(path) for path in paths}
     assert {"edsr-small-liif", "edsr-baseline-liif-generated", "edsr-baseline-liif-dead-leaves"} < found.keys()

@@ -1,0 +1,37 @@
+"""Execute Triton's code of attend_corners for sm_80 and sm_90 on the CPU, forward and backward, and check the results.
+
+The bounds are those of test_operators.py. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ..kernels.test_compile_report import LONG, MAIN, OTHERS, ROOT, environment
+from .test_operators import EPS, FLOOR, UNFENCED
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.ptx
+
+RUNS = [(MAIN, "80", "sorted", "16 2 4"), (MAIN, "90", "atomic", "16 1 16"), (MAIN, "80", "atomic", "16 0 1")]
+RUNS += [(version, "80", "atomic", "16 1 2") for version in OTHERS]
+RUNS += [(version, "90", "sorted", "16 1 4") for version in OTHERS if version not in UNFENCED]
+if LONG:
+    RUNS += [(version, "80", "sorted", f"64 1 {heads}") for version in (MAIN, *OTHERS) for heads in (1, 8)]
+
+
+@pytest.mark.parametrize(("version", "architecture", "order", "network"), RUNS)
+def test_compiled_attention_keeps_its_promises(version, architecture, order, network, tmp_path):
+    variables = environment(version, TRITON_CACHE_DIR=str(tmp_path))
+    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
+    command = [sys.executable, "-m", "tests.ptx.attention", architecture, order, *network.split()]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    last = "segment_kernel" if order == "sorted" else "atomic_kernel"
+    assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
+    for name, ours, plain, size in found["errors"]:
+        limit = (2 if name.startswith("output") else 3) * plain + FLOOR * EPS["float32"] * size
+        assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
