@@ -160,11 +160,11 @@ def projection_form(tensor: Tensor) -> ProjectionForm:
     """Return the form of a projection, for the dtype and device of `tensor`."""
     strict = precision(tensor.dtype) == "tf32x3"
     warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # 4 spill with Triton 3.9
-    return ProjectionForm(64, 64, 16 if strict else 32, warps, 2)
+    return ProjectionForm(64, 64, depth(tensor.dtype), warps, 2)
 
 
 def depth(dtype: torch.dtype) -> int:
-    """Return the inputs that one step of a first layer's product takes."""
+    """Return the inputs that a step of a first layer's or a projection's product takes."""
     return 16 if precision(dtype) == "tf32x3" else 32
 
 

@@ -119,7 +119,7 @@ class Problem:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Return the inputs that training differentiates: the map or x, weights, biases, and the phase if there is one."""
+        """Return the inputs that training differentiates: the map or x, weights, biases, and any phase."""
         first = self.x if self.unit.op == "fused_mlp" else self.feat
         if self.unit.op == "gather_corners":
             return [first]

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from liif_fast import functional
 
 from .support import ALL_SWITCHES, run_python
+from .test_fourier import Call
 
 FUSED = "cpu"
 
@@ -30,6 +31,13 @@ def leaf(tensors):
 def layers(*widths):
     weights = [torch.randn(o, i) / 8 for i, o in itertools.pairwise(widths)]
     return leaf(weights), leaf([torch.zeros(len(w)) for w in weights])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_fourier_decode(recompute):
+    call = Call(64, (64, 64, 64, 3), (5, 7), 1, 300).requires_grad()
+    ours, expected = (counted(lambda b=b: call.run(b, recompute=recompute), call.feat) for b in (FUSED, "torch"))
+    assert ours == pytest.approx(expected, rel=0.02)  # the operator counts the angles, too
 
 
 @pytest.mark.parametrize("recompute", [False, True])

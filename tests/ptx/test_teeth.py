@@ -15,9 +15,9 @@ pytestmark = pytest.mark.ptx
 # fences nothing is written.
 REDUNDANT = {
     80: {f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16),
-         ("fourier", 8), ("waves_back", 1), ("waves_back", 5))},
+         ("fourier", 8))},
     90: {f"barrier: {name} without number {number}" for name, number in (("decode", 16), ("chain", 16), ("chain", 18),
-         ("waves_back", 1), ("waves_back", 5))}
+         ("waves_back", 4))}
     | {f"fence: {name} without number 1" for name in ("decode", "chain")},
 }  # fmt: skip
 NAMED = [
