@@ -27,7 +27,6 @@ ATTENTION: dict[str, tuple[str, Change]] = {
     "attention: another corner's row": ("attend", operand("shfl.sync.bfly", 2, lambda lane: str(int(lane, 0) ^ 16))),
     "attention: of the gradient, another lane": ("attend_back", operand("shfl.sync.bfly", 2, lambda _: "1", 40)),
     "attention: a shuffle by a part of a warp": ("attend_back", guarded("shfl")),
-    "attention: a barrier is missing": ("attend", removed("bar.sync", 1)),
     "attention: of the gradient, a barrier is missing": ("attend_back", removed("bar.sync", 1)),
     "attention: an exponential less": ("attend", renamed("ex2.approx.f32", "mov.b32")),
     "attention: the scale's root less": ("attend", renamed("rsqrt.approx.ftz.f32", "mov.b32")),
@@ -39,6 +38,7 @@ ATTENTION: dict[str, tuple[str, Change]] = {
 }
 SM80: dict[str, tuple[str, Change]] = {
     **ATTENTION,
+    "attention: a barrier is missing": ("attend", removed("bar.sync", 1)),
     "copy: the first wait is lax": ("decode", LAX),
     "copy: the last wait is lax": ("decode", operand("cp.async.wait_group", 0, plus(1), -1)),
     "copy: no first wait": ("decode", removed("cp.async.wait_group")),
