@@ -88,6 +88,16 @@ def test_reused_by_training_steps():
     assert len(set(found)) == 1
 
 
+def test_a_retained_graph():
+    """A graph that is kept gives its gradients again after other steps, which do not write to its memory."""
+    leaves, first = mlp()
+    expected = torch.autograd.grad(first.square().sum(), leaves, retain_graph=True)
+    others, second = mlp(fill=-3.0)
+    torch.autograd.grad(second.sum(), others)
+    again = torch.autograd.grad(first.square().sum(), leaves)
+    assert all(map(torch.equal, again, expected))
+
+
 @pytest.mark.parametrize("keep", [lambda t: t, torch.Tensor.detach, lambda t: t[3:], torch.Tensor.numpy])
 def test_not_reused_while_a_reader_is_left(keep):
     """A view, an alias or an array holds the memory."""
