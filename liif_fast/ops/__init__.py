@@ -60,7 +60,9 @@ def spend(saved: Tensor, backend: str | None) -> None:
     """Give the C++ kernels' saved activations to the next forward pass, unless a further backward pass may read them.
 
     Call it at the end of a backward pass. Without it each step would touch fresh pages, which takes up to a third of
-    the forward pass. Traced calls, which are given subclasses of Tensor, keep their memory.
+    the forward pass. Traced calls, which may be given subclasses of Tensor, keep their memory.
     """
+    if torch.compiler.is_compiling():
+        return
     if backend is None and type(saved) is Tensor and saved.numel() and not _keeps_graph():
         _recycle(saved)

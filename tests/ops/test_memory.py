@@ -106,7 +106,7 @@ def test_training(beyond, backend):
     """A step takes constant memory if activations are not kept; the network is small, so many queries are quick."""
     small, large = beyond["training", backend]
     assert large < 256 * MIB
-    assert large - small < 32 * MIB  # keeping them would be 800,000 rows of 96 activations: 300 MiB
+    assert large - small < 64 * MIB  # keeping them would be 800,000 rows of 96 activations: 300 MiB; allocators round
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "torch")])
