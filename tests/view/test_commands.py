@@ -50,8 +50,8 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     command = ["-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model, "--device", "cpu"]
-    reading, writing = os.pipe()
     command += ["--precision", "bf16"]
+    reading, writing = os.pipe()
     with (
         open(reading) as out,
         tempfile.TemporaryFile("w+") as err,
