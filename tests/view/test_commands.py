@@ -50,9 +50,13 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     command = ["-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model, "--device", "cpu"]
+    command += ["--precision", "bf16"]
     reading, writing = os.pipe()
-    with open(reading) as out, tempfile.TemporaryFile("w+") as err:
-        process = warm.Process(*command, "--precision", "bf16", stdout=writing, stderr=err)
+    with (
+        open(reading) as out,
+        tempfile.TemporaryFile("w+") as err,
+        warm.Process(*command, stdout=writing, stderr=err) as process,
+    ):
         os.close(writing)
         address = out.readline().strip()
         assert address.startswith("http://127.0.0.1:")
