@@ -314,7 +314,8 @@ def faults(entry: dict[str, Any]) -> list[str]:
     return wrong
 
 
-CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project", "attend_corners")
+# Without attend_corners, which is a case only if named: the kernels of its backward pass spill (docs/triton.md).
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:

@@ -103,7 +103,7 @@ def attend_corners(
         wrap: as for `plan_attention`, which has it already if that made coord.
         dropout: probability, after each linear map of a block and after gelu; on the backends `reference` and `torch`.
         backend: as for `liif_decode`.
-        recompute: as for `liif_decode`; the backend `cpu` always computes activations again.
+        recompute: as for `liif_decode`; the backends `cpu` and `triton` always compute activations again.
 
     Returns:
         out [B, Q, V], a convex combination of four values each, and the weights [B, Q, 4] of the corners 00, 01, 10,

@@ -11,14 +11,14 @@ import sys
 import pytest
 
 from ..kernels.test_compile_report import LONG, MAIN, OTHERS, ROOT, environment
-from .test_operators import EPS, FLOOR, UNFENCED
+from .test_operators import EPS, FLOOR
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
 
 RUNS = [(MAIN, "80", "sorted", "16 2 4"), (MAIN, "90", "atomic", "16 1 16"), (MAIN, "80", "atomic", "16 0 1")]
 RUNS += [(version, "80", "atomic", "16 1 2") for version in OTHERS]
-RUNS += [(version, "90", "sorted", "16 1 4") for version in OTHERS if version not in UNFENCED]
+RUNS += [(version, "90", "sorted", "16 1 4") for version in OTHERS]
 if LONG:
     RUNS += [(version, "80", "sorted", f"64 1 {heads}") for version in (MAIN, *OTHERS) for heads in (1, 8)]
 

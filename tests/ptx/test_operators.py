@@ -68,7 +68,7 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
 
 
-UNFENCED = """
+RUN_WITHOUT_FENCES = """
 from liif_fast.kernels import host
 from tests.ptx import cases
 host.TRITON = 3, 7
@@ -79,7 +79,7 @@ cases.main()
 def test_why_the_kernels_place_a_fence(tmp_path):
     """Before 3.7, Triton places none between asynchronous copies and the product that reads them (its issue 9610)."""
     arguments = ["90", "float16", "sorted", "keep", "32", "24"]
-    done = executed("3.6.0", arguments, tmp_path, program=("-c", UNFENCED))
+    done = executed("3.6.0", arguments, tmp_path, program=("-c", RUN_WITHOUT_FENCES))
     assert "written without a proxy fence behind" in done.stderr
 
 
