@@ -1,4 +1,4 @@
-"""LM-LIIF's decoder on modulations that are there: a picture of x4, and a training batch."""
+"""Race the decoder of LM-LIIF without its encoder: a picture of x4, and a training batch."""
 
 from typing import Any
 

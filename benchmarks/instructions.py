@@ -156,7 +156,9 @@ def main() -> None:
     args = parser.parse_args()
     if why := missing():
         parser.exit(1, f"error: {why}\n")
-    counts, low, accepted = count(), sizes(disassemble()), json.loads(ACCEPTED.read_text())
+    if not (low := sizes(disassemble())) and args.accept:
+        parser.exit(1, "error: --accept needs objdump to find the kernels' sizes (Debian: apt-get install binutils)\n")
+    counts, accepted = count(), json.loads(ACCEPTED.read_text())
     for operator, found in (counts | low).items():
         before = (accepted["counts"] | accepted.get("sizes", {})).get(operator)
         print(f"{operator:<22}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))

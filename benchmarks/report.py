@@ -117,7 +117,7 @@ def lidar(found: Sequence[Record]) -> str:
         for result in record["results"]
         if result["name"] == "attend-frame"
     ]
-    return f"{shown} A frame took us {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
+    return f"{shown} A frame takes {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
 
 
 def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:

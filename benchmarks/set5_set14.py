@@ -53,7 +53,7 @@ SIDE, MARGIN = 96, 48  # of a part; and around it, enlarged with it and not show
 def measure(folder: Path, models: Sequence[str] | None = None, known: Sequence[dict[str, Any]] = ()) -> records.Record:
     """Return the record, PSNR in dB of each image: known results, and those of the models (all) in their place."""
     models = MODELS if models is None else models
-    results = [each for each in known if each["model"] not in models]
+    results, environment = [each for each in known if each["model"] not in models], records.environment()
     for model in models:
         predict = predictor(model)
         for name, scale in COLUMNS:
@@ -62,9 +62,10 @@ def measure(folder: Path, models: Sequence[str] | None = None, known: Sequence[d
             wrapper = data.make({"name": "sr-implicit-paired", "args": {}}, dataset=pairs, seed=0)
             images = evaluation.evaluate(predict, wrapper, eval_type=f"benchmark-{scale}", with_ssim=False)
             psnr = {image.name: round(image.psnr, 4) for image in images}
-            results.append({"model": model, "set": name, "scale": scale, "psnr": psnr})
+            commit = environment["commit"]
+            results.append({"model": model, "set": name, "scale": scale, "psnr": psnr, "commit": commit})
             print(f"{model}, {name} x{scale}: {mean(results, model, name, scale):.2f} dB", flush=True)
-    return {**records.environment(), "results": results}
+    return {**environment, "results": results}
 
 
 def predictor(name: str) -> Predict:
@@ -88,8 +89,10 @@ def table(record: records.Record) -> str:
     for title, row in ROWS.items():
         values = [mean(record["results"], row, *column) for column in COLUMNS] if isinstance(row, str) else row
         lines.append(f"| {title} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
-    about = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}, {record['date'][:10]}"
-    return "\n".join([*lines, "", f"Measured by {about}."])
+    commits = {each["model"]: each["commit"] for each in record["results"]}
+    at = ", ".join(f"{model} at {commit}" for model, commit in commits.items())
+    about = f"liif_fast {record['version']}, torch {record['torch']}, {record['date'][:10]}"
+    return "\n".join([*lines, "", f"Measured by {about}: {at}."])
 
 
 def sentence(record: records.Record) -> str:

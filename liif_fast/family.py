@@ -259,7 +259,8 @@ def modulated_decode(
         coord, cell: [B, Q, 2], as for `liif_decode`.
         weights, biases: of L + 1 layers, as for `liif_decode`; in_0 = C + 2 (+ 2 with cell_decode), and
             hidden layers h wide.
-        local_ensemble, cell_decode, backend, recompute: as for `liif_decode`.
+        local_ensemble, cell_decode, backend: as for `liif_decode`.
+        recompute: as for `liif_decode`; the backend `cpu` always computes activations again.
 
     Returns:
         [B, Q, out], not clamped; dtype of feat, float32 under autocast.

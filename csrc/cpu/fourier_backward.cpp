@@ -74,7 +74,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
                                         b.phases + r * half, rel, half);
             std::fill(angle + half, angle + padded_half, Sum<T>(0));
             if (places == nullptr) continue;
-            // Of rel, of the cell, and of the corner's weight.
+            // The gradients of rel (2), the cell (2) and the corner's weight follow.
             const Sum<T>* frequency = latents.row(row.latent) + 2 * half;
             const int64_t number = rows.number(r, kCorners);
             Sum<T>* at = places + number * 5;

@@ -110,8 +110,8 @@ struct Kernel {
     // [shift + n], n < width; h may be x
     void (*modulate)(T* h, const T* x, int64_t row, const T* const* latent, int64_t scale, int64_t shift, int64_t rows,
                      int64_t width);
-    // From the gradient of h that of x, in g's place, and to[r * to_row + scale + n] and [shift + n], those of the
-    // latent
+    // Replaces g, the gradient of h, by the gradient of x. Writes the gradients of the latent's scale and shift to
+    // to[r * to_row + scale + n] and to[r * to_row + shift + n]
     void (*modulate_back)(T* g, T* to, int64_t to_row, const T* x, int64_t row, const T* const* latent, int64_t scale,
                           int64_t shift, int64_t rows, int64_t width);
     // The rest is for types summed in another type, null where T is Sum<T>: rounds to the nearest in T

@@ -5,14 +5,8 @@
 #endif
 
 #include "operators.h"
-#include "saved.h"
 
 namespace liif {
-
-void recycle(const Tensor& saved) {
-    STD_TORCH_CHECK(saved.dim() == 2 && saved.is_contiguous(), "liif_fast: saved must be [rows, width], contiguous");
-    Spare::instance().put(saved);
-}
 
 std::string cpu_isa() {
     return isa_name();
@@ -45,7 +39,7 @@ struct Shared<function> {
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 8;";
+const char liif_fast_interface[] = "liif_fast/_C interface 9;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));
@@ -65,7 +59,6 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("modulated_decode", TORCH_BOX(&liif::Shared<&liif::modulated_decode>::call));
     m.impl("modulated_decode_backward", TORCH_BOX(&liif::Shared<&liif::modulated_decode_backward>::call));
     m.impl("bicubic_resize", TORCH_BOX(&liif::bicubic_resize));
-    m.impl("recycle", TORCH_BOX(&liif::recycle));
     m.impl("pack_sm90", TORCH_BOX(&liif::pack_sm90));
 }
 

@@ -70,8 +70,6 @@ Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor
 
 Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, bool bfloat);
 
-void recycle(const Tensor& saved);
-
 std::string cpu_isa();
 
 bool cpu_has_bfloat16();

@@ -10,8 +10,8 @@ namespace liif {
 template <typename T>
 class RowsBackward {
    public:
-    // The sums of one worker: the gradients of the layers, those that only the operator knows, and the gradient of its
-    // first latent if the worker before it ends in the same one.
+    // The sums of one worker: the gradients of the layers, gradients that only one operator has (`own`), and the
+    // gradient of its first latent if the worker before it ends in the same one.
     struct Sums {
         Gradients<T> layers;
         Sum<T>*own, *edge;

@@ -72,13 +72,15 @@ def make_server(
     """Return the server of a file or a folder; with a token it is not for other sites."""
     from liif_fast.devices import pick_device
     from liif_fast.models.catalogue import find_model
+    from liif_fast.upscaling.choice import CHOICES
     from liif_fast.view.app import Server, Settings
     from liif_fast.view.rendering import CPU_AREA, GPU_AREA, Renderer
     from liif_fast.view.shelf import Shelf
 
     device = pick_device(args.device)
-    model = "" if args.model is None else hashlib.sha256(find_model(args.model).read_bytes()).hexdigest()
-    maker = f"{model} {device} {args.backend} {args.precision}"
+    models = CHOICES if args.model is None else [args.model]
+    hashes = [hashlib.sha256(find_model(each).read_bytes()).hexdigest() for each in models]
+    maker = " ".join((*hashes, str(device), str(args.backend), args.precision))
     # The page saves whole windows; its user alone waits for them.
     area = CPU_AREA if device.type == "cpu" and token is None else GPU_AREA
     settings = Settings(frozenset(hosts), token, token is None, area, page)
@@ -89,7 +91,7 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     """Serve until Ctrl-C; `opened` is called with the port once the server answers.
 
     Raises:
-        Exception: what keeps the model from being loaded, which ends the server.
+        Exception: the model cannot be loaded; the server has ended.
     """
     import asyncio
     import socket

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from liif_fast.backends import cpu
+from liif_fast.data.pairs import Size
 from liif_fast.ops import resize as _ops
 
 _BITS = 22  # 32 less 8 for the pixel and 2 for the overshoot of the filter
@@ -115,6 +116,13 @@ def resize_crops(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def coefficients(size_in: int, size_out: int, padded: int) -> np.ndarray:
     """Return the matrix of one pass, int32 [size_out, padded] in units of 2^-22; columns beyond size_in are 0."""
     return matrix(*_taps(size_in, size_out), padded)
+
+
+def shorter_side(shape: Size, side: int) -> Size:
+    """Return the size with the shorter side `side` and the longer one int(side * longer / shorter)."""
+    height, width = shape
+    other = int(side * max(shape) / min(shape))
+    return (side, other) if height <= width else (other, side)
 
 
 def _along_height(image: Tensor, height: int) -> Tensor:

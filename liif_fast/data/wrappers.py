@@ -24,6 +24,7 @@ from liif_fast.data.damage import Damage, Degrade
 from liif_fast.data.datasets import Images, _positive, headers, image_id
 from liif_fast.data.pairs import Size, pair_scale
 from liif_fast.data.registry import register
+from liif_fast.data.resize import shorter_side
 from liif_fast.data.samples import Packed, Sample, unpack
 from liif_fast.window import Window
 
@@ -144,13 +145,6 @@ class _Wrapper(torch.utils.data.Dataset[Sample]):
             return np.arange(count, dtype=np.int32)
         self._check_queries(index, grid)
         return rng.choice(count, self.sample_q, replace=False).astype(np.int32)
-
-
-def shorter_side(shape: Size, side: int) -> Size:
-    """Return the size with the shorter side `side` and the longer one int(side * longer / shorter)."""
-    height, width = shape
-    other = int(side * max(shape) / min(shape))
-    return (side, other) if height <= width else (other, side)
 
 
 @register("sr-implicit-downsampled")

@@ -1,5 +1,6 @@
 """JIIF (Tang et al., arXiv 2107.08717): a depth map enlarged by a photograph, with learned weights of the corners."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -218,15 +219,15 @@ def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or "name" in state or not any(_depth(key) for key in state):
         return content
     sizes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    numbers = [int(found[1]) for key in sizes if (found := re.fullmatch(r"imnet\.layers\.(\d+)\.weight", key))]
     needed = [f"{part}_encoder.head.0.weight" for part in ("depth", "image")]
-    needed += [f"imnet.layers.{number}.weight" for number in range(0, max(numbers, default=0), 2)]
+    layers = [*itertools.takewhile(sizes.__contains__, map("imnet.layers.{}.weight".format, itertools.count(0, 2)))]
+    needed += layers[:-1] if layers else ["imnet.layers.0.weight"]  # the last one is the output's
     missing = next((key for key in needed if len(sizes.get(key, ())) < 2), None)
     if missing:
         raise ValueError(f"a file of JIIF's without {missing}")
     feats, guides, *hidden = (sizes[key][0] for key in needed)
     blocks = {int(found[1]) for key in sizes if (found := re.match(r"depth_encoder\.body\.(\d+)\.", key))}
-    args = {"feat_dim": feats, "guide_dim": guides, "mlp_dim": hidden, "n_resblocks": max(blocks, default=0)}
+    args = {"feat_dim": feats, "guide_dim": guides, "mlp_dim": hidden, "n_resblocks": max(len(blocks) - 1, 0)}
     return {"model": {"name": "jiif", "args": args, "sd": state}}
 
 

@@ -27,8 +27,6 @@ def define(name: str, schema: str, fake: Callable[..., Any] | None = None) -> An
     return getattr(torch.ops.liif_fast, name).default
 
 
-# Gives the memory of saved activations to the next forward pass; the caller reads them no more.
-_recycle = define("recycle", "(Tensor saved) -> ()", lambda saved: None)
 define("cpu_isa", "() -> str")
 define("cpu_has_bfloat16", "() -> bool")
 
@@ -50,17 +48,3 @@ def refuse_second_order() -> None:
     """Raise in a backward pass that will itself be differentiated, because it would silently drop terms."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the fused kernels have no second derivative: use backend='reference'")
-
-
-# Absent, it would be unsafe to reuse what a graph has saved.
-_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-
-
-def spend(saved: Tensor, backend: str | None) -> None:
-    """Give the C++ kernels' saved activations to the next forward pass, unless a further backward pass may read them.
-
-    Call it at the end of a backward pass. Without it each step would touch fresh pages, which takes up to a third of
-    the forward pass. Traced calls, which are given subclasses of Tensor, keep their memory.
-    """
-    if backend is None and type(saved) is Tensor and saved.numel() and not _keeps_graph():
-        _recycle(saved)

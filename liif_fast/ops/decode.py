@@ -21,7 +21,7 @@ from torch import Tensor
 from liif_fast.call import Extent, Place, Switches, Window, result_dtype
 from liif_fast.coord import latent_window, lattice, place_gradients, scaled
 from liif_fast.frozen import pack_once
-from liif_fast.ops import define, refuse_second_order, spend, to_inputs, wide
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 from liif_fast.ops.gather import gather, gather_backward
 from liif_fast.ops.mlp import mlp, mlp_backward
 from liif_fast.ops.project import project, project_backward
@@ -201,7 +201,6 @@ class _Decoder(torch.autograd.Function):
             if places:  # an image has one cell, and P's gradient is that of all its rows
                 to_cell = grads[0].sum((1, 2)) @ weights[0][:, -2:].to(grads[0].dtype)
                 cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
-        spend(kept, backend)
         p_grad, affine_grad, *rest = grads
         first = [wanted[0], wanted[1], wanted[1 + layers]]
         feat_grad, latent_grad, bias_grad = project_backward(

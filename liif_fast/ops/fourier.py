@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liif_fast.call import Place, result_dtype
 from liif_fast.coord import place_gradients
-from liif_fast.ops import define, refuse_second_order, spend, to_inputs, wide
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
 def _fake(
@@ -109,7 +109,6 @@ class _Fourier(torch.autograd.Function):
         p_grad, phase_grad, *layers, at = _fourier_backward(
             grad.to(p.dtype), p, coord, cell, *rest, kept, places, backend
         )
-        spend(kept, backend)
         coord_grad = cell_grad = None
         if places:
             size = feat.shape[2], feat.shape[3], True

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import result_dtype
-from liif_fast.ops import define, refuse_second_order, spend, to_inputs, wide
+from liif_fast.ops import define, refuse_second_order, to_inputs, wide
 
 
 def _fake(
@@ -60,7 +60,6 @@ class _Mlp(torch.autograd.Function):
         x, *params = [t.to(ctx.dtype) for t in inputs]
         layers = len(params) // 2
         x_grad, *rest = mlp_backward(grad.contiguous(), x, params[:layers], params[layers:], kept, ctx.backend)
-        spend(kept, ctx.backend)
         grads = [x_grad, *rest[0::2], *rest[1::2]]
         return None, None, None, *to_inputs(grads, inputs, ctx.needs_input_grad[3:])
 

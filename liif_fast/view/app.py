@@ -67,7 +67,7 @@ class Server:
         shelf: the photographs.
         renderer: what makes the pixels.
         maker: names the renderer's model and options; other pixels need another name, since ETags hold it.
-        settings: see there.
+        settings: the differences between `view` and `serve`.
 
     Attributes:
         fail: called with the error when the model cannot be loaded; logs it unless replaced.

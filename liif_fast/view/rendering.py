@@ -79,7 +79,7 @@ class Renderer:
         """Load the model and render a few pixels with it, so that the first request does not wait for that.
 
         Raises:
-            ValueError, TypeError, RuntimeError, OSError: as `upscale`, of the model and the options.
+            ValueError, TypeError, RuntimeError, OSError: the model or an option is not one that `upscale` takes.
         """
         for name in CHOICES if self._asked is None else [self._asked]:
             model = self._model(name)

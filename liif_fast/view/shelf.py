@@ -114,7 +114,7 @@ def encode(pixels: Any, kind: str, profile: bytes | None) -> bytes:
     if kind == "png":
         image.save(file, "PNG", compress_level=1, **kept)
     elif kind == "webp":
-        image.save(file, "WEBP", lossless=True, method=0, exact=True, **kept)
+        image.save(file, "WEBP", lossless=True, method=0, quality=0, exact=True, **kept)
     else:
         if channels in (2, 4):
             white = Image.new("RGBA", image.size, "white")

@@ -180,16 +180,13 @@ def test_ended_from_outside_it_leaves_what_it_had(tmp_path, how):
     known = {"device": "cpu", "commit": records.environment()["commit"], "check": True}
     out.write_text(json.dumps({**known, "sections": {"tests": {"ok": True, "passed": 512}}}))
     command = "benchmarks/gpu_check.py", "--check", "--out", out, "--only", "tests"
-    process = warm.Process(*command, cwd=ROOT)
-    try:
+    with warm.Process(*command, cwd=ROOT) as process:
         while "unfinished" not in json.loads(out.read_text()):
             assert process.poll() is None
             time.sleep(0.1)
-        section = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
-    finally:
+        assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()  # the section's process
         process.send_signal(how)
-    assert process.wait(20) == (-how if how == signal.SIGKILL else 128 + how)
-    assert _ends(section)
+        assert process.wait_for_all() == (-how if how == signal.SIGKILL else 128 + how)
     record = json.loads(out.read_text())
     assert record["sections"]["tests"] == {"ok": True, "passed": 512} and "tests" in record["unfinished"]
 
@@ -198,11 +195,8 @@ def test_a_section_whose_parent_died_before_it_began_ends(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     command = "benchmarks/gpu_check.py", "--check", "--section", "tests", "--parent", gone.pid
-    section = warm.Process(*command, "--out", tmp_path / "answer.json", cwd=ROOT, start_new_session=True)
-    try:
-        assert section.wait(60) == -signal.SIGKILL
-    finally:
-        section.kill()
+    with warm.Process(*command, "--out", tmp_path / "answer.json", cwd=ROOT) as section:
+        assert section.wait() == -signal.SIGKILL
 
 
 def test_what_there_is_no_time_for_is_said(run, capsys):

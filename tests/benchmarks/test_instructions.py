@@ -88,3 +88,16 @@ def test_parse():
  4,577,971 ( 8.92%)  project.cpp:liif::project(torch::stable::Tensor const&, long) [/x/_C.abi3.so]
 """
     assert instructions.parse(annotated) == {"decode": 7_392_327, "project": 4_577_971}
+
+
+def test_nothing_is_accepted_without_sizes(monkeypatch, tmp_path, capsys):
+    """Without objdump the accepted sizes stay, and nothing is counted."""
+    monkeypatch.setattr(instructions, "missing", lambda: "")
+    monkeypatch.setattr(instructions, "disassemble", lambda: "")
+    monkeypatch.setattr(instructions, "ACCEPTED", tmp_path / "accepted.json")
+    monkeypatch.setattr("sys.argv", ["instructions", "--accept"])
+    with pytest.raises(SystemExit) as ended:
+        instructions.main()
+    assert ended.value.code == 1
+    assert "objdump" in capsys.readouterr().err
+    assert not instructions.ACCEPTED.exists()

@@ -94,7 +94,7 @@ def test_a_suite_is_shown_from_the_newest_record_that_has_it():
     other = {**RECORD, "results": [{"name": "render-x4-48", "figures": {}}]}
     shown = report.lidar([frames(0.5, "old"), frames(0.125, "new"), other])
     assert "| | liif_fast | plain, eager |" in shown and "| a frame | 1 | 12.0x |" in shown
-    assert "at new," in shown and shown.endswith("A frame took us 125 ms: 8.0 Hz.") and "busy" not in shown
+    assert "at new," in shown and shown.endswith("A frame takes 125 ms: 8.0 Hz.") and "busy" not in shown
     assert report.lidar([other]) == report.ABSENT
 
 

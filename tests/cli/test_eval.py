@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.distributed import TCPStore
 
 import liif_fast
 from liif_fast import data, evaluation
@@ -142,11 +142,10 @@ def test_a_model_by_its_own_forward(folder, tmp_path, capsys):
 def test_processes_share_the_images(folder, tmp_path):
     command = ["--config", folder / "test-set5-2.yaml", "--model", "bicubic", "--device", "cpu", "--no-ssim"]
     two = ["-m", "liif_fast", "eval", *command, "--json", tmp_path / "two.json", "--save", tmp_path / "pictures"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    variables = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [variables | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]  # torchrun's, see test_distributed.py
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun, see test_distributed.py
+    variables = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    ranks = [variables | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda env: warm.run(*two, env=env), ranks)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr

@@ -41,13 +41,13 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
     args = ["upscale", str(photo), str(target), "--scale=2", f"--model={model}"]
     reading, writing = os.pipe()
     with open(reading) as out, tempfile.TemporaryFile("w+") as err:
-        process = warm.Process("-c", script, *args, stdout=writing, stderr=err, cwd=ROOT)
-        os.close(writing)
-        assert out.readline() == "writing\n"
-        assert len(list(tmp_path.iterdir())) == 3
-        time.sleep(0.2)
-        process.send_signal(number)
-        assert process.wait() == code
+        with warm.Process("-c", script, *args, stdout=writing, stderr=err, cwd=ROOT) as process:
+            os.close(writing)
+            assert out.readline() == "writing\n"
+            assert len(list(tmp_path.iterdir())) == 3
+            time.sleep(0.2)
+            process.send_signal(number)
+            assert process.wait() == code
         err.seek(0)
         assert "Traceback" not in err.read()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]

@@ -1,4 +1,5 @@
 import importlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -65,25 +66,11 @@ def test_a_set_drawn_by_several_processes(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
 def test_drawing_processes_end_with_a_killed_one():
     script = "from liif_fast.data.dead_leaves import dead_leaves_set, os\nos.sched_getaffinity = lambda _: {0, 1}\n"
-    process = warm.Process("-c", script + "dead_leaves_set(100_000, 64, 0)")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    try:
-        while len(found := children.read_text().split()) < 2:
+    with warm.Process("-c", script + "dead_leaves_set(100_000, 64, 0)") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)  # until they have begun to draw
-    finally:
         process.kill()
-    process.wait()
-    for _ in range(100):
-        if not any(map(_runs, found)):
-            break
-        time.sleep(0.1)
-    assert not any(map(_runs, found))
-
-
-def _runs(pid):
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()  # possibly nobody collects it
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        assert process.wait_for_all() == -signal.SIGKILL

@@ -1,5 +1,6 @@
 """However samples are made, they equal the wrapper's bit for bit."""
 
+import os
 import sys
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_the_way_through_workers_is_lean():
 
 
 STUCK = """
-import signal, threading, time
+import os, signal, threading, time
 from pathlib import Path
 from liif_fast.data.loader import WorkerLoader
 
@@ -264,7 +265,7 @@ class Slow:
         return 4
 
     def __getitem__(self, index):
-        Path(f"working-{index}").touch()
+        Path(f"working-{index}").write_text(str(os.getpid()))
         time.sleep(300)
 
 if __name__ == "__main__":
@@ -277,6 +278,11 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_a_stuck_worker_does_not_outlive_the_main_process(tmp_path):
     (tmp_path / "script.py").write_text(STUCK)
-    done = warm.run(tmp_path / "script.py", cwd=tmp_path)
+    done = warm.run(tmp_path / "script.py", cwd=tmp_path)  # which waits for the workers' ends
     assert done.returncode != 0
     assert "KeyboardInterrupt" in done.stderr
+    workers = [int(path.read_text()) for path in tmp_path.glob("working-*")]
+    assert len(workers) == 2
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import sys
@@ -129,20 +130,20 @@ print(len(Pack(folder / "pack", folder / "hr", [path.name for path in images], r
 """
 
 
-def start(tmp_path, seconds):
-    with open(tmp_path / "said", "w") as said:
-        process = warm.Process("-c", SLOW, tmp_path, seconds, stdout=said)
-    limit = time.monotonic() + 60
-    while not (tmp_path / "reading").exists():
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.02)
-    return process
+@contextlib.contextmanager
+def building(tmp_path, seconds):
+    """Build a pack in another process, which has come to the last image."""
+    with open(tmp_path / "said", "w") as said, warm.Process("-c", SLOW, tmp_path, seconds, stdout=said) as process:
+        limit = time.monotonic() + 60
+        while not (tmp_path / "reading").exists():
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.02)
+        yield process
 
 
 def test_a_build_that_is_killed(tmp_path, images):
-    process = start(tmp_path, 60)
-    process.kill()
-    process.wait()
+    with building(tmp_path, 60) as process:
+        process.kill()
     assert list(tmp_path.glob("pack/.*.part"))
     check(packed(images), images)
     assert not list(tmp_path.glob("pack/.*.part"))
@@ -150,11 +151,11 @@ def test_a_build_that_is_killed(tmp_path, images):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no lock there")
 def test_others_wait_for_the_one_that_builds(tmp_path, images):
-    process = start(tmp_path, 0.5)
     read = []
-    check(packed(images, read), images)
-    assert read == []
-    assert process.wait() == 0
+    with building(tmp_path, 0.5) as process:
+        check(packed(images, read), images)
+        assert read == []
+        assert process.wait() == 0
     assert (tmp_path / "said").read_text() == "3\n"
 
 

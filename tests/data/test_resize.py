@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 
 from liif_fast.backends import cpu
-from liif_fast.data.resize import bicubic_resize, coefficients, pillow_takes_height_first, resize, resize_crops
+from liif_fast.data.resize import (
+    bicubic_resize,
+    coefficients,
+    pillow_takes_height_first,
+    resize,
+    resize_crops,
+    shorter_side,
+)
 from liif_fast.ops import resize as ops
 
 
@@ -165,6 +172,12 @@ def test_the_kernel_reads_any_layout_and_nothing_outside():
     for wrong in (image.float(), image[0]):
         with pytest.raises(RuntimeError, match="image must be uint8"):
             ops.bicubic_resize(wrong, *axes)
+
+
+def test_the_shorter_side():
+    assert shorter_side((10, 15), 4) == (4, 6)
+    assert shorter_side((15, 10), 4) == (6, 4)
+    assert shorter_side((9, 14), 6) == (6, 9)  # int(6 * 14 / 9) = int(9.33)
 
 
 def test_wrong_arguments():

@@ -6,9 +6,8 @@ from PIL import Image
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data import make, make_loader
 from liif_fast.data.pairs import pair_scale
-from liif_fast.data.resize import resize
 from liif_fast.data.samples import collate
-from liif_fast.data.wrappers import colour_matrix, shorter_side
+from liif_fast.data.wrappers import colour_matrix
 
 
 def image(height, width, seed=0):
@@ -204,19 +203,6 @@ def test_colours_keep_grey_and_change_alike():
         assert torch.equal(sample["inp"], colour.view(3, 1, 1).expand(3, 4, 4))
         colours.add(tuple(colour.tolist()))
     assert len(colours) > 10
-
-
-def test_resize_by_the_shorter_side():
-    assert shorter_side((10, 15), 4) == (4, 6)
-    assert shorter_side((15, 10), 4) == (6, 4)
-    assert shorter_side((9, 14), 6) == (6, 9)  # int(6 * 14 / 9) = int(9.33)
-    assert np.array_equal(resize(image(10, 15), (7, 3)), pil(image(10, 15), 7, 3))
-
-
-def test_resize_takes_the_width_first_in_tall_images_too():
-    tall = image(90, 20)
-    assert np.array_equal(resize(tall, (30, 7)), pil(pil(tall, 90, 7), 30, 7))
-    assert np.array_equal(resize(image(20, 90), (7, 30)), pil(image(20, 90), 7, 30))
 
 
 def reductions(high, scale):

@@ -17,7 +17,7 @@ def spread(like, *shape, **options):
     As much lies before it, so that an address that wraps round is wrong, and not a crash.
     """
     if len(shape) != 3 or shape[0] != LAYERS:
-        return torch.empty(shape, **{"dtype": like.dtype, **options})
+        return torch.empty(shape, **{**options, "dtype": options.get("dtype") or like.dtype})
     rows, width = shape[1:]
     apart = APART // width * width
     memory = torch.empty(2**31 + (LAYERS - 1) * apart + rows * width, dtype=like.dtype)

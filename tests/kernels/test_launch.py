@@ -10,7 +10,7 @@ import pytest
 from .test_compile_report import PINNED, environment
 
 pytestmark = pytest.mark.ptx
-KERNELS = "atomic attend attend_back chain decode fourier gather mlp project render segment waves_back"
+KERNELS = "atomic attend_back attend chain decode fourier gather mlp project render segment waves_back"
 
 
 @pytest.mark.parametrize("version", PINNED)

@@ -341,7 +341,7 @@ def test_bad_calls_name_the_argument() -> None:
         ({"transformer": net._replace(heads=3)}, ValueError, "transformer.heads must divide D = 8"),
         ({"coord": coord.half()}, TypeError, "coord must be float32"),
         ({"backend": "cpu", "dropout": 0.1}, RuntimeError, "'cpu' cannot run this attend_corners: has no dropout"),
-        ({"backend": "triton"}, RuntimeError, "backend 'triton' cannot run this attend_corners: has no attend_corners"),
+        ({"backend": "cuda"}, RuntimeError, "backend 'cuda' cannot run this attend_corners: has no attend_corners"),
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\)"),
     ):
         arguments = {"feat": feat, "values": values, "coord": coord, "transformer": net, **change}

@@ -147,6 +147,8 @@ def test_files(tmp_path):
     state = model.state_dict()
     for change, message in (
         ({"imnet.layers.0.weight": None}, "without imnet.layers.0.weight"),
+        ({"imnet.layers.1000000000000.weight": torch.zeros(1, 1)}, "imnet.layers.1000000000000.weight"),
+        ({"depth_encoder.body.1000000000000.bias": torch.zeros(1)}, "body.1.body.0.weight' is missing"),
         ({"depth_encoder.body.0.body.0.bias": None}, "depth_encoder.body.0.body.0.bias' is missing"),
         ({"further": torch.zeros(1)}, "'further' does not belong to the model"),
         ({"imnet.layers.2.weight": torch.zeros(8, 4)}, r"has shape \[8, 4\], the model needs \[8, 9\]"),

@@ -114,6 +114,17 @@ def test_gather_corners_and_fused_mlp(backend):
         check_close(out, functional.fused_mlp(x, weights, biases, backend=backend))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_of_fused_mlp(backend):
+    def loss(x, *layers):
+        return functional.fused_mlp(x, layers[::2], layers[1::2], backend=backend).square().sum()
+
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((50, 4), (8, 4), (8,), (3, 8), (3,))]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for ours, expected in zip(*(torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss)), strict=True):
+        check_close(ours / expected.abs().max(), expected / expected.abs().max())
+
+
 @pytest.mark.skipif(not INDUCTOR, reason="PyTorch's own compiler needs Python.h (python3-dev)")
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "torch")])
 def test_inductor_keeps_the_plan(backend):

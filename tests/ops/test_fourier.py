@@ -240,3 +240,13 @@ def test_bad_arguments(change, message):
 def test_features_are_checked():
     with pytest.raises(ValueError, match=r"x must have shape \[\.\.\., 4 K \+ 4\]"):
         functional.fourier_features(torch.zeros(3, 11), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("backend", FORMS)
+def test_it_trains_compiled(backend):
+    call = Call()
+    out, expected = call.gradients(backend)
+    call.run = torch.compile(call.run, fullgraph=True, backend="aot_eager")
+    again, grads = call.gradients(backend)
+    for ours, right in zip((again, *grads), (out, *expected), strict=True):
+        torch.testing.assert_close(ours, right)

@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 from liif_fast import functional
 from liif_fast.backends import cpu
 
-cpu.KEEP_BYTES = 1 << 27  # instead of 1 GiB, which a million queries of the small network would not exceed
+assert cpu.KEEP_BYTES == 1 << 30
+cpu.KEEP_BYTES = 1 << 27  # the shipped 1 GiB is what a million queries of the small network would not exceed
 
 def problem(hidden):
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +106,7 @@ def test_training(beyond, backend):
     """A step takes constant memory if activations are not kept; the network is small, so many queries are quick."""
     small, large = beyond["training", backend]
     assert large < 256 * MIB
-    assert large - small < 32 * MIB  # keeping them would be 800,000 rows of 96 activations: 300 MiB
+    assert large - small < 64 * MIB  # keeping them would be 800,000 rows of 96 activations: 300 MiB; allocators round
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "torch")])

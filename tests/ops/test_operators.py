@@ -75,7 +75,6 @@ def samples():
     yield from fourier_samples(torch.float32)
     yield from modulated_samples(torch.float32)
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
-    yield "recycle", (torch.randn(3, 4),)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
     if BFLOAT16:

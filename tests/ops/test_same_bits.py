@@ -161,31 +161,3 @@ def test_micro_kernels(backend, isa):
     if found.split()[0] != isa:
         pytest.skip(f"this processor has no {isa}")
     assert " passed" in found
-
-
-@DTYPES
-def test_steps_share_memory(backend, dtype):
-    """The activations of a step lie where those of the last one lay, unless its graph is kept."""
-    if backend != "cpu":
-        pytest.skip("the memory of the C++ kernels")
-    problem = Problem(queries=97, dtype=dtype).requires_grad()
-
-    def forward():
-        return functional.liif_decode(*problem.arguments, backend=backend, recompute=False)
-
-    def place(out):
-        saved = out.grad_fn.saved_tensors if dtype != torch.bfloat16 else out.grad_fn.next_functions[0][0].saved_tensors
-        return saved[3].data_ptr()
-
-    def gradients(out, **options):
-        return torch.autograd.grad(out.square().sum(), problem.leaves, **options)
-
-    first = forward()
-    where, expected = place(first), gradients(first, retain_graph=True)
-    second = forward()
-    assert place(second) != where
-    later = place(second), gradients(second)
-    third = forward()
-    assert place(third) == later[0]
-    for again in (later[1], gradients(first), gradients(third)):
-        assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))

@@ -1,6 +1,7 @@
 """Execute Triton's code of attend_corners for sm_80 and sm_90 on the CPU, forward and backward, and check the results.
 
-The bounds are those of test_operators.py. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
+The bounds are those of test_operators.py, but that gradients may be off by four times FLOOR: the sums of their few rows
+cancel, so that a term's rounding is larger than the sum's. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
 """
 
 import json
@@ -33,5 +34,6 @@ def test_compiled_attention_keeps_its_promises(version, architecture, order, net
     last = "segment_kernel" if order == "sorted" else "atomic_kernel"
     assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
     for name, ours, plain, size in found["errors"]:
-        limit = (2 if name.startswith("output") else 3) * plain + FLOOR * EPS["float32"] * size
+        times, floor = (2, FLOOR) if name.startswith("output") else (3, 4 * FLOOR)
+        limit = times * plain + floor * EPS["float32"] * size
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"

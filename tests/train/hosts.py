@@ -36,14 +36,14 @@ def problem():
 
 
 class Hosts:
-    """Two hosts that see only each other; `with` makes and removes them."""
+    """Two hosts that see only each other; `with` makes them, and ends their processes before it removes them."""
 
     def __enter__(self):
         self.names = [f"liif-{os.getpid()}-{number}" for number in (0, 1)]
         with contextlib.ExitStack() as made:
-            for number, name in enumerate(self.names):
+            for name in self.names:
                 ip("netns", "add", name)
-                made.callback(self._remove, number)
+                made.callback(ip, "netns", "delete", name)
             self._join()
             self._made = made.pop_all()
         return self
@@ -59,10 +59,6 @@ class Hosts:
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", "wire", "up")
 
-    def _remove(self, number):
-        self.kill(number)
-        ip("netns", "delete", self.names[number])
-
     def start(self, code, *arguments, **environment):
         """Run code on both hosts with torchrun's variables; return each process and the file with its errors."""
         environment |= {"GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
@@ -71,8 +67,9 @@ class Hosts:
         for rank, name in enumerate(self.names):
             command = "-c", ENTER.format(f"/run/netns/{name}") + code, *arguments
             env = os.environ | environment | {"RANK": str(rank)}
-            errors = tempfile.TemporaryFile("w+")
-            started.append((warm.Process(*command, stderr=errors, env=env, modules=warm.OPTIMIZERS), errors))
+            errors = self._made.enter_context(tempfile.TemporaryFile("w+"))
+            process = warm.Process(*command, stderr=errors, env=env, modules=warm.OPTIMIZERS)
+            started.append((self._made.enter_context(process), errors))
         return started
 
     def kill(self, number):

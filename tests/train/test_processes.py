@@ -1,6 +1,7 @@
 """Compare two processes, joined by gloo, with one that has the same batches."""
 
 import numpy as np
+from torch.distributed import TCPStore
 
 from liif_fast.lidar import Sensor
 from liif_fast.lidar.scan import write_image
@@ -11,7 +12,7 @@ from .support import assert_same_training, load, run
 # Trains some times in two processes with torchrun's variables, forked from one that has PyTorch: torchrun and both of
 # its processes would import it each time. tests/test_distributed.py has torchrun itself.
 SCRIPT = """
-import os, signal, socket, sys
+import os, signal, sys
 from pathlib import Path
 import torch
 from liif_fast.cli import main
@@ -33,6 +34,7 @@ def late(self, bar, look=Run._look):
 
 def work(rank, port, way, name, config):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     package.train = lambda *args, **options: train(*args, save_root=Path(root), **options)
     if rank == 1 and way == "stop":  # one of them gets the signal: all stop after the same step
         Run._set_rate = stop
@@ -40,10 +42,7 @@ def work(rank, port, way, name, config):
         Run._look = late
     return main(["train", "--config", config, "--name", name, "--device", "cpu", "--resume"])
 
-for way, name, config in zip(*[iter(runs)] * 3):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+for way, name, config, port in zip(*[iter(runs)] * 4):
     processes = []
     for rank in (0, 1):
         processes.append(os.fork())
@@ -95,9 +94,11 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path, tiny, uneven, wr
     scans = run(write, iln, tmp_path, name="scans")
     one, config = run(write, uneven, tmp_path, name="one"), write(uneven)
     short = write(uneven | {"epoch_max": 1}, "short.yaml")
-    runs = ["stop", "two", config, "resume", "two", config, "late", "late", short]
-    runs += ["iln", "scans of two", write(iln, "iln.yaml")]
-    done = warm.run("-c", SCRIPT, tmp_path, *runs, timeout=200, modules=warm.OPTIMIZERS)
+    runs = [("stop", "two", config), ("resume", "two", config), ("late", "late", short)]
+    runs += [("iln", "scans of two", write(iln, "iln.yaml"))]
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]  # one a run, as torchrun
+    words = [word for way, store in zip(runs, stores, strict=True) for word in (*way, store.port)]
+    done = warm.run("-c", SCRIPT, tmp_path, *words, timeout=200, modules=warm.OPTIMIZERS)
     assert done.returncode == 0, done.stderr
     assert "stop: codes [143, 143], epoch 0, step 1\n" in done.stdout
     assert "resume: codes [0, 0], epoch 3, " in done.stdout, done.stderr

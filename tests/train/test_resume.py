@@ -246,13 +246,12 @@ def test_killed_at_any_moment(tmp_path, tiny, write):
     whole = run(write, tiny, tmp_path / "whole")
     parts = tmp_path / "parts" / "_tiny"
     for delay in (0.0, 0.11):
-        process = warm.Process("-c", START, path, tmp_path / "parts", "--resume", modules=warm.OPTIMIZERS)
         before = seen(parts)
-        while process.poll() is None and seen(parts) == before:
-            time.sleep(0.01)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
+        with warm.Process("-c", START, path, tmp_path / "parts", "--resume", modules=warm.OPTIMIZERS) as process:
+            while process.poll() is None and seen(parts) == before:
+                time.sleep(0.01)
+            time.sleep(delay)
+            process.kill()
     stopped = load(parts / "epoch-last.pth")
     assert 0 < stopped["liif_fast"]["steps"] < 60
     run(write, tiny, tmp_path / "parts", resume=True)
@@ -277,12 +276,12 @@ def test_a_signal_to_the_command_and_its_workers(tmp_path, tiny, write, signum, 
     tiny |= {"save_minutes": 0, "num_workers": 1, "epoch_max": 1}
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
         start = "-c", START, write(tiny), tmp_path, "slow"  # a worker's end would be noticed within a step
-        process = warm.Process(*start, stdout=out, stderr=err, start_new_session=True, modules=warm.OPTIMIZERS)
-        while not seen(tmp_path / "_tiny"):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.killpg(process.pid, signum)
-        ended = process.wait()
+        with warm.Process(*start, stdout=out, stderr=err, modules=warm.OPTIMIZERS) as process:
+            while not seen(tmp_path / "_tiny"):
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.killpg(process.pid, signum)
+            ended = process.wait_for_all()  # the workers write to the same file
         out.seek(0)
         err.seek(0)
         assert (ended, err.read()) == (code, message)
@@ -297,15 +296,14 @@ def test_a_closed_terminal(tmp_path, tiny, write):
     tiny |= {"save_minutes": 0, "epoch_max": 1}
     ours, theirs = os.openpty()
     start = "-c", TERMINAL + START, write(tiny), tmp_path, "slow"
-    options = {"start_new_session": True, "modules": warm.OPTIMIZERS}
-    process = warm.Process(*start, stdin=theirs, stdout=theirs, stderr=theirs, **options)
-    os.close(theirs)
-    while not seen(tmp_path / "_tiny"):
-        assert process.poll() is None
-        if select.select([ours], [], [], 0.05)[0]:
-            os.read(ours, 4096)  # an unread pipe would stop it
-    os.close(ours)
-    assert process.wait(60) == 129
+    with warm.Process(*start, stdin=theirs, stdout=theirs, stderr=theirs, modules=warm.OPTIMIZERS) as process:
+        os.close(theirs)
+        while not seen(tmp_path / "_tiny"):
+            assert process.poll() is None
+            if select.select([ours], [], [], 0.05)[0]:
+                os.read(ours, 4096)  # an unread pipe would stop it
+        os.close(ours)
+        assert process.wait() == 129
     assert "stopped after step" in (tmp_path / "_tiny" / "log.txt").read_text()
     assert 0 < load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] < 200
 

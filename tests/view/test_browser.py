@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -132,20 +133,32 @@ def test_the_saved_window_is_the_file_that_the_copied_command_writes(page, photo
 
 
 def test_quick_zooms_leave_stale_tiles_unrendered(page, server, monkeypatch):
-    """Twelve zooms in quick succession: most of what is asked for is forgotten before it costs anything."""
-    render = server.renderer.render
+    """Twelve zooms while the model makes one tile: what is asked for and left is forgotten before it costs anything."""
+    render, held, queue = server.renderer.render, threading.Event(), server.queue
 
     def slowly(entry, request):
         if request.quality == "default":
-            time.sleep(0.4)  # as a slow machine
+            assert held.wait(60)
         return render(entry, request)
+
+    def asked():
+        return len(queue._jobs) + queue.counts["made"] + queue.counts["dropped"]
+
+    def wait(until):
+        limit = time.monotonic() + 60
+        while not until():
+            assert time.monotonic() < limit
+            page.wait_for_timeout(20)
 
     monkeypatch.setattr(server.renderer, "render", slowly)
     before = page.evaluate("() => fetch('status.json').then(answer => answer.json())")
     for step in range(12):
-        page.evaluate(f"() => view.go(60, 50, {4 + step * 0.71})")
-        page.wait_for_timeout(150)
+        earlier = asked()
+        page.evaluate(f"() => view.go(60, 50, {4.1 + step * 0.71})")
+        wait(lambda earlier=earlier: asked() > earlier)
+    held.set()
     exact(page)
+    wait(lambda: not queue._jobs)
     after = page.evaluate("() => fetch('status.json').then(answer => answer.json())")
     needed = 2  # at least, of the model's tiles at each step: 250 x 380 pixels of tiles of 256
     assert after["made"] - before["made"] < 12 * needed

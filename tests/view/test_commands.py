@@ -50,9 +50,13 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     command = ["-m", "liif_fast", "view", photo, "--no-browser", "--model", small_model, "--device", "cpu"]
+    command += ["--precision", "bf16"]
     reading, writing = os.pipe()
-    with open(reading) as out, tempfile.TemporaryFile("w+") as err:
-        process = warm.Process(*command, "--precision", "bf16", stdout=writing, stderr=err)
+    with (
+        open(reading) as out,
+        tempfile.TemporaryFile("w+") as err,
+        warm.Process(*command, stdout=writing, stderr=err) as process,
+    ):
         os.close(writing)
         address = out.readline().strip()
         assert address.startswith("http://127.0.0.1:")
@@ -100,7 +104,9 @@ def test_other_pixels_have_other_tags(photo, small_model, monkeypatch):
     monkeypatch.setattr("liif_fast.cli.serve.serve", lambda server, *rest: seen.append(server.maker) or 0)
     for options in ((), ("--precision", "bf16"), ("--backend", "torch"), ("--model", str(small_model))):
         assert main(["serve", str(photo.parent), *options]) == 0
-    assert len(set(seen)) == 4
+    monkeypatch.setattr("liif_fast.upscaling.choice.CHOICES", (small_model, small_model))  # as another release's are
+    assert main(["serve", str(photo.parent)]) == 0
+    assert len(set(seen)) == 5
 
 
 def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 const TILE = 256; // pixels a side
 const IN_FLIGHT = 2; // the server renders one after the other; one more waits, so that it never idles
 const SETTLE = 120; // milliseconds after the last move before tiles are asked for
-const LARGEST = 30, GRID_FROM = 6, TRAINED_TO = 5;
+const LARGEST = 30, GRID_FROM = 6, TRAINED_TO = 4.5;
 const KEPT = 400; // tiles; 100 MiB of pixels. A screen that needs more than half of them keeps more.
 
 const $ = id => document.getElementById(id);
