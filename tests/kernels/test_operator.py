@@ -217,6 +217,7 @@ def test_a_sum_beyond_float16(low):
         assert rms(o - e) <= 3 * EPS[torch.float16] * rms(e)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_the_scale_is_of_finite_elements(wrong):
     """One image's NaN or infinity leaves another's large gradient finite."""
