@@ -45,7 +45,7 @@ def blend_back(
 
 @triton.jit
 def qkv_back(
-    part, column, y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+    part, column, y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -53,71 +53,71 @@ def qkv_back(
     for i in tl.static_range(GROUP):
         to = tl.arange(0, BLOCK) + (column + i * BLOCK)
         if FIRST:
-            raw = kept(saved, of + column + i * BLOCK, count, 1, RECORD, ROWS, BLOCK)
+            raw = kept(saved, kept_at + column + i * BLOCK, count, 1, RECORD, ROWS, BLOCK)
             moved += tl.sum(part[i] * (raw[0] - tl.load(by_rel + 2 * COLUMNS + to)[None, :]), 1)
             keep(row_grads, count, to, part[i] * scale[:, None], ROWS, COLUMNS)
         else:
-            keep(grads, count, to + (at - 3 * WIDTH), part[i], ROWS, OUTS)
+            keep(grads, count, to + (map_at - 3 * WIDTH), part[i], ROWS, OUTS)
             y_grad = back_block(
-                y_grad, part[i], weights, at - 3 * WIDTH + column + i * BLOCK, WIDTH, OUTS, BLOCK, PRECISION
+                y_grad, part[i], weights, map_at - 3 * WIDTH + column + i * BLOCK, WIDTH, OUTS, BLOCK, PRECISION
             )
     return y_grad, moved
 
 
 @triton.jit
 def block_back(
-    x_grad, weights, at, block, by_rel, scale, saved, parts, grads, row_grads, count,
+    x_grad, weights, map_at, block, by_rel, scale, saved, parts, grads, row_grads, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
     RECORD: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Go from the gradient of a block's output to that of its input, and write those of its linear maps' outputs.
 
-    The first block's qkv is in the table: its gradients go to row_grads. Their sum with what the first norm's scale
-    multiplied, times that scale, [ROWS], is returned, too.
+    The first block's qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). With g
+    its gradient, g * scale goes to row_grads, and sum(g * scale * (A + R rel)), [ROWS], is returned, too.
     """
     BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
-    of = block * (KEPT * WIDTH)
-    keep_all(grads, x_grad, at + 2 * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(x_grad, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-    g = gelu_back(g, kept(saved, of + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
-    keep_all(grads, g, at + WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(g, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    kept_at = block * (KEPT * WIDTH)
+    keep_all(grads, x_grad, map_at + 2 * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(x_grad, weights, map_at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    g = gelu_back(g, kept(saved, kept_at + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
+    keep_all(grads, g, map_at + WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(g, weights, map_at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
     y, y_scale = (
-        kept(saved, of + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK),
+        kept(saved, kept_at + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK),
         kept(parts, 4 + 2 * block, count, 1, PARTS, ROWS, 1),
     )
     x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
-    keep_all(grads, x_grad, at, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(x_grad, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+    keep_all(grads, x_grad, map_at, count, BLOCKS, OUTS, ROWS, BLOCK)
+    g = linear_back(x_grad, weights, map_at, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
     moved, y_grad = tl.zeros((ROWS,), tl.float32), zeros(BLOCKS, ROWS, BLOCK)
     for group in tl.static_range(BLOCKS // GROUP):
         # In this order, with k read twice, because everything at once takes more registers than there are.
         at_q, some = group * GROUP * BLOCK, g[GROUP * group : GROUP * (group + 1)]
-        q = kept(saved, of + at_q, count, GROUP, RECORD, ROWS, BLOCK)
-        k = kept(saved, of + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        q = kept(saved, kept_at + at_q, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, kept_at + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
         weight = attention(q, k, CHANNELS, GROUP, ROWS, BLOCK)
-        v = kept(saved, of + at_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        v = kept(saved, kept_at + at_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
         logit = attention_back(some, weight, v, CHANNELS, GROUP, ROWS, BLOCK)
         y_grad, moved = qkv_back(
             mixed_back(weight, some, CHANNELS, GROUP, ROWS, BLOCK), at_q + 2 * WIDTH,
-            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
             FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
         y_grad, moved = qkv_back(
             mixed_back(logit, q, CHANNELS, GROUP, ROWS, BLOCK), at_q + WIDTH,
-            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
             FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
-        k = kept(saved, of + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, kept_at + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
         y_grad, moved = qkv_back(
             mixed(logit, k, CHANNELS, GROUP, ROWS, BLOCK), at_q,
-            y_grad, moved, weights, at, of, by_rel, scale, saved, grads, row_grads, count,
+            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
             FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
     if not FIRST:
-        y = kept(saved, of - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        y = kept(saved, kept_at - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
         y_scale = kept(parts, 3 + 2 * block, count, 1, PARTS, ROWS, 1)
         x_grad = norm_back(x_grad, y_grad, y, y_scale[0], BLOCKS, WIDTH)
     return x_grad, moved

@@ -33,7 +33,7 @@ from .attention import (
     number,
 )
 from .network import columns, keep, relu
-from .plan import corners
+from .plan import corners, located
 
 ROWS, WARPS = 64, 4  # tokens of a tile
 VALUES_STEP = 8  # most values that a step blends
@@ -146,8 +146,7 @@ def attend_kernel(
     count = tl.minimum(limit - first - start, ROWS // 4).to(tl.int32) * 4
     corner = row % 4
     # Behind the end the last query again, so that only stores are masked.
-    query = first + start + tl.minimum(row, count - 1) // 4
-    image, inside = query // queries, query % queries
+    image, inside = located(first + start, tl.minimum(row, count - 1) // 4, queries)
     if PLANNED:
         place = coord + image * coord_image + inside * 8 + 2 * corner
         rel_y, rel_x = tl.load(place), tl.load(place + 1)
@@ -228,7 +227,6 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int) -> Net:
     """Return the constants and the packed maps of a transformer."""
     depth = len(layers) // 4
     width = layers[0].shape[0] if depth else 1
-    # The fewer products are added in one tensor core's sum, the smaller its error where it truncates.
     # A tensor core that truncates adds up the less error, the fewer products are in one sum.
     block = 16 if width <= 32 else 32
     channels = width // heads if depth else 1
@@ -260,8 +258,8 @@ def launch(
     place, planned = queries[-1], len(queries) == 2
     count = place.shape[1]
     if planned:
-        shared = place.shape[0] == 1
-        strides = (0 if shared else 8 * count, 0, 0, 0 if shared else 4 * count)
+        at_image, rel_image = (0 if len(each) == 1 else each.stride(0) for each in queries)
+        strides = (rel_image, 0, 0, at_image)
     else:
         strides = (*place.stride(), 0)
     across = width + 2 if wrap else width

@@ -98,7 +98,7 @@ def mean(x, y, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def level(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+def channel_mean(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     """Return the mean of x over a token's channels, [ROWS, 1]."""
     total = tl.sum(x[0], 1, keep_dims=True)
     for k in tl.static_range(1, BLOCKS):
@@ -109,7 +109,7 @@ def level(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def norm(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     """Return the LayerNorm of x, and the scale of the centred x, [ROWS, 1]."""
-    middle, centred, y = level(x, BLOCKS, WIDTH), (), ()
+    middle, centred, y = channel_mean(x, BLOCKS, WIDTH), (), ()
     for k in tl.static_range(BLOCKS):
         centred = centred + (x[k] - middle,)
     scale = tl.rsqrt(mean(centred, centred, BLOCKS, WIDTH) + EPS)
@@ -121,14 +121,14 @@ def norm(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def norm_back(x_grad, g, y, scale, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     """Return x_grad plus the gradient of a norm's input, given g, that of its output y."""
-    middle, along, found = level(g, BLOCKS, WIDTH), mean(g, y, BLOCKS, WIDTH), ()
+    middle, along, found = channel_mean(g, BLOCKS, WIDTH), mean(g, y, BLOCKS, WIDTH), ()
     for k in tl.static_range(BLOCKS):
         found = found + (tl.fma(g[k] - middle - y[k] * along, scale, x_grad[k]),)
     return found
 
 
 @triton.jit
-def cumulative(x):
+def normal_cdf(x):
     """Return the normal distribution's function, by which gelu multiplies x, within 1.4e-7.
 
     It is the rational function of csrc/cpu/attention_impl.h, because Triton's erf divides a warp by branches.
@@ -153,7 +153,7 @@ def gelu(x, BLOCKS: tl.constexpr):
     """Return gelu of x."""
     y = ()
     for k in tl.static_range(BLOCKS):
-        y = y + (x[k] * cumulative(x[k]),)
+        y = y + (x[k] * normal_cdf(x[k]),)
     return y
 
 
@@ -163,7 +163,7 @@ def gelu_back(g, x, BLOCKS: tl.constexpr):
     found = ()
     for k in tl.static_range(BLOCKS):
         density = tl.exp(-0.5 * x[k] * x[k]) * 0.3989422804014327
-        found = found + (g[k] * tl.fma(x[k], density, cumulative(x[k])),)
+        found = found + (g[k] * tl.fma(x[k], density, normal_cdf(x[k])),)
     return found
 
 

@@ -22,7 +22,7 @@ from .host import FEW, dot
 from .network import backward_layers, columns, keep, layer_of, masked
 from .plan import corners, located
 
-CHUNK_BYTES = 512 << 20  # size of the activations and their gradients of one chunk of rows
+CHUNK_BYTES = 512 << 20  # size of a chunk of rows: activations, gradients, what `receive` allocates
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
          "saved_rows", "grads_rows"]  # fmt: skip
@@ -111,7 +111,7 @@ def chain_kernel(
 class Plan(NamedTuple):
     """Hold what places rows: P, a window of a map, and the queries on it."""
 
-    p: Tensor  # [B, h, w, hidden]
+    p: Tensor  # [B, h, w, hidden], with waves [B, h, w, 4 K]
     coord: Tensor
     cell: Tensor | None
     shape: tuple[int, int]  # of the map
@@ -137,10 +137,13 @@ def steps(bounds: Sequence[int], size: int) -> Iterator[slice]:
             yield slice(start, min(start + size, end))
 
 
-def chunk_rows(saved: Tensor, dtype: torch.dtype) -> int:
-    """Return the number of rows of a chunk, a power of two, so that views of chunks stay aligned."""
+def chunk_rows(saved: Tensor, more: int = 0) -> int:
+    """Return the number of rows of a chunk, a power of two, so that views of chunks stay aligned.
+
+    A row has its activations, [layers, _, widest] in `saved`, their gradients, and `more` bytes.
+    """
     layers, _, widest = saved.shape
-    return 1 << (CHUNK_BYTES // (2 * layers * widest * dtype.itemsize)).bit_length() - 1
+    return 1 << (CHUNK_BYTES // (2 * layers * widest * saved.dtype.itemsize + more)).bit_length() - 1
 
 
 class Totals:
@@ -198,6 +201,7 @@ def backward(
     saved: Tensor,
     plan: Plan | None = None,
     places: Tensor | None = None,
+    row_bytes: int = 0,
 ) -> list[Tensor]:
     """Return the gradients of the parameters (`Totals`), and hand those of the first layer's rows to `receive`.
 
@@ -210,6 +214,7 @@ def backward(
         plan: None for an MLP.
         places: float32 [rows, affine + 1], receives the gradients of the values that multiply the first layer's last
             columns, and of the weight.
+        row_bytes: what `receive` allocates for a row.
     """
     corners, affine, terms = (plan.corners, plan.affine, plan.terms) if plan else (1, 0, 0)
     layers, _, widest = saved.shape
@@ -227,7 +232,7 @@ def backward(
             scratch[name] = saved.new_empty(layers, rows, widest)
         return scratch[name][:, :rows]
 
-    for run in steps((0, saved.shape[1] // corners, len(grad)), chunk_rows(saved, saved.dtype) // corners):
+    for run in steps((0, saved.shape[1] // corners, len(grad)), chunk_rows(saved, row_bytes) // corners):
         here, some = slice(run.start * corners, run.stop * corners), grad[run]
         rows = here.stop - here.start
         if here.stop <= saved.shape[1]:

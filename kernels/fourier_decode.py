@@ -318,6 +318,7 @@ def fourier_decode_backward(
 
     flat = grad.float().flatten(0, 1).contiguous()
     of_weights = places_grad[:, 4:] if places else None
-    sums = backward.backward(recompute, receive, flat, weights, biases, saved, plan, of_weights)
+    row_bytes = half * (2 * 4 + 2 * saved.dtype.itemsize + 4 * 4)  # the waves' gradient, the waves, of_rows
+    sums = backward.backward(recompute, receive, flat, weights, biases, saved, plan, of_weights, row_bytes)
     at = places_grad.view(*coord.shape[:2], 4, 5) if places else places_grad
     return [p_grad, phase_grad, weight_grad, *sums, at]

@@ -107,7 +107,7 @@ def fused_mlp_backward(
         _launch(x[run], weights, biases, None, activations)
 
     def receive(run: slice, dz: Tensor, *_: Tensor) -> None:
-        x_grad[run] = torch.mm(dz, weights[0])
+        torch.mm(dz, weights[0], out=x_grad[run])
         first_grad.add_(host.product(dz.t(), x[run]))
 
     sums = backward.backward(recompute, receive, grad.float().contiguous(), weights, biases, saved)

@@ -22,7 +22,7 @@ from liif_fast.ops.project import in_layout_of
 from . import host
 from .host import divided, dot
 
-LARGEST = 2.0**15  # of float16, the power of two
+LARGEST = 2.0**15  # the largest power of two in float16
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "top", "left", "source_height", "source_width"])
@@ -123,13 +123,14 @@ def project_backward(
 
 
 def _lowered(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return P's gradient in `dtype`, and a number to multiply sums of it by, or None.
+    """Return P's gradient in `dtype` and None; in float16 divided by a scale, and that scale.
 
-    Each is a sum over all rows that read a latent, so it may pass the largest float16, where no row's does.
+    An element is a sum over the rows that read its latent: it may exceed float16's range though no row's part does.
     """
     if dtype != torch.float16 or not grad.numel():
         return grad.to(dtype), None
-    largest = torch.linalg.vector_norm(grad, math.inf).nan_to_num(0.0, posinf=0.0)  # a NaN stays in its latent
+    # Of the finite elements, so that a NaN or an infinity in one latent leaves the others their scale.
+    largest = torch.linalg.vector_norm(grad.nan_to_num(0.0, posinf=0.0, neginf=0.0), math.inf)
     scale = (largest / LARGEST).clamp(min=1)
     return torch.div(grad, scale, out=torch.empty_like(grad, dtype=dtype)), scale
 

@@ -32,7 +32,7 @@ def atomic_kernel(
     if FOURS:
         target = tl.multiple_of(target, 16)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = row < rows
     mask = valid[:, None] & (column < WIDTH)[None, :]
     value = tl.load(source + row[:, None] * STRIDE + column[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -82,6 +82,11 @@ def segments(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(ordered, torch.arange(count + 1, device=latents.device))
 
 
+def column_block(target: Tensor) -> int:
+    """Return how many columns of target [latents, width] a program takes, a power of two."""
+    return min(256, host.power_of_two(target.shape[1]))
+
+
 def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int, int], taps: int = 1) -> None:
     """Add source [rows, taps * width] to target float32 [latents, width] at `latents` [rows], in a fixed order.
 
@@ -89,7 +94,7 @@ def add_sorted(source: Tensor, latents: Tensor, target: Tensor, shape: tuple[int
         shape: (height, width) of the latents' maps, image after image.
         taps: 9 if a row holds a latent's 3x3 neighbourhood, element c of tap t at column t * width + c.
     """
-    width, block = target.shape[1], min(256, host.power_of_two(target.shape[1]))
+    width, block = target.shape[1], column_block(target)
     order, offsets = segments(latents, target.shape[0])
     with host.on(source):
         segment_kernel[(target.shape[0], triton.cdiv(width, block))](
@@ -106,11 +111,11 @@ def add(source: Tensor, latents: Tensor, target: Tensor) -> None:
     if torch.are_deterministic_algorithms_enabled():
         add_sorted(source, latents, target, (1, target.shape[0]))
         return
-    width, aligned = target.shape[1], target.storage_offset() % 4 == 0
+    width, block, aligned = target.shape[1], column_block(target), target.storage_offset() % 4 == 0
     with host.on(source):
-        atomic_kernel[(triton.cdiv(source.shape[0], TILE),)](
+        atomic_kernel[(triton.cdiv(source.shape[0], TILE), triton.cdiv(width, block))](
             source, latents, target, source.shape[0],
             WIDTH=width, STRIDE=source.stride(0), FOURS=aligned and host.architecture(source.device) >= 90,
-            ROWS=TILE, BLOCK=host.power_of_two(width),
+            ROWS=TILE, BLOCK=block,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

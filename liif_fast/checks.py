@@ -113,14 +113,19 @@ def check_chain(
 
 
 def check_corners(feat: Tensor, corners: Corners) -> None:
-    """Check that a plan is one for maps of feat's number, size and device."""
-    batch, shape = corners.at.shape[0], tuple(feat.shape[2:])
+    """Check that a plan is one for maps of feat's number, size and device; at and rel may each be for 1 or for B."""
+    batch, shape = feat.shape[0], tuple(feat.shape[2:])
     if corners.shape != shape:
         raise ValueError(f"coord must be planned for maps of feat's size, {shape}, got a plan for {corners.shape}")
-    if batch not in (1, feat.shape[0]):
-        raise ValueError(f"coord must be planned for 1 or B = {feat.shape[0]} maps, got a plan for {batch}")
-    if corners.at.device != feat.device:
-        raise ValueError(f"coord must be on the device of feat, {feat.device}, got {corners.at.device}")
+    queries = corners.at.shape[1] if corners.at.ndim == 3 else "Q"
+    for name, tensor, each in (("at", corners.at, (4,)), ("rel", corners.rel, (4, 2))):
+        if list(tensor.shape[1:]) != [queries, *each]:
+            form = ", ".join(map(str, ("B or 1", queries, *each)))
+            raise ValueError(f"coord.{name} must have shape [{form}], got {list(tensor.shape)}")
+        if tensor.shape[0] not in (1, batch):
+            raise ValueError(f"coord.{name} must be planned for 1 or B = {batch} maps, got {tensor.shape[0]}")
+        if tensor.device != feat.device:
+            raise ValueError(f"coord.{name} must be on the device of feat, {feat.device}, got {tensor.device}")
 
 
 def check_attention(feat: Tensor, values: Tensor, transformer: CornerTransformer, dropout: float) -> None:

@@ -238,7 +238,10 @@ def fused(
     """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
     first, shape = split(feat, values, net, product), (len(feat), *feat.shape[2:])
     if isinstance(queries, Corners):
-        plan, wrap = [tensor.contiguous() for tensor in queries[:2]], False
+        at, rel, _ = queries  # of which one may be shared by all images while the other is not
+        images = len(at) if len(rel) == 1 else len(rel)
+        plan = [at.expand(images, -1, -1).contiguous(), rel.expand(images, -1, -1, -1).contiguous()]
+        wrap = False
     else:
         plan, wrap = [queries.coord], queries.wrap
     return operator(first.table, first.by_rel, folded(net), plan, shape, wrap, net.heads)

@@ -4,7 +4,8 @@ The latents' share is in `table` [B * H * W, T], whose columns are the products 
 for the head where there are no blocks), n1 [2], n0, the latent [D] where there are blocks, and the values [V].
 `by_rel` [3, T] is added to these rows times rel_0, rel_1, and, after the norm, 1 (`liif_fast.backends.attention`).
 `layers` are out, up, down of the first block, qkv, out, up, down of each other, and the head, each [out, in + 1] with
-its bias as the last column; none without blocks. `queries` are [coord], or [at, rel] of a plan; `shape` is (B, H, W).
+its bias as the last column; none without blocks. `queries` are [coord], or [at, rel] of a plan, both for B images or
+both for one; `shape` is (B, H, W).
 """
 
 from __future__ import annotations

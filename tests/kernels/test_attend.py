@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from liif_fast import functional, models
+from liif_fast.backends import attention
 from liif_fast.kernels import attend_corners as kernels
 from liif_fast.kernels import backward
 
@@ -60,6 +61,20 @@ def test_a_plan_gives_the_bits_of_its_coordinates(wrap):
     assert all(torch.equal(grads[name], grad) for name, grad in planned_grads.items())
     with pytest.raises(RuntimeError, match="positions of the map"):
         problem.run("triton", coord=plan._replace(at=plan.at + 35))
+
+
+@pytest.mark.parametrize("shared", ["at", "rel", "neither"])
+def test_images_may_share_one_part_of_a_plan(shared):
+    problem = Attention(16, 1, 2, 16, queries=9)
+    plan = functional.plan_attention(problem.coord, (5, 7))
+    if shared != "neither":
+        plan = plan._replace(**{shared: getattr(plan, shared)[1:]})
+    compare(problem.gradients("triton", coord=plan), problem.gradients("reference", coord=plan), 1e-5)
+    with torch.no_grad():  # the kernel reads each part where it is
+        first, layers = attention.split(problem.feat, problem.values, problem.net), attention.folded(problem.net)
+        out, weight = kernels.attend_corners(*first[:2], layers, plan[:2], (2, 5, 7), False, 2)
+    for ours, expected in zip((out, weight), problem.run("reference", coord=plan), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("where", ["latent", "value", "coordinate"])

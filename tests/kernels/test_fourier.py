@@ -77,13 +77,17 @@ def test_kept_chunked_and_atomic_gradients_agree(monkeypatch):
 
     call = Call(queries=34)
     whole = call.gradients("triton", recompute=False)
-    monkeypatch.setattr(backward, "CHUNK_BYTES", 128 * 2 * 2 * 7 * 4)
+    half, sizes, steps = len(call.phase), [], backward.steps
+    # A row has two layers, 7 wide, and their gradients; and the waves, their gradient and that of its latent.
+    monkeypatch.setattr(backward, "CHUNK_BYTES", 128 * 4 * (2 * 2 * 7 + 8 * half))
+    monkeypatch.setattr(backward, "steps", lambda bounds, size: sizes.append(size) or steps(bounds, size))
     monkeypatch.setattr(triton, "KEEP_BYTES", 150 * 2 * 7 * 4)
     for recompute, ordered in ((None, True), (True, False)):
         torch.use_deterministic_algorithms(ordered)
         out, grads = call.gradients("triton", recompute=recompute)
         for ours, theirs in zip((out, *grads), (whole[0], *whole[1]), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+    assert sizes == [32, 32]
 
 
 def test_a_part_of_the_map():

@@ -7,6 +7,7 @@ of a few elements, where that error may be 0 by luck.
 """
 
 import functools
+import math
 
 import pytest
 import torch
@@ -214,6 +215,20 @@ def test_a_sum_beyond_float16(low):
     for o, e in zip(ours[:1] if low else ours, exact, strict=False):
         assert o.isfinite().all()
         assert rms(o - e) <= 3 * EPS[torch.float16] * rms(e)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_scale_is_of_finite_elements(wrong):
+    """One image's NaN or infinity leaves another's large gradient finite."""
+    from liif_fast.kernels import project
+
+    grad, feat = torch.full((2, 1, 2, 8), 1e6), torch.zeros(2, 3, 1, 2, dtype=torch.float16)
+    grad[0, 0, 1, 4] = wrong
+    weight = torch.full((8, 3), 1e-3, dtype=torch.float16)
+    of_feat, _, _ = project.project_backward(grad, feat, weight, False, 0, 0, (True, False, False))
+    expected = torch.full((2, 3, 1, 2), 8e3)
+    expected[0, :, :, 1] = wrong
+    torch.testing.assert_close(of_feat.float(), expected, rtol=2e-3, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("ensemble", [True, False])

@@ -83,6 +83,21 @@ def test_a_plan_gives_the_bits_of_its_coordinates(wrap):
     assert all(torch.equal(grads[name], grad) for name, grad in planned_grads.items())
 
 
+def test_a_plan_that_does_not_fit_is_refused():
+    problem = Attention(8, 1, 2, 8)
+    plan = functional.plan_attention(problem.coord, (5, 7))
+    for wrong, said in (
+        ({"at": plan.at[..., :3]}, r"coord.at must have shape \[B or 1, 83, 4\], got \[2, 83, 3\]"),
+        ({"at": plan.at[0]}, r"coord.at must have shape \[B or 1, Q, 4\], got \[83, 4\]"),
+        ({"rel": plan.rel[:, 1:]}, r"coord.rel must have shape \[B or 1, 83, 4, 2\], got \[2, 82, 4, 2\]"),
+        ({"at": plan.at.repeat(2, 1, 1)}, "coord.at must be planned for 1 or B = 2 maps, got 4"),
+        ({"rel": plan.rel.repeat(2, 1, 1, 1)}, "coord.rel must be planned for 1 or B = 2 maps, got 4"),
+        ({"rel": plan.rel.to("meta")}, "coord.rel must be on the device of feat, cpu, got meta"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            problem.run("auto", coord=plan._replace(**wrong))
+
+
 def test_layouts_of_the_arguments():
     problem = Attention(6, 2, 3, 6)
     expected = problem.run(FUSED)
@@ -127,6 +142,16 @@ def test_many_rows_of_one_latent_round_no_more_than_the_plain_form():
     exact = Attention(8, 1, 2, 8, shape=(1, 2), queries=9000, batch=1, dtype=torch.float64).gradients("reference")[1]
     for name, grad in problem.gradients(FUSED)[1].items():
         assert (grad - exact[name]).abs().max() <= 1e-5 * exact[name].abs().max().clamp(min=10), name
+
+
+@pytest.mark.parametrize("backend", ["torch", FUSED])
+@pytest.mark.parametrize("shared", ["at", "rel", "neither"])
+def test_images_may_share_one_part_of_a_plan(backend, shared):
+    problem = Attention(8, 1, 2, 8)
+    plan = functional.plan_attention(problem.coord, (5, 7))
+    if shared != "neither":
+        plan = plan._replace(**{shared: getattr(plan, shared)[1:]})
+    compare(problem.gradients(backend, coord=plan), problem.gradients("reference", coord=plan), 1e-5)
 
 
 @pytest.mark.parametrize("where", ["latent", "value", "coordinate"])
