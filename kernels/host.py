@@ -141,6 +141,19 @@ def lacks_fence(rows):
 
 
 @triton.jit
+def divided(start, offset, size):
+    """Return (start + offset) // size, as a scalar and what to add to it, and the remainder, for offset >= 0.
+
+    A division in 64 bits is a call of a hundred instructions, so only the scalar `start` has one. What is left of it is
+    less than 2^31 with a size of 32 bits, and with a tile's offset less than 2^32.
+    """
+    KIND: tl.constexpr = size.dtype if size.dtype == tl.int64 else tl.uint32
+    whole = start // size
+    rest = (start - whole * size).to(KIND) + offset.to(KIND)
+    return whole, rest // size.to(KIND), (rest % size.to(KIND)).to(size.dtype)
+
+
+@triton.jit
 def dot(a, b, c, PRECISION: tl.constexpr):
     """Return a b + c, accumulated in float32."""
     if lacks_fence(a.shape[0]):

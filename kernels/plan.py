@@ -8,24 +8,13 @@ are pure rounding noise. The host computes the numbers of an axis of n pixels an
 import triton
 import triton.language as tl
 
+from .host import divided
+
 LOW = tl.constexpr(-1 + 1e-6)
 HIGH = tl.constexpr(1 - 1e-6)
 AREA_FLOOR = tl.constexpr(1e-9)
 # x + ROUND - ROUND rounds half to even while |x| < 2^22: the longest axis that the backend takes.
 ROUND = tl.constexpr(1.5 * 2.0**23)
-
-
-@triton.jit
-def divided(start, offset, size):
-    """Return (start + offset) // size, as a scalar and what to add to it, and the remainder, for offset >= 0.
-
-    A division in 64 bits is a call of a hundred instructions, so only the scalar `start` has one. What is left of it is
-    less than 2^31 with a size of 32 bits, and with a tile's offset less than 2^32.
-    """
-    KIND: tl.constexpr = size.dtype if size.dtype == tl.int64 else tl.uint32
-    whole = start // size
-    rest = (start - whole * size).to(KIND) + offset.to(KIND)
-    return whole, rest // size.to(KIND), (rest % size.to(KIND)).to(size.dtype)
 
 
 @triton.jit

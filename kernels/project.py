@@ -20,8 +20,7 @@ from liif_fast.frozen import pack_once
 from liif_fast.ops.project import in_layout_of
 
 from . import host
-from .host import dot
-from .plan import divided
+from .host import divided, dot
 
 LARGEST = 2.0**15  # the largest power of two in float16
 
