@@ -1,7 +1,7 @@
 """Execute Triton's code of attend_corners for sm_80 and sm_90 on the CPU, forward and backward, and check the results.
 
-The bounds are those of test_operators.py, but that gradients may be off by four times FLOOR: the sums of their few rows
-cancel, so that a term's rounding is larger than the sum's. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
+The bounds are those of test_operators.py. Two gradients are sums that vanish, since a softmax ignores what all its
+inputs share; they may be off by what the largest may be. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
 """
 
 import json
@@ -33,7 +33,8 @@ def test_compiled_attention_keeps_its_promises(version, architecture, order, net
     found = json.loads(done.stdout)
     last = "segment_kernel" if order == "sorted" else "atomic_kernel"
     assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
+    largest = max(size for *_, size in found["errors"])
     for name, ours, plain, size in found["errors"]:
-        times, floor = (2, FLOOR) if name.startswith("output") else (3, 4 * FLOOR)
-        limit = times * plain + floor * EPS["float32"] * size
+        size = size if size > 1e-6 * largest else largest  # the gradient vanishes
+        limit = (2 if name.startswith("output") else 3) * plain + FLOOR * EPS["float32"] * size
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
