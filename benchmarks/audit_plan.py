@@ -44,7 +44,8 @@ def _written(i: Instruction) -> set[str]:
 def _makers(code: list[Instruction], at: int) -> Iterator[int]:
     """Yield the positions of the instructions that made an instruction's sources; the plan has no loop.
 
-    A predicated choice has an earlier source, too. A predicated load has none, because masked rows are not used.
+    The result of a predicated choice also depends on an earlier value. That of a predicated load does not: masked
+    rows are never used.
     """
     for register in _sources(code[at]):
         for before in reversed(range(at)):

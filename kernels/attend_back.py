@@ -73,8 +73,8 @@ def block_back(
 ):  # fmt: skip
     """Go from the gradient of a block's output to that of its input, and write those of its linear maps' outputs.
 
-    The first block's qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). With g
-    its gradient, g * scale goes to row_grads, and sum(g * scale * (A + R rel)), [ROWS], is returned, too.
+    The first block's qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g
+    be its gradient. Write g * scale to row_grads and return sum(g * scale * (A + R rel)), [ROWS].
     """
     BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head

@@ -237,7 +237,7 @@ def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: 
     """Return how many of `count` queries (or rows), with `elements` activations each, keep them for the backward pass.
 
     With recompute=False all keep them; by default as many as fit into `limit` bytes, a multiple of 16, so that the rows
-    after them are aligned in memory, too.
+    after them are aligned in memory as well.
     """
     if not train or recompute:
         return 0
