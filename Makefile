@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # a container may set it; then each of the tests' many processes compiles the package
 
 .PHONY: demo build test iiif ptx lint format bench sanitize wheel clean
 
