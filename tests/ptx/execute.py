@@ -58,13 +58,7 @@ class Executor:
         return functools.partial(self.launch, grid)
 
     def binary(self, arguments: dict[str, Any], options: dict[str, Any]) -> Binary:
-        plain = {}
-        for parameter in self.kernel.params:
-            value = arguments[parameter.name]
-            if isinstance(value, torch.Tensor):
-                plain[parameter.name] = f"*{TYPES[value.dtype]}"
-            else:
-                plain[parameter.name] = value if parameter.is_constexpr else float if isinstance(value, float) else int
+        plain = compile_report.without_tensors(self.kernel, arguments)
         launch = compile_report.Launch(self.kernel.fn.__name__, "", "", self.kernel, plain, options)
         key = str((launch.name, plain, options))
         if key not in self.binaries:
