@@ -9,6 +9,7 @@ chain's instructions and the sectors that it writes and that are added to.
 
 import json
 import sys
+from collections import Counter
 
 import torch
 
@@ -46,6 +47,7 @@ def wanted(flags):
 
 def main():
     execute.install(int(sys.argv[1]))
+    Executor.sectors = Counter()
     generator = torch.Generator().manual_seed(0)
     feat = torch.randn(1, CHANNELS, 5, 6, generator=generator)
     coord = torch.rand(1, QUERIES, 2, generator=generator) * 2 - 1
