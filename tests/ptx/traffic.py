@@ -2,7 +2,7 @@
 
     python -m tests.ptx.traffic ARCHITECTURE
 
-test_traffic.py starts this process. It prints a line of JSON: {kernel and kind of access: sectors}, and how many
+test_traffic.py runs it. It prints a line of JSON: {kernel and kind of access: sectors}, and how many
 sectors hold the rows that are gathered and the sums that are added to.
 """
 
