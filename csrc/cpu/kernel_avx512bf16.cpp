@@ -126,6 +126,7 @@ const Kernel<Bf16> bfloat16_table = {V::name,
                                      widen,
                                      narrow,
                                      pair_rows,
+                                     nullptr,
                                      nullptr};
 
 }  // namespace
