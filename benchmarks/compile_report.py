@@ -133,21 +133,22 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         x = torch.zeros(64, 580, dtype=dtype)
         fused_mlp.fused_mlp(x, weights, biases, (layers, 0, width))
         out, saved = fused_mlp.fused_mlp(x, weights, biases, (layers, 32, width))
-        fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
+        fused_mlp.fused_mlp_backward(out, x, weights, biases, saved, [True] * (1 + 2 * len(weights)))
     elif name == "fourier_decode":
         p, phase = torch.zeros(1, 6, 6, 2 * width), torch.zeros(width // 2, 2)
         weights[0] = torch.zeros(width, width, dtype=dtype)
         where = p, coord, cell, phase, weights, biases
         fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 0, width))
         out, saved = fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 128, width))
-        fourier_decode.fourier_decode_backward(out, *where, saved, True)
+        fourier_decode.fourier_decode_backward(out, *where, saved, [True] * (3 + 2 * len(weights)))
     elif name == "decode":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 0, width))
         out, saved = decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 32 * corners, width))
+        wanted = [True] * (1 + 2 * len(weights))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
-                decode.decode_backward(out, p, coord, cell, weights, biases, saved, ensemble, True)
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, ensemble, wanted)
     elif name == "render":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
@@ -162,7 +163,7 @@ def run_attend(depth: int = 1, heads: int = 8, width: int = 64) -> None:
     layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1) for i in range(depth)]
     rest = table, torch.zeros(3, table.shape[1]), layers, [torch.zeros(1, 64, 2)], (1, 6, 6), False, heads
     out, weight = attend_corners.attend_corners(*rest)
-    attend_corners.attend_corners_backward(out, weight, *rest)
+    attend_corners.attend_corners_backward(out, weight, *rest, [True] * (2 + len(layers)))
 
 
 @contextlib.contextmanager
@@ -180,21 +181,27 @@ def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
         run_case(case, dtype)
     found = {}
     for kernel, arguments, options in recorded:
-        plain = {}
-        for name, value in arguments.items():
-            if isinstance(value, torch.Tensor):
-                plain[name] = f"*{TYPES[value.dtype]}"
-            elif kernel.params[kernel.arg_names.index(name)].is_constexpr:
-                plain[name] = value
-            else:
-                plain[name] = float if isinstance(value, float) else int
-        launch = Launch(kernel.fn.__name__, case, precision, kernel, plain, options)
-        found[str((launch.name, plain, options))] = launch
+        launch = Launch(kernel.fn.__name__, case, precision, kernel, without_tensors(kernel, arguments), options)
+        found[str((launch.name, launch.arguments, options))] = launch
     return list(found.values())
 
 
-def compiled(launch: Launch, arch: int) -> Any:
-    """Compile as the launch would have: pointers are aligned but where the kernel waives that, sizes are any."""
+def without_tensors(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace arguments by their types, but for the constants that a kernel is compiled with."""
+    plain = {}
+    for parameter in kernel.params:
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            plain[parameter.name] = f"*{TYPES[value.dtype]}"
+        elif parameter.is_constexpr:
+            plain[parameter.name] = value
+        else:
+            plain[parameter.name] = float if isinstance(value, float) else int
+    return plain
+
+
+def source_of(launch: Launch) -> ASTSource:
+    """Return what Triton compiles: pointers are aligned but where the kernel waives that, sizes are any."""
     assert launch.options["enable_fp_fusion"] is False, f"{launch.name} may be contracted, or Triton 3.9 warns"
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(launch.kernel.params):
@@ -210,10 +217,14 @@ def compiled(launch: Launch, arch: int) -> Any:
             signature[parameter.name] = value
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(at,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """Compile as the launch would have."""
     target = GPUTarget("cuda", arch, 32)
     triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
-    return triton.compile(source, target=target, options=launch.options)
+    return triton.compile(source_of(launch), target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:

@@ -328,11 +328,11 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor
 }
 
 Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& out,
-                         bool wrap, const std::vector<bool>& wanted) {
+                         bool wrap, const Flags& wanted) {
     check_conv3x3(x, weight);
     check_like(grad, x, weight);
     check_like(out, x, weight);
-    STD_TORCH_CHECK(wanted.size() == 3, "liif_fast: wanted must be three flags");
+    check_wanted(wanted, 3);
     return dispatch_wide(x, [&](auto t) {
         using T = decltype(t);
         Tensors grads{make<T>(x, {0}), make<T>(x, {0}), make<T>(x, {0})};

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast.call import trains
-from liif_fast.ops import define
+from liif_fast.ops import define, only
 
 
 def _empty(like: Tensor, images: int, channels: int, height: int, width: int) -> Tensor:
@@ -29,14 +29,13 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None,
 def _backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None, wrap: bool, wanted: Sequence[bool]
 ) -> list[Tensor]:
-    grads = [_empty(x, *x.shape), _empty(x, *weight.shape), x.new_empty(len(weight))]
-    return [each if want else each.new_empty(0) for each, want in zip(grads, wanted, strict=True)]
+    return only(wanted, [_empty(x, *x.shape), _empty(x, *weight.shape), x.new_empty(len(weight))])
 
 
 conv3x3 = define(
     "conv3x3", "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool wrap, bool relu) -> Tensor", _fake
 )
-# Return the gradients of x, weight and bias; an unwanted one is empty. With the output of a ReLU, the gradient passes
+# Return the gradients of x, weight and bias. With the output of a ReLU, the gradient passes
 # where it is positive.
 conv3x3_backward = define(
     "conv3x3_backward",

@@ -1,6 +1,7 @@
 """Executing compiled kernels finds planted faults, so the checks are effective."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -21,12 +22,12 @@ REDUNDANT = {
     | {f"fence: {name} without number 1" for name in ("decode", "chain")},
 }  # fmt: skip
 NAMED = [
-    (80, "barrier: decode", "a race"),
+    (80, "barrier: decode", "a race|never written"),
     (80, "copy: no first wait", "under way"),
     (80, "address: cut", "outside of every tensor"),
     (80, "mask: off by one", "outside of every tensor"),
     (80, "plan: contracted", "other results"),
-    (90, "barrier: decode", "a race"),
+    (90, "barrier: decode", "a race|never written"),
     (90, "copy", "under way"),
     (90, "fence: decode", "without a proxy fence"),
     (90, "products: no wait", "while a product"),
@@ -62,4 +63,4 @@ def test_every_planted_fault_is_found(architecture, found):
 def test_a_fault_is_named(architecture, group, how, found):
     redundant = REDUNDANT[architecture]
     named = [text for title, text in found(architecture).items() if title.startswith(group) and title not in redundant]
-    assert named and all(how in text for text in named), named
+    assert named and all(re.search(how, text) for text in named), named

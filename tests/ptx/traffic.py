@@ -8,6 +8,7 @@ sectors hold the rows that are gathered and the sums that are added to.
 
 import json
 import sys
+from collections import Counter
 
 import torch
 
@@ -20,6 +21,7 @@ CHANNELS, QUERIES = 64, 12
 
 def main():
     execute.install(int(sys.argv[1]))
+    Executor.sectors = Counter()
     generator = torch.Generator().manual_seed(0)
     feat = torch.randn(1, CHANNELS, 5, 6, generator=generator)
     coord = torch.rand(1, QUERIES, 2, generator=generator) * 2 - 1
