@@ -108,7 +108,7 @@ struct Kernel {
     // Of a latent l, 2 K amplitudes and 2 K parts of frequencies, the waves x [2 K]: with
     // a_k = l[2K + 2k] rel[0] + l[2K + 2k + 1] rel[1] + phase[k] they are l[k] cos(pi a_k) and l[K + k] sin(pi a_k)
     void (*waves)(T* x, const T* l, const T* phase, const T* rel, int64_t half);
-    // From the gradient g of x those of l [4 K] and of phase [K]
+    // Goes from g, the gradient of x, to the gradients of l, in `to` [4 K], and of phase, in `to_phase` [K]
     void (*waves_back)(T* to, T* to_phase, const T* g, const T* l, const T* phase, const T* rel, int64_t half);
     // h = relu(x * (1 + scale) + shift), rows `row` apart, of which latent[r] holds scale and shift at [scale + n] and
     // [shift + n], n < width; h may be x

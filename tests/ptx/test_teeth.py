@@ -1,13 +1,12 @@
 """Executing compiled kernels finds planted faults, so the checks are effective."""
 
-import json
+import functools
 import re
-import subprocess
-import sys
 
 import pytest
 
-from ..kernels.test_compile_report import MAIN, ROOT, environment
+from ..kernels.test_compile_report import MAIN
+from .test_operators import results
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -36,20 +35,10 @@ NAMED = [
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(program):
     """Return the machine's result for each fault, by architecture, executed once in this process."""
-    results = {}
-
-    def of(architecture):
-        if architecture not in results:
-            variables = environment(MAIN, TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("cache")), PYTHONPATH=str(ROOT))
-            command = [sys.executable, "-m", "tests.ptx.teeth", str(architecture)]
-            done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            results[architecture] = json.loads(done.stdout)
-        return results[architecture]
-
-    return of
+    code = "from tests.ptx import teeth; teeth.main()"
+    return functools.cache(lambda architecture: results(program(MAIN, code, str(architecture))))
 
 
 @pytest.mark.parametrize("architecture", REDUNDANT)
