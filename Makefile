@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # a container may set it; then each of the tests' many processes compiles the package
 
 .PHONY: demo build test iiif ptx lint format bench sanitize wheel clean
 
@@ -47,7 +48,7 @@ ptx: build $(VENV)/.triton
 # The validator of IIIF, for a test of the server; it needs Python 3.12.
 iiif: $(VENV)/iiif/bin/iiif-validator
 $(VENV)/iiif/bin/iiif-validator: $(VENV)/.installed
-	for python in python3.13 python3.12; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
+	for python in python3.13 python3.12 ~/.pyenv/versions/3.1[23].*/bin/python; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
 	$(VENV)/iiif/bin/python -m pip install --disable-pip-version-check --quiet iiif-validator-ng==0.1.0 'pyvips[binary]'
 
 lint: $(VENV)/.installed
@@ -66,7 +67,7 @@ bench: build
 
 # A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload. Left out are
 # tests of memory, which the instruments take themselves, and of what the compiler of PyTorch does.
-SANITIZED := $(foreach name,plan random gradients hostile same_bits autocast attend,tests/ops/test_$(name).py)
+SANITIZED := $(foreach name,plan random gradients hostile same_bits autocast attend fourier modulated conv3x3,tests/ops/test_$(name).py)
 sanitize: build
 	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \

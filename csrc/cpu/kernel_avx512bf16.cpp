@@ -50,6 +50,30 @@ struct Vec<Bf16> {
         return _mm512_set1_epi32(pair);
     }
     static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+    // Of pairs; quarters of vectors are those of every fourth column.
+    static constexpr bool transposes = true;
+    static constexpr int turned_rows = 60;
+    template <typename From>
+    static void turn4(factor (&to)[4], const From& from) {
+        const auto four = [&](int c) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from(c))); };
+        __m512i x[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            x[i] = _mm512_castsi128_si512(four(i));
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(4 + i), 1);
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(8 + i), 2);
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(12 + i), 3);
+        }
+        LIIF_UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            const __m512i a = i == 0 ? _mm512_maskz_unpacklo_epi32(0xffff, x[0], x[1])
+                                     : _mm512_maskz_unpackhi_epi32(0xffff, x[0], x[1]);
+            const __m512i b = i == 0 ? _mm512_maskz_unpacklo_epi32(0xffff, x[2], x[3])
+                                     : _mm512_maskz_unpackhi_epi32(0xffff, x[2], x[3]);
+            to[i] = _mm512_maskz_unpacklo_epi64(0xff, a, b);
+            to[i + 1] = _mm512_maskz_unpackhi_epi64(0xff, a, b);
+        }
+    }
 };
 
 }  // namespace
@@ -78,15 +102,25 @@ void store_masked(Bf16* p, __mmask16 mask, V::type x) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, int64_t u_row, int64_t width,
-            bool relu) {
-    in_vectors(width, [=](int64_t n, __mmask16 mask) {
+// The number of terms is a constant, so that their factors stay in registers.
+template <int Terms>
+void affine_of(Bf16* h, const Bf16* p, const float* a, const float* u, int64_t u_row, int64_t width, bool relu) {
+    V::type factor[Terms];
+    LIIF_UNROLL
+    for (int j = 0; j < Terms; ++j) factor[j] = _mm512_set1_ps(a[j]);
+    in_vectors(width, [&](int64_t n, __mmask16 mask) {
         V::type x = load_masked(p + n, mask);
-        for (int j = 0; j < terms; ++j) {
-            x = _mm512_fmadd_ps(_mm512_set1_ps(a[j]), _mm512_maskz_loadu_ps(mask, u + j * u_row + n), x);
+        LIIF_UNROLL
+        for (int j = 0; j < Terms; ++j) {
+            x = _mm512_fmadd_ps(factor[j], _mm512_maskz_loadu_ps(mask, u + j * u_row + n), x);
         }
         store_masked(h + n, mask, relu ? V::relu(x) : x);
     });
+}
+
+void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, int64_t u_row, int64_t width,
+            bool relu) {
+    (terms == 2 ? affine_of<2> : affine_of<4>)(h, p, a, u, u_row, width, relu);
 }
 
 void widen(float* to, const Bf16* from, int64_t width) {
@@ -110,22 +144,12 @@ void pair_rows(Bf16* to, const Bf16* x, int64_t x_row, int64_t rows, int64_t wid
     }
 }
 
-const Kernel<Bf16> bfloat16_table = {V::name,
-                                     V::rows,
-                                     kVectors * V::lanes,
-                                     gemm<Bf16, Bf16>,
-                                     gemm<Bf16, float>,
-                                     affine,
-                                     sum_rows<Bf16>,
-                                     nullptr,
-                                     nullptr,
-                                     nullptr,
-                                     nullptr,
-                                     nullptr,
-                                     nullptr,
-                                     widen,
-                                     narrow,
-                                     pair_rows,
+const Kernel<Bf16> bfloat16_table = {V::name,        V::rows,          kVectors * V::lanes,
+                                     V::turned_rows, gemm<Bf16, Bf16>, gemm<Bf16, float>,
+                                     affine,         sum_rows<Bf16>,   nullptr,
+                                     nullptr,        nullptr,          nullptr,
+                                     nullptr,        nullptr,          widen,
+                                     narrow,         pair_rows,        nullptr,
                                      nullptr};
 
 }  // namespace

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import shlex
+import socket
 import webbrowser
 from collections.abc import Callable
 from os.path import expanduser
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liif_fast.cli import EXIT_CODES, add_compute, say
-from liif_fast.images import check_input, open_picture
+from liif_fast.images import FORMATS, check_input, open_picture
+from liif_fast.images.writing import changes_colours
 
 if TYPE_CHECKING:
     from liif_fast.view.app import Server
@@ -41,8 +43,9 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
-    open_picture(args.photo)  # said now, not in the browser
+    picture = open_picture(args.photo)  # said now, not in the browser
     page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
+    page["tiles"] = "png" if changes_colours(picture.info, FORMATS[".webp"], picture.shape[2]) else "webp"
     asked = {"model": args.model, "backend": args.backend, "device": args.device, "precision": args.precision}
     usual = (None, "auto", "float32")
     page["model"] = "".join(f" --{name} {shlex.quote(each)}" for name, each in asked.items() if each not in usual)
@@ -94,11 +97,10 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
         Exception: the model cannot be loaded; the server has ended.
     """
     import asyncio
-    import socket
 
     import uvicorn
 
-    listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = listen(host, number)
     bound = listening.getsockname()[1]
 
     class Announcing(uvicorn.Server):
@@ -127,6 +129,17 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     if failures:
         raise failures[0]
     return 0
+
+
+def listen(host: str, number: int) -> socket.socket:
+    """Return a socket that listens on a port, 0 for any that is free; OSError says that it is taken.
+
+    Its connections send at once. Otherwise a small answer, whose head and body are two packets, waits 40 ms for the
+    client to confirm the first: asyncio asks for it only of sockets that were made with the protocol's number.
+    """
+    listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def port(text: str) -> int:

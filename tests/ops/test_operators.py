@@ -6,14 +6,14 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, fourier, modulated, resize, sm90
+from liif_fast.ops import attend, conv3x3, fourier, modulated, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
 # importing them defines the operators
-assert functional and attend and decode_ops and fourier and modulated and resize and sm90
+assert functional and attend and conv3x3 and decode_ops and fourier and modulated and resize and sm90
 
 
 def samples():
@@ -45,12 +45,12 @@ def samples():
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
-            for places in (True, False):
-                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, places, None)
+            for wanted in ([True] * 7, [False] * 6 + [True]):
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, wanted, None)
         grad = torch.randn(2, 3, 4, 5)
         saved = torch.randn(2 * 20 * rows // 14, 8)
         for kept in (saved, saved[:0]):
-            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, None)
+            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, [True] * 6, None)
         yield "gather_corners", (feat, coord, cell, True, ensemble, None)
         grad = torch.randn(2, 7, rows // 14, 27 + terms)
         yield "gather_corners_backward", (grad, coord, 3, 5, 6, True, ensemble, None)
@@ -58,15 +58,22 @@ def samples():
     for keep in (0, 5, 11):
         yield "fused_mlp", (torch.randn(11, 4), weights, biases, (keep, 11), None)
     for keep in (0, 5, 11):
-        saved = torch.randn(keep, 11)
-        yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
+        saved, wanted = torch.randn(keep, 11), [True, False] * 3 + [keep > 0]
+        yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, wanted, None)
     weights, biases = make_layers((4, 5))  # one layer has no hidden activations to save
     yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
-    yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
+    rows = torch.randn(11, 5), torch.randn(11, 4)
+    yield "fused_mlp_backward", (*rows, weights, biases, torch.randn(0, 0), [True] * 3, None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))
     yield "convolve_backward", (torch.randn(2, 4, 5, 6), feat, kernel, [True, False, True])
+    feat, out = (torch.randn(2, size, 5, 6).contiguous(memory_format=torch.channels_last) for size in (3, 4))
+    yield "conv3x3", (feat, kernel, torch.randn(4), None, False, True)
+    yield "conv3x3", (feat, kernel, None, out, True, False)
+    for wanted in ([True, True, True], [False, False, True], [True, False, False]):
+        yield "conv3x3_backward", (out, feat, kernel, None, True, wanted)
+        yield "conv3x3_backward", (out, feat, kernel, out, False, wanted)
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
@@ -92,7 +99,8 @@ def attend_samples(depth, heads):
     for queries, wrap in (([coord], False), ([coord], True), (list(attention.plan(coord[:1], 3, 5, True)[:2]), False)):
         rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
         yield "attend_corners", rest
-        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
+        wanted = [not wrap] + [True] * (1 + len(layers))
+        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest[:-1], wanted, None)
 
 
 def fourier_samples(dtype):
@@ -103,7 +111,8 @@ def fourier_samples(dtype):
         saved = torch.randn(rows, 13).to(dtype)
         for place in ((0, 0, 5, 6), (0, 0, 11, 13)):
             yield "fourier_decode", (p, coord, cell, phase, *layers, place, saved.shape, None)
-        yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, saved, rows > 0, None)
+        rest = p, coord, cell, phase, *layers, saved, [True] * 8 + [rows > 0]
+        yield "fourier_decode_backward", (torch.randn(2, 7, 3), *rest, None)
 
 
 def modulated_samples(dtype):
@@ -113,8 +122,8 @@ def modulated_samples(dtype):
         layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 5, 6), None)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 11, 13), None)
-        for places in (True, False):
-            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, places, None)
+        for wanted in ([True] * 8, [False] * 7 + [True]):
+            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, wanted, None)
 
 
 def low_samples():
@@ -132,14 +141,14 @@ def low_samples():
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
     yield (
         "decode_backward",
-        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, False, None),
+        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, [True] * 7, None),
     )
     kept = torch.randn(0, 8).to(low)
-    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
+    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, [True] * 6, None)
     layers = make_layers((5, 6, 3, 2), dtype=low)
     x = torch.randn(11, 5).to(low)
     yield "fused_mlp", (x, *layers, (5, 9), None)
-    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
+    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), [True] * 7, None)
 
 
 SAMPLES = list(samples())

@@ -16,3 +16,8 @@ def test_sectors(architecture, program):
     assert found["segment_kernel ld"] < 2 * found["rows"]  # with the taps' channels apart, 7 times that
     assert found["gather_kernel ld"] < 3.5 * found["rows"]  # of a map [C, H, W], 4.5 times that
     assert found["gather_kernel st"] < 1.2 * found["rows"]
+    every, of_map, places, second, last = found["backward"].values()
+    assert of_map[1] < every[1] / 2 and of_map[2] == every[2] > 0  # the chain keeps no gradient for weights
+    assert places[1] < every[1] / 2 and places[2] == 0
+    assert second[0] < every[0] * 0.75 and second[2] == 0  # it ends at the layer
+    assert last[0] < every[0] * 0.2
