@@ -50,7 +50,7 @@ from liif_fast.kernels import (
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
 MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
-NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel")
+NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel", "attention_back_kernel")
 # And the gradients' kernel with the constant PLAN. The attention's exponentials have FFMA and F2I of their own.
 PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel")
 # Operands, and whether a float32 product may be rounded once.

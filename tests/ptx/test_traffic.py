@@ -1,24 +1,17 @@
 """A warp's accesses touch few sectors of memory where rows are gathered and added."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from ..kernels.test_compile_report import MAIN, ROOT, environment
+from ..kernels.test_compile_report import MAIN
+from .test_operators import results
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
 
 
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_sectors(architecture, tmp_path):
-    variables = environment(MAIN, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-m", "tests.ptx.traffic", architecture]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_sectors(architecture, program):
+    found = results(program(MAIN, "from tests.ptx import traffic; traffic.main()", architecture))
     assert found["atomic_kernel atom"] == found["added"]  # four times that on sm_80 if each thread has four columns
     assert found["segment_kernel ld"] < 2 * found["rows"]  # with the taps' channels apart, 7 times that
     assert found["gather_kernel ld"] < 3.5 * found["rows"]  # of a map [C, H, W], 4.5 times that
