@@ -45,10 +45,9 @@ class Executor:
     executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel
     sectors: ClassVar[Counter[str] | None] = None  # of memory that warps' accesses touch, by kernel and kind, if wanted
     change: Callable[[str, Program], Program] = staticmethod(lambda name, program: program)
-    truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))  # see matrix.multiply
-    seed: object = os.environ.get("LIIF_FAST_TEST_PTX_SEED", "0")  # of the order of warps and blocks
-    parts = int(os.environ.get("LIIF_FAST_TEST_PTX_PARTS", "2"))  # in which warps advance; see blocks.py
-
+    truncate = 0  # see matrix.multiply
+    seed: object = 0  # of the order of warps and blocks
+    parts = 2  # in which warps advance; see blocks.py
     architecture = 80
 
     def __init__(self, kernel: Any) -> None:
@@ -102,6 +101,7 @@ class Executor:
 def install(architecture: int, tf32: bool = False) -> None:
     """Put executors in the place of the kernels, as on a GPU of an architecture."""
     Executor.architecture = architecture
+    Executor.truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))
     host.architecture, host.tf32_allowed = lambda device: architecture, lambda: tf32
     backend._why_not_on = lambda kind, index: ""
     backend.run_on_cpu()

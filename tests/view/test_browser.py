@@ -255,6 +255,19 @@ def test_wheel_drag_border_and_touch(page):
     assert page.evaluate("() => view.onScreen().N") == pytest.approx(2 * scale, rel=0.05)
 
 
+def test_all_controls_are_on_the_screen_of_a_small_phone(browser, address):
+    context = browser.new_context(viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(f"{address}?x=60&y=50&s=7.3")
+    page.wait_for_function("() => globalThis.view")
+    page.keyboard.press("h")
+    for each in page.locator("button, .label, #bar, #help").all():
+        box = each.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 320, each.inner_text()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 568, each.inner_text()
+    context.close()
+
+
 def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, small_model, tmp_path):
     """The first picture has 1024 pixels a side at most, and must not be what is shown of more of them in the end."""
     path, pixels = tmp_path / "large.png", picture(height=900, width=1500)
