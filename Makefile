@@ -47,7 +47,7 @@ ptx: build $(VENV)/.triton
 # The validator of IIIF, for a test of the server; it needs Python 3.12.
 iiif: $(VENV)/iiif/bin/iiif-validator
 $(VENV)/iiif/bin/iiif-validator: $(VENV)/.installed
-	for python in python3.13 python3.12; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
+	for python in python3.13 python3.12 ~/.pyenv/versions/3.1[23].*/bin/python; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
 	$(VENV)/iiif/bin/python -m pip install --disable-pip-version-check --quiet iiif-validator-ng==0.1.0 'pyvips[binary]'
 
 lint: $(VENV)/.installed

@@ -133,21 +133,22 @@ def run_case(case: str, dtype: torch.dtype) -> None:
         x = torch.zeros(64, 580, dtype=dtype)
         fused_mlp.fused_mlp(x, weights, biases, (layers, 0, width))
         out, saved = fused_mlp.fused_mlp(x, weights, biases, (layers, 32, width))
-        fused_mlp.fused_mlp_backward(out, x, weights, biases, saved)
+        fused_mlp.fused_mlp_backward(out, x, weights, biases, saved, [True] * (1 + 2 * len(weights)))
     elif name == "fourier_decode":
         p, phase = torch.zeros(1, 6, 6, 2 * width), torch.zeros(width // 2, 2)
         weights[0] = torch.zeros(width, width, dtype=dtype)
         where = p, coord, cell, phase, weights, biases
         fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 0, width))
         out, saved = fourier_decode.fourier_decode(*where, (0, 0, 6, 6), (layers, 128, width))
-        fourier_decode.fourier_decode_backward(out, *where, saved, True)
+        fourier_decode.fourier_decode_backward(out, *where, saved, [True] * (3 + 2 * len(weights)))
     elif name == "decode":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 0, width))
         out, saved = decode.decode(p, coord, cell, weights, biases, ensemble, (layers, 32 * corners, width))
+        wanted = [True] * (1 + 2 * len(weights))
         for deterministic in (False, True):
             with deterministic_algorithms(deterministic):
-                decode.decode_backward(out, p, coord, cell, weights, biases, saved, ensemble, True)
+                decode.decode_backward(out, p, coord, cell, weights, biases, saved, ensemble, wanted)
     elif name == "render":
         p = torch.zeros(1, 6, 6, width, dtype=dtype)
         grid = (6, 6, 0, 0, 24, 24, 0, 0, 24, 24)
@@ -162,7 +163,7 @@ def run_attend(depth: int = 1, heads: int = 8, width: int = 64) -> None:
     layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1) for i in range(depth)]
     rest = table, torch.zeros(3, table.shape[1]), layers, [torch.zeros(1, 64, 2)], (1, 6, 6), False, heads
     out, weight = attend_corners.attend_corners(*rest)
-    attend_corners.attend_corners_backward(out, weight, *rest)
+    attend_corners.attend_corners_backward(out, weight, *rest, [True] * (2 + len(layers)))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ precisions take turns.
 """
 
 import http.client
-import socket
 import statistics
 import sys
 import threading
@@ -18,6 +17,7 @@ import uvicorn
 from PIL import Image
 
 from benchmarks.records import ROOT
+from liif_fast.cli.view import listen
 from liif_fast.view.app import Server, Settings
 from liif_fast.view.rendering import GPU_AREA, Renderer
 from liif_fast.view.shelf import Shelf
@@ -40,7 +40,7 @@ def main() -> None:
         renderer = Renderer(precision=precision)
         renderer._model = warm._model
         server = Server(Shelf(photo), renderer, precision, settings)
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = listen("127.0.0.1", 0)
         running = uvicorn.Server(uvicorn.Config(server.app(), log_level="error"))
         thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
         thread.start()

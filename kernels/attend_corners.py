@@ -307,12 +307,19 @@ def attend_corners_backward(
     shape: Sequence[int],
     wrap: bool,
     heads: int,
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Return the gradients of the table, of by_rel and of the layers; grad [B, Q, V], grad_weight [B, Q, 4]."""
+    """Return the gradients of the table, of by_rel and of the layers; grad [B, Q, V], grad_weight [B, Q, 4].
+
+    `wanted` says of each gradient whether it is summed; else it is empty. The pass goes through every layer anyway.
+    """
     net = network(table, layers, heads)
     constants, columns = net.constants, table.shape[1]
-    table_grad, total = torch.zeros_like(table), shape[0] * queries[0].shape[1]
-    sums = [torch.zeros_like(each) for each in (by_rel, *layers)]
+    total = shape[0] * queries[0].shape[1]
+    sums = [
+        each.new_zeros(each.shape if want else 0) for each, want in zip((table, by_rel, *layers), wanted, strict=True)
+    ]
+    of_table, of_rel, *of_layers = wanted
     flat, flat_weight = grad.flatten(0, 1), grad_weight.flatten(0, 1)
     record, outs = KEPT.value * constants["WIDTH"] * constants["DEPTH"], constants["OUTS"]
     widths = record, constants["PARTS"], outs, columns
@@ -330,11 +337,14 @@ def attend_corners_backward(
                 flat[where], flat_weight[where], table, by_rel, net.weights, weight,
                 saved, parts, latents, grads, row_grads, len(part), **net.constants,
             )  # fmt: skip
-        sums[0] += host.product(parts[:, :3].t(), row_grads)
+        if of_rel:
+            sums[1] += host.product(parts[:, :3].t(), row_grads)
         for at, layer in enumerate(layers):
-            add_layer(sums[at + 1], at, layer, grads, saved, net.constants["WIDTH"])
-        scatter.add(row_grads, latents, table_grad)
-    return [table_grad, *sums]
+            if of_layers[at]:
+                add_layer(sums[at + 2], at, layer, grads, saved, net.constants["WIDTH"])
+        if of_table:
+            scatter.add(row_grads, latents, sums[0])
+    return sums
 
 
 def add_layer(to: Tensor, at: int, layer: Tensor, grads: Tensor, saved: Tensor, width: int) -> None:

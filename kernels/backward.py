@@ -36,7 +36,8 @@ def chain_kernel(
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
     p_top, p_left, p_height, p_width, saved_rows, grads_rows,
-    OUT: tl.constexpr, OUT_PADDED: tl.constexpr, LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    OUT: tl.constexpr, OUT_PADDED: tl.constexpr,
+    LAYERS: tl.constexpr, LOWEST: tl.constexpr, KEEP: tl.constexpr, WIDEST: tl.constexpr,
     PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -44,6 +45,7 @@ def chain_kernel(
 
     grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], shares (grad times the
     corner's weight) [rows, OUT_PADDED], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
+    Of grads, layers LOWEST to LAYERS are computed; without KEEP only LOWEST is written.
     Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no shares and parts.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
@@ -84,6 +86,8 @@ def chain_kernel(
     g = g.to(saved.dtype.element_ty)
     if PLAN:
         tl.store(shares + row[:, None] * OUT_PADDED + out[None, :], g, mask=valid[:, None])
+    if LOWEST > LAYERS:
+        return
     few = ()
     if OUT <= FEW:
         for o in tl.static_range(OUT):
@@ -101,11 +105,13 @@ def chain_kernel(
         else:
             dh = dot(g, tl.load(last + out[:, None] * PADDED + column[None, :]), dh, PRECISION)
         value = masked(dh, layer_of(saved, LAYERS, saved_rows, WIDEST), count, column, ROWS, WIDEST)
-        keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
+        if KEEP or LOWEST == LAYERS:
+            keep(layer_of(grads, LAYERS, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz = dz + (value,)
     backward_layers(
-        dz, weights, saved, saved_rows, grads, grads_rows, count, LAYERS, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION
-    )
+        dz, weights, saved, saved_rows, grads, grads_rows, count,
+        LAYERS, LOWEST, KEEP, WIDEST, ROWS, BLOCK, BLOCKS, PRECISION,
+    )  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -147,15 +153,20 @@ def chunk_rows(saved: Tensor, more: int = 0) -> int:
 
 
 class Totals:
-    """Sum the gradients of an MLP's parameters over chunks, in float32.
+    """Sum the wanted gradients of an MLP's parameters over chunks, in float32.
 
     The first is that of the first layer's last columns, or for an MLP of its bias. Then follow weight, bias, ... of the
-    later layers.
+    later layers. An unwanted one is empty.
     """
 
-    def __init__(self, weights: Sequence[Tensor], affine: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], affine: int, wanted: Sequence[bool]) -> None:
         self.shapes, self.like, self.affine = [weight.shape for weight in weights], weights[0], affine
-        self.sums: list[Tensor] = []
+        self.wanted, self.sums = wanted, list[Tensor]()
+
+    def levels(self) -> set[int]:
+        """Return the layers before the last whose output's gradient is read."""
+        layers = {(place + 1) // 2 for place, want in enumerate(self.wanted) if want}
+        return layers - {len(self.shapes) - 1}
 
     def result(self) -> list[Tensor]:
         """Return the sums, which are zeros without a chunk."""
@@ -163,23 +174,29 @@ class Totals:
             return self.sums
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.like.device)
         (hidden, _), *later = self.shapes
-        first = zeros(self.affine, hidden) if self.affine else zeros(hidden)
-        return [first, *(zeros(shape) for outs, ins in later for shape in ((outs, ins), (outs,)))]
+        shapes = [(self.affine, hidden) if self.affine else (hidden,)]
+        shapes += [shape for outs, ins in later for shape in ((outs, ins), (outs,))]
+        return [zeros(shape if want else 0) for shape, want in zip(shapes, self.wanted, strict=True)]
 
     def add(self, activations: Tensor, grads: Tensor, grad: Tensor, shares: Tensor, parts: Tensor) -> None:
         """Add a chunk: activations and grads [layers, rows, widest], grad [queries, out], shares of it [rows, out]."""
         (hidden, _), *later = self.shapes
+        total = functools.partial(torch.sum, dim=0, dtype=torch.float32)
         first = grads[0, :, :hidden]
         if self.affine:  # P includes the bias, so P's gradient includes its gradient
-            terms = [host.product(parts.t().to(first.dtype), first)]
+            terms = [lambda: host.product(parts.t().to(first.dtype), first)]
         else:
-            terms = [first.sum(0, dtype=torch.float32)]
+            terms = [lambda: total(first)]
         for layer, (outs, ins) in enumerate(later):
             last = layer == len(later) - 1
             dz = shares if last else grads[layer + 1, :, :outs]
-            terms.append(host.product(dz.t(), activations[layer, :, :ins]))
-            terms.append((grad if last else dz).sum(0, dtype=torch.float32))
-        self.sums = [total.add_(term) for total, term in zip(self.sums, terms, strict=True)] if self.sums else terms
+            terms.append(functools.partial(host.product, dz.t(), activations[layer, :, :ins]))
+            terms.append(functools.partial(total, grad if last else dz))
+        found = [term() if want else grad.new_empty(0) for term, want in zip(terms, self.wanted, strict=True)]
+        for sums, more, want in zip(self.sums, found, self.wanted, strict=False):
+            if want:
+                sums += more
+        self.sums = self.sums or found
 
 
 def place_gradients(
@@ -194,11 +211,12 @@ def place_gradients(
 
 def backward(
     recompute: Callable[[slice, Tensor], None],
-    receive: Callable[[slice, Tensor, Tensor, Tensor], None],
+    receive: Callable[[slice, Tensor, Tensor, Tensor], None] | None,
     grad: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
+    wanted: Sequence[bool],
     plan: Plan | None = None,
     places: Tensor | None = None,
     row_bytes: int = 0,
@@ -208,9 +226,10 @@ def backward(
     Args:
         recompute: computes the activations of a run of queries (for an MLP, of rows) into [layers, rows, widest].
         receive: gets a run, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
-            their rel and cell, float32 [rows, terms].
+            their rel and cell, float32 [rows, terms]. None if nobody wants what it computes.
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
+        wanted: of each gradient that is returned, whether it is computed; else it is empty.
         plan: None for an MLP.
         places: float32 [rows, affine + 1], receives the gradients of the values that multiply the first layer's last
             columns, and of the weight.
@@ -220,7 +239,9 @@ def backward(
     layers, _, widest = saved.shape
     form = host.form("backward", widest, saved)
     network = host.network(weights, biases, form, 0, transposed=True)
-    totals = Totals(weights, affine)
+    totals = Totals(weights, affine, wanted)
+    levels = totals.levels() | (set() if receive is None and places is None else {0})
+    lowest = min(levels, default=layers)
     scratch: dict[str, Tensor] = {}
     coord = plan.coord if plan else grad
     cell = coord if plan is None or plan.cell is None else plan.cell
@@ -250,11 +271,13 @@ def backward(
                 run.start, run.stop, coord.shape[1], *strides,
                 *host.axis(map_shape[0]), *host.axis(map_shape[1]), *origin, *p_shape,
                 host.layer_rows(activations), host.layer_rows(grads),
-                OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, WIDEST=widest,
-                PLAN=plan is not None, ENSEMBLE=corners == 4, CELL=terms == 4, **host.tile(form, saved.dtype),
+                OUT=grad.shape[1], OUT_PADDED=network.last.shape[0], LAYERS=layers - 1, LOWEST=lowest,
+                KEEP=len(levels) > 1, WIDEST=widest, PLAN=plan is not None, ENSEMBLE=corners == 4, CELL=terms == 4,
+                **host.tile(form, saved.dtype),
             )  # fmt: skip
         totals.add(activations, grads, some, shares[:, : grad.shape[1]], parts)
         if places is not None:
             place_gradients(activations, grads, some, weights, biases, places[here])
-        receive(run, grads[0, :, : weights[0].shape[0]], latents, parts)
+        if receive is not None:
+            receive(run, grads[0, :, : weights[0].shape[0]], latents, parts)
     return totals.result()

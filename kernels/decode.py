@@ -158,24 +158,25 @@ def decode_backward(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
-    places: bool,
+    wanted: Sequence[bool],
     shape: tuple[int, int] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> list[Tensor]:
     """Return the gradients of P, of the parameters, and those at the corners, all float32; grad [B, Q, out].
 
     Args:
+        wanted: of each gradient that is returned, whether it is computed; else it is empty.
         shape, origin: P is a window of the map `shape` at `origin`; without them it is the whole.
 
     Returns:
         The gradient of P; of the first layer's last 2 or 4 columns [2 or 4, hidden]; of weight, bias, ... of the layers
         after it; and those at the corners, [B, Q, K, 3 or 5], of rel, of the cell if there is one, and of the weight.
-        The last is empty if not requested.
     """
     corner_count, widest = 4 if ensemble else 1, host.widest(weights)
     plan = backward.Plan(p, coord, cell, shape or (p.shape[1], p.shape[2]), origin, corner_count)
     form = host.form("recompute", widest, saved)
-    p_grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+    of_p, *of_layers, places = wanted
+    p_grad = torch.zeros(p.shape if of_p else 0, dtype=torch.float32, device=p.device)
     at = p_grad.new_empty((*coord.shape[:2], corner_count, plan.affine + 1) if places else 0)
 
     @functools.cache  # laid out only if some activations were not kept
@@ -190,4 +191,7 @@ def decode_backward(
         scatter.add(dz, latents, p_grad.view(-1, dz.shape[1]))
 
     flat, rows = grad.float().flatten(0, 1).contiguous(), at.view(-1, plan.affine + 1) if places else None
-    return [p_grad, *backward.backward(recompute, receive, flat, weights, biases, saved, plan, rows), at]
+    layers = backward.backward(
+        recompute, receive if of_p else None, flat, weights, biases, saved, of_layers, plan, rows
+    )
+    return [p_grad, *layers, at]

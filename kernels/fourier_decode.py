@@ -151,13 +151,14 @@ def fourier_kernel(
 def waves_back_kernel(
     grad, p, latents, parts, phase, waves, p_grad, phase_grad, places,
     rows,
-    HALF: tl.constexpr, STEPS: tl.constexpr, PLACES: tl.constexpr, ROWS: tl.constexpr, WAVES: tl.constexpr,
+    HALF: tl.constexpr, STEPS: tl.constexpr, OF_P: tl.constexpr, OF_PHASE: tl.constexpr, OF_WEIGHT: tl.constexpr,
+    PLACES: tl.constexpr, ROWS: tl.constexpr, WAVES: tl.constexpr,
 ):  # fmt: skip
     """Go from grad float32 [rows, 2 HALF], the waves' gradient, to that of what they are made of.
 
-    latents int64 and parts float32 [rows, 4], rel and cell, are chain_kernel's -> waves [rows, 2 HALF], computed again;
-    p_grad float32 [rows, 4 HALF], of each row's latent; phase_grad float32 [programs, 2, HALF]; with PLACES places
-    float32 [rows, 5], of rel and cell.
+    latents int64 and parts float32 [rows, 4], rel and cell, are chain_kernel's -> waves [rows, 2 HALF], computed again,
+    with OF_WEIGHT; p_grad float32 [rows, 4 HALF], of each row's latent, with OF_P; phase_grad float32
+    [programs, 2, HALF] with OF_PHASE; places float32 [rows, 5], of rel and cell, with PLACES.
     """
     start = tl.program_id(0).to(tl.int64) * ROWS
     row = start + tl.arange(0, ROWS)
@@ -178,20 +179,24 @@ def waves_back_kernel(
         there = wave < HALF
         mask = valid[:, None] & there[None, :]
         at = row[:, None] * (2 * HALF) + wave[None, :]
-        to_cosine = tl.load(grad + at, mask=mask, other=0.0)
-        to_sine = tl.load(grad + at + HALF, mask=mask, other=0.0)
-        tl.store(waves + at, (of_cosine * cosine).to(waves.dtype.element_ty), mask=mask)
-        tl.store(waves + at + HALF, (of_sine * sine).to(waves.dtype.element_ty), mask=mask)
-        angle = PI * (to_sine * of_sine * cosine - to_cosine * of_cosine * sine)
-        at = row[:, None] * (4 * HALF) + wave[None, :]
-        tl.store(p_grad + at, to_cosine * cosine, mask=mask)
-        tl.store(p_grad + at + HALF, to_sine * sine, mask=mask)
-        pair = 2 * step * WAVES + tl.arange(0, 2 * WAVES)
-        both = tl.reshape(tl.join(angle * rel_y[:, None], angle * rel_x[:, None]), (ROWS, 2 * WAVES))
-        at = row[:, None] * (4 * HALF) + (2 * HALF + pair)[None, :]
-        tl.store(p_grad + at, both, mask=valid[:, None] & (pair < 2 * HALF)[None, :])
-        tl.store(phase_grad + wave, tl.sum(angle * cell_y[:, None], 0), mask=there)
-        tl.store(phase_grad + HALF + wave, tl.sum(angle * cell_x[:, None], 0), mask=there)
+        if OF_WEIGHT:
+            tl.store(waves + at, (of_cosine * cosine).to(waves.dtype.element_ty), mask=mask)
+            tl.store(waves + at + HALF, (of_sine * sine).to(waves.dtype.element_ty), mask=mask)
+        if OF_P or OF_PHASE or PLACES:
+            to_cosine = tl.load(grad + at, mask=mask, other=0.0)
+            to_sine = tl.load(grad + at + HALF, mask=mask, other=0.0)
+            angle = PI * (to_sine * of_sine * cosine - to_cosine * of_cosine * sine)
+        if OF_P:
+            at = row[:, None] * (4 * HALF) + wave[None, :]
+            tl.store(p_grad + at, to_cosine * cosine, mask=mask)
+            tl.store(p_grad + at + HALF, to_sine * sine, mask=mask)
+            pair = 2 * step * WAVES + tl.arange(0, 2 * WAVES)
+            both = tl.reshape(tl.join(angle * rel_y[:, None], angle * rel_x[:, None]), (ROWS, 2 * WAVES))
+            at = row[:, None] * (4 * HALF) + (2 * HALF + pair)[None, :]
+            tl.store(p_grad + at, both, mask=valid[:, None] & (pair < 2 * HALF)[None, :])
+        if OF_PHASE:
+            tl.store(phase_grad + wave, tl.sum(angle * cell_y[:, None], 0), mask=there)
+            tl.store(phase_grad + HALF + wave, tl.sum(angle * cell_x[:, None], 0), mask=there)
         if PLACES:
             to_rel_y += tl.sum(angle * by_row, 1)
             to_rel_x += tl.sum(angle * by_column, 1)
@@ -279,18 +284,19 @@ def fourier_decode_backward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
-    places: bool,
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Return the gradients of p, of the phase [2, K], of weight, bias, ... of the layers, and those at the corners.
 
-    All are float32; grad is [B, Q, out]. Those at the corners, [B, Q, 4, 5], are of rel, of the cell and of the weight;
-    they are empty if not requested.
+    All are float32; grad is [B, Q, out]. Those at the corners, [B, Q, 4, 5], are of rel, of the cell and of the weight.
+    `wanted` says of each gradient whether it is computed; else it is empty.
     """
     half, total = phase.shape[0], coord.shape[0] * coord.shape[1]
     phase, shape = phase.contiguous(), (p.shape[1], p.shape[2])
     plan = backward.Plan(p, coord, cell, shape, (0, 0), 4, waves=True)
-    p_grad, phase_grad = torch.zeros_like(p), p.new_zeros(2, half)
-    weight_grad = torch.zeros(weights[0].shape, dtype=torch.float32, device=p.device)
+    of_p, of_phase, of_weight, *of_others, places = wanted
+    p_grad, phase_grad = p.new_zeros(p.shape if of_p else 0), p.new_zeros((2, half) if of_phase else 0)
+    weight_grad = torch.zeros(weights[0].shape if of_weight else 0, dtype=torch.float32, device=p.device)
     places_grad = p.new_empty((4 * total, 5) if places else 0)
 
     def recompute(run: slice, activations: Tensor) -> None:
@@ -298,27 +304,32 @@ def fourier_decode_backward(
         _launch(p, coord, cell, phase, weights, biases, (0, 0, *shape), queries, None, activations)
 
     def receive(run: slice, dz: Tensor, latents: Tensor, parts: Tensor) -> None:
-        rows = len(dz)
+        rows, waves_grad = len(dz), p
         programs = triton.cdiv(rows, BACK_ROWS)
-        waves, of_rows, of_phase = (
-            dz.new_empty(rows, 2 * half),
-            p.new_empty(rows, 4 * half),
-            p.new_empty(programs, 2, half),
-        )
+        waves = dz.new_empty((rows, 2 * half) if of_weight else 0)
+        p_rows = p.new_empty((rows, 4 * half) if of_p else 0)
+        phases = p.new_empty((programs, 2, half) if of_phase else 0)
+        if of_p or of_phase or places:
+            waves_grad = host.product(dz, weights[0])
         with host.on(p):
             waves_back_kernel[(programs,)](
-                host.product(dz, weights[0]), p, latents, parts, phase, waves, of_rows, of_phase,
+                waves_grad, p, latents, parts, phase, waves, p_rows, phases,
                 places_grad[4 * run.start : 4 * run.stop] if places else p, rows,
-                HALF=half, STEPS=triton.cdiv(half, BACK_WAVES), PLACES=places, ROWS=BACK_ROWS, WAVES=BACK_WAVES,
+                HALF=half, STEPS=triton.cdiv(half, BACK_WAVES), OF_P=of_p, OF_PHASE=of_phase, OF_WEIGHT=of_weight,
+                PLACES=places, ROWS=BACK_ROWS, WAVES=BACK_WAVES,
                 num_warps=4, num_stages=1, enable_fp_fusion=False,
             )  # fmt: skip
-        weight_grad.add_(host.product(dz.t(), waves))
-        phase_grad.add_(of_phase.sum(0))
-        scatter.add(of_rows, latents, p_grad.view(-1, 4 * half))
+        if of_weight:
+            weight_grad.add_(host.product(dz.t(), waves))
+        if of_phase:
+            phase_grad.add_(phases.sum(0))
+        if of_p:
+            scatter.add(p_rows, latents, p_grad.view(-1, 4 * half))
 
     flat = grad.float().flatten(0, 1).contiguous()
-    of_weights = places_grad[:, 4:] if places else None
-    row_bytes = half * (2 * 4 + 2 * saved.dtype.itemsize + 4 * 4)  # the waves' gradient, the waves, of_rows
-    sums = backward.backward(recompute, receive, flat, weights, biases, saved, plan, of_weights, row_bytes)
+    of_corners = places_grad[:, 4:] if places else None
+    row_bytes = half * (2 * 4 + 2 * saved.dtype.itemsize + 4 * 4)  # the waves' gradient, the waves, p_rows
+    received = receive if of_p or of_phase or of_weight or places else None
+    sums = backward.backward(recompute, received, flat, weights, biases, saved, of_others, plan, of_corners, row_bytes)
     at = places_grad.view(*coord.shape[:2], 4, 5) if places else places_grad
     return [p_grad, phase_grad, weight_grad, *sums, at]

@@ -98,17 +98,27 @@ def fused_mlp(
 
 
 def fused_mlp_backward(
-    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Return the gradients of x and of every parameter (weight, bias, weight, ...); grad [N, out]."""
-    x_grad, first_grad = torch.empty_like(x), torch.zeros(weights[0].shape, dtype=torch.float32, device=x.device)
+    """Return the wanted gradients of x and of the parameters (weight, bias, weight, ...); grad [N, out]."""
+    of_x, of_first, *of_others = wanted
+    x_grad = torch.empty_like(x) if of_x else x.new_empty(0)
+    first_grad = torch.zeros(weights[0].shape if of_first else 0, dtype=torch.float32, device=x.device)
 
     def recompute(run: slice, activations: Tensor) -> None:
         _launch(x[run], weights, biases, None, activations)
 
     def receive(run: slice, dz: Tensor, *_: Tensor) -> None:
-        torch.mm(dz, weights[0], out=x_grad[run])
-        first_grad.add_(host.product(dz.t(), x[run]))
+        if of_x:
+            torch.mm(dz, weights[0], out=x_grad[run])
+        if of_first:
+            first_grad.add_(host.product(dz.t(), x[run]))
 
-    sums = backward.backward(recompute, receive, grad.float().contiguous(), weights, biases, saved)
+    received = receive if of_x or of_first else None
+    sums = backward.backward(recompute, received, grad.float().contiguous(), weights, biases, saved, of_others)
     return [x_grad, first_grad, *sums]

@@ -173,19 +173,20 @@ def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
 @triton.jit
 def backward_layers(
     dz, weights, saved, saved_rows, grads, grads_rows, count,
-    LAYERS: tl.constexpr, WIDEST: tl.constexpr,
+    LAYERS: tl.constexpr, LOWEST: tl.constexpr, KEEP: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Go from the gradient before the last ReLU down to the one before the first, writing each to `grads`.
+    """Go from the gradient before the last ReLU down to that before ReLU number LOWEST, which is written to `grads`.
 
-    weights [LAYERS, out, in], the transposes of those of `hidden_layers`.
+    With KEEP the others are written as well. weights [LAYERS, out, in], the transposes of those of `hidden_layers`.
     """
     PADDED: tl.constexpr = BLOCK * BLOCKS
     new = dz[: BLOCKS - 1]
-    for step in tl.range(0, LAYERS * BLOCKS):
+    for step in tl.range(0, (LAYERS - LOWEST) * BLOCKS):
         layer, block = LAYERS - 1 - step // BLOCKS, step % BLOCKS
         column = columns(block, BLOCK)
         g = product(dz, weights + layer * (PADDED * PADDED) + column[None, :], ROWS, BLOCK, BLOCKS, PRECISION)
         value = masked(g, layer_of(saved, layer, saved_rows, WIDEST), count, column, ROWS, WIDEST)
-        keep(layer_of(grads, layer, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
+        if KEEP or layer == LOWEST:
+            keep(layer_of(grads, layer, grads_rows, WIDEST), count, column, value, ROWS, WIDEST)
         dz, new = committed(dz, new, block, value, 0, BLOCKS)

@@ -143,6 +143,7 @@ def render_backward(
     saved: Tensor,
     ensemble: bool,
     grid: Sequence[int],
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Return what `decode_backward` does at the pixels, without those at the corners; grad [B, out, h, w]."""
     shape, origin, size, (top, left, height, width) = _split(grid)
@@ -153,5 +154,7 @@ def render_backward(
     coord = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1).expand(len(p), -1, -1)
     cells = None if cell is None else cell.unsqueeze(1).expand(coord.shape)
     flat = grad.permute(0, 2, 3, 1).flatten(1, 2)
-    *grads, _ = decode_backward(flat, p, coord, cells, weights, biases, saved, ensemble, False, shape, origin)
+    *grads, _ = decode_backward(
+        flat, p, coord, cells, weights, biases, saved, ensemble, [*wanted, False], shape, origin
+    )
     return grads

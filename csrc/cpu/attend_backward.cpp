@@ -21,8 +21,9 @@ class AttendBackward {
     using Linear = typename Net::Linear;
 
     AttendBackward(const Net& net, const Spots& spots, const T* grad, const T* grad_weight, int64_t total,
-                   int64_t latents, const Tensor& like)
+                   int64_t latents, const Flags& wanted, const Tensor& like)
         : net_(net),
+          wanted_(wanted),
           spots_(spots),
           grad_(grad),
           grad_weight_(grad_weight),
@@ -41,24 +42,9 @@ class AttendBackward {
     }
 
     void run(T* table_grad) {
-        std::vector<int32_t> start;
-        std::vector<int64_t> latent, sorted;
         for (int64_t first = 0; first < total_; first += kChunkQueries) {
             const int64_t count = std::min(kChunkQueries, total_ - first), tile = net_.queries();
-            latent.resize(static_cast<size_t>(4 * count));
-            for (int64_t q = 0; q < count; ++q) {
-                Spot spot[4];
-                spots_(first + q, spot);
-                for (int64_t t = 0; t < 4; ++t) latent[static_cast<size_t>(4 * q + t)] = spot[t].latent;
-            }
-            sorted.resize(latent.size());
-            position_.resize(latent.size());
-            sort_by_latent(
-                4 * count, latents_, start, [&](int64_t r) { return latent[static_cast<size_t>(r)]; },
-                [&](int64_t r, int32_t at) {
-                    position_[static_cast<size_t>(r)] = at;
-                    sorted[static_cast<size_t>(at)] = latent[static_cast<size_t>(r)];
-                });
+            if (wanted_[0]) sort(first, count);
             // Contiguous shares of tiles: which worker sums what depends only on the number of threads.
             const int64_t tiles = ceil_div(count, tile), share = ceil_div(tiles, workers_);
             torch::stable::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
@@ -68,8 +54,9 @@ class AttendBackward {
                     }
                 }
             });
-            torch::stable::parallel_for(
-                0, 4 * count, 1024, [&](int64_t begin, int64_t end) { add_sorted(sorted, begin, end, table_grad); });
+            if (!wanted_[0]) continue;
+            torch::stable::parallel_for(0, 4 * count, 1024,
+                                        [&](int64_t begin, int64_t end) { add_sorted(begin, end, table_grad); });
         }
     }
 
@@ -78,17 +65,15 @@ class AttendBackward {
         Tensors result;
         for (size_t i = 0; i < sums_[0].size(); ++i) {
             const auto [sum, rows, columns] = sums_[0][i];
-            result.push_back(make<T>(like, {rows, columns}));
-            std::vector<const T*> parts;
-            for (const auto& worker : sums_) parts.push_back(worker[i].sum);
-            reduce_workers<T>(parts, rows, columns, padded(columns), mutable_data<T>(result.back()));
+            result.push_back(reduce_workers<T>(like, sums_, {rows, columns}, padded(columns),
+                                               [i](const std::vector<Sum>& worker) { return worker[i].sum; }));
         }
         return result;
     }
 
    private:
     struct Sum {
-        T* sum;
+        T* sum;                 // null if unwanted
         int64_t rows, columns;  // the latter without padding
     };
     struct Memory {
@@ -103,7 +88,8 @@ class AttendBackward {
         std::vector<std::vector<Sum>> sums(static_cast<size_t>(workers_));
         for (auto& worker : sums) {
             const auto add = [&](int64_t rows, int64_t columns) {
-                worker.push_back({arena.take<T>(rows * padded(columns)), rows, columns});
+                const bool want = wanted_[worker.size() + 1];
+                worker.push_back({want ? arena.take<T>(rows * padded(columns)) : nullptr, rows, columns});
             };
             add(3, net_.columns());
             for (const auto& block : net_.blocks()) {
@@ -145,8 +131,10 @@ class AttendBackward {
 
     // The way back through a linear layer: adds to its gradient, and leaves its input's in `to`.
     void back(Memory& m, const Linear& layer, const T* y_gradient, const T* x, T* to, const Sum& sum) const {
-        transpose(m, x, layer.in);
-        accumulate(m, y_gradient, sum);
+        if (sum.sum != nullptr) {
+            transpose(m, x, layer.in);
+            accumulate(m, y_gradient, sum);
+        }
         net_.back(layer, y_gradient, to);
     }
 
@@ -181,9 +169,9 @@ class AttendBackward {
             }
         }
         loops.place_back(m.g, b.first, net_.linear(), net_.bias(), b.rel, b.scale);
-        transpose(m, m.g, net_.columns());
-        accumulate(m, b.rel, sums[0]);
-        for (int64_t q = 0; q < count; ++q) {
+        if (wanted_[0] || sums[0].sum != nullptr) transpose(m, m.g, net_.columns());
+        if (sums[0].sum != nullptr) accumulate(m, b.rel, sums[0]);
+        for (int64_t q = 0; wanted_[0] && q < count; ++q) {
             for (int64_t t = 0; t < 4; ++t) {
                 const int64_t at = position_[static_cast<size_t>(4 * (first + q) + t)];
                 std::memcpy(rows_ + at * row_, m.transposed + (t * net_.queries() + q) * row_,
@@ -208,22 +196,41 @@ class AttendBackward {
         }
     }
 
+    // Finds the order of a chunk's rows.
+    void sort(int64_t first, int64_t count) {
+        latent_.resize(static_cast<size_t>(4 * count));
+        for (int64_t q = 0; q < count; ++q) {
+            Spot spot[4];
+            spots_(first + q, spot);
+            for (int64_t t = 0; t < 4; ++t) latent_[static_cast<size_t>(4 * q + t)] = spot[t].latent;
+        }
+        sorted_.resize(latent_.size());
+        position_.resize(latent_.size());
+        sort_by_latent(
+            4 * count, latents_, start_, [this](int64_t r) { return latent_[static_cast<size_t>(r)]; },
+            [this](int64_t r, int32_t at) {
+                position_[static_cast<size_t>(r)] = at;
+                sorted_[static_cast<size_t>(at)] = latent_[static_cast<size_t>(r)];
+            });
+    }
+
     // Adds the rows of the latents whose first row is in [begin, end).
-    void add_sorted(const std::vector<int64_t>& latent, int64_t begin, int64_t end, T* table_grad) const {
-        const auto rows = static_cast<int64_t>(latent.size());
-        const auto same = [&latent](int64_t a, int64_t b) {
-            return latent[static_cast<size_t>(a)] == latent[static_cast<size_t>(b)];
+    void add_sorted(int64_t begin, int64_t end, T* table_grad) const {
+        const auto rows = static_cast<int64_t>(sorted_.size());
+        const auto same = [this](int64_t a, int64_t b) {
+            return sorted_[static_cast<size_t>(a)] == sorted_[static_cast<size_t>(b)];
         };
         T* memory = scratch<T, RunTag>(row_);
         while (begin > 0 && begin < end && same(begin - 1, begin)) ++begin;
         for (int64_t after = begin; begin < end; begin = after) {
             for (after = begin + 1; after < rows && same(begin, after);) ++after;
-            add_rows(table_grad + latent[static_cast<size_t>(begin)] * net_.columns(), rows_ + begin * row_, row_,
+            add_rows(table_grad + sorted_[static_cast<size_t>(begin)] * net_.columns(), rows_ + begin * row_, row_,
                      after - begin, net_.columns(), row_, memory);
         }
     }
 
     const Net& net_;
+    const Flags wanted_;  // of the table, by_rel and the layers
     const Spots& spots_;
     const T *grad_, *grad_weight_;
     const int64_t total_, latents_, row_;
@@ -231,15 +238,16 @@ class AttendBackward {
     Tensor sum_memory_, row_memory_;
     std::vector<std::vector<Sum>> sums_;
     T* rows_;  // of a chunk, in the order of latents
-    std::vector<int32_t> position_;
+    std::vector<int32_t> start_, position_;
+    std::vector<int64_t> latent_, sorted_;  // of rows in their own order, and in that of latents
 };
 
 template <typename T, typename Spots>
 Tensors run(const Tensor& grad, const Tensor& grad_weight, const Tensor& table, const Tensor& by_rel,
-            const Tensors& layers, const Spots& spots, int64_t total, int64_t heads) {
+            const Tensors& layers, const Spots& spots, int64_t total, int64_t heads, const Flags& wanted) {
     const CornerNet<T> net(table, by_rel, layers, heads);
-    Tensors result{make_zeros<T>(table, {table.size(0), table.size(1)})};
-    AttendBackward<T, Spots> pass(net, spots, data<T>(grad), data<T>(grad_weight), total, table.size(0), table);
+    Tensors result{wanted[0] ? make_zeros<T>(table, {table.size(0), table.size(1)}) : make<T>(table, {0})};
+    AttendBackward<T, Spots> pass(net, spots, data<T>(grad), data<T>(grad_weight), total, table.size(0), wanted, table);
     pass.run(mutable_data<T>(result[0]));
     for (Tensor& t : pass.layer_gradients(table)) result.push_back(t);
     return result;
@@ -249,7 +257,8 @@ Tensors run(const Tensor& grad, const Tensor& grad_weight, const Tensor& table, 
 
 Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, const Tensor& table,
                                 const Tensor& by_rel, const Tensors& layers, const Tensors& queries, const Ints& shape,
-                                bool wrap, int64_t heads) {
+                                bool wrap, int64_t heads, const Flags& wanted) {
+    check_wanted(wanted, 2 + layers.size());
     check_attend(table, by_rel, layers, queries, shape, heads);
     const int64_t per_image = queries[0].size(1), width = layers.empty() ? 0 : layers[0].size(0);
     const int64_t values = table.size(1) - (layers.empty() ? 4 : 4 * width + 3);
@@ -260,7 +269,8 @@ Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, c
                     "liif_fast: the gradients must have the outputs' shapes, contiguous");
     return dispatch_wide(table, [&](auto t) {
         return with_spots(queries, shape, wrap, [&](const auto& spots) {
-            return run<decltype(t)>(grad, grad_weight, table, by_rel, layers, spots, shape[0] * per_image, heads);
+            return run<decltype(t)>(grad, grad_weight, table, by_rel, layers, spots, shape[0] * per_image, heads,
+                                    wanted);
         });
     });
 }

@@ -1,4 +1,4 @@
-// Shared by decode_backward.cpp and rows_backward.h: chunks of queries whose rows, one per (query, corner), are in
+// Chunks of queries whose rows, one per (query, corner), are in
 // the order of the latent that they read, so that each latent's gradient is one sum in a fixed order.
 #pragma once
 
@@ -21,20 +21,6 @@ T dot(const T* a, const T* b, int64_t count) {
     T sum(0);
     for (const T each : part) sum += each;
     return sum;
-}
-
-// The activations of a tile's last hidden layer in the type of sums; `wide` has room for them if T is another.
-template <typename T>
-const Sum<T>* widened(const Network<T>& net, const T* top, int64_t count, Sum<T>* wide) {
-    if constexpr (std::is_same_v<T, Sum<T>>) {
-        return top;
-    } else {
-        const int64_t stride = net.stride();
-        for (int64_t r = 0; r < count; ++r) {
-            kernel<T>().widen(wide + r * stride, top + r * stride, net.width(net.levels() - 1));
-        }
-        return wide;
-    }
 }
 
 struct Row {  // the plan of one row of a chunk

@@ -74,6 +74,14 @@ T* mutable_data(Tensor& t) {
     return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// Of the gradients that an operator returns, in order, which are wanted; the others are returned empty.
+using Flags = std::vector<bool>;
+
+inline void check_wanted(const Flags& wanted, size_t gradients) {
+    STD_TORCH_CHECK(wanted.size() == gradients, "liif_fast: wanted must be ", gradients,
+                    " flags, one for each gradient, got ", wanted.size());
+}
+
 // New tensors of T on the device of another tensor: uninitialised, and zeros.
 template <typename T>
 Tensor make(const Tensor& like, const std::vector<int64_t>& size) {

@@ -27,15 +27,25 @@ void store_masked(Bf16* p, __mmask16 mask, V::type x) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, int64_t u_row, int64_t width,
-            bool relu) {
-    in_vectors(width, [=](int64_t n, __mmask16 mask) {
+// The number of terms is a constant, so that their factors stay in registers.
+template <int Terms>
+void affine_of(Bf16* h, const Bf16* p, const float* a, const float* u, int64_t u_row, int64_t width, bool relu) {
+    V::type factor[Terms];
+    LIIF_UNROLL
+    for (int j = 0; j < Terms; ++j) factor[j] = _mm512_set1_ps(a[j]);
+    in_vectors(width, [&](int64_t n, __mmask16 mask) {
         V::type x = load_masked(p + n, mask);
-        for (int j = 0; j < terms; ++j) {
-            x = _mm512_fmadd_ps(_mm512_set1_ps(a[j]), _mm512_maskz_loadu_ps(mask, u + j * u_row + n), x);
+        LIIF_UNROLL
+        for (int j = 0; j < Terms; ++j) {
+            x = _mm512_fmadd_ps(factor[j], _mm512_maskz_loadu_ps(mask, u + j * u_row + n), x);
         }
         store_masked(h + n, mask, relu ? V::relu(x) : x);
     });
+}
+
+void affine(Bf16* h, const Bf16* p, const float* a, int terms, const float* u, int64_t u_row, int64_t width,
+            bool relu) {
+    (terms == 2 ? affine_of<2> : affine_of<4>)(h, p, a, u, u_row, width, relu);
 }
 
 void widen(float* to, const Bf16* from, int64_t width) {

@@ -107,15 +107,16 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
 
 template <typename T>
 Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                     const Tensor& saved) {
+                     const Tensor& saved, const Flags& wanted) {
     const int64_t kept = saved.size(0), nr = kernel<T>().nr;
+    const bool of_x = wanted[0], of_weight = wanted[1], of_bias = wanted[2];
     Tensor packed;
     const auto net = build_packed(x, packed, [&](Arena& arena, bool dry) {
         return Mlp<T>(weights, biases, pack_backward | (kept == x.size(0) ? 0 : pack_forward), arena, dry);
     });
     const Network<T>& rest = net.rest;
     check_saved_width(kept, saved.size(1), saved_width(rest));
-    const Backward<T> backward(rest);
+    const Backward<T> backward(rest, Flags(wanted.begin() + 3, wanted.end()), of_x || of_weight || of_bias);
     const int64_t total = x.size(0), ins = net.first.in, outs = rest.out(), hidden = rest.hidden();
     const int64_t stride = rest.stride(), levels = rest.levels(), padded_in = round_up(ins, nr);
 
@@ -125,8 +126,8 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
         std::vector<Gradients<T>> sums;
         for (int64_t w = 0; w < workers; ++w) {
             Gradients<T> sum = backward.gradients(arena);
-            sum.weight[0] = arena.take<Sum<T>>(net.first.out * padded_in);
-            sum.bias[0] = arena.take<Sum<T>>(2 * net.first.out_padded);
+            sum.weight[0] = of_weight ? arena.take<Sum<T>>(net.first.out * padded_in) : nullptr;
+            sum.bias[0] = of_bias ? arena.take<Sum<T>>(2 * net.first.out_padded) : nullptr;
             sums.push_back(sum);
         }
         return sums;
@@ -137,7 +138,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     Arena sum_arena(mutable_data<unsigned char>(sum_memory));
     const auto sums = sums_of(sum_arena);
 
-    Tensor x_grad = make<T>(x, {total, ins});
+    Tensor x_grad = of_x ? make<T>(x, {total, ins}) : make<T>(x, {0});
     T* to = mutable_data<T>(x_grad);
     const T *from = data<T>(x), *activations = data<T>(saved);
     const Sum<T>* from_grad = data<Sum<T>>(grad);
@@ -185,9 +186,15 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
                     backward.run(b.h.data(), b.out, rows, b.tiles, b.first, sum, b.h[0]);
                     g = b.first, g_stride = stride;
                 }
-                Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, ins, rows, b.tiles, sum.weight[0]);
-                kernel<T>().sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0],
-                                     sum.bias[0] + net.first.out_padded);
+                if (of_weight) {
+                    Backward<T>::accumulate(g, g_stride, net.first.out, b.x, padded_in, ins, rows, b.tiles,
+                                            sum.weight[0]);
+                }
+                if (of_bias) {
+                    kernel<T>().sum_rows(g, g_stride, rows, net.first.out_padded, sum.bias[0],
+                                         sum.bias[0] + net.first.out_padded);
+                }
+                if (!of_x) continue;
                 multiply(rows, g, g_stride, net.first.backward, b.x, padded_in, Init::zero,
                          static_cast<const Sum<T>*>(nullptr), Epilogue::none, static_cast<const T*>(nullptr));
                 for (int64_t r = 0; r < rows; ++r) {
@@ -200,13 +207,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensors& weights
     Tensors result{x_grad};
     for (size_t l = 0; l < weights.size(); ++l) {
         const Layer<T>& layer = l == 0 ? net.first : rest.layer(static_cast<int64_t>(l));
-        std::vector<const Sum<T>*> w_parts, b_parts;
-        for (const auto& sum : sums) w_parts.push_back(sum.weight[l]), b_parts.push_back(sum.bias[l]);
-        Tensor w = make<Sum<T>>(x, {layer.out, layer.in}), b = make<Sum<T>>(x, {layer.out});
-        reduce_workers<Sum<T>>(w_parts, layer.out, layer.in, round_up(layer.in, nr), mutable_data<Sum<T>>(w));
-        reduce_workers<Sum<T>>(b_parts, 1, layer.out, layer.out_padded, mutable_data<Sum<T>>(b));
-        result.push_back(w);
-        result.push_back(b);
+        reduce_layer(x, sums, layer, l, [](const Gradients<T>& sum) -> const Gradients<T>& { return sum; }, result);
     }
     return result;
 }
@@ -221,11 +222,12 @@ std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, co
 }
 
 Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                           const Tensor& saved) {
+                           const Tensor& saved, const Flags& wanted) {
     check_rows(x, weights, biases);
+    check_wanted(wanted, 1 + 2 * weights.size());
     check_gradient(grad, {x.size(0), weights.back().size(0)}, saved, x.size(0));
     STD_TORCH_CHECK(grad.is_contiguous(), "liif_fast: grad must be contiguous");
-    return dispatch(x, [&](auto t) { return run_backward<decltype(t)>(grad, x, weights, biases, saved); });
+    return dispatch(x, [&](auto t) { return run_backward<decltype(t)>(grad, x, weights, biases, saved, wanted); });
 }
 
 }  // namespace liif

@@ -14,7 +14,7 @@ struct Tile {
     std::vector<Sum<T>*> product;  // of the modulated layers
     typename Backward<T>::Tiles tiles;
     T* narrow;
-    Sum<T>*g, *other, *wide, *top, *out;
+    Sum<T>*g, *other, *wide, *top;
     const Sum<T>** latent;
 };
 
@@ -31,7 +31,6 @@ Tile<T> make_tile(const ModulatedNet<T>& net, const Backward<T>& backward, bool 
     b.other = arena.take<Sum<T>>(size);
     b.wide = arena.take<Sum<T>>(net.first_out());
     b.top = arena.take<Sum<T>>(places && narrows ? size : 0);
-    b.out = arena.take<Sum<T>>(places ? kTileRows * net.out_padded() : 0);
     b.latent = arena.take<const Sum<T>*>(kTileRows);
     return b;
 }
@@ -56,7 +55,7 @@ void forward(const ModulatedNet<T>& net, const Latents<Sum<T>>& latents, const R
     }
 }
 
-// Returns the gradient at h[0].
+// Returns the gradient at h[0]; null if nobody wants a gradient that needs it.
 template <typename T, typename Rows>
 const Sum<T>* back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& rows, Tile<T> b,
                    const Gradients<T>& sum) {
@@ -66,6 +65,7 @@ const Sum<T>* back(const ModulatedNet<T>& net, const Backward<T>& backward, cons
     for (int64_t l = net.hidden(); l >= 1; --l) {
         const auto before = static_cast<size_t>(l - 1);
         backward.add_layer(l, from, from_stride, b.h[before], rows.count, b.tiles, sum);
+        if (l == backward.lowest()) return nullptr;
         backward.back(l, from, from_stride, rows.count, b.g, nullptr);
         if (l == 1) break;
         kernel<Sum<T>>().modulate_back(b.g, rows.to, rows.step, b.product[before - 1], s, b.latent, net.scale(l - 1),
@@ -88,33 +88,29 @@ const Sum<T>* back(const ModulatedNet<T>& net, const Backward<T>& backward, cons
 
 template <typename T>
 Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-            const Tensors& weights, const Tensors& biases, bool ensemble, Tensor* place_grad) {
+            const Tensors& weights, const Tensors& biases, bool ensemble, const Wanted& wanted, Tensor& place_grad) {
     const int corners = ensemble ? 4 : 1;
-    Sum<T>* places = place_grad == nullptr ? nullptr : mutable_data<Sum<T>>(*place_grad);
+    Sum<T>* places = mutable_data<Sum<T>>(place_grad);
     const Latents<Sum<T>> latents(p, 0, 0);
     const CoordQueries queries(coord, cell, p.size(1), p.size(2), ensemble);
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return ModulatedNet<T>(weights, biases, cell ? 4 : 2, pack_backward | pack_forward, arena, dry);
     });
-    Tensors result{make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})};
-    RowsBackward<T> pass(grad, latents, queries, net, corners, 0, result[0]);
-    const auto layout = [&](Arena& arena) { return make_tile(net, pass.backward(), places != nullptr, arena); };
+    Tensors result{wanted.latents ? make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})
+                                  : make<Sum<T>>(p, {0})};
+    RowsBackward<T, Latents<Sum<T>>, CoordQueries> pass(grad, latents, queries, net, corners,
+                                                        coord.size(0) * coord.size(1), wanted, 0, result[0]);
+    const auto layout = [&](Arena& arena) { return make_tile(net, pass.backward(), wanted.places, arena); };
     pass.template run<ModulatedTag>(layout, [&](const auto& rows, const Tile<T>& b, const auto& sum) {
         forward(net, latents, rows, b);
         const Sum<T>* g = back(net, pass.backward(), rows, b, sum.layers);
-        if (places == nullptr) return;
-        net.forward_last(widened(net, b.h.back(), rows.count, b.top), rows.count, b.out);
+        if (!wanted.places) return;
+        const Sum<T>* outs = pass.outputs(rows, b.h.back(), b.top);
         for (int64_t r = 0; r < rows.count; ++r) {  // of rel, of the cell, and of the corner's weight
-            const int64_t number = rows.number(r, corners);
-            Sum<T>* to = places + number * (net.places() + 1);
+            Sum<T>* to = places + rows.number(r) * (net.places() + 1);
             std::memcpy(to, g + r * net.stride() + net.features(), static_cast<size_t>(net.places()) * sizeof(Sum<T>));
-            const Sum<T>* y = pass.gradient().query(number / corners);
-            Sum<T> weight(0);
-            for (int64_t o = 0; o < net.out(); ++o) {
-                weight += y[o * pass.gradient().step_out()] * b.out[r * net.out_padded() + o];
-            }
-            to[net.places()] = weight;
+            to[net.places()] = pass.of_weight(rows, r, outs + r * net.out_padded());
         }
     });
     pass.layer_gradients(p, result);
@@ -125,14 +121,15 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std:
 
 Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
                                   const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
-                                  bool ensemble, bool places) {
+                                  bool ensemble, const Flags& wanted) {
     check_modulated(p, coord, cell, weights, biases);
+    const Wanted flags(wanted, weights.size(), false);
     check_gradient(grad, {coord.size(0), coord.size(1), weights.back().size(0)});
     return dispatch(weights[0], [&](auto t) {
         using T = decltype(t);
-        Tensor at = places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), ensemble ? 4 : 1, cell ? 5 : 3})
-                           : make<Sum<T>>(p, {0});
-        Tensors result = run<T>(grad, p, coord, cell, weights, biases, ensemble, places ? &at : nullptr);
+        Tensor at = flags.places ? make<Sum<T>>(p, {coord.size(0), coord.size(1), ensemble ? 4 : 1, cell ? 5 : 3})
+                                 : make<Sum<T>>(p, {0});
+        Tensors result = run<T>(grad, p, coord, cell, weights, biases, ensemble, flags, at);
         result.push_back(at);
         return result;
     });

@@ -209,7 +209,8 @@ class Network {
 // Weight gradients of one worker, summed in a fixed order, that in which the worker visits its tiles.
 template <typename T>
 struct Gradients {
-    // Of layer l at [l], [0] being the caller's: [out][padded in], and [2][out_padded] for sums and their carries.
+    // Of layer l at [l], [0] being the caller's: [out][padded in], and [2][out_padded] for sums and their carries. Null
+    // if unwanted.
     std::vector<Sum<T>*> weight, bias;
 };
 
@@ -221,14 +222,19 @@ class Backward {
         T *g, *other, *gradient_pairs, *input_pairs;
     };
 
-    explicit Backward(const Network<T>& net) : net_(net) {}
+    // `wanted`: of layers 1 .. hidden, whether the gradients of weight, bias, ... are wanted; `first`: whether that at
+    // h[0] is.
+    Backward(const Network<T>& net, const Flags& wanted, bool first)
+        : net_(net), wanted_(wanted), lowest_(first ? 0 : 1) {
+        while (!first && lowest_ < net.hidden() && !wants(lowest_, 0) && !wants(lowest_, 1)) ++lowest_;
+    }
 
-    // One worker's share of the gradients of layers 1 .. hidden, in an arena that starts as zeros.
+    // One worker's share of the wanted gradients of layers 1 .. hidden, in an arena that starts as zeros.
     Gradients<T> gradients(Arena& arena) const {
         Gradients<T> g{{nullptr}, {nullptr}};
         for (int64_t l = 1; l <= net_.hidden(); ++l) {
-            g.weight.push_back(arena.take<Sum<T>>(net_.layer(l).out * padded_in(l)));
-            g.bias.push_back(arena.take<Sum<T>>(2 * net_.layer(l).out_padded));
+            g.weight.push_back(wants(l, 0) ? arena.take<Sum<T>>(net_.layer(l).out * padded_in(l)) : nullptr);
+            g.bias.push_back(wants(l, 1) ? arena.take<Sum<T>>(2 * net_.layer(l).out_padded) : nullptr);
         }
         return g;
     }
@@ -240,11 +246,15 @@ class Backward {
         return {arena.take<T>(tile), arena.take<T>(tile), arena.take<T>(pairs * widest), arena.take<T>(pairs * widest)};
     }
 
+    // The layer behind which no gradient is wanted, 0 if that at h[0] is.
+    int64_t lowest() const { return lowest_; }
+
     int64_t padded_in(int64_t l) const { return round_up(net_.layer(l).in, kernel<T>().nr); }
 
     // From the gradient at the output, [rows, out_padded], to the gradient at h[0] before its ReLU, in `first` with
     // net.stride(), in T or in Sum<T>. h[0 .. hidden - 1] are the rows' activations; there is a hidden layer.
-    // `first_mask` is h[0], or null where no ReLU made it.
+    // `first_mask` is h[0], or null where no ReLU made it. Ends early, without writing `first`, behind the last
+    // gradient that is wanted.
     template <typename C>
     void run(T* const* h, const T* out_gradient, int64_t rows, Tiles tiles, C* first, const Gradients<T>& sum,
              const T* first_mask) const {
@@ -253,6 +263,7 @@ class Backward {
         int64_t from_stride = net_.out_padded();
         for (int64_t l = net_.hidden(); l >= 1; --l) {
             add_layer(l, from, from_stride, h[l - 1], rows, tiles, sum);
+            if (l == lowest_) return;
             if (l == 1) return back(l, from, from_stride, rows, first, first_mask);
             back(l, from, from_stride, rows, tiles.other, h[l - 1]);
             std::swap(tiles.g, tiles.other);
@@ -265,10 +276,13 @@ class Backward {
     void add_layer(int64_t l, const T* gradient, int64_t gradient_stride, const T* input, int64_t rows,
                    const Tiles& tiles, const Gradients<T>& sum) const {
         const Layer<T>& y = net_.layer(l);
-        accumulate(gradient, gradient_stride, y.out, input, net_.stride(), y.in, rows, tiles,
-                   sum.weight[static_cast<size_t>(l)]);
-        Sum<T>* bias = sum.bias[static_cast<size_t>(l)];
-        kernel<T>().sum_rows(gradient, gradient_stride, rows, y.out_padded, bias, bias + y.out_padded);
+        Sum<T>*weight = sum.weight[static_cast<size_t>(l)], *bias = sum.bias[static_cast<size_t>(l)];
+        if (weight != nullptr) {
+            accumulate(gradient, gradient_stride, y.out, input, net_.stride(), y.in, rows, tiles, weight);
+        }
+        if (bias != nullptr) {
+            kernel<T>().sum_rows(gradient, gradient_stride, rows, y.out_padded, bias, bias + y.out_padded);
+        }
     }
 
     // From the gradient at layer l's output to that at its input, which passes where `mask` is not <= 0 if it is given.
@@ -295,19 +309,43 @@ class Backward {
     }
 
    private:
+    bool wants(int64_t l, int64_t bias) const { return wanted_[static_cast<size_t>(2 * (l - 1) + bias)]; }
+
     const Network<T>& net_;
+    const Flags wanted_;
+    int64_t lowest_;
 };
 
-// Adds the workers' sums in the order of the workers and crops the padding: to[r][c] for r < rows, c < columns.
-template <typename T>
-void reduce_workers(const std::vector<const T*>& sums, int64_t rows, int64_t columns, int64_t stride, T* to) {
-    for_each_task(rows, [&](int64_t r) {
+// A tensor of the given size, rows or [rows, columns]: the workers' sums pick(worker), added in the order of the
+// workers and without their padding. Empty if they are null.
+template <typename T, typename Sums, typename Pick>
+Tensor reduce_workers(const Tensor& like, const std::vector<Sums>& sums, const std::vector<int64_t>& size,
+                      int64_t stride, const Pick& pick) {
+    std::vector<const T*> parts;
+    for (const Sums& each : sums) parts.push_back(pick(each));
+    if (parts[0] == nullptr) return make<T>(like, {0});
+    Tensor result = make<T>(like, size);
+    T* to = mutable_data<T>(result);
+    const int64_t columns = size.back();
+    for_each_task(size.size() > 1 ? size[0] : 1, [&](int64_t r) {
         for (int64_t c = 0; c < columns; ++c) {
-            T sum = sums[0][r * stride + c];
-            for (size_t w = 1; w < sums.size(); ++w) sum += sums[w][r * stride + c];
+            T sum = parts[0][r * stride + c];
+            for (size_t w = 1; w < parts.size(); ++w) sum += parts[w][r * stride + c];
             to[r * columns + c] = sum;
         }
     });
+    return result;
+}
+
+// Appends the gradients of weight and bias of layer l, of which pick(worker) is the worker's Gradients.
+template <typename T, typename Sums, typename Pick>
+void reduce_layer(const Tensor& like, const std::vector<Sums>& sums, const Layer<T>& layer, size_t l, const Pick& pick,
+                  std::vector<Tensor>& result) {
+    const int64_t row = round_up(layer.in, kernel<T>().nr);
+    result.push_back(reduce_workers<Sum<T>>(like, sums, {layer.out, layer.in}, row,
+                                            [&](const Sums& each) { return pick(each).weight[l]; }));
+    result.push_back(reduce_workers<Sum<T>>(like, sums, {layer.out}, layer.out_padded,
+                                            [&](const Sums& each) { return pick(each).bias[l]; }));
 }
 
 }  // namespace liif

@@ -27,10 +27,12 @@ std::tuple<Tensor, Tensor> render(const Tensor& p, const std::optional<Tensor>& 
                                   const Ints& saved);
 
 Tensors decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell,
-                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble, bool places);
+                        const Tensors& weights, const Tensors& biases, const Tensor& saved, bool ensemble,
+                        const Flags& wanted);
 
 Tensors render_backward(const Tensor& grad, const Tensor& p, const std::optional<Tensor>& cell, const Tensors& weights,
-                        const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid);
+                        const Tensors& biases, const Tensor& saved, bool ensemble, const Ints& grid,
+                        const Flags& wanted);
 
 std::tuple<Tensor, Tensor> gather_corners(const Tensor& feat, const Tensor& coord, const std::optional<Tensor>& cell,
                                           bool unfold, bool ensemble);
@@ -41,14 +43,14 @@ Tensor gather_corners_backward(const Tensor& grad, const Tensor& coord, int64_t 
 std::tuple<Tensor, Tensor> fused_mlp(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& saved);
 
 Tensors fused_mlp_backward(const Tensor& grad, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                           const Tensor& saved);
+                           const Tensor& saved, const Flags& wanted);
 
 std::tuple<Tensor, Tensor> attend_corners(const Tensor& table, const Tensor& by_rel, const Tensors& layers,
                                           const Tensors& queries, const Ints& shape, bool wrap, int64_t heads);
 
 Tensors attend_corners_backward(const Tensor& grad, const Tensor& grad_weight, const Tensor& table,
                                 const Tensor& by_rel, const Tensors& layers, const Tensors& queries, const Ints& shape,
-                                bool wrap, int64_t heads);
+                                bool wrap, int64_t heads, const Flags& wanted);
 
 std::tuple<Tensor, Tensor> fourier_decode(const Tensor& p, const Tensor& coord, const Tensor& cell, const Tensor& phase,
                                           const Tensors& weights, const Tensors& biases, const Ints& place,
@@ -56,14 +58,14 @@ std::tuple<Tensor, Tensor> fourier_decode(const Tensor& p, const Tensor& coord, 
 
 Tensors fourier_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tensor& cell,
                                 const Tensor& phase, const Tensors& weights, const Tensors& biases, const Tensor& saved,
-                                bool places);
+                                const Flags& wanted);
 
 Tensor modulated_decode(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& cell, const Tensors& weights,
                         const Tensors& biases, bool ensemble, const Ints& place);
 
 Tensors modulated_decode_backward(const Tensor& grad, const Tensor& p, const Tensor& coord,
                                   const std::optional<Tensor>& cell, const Tensors& weights, const Tensors& biases,
-                                  bool ensemble, bool places);
+                                  bool ensemble, const Flags& wanted);
 
 Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor& row_weight,
                       const Tensor& first_column, const Tensor& column_weight);

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import shlex
+import socket
 import webbrowser
 from collections.abc import Callable
 from os.path import expanduser
@@ -94,11 +95,10 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
         Exception: the model cannot be loaded; the server has ended.
     """
     import asyncio
-    import socket
 
     import uvicorn
 
-    listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = listen(host, number)
     bound = listening.getsockname()[1]
 
     class Announcing(uvicorn.Server):
@@ -127,6 +127,17 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     if failures:
         raise failures[0]
     return 0
+
+
+def listen(host: str, number: int) -> socket.socket:
+    """Return a socket that listens on a port, 0 for any that is free; OSError says that it is taken.
+
+    Its connections send at once. Otherwise a small answer, whose head and body are two packets, waits 40 ms for the
+    client to confirm the first: asyncio asks for it only of sockets that were made with the protocol's number.
+    """
+    listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def port(text: str) -> int:

@@ -14,12 +14,13 @@ from liif_fast import functional
 from liif_fast.checks import check_extent, check_grid
 from liif_fast.coord import grid_axes
 from liif_fast.family import STRIP_QUERIES, render_by_query
-from liif_fast.models.interpolation import bilinear, interpolate_part
+from liif_fast.models.interpolation import bilinear, bilinear_grid, interpolate_part
 from liif_fast.models.norm import DATA_NORM, DataNorm, Norm
 from liif_fast.models.tiles import encode
 from liif_fast.window import Extent
 
 PREDICT_QUERIES = 1 << 20  # output pixels decoded at a time; bounds the memory of `predict` beside its output
+_NO_INPUT = "no input image to interpolate: call gen_feat(inp) first"
 
 
 class FeatureModel(nn.Module):
@@ -257,7 +258,7 @@ class FeatureModel(nn.Module):
             RuntimeError: there is no input image.
         """
         if self.inp is None:
-            raise RuntimeError("no input image to interpolate: call gen_feat(inp) first")
+            raise RuntimeError(_NO_INPUT)
         return bilinear(self.inp, coord, self.inp_place)
 
     def interpolate_grid(
@@ -271,13 +272,15 @@ class FeatureModel(nn.Module):
 
         `extent` is in latents of the whole map, of size `shape`; the other arguments are those of `render`.
         """
-        feat = self.features()
-        if self.inp is None or self.inp_place is None:
-            return render_by_query(lambda coord, _: self.interpolate(coord), feat, size, region, None, extent, shape)
+        if self.inp is None:
+            raise RuntimeError(_NO_INPUT)
         height, width, window = check_grid(size, region)
         part = None if extent is None else check_extent(extent, shape)
-        axes = grid_axes((height, width), window, part, shape, device=feat.device)
-        return interpolate_part(self.inp, self.inp_place, *axes)
+        rows, columns = grid_axes((height, width), window, part, shape, device=self.features().device)
+        if self.inp_place is not None:
+            return interpolate_part(self.inp, self.inp_place, rows, columns)
+        strips = rows.split(max(1, STRIP_QUERIES // max(1, len(columns)))) if len(rows) else (rows,)
+        return torch.cat([bilinear_grid(self.inp, strip, columns) for strip in strips], 2)
 
     def _drop_graph(self) -> None:
         self.feat = None if self.feat is None else self.feat.detach()

@@ -17,9 +17,19 @@ def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> 
         first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
         pixels = (coord.double() + 1) * whole / 2 - first
         coord = (2 * pixels / own - 1).to(coord.dtype)
-    grid = coord.flip(-1)[:, None].to(inp.dtype)  # grid_sample wants (x, y)
-    out = F.grid_sample(inp, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return out[:, :, 0].transpose(1, 2)
+    return _sample(inp, coord.flip(-1)[:, None])[:, :, 0].transpose(1, 2)
+
+
+def bilinear_grid(inp: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Interpolate as `bilinear` at all pairs of rows and columns, positions in [-1, 1]; `[B, C, rows, columns]`."""
+    shape = len(inp), len(rows), len(columns)
+    grid = torch.stack((columns.expand(shape), rows[:, None].expand(shape)), -1)
+    return _sample(inp.to(torch.promote_types(inp.dtype, torch.float32)), grid)
+
+
+def _sample(inp: Tensor, grid: Tensor) -> Tensor:
+    """Interpolate at (x, y) of a grid `[B, h, w, 2]`."""
+    return F.grid_sample(inp, grid.to(inp.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def interpolate_part(inp: Tensor, place: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:

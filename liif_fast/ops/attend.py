@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import trains
-from liif_fast.ops import define, refuse_second_order
+from liif_fast.ops import define, only, refuse_second_order, to_inputs
 
 
 def _fake(
@@ -45,9 +45,10 @@ def _backward_fake(
     shape: Sequence[int],
     wrap: bool,
     heads: int,
+    wanted: Sequence[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    return [each.new_empty(each.shape) for each in (table, by_rel, *layers)]
+    return only(wanted, [each.new_empty(each.shape) for each in (table, by_rel, *layers)])
 
 
 _attend = define(
@@ -60,7 +61,7 @@ _attend = define(
 _attend_backward = define(
     "attend_corners_backward",
     "(Tensor grad, Tensor grad_weight, Tensor table, Tensor by_rel, Tensor[] layers, Tensor[] queries, SymInt[] shape,"
-    " bool wrap, int heads, str? backend) -> Tensor[]",
+    " bool wrap, int heads, bool[] wanted, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -76,19 +77,21 @@ class _Attend(torch.autograd.Function):
         planned: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.options, ctx.queries = (shape, wrap, heads, backend), 2 if planned else 1
+        ctx.options, ctx.backend, ctx.queries = (shape, wrap, heads), backend, 2 if planned else 1
         ctx.save_for_backward(*tensors)
         queries, (table, by_rel, *layers) = tensors[: ctx.queries], tensors[ctx.queries :]
-        return _attend(table, by_rel, layers, queries, *ctx.options)
+        return _attend(table, by_rel, layers, queries, *ctx.options, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        queries, (table, by_rel, *layers) = ctx.saved_tensors[: ctx.queries], ctx.saved_tensors[ctx.queries :]
+        queries, inputs = ctx.saved_tensors[: ctx.queries], ctx.saved_tensors[ctx.queries :]
+        (table, by_rel, *layers), wanted = inputs, ctx.needs_input_grad[5 + ctx.queries :]
         grads = _attend_backward(
-            grad.contiguous(), grad_weight.contiguous(), table, by_rel, layers, queries, *ctx.options
-        )
-        return *(None,) * (5 + ctx.queries), *grads
+            grad.contiguous(), grad_weight.contiguous(), table, by_rel, layers, queries, *ctx.options, wanted,
+            ctx.backend,
+        )  # fmt: skip
+        return *(None,) * (5 + ctx.queries), *to_inputs(grads, inputs, wanted)
 
 
 def attend_corners(

@@ -21,7 +21,7 @@ from torch import Tensor
 from liif_fast.call import Extent, Place, Switches, Window, result_dtype
 from liif_fast.coord import latent_window, lattice, place_gradients, scaled
 from liif_fast.frozen import pack_once
-from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide, wide_in_turn
 from liif_fast.ops.gather import gather, gather_backward
 from liif_fast.ops.mlp import mlp, mlp_backward
 from liif_fast.ops.project import project, project_backward
@@ -55,8 +55,7 @@ def _render_fake(
 
 
 def _grads_fake(p: Tensor, cell: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    layers = [wide(t, *t.shape) for pair in zip(weights[1:], biases[1:], strict=True) for t in pair]
-    return [wide(p, *p.shape), wide(p, 2 if cell is None else 4, p.shape[3]), *layers]
+    return [wide(p, *p.shape), wide(p, 2 if cell is None else 4, p.shape[3]), *wide_in_turn(weights[1:], biases[1:])]
 
 
 def _decode_backward_fake(
@@ -68,11 +67,11 @@ def _decode_backward_fake(
     biases: Sequence[Tensor],
     saved: Tensor,
     ensemble: bool,
-    places: bool,
+    wanted: Sequence[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    shape = (*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else (0,)
-    return [*_grads_fake(p, cell, weights, biases), wide(p, *shape)]
+    at = wide(p, *coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5)
+    return only(wanted, [*_grads_fake(p, cell, weights, biases), at])
 
 
 def _render_backward_fake(
@@ -84,9 +83,10 @@ def _render_backward_fake(
     saved: Tensor,
     ensemble: bool,
     grid: Sequence[int],
+    wanted: Sequence[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    return _grads_fake(p, cell, weights, biases)
+    return only(wanted, _grads_fake(p, cell, weights, biases))
 
 
 def _direct_fake(
@@ -114,18 +114,18 @@ render_window = define(
     _render_fake,
 )
 # Both return the gradients of P, of the first weight's columns for rel and cell [2 or 4, hidden], and of the later
-# layers' weight, bias, weight, ... With `places`, decode_backward also returns the gradients of rel, cell and weight at
-# each corner, [B, Q, K, 3 or 5].
+# layers' weight, bias, weight, ...; behind them decode_backward returns the gradients of rel, cell and weight at each
+# corner, [B, Q, K, 3 or 5].
 _decode_backward = define(
     "decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool ensemble, bool places, str? backend) -> Tensor[]",
+    " bool ensemble, bool[] wanted, str? backend) -> Tensor[]",
     _decode_backward_fake,
 )
 _render_backward = define(
     "render_backward",
     "(Tensor grad, Tensor p, Tensor? cell, Tensor[] weights, Tensor[] biases, Tensor saved, bool ensemble,"
-    " SymInt[] grid, str? backend) -> Tensor[]",
+    " SymInt[] grid, bool[] wanted, str? backend) -> Tensor[]",
     _render_backward_fake,
 )
 # Only the backend `cpu` implements it.
@@ -190,23 +190,27 @@ class _Decoder(torch.autograd.Function):
         inputs, params = inputs[: len(wanted)], inputs[len(wanted) :]
         feat, layers = inputs[0].to(ctx.dtype), len(params) // 2
         weights, biases, places = params[:layers], params[layers:], any(ctx.needs_input_grad[:2])
-        coord_grad = cell_grad = None
+        first = [wanted[0], wanted[1], wanted[1 + layers]]  # what P's gradient gives
+        more = [wanted[1], *in_turn([*wanted[2 : 1 + layers], *wanted[2 + layers :]])]
+        coord_grad = cell_grad = feat_grad = first_grad = bias_grad = None
         if ctx.grid is None:
-            *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, places, backend)
+            flags = [any(first), *more, places]
+            *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, flags, backend)
             if places:
                 size = feat.shape[2], feat.shape[3], ensemble
                 coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
         else:
-            grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, backend)
+            flags = [any(first) or places, *more]
+            grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, flags, backend)
             if places:  # an image has one cell, and P's gradient is that of all its rows
                 to_cell = grads[0].sum((1, 2)) @ weights[0][:, -2:].to(grads[0].dtype)
                 cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
-        first = [wanted[0], wanted[1], wanted[1 + layers]]
-        feat_grad, latent_grad, bias_grad = project_backward(
-            p_grad, feat, weights[0], unfold, top, left, first, backend
-        )
-        first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
+        if any(first):
+            feat_grad, latent_grad, bias_grad = project_backward(
+                p_grad, feat, weights[0], unfold, top, left, first, backend
+            )
+            first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]
         return coord_grad, cell_grad, *(None,) * 6, *to_inputs(grads, inputs, wanted)
 
@@ -302,12 +306,14 @@ class _DecodeDirect(torch.autograd.Function):
         x, weight = gather(feat.to(grad.dtype), coord, cell, unfold, ensemble, None)
         rows = (grad.unsqueeze(2) * weight.unsqueeze(3).to(grad.dtype)).flatten(0, 2).contiguous()
         weights, biases, x = params[:layers], params[layers:], x.to(ctx.dtype)
-        x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), None)
-        x_grad = x_grad.view(x.shape).to(grad.dtype)
+        places = any(ctx.needs_input_grad[:2])
+        flags = [wanted[0] or places, *in_turn(wanted[1:])]
+        x_grad, *rest = mlp_backward(rows, x.flatten(0, 2), weights, biases, x.new_empty(0, 0), flags, None)
+        x_grad = x_grad.view(x.shape).to(grad.dtype) if flags[0] else x_grad
         feat_grad = coord_grad = cell_grad = None
         if wanted[0]:
             feat_grad = gather_backward(x_grad, coord, *feat.shape[1:], unfold, ensemble, None)
-        if any(ctx.needs_input_grad[:2]):
+        if places:
             out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
             grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
             terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)

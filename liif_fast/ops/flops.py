@@ -2,7 +2,7 @@
 
 The formulas count the factorised form as the counter counts PyTorch's own operators: two for each multiply-add of a
 matrix product or convolution, and nothing else. A backward pass that computes rows again counts them again, as
-recomputation in PyTorch does.
+recomputation in PyTorch does. It counts the products of the gradients that are wanted, and those on the way to them.
 """
 
 from __future__ import annotations
@@ -60,16 +60,35 @@ def _decode_direct(
     return 2 * _rows(queries, ensemble) * latent * weights[0][0] + sum(_tail(queries, cell, weights, ensemble))
 
 
+def _backward(layers: Sequence[int], wanted: Sequence[bool], first: bool) -> int:
+    """Return the operations of the gradients of layers that take so many forward.
+
+    `wanted` is of their weight, bias, weight, ..., and `first` of the first one's input.
+    """
+    return sum((wanted[2 * place] + (first or any(wanted[: 2 * place]))) * layer for place, layer in enumerate(layers))
+
+
 def _tail_backward(
-    queries: int, cell: Shape | None, weights: Sequence[Shape], saved: Shape, ensemble: bool, places: bool = False
+    queries: int,
+    cell: Shape | None,
+    weights: Sequence[Shape],
+    saved: Shape,
+    ensemble: bool,
+    wanted: Sequence[bool],
+    places: bool,
 ) -> int:
-    hidden, end = _tail(queries, cell, weights, ensemble)
-    rows = _rows(queries, ensemble)
+    of_p, of_affine, *of_layers = wanted
+    rows, forward = _rows(queries, ensemble), sum(_tail(queries, cell, weights, ensemble))
+    layers = [
+        *(rows * _layers([weight]) for weight in weights[1:-1]),
+        *(queries * _layers([w]) for w in weights[1:][-1:]),
+    ]
     affine = 2 * (2 if cell is None else 4) * weights[0][0] * rows
     blend = 2 * rows * weights[-2 if len(weights) > 1 else -1][0] if ensemble else 0
-    again = (hidden + end) * max(rows - saved[-2], 0) // max(rows, 1)
-    unasked = 0 if places else affine + blend  # the gradients of rel, cell and the weights of the blend
-    return 2 * (hidden + end) - unasked + again
+    blended = (of_p or of_affine or places or any(of_layers[:-2])) + places
+    again = forward * max(rows - saved[-2], 0) // max(rows, 1)
+    back = _backward(layers, of_layers, of_p or of_affine or places)
+    return back + affine * (of_affine + places) + blend * blended + again
 
 
 def _decode_backward(
@@ -81,10 +100,10 @@ def _decode_backward(
     biases: Any,
     saved: Shape,
     ensemble: bool,
-    places: bool,
+    wanted: Sequence[bool],
     *_: Any,
 ) -> int:
-    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble, places)
+    return _tail_backward(prod(coord[:2]), cell, weights, saved, ensemble, wanted[:-1], wanted[-1])
 
 
 def _render_backward(
@@ -96,9 +115,10 @@ def _render_backward(
     saved: Shape,
     ensemble: bool,
     grid: Shape,
+    wanted: Sequence[bool],
     *_: Any,
 ) -> int:
-    return _tail_backward(p[0] * prod(grid[8:]), cell, weights, saved, ensemble)
+    return _tail_backward(p[0] * prod(grid[8:]), cell, weights, saved, ensemble, wanted, False)
 
 
 def _project(feat: Shape, weight: Shape, bias: Shape, unfold: bool, window: Shape, backend: str | None) -> int:
@@ -122,8 +142,11 @@ def _fused_mlp(x: Shape, weights: Any, biases: Any, saved: Shape, backend: str |
     return x[0] * _layers(weights)
 
 
-def _fused_mlp_backward(grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape, backend: str | None) -> int:
-    return 2 * x[0] * _layers(weights) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
+def _fused_mlp_backward(
+    grad: Shape, x: Shape, weights: Any, biases: Any, saved: Shape, wanted: Sequence[bool], *_: Any
+) -> int:
+    layers = [x[0] * _layers([weight]) for weight in weights]
+    return _backward(layers, wanted[1:], wanted[0]) + max(x[0] - saved[-2], 0) * _layers(weights[:-1])
 
 
 def _attend(
@@ -140,10 +163,16 @@ def _attend_backward(
     layers: Sequence[Shape],
     queries: Sequence[Shape],
     shape: Shape,
+    wrap: bool,
+    heads: int,
+    wanted: Sequence[bool],
     *_: Any,
 ) -> int:
-    moved, products = _attend_parts(by_rel, layers, 4 * shape[0] * queries[0][1])
-    return 2 * moved + 3 * products  # rel has no gradient; activations are computed again
+    """Activations are computed again, and rel has no gradient."""
+    rows, (of_rel, *of_layers) = 4 * shape[0] * queries[0][1], wanted[1:]
+    moved, products = _attend_parts(by_rel, layers, rows)
+    summed = _attend_parts(by_rel, [layer for layer, want in zip(layers, of_layers, strict=True) if want], rows)[1]
+    return (1 + of_rel) * moved + 2 * products + summed
 
 
 def _attend_parts(by_rel: Shape, layers: Sequence[Shape], rows: int) -> tuple[int, int]:
@@ -165,11 +194,13 @@ def _fourier_backward(
     weights: Sequence[Shape],
     biases: Any,
     saved: Shape,
+    wanted: Sequence[bool],
     *_: Any,
 ) -> int:
-    rows = 4 * prod(coord[:2])
-    again = max(rows - saved[-2], 0) * _layers(weights[:-1])
-    return 12 * rows * phase[0] + 2 * rows * _layers(weights) + again
+    rows, first = 4 * prod(coord[:2]), wanted[0] or wanted[1] or wanted[-1]
+    again = max(rows - saved[-2], 0) * _layers(weights[:-1]) + 4 * rows * phase[0]  # the angles, always
+    layers = [rows * _layers([weight]) for weight in weights]
+    return 8 * rows * phase[0] * first + _backward(layers, wanted[2:-1], first) + again
 
 
 def _modulated(
@@ -188,10 +219,12 @@ def _modulated_backward(
     weights: Sequence[Shape],
     biases: Any,
     ensemble: bool,
+    wanted: Sequence[bool],
     *_: Any,
 ) -> int:
     rows = _rows(prod(coord[:2]), ensemble)
-    return 3 * rows * _layers(weights[:-1]) + 2 * rows * _layers(weights[-1:])
+    layers = [rows * _layers([weight]) for weight in weights]
+    return sum(layers[:-1]) + _backward(layers, wanted[1:-1], wanted[0] or wanted[-1])
 
 
 def _convolve(feat: Shape, kernel: Shape, bias: Shape) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liif_fast.call import Place, result_dtype
 from liif_fast.coord import place_gradients
-from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide_in_turn
 
 
 def _fake(
@@ -42,12 +42,11 @@ def _backward_fake(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     saved: Tensor,
-    places: bool,
+    wanted: Sequence[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    at = p.new_empty((*coord.shape[:2], 4, 5) if places else 0)
-    return [p.new_empty(p.shape), phase.new_empty(2, phase.shape[0]), *layers, at]
+    at, of_phase = p.new_empty(*coord.shape[:2], 4, 5), phase.new_empty(2, phase.shape[0])
+    return only(wanted, [p.new_empty(p.shape), of_phase, *wide_in_turn(weights, biases), at])
 
 
 _fourier = define(
@@ -56,12 +55,12 @@ _fourier = define(
     " SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
 )
-# Return the gradients of p, of the phase, [2, D/2], of the layers' weights and biases in turn, and, with `places`, of
-# rel, cell and weight at each corner, [B, Q, 4, 5].
+# Return the gradients of p, of the phase, [2, D/2], of the layers' weights and biases in turn, and of rel, cell and
+# weight at each corner, [B, Q, 4, 5].
 _fourier_backward = define(
     "fourier_decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor cell, Tensor phase, Tensor[] weights, Tensor[] biases, Tensor saved,"
-    " bool places, str? backend) -> Tensor[]",
+    " bool[] wanted, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -105,16 +104,18 @@ class _Fourier(torch.autograd.Function):
         coord, cell, kept, *inputs = ctx.saved_tensors
         feat, phase, *params = inputs
         p, *rest = _parts(feat, phase, params, dtype)
-        places = any(ctx.needs_input_grad[4:6])
+        places, wanted = any(ctx.needs_input_grad[4:6]), ctx.needs_input_grad[6:]
+        flags = [*wanted[:2], *in_turn(wanted[2:]), places]
         p_grad, phase_grad, *layers, at = _fourier_backward(
-            grad.to(p.dtype), p, coord, cell, *rest, kept, places, backend
+            grad.to(p.dtype), p, coord, cell, *rest, kept, flags, backend
         )
         coord_grad = cell_grad = None
         if places:
             size = feat.shape[2], feat.shape[3], True
             coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
-        grads = [p_grad.permute(0, 3, 1, 2), phase_grad.t(), *layers[0::2], *layers[1::2]]
-        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
+        feat_grad = p_grad.permute(0, 3, 1, 2) if wanted[0] else None
+        grads = [feat_grad, phase_grad.t(), *layers[0::2], *layers[1::2]]
+        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, wanted)
 
 
 def fourier_decode(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.call import result_dtype
-from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide, wide_in_turn
 
 
 def _fake(
@@ -24,9 +24,15 @@ def _fake(
 
 
 def _backward_fake(
-    grad: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], saved: Tensor, backend: str | None
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    wanted: Sequence[bool],
+    backend: str | None,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape), *(wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair)]
+    return only(wanted, [x.new_empty(x.shape), *wide_in_turn(weights, biases)])
 
 
 mlp = define(
@@ -34,9 +40,10 @@ mlp = define(
     "(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] saved, str? backend) -> (Tensor, Tensor)",
     _fake,
 )
+# Return the gradients of x and of the layers' weight, bias, weight, ...
 mlp_backward = define(
     "fused_mlp_backward",
-    "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved, str? backend) -> Tensor[]",
+    "(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor saved, bool[] wanted, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -58,10 +65,11 @@ class _Mlp(torch.autograd.Function):
         refuse_second_order()
         kept, *inputs = ctx.saved_tensors
         x, *params = [t.to(ctx.dtype) for t in inputs]
-        layers = len(params) // 2
-        x_grad, *rest = mlp_backward(grad.contiguous(), x, params[:layers], params[layers:], kept, ctx.backend)
+        layers, wanted = len(params) // 2, ctx.needs_input_grad[3:]
+        flags = [wanted[0], *in_turn(wanted[1:])]
+        x_grad, *rest = mlp_backward(grad.contiguous(), x, params[:layers], params[layers:], kept, flags, ctx.backend)
         grads = [x_grad, *rest[0::2], *rest[1::2]]
-        return None, None, None, *to_inputs(grads, inputs, ctx.needs_input_grad[3:])
+        return None, None, None, *to_inputs(grads, inputs, wanted)
 
 
 def fused_mlp(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liif_fast.call import Place, Switches, result_dtype
 from liif_fast.coord import place_gradients
-from liif_fast.ops import define, refuse_second_order, to_inputs, wide
+from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide_in_turn
 
 
 def _fake(
@@ -40,12 +40,11 @@ def _backward_fake(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     ensemble: bool,
-    places: bool,
+    wanted: Sequence[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    at = p.new_empty((*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5) if places else 0)
-    layers = [wide(t, *t.shape) for pair in zip(weights, biases, strict=True) for t in pair]
-    return [p.new_empty(p.shape), *layers, at]
+    at = p.new_empty(*coord.shape[:2], 4 if ensemble else 1, 3 if cell is None else 5)
+    return only(wanted, [p.new_empty(p.shape), *wide_in_turn(weights, biases), at])
 
 
 _modulated = define(
@@ -54,12 +53,12 @@ _modulated = define(
     " str? backend) -> Tensor",
     _fake,
 )
-# Return the gradients of p, of the layers' weights and biases in turn, and, with `places`, of rel, cell and weight at
-# each corner, [B, Q, K, 5] or, without a cell, [B, Q, K, 3].
+# Return the gradients of p, of the layers' weights and biases in turn, and of rel, cell and weight at each corner,
+# [B, Q, K, 5] or, without a cell, [B, Q, K, 3].
 _modulated_backward = define(
     "modulated_decode_backward",
     "(Tensor grad, Tensor p, Tensor coord, Tensor? cell, Tensor[] weights, Tensor[] biases, bool ensemble,"
-    " bool places, str? backend) -> Tensor[]",
+    " bool[] wanted, str? backend) -> Tensor[]",
     _backward_fake,
 )
 
@@ -97,14 +96,16 @@ class _Modulated(torch.autograd.Function):
         dtype, ensemble, backend = ctx.options
         coord, cell, *inputs = ctx.saved_tensors
         p, *layers = _parts(inputs[0], inputs[1:], dtype)
-        places = any(ctx.needs_input_grad[4:6])
-        p_grad, *sums, at = _modulated_backward(grad.to(p.dtype), p, coord, cell, *layers, ensemble, places, backend)
+        places, wanted = any(ctx.needs_input_grad[4:6]), ctx.needs_input_grad[6:]
+        flags = [wanted[0], *in_turn(wanted[1:]), places]
+        p_grad, *sums, at = _modulated_backward(grad.to(p.dtype), p, coord, cell, *layers, ensemble, flags, backend)
         coord_grad = cell_grad = None
         if places:
             size = p.shape[1], p.shape[2], ensemble
             coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
-        grads = [p_grad.permute(0, 3, 1, 2), *sums[0::2], *sums[1::2]]
-        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, ctx.needs_input_grad[6:])
+        feat_grad = p_grad.permute(0, 3, 1, 2) if wanted[0] else None
+        grads = [feat_grad, *sums[0::2], *sums[1::2]]
+        return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, wanted)
 
 
 def modulated_decode(

@@ -31,19 +31,22 @@ def samples():
             yield "decode", (p, coord, cell, weights, biases, ensemble, saved.shape)
             yield "render", (p, cells, weights, biases, ensemble, grid, (), saved.shape)
             grad = torch.randn(1, 3, 3)
-            yield "decode_backward", (grad, p, coord, cell, weights, biases, saved, ensemble, keep > 0)
-            yield "render_backward", (torch.randn(1, 3, 2, 3), p, cells, weights, biases, saved, ensemble, grid)
+            wanted = [True] * 6 if keep else [False] * 6
+            yield "decode_backward", (grad, p, coord, cell, weights, biases, saved, ensemble, [*wanted, True])
+            grad = torch.randn(1, 3, 2, 3)
+            yield "render_backward", (grad, p, cells, weights, biases, saved, ensemble, grid, [True] * 6)
         x = torch.randn(1, 3, corners, 18 + terms)
         yield "gather_corners", (feat, coord, cell, True, ensemble)
         yield "gather_corners_backward", (x, coord, 2, 3, 4, True, ensemble)
         x = x.flatten(0, 2)
         yield "fused_mlp", (x, weights, biases, (2, 2, 9))
-        yield "fused_mlp_backward", (torch.randn(len(x), 3), x, weights, biases, torch.randn(2, 2, 9))
+        wanted = [True, False] * 3 + [ensemble]
+        yield "fused_mlp_backward", (torch.randn(len(x), 3), x, weights, biases, torch.randn(2, 2, 9), wanted)
     p, coord, cell, phase = torch.randn(2, 3, 4, 12), torch.rand(2, 3, 2), torch.rand(2, 3, 2), torch.randn(3, 2)
     for rows in (0, 8):
         saved, given = torch.randn(2, rows, 9), (p, coord, cell, phase, *make_layers((6, 9, 8, 3)))
         yield "fourier_decode", (*given, (0, 0, 3, 4), saved.shape)
-        yield "fourier_decode_backward", (torch.randn(2, 3, 3), *given, saved, rows > 0)
+        yield "fourier_decode_backward", (torch.randn(2, 3, 3), *given, saved, [True] * 8 + [rows > 0])
 
     for depth, planned in ((0, False), (1, False), (1, True)):
         net = make_transformer(16, depth, 4)
@@ -52,7 +55,8 @@ def samples():
         places = list(attention.plan(coord, 3, 5, False)[:2]) if planned else [coord]
         rest = first.table, first.by_rel, layers, places, (1, 3, 5), False, 4
         yield "attend_corners", rest
-        yield "attend_corners_backward", (torch.randn(1, 7, 2), torch.randn(1, 7, 4), *rest)
+        wanted = [not planned] + [True] * (1 + len(layers))
+        yield "attend_corners_backward", (torch.randn(1, 7, 2), torch.randn(1, 7, 4), *rest, wanted)
 
 
 SAMPLES = list(samples())

@@ -139,6 +139,8 @@ def test_bilinear_residual(tiny_spec, dtype):
     torch.testing.assert_close(image(added, size), expected, rtol=0, atol=1e-5)
     model.gen_feat(inp)
     assert torch.equal(model.query_rgb(coord, cell), model(inp, coord, cell))
+    base = model.interpolate_grid(size, (3, 2, 9, 6), None, (6, 5))
+    assert torch.equal(base, image(model.interpolate(coord), size)[:, :, 3:12, 2:8])
 
 
 @pytest.mark.parametrize("imnet", ["mlp", "test-tanh", None])

@@ -106,7 +106,7 @@ def test_exported_program_keeps_no_activations() -> None:
 def bad_calls() -> list[Any]:
     feat, coord, cell, weights, biases = problem()
     p = torch.randn(1, 4, 4, 8)
-    out, saved = torch.zeros(1, 9, 3), torch.zeros(0, 6)
+    out, saved, wanted = torch.zeros(1, 9, 3), torch.zeros(0, 6), [True] * 7
     window, narrow = [4, 4, 0, 0, 8, 8, 0, 0, 8, 8], saved.new_zeros(36, 1)
     return [
         ("no layers", lambda: OPS.decode(p, coord, cell, [], [], True, [0, 6], None)),
@@ -122,11 +122,15 @@ def bad_calls() -> list[Any]:
         ("images of coord", lambda: OPS.decode(p, coord.repeat(2, 1, 1), None, weights, biases, True, [0, 6], None)),
         (
             "queries of grad",
-            lambda: OPS.decode_backward(out[:, :2], p, coord, cell, weights, biases, saved, True, False, None),
+            lambda: OPS.decode_backward(out[:, :2], p, coord, cell, weights, biases, saved, True, wanted, None),
         ),
         (
             "width of saved",
-            lambda: OPS.decode_backward(out, p, coord, cell, weights, biases, narrow, True, False, None),
+            lambda: OPS.decode_backward(out, p, coord, cell, weights, biases, narrow, True, wanted, None),
+        ),
+        (
+            "number of wanted gradients",
+            lambda: OPS.decode_backward(out, p, coord, cell, weights, biases, saved, True, wanted[1:], None),
         ),
         ("region", lambda: OPS.render(p, None, weights, biases, True, [*window[:8], 9, 8], [0, 6], None)),
         ("window of p", lambda: OPS.render(p[:, :2].contiguous(), None, weights, biases, True, window, [0, 6], None)),

@@ -192,7 +192,7 @@ def test_the_operator_refuses_what_would_be_read_wrongly():
         run(p, call.coord, call.cell, call.weights[:1], call.biases[:1], True, whole, None)
     with pytest.raises(RuntimeError, match="grad must have the output's shape"):
         torch.ops.liif_fast.modulated_decode_backward(
-            call.weigh[:, 1:], p, call.coord, call.cell, *layers, True, False, None
+            call.weigh[:, 1:], p, call.coord, call.cell, *layers, True, [True] * (2 + 2 * len(call.weights)), None
         )
 
 

@@ -45,12 +45,12 @@ def samples():
         yield "decode_direct", (feat, coord, cell, weights, biases, True, ensemble)
         grad, saved = torch.randn(2, 7, 3), torch.randn(rows, 8)
         for kept in (saved, saved[: rows // 2], saved[:0]):
-            for places in (True, False):
-                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, places, None)
+            for wanted in ([True] * 7, [False] * 6 + [True]):
+                yield "decode_backward", (grad, p, coord, cell, weights, biases, kept, ensemble, wanted, None)
         grad = torch.randn(2, 3, 4, 5)
         saved = torch.randn(2 * 20 * rows // 14, 8)
         for kept in (saved, saved[:0]):
-            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, None)
+            yield "render_backward", (grad, p, cells, weights, biases, kept, ensemble, grid, [True] * 6, None)
         yield "gather_corners", (feat, coord, cell, True, ensemble, None)
         grad = torch.randn(2, 7, rows // 14, 27 + terms)
         yield "gather_corners_backward", (grad, coord, 3, 5, 6, True, ensemble, None)
@@ -58,11 +58,12 @@ def samples():
     for keep in (0, 5, 11):
         yield "fused_mlp", (torch.randn(11, 4), weights, biases, (keep, 11), None)
     for keep in (0, 5, 11):
-        saved = torch.randn(keep, 11)
-        yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, None)
+        saved, wanted = torch.randn(keep, 11), [True, False] * 3 + [keep > 0]
+        yield "fused_mlp_backward", (torch.randn(11, 2), torch.randn(11, 4), weights, biases, saved, wanted, None)
     weights, biases = make_layers((4, 5))  # one layer has no hidden activations to save
     yield "fused_mlp", (torch.randn(11, 4), weights, biases, (4, 0), None)
-    yield "fused_mlp_backward", (torch.randn(11, 5), torch.randn(11, 4), weights, biases, torch.randn(0, 0), None)
+    rows = torch.randn(11, 5), torch.randn(11, 4)
+    yield "fused_mlp_backward", (*rows, weights, biases, torch.randn(0, 0), [True] * 3, None)
     feat, kernel = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3)
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))
@@ -94,7 +95,8 @@ def attend_samples(depth, heads):
     for queries, wrap in (([coord], False), ([coord], True), (list(attention.plan(coord[:1], 3, 5, True)[:2]), False)):
         rest = (table, by_rel, layers, queries, (2, 3, 5), wrap, heads, None)
         yield "attend_corners", rest
-        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest)
+        wanted = [not wrap] + [True] * (1 + len(layers))
+        yield "attend_corners_backward", (torch.randn(2, 7, 2), torch.randn(2, 7, 4), *rest[:-1], wanted, None)
 
 
 def fourier_samples(dtype):
@@ -105,7 +107,8 @@ def fourier_samples(dtype):
         saved = torch.randn(rows, 13).to(dtype)
         for place in ((0, 0, 5, 6), (0, 0, 11, 13)):
             yield "fourier_decode", (p, coord, cell, phase, *layers, place, saved.shape, None)
-        yield "fourier_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, phase, *layers, saved, rows > 0, None)
+        rest = p, coord, cell, phase, *layers, saved, [True] * 8 + [rows > 0]
+        yield "fourier_decode_backward", (torch.randn(2, 7, 3), *rest, None)
 
 
 def modulated_samples(dtype):
@@ -115,8 +118,8 @@ def modulated_samples(dtype):
         layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 5, 6), None)
         yield "modulated_decode", (p, coord, cell, *layers, ensemble, (0, 0, 11, 13), None)
-        for places in (True, False):
-            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, places, None)
+        for wanted in ([True] * 8, [False] * 7 + [True]):
+            yield "modulated_decode_backward", (torch.randn(2, 7, 3), p, coord, cell, *layers, ensemble, wanted, None)
 
 
 def low_samples():
@@ -134,14 +137,14 @@ def low_samples():
     yield "decode_direct", (feat, coord, cell, *layers, True, True)
     yield (
         "decode_backward",
-        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, False, None),
+        (torch.randn(2, 7, 3), p, coord, cell, *layers, torch.randn(28, 8).to(low), True, [True] * 7, None),
     )
     kept = torch.randn(0, 8).to(low)
-    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, None)
+    yield "render_backward", (torch.randn(2, 3, 4, 5), p, cell[:, 0], *layers, kept, True, grid, [True] * 6, None)
     layers = make_layers((5, 6, 3, 2), dtype=low)
     x = torch.randn(11, 5).to(low)
     yield "fused_mlp", (x, *layers, (5, 9), None)
-    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), None)
+    yield "fused_mlp_backward", (torch.randn(11, 2), x, *layers, torch.randn(5, 9).to(low), [True] * 7, None)
 
 
 SAMPLES = list(samples())

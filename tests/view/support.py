@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from liif_fast.cli.view import listen
 from liif_fast.images import write_strips
 from liif_fast.models import make
 from liif_fast.models.checkpoint import save_model
@@ -61,11 +62,9 @@ def make_server(root: Path, model: Path | None, **changes: Any) -> Server:
 @contextmanager
 def running(server: Server) -> Iterator[str]:
     """Serve on a port of this machine in a thread, and give the address."""
-    import socket
-
     import uvicorn
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     uv = uvicorn.Server(uvicorn.Config(server.app(), log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=uv.run, args=([listening],), daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import urllib.request
@@ -13,6 +14,7 @@ from PIL import Image
 
 from liif_fast import upscale
 from liif_fast.cli import main
+from liif_fast.cli.view import listen
 from liif_fast.models import make
 from liif_fast.models.checkpoint import save_model
 
@@ -44,6 +46,14 @@ def test_refusals(photo, capsys, monkeypatch):
     for command, path in (("view", photo), ("serve", photo.parent)):
         expected = f"{command} needs Starlette and Uvicorn: pip install 'liif-fast[view]'"
         assert expected in refusal(capsys, command, str(path))
+
+
+def test_connections_send_at_once():
+    """With Nagle's algorithm each JPEG tile came 40 ms late."""
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_view_serves_until_it_is_interrupted(photo, small_model):
