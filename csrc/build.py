@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools.errors import CompileError
@@ -64,10 +65,11 @@ def leave_out_amx(compiler: list[str]) -> dict[str, str]:
     flags = KERNEL_FLAGS.get("kernel_amx")
     if not flags:
         return {}
-    trial = [*compiler, *flags, "-x", "c++", "-c", "-o", os.devnull, "-"]
     code = '#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); __asm__("tilerelease"); }\n'
-    if subprocess.run(trial, input=code, capture_output=True, text=True).returncode == 0:
-        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        trial = [*compiler, *flags, "-x", "c++", "-c", "-o", f"{folder}/trial.o", "-"]
+        if subprocess.run(trial, input=code, capture_output=True, text=True).returncode == 0:
+            return {}
     del KERNEL_FLAGS["kernel_amx"]
     return {"amx": f"left out, {Path(compiler[0]).name} does not know it"}
 

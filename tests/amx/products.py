@@ -1,4 +1,4 @@
-"""Compare the AMX kernel's products with exact ones: python products.py PRODUCTS.so EMULATOR.so SEED COUNT PLANT.
+"""Compare the AMX kernel's products with exact ones: python products.py PRODUCTS.so EMULATOR.so SEED COUNT.
 
 It is a program of its own, because every operand lies between pages that may not be touched, and a fault of the kernel
 or of an instruction ends it. Small whole numbers are compared bit for bit. Of other numbers the error is compared with
@@ -168,12 +168,11 @@ def check(library: ctypes.CDLL, seed: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    products, emulator, seed, count, plant = sys.argv[1:]
+    products, emulator, seed, count = sys.argv[1:]
     library = ctypes.CDLL(products)
     executed = None
     if emulator:
         of = ctypes.CDLL(emulator)
-        of.plant(int(plant))
         executed = of.count
         executed.restype = ctypes.c_ulonglong
     with ThreadPoolExecutor(3) as pool:  # each thread has its own tiles

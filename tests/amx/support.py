@@ -1,4 +1,4 @@
-"""Compile the emulator of AMX and the products of its kernel."""
+"""Compile what executes the AMX kernel, as the library itself was compiled."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def compiler() -> list[str]:
-    """Return the C++ compiler's command; skip without one, and where the kernels cannot run or run without help."""
+    """Return the C++ compiler's command; skip without one, and where the kernels cannot run."""
     if not cpu.BFLOAT16:
         pytest.skip("this processor has no AVX512-BF16, which the AMX kernels need as well")
     command = shlex.split(sysconfig.get_config_var("CXX") or "c++")
@@ -42,14 +42,6 @@ def compiled(made: Path, *sources: Path | str) -> Path:
     common = ["-O3", "-std=c++17", "-ffp-contract=off", how, "-fPIC", f"-I{ROOT / 'csrc/cpu'}", "-o", made]
     subprocess.run([*compiler(), *common, *sources], check=True)
     return made
-
-
-@cache
-def emulator(folder: Path) -> Path:
-    """Compile the emulator, unless this processor executes the instructions itself."""
-    if has_amx():
-        pytest.skip("this processor has AMX")
-    return compiled(folder / "emulator.so", HERE / "emulator.cpp", "-mavx2", "-mfma")
 
 
 def has_amx() -> bool:

@@ -8,6 +8,8 @@ import pytest
 from .. import warm
 from . import support
 
+pytestmark = pytest.mark.xdist_group("amx")
+
 # Their tests of bfloat16 hold for every kernel: errors against float64, whole numbers, bits, NaN, random sizes.
 TESTS = ("autocast", "random", "fourier", "modulated")
 CHOSEN = "random_bfloat16 or whole_numbers or finite or in_any_window or autocast and cpu and not test_autocast.py"
@@ -41,17 +43,14 @@ torch.ops.liif_fast.cpu_use_amx(True)
 """
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """Return run(code, *arguments), which executes Python with AMX and returns what it says."""
-    support.amx_flags()
-    native = support.has_amx()
-    library = "" if native else support.emulator(tmp_path_factory.mktemp("amx"))
-    load = f"import ctypes\nemulator = ctypes.CDLL({str(library)!r}) if {bool(library)} else None\n"
+@pytest.fixture
+def emulated(emulator):
+    """Return run(code), which executes Python with AMX."""
+    load = f"import ctypes\nemulator = {f'ctypes.CDLL({str(emulator)!r})' if emulator else None}\n"
     many = "\nassert emulator is None or emulator.count() > 10_000\n"
 
     def run(code):
-        chosen = {"LIIF_FAST_CPU_ISA": "amx" if native else "amx-emulated", "LIIF_FAST_TEST_BACKENDS": "cpu"}
+        chosen = {"LIIF_FAST_CPU_ISA": "amx-emulated" if emulator else "amx", "LIIF_FAST_TEST_BACKENDS": "cpu"}
         return warm.run("-c", load + code + many, env={**os.environ, **chosen}, cwd=support.ROOT)
 
     return run
