@@ -78,9 +78,10 @@ class Verdict(NamedTuple):
         """Return one line with the numbers of kinds that passed and that `auto` takes."""
         units = [of for found in self.results.values() for of in found.values()]
         passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
-        amx = self.results.get(AMX)
-        state = "" if amx is None else f"; AMX, taken for all or none, is {'off' if against(amx) else 'on'}"
-        return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}{state}"
+        if amx := self.results.get(AMX):  # for all or none
+            state = "on" if all(of.get("taken") for of in amx.values()) else "off"
+            return f"{passed} of {len(units)} kinds of call passed, {taken} were faster: AMX is {state}"
+        return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
 
 
 def unit(op: str, precision: str, training: bool) -> str:
@@ -262,19 +263,14 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
     return {} if found is None else found.results.get(backend, {}).get(unit(op, precision(dtype), training), {})
 
 
-def against(units: dict[str, dict[str, Any]]) -> str:
-    """Return the first of a backend's results that does not say that it is right and faster, "" if all say so."""
-    return next((f"{name}: {says(of)}" for name, of in units.items() if not of.get("taken")), "")
-
-
 def of_all(kind: str, index: int | None, backend: str) -> tuple[bool, str]:
     """Say whether every kind of call passed on a backend and was faster, and the date or what is against it."""
     found = read(kind, index)
     units = {} if found is None else found.results.get(backend, {})
     if found is None or not units:
         return False, f"until `liif-fast qualify --device {kind}` has passed it here"
-    why = against(units)
-    return not why, why or f"qualified {found.made}"
+    against = [f"{name}: {says(of)}" for name, of in units.items() if not of.get("taken")]
+    return (False, against[0]) if against else (True, f"qualified {found.made}")
 
 
 def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from liif_fast.backends import cpu, verdict
 
@@ -19,13 +20,8 @@ from liif_fast.backends import cpu
 from liif_fast.cli import main
 from liif_fast.qualification import runner
 runner.ROUNDS = 1
-modes = (False, True)[: int(sys.argv[3])]
+modes = (False, True)[: int(sys.argv[2])]
 runner.product = lambda *_: [("amx", op, "bfloat16", mode) for op in sys.argv[1].split() for mode in modes]
-begin = runner.Exam.__init__
-def hurry(self, *args):
-    begin(self, *args)
-    self.patience = float(sys.argv[2])
-runner.Exam.__init__ = hurry
 sys.exit(main(["qualify"]))
 """
 
@@ -82,21 +78,21 @@ def emulated(emulator, tmp_path):
 
 
 def test_right_kernels_pass_and_slow_ones_stay_off(emulated, tmp_path):
-    done = emulated(QUALIFY, "fused_mlp decode", 100, 2)
+    done = emulated(QUALIFY, "fused_mlp", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "v.json").read_text())["results"]
-    assert set(results) == {"amx"} and len(results["amx"]) == 4
+    assert set(results) == {"amx"} and len(results["amx"]) == 2
     for of in results["amx"].values():
         assert of["correct"] and of["than"] == "avx512bf16" and not of["taken"]  # emulation is slow
-    assert "4 of 4 kinds of call passed, auto takes 0; AMX, taken for all or none, is off" in done.stdout
+    assert "2 of 2 kinds of call passed, 0 were faster: AMX is off" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("fault", "patience", "why"),
-    [(3, 100, "the process ends by SIGILL"), (5, 100, "output: error"), (6, 1, "no answer in 1 s")],
+    ("fault", "why"),
+    [(3, "the process ends by SIGILL"), (5, "output: error")],  # tests/qualification lets kernels hang
 )
-def test_wrong_kernels_are_found(emulated, tmp_path, fault, patience, why):
-    done = emulated(QUALIFY, "fused_mlp", patience, 1, AMX_EMULATOR_FAULT=str(fault))
+def test_wrong_kernels_are_found(emulated, tmp_path, fault, why):
+    done = emulated(QUALIFY, "fused_mlp", 1, AMX_EMULATOR_FAULT=str(fault))
     assert done.returncode == 1, done.stdout + done.stderr
     (of,) = json.loads((tmp_path / "v.json").read_text())["results"]["amx"].values()
     assert not of["correct"] and why in of["why"]
@@ -113,3 +109,5 @@ def test_a_processor_without_it_says_so(capsys):
 
     assert dict(info.describe())["amx"].startswith(f"none: {cpu.AMX_MISSING}")
     assert cpu.AMX.startswith("none: ")
+    if cpu.ISA:
+        assert torch.ops.liif_fast.cpu_use_amx(True) == cpu.AMX_MISSING
