@@ -17,6 +17,26 @@ if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.fi
     if before is None:
         del os.environ["TRITON_INTERPRET"]
 
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    # The interpreter replaces what is in Triton's modules when a kernel starts, and again at each call of a function in
+    # it. Only the first time has an effect, and the others take a third of the tests' time.
+    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(function):
+        names = function.__globals__.values()
+        seen = tuple(any(each is module for each in names) for module in (tl, tl.core))
+        if seen not in patched:
+            patched.add(seen)
+            return patch(function)
+
+    def launch_anew(*args, **options):
+        patched.clear()
+        return launch(*args, **options)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
+
 # A run in the background or under nohup ignores these signals, and processes that tests start would, too.
 for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
     if each is not None and signal.getsignal(each) is signal.SIG_IGN:

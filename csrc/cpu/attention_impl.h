@@ -82,7 +82,10 @@ void transpose(T* to, int64_t to_row, const T* const* from, int64_t columns, int
             if constexpr (Vec<T>::transposes) {
                 for (; c1 - c0 == side && r + 4 <= r1; r += 4) {
                     for (int64_t c = c0; c < c1; c += Vec<T>::lanes) {
-                        Vec<T>::transpose4(to + r * to_row + c, to_row, from + c, r);
+                        typename Vec<T>::type x[4];
+                        Vec<T>::turn4(x, [=](int64_t i) { return from[c + i] + r; });
+                        LIIF_UNROLL
+                        for (int i = 0; i < 4; ++i) Vec<T>::store(to + (r + i) * to_row + c, x[i]);
                     }
                 }
             }

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
     Tensor out = make<Sum<T>>(p, {coord.size(0), coord.size(1), outs});
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
-        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(count * corners), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
     Tensor saved = make_saved<T>(p, shape[0], shape[1]);
@@ -64,7 +64,7 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
     Tensor out = make<Sum<T>>(feat, {coord.size(0), coord.size(1), outs});
     Tensor packed;
     const auto net = build_packed(feat, packed, [&](Arena& arena, bool dry) {
-        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(count * corners), arena, dry);
     });
     Tensor projection_memory;
     const auto projection = build_packed(feat, projection_memory, [&](Arena& arena, bool dry) {
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
     Tensor out = make<Sum<T>>(p, {p.size(0), outs, grid.height, grid.width});
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
-        return DecoderNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+        return DecoderNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(count * corners), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
     Tensor saved = make_saved<T>(p, shape[0], shape[1]);

@@ -13,7 +13,7 @@ namespace liif {
 template <typename Tag, typename T, typename Layout, typename Fill, typename Through, typename Emit>
 void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, T* saved, const Layout& layout,
              const Fill& fill, const Through& through, const Emit& emit) {
-    const int64_t tile = kTileRows / corners, hidden = net.hidden(), stride = net.stride();
+    const int64_t tile = tile_rows(queries * corners) / corners, hidden = net.hidden(), stride = net.stride();
     const int64_t levels = net.levels();
     const int64_t buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t saved_width = net.saved_width();

@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& p, const Tensor& coord, const Tenso
     Tensor out = make<Sum<T>>(p, {coord.size(0), coord.size(1), outs});
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
-        return FourierNet<T>(phase, weights, biases, pack_forward, arena, dry);
+        return FourierNet<T>(phase, weights, biases, forward_packs<T>(4 * count), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
     Tensor saved = make_saved<T>(p, shape[0], shape[1]);

@@ -37,7 +37,8 @@ constexpr int kDepth = sizeof(T) == 2 ? 2 : 1;
 // * D + j]), D = kDepth<T>, panels of B b_panel apart. Packed weights have b_step = nr * D and b_panel = steps *
 // b_step; a row-major matrix (of T with D = 1) has b_step = its stride and b_panel = nr. Whole panels are read and
 // written, so rows of B and C are padded to a multiple of nr columns, in C with what the padding of B and the biases
-// gives, or zeros. Rows are not padded.
+// gives, or zeros. Rows are not padded. If b_column is not 0, B lies as its caller has it: column n from b + n *
+// b_column, in the order of k; there are whole panels of columns, and a_step is D.
 template <typename T, typename C>
 struct Gemm {
     int64_t rows, columns, steps;
@@ -51,6 +52,7 @@ struct Gemm {
     const Sum<T>* bias;  // [columns], for Init::bias
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
+    int64_t b_column = 0;
 };
 
 // The loops of a tile of attend_corners, which is kernel<T>().nr queries. Rows are channels, `stride` apart; columns
@@ -89,6 +91,8 @@ template <typename T>
 struct Kernel {
     const char* name;
     int mr, nr;  // rows and columns of the register tile
+    // Up to so many rows gemm is faster with B as the caller has it (Gemm::b_column) than B is packed; 0: it cannot
+    int turned_rows;
     void (*gemm)(const Gemm<T, T>&);
     void (*gemm_sum)(const Gemm<T, Sum<T>>&);
     // h[n] = p[n] + sum_j a[j] * u[j * u_row + n], then ReLU if asked; n < width
@@ -104,7 +108,7 @@ struct Kernel {
     // Of a latent l, 2 K amplitudes and 2 K parts of frequencies, the waves x [2 K]: with
     // a_k = l[2K + 2k] rel[0] + l[2K + 2k + 1] rel[1] + phase[k] they are l[k] cos(pi a_k) and l[K + k] sin(pi a_k)
     void (*waves)(T* x, const T* l, const T* phase, const T* rel, int64_t half);
-    // From the gradient g of x those of l [4 K] and of phase [K]
+    // Goes from g, the gradient of x, to the gradients of l, in `to` [4 K], and of phase, in `to_phase` [K]
     void (*waves_back)(T* to, T* to_phase, const T* g, const T* l, const T* phase, const T* rel, int64_t half);
     // h = relu(x * (1 + scale) + shift), rows `row` apart, of which latent[r] holds scale and shift at [scale + n] and
     // [shift + n], n < width; h may be x

@@ -113,9 +113,15 @@ void block(const Gemm<Bf16, C>& g, int64_t row, int64_t panel, Copies& copies) {
         }
         const Bf16* b = g.b + panel * g.b_panel + s * g.b_step;
         int64_t b_row = g.b_step;
-        if (steps < kSide) {
+        if (steps < kSide || g.b_column != 0) {
             for (int n = 0; n < N; ++n) {
-                copy(copies.b + n * kBlock, 2 * kBlock, b + n * kBlock, g.b_step, steps, kSide, false);
+                Bf16* to = copies.b + n * kBlock;
+                if (g.b_column != 0) {
+                    const Bf16* from = g.b + (panel * kBlock + n * kSide) * g.b_column + s * kDepth<Bf16>;
+                    copy(to, 2 * kBlock, from, g.b_column, kSide, steps, true);
+                } else {
+                    copy(to, 2 * kBlock, b + n * kBlock, g.b_step, steps, kSide, false);
+                }
             }
             b = copies.b;
             b_row = 2 * kBlock;

@@ -33,22 +33,23 @@ struct Vec<float> {
     static type pass_where(type x, type mask) {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
     }
-    // to[i * to_row + c] = from[c][i], i < 4, c < lanes: halves of vectors are those of every fourth row
+    // Halves of vectors are those of every fourth column.
     static constexpr bool transposes = true;
-    static void transpose4(float* to, int64_t to_row, const float* const* from, int64_t at) {
+    static constexpr int turned_rows = 6;
+    template <typename From>
+    static void turn4(type (&to)[4], const From& from) {
         __m256 x[4];
         LIIF_UNROLL
         for (int i = 0; i < 4; ++i) {
-            x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from[i] + at)),
-                                        _mm_loadu_ps(from[4 + i] + at), 1);
+            x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from(i))), _mm_loadu_ps(from(4 + i)), 1);
         }
         LIIF_UNROLL
         for (int i = 0; i < 4; i += 2) {
             const __m256 one = i == 0 ? _mm256_unpacklo_ps(x[0], x[1]) : _mm256_unpackhi_ps(x[0], x[1]);
             const __m256 two = i == 0 ? _mm256_unpacklo_ps(x[2], x[3]) : _mm256_unpackhi_ps(x[2], x[3]);
             const __m256d a = _mm256_castps_pd(one), b = _mm256_castps_pd(two);
-            store(to + i * to_row, _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)));
-            store(to + (i + 1) * to_row, _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+            to[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            to[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
         }
     }
 };
@@ -58,6 +59,7 @@ struct Vec<double> {
     using type = __m256d;
     static constexpr int lanes = 4, rows = 6;
     static constexpr bool transposes = false;
+    static constexpr int turned_rows = 0;
     static constexpr const char* name = "avx2";
     static type load(const double* p) { return _mm256_loadu_pd(p); }
     static void store(double* p, type x) { _mm256_storeu_pd(p, x); }

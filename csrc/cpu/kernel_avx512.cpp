@@ -34,16 +34,18 @@ struct Vec<float> {
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
     }
-    // to[i * to_row + c] = from[c][i], i < 4, c < lanes: quarters of vectors are those of every fourth row
+    // Quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
-    static void transpose4(float* to, int64_t to_row, const float* const* from, int64_t at) {
+    static constexpr int turned_rows = 60;
+    template <typename From>
+    static void turn4(type (&to)[4], const From& from) {
         __m512 x[4];
         LIIF_UNROLL
         for (int i = 0; i < 4; ++i) {
-            x[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[i] + at));
-            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[4 + i] + at), 1);
-            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[8 + i] + at), 2);
-            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from[12 + i] + at), 3);
+            x[i] = _mm512_castps128_ps512(_mm_loadu_ps(from(i)));
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from(4 + i)), 1);
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from(8 + i)), 2);
+            x[i] = _mm512_maskz_insertf32x4(0xffff, x[i], _mm_loadu_ps(from(12 + i)), 3);
         }
         LIIF_UNROLL
         for (int i = 0; i < 4; i += 2) {
@@ -52,8 +54,8 @@ struct Vec<float> {
             const __m512 two =
                 i == 0 ? _mm512_maskz_unpacklo_ps(0xffff, x[2], x[3]) : _mm512_maskz_unpackhi_ps(0xffff, x[2], x[3]);
             const __m512d a = _mm512_castps_pd(one), b = _mm512_castps_pd(two);
-            store(to + i * to_row, _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)));
-            store(to + (i + 1) * to_row, _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b)));
+            to[i] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b));
+            to[i + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b));
         }
     }
 };
@@ -63,6 +65,7 @@ struct Vec<double> {
     using type = __m512d;
     static constexpr int lanes = 8, rows = 12;
     static constexpr bool transposes = false;
+    static constexpr int turned_rows = 0;
     static constexpr const char* name = "avx512";
     static type load(const double* p) { return _mm512_loadu_pd(p); }
     static void store(double* p, type x) { _mm512_storeu_pd(p, x); }

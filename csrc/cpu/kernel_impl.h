@@ -1,8 +1,9 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
 // includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
-// inverse_root, pass_where, transpose4 if it `transposes`, and factor with columns (of B), row (of A) and fma.
-// The namespace is anonymous so that the linker never merges the same template compiled for other instruction sets.
-// For the same reason this file uses nothing from the standard library.
+// inverse_root, pass_where, and factor with columns (of B), row (of A) and fma; if it `transposes`, also turn4(to,
+// from), which writes to to[i] what from(c) + i points at, i < 4, c < lanes. The namespace is anonymous so that the
+// linker never merges the same template compiled for other instruction sets. For the same reason this file uses nothing
+// from the standard library.
 #pragma once
 
 #include "kernel.h"
@@ -24,21 +25,21 @@ LIIF_INLINE void finish(const Gemm<T, C>& g, C* c, typename Vec<T>::type y) {
 }
 
 // One register tile: R rows x N vectors of columns, with zeros for the rest of the panel. R and N are constants, so the
-// accumulators stay in registers.
-template <typename T, typename C, int R, int N>
-void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
+// accumulators stay in registers. If Turned, B is not packed, and one vector of its columns is turned in registers.
+template <typename T, typename C, int R, int N, bool Turned>
+void tile(const Gemm<T, C>& g, int64_t row, int64_t column) {
     using V = Vec<T>;
     constexpr int L = V::lanes;
     constexpr int NR = kVectors * L;
     typename V::type acc[R][N];
-    C* c = g.c + row * g.c_row + panel * NR;
-    const T* b = g.b + panel * g.b_panel;
+    C* c = g.c + row * g.c_row + column;
+    const T* b = g.b + (Turned ? column * g.b_column : column / NR * g.b_panel);
 
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
         for (int v = 0; v < N; ++v) {
-            acc[r][v] = g.init == Init::bias ? V::load(g.bias + panel * NR + v * L) : V::broadcast(0);
+            acc[r][v] = g.init == Init::bias ? V::load(g.bias + column + v * L) : V::broadcast(0);
         }
     }
 
@@ -59,17 +60,45 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
             for (int v = 0; v < kVectors; ++v) LIIF_PREFETCH(c + r * g.c_row + v * L);
         }
     }
-    for (int64_t s = 0; s < g.steps; ++s) {
+    int64_t s = 0;
+    if constexpr (Turned) {
+        static_assert(N == 1);
+        constexpr int D = kDepth<T>;
+        const int64_t b_column = g.b_column;
+        for (; s + 4 <= g.steps; s += 4) {
+            typename V::factor w[4];
+            V::turn4(w, [=](int64_t c) { return b + c * b_column; });
+            LIIF_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                LIIF_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    acc[r][0] = V::fma(V::row(a[r / 3] + (r % 3) * a_row + i * D), w[i], acc[r][0]);
+                }
+            }
+            b += 4 * D;
+            LIIF_UNROLL
+            for (int i = 0; i < groups; ++i) a[i] += 4 * D;
+        }
+    }
+    for (; s < g.steps; ++s) {
         typename V::factor w[N];
-        LIIF_UNROLL
-        for (int v = 0; v < N; ++v) w[v] = V::columns(b + v * L * kDepth<T>);
+        if constexpr (Turned) {
+            T values[L * kDepth<T>];
+            for (int c = 0; c < L; ++c) {
+                for (int j = 0; j < kDepth<T>; ++j) values[c * kDepth<T> + j] = b[c * g.b_column + j];
+            }
+            w[0] = V::columns(values);
+        } else {
+            LIIF_UNROLL
+            for (int v = 0; v < N; ++v) w[v] = V::columns(b + v * L * kDepth<T>);
+        }
         LIIF_UNROLL
         for (int r = 0; r < R; ++r) {
             const typename V::factor x = V::row(a[r / 3] + (r % 3) * a_row);
             LIIF_UNROLL
             for (int v = 0; v < N; ++v) acc[r][v] = V::fma(x, w[v], acc[r][v]);
         }
-        b += b_step;
+        b += Turned ? kDepth<T> : b_step;
         LIIF_UNROLL
         for (int i = 0; i < groups; ++i) a[i] += a_step;
     }
@@ -79,38 +108,44 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t panel) {
         LIIF_UNROLL
         for (int v = 0; v < N; ++v) finish(g, c + r * g.c_row + v * L, acc[r][v]);
         LIIF_UNROLL
-        for (int v = N; v < kVectors; ++v) V::store(c + r * g.c_row + v * L, V::broadcast(0));
+        for (int v = N; v < (Turned ? N : kVectors); ++v) V::store(c + r * g.c_row + v * L, V::broadcast(0));
     }
 }
 
 // The last rows of a block, fewer than a whole register tile.
-template <typename T, typename C, int R, int N>
-void tail(const Gemm<T, C>& g, int64_t row, int64_t panel, int64_t rows) {
+template <typename T, typename C, int R, int N, bool Turned>
+void tail(const Gemm<T, C>& g, int64_t row, int64_t column, int64_t rows) {
     if constexpr (R > 0) {
         if (rows == R) {
-            tile<T, C, R, N>(g, row, panel);
+            tile<T, C, R, N, Turned>(g, row, column);
         } else {
-            tail<T, C, R - 1, N>(g, row, panel, rows);
+            tail<T, C, R - 1, N, Turned>(g, row, column, rows);
         }
     }
 }
 
-template <typename T, typename C, int N>
-void multiply_panel(const Gemm<T, C>& g, int64_t panel) {
+template <typename T, typename C, int N, bool Turned = false>
+void multiply_columns(const Gemm<T, C>& g, int64_t column) {
     constexpr int MR = Vec<T>::rows;
     const int64_t whole = g.rows - g.rows % MR;
-    for (int64_t row = 0; row < whole; row += MR) tile<T, C, MR, N>(g, row, panel);
-    tail<T, C, MR - 1, N>(g, whole, panel, g.rows - whole);
+    for (int64_t row = 0; row < whole; row += MR) tile<T, C, MR, N, Turned>(g, row, column);
+    tail<T, C, MR - 1, N, Turned>(g, whole, column, g.rows - whole);
 }
 
 template <typename T, typename C>
 void gemm(const Gemm<T, C>& g) {
-    constexpr int NR = kVectors * Vec<T>::lanes;
-    for (int64_t panel = 0; panel * NR < g.columns; ++panel) {  // a panel of B stays in the first-level cache
-        if (g.columns - panel * NR <= Vec<T>::lanes) {
-            multiply_panel<T, C, 1>(g, panel);
+    constexpr int L = Vec<T>::lanes, NR = kVectors * L;
+    if constexpr (Vec<T>::transposes) {
+        if (g.b_column != 0) {
+            for (int64_t column = 0; column < g.columns; column += L) multiply_columns<T, C, 1, true>(g, column);
+            return;
+        }
+    }
+    for (int64_t column = 0; column < g.columns; column += NR) {  // a panel of B stays in the first-level cache
+        if (g.columns - column <= L) {
+            multiply_columns<T, C, 1>(g, column);
         } else {
-            multiply_panel<T, C, kVectors>(g, panel);
+            multiply_columns<T, C, kVectors>(g, column);
         }
     }
 }
@@ -203,6 +238,7 @@ template <typename T>
 const Kernel<T> table = {Vec<T>::name,
                          Vec<T>::rows,
                          kVectors * Vec<T>::lanes,
+                         Vec<T>::turned_rows,
                          gemm<T, T>,
                          gemm<T, T>,
                          affine<T>,

@@ -12,6 +12,7 @@ template <typename T>
 struct Vec {
     static constexpr int lanes = 16 / sizeof(T);
     static constexpr bool transposes = false;
+    static constexpr int turned_rows = 0;
 #if defined(__aarch64__)
     static constexpr int rows = 8;
 #else

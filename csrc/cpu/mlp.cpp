@@ -46,10 +46,12 @@ void copy_rows(T* to, int64_t stride, const T* x, int64_t x_stride, int64_t widt
 template <typename T>
 std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Tensors& biases, const Ints& shape) {
     Tensor packed;
-    const auto net = build_packed(
-        x, packed, [&](Arena& arena, bool dry) { return Mlp<T>(weights, biases, pack_forward, arena, dry); });
+    const auto net = build_packed(x, packed, [&](Arena& arena, bool dry) {
+        return Mlp<T>(weights, biases, forward_packs<T>(x.size(0)), arena, dry);
+    });
     const Network<T>& rest = net.rest;
-    const int64_t total = x.size(0), outs = rest.out(), hidden = rest.hidden(), stride = rest.stride();
+    const int64_t total = x.size(0), tile = tile_rows(total), outs = rest.out(), hidden = rest.hidden(),
+                  stride = rest.stride();
     const int64_t keep = hidden > 0 ? shape[0] : 0;
     const int64_t levels = rest.levels(), buffers = keep > 0 ? levels : std::min<int64_t>(levels, 2);
     const int64_t ins = net.first.in, padded_in = round_up(ins, kDepth<T>);
@@ -60,8 +62,8 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
     const int64_t x_stride = x.stride(0);
     Sum<T>* to = mutable_data<Sum<T>>(out);
     T* to_saved = mutable_data<T>(saved);
-    for_each_task(ceil_div(total, kTileRows), [&](int64_t task) {
-        const int64_t first = task * kTileRows, rows = std::min(kTileRows, total - first);
+    for_each_task(ceil_div(total, tile), [&](int64_t task) {
+        const int64_t first = task * tile, rows = std::min(tile, total - first);
         const auto b = in_scratch<TileTag>([&](Arena& arena) {
             struct {
                 std::vector<T*> h;

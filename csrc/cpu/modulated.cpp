@@ -22,7 +22,7 @@ Tensor run(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& ce
     Tensor out = make<Sum<T>>(p, {coord.size(0), coord.size(1), outs});
     Tensor packed;
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
-        return ModulatedNet<T>(weights, biases, cell ? 4 : 2, pack_forward, arena, dry);
+        return ModulatedNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(4 * count), arena, dry);
     });
     struct Extra {
         const Sum<T>** latent;

@@ -12,26 +12,48 @@ namespace liif {
 constexpr int64_t kTileRows =
     96;  // a multiple of every kernel's rows; two tiles of 256 floats fit a second-level cache
 
-// A matrix packed for Gemm::b: panels of nr columns, each [steps][nr][kDepth], padded with zeros.
-// Element (k, n) of the matrix is source[n * step_n + k * step_k].
+// A matrix for Gemm::b: panels of nr columns, each [steps][nr][kDepth], padded with zeros; or, if `column` is not 0, as
+// the caller has it, with columns so far apart.
 template <typename T>
 struct Packed {
     const T* data;
-    int64_t steps, columns;
+    int64_t steps, columns, column = 0;
 
     int64_t step() const { return kernel<T>().nr * kDepth<T>; }
     int64_t panel() const { return steps * step(); }
 };
 
-// A panel of nr columns and `depth` rows whose column n is at from + n * step: to[k * nr + n] = from[n * step + k].
+// Whether turn_panel takes columns `step` apart: it moves pairs of bfloat16 as wholes.
 template <typename T>
-void turn_panel(const T* from, int64_t step, int64_t depth, T* to) {
-    const int64_t nr = kernel<T>().nr;
-    std::vector<const T*> columns;
-    for (int64_t n = 0; n < nr; ++n) columns.push_back(from + n * step);
-    kernel<T>().attention->transpose(to, nr, columns.data(), nr, depth);
+bool turns(const T* from, int64_t step, int64_t depth) {
+    constexpr int64_t pair = kDepth<T>;
+    return step % pair == 0 && depth % pair == 0 && reinterpret_cast<uintptr_t>(from) % (pair * sizeof(T)) == 0;
 }
 
+// A panel of nr columns and `depth` rows whose column n is at from + n * step: to[k * nr + n] = from[n * step + k], or
+// as much for pairs of k.
+template <typename T>
+void turn_panel(const T* from, int64_t step, int64_t depth, T* to) {
+    using Word = std::conditional_t<kDepth<T> == 1, T, float>;
+    const int64_t nr = kernel<T>().nr;
+    std::vector<const Word*> columns;
+    for (int64_t n = 0; n < nr; ++n) columns.push_back(reinterpret_cast<const Word*>(from + n * step));
+    kernel<Word>().attention->transpose(reinterpret_cast<Word*>(to), nr, columns.data(), nr, depth / kDepth<T>);
+}
+
+// The same for a panel whose row k is at from + k * step.
+template <typename T>
+void copy_panel(const T* from, int64_t step, int64_t depth, T* to) {
+    const int64_t nr = kernel<T>().nr;
+    if constexpr (kDepth<T> > 1) {
+        kernel<T>().pair_rows(to, from, step, depth, nr);
+    } else {
+        for (int64_t k = 0; k < depth; ++k)
+            std::memcpy(to + k * nr, from + k * step, static_cast<size_t>(nr) * sizeof(T));
+    }
+}
+
+// Element (k, n) of the matrix is source[n * step_n + k * step_k].
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
                bool dry) {
@@ -44,8 +66,10 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
             T* to = out + panel * padded_depth * nr;
             const Source* from = source + panel * nr * step_n;
             const int64_t count = std::min(nr, columns - panel * nr);
-            if constexpr (std::is_same_v<T, Source> && pair == 1) {
-                if (step_k == 1 && count == nr) return turn_panel(from, step_n, depth, to);
+            if constexpr (std::is_same_v<T, Source>) {
+                if (step_k == 1 && count == nr && turns(from, step_n, depth))
+                    return turn_panel(from, step_n, depth, to);
+                if (step_n == 1 && count == nr) return copy_panel(from, step_k, depth, to);
             }
             for (int64_t k = 0; k < padded_depth; ++k) {
                 T* row = to + k / pair * nr * pair + k % pair;
@@ -55,7 +79,7 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
             }
         });
     }
-    return {out, padded_depth / pair, columns};
+    return {out, padded_depth / pair, columns, 0};
 }
 
 // One linear layer of nn.Linear: weight [out, in] with any strides, bias [out].
@@ -77,7 +101,21 @@ const Sum<T>* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena& 
     return to;
 }
 
-enum Packs { pack_forward = 1, pack_backward = 2 };
+enum Packs { pack_forward = 1, pack_backward = 2, few_rows = 4 };
+
+// What to pack for the forward pass of so many rows: for few, no weights that the kernel can read as they are.
+template <typename T>
+int forward_packs(int64_t rows) {
+    const int64_t workers = torch::stable::get_num_threads();
+    return ceil_div(rows, workers) <= kernel<T>().turned_rows ? pack_forward | few_rows : pack_forward;
+}
+
+// Rows of a tile of a call: kTileRows, or fewer if every thread gets as many tiles then.
+inline int64_t tile_rows(int64_t rows) {
+    constexpr int64_t step = 12;  // divides kTileRows, and holds whole register tiles and queries
+    const int64_t tiles = round_up(std::max<int64_t>(1, ceil_div(rows, kTileRows)), torch::stable::get_num_threads());
+    return std::min(kTileRows, round_up(ceil_div(std::max<int64_t>(1, rows), tiles), step));
+}
 
 template <typename T>
 Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& arena, bool dry) {
@@ -87,7 +125,11 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& 
     layer.out_padded = round_up(layer.out, kernel<T>().nr);
     const T* w = data<T>(weight);
     const int64_t row = weight.stride(0), column = weight.stride(1);
-    if (packs & pack_forward) layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry);
+    if (packs & few_rows && column == 1 && row > 0 && layer.out % kernel<T>().nr == 0 && layer.in % kDepth<T> == 0) {
+        layer.forward = {w, layer.in / kDepth<T>, layer.out, row};
+    } else if (packs & pack_forward) {
+        layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry);
+    }
     if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry);
     layer.bias = pack_bias<T>(bias, layer.out, layer.out_padded, arena, dry);
     return layer;
@@ -108,7 +150,7 @@ template <typename T, typename C>
 void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c, int64_t c_row, Init init,
               const Sum<T>* bias, Epilogue epilogue, const T* mask) {
     const Gemm<T, C> product{rows,     w.columns, w.steps, a,    a_row, kDepth<T>, w.data, w.panel(),
-                             w.step(), c,         c_row,   init, bias,  epilogue,  mask};
+                             w.step(), c,         c_row,   init, bias,  epilogue,  mask,   w.column};
     if constexpr (std::is_same_v<T, C>) {
         kernel<T>().gemm(product);
     } else {
@@ -136,7 +178,7 @@ class Network {
         int64_t widest = first_out_;
         for (size_t i = begin; i < weights.size(); ++i) {
             const bool last = i + 1 == weights.size();
-            layers_.push_back(pack_layer<T>(weights[i], biases[i], last ? packs & ~pack_forward : packs, arena, dry));
+            layers_.push_back(pack_layer<T>(weights[i], biases[i], last ? packs & pack_backward : packs, arena, dry));
             widest = std::max(widest, layers_.back().out);
             if (last && (packs & pack_forward)) {
                 const Tensor& w = weights[i];

@@ -94,16 +94,25 @@ struct Projection {
         const int64_t taps = unfold ? 9 : 1;
         for_each_task(out_padded / nr, [=](int64_t panel) {
             T* panel_to = to + panel * deep * nr;
-            if constexpr (pair == 1) {
-                if (column == 1 && (panel + 1) * nr <= rows) {
-                    T* turned = scratch<T, Projection>(deep * nr);
-                    turn_panel(from + panel * nr * row, row, deep, turned);
-                    for (int64_t k = 0; k < deep; ++k) {
-                        std::memcpy(panel_to + (k % taps * channels + k / taps) * nr, turned + k * nr,
-                                    static_cast<size_t>(nr) * sizeof(T));
+            const T* panel_from = from + panel * nr * row;
+            if (column == 1 && (panel + 1) * nr <= rows && channels % pair == 0 && turns(panel_from, row, deep)) {
+                constexpr int64_t block = 4 * pair;  // channels; what is turned stays in the first-level cache
+                T* turned = scratch<T, Projection>(block * taps * nr);
+                for (int64_t c0 = 0; c0 < channels; c0 += block) {
+                    const int64_t count = std::min(block, channels - c0);
+                    turn_panel(panel_from + c0 * taps, row, count * taps, turned);
+                    for (int64_t c = 0; c < count; c += pair) {
+                        for (int64_t tap = 0; tap < taps; ++tap) {
+                            T* step = panel_to + (tap * channels + c0 + c) * nr;
+                            for (int64_t j = 0; j < pair; ++j) {
+                                const int64_t k = (c + j) * taps + tap;
+                                const T* at = turned + k / pair * pair * nr + k % pair;
+                                for (int64_t n = 0; n < nr; ++n) step[n * pair + j] = at[n * pair];
+                            }
+                        }
                     }
-                    return;
                 }
+                return;
             }
             for (int64_t j = 0; j < nr; ++j) {
                 const int64_t n = panel * nr + j;

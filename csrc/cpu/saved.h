@@ -69,7 +69,8 @@ class Spare {
     int passed_ = 0;
 };
 
-// Whether PyTorch fills new tensors with NaN to show elements that nobody writes; used memory would hide them.
+// Whether PyTorch fills new tensors with NaN (torch.utils.deterministic), so that an element that is never written
+// shows. Memory that is used again would hide it.
 template <typename T>
 bool fills_new(const Tensor& like) {
     const Tensor one = make<T>(like, {1});

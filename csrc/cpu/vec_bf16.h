@@ -48,6 +48,30 @@ struct Vec<Bf16> {
         return _mm512_set1_epi32(pair);
     }
     static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+    // Of pairs; quarters of vectors are those of every fourth column.
+    static constexpr bool transposes = true;
+    static constexpr int turned_rows = 60;
+    template <typename From>
+    static void turn4(factor (&to)[4], const From& from) {
+        const auto four = [&](int c) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from(c))); };
+        __m512i x[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            x[i] = _mm512_castsi128_si512(four(i));
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(4 + i), 1);
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(8 + i), 2);
+            x[i] = _mm512_maskz_inserti32x4(0xffff, x[i], four(12 + i), 3);
+        }
+        LIIF_UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            const __m512i a = i == 0 ? _mm512_maskz_unpacklo_epi32(0xffff, x[0], x[1])
+                                     : _mm512_maskz_unpackhi_epi32(0xffff, x[0], x[1]);
+            const __m512i b = i == 0 ? _mm512_maskz_unpacklo_epi32(0xffff, x[2], x[3])
+                                     : _mm512_maskz_unpackhi_epi32(0xffff, x[2], x[3]);
+            to[i] = _mm512_maskz_unpacklo_epi64(0xff, a, b);
+            to[i + 1] = _mm512_maskz_unpackhi_epi64(0xff, a, b);
+        }
+    }
 };
 
 }  // namespace

@@ -44,8 +44,8 @@ class Settings(NamedTuple):
         token: the first part of every path; None for none.
         public: whether other sites' scripts may read the answers (CORS), as IIIF asks.
         max_area: most pixels of an answer.
-        page: what the page shows: `name` of the photograph, and `photo` and `model` as they stand in the command that
-            it copies; None for no page.
+        page: what the page shows: `name` of the photograph, the format of its `tiles`, and `photo` and `model` as they
+            stand in the command that it copies; None for no page.
     """
 
     hosts: frozenset[str]

@@ -25,7 +25,7 @@ thread_local Shapes shapes;
 alignas(64) thread_local unsigned char tiles[kTiles][kRows][kBytes];
 
 // A fault, from AMX_EMULATOR_FAULT: 1 and 2 change a shape, 3 loses all shapes, 4 changes the stride of B's first tile,
-// 5 leaves out a row of products, 6 waits for ever; 0 none.
+// 5 leaves out a row of products; 0 none.
 int planted;
 unsigned long long executed;
 
@@ -135,7 +135,6 @@ void load(const Instruction& it) {
     require(it.index, "TILELOADD needs a stride");
     memset(tiles[it.reg], 0, sizeof(tiles[it.reg]));
     const int rows = shapes.rows[it.reg];
-    while (planted == 6) pause();
     const int64_t stride = planted == 4 && it.reg == 6 ? it.stride + 128 : it.stride;
     for (int r = 0; r < rows; ++r) {
         memcpy(tiles[it.reg][r], reinterpret_cast<const void*>(it.base + static_cast<uintptr_t>(r * stride)),

@@ -33,6 +33,7 @@ class Gemm(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("epilogue", ctypes.c_int),
         ("mask", ctypes.c_void_p),
+        ("b_column", ctypes.c_int64),
     ]
 
 
@@ -72,7 +73,7 @@ class Case:
         if rng.integers(8) == 0:
             self.steps += 128  # more than are held
         self.init, self.epilogue = int(rng.integers(3)), int(rng.integers(3))
-        turned, pairs_of_rows = rng.integers(2, size=2)
+        turned, of_b = rng.integers(2), rng.integers(3)
         padded = -(-self.columns // PANEL) * PANEL
         draw = (lambda *of: rng.integers(-3, 4, of)) if whole else (lambda *of: rng.standard_normal(of))
         ends = rng.integers(2, size=5)
@@ -95,7 +96,12 @@ class Case:
             held[:, : 2 * self.steps] = a
         rows = held.reshape(-1)[: held.size - gap]
         pairs = b.reshape(self.steps, 2, padded).swapaxes(1, 2)  # [step][column][2]
-        if pairs_of_rows:
+        self.b_column = 0
+        if of_b == 0 and not turned:  # columns, as nn.Linear has them
+            self.columns = padded
+            panels = b.T.reshape(-1)
+            self.b_column, self.b_panel, self.b_step = 2 * self.steps, 0, 0
+        elif of_b == 1:  # rows of pairs
             panels = pairs.reshape(-1)
             self.b_panel, self.b_step = 2 * PANEL, 2 * padded
         else:

@@ -18,10 +18,11 @@ from liif_fast import functional
 from tests.ops.support import Problem, same_bits
 from tests.ops.test_attend import Attention
 from tests.ops.test_fourier import Call
-from tests.ptx import machine
+from tests.ptx import blocks
 from tests.ptx.cases import hostile
 from tests.ptx.execute import Executor, install
 from tests.ptx.faults import positions, removed
+from tests.ptx.memory import Fault
 from tests.ptx.planted import TABLES
 
 EACH = {"barrier": "bar.sync", "fence": "fence.proxy"}
@@ -64,7 +65,7 @@ class Recorded:
         """Return how a fault is found; None if it is not."""
         try:
             results = self.run(name, change)
-        except machine.Fault as fault:
+        except Fault as fault:
             return str(fault).split(", at")[0]
         same = all(map(same_bits, results, self.results[name]))
         return None if same else "other results"
@@ -84,7 +85,7 @@ def copies(values):
 def main():
     architecture = int(sys.argv[1])
     install(architecture)
-    machine.LIMIT = 20_000  # a planted fault may cause an endless loop
+    blocks.LIMIT = 20_000  # a planted fault may cause an endless loop
     recorded = Recorded()
     recorded.results = {name: recorded.run(name) for name in recorded.calls}
     table = dict(TABLES[architecture])

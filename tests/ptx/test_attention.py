@@ -4,14 +4,10 @@ The bounds are those of test_operators.py. Two gradients are sums that vanish, s
 inputs share; they may be off by what the largest may be. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from ..kernels.test_compile_report import LONG, MAIN, OTHERS, ROOT, environment
-from .test_operators import EPS, FLOOR
+from ..kernels.test_compile_report import LONG, MAIN, OTHERS
+from .test_operators import EPS, FLOOR, results
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -24,13 +20,9 @@ if LONG:
 
 
 @pytest.mark.parametrize(("version", "architecture", "order", "network"), RUNS)
-def test_compiled_attention_keeps_its_promises(version, architecture, order, network, tmp_path):
-    variables = environment(version, TRITON_CACHE_DIR=str(tmp_path))
-    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
-    command = [sys.executable, "-m", "tests.ptx.attention", architecture, order, *network.split()]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_compiled_attention_keeps_its_promises(version, architecture, order, network, program):
+    code = "from tests.ptx import attention; attention.main()"
+    found = results(program(version, code, architecture, order, *network.split()))
     last = "segment_kernel" if order == "sorted" else "atomic_kernel"
     assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
     largest = max(size for *_, size in found["errors"])

@@ -7,12 +7,10 @@ LIIF_FAST_TEST_COMPILE=all executes every combination of RUNS' columns, and hidd
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 
-from ..kernels.test_compile_report import LONG, MAIN, OTHERS, PINNED, ROOT, environment
+from ..kernels.test_compile_report import LONG, MAIN, OTHERS, PINNED
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -43,22 +41,17 @@ if LONG:
     ]
 
 
-def executed(version, arguments, folder, program=("-m", "tests.ptx.cases"), **more):
-    """Run tests/ptx/cases.py."""
-    variables = environment(version, TRITON_CACHE_DIR=str(folder), **more)
-    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
-    command = [sys.executable, *program, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+CODE = "from tests.ptx import cases; cases.main()"
 
 
-def errors(done):
+def results(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(("version", "architecture", "precision", "order", "keep", "hidden"), RUNS)
-def test_compiled_operators_keep_their_promises(version, architecture, precision, order, keep, hidden, tmp_path):
-    found = errors(executed(version, [architecture, precision, order, keep, *hidden.split()], tmp_path))
+def test_compiled_operators_keep_their_promises(version, architecture, precision, order, keep, hidden, program):
+    found = results(program(version, CODE, architecture, precision, order, keep, *hidden.split()))
     assert set(found["executed"]) == KERNELS | ({"atomic_kernel"} if order == "atomic" else set())
     assert found["plan"]
     for name, ours, plain, size in found["errors"]:
@@ -68,24 +61,16 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
 
 
-RUN_WITHOUT_FENCES = """
-from liif_fast.kernels import host
-from tests.ptx import cases
-host.TRITON = 3, 7
-cases.main()
-"""
-
-
-def test_why_the_kernels_place_a_fence(tmp_path):
+def test_why_the_kernels_place_a_fence(program):
     """Before 3.7, Triton places none between asynchronous copies and the product that reads them (its issue 9610)."""
-    arguments = ["90", "float16", "sorted", "keep", "32", "24"]
-    done = executed("3.6.0", arguments, tmp_path, program=("-c", RUN_WITHOUT_FENCES))
+    code = f"from liif_fast.kernels import host; host.TRITON = 3, 7; {CODE}"
+    done = program("3.6.0", code, "90", "float16", "sorted", "keep", "32", "24")
     assert "written without a proxy fence behind" in done.stderr
 
 
-def test_strict_float32_where_tensor_cores_truncate(tmp_path):
+def test_strict_float32_where_tensor_cores_truncate(program):
     """Cut sums of 4 products towards zero, as an A100 does, without a floor; the error grows with a product's depth."""
-    arguments = ["80", "float32", "sorted", "keep", "32", "24"]
-    found = errors(executed(MAIN, arguments, tmp_path, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
+    arguments = "80", "float32", "sorted", "keep", "32", "24"
+    found = results(program(MAIN, CODE, *arguments, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
     for name, ours, plain, _ in found["errors"]:
         assert ours <= (2 if name.endswith("output") else 3) * plain, f"{name}: {ours:.3g}, plain {plain:.3g}"

@@ -228,7 +228,7 @@ def test_serve_lets_every_site_read(client):
 
 @pytest.fixture(scope="module")
 def private(pictures, small_model):
-    page = {"name": "rgb-8.png", "photo": "rgb-8.png"}
+    page = {"name": "rgb-8.png", "photo": "rgb-8.png", "tiles": "webp"}
     server = make_server(pictures[0] / "rgb-8.png", small_model, token=new_token(), public=False, page=page)
     with TestClient(server.app()) as made:
         yield made, server.prefix
