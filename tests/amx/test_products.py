@@ -70,7 +70,8 @@ def test_faults_of_instructions_are_found(run, products, plant, found):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("if (steps < kSide) {", "if (steps < 0) {"),  # the last rows of B are read whole: behind its end
+        ("if (steps < kSide || g.b_column", "if (g.b_column"),  # the last rows of B are read whole: behind its end
+        ("g.b_column, kSide, steps, true", "g.b_column, kSide, kSide, true"),  # and its columns, if not packed
         ("turned || steps < kSide || rows < R * kSide", "turned"),  # and those of A
         ("panel == 0 || g.steps > kHeld * kSide", "panel == 0"),  # held rows are those of other steps
         ("turned ? left : steps, turned", "turned ? left : steps, false"),
