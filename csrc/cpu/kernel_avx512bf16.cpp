@@ -149,7 +149,8 @@ const Kernel<Bf16> bfloat16_table = {V::name,        V::rows,          kVectors 
                                      affine,         sum_rows<Bf16>,   nullptr,
                                      nullptr,        nullptr,          nullptr,
                                      nullptr,        nullptr,          widen,
-                                     narrow,         pair_rows,        nullptr};
+                                     narrow,         pair_rows,        nullptr,
+                                     nullptr};
 
 }  // namespace
 

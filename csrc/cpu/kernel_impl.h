@@ -227,6 +227,7 @@ void add(T* y, const T* x, int64_t width) {
 #include "attention_impl.h"
 #include "modulation_impl.h"
 #include "waves_impl.h"
+#include "winograd_impl.h"
 
 namespace liif {
 namespace {
@@ -249,7 +250,8 @@ const Kernel<T> table = {Vec<T>::name,
                          nullptr,
                          nullptr,
                          nullptr,
-                         &attention_table<T>};
+                         &attention_table<T>,
+                         &winograd_table<T>};
 
 }  // namespace
 }  // namespace liif

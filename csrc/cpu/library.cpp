@@ -39,7 +39,7 @@ struct Shared<function> {
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 10;";
+const char liif_fast_interface[] = "liif_fast/_C interface 11;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));
@@ -59,6 +59,8 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("modulated_decode", TORCH_BOX(&liif::Shared<&liif::modulated_decode>::call));
     m.impl("modulated_decode_backward", TORCH_BOX(&liif::Shared<&liif::modulated_decode_backward>::call));
     m.impl("bicubic_resize", TORCH_BOX(&liif::bicubic_resize));
+    m.impl("conv3x3", TORCH_BOX(&liif::conv3x3));
+    m.impl("conv3x3_backward", TORCH_BOX(&liif::conv3x3_backward));
     m.impl("pack_sm90", TORCH_BOX(&liif::pack_sm90));
 }
 

@@ -2,7 +2,7 @@
 
     python -m tests.ptx.traffic ARCHITECTURE
 
-test_traffic.py starts this process. It prints a line of JSON: {kernel and kind of access: sectors}, how many sectors
+test_traffic.py runs it. It prints a line of JSON: {kernel and kind of access: sectors}, how many sectors
 hold the rows that are gathered and the sums that are added to, and, of a decoder's backward pass by what is wanted, the
 chain's instructions and the sectors that it writes and that are added to.
 """
