@@ -90,7 +90,7 @@ def main():
 def integers():
     """Sum small integers as `liif-fast qualify` does, which raises where they are not exact.
 
-    Arguments: architecture, precision, hidden layers. It prints a line of JSON, the instructions executed of each kernel.
+    Arguments: architecture, precision, hidden layers. It prints in JSON the instructions executed of each kernel.
     """
     architecture, precision, *hidden = sys.argv[1:]
     execute.install(int(architecture), precision == "tf32")
