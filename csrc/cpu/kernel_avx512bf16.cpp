@@ -27,7 +27,7 @@ void store_masked(Bf16* p, __mmask16 mask, V::type x) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// The number of terms is a constant, so that their factors stay in registers.
+// The number of terms, 2 or 4, is a constant, so that their factors stay in registers.
 template <int Terms>
 void affine_of(Bf16* h, const Bf16* p, const float* a, const float* u, int64_t u_row, int64_t width, bool relu) {
     V::type factor[Terms];
