@@ -36,7 +36,7 @@ ISA = "avx2"
 # The operators of csrc/cpu/operators.h that the driver calls.
 OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp")
 # The functions of kernel_avx512bf16.cpp; of the register tile, the whole one, with packed weights and with others.
-LOW = r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|sum_rows<liif::Bf16>|affine|narrow|widen|pair_rows"
+LOW = r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|sum_rows<liif::Bf16>|affine_of<\d>|narrow|widen|pair_rows"
 SWITCH = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }
