@@ -7,6 +7,7 @@ elsewhere are the kernels' own, and the division's.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 
@@ -41,29 +42,38 @@ def _written(i: Instruction) -> set[str]:
     return _registers(target, 4 if four else 2 if two else 1)
 
 
-def _makers(code: list[Instruction], at: int) -> Iterator[int]:
-    """Yield the positions of the instructions that made an instruction's sources; the plan has no loop.
+class _Function:
+    """A function's instructions, and where each register is written."""
 
-    The result of a predicated choice also depends on an earlier value. That of a predicated load does not: masked
-    rows are never used.
-    """
-    for register in _sources(code[at]):
-        for before in reversed(range(at)):
-            if register in _written(code[before]):
+    def __init__(self, code: list[Instruction]) -> None:
+        self.code = code
+        self.writes: dict[str, list[int]] = {}
+        for at, each in enumerate(code):
+            for register in _written(each):
+                self.writes.setdefault(register, []).append(at)
+
+    def makers(self, at: int) -> Iterator[int]:
+        """Yield the positions of the instructions that made an instruction's sources; the plan has no loop.
+
+        The result of a predicated choice also depends on an earlier value. That of a predicated load does not: masked
+        rows are never used.
+        """
+        for register in _sources(self.code[at]):
+            writes = self.writes.get(register, [])
+            for before in reversed(writes[: bisect.bisect_left(writes, at)]):
                 yield before
-                if not (code[before].predicated and code[before].name.startswith(FLOATS)):
+                if not (self.code[before].predicated and self.code[before].name.startswith(FLOATS)):
                     break
 
-
-def _slice(code: list[Instruction], at: int) -> set[Instruction]:
-    """Return the instructions on floats that an instruction's sources depend on."""
-    waiting, seen = [at], set()
-    while waiting:
-        for before in _makers(code, waiting.pop()):
-            if before not in seen and code[before].name.startswith(FLOATS):
-                seen.add(before)
-                waiting.append(before)
-    return {code[each] for each in seen}
+    def slice(self, at: int) -> set[Instruction]:
+        """Return the instructions on floats that an instruction's sources depend on."""
+        waiting, seen = [at], set()
+        while waiting:
+            for before in self.makers(waiting.pop()):
+                if before not in seen and self.code[before].name.startswith(FLOATS):
+                    seen.add(before)
+                    waiting.append(before)
+        return {self.code[each] for each in seen}
 
 
 def contractions(sass: str) -> list[str]:
@@ -73,13 +83,13 @@ def contractions(sass: str) -> list[str]:
         ValueError: the kernel has no plan.
     """
     found, ends = set(), 0
-    for function in parse(sass):
+    for function in (_Function(each.code) for each in parse(sass)):
         for at, i in enumerate(function.code):
             if ENDS.match(i.name):
                 ends += 1
-                found |= {each for each in _slice(function.code, at) if each.opcode.startswith("FFMA")}
+                found |= {each for each in function.slice(at) if each.opcode.startswith("FFMA")}
             elif i.opcode.startswith("FFMA"):
-                found |= {i for maker in _makers(function.code, at) if function.code[maker].name.startswith("I2F")}
+                found |= {i for maker in function.makers(at) if function.code[maker].name.startswith("I2F")}
     if not ends:
         raise ValueError("the kernel has no corner plan: no F2I and no FCHK")
     return [f"{i.address:#x} {i.name} {', '.join(i.operands)}" for i in sorted(found, key=lambda i: i.address)]

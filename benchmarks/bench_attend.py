@@ -116,7 +116,7 @@ def test_frame(bench: Bench) -> Raced:
         "attend-frame",
         f"ILN, d = 1, a frame of {4 * lines}x{columns} from {lines}x{columns}, encoder included",
         backends(
-            lambda backend: attend_corners(model.encoder(values), values, plan, net, backend=backend)[0], BACKEND_TORCH
+            lambda backend: attend_corners(model.gen_feat(values), values, plan, net, backend=backend)[0], BACKEND_TORCH
         )
         | {EAGER: lambda: plain(model.encoder(values), values, coord, net)},
         rounds=5,

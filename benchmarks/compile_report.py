@@ -50,9 +50,9 @@ from liif_fast.kernels import (
 
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
 MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
-NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel")
-# And the gradients' kernel with the constant PLAN. The attention's exponentials have FFMA and F2I of their own.
-PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel")
+NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel", "attention_back_kernel")
+# And the gradients' kernel with the constant PLAN.
+PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel", "attend_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
@@ -181,21 +181,27 @@ def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
         run_case(case, dtype)
     found = {}
     for kernel, arguments, options in recorded:
-        plain = {}
-        for name, value in arguments.items():
-            if isinstance(value, torch.Tensor):
-                plain[name] = f"*{TYPES[value.dtype]}"
-            elif kernel.params[kernel.arg_names.index(name)].is_constexpr:
-                plain[name] = value
-            else:
-                plain[name] = float if isinstance(value, float) else int
-        launch = Launch(kernel.fn.__name__, case, precision, kernel, plain, options)
-        found[str((launch.name, plain, options))] = launch
+        launch = Launch(kernel.fn.__name__, case, precision, kernel, without_tensors(kernel, arguments), options)
+        found[str((launch.name, launch.arguments, options))] = launch
     return list(found.values())
 
 
-def compiled(launch: Launch, arch: int) -> Any:
-    """Compile as the launch would have: pointers are aligned but where the kernel waives that, sizes are any."""
+def without_tensors(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace arguments by their types, but for the constants that a kernel is compiled with."""
+    plain = {}
+    for parameter in kernel.params:
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            plain[parameter.name] = f"*{TYPES[value.dtype]}"
+        elif parameter.is_constexpr:
+            plain[parameter.name] = value
+        else:
+            plain[parameter.name] = float if isinstance(value, float) else int
+    return plain
+
+
+def source_of(launch: Launch) -> ASTSource:
+    """Return what Triton compiles: pointers are aligned but where the kernel waives that, sizes are any."""
     assert launch.options["enable_fp_fusion"] is False, f"{launch.name} may be contracted, or Triton 3.9 warns"
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(launch.kernel.params):
@@ -211,10 +217,14 @@ def compiled(launch: Launch, arch: int) -> Any:
             signature[parameter.name] = value
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(at,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """Compile as the launch would have."""
     target = GPUTarget("cuda", arch, 32)
     triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
-    return triton.compile(source, target=target, options=launch.options)
+    return triton.compile(source_of(launch), target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
@@ -315,8 +325,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
     return wrong
 
 
-# Without attend_corners, which is a case only if named: the kernels of its backward pass spill (docs/triton.md).
-CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project")
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "attend_corners", "gather_corners", "project")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:

@@ -28,19 +28,25 @@ from typing import Any
 import torch
 
 import liif_fast
+from benchmarks.instructions_driver import WANTED
 
 ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / "benchmarks" / "instructions.json"
 ALLOWED = 0.05
 ISA = "avx2"
-# The operators of csrc/cpu/operators.h that the driver calls.
+# The operators of csrc/cpu/operators.h that the driver calls, and what it calls once for each entry of WANTED.
 OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp")
+BACKWARD = tuple(
+    f"{each}_backward" for each in ("decode", "fourier_decode", "modulated_decode", "fused_mlp", "attend_corners")
+)
+COUNTED = OPERATORS + tuple(f"{operator}: {which}" for which in WANTED for operator in BACKWARD)
 # The functions of kernel_avx512bf16.cpp; of the register tile, the whole one, with packed weights and with others.
 LOW = r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|sum_rows<liif::Bf16>|affine_of<\d>|narrow|widen|pair_rows"
 SWITCH = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }
 void stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
+void dump(void) { CALLGRIND_DUMP_STATS; }
 """
 
 
@@ -90,11 +96,11 @@ def sources() -> str:
 def parse(annotated: str) -> dict[str, int]:
     """Return the instructions of each operator and what it calls, from callgrind_annotate's list of functions."""
     found = re.findall(r"^ *([\d,]+) .*?[ :]liif::(\w+)\(", annotated, re.MULTILINE)
-    return {operator: int(number.replace(",", "")) for number, operator in found if operator in OPERATORS}
+    return {operator: int(number.replace(",", "")) for number, operator in found if operator in OPERATORS + BACKWARD}
 
 
 def count() -> dict[str, int]:
-    """Return the instructions of each operator over the calls of instructions_driver.py.
+    """Return the instructions of each operator over the calls of instructions_driver.py, by the names of COUNTED.
 
     Raises:
         RuntimeError: valgrind or the calls inside it failed.
@@ -111,10 +117,13 @@ def count() -> dict[str, int]:
         )
         if done.returncode:
             raise RuntimeError(f"callgrind ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", f"{folder}/out"]
-        counts = parse(subprocess.run(annotate, check=True, capture_output=True, text=True).stdout)
-    if set(counts) != set(OPERATORS):
-        raise RuntimeError(f"callgrind counted {counts}, expected a count of each of {', '.join(OPERATORS)}")
+        counts = {}
+        for number, which in enumerate(("", *WANTED), 1):  # the driver's dumps
+            annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", f"{folder}/out.{number}"]
+            found = parse(subprocess.run(annotate, check=True, capture_output=True, text=True).stdout)
+            counts |= {f"{operator}: {which}" if which else operator: value for operator, value in found.items()}
+    if set(counts) != set(COUNTED):
+        raise RuntimeError(f"callgrind counted {counts}, expected a count of each of {', '.join(COUNTED)}")
     return counts
 
 
@@ -161,7 +170,7 @@ def main() -> None:
     counts, accepted = count(), json.loads(ACCEPTED.read_text())
     for operator, found in (counts | low).items():
         before = (accepted["counts"] | accepted.get("sizes", {})).get(operator)
-        print(f"{operator:<22}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))
+        print(f"{operator:<38}{found:>14,}" + (f"  {found / before - 1:+.2%}" if before else "  new"))
     if args.accept:
         found = {**build(), "sources": sources(), "counts": counts, "sizes": low}
         ACCEPTED.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,21 +1,47 @@
 """Run the calls whose instructions are counted: python -m benchmarks.instructions_driver SWITCH, inside callgrind.
 
-It calls each operator of the CPU backend once in float32, with a network half as wide as the paper's, on a small map.
-SWITCH is a library with `start` and `stop`, so that the import of PyTorch runs faster, without being counted.
+It calls operators of the CPU backend in float32, with a network half as wide as the paper's, on a small map; backward
+operators once more for each entry of WANTED. SWITCH is a library with `start` and `stop`, so that the import of PyTorch
+runs faster, without being counted, and with `dump`, which writes what was counted since the last dump.
 """
 
 import ctypes
 import sys
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import make_problem, make_queries
 from liif_fast.functional import fused_mlp, gather_corners, liif_decode, liif_render
+from liif_fast.ops import attend, decode, fourier, mlp, modulated
 
 SIDE, QUERIES, CHANNELS, HIDDEN = 12, 96, 32, (128,) * 4
+# Whether the gradient of a backward operator's input is wanted, of the rows that it reads, and those of its parameters.
+WANTED = {"all": (True, True), "input": (True, False), "parameters": (False, True)}
+BACKWARD = (decode, mlp, fourier, modulated, attend)  # they define the operators called below
+
+
+def go_back(coord: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor], which: tuple[bool, bool]) -> None:
+    """Call every backward operator for the gradients `which`; the forward pass has saved all that it can."""
+    ops, of_input, of_layers = torch.ops.liif_fast, which[0], [which[1]] * 2
+    grad, rows, latents, wide = torch.ones(1, QUERIES, 3), 4 * QUERIES, SIDE * SIDE, HIDDEN[0]
+    p, saved = torch.ones(1, SIDE, SIDE, 2 * wide), torch.ones(rows, 3 * wide)
+    later, wanted = (weights[1:], biases[1:]), [of_input, which[1], *(of_layers * 4), False]
+    narrow = p[..., :wide].contiguous()
+    ops.decode_backward(grad, narrow, coord, cell, weights, biases, saved, True, wanted, None)
+    ops.fourier_decode_backward(grad, p, coord, cell, torch.ones(wide // 2, 2), *later, saved, wanted, None)
+    ops.fused_mlp_backward(torch.ones(rows, 3), saved[:, :wide], *later, saved, wanted[:1] + wanted[2:-1], None)
+    layers = [torch.ones(wide, wide + 4), weights[-1]], [biases[0], biases[-1]]
+    p = torch.ones(1, SIDE, SIDE, 3 * wide)
+    ops.modulated_decode_backward(grad, p, coord, cell, *layers, True, [of_input, *(of_layers * 2), False], None)
+    table, tokens = torch.ones(latents, wide * 2 + 6), [torch.ones(wide // 2, wide // 2 + 1)] * 3
+    tokens.append(torch.ones(1, wide // 2 + 1))
+    rest = table, torch.ones(3, table.shape[1]), tokens, [coord], (1, SIDE, SIDE), False, 8
+    ops.attend_corners_backward(grad, torch.ones(1, QUERIES, 4), *rest, [of_input, *([which[1]] * 5)], None)
 
 
 def main() -> None:
+    assert BACKWARD
     switch = ctypes.CDLL(sys.argv[1])
     torch.set_num_threads(1)
     feat, weights, biases = make_problem((SIDE, SIDE), channels=CHANNELS, hidden=HIDDEN)
@@ -28,6 +54,10 @@ def main() -> None:
         liif_render(feat, (2 * SIDE, QUERIES // 2 // SIDE), weights, biases, backend="cpu")
     out = liif_decode(feat, coord, cell, weights, biases, backend="cpu")
     torch.autograd.grad(out.sum(), (feat, *weights, *biases))
+    switch.dump()
+    for which in WANTED.values():
+        go_back(coord, cell, weights, biases, which)
+        switch.dump()
     switch.stop()
 
 

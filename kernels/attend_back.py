@@ -1,6 +1,9 @@
-"""Go back through the attention over corners: from the output's gradient to those of every row, in one kernel.
+"""Go back through the attention over corners: from the output's gradient to those of every row.
 
-kernels/attend_corners.py launches it on what its own kernel has kept, and sums what it writes.
+kernels/attend_corners.py launches two kernels a block, from the last block to the first, on what its own kernel has
+kept, and sums what they write: `attend_back_kernel` goes to the gradient of what the attention gives,
+`attention_back_kernel` from there to those of qkv. In one kernel the tiles of both would need more registers than a
+thread has.
 """
 
 import triton
@@ -45,142 +48,158 @@ def blend_back(
 
 @triton.jit
 def qkv_back(
-    part, column, y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    part, kept_part, column, moved, by_rel, scale, grads, row_grads, count,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient `part` of some columns of qkv, and add to y_grad or moved (`block_back`) what it gives."""
+    """Write the gradient `part` of the columns of qkv from `column` on, and return moved plus its sum (below)."""
     for i in tl.static_range(GROUP):
-        to = tl.arange(0, BLOCK) + (column + i * BLOCK)
+        to, at = tl.arange(0, BLOCK), column + i * BLOCK
         if FIRST:
-            raw = kept(saved, kept_at + column + i * BLOCK, count, 1, RECORD, ROWS, BLOCK)
-            moved += tl.sum(part[i] * (raw[0] - tl.load(by_rel + 2 * COLUMNS + to)[None, :]), 1)
-            keep(row_grads, count, to, part[i] * scale[:, None], ROWS, COLUMNS)
+            moved += tl.sum(part[i] * (kept_part[i] - tl.load(by_rel + to + (2 * COLUMNS + at))[None, :]), 1)
+            keep(row_grads + at, count, to, part[i] * scale[:, None], ROWS, COLUMNS)
         else:
-            keep(grads, count, to + (map_at - 3 * WIDTH), part[i], ROWS, OUTS)
-            y_grad = back_block(
-                y_grad, part[i], weights, map_at - 3 * WIDTH + column + i * BLOCK, WIDTH, OUTS, BLOCK, PRECISION
-            )
-    return y_grad, moved
+            keep(grads + (at - 3 * WIDTH), count, to, part[i], ROWS, OUTS)
+    return moved
 
 
 @triton.jit
-def block_back(
-    x_grad, weights, map_at, block, by_rel, scale, saved, parts, grads, row_grads, count,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
-    RECORD: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+def scale_back(
+    row_grads, moved, variance, scale, rel_y, rel_x, mask,
+    LINEAR: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Go from the gradient of a block's output to that of its input, and write those of its linear maps' outputs.
+    """Write the gradients of n1 and n0, given `moved`: the sum of the first map's products times their gradients."""
+    row = tl.arange(0, ROWS)
+    n0 = tl.where(variance < 0.0, 0.0, -0.5 * moved * scale * scale)
+    tl.store(row_grads + (row * COLUMNS + LINEAR), n0 * rel_y, mask=mask)
+    tl.store(row_grads + (row * COLUMNS + (LINEAR + 1)), n0 * rel_x, mask=mask)
+    tl.store(row_grads + (row * COLUMNS + (LINEAR + 2)), n0, mask=mask)
 
-    The first block's qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g
-    be its gradient. Write g * scale to row_grads and return sum(g * scale * (A + R rel)), [ROWS].
+
+@triton.jit
+def rows_of(parts, mask, PARTS: tl.constexpr, ROWS: tl.constexpr):
+    """Return rel, the first norm's variance and its scale, [ROWS] each."""
+    row = tl.arange(0, ROWS)
+    rel_y = tl.load(parts + row * PARTS, mask=mask, other=0.0)
+    rel_x = tl.load(parts + (row * PARTS + 1), mask=mask, other=0.0)
+    variance = tl.load(parts + (row * PARTS + 3), mask=mask, other=0.0)
+    return rel_y, rel_x, variance, tl.rsqrt(relu(variance) + EPS)
+
+
+@triton.jit(do_not_specialize=["total", "block"])
+def attention_back_kernel(
+    by_rel, saved, parts, grads, row_grads, total, block,
+    FIRST: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
+    COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of a block's qkv, of which `saved` has that of `heard` in the place of `hidden`.
+
+    With FIRST qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g be its
+    gradient. Writes g * scale, and the gradients of n1 and n0 by the sum of g * scale * (A + R rel), to row_grads, as
+    well as the latent's.
     """
-    BLOCKS: tl.constexpr = WIDTH // BLOCK
+    RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
-    kept_at = block * (KEPT * WIDTH)
-    keep_all(grads, x_grad, map_at + 2 * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(x_grad, weights, map_at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-    g = gelu_back(g, kept(saved, kept_at + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
-    keep_all(grads, g, map_at + WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(g, weights, map_at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-    y, y_scale = (
-        kept(saved, kept_at + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK),
-        kept(parts, 4 + 2 * block, count, 1, PARTS, ROWS, 1),
-    )
-    x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
-    keep_all(grads, x_grad, map_at, count, BLOCKS, OUTS, ROWS, BLOCK)
-    g = linear_back(x_grad, weights, map_at, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-    moved, y_grad = tl.zeros((ROWS,), tl.float32), zeros(BLOCKS, ROWS, BLOCK)
-    for group in tl.static_range(BLOCKS // GROUP):
-        # In this order, with k read twice, because everything at once takes more registers than there are.
-        at_q, some = group * GROUP * BLOCK, g[GROUP * group : GROUP * (group + 1)]
-        q = kept(saved, kept_at + at_q, count, GROUP, RECORD, ROWS, BLOCK)
-        k = kept(saved, kept_at + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * (ROWS // 4)
+    row = tl.arange(0, ROWS)
+    count = tl.minimum(total - start, ROWS // 4).to(tl.int32) * 4
+    mask = row < count
+    saved += start * (4 * RECORD) + block * (KEPT * WIDTH)
+    parts += start * (4 * PARTS)
+    grads += start * (4 * OUTS) + block * (MAPS * WIDTH)
+    row_grads += start * (4 * COLUMNS)
+    moved = tl.zeros((ROWS,), tl.float32)
+    rel_y, rel_x, variance, scale = rows_of(parts, mask, PARTS, ROWS)
+    for at in tl.range(0, WIDTH, GROUP * BLOCK):
+        g = kept(saved, at + 5 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        q = kept(saved, at, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, at + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        v = kept(saved, at + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
         weight = attention(q, k, CHANNELS, GROUP, ROWS, BLOCK)
-        v = kept(saved, kept_at + at_q + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
-        logit = attention_back(some, weight, v, CHANNELS, GROUP, ROWS, BLOCK)
-        y_grad, moved = qkv_back(
-            mixed_back(weight, some, CHANNELS, GROUP, ROWS, BLOCK), at_q + 2 * WIDTH,
-            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
-            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        logit = attention_back(g, weight, v, CHANNELS, GROUP, ROWS, BLOCK)
+        moved = qkv_back(
+            mixed_back(weight, g, CHANNELS, GROUP, ROWS, BLOCK), v, at + 2 * WIDTH,
+            moved, by_rel, scale, grads, row_grads, count, FIRST, WIDTH, OUTS, COLUMNS, GROUP, ROWS, BLOCK,
         )  # fmt: skip
-        y_grad, moved = qkv_back(
-            mixed_back(logit, q, CHANNELS, GROUP, ROWS, BLOCK), at_q + WIDTH,
-            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
-            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        moved = qkv_back(
+            mixed_back(logit, q, CHANNELS, GROUP, ROWS, BLOCK), k, at + WIDTH,
+            moved, by_rel, scale, grads, row_grads, count, FIRST, WIDTH, OUTS, COLUMNS, GROUP, ROWS, BLOCK,
         )  # fmt: skip
-        k = kept(saved, kept_at + at_q + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
-        y_grad, moved = qkv_back(
-            mixed(logit, k, CHANNELS, GROUP, ROWS, BLOCK), at_q,
-            y_grad, moved, weights, map_at, kept_at, by_rel, scale, saved, grads, row_grads, count,
-            FIRST, WIDTH, OUTS, COLUMNS, RECORD, GROUP, ROWS, BLOCK, PRECISION,
+        moved = qkv_back(
+            mixed(logit, k, CHANNELS, GROUP, ROWS, BLOCK), q, at,
+            moved, by_rel, scale, grads, row_grads, count, FIRST, WIDTH, OUTS, COLUMNS, GROUP, ROWS, BLOCK,
         )  # fmt: skip
-    if not FIRST:
-        y = kept(saved, kept_at - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        y_scale = kept(parts, 3 + 2 * block, count, 1, PARTS, ROWS, 1)
-        x_grad = norm_back(x_grad, y_grad, y, y_scale[0], BLOCKS, WIDTH)
-    return x_grad, moved
+        if FIRST:  # where it is also the gradient of the block's input
+            x_grad = kept(grads, at, count, GROUP, OUTS, ROWS, BLOCK)
+            keep_all(row_grads, x_grad, at + (3 * WIDTH + 3), count, GROUP, COLUMNS, ROWS, BLOCK)
+    if FIRST:
+        scale_back(row_grads, moved, variance, scale, rel_y, rel_x, mask, 3 * WIDTH, COLUMNS, ROWS)
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["grad", "grad_weight"])
+@triton.jit(do_not_specialize=["total", "block"], do_not_specialize_on_alignment=["grad", "grad_weight"])
 def attend_back_kernel(
-    grad, grad_weight, table, by_rel, weights, weight, saved, parts, latents, grads, row_grads, total,
-    DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
+    grad, grad_weight, table, by_rel, weights, weight, saved, parts, latents, grads, row_grads, total, block,
+    LAST: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
     COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute, for `total` queries whose activations `attend_kernel` has kept, the gradients of their rows.
+    """Go, for `total` queries whose activations `attend_kernel` has kept, to the gradient of what the attention gives.
 
-    Writes grads [rows, OUTS], of the linear maps' outputs, where `weights` has their columns, and row_grads
-    [rows, COLUMNS], of the rows of the table.
+    With LAST it comes from the output, and `block` is the last; otherwise from the qkv of block + 1. Writes to grads
+    [rows, OUTS] the gradients of the linear maps' outputs, where `weights` has their columns; that of `heard` to the
+    place of `hidden` in `saved`; with LAST those of the values to row_grads [rows, COLUMNS], or of the whole row if
+    there are no blocks.
     """
-    LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
     BLOCKS: tl.constexpr = WIDTH // BLOCK if DEPTH else 1
     start = tl.program_id(0).to(tl.int64) * (ROWS // 4)
     row = tl.arange(0, ROWS)
     count = tl.minimum(total - start, ROWS // 4).to(tl.int32) * 4
     mask = row < count
-    saved += start * (4 * RECORD)
+    saved += start * (4 * RECORD) + block * (KEPT * WIDTH)
     parts += start * (4 * PARTS)
-    grads += start * (4 * OUTS)
+    grads += start * (4 * OUTS) + block * (MAPS * WIDTH)
     row_grads += start * (4 * COLUMNS)
-    rows = table + tl.load(latents + start * 4 + row, mask=mask, other=0) * COLUMNS
-    rel_y = tl.load(parts + row * PARTS, mask=mask, other=0.0)
-    rel_x = tl.load(parts + (row * PARTS + 1), mask=mask, other=0.0)
-    variance = tl.load(parts + (row * PARTS + 3), mask=mask, other=0.0)
-    scale = tl.rsqrt(relu(variance) + EPS)
-    share = tl.load(weight + start * 4 + row, mask=mask, other=0.0)
-    g_share = tl.load(grad_weight + start * 4 + row, mask=mask, other=0.0)
-    g_share += blend_back(rows, share, grad + start * VALUES, row_grads, count, COLUMNS, VALUES, STEP, ROWS)
-    of_query = tl.reshape(share * g_share, (ROWS // 4, 4))
-    of_query = tl.reshape(tl.broadcast_to(tl.sum(of_query, 1, keep_dims=True), (ROWS // 4, 4)), (ROWS,))
-    logit = share * (g_share - of_query)
-    if DEPTH:
-        tl.store(grads + (row * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)), logit, mask=mask)
-        g = ()
-        for k in tl.static_range(BLOCKS):
-            head = tl.load(weights + (columns(k, BLOCK) * OUTS + (MAPS * WIDTH * DEPTH - 3 * WIDTH)))
-            g = g + (logit[:, None] * head[None, :],)
-        y = kept(saved, RECORD - WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-        y_scale = kept(parts, PARTS - 1, count, 1, PARTS, ROWS, 1)
-        x_grad = norm_back(zeros(BLOCKS, ROWS, BLOCK), g, y, y_scale[0], BLOCKS, WIDTH)
-        for later in tl.range(1, DEPTH):
-            x_grad, _ = block_back(
-                x_grad, weights, (DEPTH - later) * (MAPS * WIDTH), DEPTH - later, by_rel, scale,
-                saved, parts, grads, row_grads, count,
-                False, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, ROWS, BLOCK, PRECISION,
-            )  # fmt: skip
-        x_grad, moved = block_back(
-            x_grad, weights, 0, 0, by_rel, scale, saved, parts, grads, row_grads, count,
-            True, WIDTH, CHANNELS, OUTS, COLUMNS, RECORD, PARTS, ROWS, BLOCK, PRECISION,
-        )  # fmt: skip
-        keep_all(row_grads, x_grad, LINEAR + 3, count, BLOCKS, COLUMNS, ROWS, BLOCK)
+    weights += block * (MAPS * WIDTH)
+    if LAST:
+        rows = table + tl.load(latents + start * 4 + row, mask=mask, other=0) * COLUMNS
+        share = tl.load(weight + start * 4 + row, mask=mask, other=0.0)
+        g_share = tl.load(grad_weight + start * 4 + row, mask=mask, other=0.0)
+        g_share += blend_back(rows, share, grad + start * VALUES, row_grads, count, COLUMNS, VALUES, STEP, ROWS)
+        of_query = tl.reshape(share * g_share, (ROWS // 4, 4))
+        of_query = tl.reshape(tl.broadcast_to(tl.sum(of_query, 1, keep_dims=True), (ROWS // 4, 4)), (ROWS,))
+        logit = share * (g_share - of_query)
+        if DEPTH:
+            tl.store(grads + (row * OUTS + 3 * WIDTH), logit, mask=mask)
+            g, x_grad = (), zeros(BLOCKS, ROWS, BLOCK)
+            for k in tl.static_range(BLOCKS):
+                head = tl.load(weights + (columns(k, BLOCK) * OUTS + 3 * WIDTH))
+                g = g + (logit[:, None] * head[None, :],)
+        else:
+            rel_y, rel_x, variance, scale = rows_of(parts, mask, PARTS, ROWS)
+            moved = logit * scale * number(rows, by_rel, 0, rel_y, rel_x, COLUMNS)
+            tl.store(row_grads + row * COLUMNS, logit * scale, mask=mask)
+            scale_back(row_grads, moved, variance, scale, rel_y, rel_x, mask, 1, COLUMNS, ROWS)
     else:
-        moved = logit * scale * number(rows, by_rel, 0, rel_y, rel_x, COLUMNS)
-        tl.store(row_grads + row * COLUMNS, logit * scale, mask=mask)
-    n0 = tl.where(variance < 0.0, 0.0, -0.5 * moved * scale * scale)
-    tl.store(row_grads + (row * COLUMNS + LINEAR), n0 * rel_y, mask=mask)
-    tl.store(row_grads + (row * COLUMNS + (LINEAR + 1)), n0 * rel_x, mask=mask)
-    tl.store(row_grads + (row * COLUMNS + (LINEAR + 2)), n0, mask=mask)
+        g = zeros(BLOCKS, ROWS, BLOCK)
+        for column in tl.range(0, 3 * WIDTH, BLOCK):
+            at = column + 3 * WIDTH
+            some = kept(grads, at, count, 1, OUTS, ROWS, BLOCK)
+            g = back_block(g, some[0], weights, at, WIDTH, OUTS, BLOCK, PRECISION)
+        x_grad = kept(grads, MAPS * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+    if DEPTH:
+        y = kept(saved, 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        y_scale = kept(parts + 2 * block, 5, count, 1, PARTS, ROWS, 1)
+        x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
+        keep_all(grads, x_grad, 2 * WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+        g = linear_back(x_grad, weights, 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+        g = gelu_back(g, kept(saved, 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK), BLOCKS)
+        keep_all(grads, g, WIDTH, count, BLOCKS, OUTS, ROWS, BLOCK)
+        g = linear_back(g, weights, WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+        y = kept(saved, 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        y_scale = kept(parts + 2 * block, 4, count, 1, PARTS, ROWS, 1)
+        x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
+        keep_all(grads, x_grad, 0, count, BLOCKS, OUTS, ROWS, BLOCK)
+        g = linear_back(x_grad, weights, 0, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+        tl.debug_barrier()  # `hidden` has been read by all
+        keep_all(saved, g, 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)

@@ -2,7 +2,7 @@
 
 liif_fast/ops/attend.py says what the table and the layers hold, kernels/attention.py how a tile holds its tokens. The
 forward pass keeps nothing. The backward pass goes through the queries in chunks: it computes a chunk's activations
-again, writes the gradients of all rows (`attend_back_kernel`), and sums them by matrix products and by latent.
+again, writes the gradients of all rows (attend_back.py), and sums them by matrix products and by latent.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
+
 from . import backward, host, scatter
-from .attend_back import attend_back_kernel
+from .attend_back import attend_back_kernel, attention_back_kernel
 from .attention import (
     EPS,
     KEPT,
     MAPS,
+    WIDE,
     added,
     attention,
     gelu,
     keep_all,
+    kept,
     linear,
     linear_block,
     mixed,
@@ -36,6 +40,9 @@ from .network import columns, keep, relu
 from .plan import corners, located
 
 ROWS, WARPS = 64, 4  # tokens of a tile
+# Columns of a tile's blocks. A tensor core that truncates adds up the less error, the fewer products are in one sum.
+BLOCK, TRAINING_BLOCK = 32, 16  # to keep activations, and for their gradients, 32 take too many registers on sm_80
+ATTENTION_ROWS = 32  # of the attention's gradient alone, which has no products
 VALUES_STEP = 8  # most values that a step blends
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
 SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis", "at_image", "height", "width",
@@ -45,23 +52,42 @@ SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis"
 @triton.jit
 def block_of(rows, by_rel, at, rel_y, rel_x, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """Return `number` of BLOCK columns from `at` on."""
-    column = tl.arange(0, BLOCK) + at
-    x = tl.load(rows[:, None] + column[None, :])
-    x = tl.fma(tl.load(by_rel + column)[None, :], rel_y[:, None], x)
-    return tl.fma(tl.load(by_rel + COLUMNS + column)[None, :], rel_x[:, None], x)
+    column = tl.arange(0, BLOCK)
+    x = tl.load(rows[:, None] + column[None, :] + at)
+    x = tl.fma(tl.load(by_rel + column + at)[None, :], rel_y[:, None], x)
+    return tl.fma(tl.load(by_rel + column + (COLUMNS + at))[None, :], rel_x[:, None], x)
+
+
+@triton.jit
+def attend_kept(
+    saved, count,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Read a block's qkv from `saved`, and write there what the attention gives."""
+    BLOCK: tl.constexpr = min(WIDTH, WIDE)
+    GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)
+    for at in tl.range(0, WIDTH, GROUP * BLOCK):
+        q = kept(saved, at, count, GROUP, RECORD, ROWS, BLOCK)
+        k = kept(saved, at + WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        weight = attention(q, k, CHANNELS, GROUP, ROWS, BLOCK)
+        v = kept(saved, at + 2 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
+        heard = mixed(weight, v, CHANNELS, GROUP, ROWS, BLOCK)
+        keep_all(saved, heard, at + 3 * WIDTH, count, GROUP, RECORD, ROWS, BLOCK)
 
 
 @triton.jit
 def block_forward(
-    x, y, weights, at, block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
+    x, y, weights, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
     KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Run a block on its input x and the norm y of it; return those of the next. The first's qkv is in the table."""
+    """Run a block on its input x and the norm y of it; return those of the next. The first's qkv is in the table.
+
+    `weights` point at the block's `out` map, `saved` at its first activation, `parts` at the scale of its second norm.
+    """
     BLOCKS: tl.constexpr = WIDTH // BLOCK
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
-    to = block * (KEPT * WIDTH)
     heard = ()
     for group in tl.static_range(BLOCKS // GROUP):
         qkv = ()
@@ -69,38 +95,43 @@ def block_forward(
             column = i // GROUP * WIDTH + (group * GROUP + i % GROUP) * BLOCK
             if FIRST:
                 part = block_of(rows, by_rel, column, rel_y, rel_x, COLUMNS, BLOCK)
-                bias = tl.load(by_rel + 2 * COLUMNS + column + tl.arange(0, BLOCK))
+                bias = tl.load(by_rel + tl.arange(0, BLOCK) + (2 * COLUMNS + column))
                 part = tl.fma(part, scale[:, None], bias[None, :])
             else:
-                part = linear_block(y, weights, at - 3 * WIDTH + column, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+                part = linear_block(y, weights, column - 3 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
             if KEEP:
-                keep(saved, count, tl.arange(0, BLOCK) + (to + column), part, ROWS, RECORD)
-            qkv = qkv + (part,)
-        weight = attention(qkv[:GROUP], qkv[GROUP : 2 * GROUP], CHANNELS, GROUP, ROWS, BLOCK)
-        heard = heard + mixed(weight, qkv[2 * GROUP :], CHANNELS, GROUP, ROWS, BLOCK)
-    # Each is written as soon as it is there, because it would occupy registers until then.
+                keep(saved + column, count, tl.arange(0, BLOCK), part, ROWS, RECORD)
+            else:
+                qkv = qkv + (part,)
+        if not KEEP:
+            weight = attention(qkv[:GROUP], qkv[GROUP : 2 * GROUP], CHANNELS, GROUP, ROWS, BLOCK)
+            heard = heard + mixed(weight, qkv[2 * GROUP :], CHANNELS, GROUP, ROWS, BLOCK)
+    # What is kept anyway need not stay in registers: each part is written as soon as it is there, and read again.
     if KEEP:
-        keep_all(saved, heard, to + 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        tl.debug_barrier()
+        attend_kept(saved, count, WIDTH, CHANNELS, RECORD, ROWS)
+        tl.debug_barrier()
+        heard = kept(saved, 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     if FIRST:  # read no sooner, for the same reason
         x = ()
         for k in tl.static_range(BLOCKS):
             x = x + (block_of(rows, by_rel, 3 * WIDTH + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
-    x = added(x, linear(heard, weights, at, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+    x = added(x, linear(heard, weights, 0, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
     between, between_scale = norm(x, BLOCKS, WIDTH)
     if KEEP:
-        keep(parts, count, tl.arange(0, 1) + (4 + 2 * block), between_scale, ROWS, PARTS)
-        keep_all(saved, between, to + 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-    hidden = linear(between, weights, at + WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
+        keep(parts, count, tl.arange(0, 1), between_scale, ROWS, PARTS)
+        keep_all(saved, between, 4 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    hidden = linear(between, weights, WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
     if KEEP:
-        keep_all(saved, hidden, to + 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep_all(saved, hidden, 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     active = gelu(hidden, BLOCKS)
     if KEEP:
-        keep_all(saved, active, to + 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-    x = added(x, linear(active, weights, at + 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
+        keep_all(saved, active, 6 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+    x = added(x, linear(active, weights, 2 * WIDTH, WIDTH, OUTS, ROWS, BLOCK, PRECISION), BLOCKS)
     y, y_scale = norm(x, BLOCKS, WIDTH)
     if KEEP:
-        keep(parts, count, tl.arange(0, 1) + (5 + 2 * block), y_scale, ROWS, PARTS)
-        keep_all(saved, y, to + 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
+        keep(parts + 1, count, tl.arange(0, 1), y_scale, ROWS, PARTS)
+        keep_all(saved, y, 7 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
     return x, y
 
 
@@ -181,12 +212,13 @@ def attend_kernel(
         tl.store(parts + (row * PARTS + 3), variance, mask=row < count)
     if DEPTH:
         x, y = block_forward(
-            (), (), weights, 0, 0, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
+            (), (), weights, rows, by_rel, rel_y, rel_x, scale, saved, parts + 4, count,
             True, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
         )  # fmt: skip
         for block in tl.range(1, DEPTH):
             x, y = block_forward(
-                x, y, weights, block * (MAPS * WIDTH), block, rows, by_rel, rel_y, rel_x, scale, saved, parts, count,
+                x, y, weights + block * (MAPS * WIDTH), rows, by_rel, rel_y, rel_x, scale,
+                saved + block * (KEPT * WIDTH), parts + (4 + 2 * block), count,
                 False, WIDTH, CHANNELS, OUTS, COLUMNS, KEEP, RECORD, PARTS, ROWS, BLOCK, PRECISION,
             )  # fmt: skip
         logit = tl.load(weights + (WIDTH * OUTS + MAPS * WIDTH * DEPTH - 3 * WIDTH)) + tl.zeros((ROWS,), tl.float32)
@@ -223,15 +255,14 @@ def packed(layers: Sequence[Tensor], width: int) -> Tensor:
     return torch.cat(rows).t().contiguous()
 
 
-def network(table: Tensor, layers: Sequence[Tensor], heads: int) -> Net:
+def network(table: Tensor, layers: Sequence[Tensor], heads: int, block: int = BLOCK) -> Net:
     """Return the constants and the packed maps of a transformer."""
     depth = len(layers) // 4
     width = layers[0].shape[0] if depth else 1
-    # A tensor core that truncates adds up the less error, the fewer products are in one sum.
-    block = 16 if width <= 32 else 32
+    block = 16 if width <= 32 else block
     channels = width // heads if depth else 1
     values = table.shape[1] - (4 * width + 3 if depth else 4)
-    weights = packed(layers, width) if depth else table
+    weights = pack_once(layers, (packed, width), lambda: packed(layers, width)) if depth else table
     constants = {
         "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1,
         "COLUMNS": table.shape[1], "VALUES": values, "STEP": min(VALUES_STEP, host.power_of_two(values)),
@@ -313,15 +344,17 @@ def attend_corners_backward(
 
     `wanted` says of each gradient whether it is summed; else it is empty. The pass goes through every layer anyway.
     """
-    net = network(table, layers, heads)
-    constants, columns = net.constants, table.shape[1]
+    net = network(table, layers, heads, TRAINING_BLOCK)
+    constants, columns, depth = net.constants, table.shape[1], net.constants["DEPTH"]
+    attention = {name: value for name, value in constants.items() if name not in ("VALUES", "STEP", "PRECISION")}
+    attention |= {"ROWS": ATTENTION_ROWS, "BLOCK": min(constants["WIDTH"], WIDE.value)}
     total = shape[0] * queries[0].shape[1]
     sums = [
         each.new_zeros(each.shape if want else 0) for each, want in zip((table, by_rel, *layers), wanted, strict=True)
     ]
     of_table, of_rel, *of_layers = wanted
     flat, flat_weight = grad.flatten(0, 1), grad_weight.flatten(0, 1)
-    record, outs = KEPT.value * constants["WIDTH"] * constants["DEPTH"], constants["OUTS"]
+    record, outs = KEPT.value * constants["WIDTH"] * depth, constants["OUTS"]
     widths = record, constants["PARTS"], outs, columns
     step = 1 << (backward.CHUNK_BYTES // (16 * sum(widths))).bit_length() - 1
     most = min(step, total)
@@ -333,10 +366,16 @@ def attend_corners_backward(
         saved, parts, grads, row_grads, latents = (each[: 4 * len(part)] for each in (*memory, latents_memory))
         launch(table, by_rel, net, queries, shape, wrap, part, weight, weight, (saved, parts, latents))
         with host.on(table):
-            attend_back_kernel[(triton.cdiv(4 * len(part), ROWS),)](
-                flat[where], flat_weight[where], table, by_rel, net.weights, weight,
-                saved, parts, latents, grads, row_grads, len(part), **net.constants,
-            )  # fmt: skip
+            for block in reversed(range(max(depth, 1))):
+                attend_back_kernel[(triton.cdiv(4 * len(part), ROWS),)](
+                    flat[where], flat_weight[where], table, by_rel, net.weights, weight,
+                    saved, parts, latents, grads, row_grads, len(part), block,
+                    LAST=block >= depth - 1, **net.constants,
+                )  # fmt: skip
+                if depth:
+                    attention_back_kernel[(triton.cdiv(4 * len(part), ATTENTION_ROWS),)](
+                        by_rel, saved, parts, grads, row_grads, len(part), block, FIRST=block == 0, **attention,
+                    )  # fmt: skip
         if of_rel:
             sums[1] += host.product(parts[:, :3].t(), row_grads)
         for at, layer in enumerate(layers):

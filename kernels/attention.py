@@ -6,6 +6,9 @@ exchanges of rows, which are lanes of one warp.
 
 `weights` [WIDTH + 1, OUTS] holds all linear maps side by side, each [in, out], with their biases in the last row
 (`attend_corners.packed`). LayerNorms have no parameters, because the maps behind them include these.
+
+Addresses are those of a block's first column plus a constant, `at`, which then is a part of the instruction. Added to
+the columns before, each would take registers of its own.
 """
 
 import triton
@@ -14,10 +17,11 @@ import triton.language as tl
 from liif_fast.attention import EPSILON
 
 from .host import dot
-from .network import columns, keep
+from .network import keep
 
 EPS = tl.constexpr(EPSILON)
 KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, heard, between, hidden, active, next
+WIDE = tl.constexpr(32)  # most columns of a block of the attention alone, where a query's four rows lie in one warp
 MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 
 
@@ -27,10 +31,11 @@ def linear_block(
     WIDTH: tl.constexpr, OUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return BLOCK outputs of a linear map of x: the columns of `weights` from `at` on."""
-    column, z = tl.arange(0, BLOCK) + at, tl.zeros((ROWS, BLOCK), tl.float32)
+    column, z = tl.arange(0, BLOCK), tl.zeros((ROWS, BLOCK), tl.float32)
+    square = weights + (column[:, None] * OUTS + column[None, :])
     for k in tl.static_range(WIDTH // BLOCK):
-        z = dot(x[k], tl.load(weights + (columns(k, BLOCK)[:, None] * OUTS + column[None, :])), z, PRECISION)
-    return z + tl.load(weights + (column + WIDTH * OUTS))[None, :]
+        z = dot(x[k], tl.load(square + (k * BLOCK * OUTS + at)), z, PRECISION)
+    return z + tl.load(weights + column + (WIDTH * OUTS + at))[None, :]
 
 
 @triton.jit
@@ -51,10 +56,10 @@ def back_block(
     WIDTH: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return x_grad plus the gradient of a map's input, given g, that of BLOCK outputs of it."""
-    output, found = tl.arange(0, BLOCK) + at, ()
+    column, found = tl.arange(0, BLOCK), ()
+    square = weights + (column[None, :] * OUTS + column[:, None])
     for k in tl.static_range(WIDTH // BLOCK):
-        w = tl.load(weights + (columns(k, BLOCK)[None, :] * OUTS + output[:, None]))
-        found = found + (dot(g, w, x_grad[k], PRECISION),)
+        found = found + (dot(g, tl.load(square + (k * BLOCK * OUTS + at)), x_grad[k], PRECISION),)
     return found
 
 
@@ -284,7 +289,7 @@ def keep_all(
 ):  # fmt: skip
     """Write column blocks to the columns from `at` on of the tile's first `count` rows [rows, STRIDE]."""
     for k in tl.static_range(BLOCKS):
-        keep(memory, count, columns(k, BLOCK) + at, x[k], ROWS, STRIDE)
+        keep(memory + (k * BLOCK + at), count, tl.arange(0, BLOCK), x[k], ROWS, STRIDE)
 
 
 @triton.jit
@@ -294,9 +299,9 @@ def kept(
 ):  # fmt: skip
     """Read back what `keep_all` wrote; zeros in the other rows."""
     row, x = tl.arange(0, ROWS), ()
+    where = memory + (row[:, None] * STRIDE + tl.arange(0, BLOCK)[None, :])
     for k in tl.static_range(BLOCKS):
-        where = row[:, None] * STRIDE + (columns(k, BLOCK) + at)[None, :]
-        x = x + (tl.load(memory + where, mask=(row < count)[:, None], other=0.0),)
+        x = x + (tl.load(where + (k * BLOCK + at), mask=(row < count)[:, None], other=0.0),)
     return x
 
 

@@ -1,12 +1,13 @@
 """Replace files atomically, and name files."""
 
+import errno
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -79,6 +80,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if target.exists():
             part.chmod(target.stat().st_mode & 0o7777)
         os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        # The file has a name that nobody has given, and a full disk has none.
+        if isinstance(error, OSError) and (error.filename == str(part) or _is_full(error)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _is_full(error: OSError) -> bool:
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""Import the Triton kernels for Triton's interpreter, unless the tests run on a GPU, and reset signals.
+"""Import the Triton kernels for its interpreter, unless tests run on a GPU or of named backends, and reset signals.
 
 Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
 inherit the setting; tests/kernels sets it again for the backend.
@@ -8,7 +8,8 @@ import importlib.util
 import os
 import signal
 
-if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.find_spec("triton"):
+on_cpu = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu"
+if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.find_spec("triton"):
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     from liif_fast.kernels import attend_corners, fourier_decode, fused_mlp, gather_corners, project, render
@@ -16,6 +17,26 @@ if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.fi
     assert attend_corners and fourier_decode and fused_mlp and gather_corners and project and render
     if before is None:
         del os.environ["TRITON_INTERPRET"]
+
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    # The interpreter replaces what is in Triton's modules when a kernel starts, and again at each call of a function in
+    # it. Only the first time has an effect, and the others take a third of the tests' time.
+    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(function):
+        names = function.__globals__.values()
+        seen = tuple(any(each is module for each in names) for module in (tl, tl.core))
+        if seen not in patched:
+            patched.add(seen)
+            return patch(function)
+
+    def launch_anew(*args, **options):
+        patched.clear()
+        return launch(*args, **options)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
 
 # A run in the background or under nohup ignores these signals, and processes that tests start would, too.
 for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):

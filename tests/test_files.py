@@ -1,4 +1,25 @@
-from liif_fast.files import distinct_names, is_litter
+import errno
+import os
+
+import pytest
+
+from liif_fast.files import atomic_file, distinct_names, is_litter
+
+
+def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
+    """Neither the file beside it that takes its place, nor nothing, as a full disk would have it."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left") as full, atomic_file(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    missing = tmp_path / "missing" / "a.bin"
+    with pytest.raises(FileNotFoundError) as nowhere, atomic_file(missing):
+        pass
+    assert (full.value.filename, nowhere.value.filename) == (str(path), str(missing))
+    with pytest.raises(OSError, match="the camera") as other, atomic_file(path):
+        raise OSError(errno.EIO, "the camera")
+    assert other.value.filename is None
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_short_names_of_files():

@@ -11,7 +11,7 @@ ROOT = Path(liif_fast.__file__).parent
 # Each may import itself and those before it.
 STOREYS = (
     *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
-    *("call", "coord", "ops", "backends", "checks", "family", "functional", "layers", "models", "data"),
+    *("call", "coord", "ops", "backends", "checks", "family", "functional", "layers", "convolution", "models", "data"),
     *("export", "upscaling", "view", "evaluation", "verification", "qualification", "info", "train", "cli"),
 )
 

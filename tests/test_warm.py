@@ -1,4 +1,4 @@
-"""The tests' own processes: what they start does not outlive them unseen."""
+"""The tests' own processes: what they start does not outlive them unseen, and groups of tests share one."""
 
 import os
 import time
@@ -67,3 +67,11 @@ def test_the_end_of_the_tests_process_ends_all_that_was_started(orphan):
 
 def test_an_empty_environment_is_empty():
     assert warm.run("-c", "import os; print(dict(os.environ))", env={}, check=True).stdout == "{}\n"
+
+
+@pytest.mark.xdist_group("together")
+def test_a_group_has_one_worker(request):
+    """pytest-xdist tells a group by the end of a test's name; where that is lost, it divides groups without a word."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("pytest does not run with --dist loadgroup")
+    assert request.node.nodeid.endswith("@together")

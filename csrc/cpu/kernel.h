@@ -1,9 +1,9 @@
 // The interface between the instruction-set-specific translation units and the rest of the CPU backend.
 //
 // Everything that multiplies matrices goes through one register-tiled micro-kernel, compiled once per instruction set
-// (kernel_portable.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512bf16.cpp) and chosen at run time. Rows are
-// (query, corner) pairs, columns are hidden channels. Each output element is one chain of multiply-adds in the order of
-// k, whatever the number of rows, so a row's result never depends on its neighbours.
+// (kernel_portable.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512bf16.cpp; kernel_amx.cpp has its own) and
+// chosen at run time. Rows are (query, corner) pairs, columns are hidden channels. Each output element is one chain of
+// multiply-adds in the order of k, whatever the number of rows, so a row's result never depends on its neighbours.
 #pragma once
 
 #include <cstdint>
@@ -87,6 +87,22 @@ struct Attention {
                         T* logit);
 };
 
+// The transforms of conv3x3 for one tile, 4 x 4 pixels of the output and the 6 x 6 of the input around them. Pixels are
+// rows of channels. A transformed tile is 36 rows of channels, `position` apart. Null where T is not Sum<T>.
+template <typename T>
+struct Winograd {
+    // From the 36 pixels of an input, and from the 16 of an output's gradient, whose sum is added to `sum`. A pixel
+    // counts as zero where mask, if it is given, is <= 0.
+    void (*input)(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels);
+    void (*gradient)(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels, T* sum);
+    // To the 16 pixels of an output, with the bias, the addend's pixels if they are given, and ReLU if asked
+    void (*output)(T* const* pixel, const T* from, int64_t position, int64_t channels, const T* bias,
+                   const T* const* addend, bool relu);
+    // From `count` kernels of 3 x 3 weights, `step` apart, to 36 rows; and of their gradient from 36 rows to 9
+    void (*weight)(T* to, int64_t position, const T* weight, int64_t step, int64_t row, int64_t column, int64_t count);
+    void (*weight_back)(T* to, int64_t tap, const double* from, int64_t position, int64_t count);
+};
+
 template <typename T>
 struct Kernel {
     const char* name;
@@ -108,7 +124,7 @@ struct Kernel {
     // Of a latent l, 2 K amplitudes and 2 K parts of frequencies, the waves x [2 K]: with
     // a_k = l[2K + 2k] rel[0] + l[2K + 2k + 1] rel[1] + phase[k] they are l[k] cos(pi a_k) and l[K + k] sin(pi a_k)
     void (*waves)(T* x, const T* l, const T* phase, const T* rel, int64_t half);
-    // From the gradient g of x those of l [4 K] and of phase [K]
+    // Goes from g, the gradient of x, to the gradients of l, in `to` [4 K], and of phase, in `to_phase` [K]
     void (*waves_back)(T* to, T* to_phase, const T* g, const T* l, const T* phase, const T* rel, int64_t half);
     // h = relu(x * (1 + scale) + shift), rows `row` apart, of which latent[r] holds scale and shift at [scale + n] and
     // [shift + n], n < width; h may be x
@@ -124,6 +140,7 @@ struct Kernel {
     // to[(r / 2 * width + n) * 2 + r % 2] = x[r * x_row + n], a missing last row being zeros
     void (*pair_rows)(T* to, const T* x, int64_t x_row, int64_t rows, int64_t width);
     const Attention<T>* attention;
+    const Winograd<T>* winograd;
 };
 
 // The fastest kernel that this processor runs; LIIF_FAST_CPU_ISA=portable|avx2|avx512 selects a lesser one. Float and
@@ -134,6 +151,12 @@ const Kernel<T>& kernel();
 bool has_bfloat16();
 const char* isa_name();
 
+// Why this processor, build or system has no AMX-BF16, "" if it has. Bf16's kernel uses it only after use_amx(true),
+// which asks Linux for the permission once; it returns why it was refused, or "". Both of Bf16's kernels take the same
+// packed weights, so the change may come at any time.
+const char* missing_amx();
+const char* use_amx(bool on);
+
 // One per translation unit; null if the host's architecture lacks it.
 template <typename T>
 const Kernel<T>* kernel_portable();
@@ -142,5 +165,6 @@ const Kernel<T>* kernel_avx2();
 template <typename T>
 const Kernel<T>* kernel_avx512();
 const Kernel<Bf16>* kernel_avx512bf16();
+const Kernel<Bf16>* kernel_amx();
 
 }  // namespace liif

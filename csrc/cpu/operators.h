@@ -72,8 +72,18 @@ Tensor bicubic_resize(const Tensor& image, const Tensor& first_row, const Tensor
 
 Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, bool bfloat);
 
+Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+               const std::optional<Tensor>& addend, bool wrap, bool relu);
+
+Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& out,
+                         bool wrap, const Flags& wanted);
+
 std::string cpu_isa();
 
 bool cpu_has_bfloat16();
+
+std::string cpu_missing_amx();
+
+std::string cpu_use_amx(bool on);
 
 }  // namespace liif

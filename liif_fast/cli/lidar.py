@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     sensor = None if args.sensor.lower() == "auto" else Sensor.load(args.sensor)
     if sensor is not None and args.input_columns:
         sensor = sensor.with_columns(args.input_columns)
-    beams = Sensor.load(args.beams) if args.beams else None
+    beams = None if args.beams is None else Sensor.load(args.beams)
     if len(jobs) == 1 and not is_bag(jobs[0][0]):  # report a bad file before loading torch
         from liif_fast.lidar.scan import read_scan
 
@@ -193,7 +193,7 @@ def load(name: str | None, device: str) -> Any:
     from liif_fast.models.checkpoint import ModelFileError, load_model
     from liif_fast.models.iln import ILN, LidarLIIF
 
-    path = find_model(name or SHIPPED_LIDAR)
+    path = find_model(SHIPPED_LIDAR if name is None else name)
     model = load_model(path, pick_device(device))
     if not isinstance(model, ILN | LidarLIIF):
         raise ModelFileError(f"{path}: expected a model for LiDAR (iln, liif_lidar), got {type(model).__name__}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liif_fast.cli import EXIT_CODES, add_compute, say
-from liif_fast.images import check_input, open_picture
+from liif_fast.images import FORMATS, check_input, open_picture
+from liif_fast.images.writing import changes_colours
 
 if TYPE_CHECKING:
     from liif_fast.view.app import Server
@@ -42,8 +43,9 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
-    open_picture(args.photo)  # said now, not in the browser
+    picture = open_picture(args.photo)  # said now, not in the browser
     page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
+    page["tiles"] = "png" if changes_colours(picture.info, FORMATS[".webp"], picture.shape[2]) else "webp"
     asked = {"model": args.model, "backend": args.backend, "device": args.device, "precision": args.precision}
     usual = (None, "auto", "float32")
     page["model"] = "".join(f" --{name} {shlex.quote(each)}" for name, each in asked.items() if each not in usual)

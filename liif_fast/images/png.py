@@ -3,9 +3,10 @@
 Pillow needs the whole image. pypng streams but does not filter rows, so its photographs are larger by half.
 """
 
+import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from liif_fast.images.colour import COLOUR
 _METRES_PER_INCH = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> gray, gray with alpha, RGB, RGBA
 _LEVEL = 6
+_HEADER = 33  # bytes of the signature and IHDR
 
 
 def write_png(
@@ -52,6 +54,14 @@ def write_png(
         above = rows[-1]
     _chunk(file, b"IDAT", pack.flush())
     _chunk(file, b"IEND", b"")
+
+
+def with_colour(data: bytes, colour: Mapping[bytes, bytes]) -> bytes:
+    """Return a PNG file with the chunks of `read_colour`, some of which Pillow does not write."""
+    head = io.BytesIO()
+    for name, chunk in colour.items():
+        _chunk(head, name, chunk)
+    return data[:_HEADER] + head.getvalue() + data[_HEADER:]
 
 
 def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:

@@ -184,12 +184,10 @@ def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], sh
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
         metadata["dpi"] = dpi
-    wanted = b"RGB " if shape[2] > 2 or kind.name in (WEBP.name, AVIF.name) else b"GRAY"  # both store gray as RGB
-    space = metadata.get("icc_profile", b"")[_SPACE]
-    if space in _SPACES and space != wanted:
-        spaces = space.decode().strip(), wanted.decode().strip()
-        logger.warning("%s: the ICC profile describes %s, but the file holds %s; it is dropped", path, *spaces)
-        del metadata["icc_profile"]
+    if "icc_profile" in metadata and "icc_profile" not in colours(info, kind, shape[2]):
+        spaces = metadata.pop("icc_profile")[_SPACE], _stored_space(kind, shape[2])
+        space, stored = (each.decode().strip() for each in spaces)
+        logger.warning("%s: the ICC profile describes %s, but the file holds %s; it is dropped", path, space, stored)
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
             logger.warning("%s: the %s is lost in %s", path, what, kind.name)
@@ -217,6 +215,27 @@ def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], sh
             logger.warning("%s: the %s is too long for JPEG and is dropped", path, _METADATA[key])
             del metadata[key]
     return metadata
+
+
+def colours(info: Mapping[Any, Any], kind: Format, channels: int) -> dict[str, Any]:
+    """Select what describes the colours, as far as it fits what a format stores of so many channels."""
+    found = {key: info[key] for key in ("icc_profile", COLOUR) if key in kind.metadata and info.get(key)}
+    space = found.get("icc_profile", b"")[_SPACE]
+    if space in _SPACES and space != _stored_space(kind, channels):
+        del found["icc_profile"]
+    return found
+
+
+def changes_colours(info: Mapping[Any, Any], kind: Format, channels: int) -> bool:
+    """Say whether an image looks different in a format because that cannot hold what describes its colours."""
+    found, profile = colours(info, kind, channels), info.get("icc_profile")
+    if profile and "icc_profile" not in found:
+        return True
+    return COLOUR not in found and not looks_like_srgb(info.get(COLOUR, {}), profile)
+
+
+def _stored_space(kind: Format, channels: int) -> bytes:
+    return b"RGB " if channels > 2 or kind.name in (WEBP.name, AVIF.name) else b"GRAY"  # both store gray as RGB
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ import numpy as np
 _KINDS = {"F": "f", "I": "i", "U": "u"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 MAX_HEADER = 1 << 16
+MAX_COUNT = 1 << 16  # values of a point in one field
 
 
 def read(file: IO[bytes]) -> dict[str, np.ndarray]:
@@ -29,8 +30,8 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
     if not len(names) == len(sizes) == len(kinds) == len(counts) or any(kind not in _KINDS for kind in kinds):
         raise ValueError("its header's FIELDS, SIZE, TYPE and COUNT do not fit together")
     number = int(header["POINTS"][0]) if "POINTS" in header else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
-    if number < 0 or min(counts, default=1) < 1:
-        raise ValueError("its header's POINTS or COUNT is negative")
+    if number < 0 or not all(1 <= each <= MAX_COUNT for each in counts):
+        raise ValueError(f"its header's POINTS is negative, or a COUNT is not from 1 to {MAX_COUNT}")
     form = [(f"{i}", np.dtype(f"<{_KINDS[kinds[i]]}{int(sizes[i])}"), (counts[i],)) for i in range(len(names))]
     layout, body = np.dtype(form), file.read()
     data = header["DATA"][0].lower() if header["DATA"] else ""

@@ -64,9 +64,10 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
     layout = np.dtype([(f"{i}", order + kind) for i, (_, kind) in enumerate(properties)])
     body = file.read()
     if form == "ascii":
-        words_of_all = body.split(maxsplit=number * len(properties))[: number * len(properties)]
-        if len(words_of_all) < number * len(properties):
-            raise ValueError(f"cut short: {len(words_of_all)} numbers, {number * len(properties)} announced")
+        announced = number * len(properties)
+        words_of_all = body.split(maxsplit=min(announced, len(body)))[:announced]  # more than 2^63 is no count
+        if len(words_of_all) < announced:
+            raise ValueError(f"cut short: {len(words_of_all)} numbers, {announced} announced")
         values = np.array(words_of_all, np.float64).reshape(number, len(properties))
         return {name: values[:, i].astype(kind) for i, (name, kind) in enumerate(properties)}
     if len(body) < number * layout.itemsize:

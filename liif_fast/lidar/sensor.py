@@ -161,7 +161,10 @@ class Sensor:
             scan = read_scan(path)
             if scan.beams is None or scan.ranges is None:
                 raise ValueError(f"{path}: no altitude_deg in it")
-            return cls(tuple(scan.beams.tolist()), scan.ranges.shape[1], 0.3, 200.0, path.stem)
+            try:
+                return cls(tuple(scan.beams.tolist()), scan.ranges.shape[1], 0.3, 200.0, path.stem)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         text = path.read_text(encoding="utf-8")
         try:
             if path.suffix.lower() == ".json":
@@ -191,7 +194,10 @@ class Sensor:
             missing = [key for key in ("min_v", "max_v", "channels") if key not in content]
             if missing:
                 raise ValueError(f"no beams and no {', '.join(missing)}")
-            beams = np.linspace(float(content["min_v"]), float(content["max_v"]), int(content["channels"]))
+            lines = int(content["channels"])
+            if not 1 <= lines <= MAX_LINES:  # before memory is taken for them
+                raise ValueError(f"channels must be 1 to {MAX_LINES}, got {lines}")
+            beams = np.linspace(float(content["min_v"]), float(content["max_v"]), lines)
         return cls(
             tuple(sorted(float(each) for each in beams)),
             int(content.get("points_per_ring", content.get("columns", 1024))),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from liif_fast import functional
+from liif_fast.convolution import fast_convolutions
 from liif_fast.lidar.sensor import Sensor
 from liif_fast.models.iln import ILN, LidarLIIF
 from liif_fast.models.tiles import encode
@@ -119,7 +120,8 @@ class Upsampler:
         if self.descends:
             values = values.flip(2)
         inp = values[:, :1]
-        self.model.keep(encode(self.model.encoder, inp, TILE), inp)
+        with fast_convolutions():
+            self.model.keep(encode(self.model.encoder, inp, TILE), inp)
         out, weights = self._decode(values)
         made = ((out[..., 0] + 1) * (self.norm_range / 2)).unflatten(1, self._size())
         return Upsampled(

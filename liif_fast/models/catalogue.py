@@ -194,6 +194,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         FileNotFoundError: nothing has that name; the message lists the places searched.
     """
     path = Path(name)
+    if not str(name):  # Path would make it the present folder
+        raise FileNotFoundError("the model's name is empty; give a file or a name, see liif-fast models")
     if path.exists() or path.parent != Path("."):
         return path
     if str(name).lower() in IN_PACKAGE:

@@ -1,9 +1,11 @@
 """EDSR (Lim et al., arXiv 1707.02921) as an encoder: residual blocks without normalisation."""
 
 from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from liif_fast.convolution import residual
 from liif_fast.models.blocks import Trunk, conv
 from liif_fast.models.registry import register
 
@@ -17,8 +19,10 @@ class ResBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        res = self.body(x)
-        return x + (res if self.res_scale == 1 else res * self.res_scale)
+        if self.res_scale == 1:
+            first, _, second = cast(Any, self.body)
+            return residual(x, self.body, first, second, wrap=False)
+        return x + self.body(x) * self.res_scale
 
 
 @register("edsr-baseline")

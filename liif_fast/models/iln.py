@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_fast import functional
 from liif_fast.attention import Block, Corners, CornerTransformer
 from liif_fast.checks import check_queries
+from liif_fast.convolution import fast_convolutions, range_convolution, residual
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.liif import LIIF
 from liif_fast.models.registry import make, register
@@ -38,16 +38,20 @@ def check_lidar_in(lidar_in: Any) -> None:
         raise ValueError(f"lidar_in must have 0 <= min_r < max_r <= norm_r, got {dict(lidar_in)}")
 
 
+class _RangeConv2d(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return range_convolution(input, weight, bias)
+
+
 class RangeConv(nn.Module):
     """A 3x3 convolution of a range image with replicated rows and circular columns at the borders."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3)
+        self.conv = _RangeConv2d(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 1, 1), mode="replicate")
-        return self.conv(F.pad(x, (1, 1, 0, 0), mode="circular"))
+        return self.conv(x)
 
 
 class _Block(nn.Module):
@@ -56,7 +60,8 @@ class _Block(nn.Module):
         self.body = nn.Sequential(RangeConv(n_feats, n_feats), nn.ReLU(inplace=True), RangeConv(n_feats, n_feats))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        first, _, second = cast(Any, self.body)
+        return residual(x, self.body, first.conv, second.conv, wrap=True)
 
 
 @register("edsr-lidar")
@@ -198,6 +203,11 @@ class ILN(FeatureModel):
     @property
     def reads_input(self) -> bool:
         return True
+
+    def gen_feat(self, inp: Tensor) -> Tensor:
+        """Encode a range image with fast convolutions (`liif_fast.convolution`); otherwise as every model."""
+        with fast_convolutions():
+            return super().gen_feat(inp)
 
     def attend(self, coord: Tensor | Corners, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Blend values at any coordinates by the network's weights of the four corners.

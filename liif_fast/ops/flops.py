@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import liif_fast.ops.conv3x3  # noqa: F401  # it defines the operator
 from liif_fast.ops.sm90 import HIDDEN, PRODUCT_BYTES, TABLE_BYTES
 
 Shape = Sequence[int]
@@ -235,6 +236,14 @@ def _convolve_backward(grad: Shape, feat: Shape, kernel: Shape, wanted: Sequence
     return sum(wanted[:2]) * _convolve(feat, kernel, ())
 
 
+def _conv3x3(x: Shape, weight: Shape, *_: Any) -> int:
+    return _convolve(x, weight, ())
+
+
+def _conv3x3_backward(grad: Shape, x: Shape, weight: Shape, out: Shape, wrap: bool, wanted: Sequence[bool]) -> int:
+    return sum(wanted[:2]) * _convolve(x, weight, ())
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "decode": _decode,
     "decode_direct": _decode_direct,
@@ -253,6 +262,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "modulated_decode_backward": _modulated_backward,
     "convolve": _convolve,
     "convolve_backward": _convolve_backward,
+    "conv3x3": _conv3x3,
+    "conv3x3_backward": _conv3x3_backward,
 }
 
 

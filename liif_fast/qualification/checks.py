@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from liif_fast.backends.verdict import AMX
 from liif_fast.call import Switches
-from liif_fast.qualification.problems import Network, Problem, Unit
+from liif_fast.qualification import transformer
+from liif_fast.qualification.problems import Network, Problem, Unit, extent
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
 FLOOR = 12
 FLIPS = 0.1  # relative to a gradient: in half precision a ReLU's input near 0 may round to either side
 NEAR_ZERO = 4e-6  # it may in float32 too, so a query with an input this near to 0 gets no gradient
+SQUARE = (8, 8)  # (H, W) of a map whose cells, times its size, can be exact integers
+BLEND = 16  # roundings of the weights of four corners and of their sum
 LOOSE = 0.05  # relative to an output: a wrong address causes larger errors
 CPU = torch.device("cpu")
 
@@ -79,6 +83,9 @@ def values(unit: Unit, device: torch.device, network: Network, seed: int) -> Non
     wanted = [_gradients(each, of, grad) for each, of in ((double, exact), (here, plain))]
     names = ["x" if unit.op == "fused_mlp" else "feat"]
     names += [f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(len(problem.weights))] + ["phase"]
+    if unit.op == "attend_corners":
+        parameters = [name for name, _ in transformer.remake(problem.weights, 1).tensors()]
+        names = ["feat", "values", *(name for i, name in enumerate(parameters) if i not in transformer.SHARED)]
     for recompute in (True, False) if unit.training else (None,):
         for ordered in (True, False):
             with _deterministic(ordered):
@@ -112,7 +119,7 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
         return
     odd = torch.tensor([-1, 1, -1 + 1e-6, 1 - 1e-6, 0, 1e-6, -1e-6, 3, -3, math.inf, -math.inf, math.nan])
     pairs, shapes = torch.cartesian_prod(odd, odd), [(1, 1), (2, 3), (1, 7), (13, 17), (48, 48), (5, 1023)]
-    if device.type == "cpu":
+    if extent(device) == "small":
         pairs, shapes = pairs[::11], shapes[:2]
     for shape in shapes:
         problem = Problem(network, unit, device, seed, shape, 2 * len(pairs), 1)
@@ -124,11 +131,15 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
 
 
 def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early."""
-    if unit.op in ("gather_corners", "fourier_decode") or unit.training:
+    """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early.
+
+    `fourier_decode` gets angles of whole quarter turns, whose sines and cosines are integers, and `attend_corners` four
+    equal logits. Both blend four corners, which rounds: their bound is a few roundings of the largest sum.
+    """
+    if unit.op == "gather_corners" or unit.training:
         return
     network = network._replace(switches=Switches(local_ensemble=False))
-    problem = Problem(network, unit, device, seed)
+    problem = Problem(network, unit, device, seed, SQUARE)
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor: Tensor, share: float) -> None:
@@ -137,11 +148,22 @@ def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> N
 
     for each in (problem.feat, problem.x, *problem.biases):
         fill(each, 1.0)
-    for weight in problem.weights:
-        fill(weight, 2 / weight.shape[1])
-    problem.weights[0][:, -problem.terms :] = 0  # rel and cell are not integers
+    if unit.op == "attend_corners":
+        problem.weights[transformer.HEAD].zero_()
+    else:
+        for weight in problem.weights:
+            fill(weight, 2 / weight.shape[1])
+    if unit.op == "fourier_decode":
+        problem.feat[:, problem.feat.shape[1] // 2 :] = 0  # the frequencies, whose products with rel are not integers
+        problem.phase.copy_(torch.randint(-1, 2, problem.phase.shape, generator=generator) / 2)
+        problem.cell.copy_(torch.randint(0, 4, problem.cell.shape, generator=generator) / SQUARE[0])
+    elif unit.op != "attend_corners":
+        problem.weights[0][:, -problem.terms :] = 0  # rel and cell are not integers
     exact = problem.to(CPU, torch.float64).formula([])
-    if not torch.equal(problem.to(device).run(unit.backend).cpu().double(), exact):
+    found = problem.to(device).run(unit.backend).cpu()
+    blended = unit.op in ("fourier_decode", "attend_corners")
+    allowed = BLEND * torch.finfo(found.dtype).eps * exact.abs().max().item() if blended else 0.0
+    if not (found.double() - exact).abs().max() <= allowed:  # NaN
         raise Wrong("sums of small integers are not exact")
 
 
@@ -163,12 +185,12 @@ def nans(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
 
 def repeats(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     """Check that repeated calls give the same bits while another stream works, and write only the outputs."""
-    problem = Problem(network, unit, device, seed, queries=1001 if device.type == "cuda" else None)
+    problem = Problem(network, unit, device, seed, queries=1001 if extent(device) == "large" else None)
     here, before = problem.to(device), problem.to(device)
     grad = torch.randn(here.run(unit.backend).shape, generator=torch.Generator().manual_seed(seed)).to(device)
     first: list[Tensor] = []
     with _deterministic(unit.training), _canaries(device):
-        for _ in range(100 if device.type == "cuda" else 2):
+        for _ in range(100 if device.type == "cuda" else 20 if extent(device) == "large" else 2):
             with _noise(device):
                 out = here.run(unit.backend)
                 found = [out.detach(), *_gradients(here, out, grad)]
@@ -207,14 +229,14 @@ def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     """Check that a query's bits do not depend on the number of queries (in the interpreter nearly, due to NumPy)."""
     if unit.training:
         return
-    sizes = (1, 63, 1000, 30_001) if device.type == "cuda" else (2, 7)
+    sizes = (1, 63, 1000, 30_001) if extent(device) == "large" else (2, 7)
     problem = Problem(network, unit, device, seed, queries=sizes[-1]).to(device)
     axis = 2 if unit.op == "render" else 1
     whole = problem.run(unit.backend)
     for size in sizes[:-1]:
         part = problem.run(unit.backend, part=slice(size))
         expected = whole.narrow(axis, 0, min(size, whole.shape[axis]))
-        if device.type == "cpu":
+        if device.type == "cpu" and unit.backend != AMX:
             same = torch.allclose(part, expected, rtol=0, atol=1e-5, equal_nan=True)
         else:
             same = torch.equal(part, expected)
@@ -261,9 +283,9 @@ def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: C
         return
     if torch.cuda.mem_get_info(device)[0] < 40 * 2**30:
         return
-    if unit.training:
+    if unit.training and unit.op != "attend_corners":  # which keeps no activations
         far_activations(unit, device, network, seed, 700_001)
-    elif unit.op != "fused_mlp":
+    elif not unit.training and unit.op != "fused_mlp":
         far_latents(unit, device, network, seed, 2900)
     torch.cuda.empty_cache()
 
@@ -273,6 +295,8 @@ def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, s
     problem = Problem(network, unit, device, seed, queries=64, batch=1).to(device)
     problem.feat = torch.randn(1, problem.feat.shape[1], side, side, device=device, dtype=problem.feat.dtype)
     problem.coord.clamp_(0, 1).mul_(0.001).add_(0.999)
+    if unit.op == "attend_corners":
+        problem.x = torch.randn(1, problem.x.shape[1], side, side, device=device, dtype=problem.x.dtype)
     problem.size = (side, side)
     ours, part = problem.run(unit.backend).float(), slice(None)
     if unit.op == "render":

@@ -1,9 +1,10 @@
-"""The kinds of call to examine and their inputs; those for a CPU are small, because an interpreter runs the kernels."""
+"""The kinds of call to examine and their inputs; they are small where the kernels are interpreted or emulated."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,14 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast import backends, functional, make_cell, make_coord
-from liif_fast.backends import verdict
+from liif_fast.backends import cpu, verdict
+from liif_fast.backends.verdict import AMX
 from liif_fast.call import Call, Switches
+from liif_fast.qualification import transformer
 
-OPS = ("gather_corners", "decode", "render", "fused_mlp", "fourier_decode")
+OPS = ("gather_corners", "decode", "render", "fused_mlp", "fourier_decode", "attend_corners")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
-PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",)}
+PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",), AMX: ("bfloat16",)}
+AMX_OPS = ("decode", "render", "fused_mlp", "fourier_decode")  # the others have no products of bfloat16
 # (H, W) of the map, queries per image, and images of most checks.
-USUAL = {"cuda": ((13, 17), 301, 2), "cpu": ((3, 4), 7, 1)}
+USUAL = {"large": ((13, 17), 301, 2), "small": ((3, 4), 7, 1)}
+HEADS = 8  # of a transformer
 GUARD = 64  # elements of NaN on either side of each input
 
 
@@ -42,28 +47,53 @@ class Unit(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A decoder: the widths of its hidden layers, its outputs, the channels of the map, and its switches."""
+    """A decoder: the widths of its hidden layers, its outputs, the channels of the map, and its switches.
+
+    Its counterpart for `attend_corners` has a block or two, of the next width that the kernels have.
+    """
 
     hidden: tuple[int, ...]
     out: int
     channels: int
     switches: Switches = Switches()
 
+    @property
+    def width(self) -> int:
+        """Return the channels of the latents that attend."""
+        return next(width for width in (16, 32, 64) if width >= min(self.channels, 64))
+
+    @property
+    def depth(self) -> int:
+        """Return the number of blocks."""
+        return 2 if len(self.hidden) == 2 else 1
+
 
 NETWORKS = {
-    "cuda": (
+    "large": (
         Network((256,) * 4, 3, 64),
         Network((100, 70), 1, 5, Switches(local_ensemble=False, cell_decode=False)),
         Network((32, 24), 64, 64, Switches(feat_unfold=False)),
     ),
-    "cpu": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
+    "small": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
 }
+
+
+def interprets() -> bool:
+    """Say whether Triton's interpreter runs the kernels, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def extent(device: torch.device) -> str:
+    """Return which problems to pose on a device, "large" or "small"."""
+    slow = interprets() or cpu.AMX_MISSING or os.environ.get("LIIF_FAST_CPU_ISA") == "amx-emulated"
+    return "small" if device.type == "cpu" and slow else "large"
 
 
 class Problem:
     """The inputs of one call, made on the CPU from a seed and then moved to a device.
 
     `fourier_decode` has four values a latent for each channel of the network, and always all four corners and a cell.
+    For `attend_corners` x is what it blends, as many maps as the network has outputs; `weights` are the transformer's.
 
     Args:
         network: the decoder.
@@ -85,7 +115,7 @@ class Problem:
         queries: int | None = None,
         batch: int | None = None,
     ) -> None:
-        usual = USUAL[device.type]
+        usual = USUAL[extent(device)]
         shape, queries, batch = shape or usual[0], queries or usual[1], batch or usual[2]
         generator = torch.Generator().manual_seed(seed)
         waves = unit.op == "fourier_decode"
@@ -102,12 +132,18 @@ class Problem:
         def uniform(*shape: int, scale: float = 1.0) -> Tensor:
             return (torch.rand(shape, generator=generator) * 2 - 1) * scale
 
-        channels = network.channels * (4 if waves else 1)
+        attends = unit.op == "attend_corners"
+        channels = network.width if attends else network.channels * (4 if waves else 1)
         self.feat = torch.randn(batch, channels, *shape, generator=generator).to(dtype)
         rows = queries if unit.op == "fused_mlp" else 1
         self.x = torch.randn(batch, rows, widths[0], generator=generator).to(dtype)
         self.weights = [uniform(outs, ins, scale=ins**-0.5).to(dtype) for ins, outs in pairwise(widths)]
         self.biases = [uniform(outs, scale=ins**-0.5).to(dtype) for ins, outs in pairwise(widths)]
+        if attends:
+            hidden = min(network.width, *network.hidden)
+            made = transformer.make(network.width, network.depth, HEADS, hidden, uniform)
+            self.x = torch.randn(batch, network.out, *shape, generator=generator).to(dtype)
+            self.weights, self.biases = [each.to(dtype) for _, each in made.tensors()], []
         self.coord = uniform(batch, queries, 2, scale=1.1)
         for axis, n in enumerate(shape):  # every second query lies on a border between two latents
             at = torch.randint(0, n + 1, (batch, queries), generator=generator) * 2 / n - 1
@@ -123,6 +159,9 @@ class Problem:
         first = self.x if self.unit.op == "fused_mlp" else self.feat
         if self.unit.op == "gather_corners":
             return [first]
+        if self.unit.op == "attend_corners":
+            weights = [each for number, each in enumerate(self.weights) if number not in transformer.SHARED]
+            return [first, self.x, *weights]
         return [first, *self.weights, *self.biases, *([self.phase] if len(self.phase) else [])]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Problem:
@@ -142,6 +181,7 @@ class Problem:
 
     def run(self, backend: str, recompute: bool | None = None, part: slice = slice(None)) -> Tensor:
         """Return a backend's output for all queries or a part of them; for `render`, a part of the rows."""
+        backend = _runs(backend)
         with self.mode():
             if self.unit.op == "fused_mlp":
                 x = self.x[:, part]
@@ -156,6 +196,8 @@ class Problem:
                 options["region"] = (top, 0, bottom - top, self.size[1])
                 return functional.liif_render(self.feat, self.size, *layers, recompute=recompute, **options)
             coord, cell = self.coord[:, part], self.cell[:, part]
+            if self.unit.op == "attend_corners":
+                return self._attended(coord, backend=backend)
             if self.unit.op == "fourier_decode":
                 return functional.fourier_decode(
                     self.feat, coord, cell, self.phase, *layers, backend=backend, recompute=recompute
@@ -176,27 +218,32 @@ class Problem:
 
     def refusal(self) -> str:
         """Return why the unit's backend refuses the problem; "" if it does not."""
-        op, layered = self.unit.op, self.unit.op != "gather_corners"
+        op = self.unit.op
+        widths = () if op == "gather_corners" else tuple(len(weight) for weight in self.weights)
+        if op == "attend_corners":
+            widths = tuple(len(block.up_weight) for block in transformer.remake(self.weights, HEADS).blocks)
         call = Call(
             op=op,
             device=self.device,
             dtype=self.feat.dtype,
             shape=tuple(self.x.shape if op == "fused_mlp" else self.feat.shape),
             queries=self.coord.shape[1],
-            widths=tuple(len(weight) for weight in self.weights) if layered else (),
+            widths=widths,
             switches=self.network.switches,
             coord_dtype=self.coord.dtype,
             autocast=self.low if self.autocast else None,
             requires_grad=self.unit.training,
             coord_requires_grad=False,
         )
-        can, reason = backends.ask(self.unit.backend, call)
+        can, reason = backends.ask(_runs(self.unit.backend), call)
         return "" if can else reason
 
     def formula(self, hidden: list[Tensor]) -> Tensor:
         """Return the plain formula's output; `hidden` collects the inputs of the ReLUs, rows first."""
         if self.unit.op == "fused_mlp":
             return self._network(self.x, hidden)
+        if self.unit.op == "attend_corners":
+            return self._attended(self.coord, backend="reference")
         coord, cell = self.coord, self.cell
         if self.unit.op == "render":
             coord, cell = (make(self.size).expand(len(coord), -1, -1) for make in (make_coord, make_cell))
@@ -209,12 +256,21 @@ class Problem:
         out = (self._network(x, hidden) * weight.unsqueeze(-1)).sum(2)
         return out.transpose(1, 2).unflatten(2, self.size) if self.unit.op == "render" else out
 
+    def _attended(self, coord: Tensor, backend: str) -> Tensor:
+        """Return the blended values and the weights beside them, [B, Q, out + 4]."""
+        made = transformer.remake(self.weights, HEADS)
+        return torch.cat(functional.attend_corners(self.feat, self.x, coord, made, backend=backend), -1)
+
     def _network(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
                 hidden.append(x.detach())
             x = F.linear(F.relu(x) if layer else x, weight, bias)
         return x
+
+
+def _runs(backend: str) -> str:
+    return cpu.NAME if backend == AMX else backend
 
 
 def _guarded(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

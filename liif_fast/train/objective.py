@@ -5,11 +5,13 @@ tells, so a small model learns from fewer samples.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from liif_fast.convolution import fast_convolutions
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data.samples import Sample
 from liif_fast.models.base import FeatureModel
@@ -40,10 +42,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
-        preds = self._predict(self.model, batch, self.autocast)
+        on_cpu = batch[0]["inp"].device.type == "cpu"
+        with fast_convolutions() if on_cpu else nullcontext():
+            preds = self._predict(self.model, batch, self.autocast)
         errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
         if self.teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), fast_convolutions() if on_cpu else nullcontext():
                 taught = self._predict(self.teacher, batch, self.autocast)
             distances = [_error(pred, lesson) for pred, lesson in zip(preds, taught, strict=True)]
             errors = [torch.lerp(*each, self.weight) for each in zip(errors, distances, strict=True)]

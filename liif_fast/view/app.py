@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -36,6 +37,13 @@ _POLICY = (
 _LEVEL = f'<{PROFILE}>;rel="profile"'
 
 
+class _Anything(PathConvertor):
+    regex = "(?s:.*)"  # names of files may have line breaks
+
+
+register_url_convertor("anything", _Anything())
+
+
 class Settings(NamedTuple):
     """The settings that differ between `view` and `serve`.
 
@@ -44,8 +52,8 @@ class Settings(NamedTuple):
         token: the first part of every path; None for none.
         public: whether other sites' scripts may read the answers (CORS), as IIIF asks.
         max_area: most pixels of an answer.
-        page: what the page shows: `name` of the photograph, and `photo` and `model` as they stand in the command that
-            it copies; None for no page.
+        page: what the page shows: `name` of the photograph, the format of its `tiles`, and `photo` and `model` as they
+            stand in the command that it copies; None for no page.
     """
 
     hosts: frozenset[str]
@@ -82,7 +90,7 @@ class Server:
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
-        routes = [Route(f"{self.prefix}{IMAGES}/{{path:path}}", self.iiif)]
+        routes = [Route(f"{self.prefix}{IMAGES}/{{path:anything}}", self.iiif)]
         if self.settings.page is not None:
             routes += [
                 Route(f"{self.prefix}/{name}", _page(name or "index.html", kind), name=name or "index")

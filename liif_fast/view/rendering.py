@@ -106,9 +106,7 @@ class Renderer:
         made = np.ascontiguousarray(np.rot90(made, -request.rotation // 90))
         if request.quality == "gray" and made.shape[2] > 2:
             made = _gray(made)
-        profile = photograph.picture.info.get("icc_profile")
-        space = b"RGB " if made.shape[2] > 2 else b"GRAY"
-        return encode(made, request.format, profile if profile and profile[16:20] == space else None)
+        return encode(made, request.format, photograph.picture.info)
 
     def _photograph(self, entry: Entry) -> _Photograph:
         with self._lock:

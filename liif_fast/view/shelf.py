@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from liif_fast.files import is_litter
-from liif_fast.images import endings
+from liif_fast.images import FORMATS, endings
+from liif_fast.images.colour import COLOUR
 from liif_fast.view.iiif import RequestError
 
 
@@ -87,33 +89,36 @@ class Shelf:
         return found
 
 
-def encode(pixels: Any, kind: str, profile: bytes | None) -> bytes:
+def encode(pixels: Any, kind: str, info: Mapping[Any, Any]) -> bytes:
     """Encode pixels [h, w, C] of uint8 or uint16 as an image file.
 
     PNG keeps 16 bits; JPEG and WebP have 8. JPEG has no alpha: visible colours are laid on white. WebP is lossless.
 
     Args:
         kind: jpg, png or webp.
-        profile: the ICC profile of the colours.
+        info: as of a `Picture`; what describes the colours is kept, as far as the format can.
     """
     import io
 
     import numpy as np
 
+    from liif_fast.images.png import with_colour, write_png
+    from liif_fast.images.writing import colours
+
     file = io.BytesIO()
     channels = pixels.shape[2]
+    kept = colours(info, FORMATS[f".{kind}"], channels)
     if kind == "png" and pixels.dtype == np.uint16:
-        from liif_fast.images.png import write_png
-
-        write_png(file, [pixels], pixels.shape, 16, {"icc_profile": profile} if profile else {})
+        write_png(file, [pixels], pixels.shape, 16, kept)
         return file.getvalue()
+    chunks = kept.pop(COLOUR, {})
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels))
-    kept: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if kind == "png":
         image.save(file, "PNG", compress_level=1, **kept)
-    elif kind == "webp":
+        return with_colour(file.getvalue(), chunks)
+    if kind == "webp":
         image.save(file, "WEBP", lossless=True, method=0, quality=0, exact=True, **kept)
     else:
         if channels in (2, 4):

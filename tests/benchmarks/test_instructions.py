@@ -47,9 +47,21 @@ def test_a_size():
 
 
 def test_every_operator_has_a_count_of_a_named_build():
-    assert set(ACCEPTED["counts"]) == set(instructions.OPERATORS)
+    assert set(ACCEPTED["counts"]) == set(instructions.COUNTED)
     assert {"compiler", "flags", "isa"} <= set(ACCEPTED)
     assert ACCEPTED["isa"] == instructions.ISA
+
+
+# The largest shares of the instructions for all gradients that those of the input, and those of the parameters, take.
+SHARES = {"decode": (0.55, 0.99), "fourier_decode": (0.65, 0.97), "modulated_decode": (0.7, 0.7),
+          "fused_mlp": (0.55, 0.9), "attend_corners": (0.8, 0.95)}  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", SHARES)
+def test_unwanted_gradients_take_no_instructions(operator):
+    every, *parts = (ACCEPTED["counts"][f"{operator}_backward: {which}"] for which in instructions.WANTED)
+    for part, share in zip(parts, SHARES[operator], strict=True):
+        assert part < share * every
 
 
 def test_a_change_of_a_kernel_is_counted(tmp_path, monkeypatch):

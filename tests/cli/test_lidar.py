@@ -106,6 +106,7 @@ def test_the_beams_of_another_sensor_and_replacing(scans: Path, network: str, tm
         (["{scans}/npz_image.npz", "{out}/a.ply", "--lines", "x999"], "beams must be 1 to 4096"),
         (["{scans}/npz_image.npz", "{out}/a.ply", "--lines", "x2", "--format", "bin"], "--format names the files"),
         (["", "{out}/a.ply", "--lines", "x2"], "IN is empty"),
+        (["{scans}/bin_points.bin", "{out}/a.ply", "--beams", ""], "no sensor is called ''"),
     ],
 )
 def test_one_line_for_what_is_wrong(options, message, scans, network, tmp_path, capsys) -> None:

@@ -53,6 +53,8 @@ def test_a_file_in_the_folder_is_found_by_name(
         assert catalogue.find_model(name).samefile(own_models_folder / f"{Path(name).stem}.safetensors")
     (own_models_folder / "Mine.safetensors").write_bytes(Path(model).read_bytes())
     assert catalogue.find_model("edsr-small-liif") == catalogue.shipped_model()
+    with pytest.raises(FileNotFoundError, match="the model's name is empty"):  # not the folder in which one is
+        catalogue.find_model("")
     assert main(["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", "--model=mine"]) == 0
     capsys.readouterr()
     code, out = listing(capsys)

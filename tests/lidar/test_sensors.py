@@ -99,11 +99,15 @@ def test_files_of_sensors(tmp_path: Path) -> None:
         ("c.yaml", "beams: [a, b]", "could not convert"),
         ("d.json", "{}", "no beam_altitude_angles"),
         ("e.json", "{", "Expecting"),
+        ("f.yaml", "{min_v: -9, max_v: 9, channels: 10000000000}", "channels must be 1 to 4096"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=rf"{name}: .*{message}") as caught:
             Sensor.load(tmp_path / name)
         assert "\n" not in str(caught.value)
+    np.savez(tmp_path / "nan.npz", range_m=np.ones((2, 8)), altitude_deg=np.array([np.nan, 1]))
+    with pytest.raises(ValueError, match=r"nan\.npz: beams must be finite"):
+        Sensor.load(tmp_path / "nan.npz")
 
 
 @pytest.mark.parametrize("sensor", [UNEVEN, Sensor(UNEVEN.beams[::-1], 36), Sensor((1.0,), 1)])

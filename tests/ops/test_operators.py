@@ -6,14 +6,14 @@ import torch
 from liif_fast import functional
 from liif_fast.backends import attention
 from liif_fast.backends.cpu import BFLOAT16
-from liif_fast.ops import attend, fourier, modulated, resize, sm90
+from liif_fast.ops import attend, conv3x3, fourier, modulated, resize, sm90
 from liif_fast.ops import decode as decode_ops
 
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
 # importing them defines the operators
-assert functional and attend and decode_ops and fourier and modulated and resize and sm90
+assert functional and attend and conv3x3 and decode_ops and fourier and modulated and resize and sm90
 
 
 def samples():
@@ -68,6 +68,12 @@ def samples():
     yield "convolve", (feat, kernel, torch.randn(4))
     yield "convolve", (feat.clone().requires_grad_(), kernel, torch.randn(4))
     yield "convolve_backward", (torch.randn(2, 4, 5, 6), feat, kernel, [True, False, True])
+    feat, out = (torch.randn(2, size, 5, 6).contiguous(memory_format=torch.channels_last) for size in (3, 4))
+    yield "conv3x3", (feat, kernel, torch.randn(4), None, False, True)
+    yield "conv3x3", (feat, kernel, None, out, True, False)
+    for wanted in ([True, True, True], [False, False, True], [True, False, False]):
+        yield "conv3x3_backward", (out, feat, kernel, None, True, wanted)
+        yield "conv3x3_backward", (out, feat, kernel, out, False, wanted)
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())
@@ -78,6 +84,8 @@ def samples():
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
+    yield "cpu_missing_amx", ()
+    yield "cpu_use_amx", (False,)
     if BFLOAT16:
         yield from low_samples()
         yield from fourier_samples(torch.bfloat16)

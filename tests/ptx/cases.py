@@ -1,4 +1,4 @@
-"""Compare operators whose kernels run as compiled PTX with the formula, in a process of test_operators.py.
+"""Compare operators whose kernels run as compiled PTX with the formula, for test_operators.py.
 
     python -m tests.ptx.cases ARCHITECTURE PRECISION (atomic | sorted) (keep | recompute) HIDDEN ...
 

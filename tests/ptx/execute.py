@@ -7,7 +7,9 @@ compiled are the package's own (benchmarks/compile_report.py).
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,11 +20,13 @@ from benchmarks import compile_report
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
 
-from . import hopper, machine
+from . import hopper
+from .blocks import Blocks
 from .memory import Global
 from .parser import Program, parse
 
-BLOCKS: dict[int, type[machine.Block]] = {80: machine.Block, 90: hopper.Block}
+BLOCKS: dict[int, type[Blocks]] = {80: Blocks, 90: hopper.Blocks}
+TOGETHER = 64  # blocks that run at a time
 TYPES = compile_report.TYPES
 
 
@@ -39,10 +43,11 @@ class Executor:
 
     binaries: ClassVar[dict[str, Binary]] = {}
     executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel
-    sectors: ClassVar[Counter[str]] = Counter()  # of memory that its warps' accesses touch, by kernel and kind
+    sectors: ClassVar[Counter[str] | None] = None  # of memory that warps' accesses touch, by kernel and kind, if wanted
     change: Callable[[str, Program], Program] = staticmethod(lambda name, program: program)
-    truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))  # see matrix.multiply
-
+    truncate = 0  # see matrix.multiply
+    seed: object = 0  # of the order of warps and blocks
+    parts = 2  # in which warps advance; see blocks.py
     architecture = 80
 
     def __init__(self, kernel: Any) -> None:
@@ -52,13 +57,7 @@ class Executor:
         return functools.partial(self.launch, grid)
 
     def binary(self, arguments: dict[str, Any], options: dict[str, Any]) -> Binary:
-        plain = {}
-        for parameter in self.kernel.params:
-            value = arguments[parameter.name]
-            if isinstance(value, torch.Tensor):
-                plain[parameter.name] = f"*{TYPES[value.dtype]}"
-            else:
-                plain[parameter.name] = value if parameter.is_constexpr else float if isinstance(value, float) else int
+        plain = compile_report.without_tensors(self.kernel, arguments)
         launch = compile_report.Launch(self.kernel.fn.__name__, "", "", self.kernel, plain, options)
         key = str((launch.name, plain, options))
         if key not in self.binaries:
@@ -71,6 +70,7 @@ class Executor:
         options = {k: v for k, v in named.items() if k not in names}
         binary = self.binary(arguments, options)
         memory, storages, values = Global(), {}, []
+        memory.sectors = None if self.sectors is None else Counter()
         for parameter in self.kernel.params:
             value = arguments[parameter.name]
             if parameter.is_constexpr:
@@ -84,11 +84,16 @@ class Executor:
             values.append(value)
         program, kind = self.change(name, binary.program), BLOCKS[self.architecture]
         values += [0] * (len(program.parameters) - len(values))  # Triton's own: scratch memory, not used
-        for y in range(grid[1] if len(grid) > 1 else 1):
-            for x in range(grid[0]):
-                block = kind(program, values, (x, y), 32 * options["num_warps"], binary.shared, memory, self.truncate)
-                self.executed[name] += block.run()
-        self.sectors.update({f"{name} {kind}": count for kind, count in memory.sectors.items()})
+        chance = random.Random(f"{self.seed} {name} {self.executed[name]}")
+        places = list(itertools.product(*map(range, grid)))
+        chance.shuffle(places)
+        parts = self.parts if binary.shared else 1
+        for start in range(0, len(places), TOGETHER):
+            blocks = kind(program, values, places[start : start + TOGETHER], 32 * options["num_warps"], binary.shared,
+                          memory, self.truncate, parts, chance.random())  # fmt: skip
+            self.executed[name] += blocks.run()
+        if self.sectors is not None:
+            self.sectors.update({f"{name} {kind}": count for kind, count in memory.sectors.items()})
         for address, raw in storages.values():
             raw[:] = memory.read_back(address, raw.size)
 
@@ -96,6 +101,7 @@ class Executor:
 def install(architecture: int, tf32: bool = False) -> None:
     """Put executors in the place of the kernels, as on a GPU of an architecture."""
     Executor.architecture = architecture
+    Executor.truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))
     host.architecture, host.tf32_allowed = lambda device: architecture, lambda: tf32
     backend._why_not_on = lambda kind, index: ""
     backend.run_on_cpu()

@@ -1,7 +1,8 @@
-"""A thread block of sm_90, for which Triton compiles matrix products of warpgroups, on operands in shared memory.
+"""Thread blocks of sm_90, for which Triton compiles matrix products of warpgroups, on operands in shared memory.
 
 A product reads its operands at any time between its issue and its wait. So until the wait nothing may touch its
-registers or write its memory, and what it reads must have passed a fence between the proxies, and a barrier.
+registers or write its memory, and what it reads must have passed a fence between the proxies, and a barrier. The warps
+of a warpgroup may issue their shares of it in any order, but they must issue the same products.
 """
 
 from __future__ import annotations
@@ -10,78 +11,105 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import machine, matrix, wgmma
-from .arithmetic import TYPES
-from .memory import Fault, Shared
+from . import blocks, matrix, wgmma
+from .memory import EPOCH, MANY, PENDING, Fault, Shared
 from .parser import elements
 
-GROUP = 128  # threads of a warpgroup
+WARPS = 4  # of a warpgroup
 
 
 class Product(NamedTuple):
-    """A wgmma that was issued, of all warpgroups."""
+    """A wgmma that was issued, of all warps of a part."""
 
     d: tuple[str, ...]
     a: tuple[str, ...]  # registers, if it takes A from there
-    memory: list[np.ndarray]  # of each warpgroup, the bytes that it reads
+    memory: list[tuple[np.ndarray, int, np.ndarray]]  # what it reads: see AsyncShared.end_product
 
 
 class AsyncShared(Shared):
     """Shared memory that products read, too: through another proxy, which sees writes only behind a fence."""
 
-    def __init__(self, size: int, warps: int) -> None:
-        super().__init__(size, warps)
-        self.unfenced = np.zeros(size, bool)
-        self.reading = np.zeros(size, int)  # products that read a byte and were not waited for
+    def __init__(self, size: int, warps: int, blocks: int = 1) -> None:
+        super().__init__(size, warps, blocks)
+        self.unfenced = np.zeros(self.bytes.size, bool)
+        self.reading = np.zeros(self.bytes.size, np.int32)  # products that read a byte and were not waited for
+        self.products: dict[int, list[tuple]] = {}  # of each warpgroup, as its fastest warp issued them
 
-    def fence(self) -> None:
-        self.unfenced[:] = False
+    def fence(self, warps: np.ndarray) -> None:
+        """Let products see what these warps wrote, and what their blocks did before the last barrier."""
+        at = np.flatnonzero(self.unfenced)
+        block, written = at * (self.mark.size // self.warps) // self.bytes.size, self.writes[at]
+        fencing = np.zeros(self.mark.size, bool)
+        fencing[warps] = True
+        before = written < (self.mark & -EPOCH)[block * self.warps]
+        seen = np.where(before, fencing.reshape(-1, self.warps).any(1)[block],
+                        fencing[block * self.warps + written % EPOCH % self.warps])  # fmt: skip
+        self.unfenced[at[seen]] = False
 
-    def _claim(self, at: np.ndarray, warp: np.ndarray) -> None:
-        if self.reading[at].any():
-            raise Fault("a write to shared memory that a product reads")
-        super()._claim(at, warp)
-        self.unfenced[at] = True
+    def _claim(self, at: np.ndarray, size: int, mark: np.ndarray, first: np.ndarray, what: str
+               ) -> tuple[np.ndarray, ...]:  # fmt: skip
+        if self.checked and self.reading.reshape(-1, size)[at].any():
+            raise Fault(f"{what} to shared memory that a product reads")
+        self.unfenced.reshape(-1, size)[at] = True
+        return super()._claim(at, size, mark, first, what)
 
-    def begin_product(self, at: np.ndarray) -> None:
-        """Check the bytes that a warpgroup's product reads."""
-        if at.min() < 0 or at.max() >= self.bytes.size:
-            raise Fault(f"a product of memory outside of the block's {self.bytes.size} bytes")
-        if self.pending[at].any():
-            raise Fault("a product of shared memory to which a copy is under way")
-        if not self.written[at].all():
-            raise Fault("a product of shared memory that was never written")
-        if (self.write_epoch[at] == self.epoch).any():
-            raise Fault("a race: product of shared memory that was written since the last barrier")
-        if self.unfenced[at].any():
-            raise Fault("a product of shared memory written without a proxy fence behind")
-        self.reading[at] += 1
+    def land(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray) -> None:
+        super().land(address, data, warp)
+        at, *_ = self._rows(address, data.shape[1], warp)
+        self.unfenced.reshape(-1, data.shape[1])[at] = True
 
-    def end_product(self, at: np.ndarray, warps: range) -> None:
-        """Note the read: another warp may write there behind the next barrier."""
-        self.reading[at] -= 1
-        self.read_epoch[np.asarray(warps)[:, None], at] = self.epoch
+    def begin_product(self, address: np.ndarray, size: int, warp: np.ndarray) -> np.ndarray:
+        """Check what products of warpgroups read, and return where that lies, in units of `size`.
+
+        Args:
+            address: of elements in their blocks, [warpgroups, rows, columns].
+            warp: one of each warpgroup.
+        """
+        if address.min() < 0 or address.max() + size > self.size:
+            raise Fault(f"a product of memory outside of the block's {self.size} bytes")
+        at = (address + self.base[warp, None, None]) // size
+        if self.checked:
+            written, first = self.writes.reshape(-1, size)[at], self.mark[warp, None, None, None] & -EPOCH
+            if (written < 0).any():
+                raise Fault("a product of shared memory that was never written")
+            if (written == PENDING).any():
+                raise Fault("a product of shared memory to which a copy is under way")
+            if (written >= first).any():
+                raise Fault("a race: product of shared memory that was written since the last barrier")
+            if self.unfenced.reshape(-1, size)[at].any():
+                raise Fault("a product of shared memory written without a proxy fence behind")
+        self.reading.reshape(-1, size)[at] += 1
+        return at
+
+    def end_product(self, at: np.ndarray, size: int, warp: np.ndarray) -> None:
+        """Note the read, of all warps of a warpgroup: none may write there before the next barrier."""
+        self.reading.reshape(-1, size)[at] -= 1
+        self.reads.reshape(-1, size)[at] = (self.mark[warp, None, None, None] & -EPOCH) + MANY
 
 
-class Block(machine.Block):
-    """One thread block of sm_90."""
+class Part(blocks.Part):
+    """Some warps of sm_90."""
 
     shared: AsyncShared
-    MEMORY = AsyncShared
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.unready: set[str] = set()  # registers written since the last wgmma.fence
-        self.batch: list[Product] = []  # products since the last commit
-        self.batches: list[list[Product]] = []
+        self.batches: list[list[Product]] = [[]]  # products not waited for, by groups, the last not committed
         self.writing: set[str] = set()  # accumulators of products under way
         self.holding: set[str] = set()  # operands of theirs
+        self.issued = 0
 
-    def run(self) -> int:
-        count = super().run()
-        if self.batch or any(self.batches):
+    def keep(self, mask: np.ndarray) -> None:
+        if self.writing:
+            raise Fault("a branch divides warps while products are under way")
+        super().keep(mask)
+        self.unready, self.batches = {*self.unready}, [[]]
+
+    def end(self) -> None:
+        super().end()
+        if self.writing:
             raise Fault("the kernel ends while products are under way")
-        return count
 
     def get(self, operand: str, kind: str) -> np.ndarray:
         if operand in self.writing:
@@ -103,16 +131,16 @@ class Block(machine.Block):
     def do_stmatrix(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
         self.whole(mask)
         sources = elements(operands[1])
-        data = matrix.gathered([self.get(each, "u32") for each in sources], "trans" in opcode)
+        data = matrix.gathered(np.stack([self.get(each, "u32") for each in sources]), "trans" in opcode)
         used = np.arange(self.threads) % 32 < 8 * len(sources)
-        self.shared.write(self.address(operands[0])[used], data, self.warp[used])
+        self.shared.write(self.address(operands[0])[used & mask], data[mask[used]], self.warp[used & mask])
 
     def do_fence(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
         if opcode[1:] != ("proxy", "async", "shared::cta"):
             raise NotImplementedError(f"PTX instruction {'.'.join(opcode)}")
         if not mask.all():
             raise Fault("a proxy fence reached by a part of the block")
-        self.shared.fence()
+        self.shared.fence(self.warp[::32])
 
     def do_wgmma(self, opcode: tuple[str, ...], operands: tuple[str, ...], mask: np.ndarray) -> None:
         self.whole(mask)
@@ -121,19 +149,20 @@ class Block(machine.Block):
         if opcode[1] == "fence":
             self.unready.clear()
         elif opcode[1] == "commit_group":
-            self.batches.append(self.batch)
-            self.batch = []
+            self.batches.append([])
         elif opcode[1] == "wait_group":
-            while len(self.batches) > int(operands[0], 0):
-                self.finish(self.batches.pop(0))
+            while len(self.batches) - 1 > int(operands[0], 0):
+                for product in self.batches.pop(0):
+                    for each in product.memory:
+                        self.shared.end_product(*each)
+            self.in_use()
         else:
             self.issue(opcode, operands)
 
     def issue(self, opcode: tuple[str, ...], operands: tuple[str, ...]) -> None:
         kind, columns = opcode[-1], int(opcode[4].split("n")[1].split("k")[0])
-        d, scale = tuple(elements(operands[0])), operands[3]
-        in_registers = operands[1][0] == "{"
-        a = tuple(elements(operands[1])) if in_registers else ()
+        d, scale = elements(operands[0]), operands[3]
+        a = elements(operands[1]) if operands[1][0] == "{" else ()
         signs, transposed = operands[4:6], [each == "1" for each in operands[6:]] or [False] * 2
         if opcode[5:] != ("f32", kind, kind) or signs != ("1", "1") or len(d) != columns // 2:
             raise NotImplementedError(f"PTX instruction {'.'.join(opcode)} {operands[4:]}")
@@ -146,45 +175,60 @@ class Block(machine.Block):
             raise Fault("a product of registers in the hands of another")
         if not {*a, *(d if adds[0] else ())} <= self.registers.keys():
             raise Fault("a product of registers that were never written")
-        size = wgmma.SIZES[kind]
-        held = np.stack([self.registers[each] for each in a]) if a else None
+        warp = self.warp[::32]
+        groups, first, group = np.unique(warp // WARPS, return_index=True, return_inverse=True)
+        memory: list[tuple[np.ndarray, int, np.ndarray]] = []
+        if a:
+            left = matrix.rows(np.stack([self.registers[each].view(np.uint32) for each in a]), kind)
+        else:
+            all_rows = self.operand(operands[1], first, group, 64, kind, transposed[0], memory)
+            left = all_rows.reshape(len(groups), WARPS, 16, -1)[group, warp % WARPS]
+        right = self.operand(operands[2], first, group, columns, kind, transposed[-1], memory)
         sums = np.zeros((len(d), self.threads), np.float32)
         if adds[0]:
-            sums = np.stack([self.registers[each] for each in d]).view(np.float32)
-        result, memory = np.empty_like(sums), []
-        for start in range(0, self.threads, GROUP):
-            right, at = self.operand(operands[2], start, columns, kind, transposed[-1])
-            read = [at]
-            if held is None:
-                left, at = self.operand(operands[1], start, 64, kind, transposed[0])
-                read.append(at)
-            memory.append(np.unique(np.concatenate(read)[:, None] + np.arange(size)))
-            self.shared.begin_product(memory[-1])
-            for warp in range(4):
-                lanes = slice(start + 32 * warp, start + 32 * warp + 32)
-                rows = left[16 * warp :][:16] if held is None else wgmma.fragment([*held[:, lanes]], kind)
-                result[:, lanes] = wgmma.multiply(sums[:, lanes], rows, right.T, self.truncate)
-        self.registers |= zip(d, result.view(np.uint32), strict=True)
-        self.batch.append(Product(d, a, memory))
+            sums = np.stack([self.registers[each].view(np.float32) for each in d])
+        result = wgmma.multiply(sums, left, right.swapaxes(1, 2)[group], self.truncate)
+        self.registers |= zip(d, result, strict=True)
+        for number, lane in zip(groups, 32 * first, strict=True):
+            log = self.shared.products.setdefault(number, [])
+            issued = d, a, *(int(self.get(each, "u64")[lane]) for each in operands[1:3] if each[0] == "%")
+            if self.issued == len(log):
+                log.append(issued)
+            elif log[self.issued] != issued:
+                raise Fault("the warps of a warpgroup issue different products")
+        self.issued += 1
+        self.batches[-1].append(Product(d, a, memory))
         self.in_use()
 
-    def operand(self, name: str, start: int, rows: int, kind: str, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return an operand's elements [rows, K] of a warpgroup as float64, and their addresses, flat."""
-        descriptor = self.get(name, "u64")[start : start + GROUP]
-        if (descriptor != descriptor[0]).any():
+    def operand(self, name: str, first: np.ndarray, group: np.ndarray, rows: int, kind: str, transposed: bool,
+                memory: list[tuple[np.ndarray, int, np.ndarray]]) -> np.ndarray:  # fmt: skip
+        """Return an operand's elements of each warpgroup as float64, [warpgroups, rows, K]; add to what is read."""
+        lanes = self.get(name, "u64").reshape(-1, 32)
+        descriptors = lanes[first, 0]
+        if (lanes != descriptors[group, None]).any():
             raise Fault("the lanes of a warpgroup issue different products")
         size = wgmma.SIZES[kind]
-        at = wgmma.addresses(int(descriptor[0]), rows, size, transposed)
-        raw = self.shared.bytes[np.minimum(at[..., None] + np.arange(size), self.shared.bytes.size - 1)]
-        return wgmma.values(raw.view(TYPES[f"u{8 * size}"])[..., 0], kind), at.ravel()
-
-    def finish(self, batch: list[Product]) -> None:
-        for product in batch:
-            for group, at in enumerate(product.memory):
-                self.shared.end_product(at, range(4 * group, 4 * group + 4))
-        self.in_use()
+        address = np.stack([wgmma.addresses(int(each), rows, size, transposed) for each in descriptors])
+        warp = self.warp[32 * first]
+        at = self.shared.begin_product(address, size, warp)
+        memory.append((at, size, warp))
+        return matrix.numbers(self.shared.bytes.view(f"u{size}")[at], kind)
 
     def in_use(self) -> None:
-        under_way = [product for batch in (*self.batches, self.batch) for product in batch]
+        under_way = [product for batch in self.batches for product in batch]
         self.writing = {name for product in under_way for name in product.d}
         self.holding = {name for product in under_way for name in product.a}
+
+
+class Blocks(blocks.Blocks):
+    """Blocks of sm_90."""
+
+    PART, MEMORY = Part, AsyncShared
+    shared: AsyncShared
+
+    def run(self) -> int:
+        count = super().run()
+        for part in self.parts:
+            if any(part.issued != len(self.shared.products.get(group, ())) for group in part.warp[::32] // WARPS):
+                raise Fault("products that a part of a warpgroup issues")
+        return count

@@ -1,4 +1,4 @@
-"""Global and shared memory of an executed kernel, each access checked."""
+"""Global and shared memory of executed kernels, each access checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 # Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
 BASE, GAP = 1 << 40, 4096
 SECTOR = 32  # bytes that memory moves at once
-NEVER = -1
+# What happened last to a byte of shared memory: EPOCH times the barriers that its block had passed, plus the warp.
+NEVER, EPOCH = -1, 64
+MANY = EPOCH - 1  # in the place of a warp: several
+PENDING = 1 << 30  # a copy is under way there
 
 
 class Fault(Exception):
@@ -21,11 +24,11 @@ class Global:
 
     def __init__(self, size: int = 1 << 23) -> None:
         self.bytes = np.zeros(size, np.uint8)
-        self.starts: list[int] = []  # addresses behind BASE
-        self.stops: list[int] = []
-        self.homes: list[int] = []  # where in `bytes`
+        self.starts = np.array([-BASE])  # addresses behind BASE; the first tensor is none
+        self.stops = np.array([-BASE])
+        self.homes = np.array([0])  # where in `bytes`, multiples of 256
         self.next, self.skipped = GAP, 0
-        self.sectors: Counter[str] = Counter()  # of 32 bytes that a warp's accesses touch, by kind
+        self.sectors: Counter[str] | None = None  # of 32 bytes that a warp's accesses touch, by kind, if wanted
 
     def add(self, raw: np.ndarray, skip: int = 0) -> int:
         """Copy the bytes of a tensor in, and return its address, `skip` bytes and more behind the one before."""
@@ -34,89 +37,133 @@ class Global:
             raise ValueError(f"{stop} bytes of tensors do not fit into {self.bytes.size}")
         self.bytes[home:stop] = raw
         self.skipped += skip
-        self.homes.append(home)
-        self.starts.append(home + self.skipped)
-        self.stops.append(stop + self.skipped)
+        self.homes = np.append(self.homes, home)
+        self.starts = np.append(self.starts, home + self.skipped)
+        self.stops = np.append(self.stops, stop + self.skipped)
         self.next = (stop + 2 * GAP) // 256 * 256
-        return BASE + self.starts[-1]
+        return BASE + home + self.skipped
 
     def read_back(self, address: int, size: int) -> np.ndarray:
-        home = self.homes[self.starts.index(address - BASE)]
+        home = self.homes[np.flatnonzero(self.starts == address - BASE)[-1]]
         return self.bytes[home : home + size]
 
-    def places(self, address: np.ndarray, size: int, kind: str = "ld", warp: np.ndarray | int = 0) -> np.ndarray:
-        """Return the position of every byte, [accesses, size], all within one tensor each and aligned to `size`."""
+    def _rows(self, address: np.ndarray, size: int, warp: np.ndarray | int, kind: str) -> np.ndarray:
+        """Return where in `bytes`, in units of `size`, accesses lie: each within one tensor and aligned to `size`."""
         at = address - BASE
-        tensor = np.searchsorted(self.starts, at, "right") - 1
-        if (tensor < 0).any() or (at + size > np.asarray(self.stops)[tensor]).any():
+        tensor = self.starts.searchsorted(at, "right") - 1
+        if (at + size > self.stops[tensor]).any():
             raise Fault("an access to global memory outside of every tensor")
         if (address % size).any():
             raise Fault(f"an access to global memory is not aligned to {size} bytes")
-        self.sectors[kind] += np.unique((at // SECTOR << 5) + warp).size
-        return (at + np.subtract(self.homes, self.starts)[tensor])[:, None] + np.arange(size)
+        if self.sectors is not None:
+            self.sectors[kind] += np.unique((at // SECTOR << 16) + warp).size
+        return (at + (self.homes - self.starts)[tensor]) // size
+
+    def read(self, address: np.ndarray, size: int, warp: np.ndarray | int = 0) -> np.ndarray:
+        """Return bytes [accesses, size]."""
+        return self.bytes.reshape(-1, size)[self._rows(address, size, warp, "ld")]
+
+    def write(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray | int = 0) -> None:
+        """Write bytes [accesses, size]."""
+        size = data.shape[1]
+        self.bytes.reshape(-1, size)[self._rows(address, size, warp, "st")] = data
+
+    def increase(self, address: np.ndarray, values: np.ndarray, warp: np.ndarray | int = 0) -> None:
+        """Add float32 [accesses, n], one access after the other."""
+        rows = self._rows(address, 4 * values.shape[1], warp, "atom")
+        np.add.at(self.bytes.view(np.float32).reshape(-1, values.shape[1]), rows, values)
 
 
 class Shared:
-    """A block's shared memory: between two barriers, a byte that a warp writes is that warp's alone."""
+    """Shared memory of blocks: between two barriers of a block, a byte that a warp writes is that warp's alone.
 
-    def __init__(self, size: int, warps: int) -> None:
-        self.bytes = np.zeros(size, np.uint8)
-        self.written = np.zeros(size, bool)
-        self.pending = np.zeros(size, bool)  # a copy is under way there
-        self.epoch = 0
-        self.write_epoch = np.full(size, NEVER)
-        self.writer = np.zeros(size, int)
-        self.read_epoch = np.full((warps, size), NEVER)
+    Warps are numbered through all blocks; addresses count from the start of a block's memory.
+    """
 
-    def barrier(self) -> None:
-        self.epoch += 1
+    checked = True  # whether accesses are; on a GPU only results show a race
 
-    def _places(self, address: np.ndarray, size: int, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if (address < 0).any() or (address + size > self.bytes.size).any():
-            raise Fault(f"an access to shared memory outside of its {self.bytes.size} bytes")
+    def __init__(self, size: int, warps: int, blocks: int = 1) -> None:
+        self.size, self.warps = size, warps
+        step = -(-size // 16) * 16
+        self.bytes = np.zeros(step * blocks, np.uint8)
+        self.writes = np.full(step * blocks, NEVER, np.int32)
+        self.reads = np.full(step * blocks, NEVER, np.int32)
+        # Of each warp: where its block's memory begins, and what it leaves at a byte that it touches now.
+        self.base = np.repeat(np.arange(blocks) * step, warps)
+        self.mark = np.tile(np.arange(warps, dtype=np.int32), blocks)
+
+    def barrier(self, warps: np.ndarray) -> None:
+        """Note that whole blocks passed a barrier, given as the numbers of their warps."""
+        self.mark[warps] += EPOCH
+
+    def _rows(self, address: np.ndarray, size: int, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return where accesses lie, in units of `size`; the marks of their warps, and the first since the barrier."""
+        if (address < 0).any() or (address + size > self.size).any():
+            raise Fault(f"an access to shared memory outside of its {self.size} bytes")
         if (address % size).any():
             raise Fault(f"an access to shared memory is not aligned to {size} bytes")
-        return address[:, None] + np.arange(size), np.broadcast_to(warp[:, None], (warp.size, size))
+        mark = self.mark[warp][:, None]
+        return (address + self.base[warp]) // size, mark, mark & -EPOCH
+
+    @staticmethod
+    def _touch(marks: np.ndarray, at: np.ndarray, mark: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Leave marks; return which of the bytes another warp touched since the barrier, and which one touches now."""
+        before = marks[at]
+        others = (before >= first) & (before != mark)
+        now = np.where(others, first + MANY, mark)
+        marks[at] = now
+        again = marks[at] != now
+        if again.any():
+            row, column = np.nonzero(again)
+            marks[at[row], column] = first[row, 0] + MANY
+        return others, again
 
     def read(self, address: np.ndarray, size: int, warp: np.ndarray) -> np.ndarray:
         """Return bytes [accesses, size]."""
-        at, warp = self._places(address, size, warp)
-        if self.pending[at].any():
-            raise Fault("a read of shared memory to which a copy is under way")
-        if not self.written[at].all():
-            raise Fault("a read of shared memory that was never written")
-        if ((self.write_epoch[at] == self.epoch) & (self.writer[at] != warp)).any():
-            raise Fault("a race: read of shared memory that another warp wrote since the last barrier")
-        self.read_epoch[warp, at] = self.epoch
-        return self.bytes[at]
+        at, mark, first = self._rows(address, size, warp)
+        if self.checked:
+            written = self.writes.reshape(-1, size)[at]
+            if (written < 0).any():
+                raise Fault("a read of shared memory that was never written")
+            if ((written >= first) & (written != mark)).any():
+                if (written == PENDING).any():
+                    raise Fault("a read of shared memory to which a copy is under way")
+                raise Fault("a race: read of shared memory that another warp wrote since the last barrier")
+            self._touch(self.reads.reshape(-1, size), at, mark, first)
+        return self.bytes.reshape(-1, size)[at]
 
-    def _claim(self, at: np.ndarray, warp: np.ndarray) -> None:
-        if ((self.write_epoch[at] == self.epoch) & (self.writer[at] != warp)).any():
-            raise Fault("a race: write to shared memory that another warp wrote since the last barrier")
-        readers = self.read_epoch[:, at] == self.epoch
-        if (readers.sum(0) > (self.read_epoch[warp, at] == self.epoch)).any():
-            raise Fault("a race: write to shared memory that another warp read since the last barrier")
-        self.write_epoch[at], self.writer[at], self.written[at] = self.epoch, warp, True
+    def _claim(self, at: np.ndarray, size: int, mark: np.ndarray, first: np.ndarray, what: str
+               ) -> tuple[np.ndarray, ...]:  # fmt: skip
+        """Check and note a write, and return which of the bytes another warp wrote or writes, too."""
+        if not self.checked:
+            return (np.zeros((at.size, size), bool),) * 2
+        if (self.writes.reshape(-1, size)[at] == PENDING).any():
+            raise Fault(f"{what} to shared memory to which a copy is under way")
+        read = self.reads.reshape(-1, size)[at]
+        if ((read >= first) & (read != mark)).any():
+            raise Fault(f"a race: {what} to shared memory that another warp read since the last barrier")
+        return self._touch(self.writes.reshape(-1, size), at, mark, first)
 
     def write(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray) -> None:
-        """Write bytes [accesses, size]."""
-        at, warp = self._places(address, data.shape[1], warp)
-        if self.pending[at].any():
-            raise Fault("a write to shared memory to which a copy is under way")
-        self._claim(at, warp)
-        self.bytes[at] = data
+        """Write bytes [accesses, size]. Several warps may write the same values: Triton's do."""
+        size = data.shape[1]
+        at, mark, first = self._rows(address, size, warp)
+        (others, again), bytes_ = self._claim(at, size, mark, first, "a write"), self.bytes.reshape(-1, size)
+        differ = others.any() and (others & (bytes_[at] != data)).any()
+        bytes_[at] = data
+        if differ or (again.any() and (again & (bytes_[at] != data)).any()):
+            raise Fault("a race: a write to shared memory that another warp wrote since the last barrier")
 
     def begin_copy(self, address: np.ndarray, size: int, warp: np.ndarray) -> None:
         """Give bytes away to an asynchronous copy, until `land`."""
-        at, warp = self._places(address, size, warp)
-        if self.pending[at].any():
-            raise Fault("two copies to the same shared memory are under way")
-        self._claim(at, warp)
-        self.pending[at] = True
+        at, mark, first = self._rows(address, size, warp)
+        if np.any(self._claim(at, size, mark, first, "a copy")):
+            raise Fault("a race: a copy to shared memory that another warp wrote since the last barrier")
+        self.writes.reshape(-1, size)[at] = PENDING
 
     def land(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray) -> None:
         """Finish a copy: it counts as written now, by the warp that waited for it."""
-        at, warp = self._places(address, data.shape[1], warp)
-        self.pending[at] = False
-        self._claim(at, warp)
-        self.bytes[at] = data
+        size = data.shape[1]
+        at, mark, _ = self._rows(address, size, warp)
+        self.writes.reshape(-1, size)[at] = mark
+        self.bytes.reshape(-1, size)[at] = data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -31,12 +32,13 @@ class Program(NamedTuple):
     code: list[Instruction]
     labels: dict[str, int]
     parameters: list[tuple[str, str]]
-    tables: dict[str, list[str]]
+    tables: dict[str, tuple[str, ...]]
 
 
-def elements(operand: str) -> list[str]:
+@functools.cache
+def elements(operand: str) -> tuple[str, ...]:
     """Split a vector operand {a, b} into its registers; a single one stays."""
-    return [each.strip() for each in operand.strip("{} ").split(",")]
+    return tuple(each.strip() for each in operand.strip("{} ").split(","))
 
 
 def without_scopes(ptx: str) -> str:

@@ -4,14 +4,10 @@ The bounds are those of test_operators.py. Two gradients are sums that vanish, s
 inputs share; they may be off by what the largest may be. LIIF_FAST_TEST_COMPILE=all adds ILN's own width.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from ..kernels.test_compile_report import LONG, MAIN, OTHERS, ROOT, environment
-from .test_operators import EPS, FLOOR
+from ..kernels.test_compile_report import LONG, MAIN, OTHERS
+from .test_operators import EPS, FLOOR, in_order, results
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -23,18 +19,26 @@ if LONG:
     RUNS += [(version, "80", "sorted", f"64 1 {heads}") for version in (MAIN, *OTHERS) for heads in (1, 8)]
 
 
-@pytest.mark.parametrize(("version", "architecture", "order", "network"), RUNS)
-def test_compiled_attention_keeps_its_promises(version, architecture, order, network, tmp_path):
-    variables = environment(version, TRITON_CACHE_DIR=str(tmp_path))
-    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
-    command = [sys.executable, "-m", "tests.ptx.attention", architecture, order, *network.split()]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    last = "segment_kernel" if order == "sorted" else "atomic_kernel"
-    assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
+CODE = "from tests.ptx import attention; attention.main()"
+
+
+def check(found, floor):
     largest = max(size for *_, size in found["errors"])
     for name, ours, plain, size in found["errors"]:
         size = size if size > 1e-6 * largest else largest  # the gradient vanishes
-        limit = (2 if name.startswith("output") else 3) * plain + FLOOR * EPS["float32"] * size
+        limit = (2 if name.startswith("output") else 3) * plain + floor * EPS["float32"] * size
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
+
+
+@pytest.mark.parametrize(("version", "architecture", "order", "network"), RUNS)
+def test_compiled_attention_keeps_its_promises(version, architecture, order, network, program):
+    arguments = architecture, order, *network.split()
+    found = results(program(version, in_order(CODE, (version, *arguments)), *arguments))
+    last = "segment_kernel" if order == "sorted" else "atomic_kernel"
+    assert set(found["executed"]) == {"attend_kernel", "attend_back_kernel", last}
+    check(found, FLOOR)
+
+
+def test_attention_where_tensor_cores_truncate(program):
+    """Cut sums of 4 products towards zero, as an A100 does, without a floor."""
+    check(results(program(MAIN, CODE, "80", "sorted", "16", "2", "4", LIIF_FAST_TEST_PTX_TRUNCATE="4")), 0)

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
-from .matrix import LANE, PAIR, ROW, multiply
+from .matrix import multiply
+
+LANE = np.arange(32)
+ROW, PAIR = LANE // 4, LANE % 4  # of a fragment of 8 rows, four lanes a row
 
 
 def product(a, b, truncate):
     """Compute a [16, 8] b [8, 8] in TF32 through the fragments of one warp."""
-    left = [a[ROW + 8 * (i & 1), PAIR + 4 * (i >> 1)].view(np.uint32) for i in range(4)]
-    right = [b[PAIR + 4 * i, ROW].view(np.uint32) for i in range(2)]
-    registers = multiply(left, right, [np.zeros(32, np.float32)] * 4, "tf32", truncate)
+    left = np.stack([a[ROW + 8 * (i & 1), PAIR + 4 * (i >> 1)].view(np.uint32) for i in range(4)])
+    right = np.stack([b[PAIR + 4 * i, ROW].view(np.uint32) for i in range(2)])
+    registers = multiply(left, right, np.zeros((4, 32), np.float32), "tf32", truncate)
     found = np.empty((16, 8), np.float32)
     for i, register in enumerate(registers):
         found[ROW + 8 * (i >> 1), 2 * PAIR + (i & 1)] = register[LANE]

@@ -2,17 +2,16 @@
 
 The bounds are promise 2's (docs/backends.md): at most twice, for gradients three times, plain PyTorch's error in the
 same dtype, and FLOOR units in the last place of the tensor's size, where that error may be 0 by luck.
-LIIF_FAST_TEST_COMPILE=all executes every combination of RUNS' columns, and hidden layers up to 256 wide.
+Each run has an order of warps and blocks of its own (blocks.py). LIIF_FAST_TEST_COMPILE=all executes every combination
+of RUNS' columns, and hidden layers up to 256 wide.
 """
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 
-from ..kernels.test_compile_report import LONG, MAIN, OTHERS, PINNED, ROOT, environment
+from ..kernels.test_compile_report import LONG, MAIN, OTHERS, PINNED
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -43,22 +42,24 @@ if LONG:
     ]
 
 
-def executed(version, arguments, folder, program=("-m", "tests.ptx.cases"), **more):
-    """Run tests/ptx/cases.py."""
-    variables = environment(version, TRITON_CACHE_DIR=str(folder), **more)
-    variables["PYTHONPATH"] = f"{variables.get('PYTHONPATH', '')}:{ROOT}"
-    command = [sys.executable, *program, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+CODE = "from tests.ptx import cases; cases.main()"
 
 
-def errors(done):
+def in_order(code, seed):
+    """Let a program's warps and blocks advance in an order of its own, in the longer set nearly every warp alone."""
+    order = f"Executor.seed, Executor.parts = {seed!r}, {8 if LONG else 2}"
+    return f"from tests.ptx.execute import Executor; {order}; {code}"
+
+
+def results(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(("version", "architecture", "precision", "order", "keep", "hidden"), RUNS)
-def test_compiled_operators_keep_their_promises(version, architecture, precision, order, keep, hidden, tmp_path):
-    found = errors(executed(version, [architecture, precision, order, keep, *hidden.split()], tmp_path))
+def test_compiled_operators_keep_their_promises(version, architecture, precision, order, keep, hidden, program):
+    arguments = architecture, precision, order, keep, *hidden.split()
+    found = results(program(version, in_order(CODE, (version, *arguments)), *arguments))
     assert set(found["executed"]) == KERNELS | ({"atomic_kernel"} if order == "atomic" else set())
     assert found["plan"]
     for name, ours, plain, size in found["errors"]:
@@ -68,24 +69,16 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
 
 
-RUN_WITHOUT_FENCES = """
-from liif_fast.kernels import host
-from tests.ptx import cases
-host.TRITON = 3, 7
-cases.main()
-"""
-
-
-def test_why_the_kernels_place_a_fence(tmp_path):
+def test_why_the_kernels_place_a_fence(program):
     """Before 3.7, Triton places none between asynchronous copies and the product that reads them (its issue 9610)."""
-    arguments = ["90", "float16", "sorted", "keep", "32", "24"]
-    done = executed("3.6.0", arguments, tmp_path, program=("-c", RUN_WITHOUT_FENCES))
+    code = f"from liif_fast.kernels import host; host.TRITON = 3, 7; {CODE}"
+    done = program("3.6.0", code, "90", "float16", "sorted", "keep", "32", "24")
     assert "written without a proxy fence behind" in done.stderr
 
 
-def test_strict_float32_where_tensor_cores_truncate(tmp_path):
+def test_strict_float32_where_tensor_cores_truncate(program):
     """Cut sums of 4 products towards zero, as an A100 does, without a floor; the error grows with a product's depth."""
-    arguments = ["80", "float32", "sorted", "keep", "32", "24"]
-    found = errors(executed(MAIN, arguments, tmp_path, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
+    arguments = "80", "float32", "sorted", "keep", "32", "24"
+    found = results(program(MAIN, CODE, *arguments, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
     for name, ours, plain, _ in found["errors"]:
         assert ours <= (2 if name.endswith("output") else 3) * plain, f"{name}: {ours:.3g}, plain {plain:.3g}"

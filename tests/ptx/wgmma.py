@@ -6,18 +6,10 @@ import functools
 
 import numpy as np
 
-from .matrix import LANE, PAIR, ROW, halves, truncated
+from .matrix import added
 from .memory import Fault
 
-TF32 = np.uint32(0xFFFFE000)  # the lowest 13 bits are ignored
 SIZES = {"f16": 2, "bf16": 2, "tf32": 4}  # bytes of an element
-
-
-@functools.cache
-def accumulators(columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column, among a warp's 16 rows, of every accumulator of every lane, [columns / 2, 32]."""
-    number = np.arange(columns // 2)[:, None]
-    return ROW + 8 * (number // 2 % 2), 8 * (number // 4) + 2 * PAIR + number % 2
 
 
 @functools.lru_cache(maxsize=1024)
@@ -42,39 +34,15 @@ def addresses(descriptor: int, rows: int, size: int, transposed: bool) -> np.nda
     return address ^ (address >> 7 & width // 16 - 1) << 4
 
 
-def values(raw: np.ndarray, kind: str) -> np.ndarray:
-    """Return elements, uint16 or uint32, as float64."""
-    if kind == "tf32":
-        return (raw & TF32).view(np.float32).astype(np.float64)
-    return halves(raw.astype(np.uint32), kind)[..., 0]
-
-
-def fragment(registers: list[np.ndarray], kind: str) -> np.ndarray:
-    """Return a warp's 16 rows of A from its four registers, uint32 [32 lanes] each."""
-    rows = np.zeros((16, 32 // SIZES[kind]))
-    for i, register in enumerate(registers):
-        if kind == "tf32":
-            rows[ROW + 8 * (i & 1), PAIR + 4 * (i >> 1)] = values(register[LANE], kind)
-        else:
-            for high in (0, 1):
-                rows[ROW + 8 * (i & 1), 2 * PAIR + high + 8 * (i >> 1)] = halves(register, kind)[..., high]
-    return rows
-
-
 def multiply(d: np.ndarray, left: np.ndarray, right: np.ndarray, truncate: int) -> np.ndarray:
-    """Return d + left right, float32 [columns / 2, 32 lanes] as d.
+    """Return d + left right, float32 [columns / 2, warps * 32] as d.
 
     Args:
-        left, right: float64 [16, K], [K, columns].
+        left, right: float64 [warps, 16, K], [warps, K, columns].
         truncate: see matrix.multiply.
     """
-    depth, columns = right.shape
-    where = accumulators(columns)
-    total = np.empty((16, columns))
-    total[where] = d
-    step = truncate or depth
-    for at in range(0, depth, step):
-        total = left[:, at : at + step] @ right[at : at + step] + total
-        if truncate:
-            total = truncated(total)
-    return total.astype(np.float32)[where]
+    # Accumulator n of a lane: row 8 (n / 2 % 2) and on, columns 8 (n / 4) and on, of two neighbours the one n % 2.
+    warps, columns = len(left), right.shape[2]
+    total = d.reshape(-1, 2, 2, warps, 8, 4).transpose(3, 1, 4, 0, 5, 2).reshape(warps, 16, columns)
+    result = added(total, left, right, truncate).reshape(warps, 2, 8, -1, 4, 2).transpose(3, 1, 5, 0, 2, 4)
+    return np.ascontiguousarray(result).reshape(d.shape)

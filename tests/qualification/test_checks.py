@@ -12,7 +12,7 @@ from liif_fast.qualification.checks import Wrong
 from liif_fast.qualification.problems import NETWORKS, OPS, Unit
 
 CPU = torch.device("cpu")
-SMALL = NETWORKS["cpu"][0]
+SMALL = NETWORKS["small"][0]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def spoil(monkeypatch):
 def test_one_that_is_right_passes(op, training):
     steps = []
     unit = Unit("torch", op, "float32", training)
-    checks.examine(unit, CPU, NETWORKS["cpu"], 1, steps.append)
+    checks.examine(unit, CPU, NETWORKS["small"], 1, steps.append)
     assert steps[0] == "values, 1 x 20" and steps[-1] == "values, 2 x 33" and len(steps) == len(checks.CHECKS) + 1
     if training and op != "gather_corners":
         checks.far_activations(unit, CPU, SMALL, 1, 9)
@@ -75,6 +75,12 @@ def kept(out, arguments):
     return out
 
 
+def leans(out, arguments):
+    """Add 0, but to the gradient of the values that are blended."""
+    total = arguments[1].sum() * 0.01
+    return out[0] + (total - total.detach()), out[1]
+
+
 def shares(out, arguments):
     return out[0], torch.nextafter(out[1], out[1] + 1)
 
@@ -87,6 +93,10 @@ FAULTS = {
     "gradient": (checks.values, "decode", True, steeper, "gradient of feat: error"),
     "plan": (checks.plan, "gather_corners", False, shares, "a map of 1x1"),
     "integers": (checks.integers, "fused_mlp", False, lambda out, _: out + 0.25, "small integers"),
+    "integers of waves": (checks.integers, "fourier_decode", False, lambda out, _: out + 1e-3, "small integers"),
+    "integers blended": (checks.integers, "attend_corners", False, lambda out, _: (out[0] + 1e-3, out[1]), "integers"),
+    "weight": (checks.values, "attend_corners", False, lambda out, _: (out[0], out[1] * 1.0001), "output: error"),
+    "gradient of values": (checks.values, "attend_corners", True, leans, "gradient of values: error"),
     "spread": (checks.nans, "decode", False, spread, "a NaN in one latent"),
     "dropped": (checks.nans, "render", False, lambda out, _: out.nan_to_num(), "a NaN in one latent"),
     "repeats": (checks.repeats, "decode", False, later(1e-6), "the bits differ when called again"),

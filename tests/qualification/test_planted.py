@@ -45,17 +45,19 @@ def plant(monkeypatch, tmp_path):
 
 
 def test_a_wrong_kernel_is_found_named_and_stays_off(plant, monkeypatch):
-    """A fault in decode's areas is found, and a kernel that ends its process does not affect the third."""
-    monkeypatch.setattr(runner, "OPS", ("decode", "gather_corners", "fused_mlp"))
+    """A fault in decode's areas and one in the attention are found; a kernel that ends its process affects no other."""
+    monkeypatch.setattr(runner, "OPS", ("decode", "gather_corners", "fused_mlp", "attend_corners"))
     monkeypatch.setattr(runner, "QUALIFIED", ("triton",))
     monkeypatch.setattr(runner, "product", lambda *parts: [("triton", op, "float32", False) for op in parts[1]])
     plant("plan.py", "tl.where(right, area2, area3)", "tl.where(right, area3, area2)")
     plant("gather_corners.py", "import torch\n", "import os\nos.abort()\n")
+    plant("attention.py", "factor = CHANNELS**-0.5", "factor = CHANNELS**-0.4")
     found = qualify("cpu", seconds=300)
     assert found == verdict.load(found.path, verdict.key("cpu", None))
-    decode, gather, mlp = (found.results["triton"][f"{op}, float32"] for op in runner.OPS)
+    decode, gather, mlp, attend = (found.results["triton"][f"{op}, float32"] for op in runner.OPS)
     assert not decode["correct"] and decode["why"].startswith("output: error ")
     assert not gather["correct"] and "SIGABRT" in gather["why"] and gather["why"].startswith("values, 1 x 20: ")
+    assert not attend["correct"] and attend["why"].startswith("output: error ")
     assert mlp["correct"] and mlp["than"] == "cpu" and mlp["ratio"] > 0 and not mlp["taken"]
     answer = functional.explain(*Problem().arguments)
     assert answer.chosen == "cpu" and f"WRONG: {decode['why']}" in str(answer)
@@ -82,3 +84,12 @@ def _children() -> list[str]:
         except OSError:  # it has ended
             continue
     return [command for command in found if "liif_fast.qualification" in command]
+
+
+def test_attention_is_examined_in_both_directions(plant, monkeypatch):
+    """The kernels of attend_corners pass; with a planted fault only the gradient, which is named, does not."""
+    units = [Unit("triton", "attend_corners", "float32", training) for training in (False, True)]
+    plant("attend_back.py", "-0.5 * moved * scale * scale", "-0.5 * moved * scale")
+    right, wrong = Exam("cpu", 300, lambda line: None).run(units).values()
+    assert right["correct"] and right["ratio"] > 0
+    assert not wrong["correct"] and wrong["why"].startswith("gradient of feat: error ")

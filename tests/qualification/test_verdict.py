@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from liif_fast import backends, functional, info
+from liif_fast import backends, functional, info, models
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
 from liif_fast.cli import main
@@ -193,6 +193,28 @@ def test_where_no_kernel_could_run_nothing_is_said(monkeypatch, caplog):
     backends.order(call())
     backends.order(call(device=torch.device("cpu")))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_with_attention_takes_what_was_right_and_faster(training, monkeypatch):
+    """ILN's own call, in inference as the verdict says; in training nothing has passed."""
+    taken = []
+    for name in ("triton", "torch"):
+
+        def run(*arguments, name=name):
+            taken.append(name)
+            return backends._backends["reference"].attend_corners(*arguments)
+
+        monkeypatch.setattr(backends._backends[name], "attend_corners", run)
+    monkeypatch.setattr(backends, "ask", lambda name, call: (name in ("triton", "torch"), "because"))
+    model = models.make({"name": "iln", "args": {"d": 1, "h": 4}}).eval()
+    with torch.set_grad_enabled(training):
+        model.keep(torch.zeros(1, 64, 3, 4), torch.zeros(1, 1, 3, 4))
+        for found in ({}, {"triton": {"attend_corners, float32": RIGHT}}):
+            keep(found)
+            verdict.read.cache_clear()
+            model.attend(torch.zeros(1, 5, 2))
+    assert taken == ["torch", "torch" if training else "triton"]
 
 
 def test_auto_takes_what_was_right_and_faster(monkeypatch, caplog):

@@ -1,8 +1,10 @@
 """The page and a foreign viewer in a real browser: what is on the screen is what `upscale` writes."""
 
+import base64
 import io
 import os
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -17,7 +19,8 @@ for needed in ("starlette", "uvicorn", "playwright"):
 from playwright.sync_api import Error, sync_playwright
 
 from liif_fast.cli import main
-from liif_fast.images import read_image
+from liif_fast.images import read_image, write_strips
+from liif_fast.images.colour import COLOUR
 from liif_fast.upscaling import upscale
 
 from .support import make_server, picture, running
@@ -52,7 +55,7 @@ def photo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(photo, small_model):
-    page = {"name": photo.name, "photo": "PHOTO", "model": " --model MODEL"}
+    page = {"name": photo.name, "photo": "PHOTO", "tiles": "webp", "model": " --model MODEL"}
     return make_server(photo, small_model, token="secret", public=False, page=page)
 
 
@@ -252,11 +255,24 @@ def test_wheel_drag_border_and_touch(page):
     assert page.evaluate("() => view.onScreen().N") == pytest.approx(2 * scale, rel=0.05)
 
 
+def test_all_controls_are_on_the_screen_of_a_small_phone(browser, address):
+    context = browser.new_context(viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(f"{address}?x=60&y=50&s=7.3")
+    page.wait_for_function("() => globalThis.view")
+    page.keyboard.press("h")
+    for each in page.locator("button, .label, #bar, #help").all():
+        box = each.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 320, each.inner_text()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 568, each.inner_text()
+    context.close()
+
+
 def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, small_model, tmp_path):
     """The first picture has 1024 pixels a side at most, and must not be what is shown of more of them in the end."""
     path, pixels = tmp_path / "large.png", picture(height=900, width=1500)
     Image.fromarray(pixels).save(path)
-    shown = {"name": path.name, "photo": path.name}
+    shown = {"name": path.name, "photo": path.name, "tiles": "webp"}
     with running(make_server(path, small_model, token="secret", public=False, page=shown)) as served:
         context = browser.new_context(viewport=SIZE)
         page = context.new_page()
@@ -268,6 +284,31 @@ def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, s
         wanted = np.asarray(whole)[at["y"] : at["y"] + 380, at["x"] + 250 : at["x"] + 500]
         assert np.abs(right.astype(int) - wanted).max() <= 1
         context.close()
+
+
+def test_the_browser_shows_described_colours_as_those_of_the_file(browser, small_model, tmp_path):
+    """WebP cannot say that the values are linear."""
+    path, pixels = tmp_path / "linear.png", picture()
+    write_strips(path, [pixels], pixels.shape, 8, {COLOUR: {b"gAMA": struct.pack(">I", 100_000)}})
+    shown = []
+    for tiles in ("png", "webp"):
+        told = {"name": path.name, "photo": path.name, "tiles": tiles}
+        with running(make_server(path, small_model, token="secret", public=False, page=told)) as served:
+            page = browser.new_page(viewport=SIZE)
+            page.goto(f"{served}/?x=65.5&y=51.5&s=1")
+            exact(page)
+            at = page.evaluate("() => { const { x, y } = view.onScreen(); return [x, y] }")
+            assert at == [0, 0]
+            shown.append(bare(page))
+            page.close()
+    page = browser.new_page(viewport=SIZE)
+    address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    page.set_content(f'<body style="margin:0;background:#1b1b1d"><img src="{address}" style="margin:138px 184px">')
+    page.wait_for_function("() => document.images[0].complete")
+    part = np.s_[139:240, 186:314]
+    assert np.abs(screen(page)[part].astype(int) - shown[0][part]).max() <= 1
+    assert np.abs(shown[1][part].astype(int) - shown[0][part]).max() > 20
+    page.close()
 
 
 def test_a_photograph_that_cannot_be_read_is_said_on_the_page(browser, address):

@@ -15,6 +15,8 @@ from PIL import Image
 from liif_fast import upscale
 from liif_fast.cli import main
 from liif_fast.cli.view import listen
+from liif_fast.images import write_strips
+from liif_fast.images.colour import COLOUR
 from liif_fast.models import make
 from liif_fast.models.checkpoint import save_model
 
@@ -74,7 +76,7 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         with urllib.request.urlopen(f"{address}page.json", timeout=60) as answer:
             told = json.load(answer)
         options = f" --model {small_model} --device cpu --precision bf16"
-        assert told == {"name": "photo.png", "photo": str(photo), "model": options}
+        assert told == {"name": "photo.png", "photo": str(photo), "tiles": "webp", "model": options}
         with urllib.request.urlopen(f"{address}iiif/3/photo.png@x3/9,9,40,30/max/0/default.png", timeout=60) as answer:
             tile = np.asarray(Image.open(answer))
         rendered = [
@@ -117,6 +119,28 @@ def test_other_pixels_have_other_tags(photo, small_model, monkeypatch):
     monkeypatch.setattr("liif_fast.upscaling.choice.CHOICES", (small_model, small_model))  # as another release's are
     assert main(["serve", str(photo.parent)]) == 0
     assert len(set(seen)) == 5
+
+
+@pytest.mark.parametrize(
+    ("ending", "channels", "info", "tiles"),
+    [
+        ("png", 3, {}, "webp"),
+        ("png", 3, {COLOUR: {b"cICP": bytes((12, 13, 0, 1))}}, "png"),
+        ("png", 3, {COLOUR: {b"cICP": bytes((1, 13, 0, 1)), b"gAMA": bytes(4)}}, "webp"),
+        ("jpg", 3, {"icc_profile": bytes(16) + b"RGB " + bytes(100)}, "webp"),
+        ("jpg", 1, {"icc_profile": bytes(16) + b"GRAY" + bytes(100)}, "png"),  # WebP stores gray as RGB
+    ],
+)
+def test_the_page_asks_for_tiles_that_keep_the_colours(
+    tmp_path, small_model, monkeypatch, ending, channels, info, tiles
+):
+    for needed in ("starlette", "uvicorn"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
+    path, pixels, seen = tmp_path / f"a.{ending}", picture(channels), []
+    write_strips(path, [pixels], pixels.shape, 8, info)
+    monkeypatch.setattr("liif_fast.cli.view.serve", lambda server, *rest: seen.append(server.settings.page) or 0)
+    assert main(["view", str(path), "--model", str(small_model)]) == 0
+    assert seen[0]["tiles"] == tiles
 
 
 def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypatch, capsys):

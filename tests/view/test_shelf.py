@@ -3,12 +3,14 @@
 import contextlib
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from liif_fast.images import read_image
+from liif_fast.images.colour import COLOUR, read_colour
 from liif_fast.view.iiif import RequestError
 from liif_fast.view.shelf import Shelf, encode
 
@@ -116,19 +118,36 @@ def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
 def test_encoded_without_loss(tmp_path, channels, depth):
     pixels = picture(channels, depth, 20, 30)
     path = tmp_path / "a.png"
-    path.write_bytes(encode(pixels, "png", None))
+    path.write_bytes(encode(pixels, "png", {}))
     assert np.array_equal(read_image(path).pixels, pixels)
     low = pixels if depth == 8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    webp = np.asarray(Image.open(io.BytesIO(encode(pixels, "webp", None))))
+    webp = np.asarray(Image.open(io.BytesIO(encode(pixels, "webp", {}))))
     wanted = low[..., [0, 0, 0, *range(1, channels)]] if channels < 3 else low
     assert np.array_equal(webp, wanted)  # WebP has no gray; hidden colours are kept, too
-    jpeg = np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", None))))
+    jpeg = np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", {}))))
     assert jpeg.shape == ((20, 30) if channels < 3 else (20, 30, 3))
 
 
 def test_alpha_is_laid_on_white_in_jpeg():
     pixels = np.zeros((8, 8, 4), np.uint8)
-    assert np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", None)))).min() == 255
-    profile = b"x" * 16 + b"RGB " + b"x" * 200
+    assert np.asarray(Image.open(io.BytesIO(encode(pixels, "jpg", {})))).min() == 255
+
+
+COLOURS = {b"cICP": bytes((12, 13, 0, 1)), b"cLLI": bytes(8), b"gAMA": struct.pack(">I", 45455)}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("space", [b"RGB ", b"GRAY"])
+def test_what_describes_the_colours_is_kept_where_it_fits(tmp_path, channels, depth, space):
+    profile, pixels = b"x" * 16 + space + b"x" * 200, picture(channels, depth, 20, 30)
     for kind in ("png", "webp", "jpg"):
-        assert Image.open(io.BytesIO(encode(pixels, kind, profile))).info["icc_profile"] == profile
+        path = tmp_path / f"a.{kind}"
+        path.write_bytes(encode(pixels, kind, {"icc_profile": profile, COLOUR: COLOURS, "exif": b"where it was taken"}))
+        with Image.open(path) as image:
+            fits = space == (b"RGB " if channels > 2 or kind == "webp" else b"GRAY")
+            assert image.info.get("icc_profile") == (profile if fits else None)
+            assert not image.getexif()
+            image.load()  # all checksums are right
+    assert read_colour(tmp_path / "a.png") == COLOURS
+    assert np.array_equal(read_image(tmp_path / "a.png").pixels, pixels)

@@ -20,7 +20,7 @@ async function picture(address, signal) {
 
 const [info, photo] = await Promise.all([
   fetch(`${images}/info.json`).then(answer => answer.json()),
-  picture(`${images}/full/!1024,1024/0/default.webp`),
+  picture(`${images}/full/!1024,1024/0/default.${told.tiles}`),
 ]).catch(error => {
   Object.assign($("note"), { textContent: error.message, hidden: false });
   throw error;
@@ -164,9 +164,9 @@ function ask() {
 
 /** The address of a tile; a photograph that is reduced has no enlarged image, and its parts are named in percent. */
 function addressOf({ N, M, size, x, y, w, h, quality }) {
-  if (N >= W && M >= H) return `${images}@${size}/${x},${y},${w},${h}/max/0/${quality}.webp`;
+  if (N >= W && M >= H) return `${images}@${size}/${x},${y},${w},${h}/max/0/${quality}.${told.tiles}`;
   const part = [x / N, y / M, w / N, h / M].map(each => (100 * each).toFixed(9));
-  return `${images}/pct:${part}/${w},${h}/0/${quality}.webp`;
+  return `${images}/pct:${part}/${w},${h}/0/${quality}.${told.tiles}`;
 }
 
 async function load(key, tile) {

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import machine, wgmma
+from .. import machine, matrix, wgmma
 from ..arithmetic import TYPES, UNSIGNED
 from ..memory import Fault, Global
-from ..parser import Instruction, Program, elements
+from ..parser import Program, elements
 from .order import RANK, START, WARPS, Barrier, Order
 
 if TYPE_CHECKING:
@@ -33,27 +33,27 @@ class Product(NamedTuple):
     kind: str
 
 
-class Warp(machine.Block):
+class Warp(machine.Lanes):
     """32 lanes of a block."""
 
     scattered = False
 
     def __init__(self, cluster: Cluster, block: Block, number: int, program: Program, parameters: np.ndarray,
                  place: int, grid: int, memory: Global, truncate: int) -> None:  # fmt: skip
-        super().__init__(program, (), (place,), 32, 0, memory, truncate)
+        super().__init__(program, memory, self, np.zeros(32, int), truncate)  # accesses by lanes: see read and write
         self.cluster, self.block, self.number = cluster, block, number
         self.actor = block.rank * WARPS + number
         self.unit = block.shared.generic + self.actor
         self.order = Order(cluster.actors)
         self.order.seen[self.actor] = 1
         lane = np.arange(32, dtype=np.uint32)
-        self.special |= {
+        self.special = {
+            "%ctaid.x": np.full(32, place, np.uint32),
             "%tid.x": lane + np.uint32(32 * number), "%laneid": lane, "%nctaid.x": np.full(32, grid, np.uint32),
             "%shared": np.full(32, START | block.rank << RANK, np.uint32),
             "%param_0": np.zeros(32, np.uint64), "%param_1": np.full(32, parameters.size - 8, np.uint64),
         }  # fmt: skip
         self.constants = parameters
-        self.shared = self  # accesses by lanes, see read and write
         self.groups: dict[int, np.ndarray] = {0: self.all}  # lanes by their next instruction
         self.parked: tuple[Barrier, int] | None = None  # where it waits, and for which phase
         self.held = LAUNCHED
@@ -108,10 +108,6 @@ class Warp(machine.Block):
         if at in self.groups:
             lanes = self.groups[at] | lanes
         self.groups[at] = self.all if lanes.all() else lanes
-
-    def execute(self, instruction: Instruction, mask: np.ndarray) -> object:
-        method = getattr(self, f"do_{instruction.opcode[0]}", self.compute)
-        return method(instruction.opcode, instruction.operands, mask)
 
     # Registers
 
@@ -186,7 +182,7 @@ class Warp(machine.Block):
         size = self.one(operands[2], "u32", mask)
         if size % 16 or size <= 0:
             raise Fault(f"a bulk copy of {size} bytes")
-        data = self.memory.bytes[self.memory.places(source + np.arange(0, size, 16), 16)].ravel()
+        data = self.memory.read(source + np.arange(0, size, 16), 16).ravel()
         to_all = self.one(operands[4], "u16", mask) if "multicast::cluster" in opcode else 1 << (to >> RANK)
         self.cluster.begin_copy(self, to, data, barrier, [rank for rank in range(16) if to_all >> rank & 1])
 
@@ -331,12 +327,11 @@ class Warp(machine.Block):
         if not self.queue:
             return
         d, a, descriptor, kind = self.queue.pop(0)
-        sums = np.stack([self.registers[each] for each in d]).view(np.float32)
+        sums = np.stack([self.registers[each].view(np.float32) for each in d])
         places = (wgmma.addresses(descriptor, COLUMNS, 2, False) - START) // 2
-        left = wgmma.fragment([self.registers[each] for each in a], kind)
-        right = wgmma.values(self.block.shared.bytes.view(np.uint16)[places], kind).T
-        result = wgmma.multiply(sums, left, right, self.truncate)
-        self.registers |= zip(d, result.view(np.uint32), strict=True)
+        left = matrix.rows(np.stack([self.registers[each].view(np.uint32) for each in a]), kind)
+        right = matrix.numbers(self.block.shared.bytes.view(np.uint16)[places], kind).T
+        self.registers |= zip(d, wgmma.multiply(sums, left, right[None], self.truncate), strict=True)
 
     def wait_for_products(self, left: int) -> None:
         """Wait until no more than the `left` latest groups are under way."""

@@ -1,16 +1,20 @@
-"""Launch every Triton kernel as on an sm_90 GPU, up to the launch itself, on successive sizes.
+"""Launch every Triton kernel as on an sm_90 GPU, up to the compilation, on successive sizes.
 
-test_launch.py runs it in a process that has not imported Triton for its interpreter. Triton itself handles the
-arguments and compiles; only the driver is replaced. After every size it prints the number of binaries of each kernel.
+test_launch.py imports it where Triton is not imported for its interpreter. Triton itself handles the
+arguments; the driver and the compiler are replaced. What Triton would compile must be what the report compiles and
+tests/ptx executes. After every size it prints the number of binaries of each kernel.
 """
 
 import json
+from types import SimpleNamespace
 
 import torch
+from triton import compiler
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks import compile_report
 from liif_fast import functional
 from liif_fast.backends import triton as backend
 from liif_fast.kernels import host
@@ -32,7 +36,17 @@ class Driver:
         return 0
 
 
+def compile(source, target, options, **more):
+    return SimpleNamespace(source=source, hash=(source.hash(), str(sorted(options.items()))))
+
+
+def form(source):
+    """Return what a kernel is compiled for."""
+    return source.signature, source.constants, {at: given for at, given in source.attrs.items() if given}
+
+
 driver.set_active(Driver())
+compiler.compile = compile
 host.architecture = lambda device: 90
 backend._why_not_on = lambda kind, index: ""
 backend.run_on_cpu()
@@ -46,6 +60,11 @@ def run(kernel, *args, grid, warmup, **named):
             assert value.data_ptr() % 16 == 0, f"{kernel.fn.__name__}: {parameter.name} is not aligned"
     assert all(type(side) is int and 0 < side < 2**31 for side in grid), grid
     made = launch(kernel, *args, grid=grid, warmup=True, **named)
+    arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **named}
+    options = {key: value for key, value in named.items() if key not in kernel.arg_names}
+    plain = compile_report.without_tensors(kernel, arguments)
+    reported = compile_report.Launch(kernel.fn.__name__, "", "", kernel, plain, options)
+    assert form(made.source) == form(compile_report.source_of(reported)), f"{kernel.fn.__name__} is launched otherwise"
     binaries.setdefault(kernel.fn.__name__, set()).add(made.hash)
 
 

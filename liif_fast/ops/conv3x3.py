@@ -1,0 +1,91 @@
+"""Define `conv3x3`: a 3x3 convolution of stride 1 that keeps the map's size, on the CPU by Winograd's algorithm.
+
+Maps are [B, C, H, W] with the channels of a pixel side by side (channels-last order). Zeros surround the map. With
+`wrap`, for range images, the first column follows the last, and the first and the last row repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liif_fast.call import trains
+from liif_fast.ops import define, only
+
+
+def _empty(like: Tensor, images: int, channels: int, height: int, width: int) -> Tensor:
+    size = (images, channels, height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, wrap: bool, relu: bool) -> Tensor:
+    return _empty(x, x.shape[0], weight.shape[0], *x.shape[2:])
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None, wrap: bool, wanted: Sequence[bool]
+) -> list[Tensor]:
+    return only(wanted, [_empty(x, *x.shape), _empty(x, *weight.shape), x.new_empty(len(weight))])
+
+
+conv3x3 = define(
+    "conv3x3", "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool wrap, bool relu) -> Tensor", _fake
+)
+# Return the gradients of x, weight and bias. With the output of a ReLU, the gradient passes
+# where it is positive.
+conv3x3_backward = define(
+    "conv3x3_backward",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor? out, bool wrap, bool[] wanted) -> Tensor[]",
+    _backward_fake,
+)
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, wrap: bool, relu: bool) -> Tensor:
+    """Compute `conv3x3` by PyTorch's convolution."""
+    if wrap:
+        x = F.pad(F.pad(x, (0, 0, 1, 1), mode="replicate"), (1, 1, 0, 0), mode="circular")
+    out = F.conv2d(x, weight, bias, padding=0 if wrap else 1)
+    out = out if addend is None else out + addend
+    return out.relu_() if relu else out
+
+
+class _Conv3x3(torch.autograd.Function):
+    """Convolve the inputs x, weight, bias and addend."""
+
+    @staticmethod
+    def forward(ctx: Any, wrap: bool, relu: bool, *inputs: Any) -> Tensor:
+        out: Tensor = conv3x3(*inputs, wrap, relu)
+        ctx.switches = wrap, relu
+        ctx.save_for_backward(*inputs, out if relu else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, addend, out = ctx.saved_tensors
+        inputs, wanted, (wrap, relu) = (x, weight, bias, addend), ctx.needs_input_grad[2:], ctx.switches
+        if torch.is_grad_enabled():  # the gradient will itself be differentiated, as PyTorch's convolution can be
+            asked = [each for each, want in zip(inputs, wanted, strict=True) if want]
+            again = iter(
+                torch.autograd.grad(plain(x, weight, bias, addend, wrap, relu), asked, grad, create_graph=True)
+            )
+            return None, None, *(next(again) if want else None for want in wanted)
+        grads = conv3x3_backward(_channels_last(grad), x, weight, out, wrap, wanted[:3])
+        of_addend = (grad if out is None else grad * (out > 0)) if wanted[3] else None
+        return None, None, *(each if want else None for each, want in zip(grads, wanted[:3], strict=True)), of_addend
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return a map [B, C, H, W] with the channels of a pixel side by side, a copy unless they are."""
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def convolve3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, wrap: bool, relu: bool
+) -> Tensor:
+    """Return relu(conv(x) + bias + addend), [B, out, H, W] in channels-last order, from maps in any layout."""
+    inputs = _channels_last(x), weight, bias, None if addend is None else _channels_last(addend)
+    return _Conv3x3.apply(wrap, relu, *inputs) if trains(*inputs) else conv3x3(*inputs, wrap, relu)
