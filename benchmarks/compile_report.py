@@ -51,8 +51,8 @@ from liif_fast.kernels import (
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
 MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
 NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel", "attention_back_kernel")
-# And the gradients' kernel with the constant PLAN. The attention's exponentials have FFMA and F2I of their own.
-PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel")
+# And the gradients' kernel with the constant PLAN.
+PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel", "attend_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
@@ -325,8 +325,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
     return wrong
 
 
-# Without attend_corners, which is a case only if named: the kernels of its backward pass spill (docs/triton.md).
-CASES = ("decode", "render", "fused_mlp", "fourier_decode", "gather_corners", "project")
+CASES = ("decode", "render", "fused_mlp", "fourier_decode", "attend_corners", "gather_corners", "project")
 
 
 def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:

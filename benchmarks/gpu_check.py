@@ -39,7 +39,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu_hopper, gpu_sections, pytest_log, records
+from benchmarks import gpu_attend, gpu_hopper, gpu_sections, pytest_log, records
 from liif_fast.backends import cpu, cuda
 from liif_fast.files import atomic_file
 
@@ -50,8 +50,8 @@ ROOT = records.ROOT
 CALLS = {
     1: {"load": 15, "smoke": 35, "hopper_tests": 60, "hopper": 60, "trace": 15, "ncu": 80, "sanitizer": 50,
         "environment": 20},
-    2: {"load": 15, "smoke": 35, "triton_tests": 90, "accuracy": 35, "decode": 80, "training": 60, "overhead": 20,
-        "memory": 40},
+    2: {"load": 15, "smoke": 35, "triton_tests": 80, "accuracy": 30, "decode": 70, "training": 55, "attend": 40,
+        "overhead": 20, "memory": 35},
 }  # fmt: skip
 SECONDS = {1: 340, 2: 380}
 SECTIONS = {**CALLS[1], **CALLS[2], "tests": 240, "step": 150}  # the last two with --only
@@ -250,9 +250,9 @@ def sanitizer(check: bool) -> dict[str, Any]:
 
 def section(name: str, check: bool) -> dict[str, Any]:
     """Run one section in this process."""
+    sections = (load, smoke, hopper_tests, trace, ncu, sanitizer, triton_tests, tests, step)
     here: dict[str, Callable[[bool], dict[str, Any]]] = {
-        each.__name__: each
-        for each in (load, smoke, hopper_tests, trace, ncu, sanitizer, triton_tests, tests, step, gpu_hopper.hopper)
+        each.__name__: each for each in (*sections, gpu_hopper.hopper, gpu_attend.attend)
     }
     return (here.get(name) or getattr(gpu_sections, name))(check)
 

@@ -367,7 +367,11 @@ def summary(record: dict[str, Any]) -> str:
                 lines.append(f"  {name:<10} {key:<34} passed {value['passed']}, failed {len(value['failed'])}")
                 lines += [f"{'':<13}{count} skipped: {why[:120]}" for why, count in value["skipped"].items()]
                 continue
-            races = value if name in ("decode", "training") or key == "tune" else value.get("figures", {"": value})
+            races = (
+                value
+                if name in ("decode", "training", "attend") or key == "tune"
+                else value.get("figures", {"": value})
+            )
             for variant, figures in races.items():
                 if isinstance(figures, dict) and (said := _said(figures)):
                     lines.append(f"  {name:<10} {key:<34} {variant:<22} {said}")

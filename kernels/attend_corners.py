@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from liif_fast.frozen import pack_once
+
 from . import backward, host, scatter
 from .attend_back import attend_back_kernel, attention_back_kernel
 from .attention import (
@@ -260,7 +262,7 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int, block: int = BL
     block = 16 if width <= 32 else block
     channels = width // heads if depth else 1
     values = table.shape[1] - (4 * width + 3 if depth else 4)
-    weights = packed(layers, width) if depth else table
+    weights = pack_once(layers, (packed, width), lambda: packed(layers, width)) if depth else table
     constants = {
         "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1,
         "COLUMNS": table.shape[1], "VALUES": values, "STEP": min(VALUES_STEP, host.power_of_two(values)),

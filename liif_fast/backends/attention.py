@@ -15,8 +15,8 @@ of D x 3D is left to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from liif_fast.attention import EPSILON, Block, Coordinates, Corners, CornerTransformer
-from liif_fast.call import autocast_dtype, without_autocast
+from liif_fast.call import autocast_dtype, trains, without_autocast
 from liif_fast.coord import plan_corners
+from liif_fast.frozen import pack_once
+
+Packed = TypeVar("Packed")
 
 CHUNK_QUERIES = 1 << 12
 KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
@@ -56,9 +59,16 @@ def run(
     """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding."""
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
-        parts = form(feat.to(dtype), values.to(dtype), queries, net.to(dtype), dropout)
+        wide = _once(lambda: net.to(dtype), (run, dtype), feat, values, net)
+        parts = form(feat.to(dtype), values.to(dtype), queries, wide, dropout)
     out, weight = (part if autocast_dtype(feat) is not None else part.to(feat.dtype) for part in parts)
     return out, weight
+
+
+def _once(pack: Callable[[], Packed], how: Hashable, feat: Tensor, values: Tensor, net: CornerTransformer) -> Packed:
+    """Return what `pack` makes of the parameters, within `frozen_weights` an earlier result, but not in training."""
+    params = [tensor for _, tensor in net.tensors()]
+    return pack() if trains(feat, values, *params) else pack_once(params, how, pack)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -122,6 +132,14 @@ def plain(
     return (weight.unsqueeze(-1) * corner_values).sum(-2), weight
 
 
+class Shares(NamedTuple):
+    """What `split` and the queries take of the parameters alone."""
+
+    product: Tensor  # [A's columns + 2, D], what a centred latent is multiplied by
+    by_rel: Tensor  # as of Split
+    linear: int  # columns of A
+
+
 class Split(NamedTuple):
     """The first LayerNorm and the linear map behind it, split by latent.
 
@@ -134,27 +152,42 @@ class Split(NamedTuple):
     values: int  # columns of the values
 
 
-def split(
-    feat: Tensor, values: Tensor, net: CornerTransformer, product: Callable[[Tensor, Tensor], Tensor] = F.linear
-) -> Split:
-    """Do once per latent what the first block needs of it; `product` multiplies rows by a weight [out, in]."""
+def shares(net: CornerTransformer, values: int) -> Shares:
+    """Return the parameters' part of a split with so many values."""
     if net.blocks:
         norm_weight, norm_bias, linear = net.blocks[0][:3]
         bias = linear @ norm_bias
     else:
         norm_weight, norm_bias, linear = net.norm_weight, net.norm_bias, net.head_weight
         bias = linear @ norm_bias + net.head_bias
+    place = net.position_weight - net.position_weight.mean(0)  # C P
+    scaled, share = linear * norm_weight, 1 / place.shape[0]
+    moved = (net.position_weight.T,) if net.blocks else ()
+    by_rel = torch.cat(((scaled @ place).T, share * place.T @ place, place.new_zeros(2, 1), *moved), 1)
+    columns = by_rel.shape[1] + values
+    rows = F.pad(by_rel, (0, values)), F.pad(bias, (0, columns - len(bias)))
+    product = torch.cat((scaled, 2 * share * place.T))
+    return Shares(product, torch.cat((rows[0], rows[1].unsqueeze(0))), len(linear))
+
+
+def split(
+    feat: Tensor,
+    values: Tensor,
+    net: CornerTransformer,
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear,
+    of: Shares | None = None,
+) -> Split:
+    """Do once per latent what the first block needs of it; `product` multiplies rows by a weight [out, in].
+
+    `of` are the parameters' shares, if they are known.
+    """
+    of = of or shares(net, values.shape[1])
     z = _rows(feat) + net.position_bias
     centred = z - z.mean(-1, keepdim=True)
-    place = net.position_weight - net.position_weight.mean(0)  # C P
-    scaled, share = linear * norm_weight, 1 / z.shape[-1]
-    products = product(centred, torch.cat((scaled, 2 * share * place.T)))
-    n0 = share * centred.square().sum(-1, keepdim=True)
-    latent, moved = ((z,), (net.position_weight.T,)) if net.blocks else ((), ())
-    table = torch.cat((products, n0, *latent, _rows(values)), 1)
-    by_rel = torch.cat(((scaled @ place).T, share * place.T @ place, place.new_zeros(2, 1), *moved), 1)
-    rows = F.pad(by_rel, (0, table.shape[1] - by_rel.shape[1])), F.pad(bias, (0, table.shape[1] - len(bias)))
-    return Split(table, torch.cat((rows[0], rows[1].unsqueeze(0))), len(linear), values.shape[1])
+    n0 = centred.square().sum(-1, keepdim=True) / z.shape[-1]
+    latent = (z,) if net.blocks else ()
+    table = torch.cat((product(centred, of.product), n0, *latent, _rows(values)), 1)
+    return Split(table, of.by_rel, of.linear, values.shape[1])
 
 
 def folded(net: CornerTransformer) -> list[Tensor]:
@@ -236,7 +269,9 @@ def fused(
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
-    first, shape = split(feat, values, net, product), (len(feat), *feat.shape[2:])
+    count = values.shape[1]
+    of, layers = _once(lambda: (shares(net, count), folded(net)), (fused, count), feat, values, net)
+    first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
     if isinstance(queries, Corners):
         at, rel, _ = queries  # of which one may be shared by all images while the other is not
         images = len(at) if len(rel) == 1 else len(rel)
@@ -244,4 +279,4 @@ def fused(
         wrap = False
     else:
         plan, wrap = [queries.coord], queries.wrap
-    return operator(first.table, first.by_rel, folded(net), plan, shape, wrap, net.heads)
+    return operator(first.table, first.by_rel, layers, plan, shape, wrap, net.heads)

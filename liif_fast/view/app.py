@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -34,6 +35,13 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _LEVEL = f'<{PROFILE}>;rel="profile"'
+
+
+class _Anything(PathConvertor):
+    regex = "(?s:.*)"  # names of files may have line breaks
+
+
+register_url_convertor("anything", _Anything())
 
 
 class Settings(NamedTuple):
@@ -82,7 +90,7 @@ class Server:
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
-        routes = [Route(f"{self.prefix}{IMAGES}/{{path:path}}", self.iiif)]
+        routes = [Route(f"{self.prefix}{IMAGES}/{{path:anything}}", self.iiif)]
         if self.settings.page is not None:
             routes += [
                 Route(f"{self.prefix}/{name}", _page(name or "index.html", kind), name=name or "index")

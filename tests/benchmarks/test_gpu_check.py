@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_hopper, gpu_sections, gpu_variant, records
+from benchmarks import gpu_attend, gpu_check, gpu_hopper, gpu_sections, gpu_variant, records
+from liif_fast import backends
 
 from .. import warm
 from ..cli.support import raising
@@ -43,7 +44,8 @@ def test_the_plan_of_the_calls():
         text = "".join((ROOT / path).read_text() for path in group.paths)
         assert group.chosen.removeprefix("not ") in text
     for name in gpu_check.SECTIONS:
-        assert callable(getattr(gpu_check, name, None) or getattr(gpu_sections, name, None) or gpu_hopper.hopper)
+        modules = (gpu_check, gpu_sections, gpu_hopper, gpu_attend)
+        assert any(callable(getattr(module, name, None)) for module in modules), name
 
 
 @pytest.fixture
@@ -78,6 +80,8 @@ def test_every_step_of_a_call_exists_and_ends(call, run, here):
         assert "rms" in sections["accuracy"]["float16, torch"]
         assert "ms" in sections["training"]["step"]["eager autocast"]
         assert "ms" in sections["decode"]["chunk of 30,000"]["plain, compiled"]
+        assert set(sections["attend"]["checks"].values()) == {"right"} and len(sections["attend"]["checks"]) == 2
+        assert "ms" in sections["attend"]["step, TF32"]["authors' form"]
 
 
 def test_a_variant_built_before_is_taken_whatever_its_date(tmp_path, monkeypatch):
@@ -230,6 +234,20 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         gpu_check.main()
     assert "finds no CUDA GPU" in capsys.readouterr().err
+
+
+def test_a_wrong_attention_is_named(monkeypatch):
+    real = backends._backends["torch"].attend_corners
+
+    def spoiled(*arguments, **options):
+        out, weight = real(*arguments, **options)
+        return out + 1e-3, weight
+
+    monkeypatch.setattr(backends._backends["torch"], "attend_corners", spoiled)
+    monkeypatch.setattr(gpu_attend, "races", lambda check, device: {})
+    found = gpu_attend.attend(True)
+    assert not found["ok"]
+    assert all(each.startswith("Wrong: output: error ") for each in found["checks"].values())
 
 
 def test_a_variant_with_other_bits_is_counted(monkeypatch):

@@ -47,3 +47,33 @@ def png(width: int, height: int, raw: bytes, depth: int = 8, colour: int = 0) ->
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def camera_exif(order: str, size: tuple[int, int] = (9, 5)) -> bytes:
+    """Return a camera's EXIF data: the size twice as SHORT, a note with an offset, a thumbnail with its IFD."""
+
+    def folder(at: int, entries: dict[int, tuple[int, int, bytes]], following: int) -> bytes:
+        rest_at = at + 2 + 12 * len(entries) + 4
+        packed, rest = struct.pack(f"{order}H", len(entries)), b""
+        for tag, (kind, count, value) in sorted(entries.items()):
+            packed += struct.pack(f"{order}HHI", tag, kind, count)
+            packed += value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(f"{order}I", rest_at + len(rest))
+            rest += value if len(value) > 4 else b""
+        return packed + struct.pack(f"{order}I", following) + rest
+
+    def short(value: int) -> tuple[int, int, bytes]:
+        return 3, 1, struct.pack(f"{order}H", value)
+
+    def long(value: int) -> tuple[int, int, bytes]:
+        return 4, 1, struct.pack(f"{order}I", value)
+
+    inner_at, second_at, note = 100, 200, b"a note with an offset: " + struct.pack(f"{order}I", 150)
+    first = folder(
+        8,
+        {0x0100: short(size[0]), 0x0101: short(size[1]), 0x010F: (2, 8, b"a maker\0"), 0x8769: long(inner_at)},
+        second_at,
+    )
+    inner = folder(inner_at, {0xA002: short(size[0]), 0xA003: short(size[1]), 0x927C: (7, len(note), note)}, 0)
+    second = folder(second_at, {0x0201: long(second_at + 30), 0x0202: long(11)}, 0) + b"small image"
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8) + first
+    return b"Exif\0\0" + (data.ljust(inner_at, b"\0") + inner).ljust(second_at, b"\0") + second

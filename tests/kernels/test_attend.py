@@ -142,6 +142,20 @@ def test_what_is_refused(network, options, reason):
         Attention(*network).run("triton", **options)
 
 
+def test_frozen_weights_that_change_are_packed_again():
+    """In place, in any order, and beside a step of training, whose weights are packed by itself."""
+    problem = Attention(16, 2, 2, 16, queries=5)
+    parameters = dict(problem.net.tensors())
+    with functional.frozen_weights():
+        for name in ("blocks[1].up_weight", "head_weight", "position_weight", "blocks[0].norm_bias"):
+            with torch.no_grad():
+                for _ in range(2):
+                    for ours, expected in zip(problem.run("triton"), problem.run("reference"), strict=True):
+                        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+                parameters[name].mul_(-1)
+        compare(problem.gradients("triton"), problem.gradients("reference"), 1e-5)
+
+
 def test_nothing_to_do():
     for sizes in ({"queries": 0}, {"batch": 0}):
         problem = Attention(16, 1, 2, 16, **sizes)

@@ -52,6 +52,7 @@ LAUNCHED = {
     "decode": {"decode_kernel", "chain_kernel", "segment_kernel", "atomic_kernel"},
     "render": {"render_kernel"},
     "fused_mlp": {"mlp_kernel", "chain_kernel"},
+    "attend_corners": {"attend_kernel", "attend_back_kernel", "attention_back_kernel", "atomic_kernel"},
     "fourier_decode": {"fourier_kernel", "chain_kernel", "waves_back_kernel", "atomic_kernel"},
     "gather_corners": {"gather_kernel", "segment_kernel"},
     "project": {"project_kernel"},

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from liif_fast import functional
 
@@ -104,6 +105,22 @@ def test_wanted_gradients_have_the_bits_of_all(name, backend, nan_empty):
     alone = [[place == each for place in range(len(leaves))] for each in range(len(leaves))]
     for recompute in (False, True):
         check(run, leaves, [*pairwise(len(leaves)), *alone], backend=backend, recompute=recompute)
+
+
+PLACES = {"decode": 2, "render": 1, "fused_mlp": 0}  # leaves that are coord or cell
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_the_counter_counts_what_is_wanted(name):
+    """As it counts plain PyTorch, in which autograd leaves out what is not wanted."""
+    run, leaves = CALLS[name]()
+    for some in pairwise(len(leaves) - PLACES[name]):
+        subset, found = [False] * PLACES[name] + some, []
+        for backend in BACKENDS:
+            with FlopCounterMode(display=False) as counter:
+                grads_of(run, leaves, subset, backend=backend, recompute=False)
+            found.append(counter.get_total_flops())
+        assert found[1] == pytest.approx(found[0], rel=0.1), subset
 
 
 def test_pairwise():

@@ -1,4 +1,4 @@
-"""Compare attend_corners, whose kernels run as compiled PTX, with the plain form, in a process of test_attention.py.
+"""Compare attend_corners, whose kernels run as compiled PTX, with the plain form, for test_attention.py.
 
     python -m tests.ptx.attention ARCHITECTURE (atomic | sorted) WIDTH DEPTH HEADS
 

@@ -102,8 +102,6 @@ def install(architecture: int, tf32: bool = False) -> None:
     """Put executors in the place of the kernels, as on a GPU of an architecture."""
     Executor.architecture = architecture
     Executor.truncate = int(os.environ.get("LIIF_FAST_TEST_PTX_TRUNCATE", "0"))
-    Executor.seed = os.environ.get("LIIF_FAST_TEST_PTX_SEED", "0")
-    Executor.parts = int(os.environ.get("LIIF_FAST_TEST_PTX_PARTS", "2"))
     host.architecture, host.tf32_allowed = lambda device: architecture, lambda: tf32
     backend._why_not_on = lambda kind, index: ""
     backend.run_on_cpu()

@@ -48,7 +48,7 @@ class AsyncShared(Shared):
 
     def _claim(self, at: np.ndarray, size: int, mark: np.ndarray, first: np.ndarray, what: str
                ) -> tuple[np.ndarray, ...]:  # fmt: skip
-        if self.reading.reshape(-1, size)[at].any():
+        if self.checked and self.reading.reshape(-1, size)[at].any():
             raise Fault(f"{what} to shared memory that a product reads")
         self.unfenced.reshape(-1, size)[at] = True
         return super()._claim(at, size, mark, first, what)
@@ -68,15 +68,16 @@ class AsyncShared(Shared):
         if address.min() < 0 or address.max() + size > self.size:
             raise Fault(f"a product of memory outside of the block's {self.size} bytes")
         at = (address + self.base[warp, None, None]) // size
-        written, first = self.writes.reshape(-1, size)[at], self.mark[warp, None, None, None] & -EPOCH
-        if (written < 0).any():
-            raise Fault("a product of shared memory that was never written")
-        if self.checked and (written >= first).any():
+        if self.checked:
+            written, first = self.writes.reshape(-1, size)[at], self.mark[warp, None, None, None] & -EPOCH
+            if (written < 0).any():
+                raise Fault("a product of shared memory that was never written")
             if (written == PENDING).any():
                 raise Fault("a product of shared memory to which a copy is under way")
-            raise Fault("a race: product of shared memory that was written since the last barrier")
-        if self.unfenced.reshape(-1, size)[at].any():
-            raise Fault("a product of shared memory written without a proxy fence behind")
+            if (written >= first).any():
+                raise Fault("a race: product of shared memory that was written since the last barrier")
+            if self.unfenced.reshape(-1, size)[at].any():
+                raise Fault("a product of shared memory written without a proxy fence behind")
         self.reading.reshape(-1, size)[at] += 1
         return at
 

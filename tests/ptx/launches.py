@@ -1,6 +1,6 @@
 """Launch every Triton kernel as on an sm_90 GPU, up to the compilation, on successive sizes.
 
-test_launch.py runs it in a process that has not imported Triton for its interpreter. Triton itself handles the
+test_launch.py imports it where Triton is not imported for its interpreter. Triton itself handles the
 arguments; the driver and the compiler are replaced. What Triton would compile must be what the report compiles and
 tests/ptx executes. After every size it prints the number of binaries of each kernel.
 """

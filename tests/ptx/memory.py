@@ -80,7 +80,7 @@ class Shared:
     Warps are numbered through all blocks; addresses count from the start of a block's memory.
     """
 
-    checked = True  # False hides races, as a GPU does
+    checked = True  # whether accesses are; on a GPU only results show a race
 
     def __init__(self, size: int, warps: int, blocks: int = 1) -> None:
         self.size, self.warps = size, warps

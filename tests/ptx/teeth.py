@@ -2,8 +2,9 @@
 
     python -m tests.ptx.teeth ARCHITECTURE
 
-test_teeth.py starts this process. Every barrier and fence of some kernels is also removed in turn. The output is a line
-of JSON: {name: the machine's message, "other results", or null if the fault is not found}.
+test_teeth.py runs it. Every barrier and fence of some kernels is also removed in turn, and some barriers once more
+without the checks of shared memory, so that only an order of warps finds it. The output is a line of JSON: {name: the
+machine's message, "other results", or null if the fault is not found}.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from tests.ptx import blocks
 from tests.ptx.cases import hostile
 from tests.ptx.execute import Executor, install
 from tests.ptx.faults import positions, removed
-from tests.ptx.memory import Fault
-from tests.ptx.planted import TABLES
+from tests.ptx.memory import Fault, Shared
+from tests.ptx.planted import HIDDEN, TABLES
 
 EACH = {"barrier": "bar.sync", "fence": "fence.proxy"}
+PARTS, ORDERS = 8, 4  # into which warps are divided, and how often, where an order has to find a fault
 
 
 class Recorded:
@@ -70,6 +72,24 @@ class Recorded:
         same = all(map(same_bits, results, self.results[name]))
         return None if same else "other results"
 
+    def found_by_order(self, name, change):
+        """Return how a fault is found without checks of shared memory, by warps in one of several orders.
+
+        None if it is not, or if it shows even where all warps advance together.
+        """
+        parts, seed, Shared.checked = Executor.parts, Executor.seed, False
+        try:
+            Executor.parts = 1
+            if self.found(name, change):
+                return None
+            Executor.parts = PARTS
+            for Executor.seed in range(ORDERS):
+                if how := self.found(name, change):
+                    return f"{how} in order {Executor.seed}"
+            return None
+        finally:
+            Executor.parts, Executor.seed, Shared.checked = parts, seed, True
+
     def count(self, name, opcode):
         """Return the number of instructions of an opcode in a kernel."""
         count = []
@@ -85,16 +105,19 @@ def copies(values):
 def main():
     architecture = int(sys.argv[1])
     install(architecture)
-    blocks.LIMIT = 20_000  # a planted fault may cause an endless loop
+    blocks.LIMIT = 60_000  # a planted fault may cause an endless loop
     recorded = Recorded()
     recorded.results = {name: recorded.run(name) for name in recorded.calls}
     table = dict(TABLES[architecture])
     for name, (kind, opcode) in itertools.product(
-        ("decode", "chain", "project", "fourier", "waves_back"), EACH.items()
+        ("decode", "chain", "project", "fourier", "waves_back", "attend", "attend_back"), EACH.items()
     ):
         for number in range(recorded.count(name, opcode)):
             table[f"{kind}: {name} without number {number}"] = name, removed(opcode, number)
-    print(json.dumps({title: recorded.found(*fault) for title, fault in table.items()}))
+    how = {title: recorded.found(*fault) for title, fault in table.items()}
+    for name, number in HIDDEN[architecture]:
+        how[f"order: {name} without barrier {number}"] = recorded.found_by_order(name, removed("bar.sync", number))
+    print(json.dumps(how))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The bounds are promise 2's (docs/backends.md): at most twice, for gradients three times, plain PyTorch's error in the
 same dtype, and FLOOR units in the last place of the tensor's size, where that error may be 0 by luck.
-LIIF_FAST_TEST_COMPILE=all executes every combination of RUNS' columns, and hidden layers up to 256 wide.
+Each run has an order of warps and blocks of its own (blocks.py). LIIF_FAST_TEST_COMPILE=all executes every combination
+of RUNS' columns, and hidden layers up to 256 wide.
 """
 
 import itertools
@@ -44,6 +45,12 @@ if LONG:
 CODE = "from tests.ptx import cases; cases.main()"
 
 
+def in_order(code, seed):
+    """Let a program's warps and blocks advance in an order of its own, in the longer set nearly every warp alone."""
+    order = f"Executor.seed, Executor.parts = {seed!r}, {8 if LONG else 2}"
+    return f"from tests.ptx.execute import Executor; {order}; {code}"
+
+
 def results(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -51,7 +58,8 @@ def results(done):
 
 @pytest.mark.parametrize(("version", "architecture", "precision", "order", "keep", "hidden"), RUNS)
 def test_compiled_operators_keep_their_promises(version, architecture, precision, order, keep, hidden, program):
-    found = results(program(version, CODE, architecture, precision, order, keep, *hidden.split()))
+    arguments = architecture, precision, order, keep, *hidden.split()
+    found = results(program(version, in_order(CODE, (version, *arguments)), *arguments))
     assert set(found["executed"]) == KERNELS | ({"atomic_kernel"} if order == "atomic" else set())
     assert found["plan"]
     for name, ours, plain, size in found["errors"]:
@@ -59,6 +67,24 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
         slack = FLOOR * EPS[precision] + (FLIPS if precision == "tf32" and not output else 0)
         limit = (2 if output else 3) * plain + slack * size
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
+
+
+INTEGERS = [(MAIN, "80", "float32", "32 24"), (MAIN, "90", "float16", "100 70")]
+INTEGERS += [(version, "80", "bfloat16", "32 24") for version in OTHERS]
+if LONG:
+    INTEGERS = [
+        (version, *more) for version, *more in itertools.product(PINNED, ("80", "90"), (*EPS,), ("32 24", "100 70"))
+    ]
+
+
+@pytest.mark.parametrize(("version", "architecture", "precision", "hidden"), INTEGERS)
+def test_sums_of_integers_are_exact(version, architecture, precision, hidden, program):
+    """Bit for bit; where four corners are blended, to a few roundings."""
+    found = results(
+        program(version, "from tests.ptx import cases; cases.integers()", architecture, precision, *hidden.split())
+    )
+    attends = {"attend_kernel"} if precision == "float32" else set()
+    assert set(found) == attends | {f"{name}_kernel" for name in ("decode", "fourier", "mlp", "project", "render")}
 
 
 def test_why_the_kernels_place_a_fence(program):

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 for needed in ("starlette", "httpx2"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view,test]'")
@@ -42,6 +42,24 @@ def test_tiles_are_upscale_bit_for_bit(client, pictures, small_model, tmp_path, 
     for left, top, w, h in ((256, 256, 229, 125), (0, 0, 256, 256), (101, 93, 50, 60)):
         answer = client.get(f"/iiif/3/{name}@{size[0]}x{size[1]}/{left},{top},{w},{h}/max/0/default.png")
         assert np.array_equal(pixels_of(answer, tmp_path), whole[top : top + h, left : left + w])
+
+
+@pytest.mark.parametrize("what", ["turned", "CMYK", "one pixel", "one column", "one row", "animated"])
+def test_odd_files_are_served_as_upscale_reads_them(small_model, tmp_path, what):
+    shape = {"one pixel": (1, 1), "one column": (2000, 1), "one row": (1, 2000)}.get(what, (40, 60))
+    image, path = Image.fromarray(picture(3, 8, *shape)), tmp_path / ("a.jpg" if what == "CMYK" else "a.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6 if what == "turned" else 1
+    further = {"save_all": True, "append_images": [image.rotate(180)]} if what == "animated" else {}
+    image = image.convert("CMYK") if what == "CMYK" else image
+    image.save(path, exif=exif, **further)
+    pixels = read_image(path).pixels
+    height, width = shape[::-1] if what == "turned" else shape
+    with TestClient(make_server(tmp_path, small_model).app()) as client:
+        info = client.get(f"/iiif/3/{path.name}/info.json").json()
+        assert (info["width"], info["height"]) == (width, height)
+        answer = client.get(f"/iiif/3/{path.name}@x3/full/max/0/default.png")
+    assert np.array_equal(pixels_of(answer, tmp_path), upscale(pixels, str(small_model), scale=3))
 
 
 def test_other_ways_to_the_same_pixels(client, pictures, small_model, tmp_path):
@@ -131,12 +149,13 @@ def test_info(client):
     assert "http://testserver/iiif/3/gray-8.png/info.json" in client.get("/").json()["images"]
 
 
-def test_a_name_with_folders_is_one_part_of_the_path(small_model, tmp_path):
+@pytest.mark.parametrize(("name", "quoted"), [("ü b%.png", "%C3%BC%20b%25.png"), ("a\nb.png", "a%0Ab.png")])
+def test_a_name_with_folders_is_one_part_of_the_path(small_model, tmp_path, name, quoted):
     (tmp_path / "below").mkdir()
-    Image.fromarray(picture()).save(tmp_path / "below" / "ü b%.png")
+    Image.fromarray(picture()).save(tmp_path / "below" / name)
     with TestClient(make_server(tmp_path, small_model).app()) as client:
         (address,) = client.get("/").json()["images"]
-        assert address.endswith("/below%2F%C3%BC%20b%25.png/info.json")
+        assert address.endswith(f"/below%2F{quoted}/info.json")
         info = client.get(address)
         assert info.status_code == 200
         assert info.json()["id"] + "/info.json" == address
