@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from liif_fast.backends import cpu
 from liif_fast.ops.conv3x3 import convolve3x3, plain
 
 CHANNELS, LAYERS = 64, 33
@@ -86,6 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    if not cpu.ISA:
+        raise SystemExit(cpu._missing)
     torch.manual_seed(0)
     compare_errors()
     compare_times(rounds)

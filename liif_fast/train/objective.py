@@ -42,12 +42,13 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
-        on_cpu = batch[0]["inp"].device.type == "cpu"
-        with fast_convolutions() if on_cpu else nullcontext():
+        compiled = getattr(getattr(self.model, "encoder", None), "_compiled_call_impl", None) is not None
+        fast = batch[0]["inp"].device.type == "cpu" and not compiled
+        with fast_convolutions() if fast else nullcontext():
             preds = self._predict(self.model, batch, self.autocast)
         errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
         if self.teacher is not None:
-            with torch.no_grad(), fast_convolutions() if on_cpu else nullcontext():
+            with torch.no_grad(), fast_convolutions() if fast else nullcontext():
                 taught = self._predict(self.teacher, batch, self.autocast)
             distances = [_error(pred, lesson) for pred, lesson in zip(preds, taught, strict=True)]
             errors = [torch.lerp(*each, self.weight) for each in zip(errors, distances, strict=True)]

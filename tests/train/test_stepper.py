@@ -265,7 +265,7 @@ def test_compiled_encoder(tiny, monkeypatch):
     assert compiled.step([batch], [True]).loss.item() == pytest.approx(
         eager.step([batch], [True]).loss.item(), abs=1e-6
     )
-    assert_gradients(compiled.model, eager.model)
+    assert_gradients(compiled.model, eager.model, tolerance=1e-4)  # eager, conv3x3 rounds differently
 
 
 def test_only_an_encoder_can_be_compiled(tiny):
