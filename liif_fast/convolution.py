@@ -87,7 +87,8 @@ def _pair(size: Any) -> Any:
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     return (
-        _entered.get() > 0
+        not torch.compiler.is_compiling()  # first, because a compiler cannot read a context variable
+        and _entered.get() > 0
         and not cpu._missing
         and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
         and x.ndim == 4
@@ -95,7 +96,6 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and len(weight) >= LEAST_CHANNELS
         and len(x) * x.shape[2] * x.shape[3] >= LEAST_PIXELS
         and not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported())
-        and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
         and not hidden_from()
     )

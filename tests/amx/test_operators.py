@@ -51,7 +51,7 @@ def emulated(emulator):
 
     def run(code):
         chosen = {"LIIF_FAST_CPU_ISA": "amx-emulated" if emulator else "amx", "LIIF_FAST_TEST_BACKENDS": "cpu"}
-        return warm.run("-c", load + code + many, env={**os.environ, **chosen}, cwd=support.ROOT)
+        return warm.run("-c", load + code + many, timeout=300, env={**os.environ, **chosen}, cwd=support.ROOT)
 
     return run
 

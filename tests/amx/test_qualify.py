@@ -72,7 +72,7 @@ def emulated(emulator, tmp_path):
     }
 
     def run(code, *arguments, **variables):
-        return warm.run("-c", code, *arguments, env={**os.environ, **fixed, **variables}, cwd=support.ROOT)
+        return warm.run("-c", code, *arguments, timeout=300, env={**os.environ, **fixed, **variables}, cwd=support.ROOT)
 
     return run
 
