@@ -25,7 +25,11 @@ NOTHING = "{0f00000000,0f00000000,0f00000000,0f00000000}"
 LAX = operand("cp.async.wait_group", 0, plus(1))
 ATTENTION: dict[str, tuple[str, Change]] = {
     "attention: another corner's row": ("attend", operand("shfl.sync.bfly", 2, lambda lane: str(int(lane, 0) ^ 16))),
-    "attention: of the gradient, another lane": ("attend_back", operand("shfl.sync.bfly", 2, lambda _: "1", 40)),
+    "attention: of the gradient, another lane": ("attention_back", operand("shfl.sync.bfly", 2, lambda _: "1", 27)),
+    "attention: of the gradient, lanes of a part of a warp": ("attention_back", guarded("shfl")),
+    "attention: of the gradient of qkv, a barrier is missing": ("attention_back", removed("bar.sync", 1)),
+    "attention: of the gradient of qkv, every row": ("attention_back", everywhere(unguarded, "st.global")),
+    "attention: of the gradient of qkv, a store cut to 32 bits": ("attention_back", cut_to_32_bits("st.global", 0)),
     "attention: a shuffle by a part of a warp": ("attend_back", guarded("shfl")),
     "attention: of the gradient, a barrier is missing": ("attend_back", removed("bar.sync", 1)),
     "attention: an exponential less": ("attend", renamed("ex2.approx.f32", "mov.b32")),

@@ -8,7 +8,7 @@ from ..kernels.test_compile_report import PINNED
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
-KERNELS = "atomic attend_back attend chain decode fourier gather mlp project render segment waves_back"
+KERNELS = "atomic attend_back attend attention_back chain decode fourier gather mlp project render segment waves_back"
 
 
 @pytest.mark.parametrize("version", PINNED)
