@@ -23,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip leaves it out
-from csrc.build import ABI3, FLAGS, KERNEL_FLAGS, MACROS, MSVC, NVCC_FLAGS, WERROR, own_flags, run_ninja
+from csrc.build import ABI3, FLAGS, KERNEL_FLAGS, MACROS, MSVC, NVCC_FLAGS, WERROR, leave_out_amx, own_flags, run_ninja
 
 PARTS = {"cpu": ("_C", "C++"), "cuda": ("_C_sm90", "CUDA")}
 
@@ -152,8 +152,9 @@ class BuildExt(build_ext):
         version = subprocess.check_output([*find_compiler(), "--version"], text=True).splitlines()[0]
         compiler = [*self.compiler.compiler_so_cxx, *(f"-I{place}" for place in self.include_dirs)]
         linker = [*find_compiler(), *self.compiler.linker_so_cxx[1:]]  # whose first word ignores CXX
+        left_out = leave_out_amx(find_compiler())
         self.with_ninja(ext, version, compiler, linker, FLAGS)
-        return {"compiler": version, "flags": FLAGS, "kernels": KERNEL_FLAGS}
+        return {"compiler": version, "flags": FLAGS, "kernels": KERNEL_FLAGS, **left_out}
 
     def build_cuda(self, ext: Extension) -> dict:
         """Build with nvcc, which needs no GPU, and no CUDA in PyTorch; tell how."""

@@ -11,13 +11,15 @@ import torch
 
 from benchmarks import eager, rivals, runtimes
 from benchmarks.bench import Bench, autocast, rows
-from benchmarks.common import EAGER, FACTORISED, REFERENCE, Call, Raced, backends, make_problem, make_queries
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Call, Raced, backends, make_problem, make_queries
 from liif_fast.backends import cpu
 from liif_fast.functional import liif_decode, liif_render
 
 FLOAT32, EAGER_FLOAT32 = "liif_fast, float32", "plain, eager, float32"
 # bfloat16 rounds operands to 8 bits, by up to 4e-3; errors of about twenty layers add up in the first one's gradient.
 LOW_TOLERANCES = (2e-2, 2e-1)
+# Of the table in docs/performance.md.
+COLUMNS = (OURS, FLOAT32, EAGER, FACTORISED, EAGER_FLOAT32, "plain, OpenVINO", "factorised, OpenVINO")
 
 
 def needs_bfloat16(bench: Bench) -> None:

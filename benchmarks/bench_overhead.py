@@ -1,4 +1,4 @@
-"""Measure the host time of a call with almost nothing to compute: one query, a network of width 16."""
+"""Measure the host time of a call with almost nothing to compute, and calls of few queries of the paper's network."""
 
 from functools import partial
 from typing import Any
@@ -8,12 +8,13 @@ import torch
 
 from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, backends, make_problem
+from benchmarks.common import EAGER, FACTORISED, OURS, REFERENCE, Raced, backends, make_problem, make_queries
 from benchmarks.records import NOT_BUILT, isa
 from liif_fast.functional import liif_decode
 from liif_fast.ops.project import project
 
 ROUNDS = 15
+COMPARED = "liif_fast, weights compared first"
 
 
 def _query() -> tuple[Any, ...]:
@@ -51,3 +52,21 @@ def test_function(bench: Bench) -> Raced:
         backends(partial(liif_decode, *query)) | {EAGER: lambda: eager.decode(*query)},
         rounds=ROUNDS,
     )
+
+
+@rows(COMPARED, EAGER, FACTORISED, cases=[(1,), (4,), (24,), (64,), (256,), (1024,)], ids="{}")
+@torch.no_grad()
+def test_few_queries(bench: Bench, queries: int) -> Raced:
+    """Also with what every cache of packed weights would need before each call: are these still the same weights?"""
+    side = bench.pick(48, 48, 7)
+    feat, weights, biases = make_problem((side, side), hidden=bench.hidden)
+    coord, cell = make_queries(1, queries, side)
+    kept = [each.clone() for each in weights[1:]]
+    run = partial(liif_decode, feat, coord, cell, weights, biases)
+
+    def compared() -> torch.Tensor:
+        assert all(map(torch.equal, kept, weights[1:]))
+        return run(backend="auto")
+
+    calls = backends(run) | {COMPARED: compared, EAGER: lambda: eager.decode(feat, coord, cell, weights, biases)}
+    return bench.race(f"few-{queries}", f"liif_decode of {queries:,} queries, {side}x{side}", calls, rounds=ROUNDS)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bench_attend, bench_export, bench_steps, plot, records, table
+from benchmarks import bench_attend, bench_bfloat16, bench_export, bench_steps, plot, records, table
 from benchmarks.common import EAGER, FACTORISED, OURS
 from benchmarks.table import Record, quantity
 
@@ -120,6 +120,22 @@ def lidar(found: Sequence[Record]) -> str:
     return f"{shown} A frame takes {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
 
 
+def bfloat16(found: Sequence[Record]) -> str:
+    """Return how bfloat16 compares with float32 and with rivals in bfloat16, each race from its newest record."""
+    newest = {
+        result["name"]: (result, record)
+        for record in found
+        for result in record["results"]
+        if result["name"].endswith("-bf16")
+    }
+    if not newest:
+        return ABSENT
+    shown: Record = {"results": [result for result, _ in newest.values()]}
+    origins = dict.fromkeys(f"{_origin(record)}{_busy(record)}" for _, record in newest.values())
+    about = "Time in multiples of ours in bfloat16, variants in turns, medians; below 1 a rival is better."
+    return "\n".join([*table.comparison(shown, [*newest], bench_bfloat16.COLUMNS), "", " ".join([about, *origins])])
+
+
 def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
     """Return the comparison of a suite's results from the newest record that has any."""
     shown = [(record, names) for record in found if (names := _named(record, suite))]
@@ -127,16 +143,19 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
         return ABSENT
     record, names = shown[-1]
     lines = table.comparison(record, names, columns)
-    load = (record["load"] or [0])[0]
-    busy = f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
     return "\n".join(
         [
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
-            f"`liif-fast bench {suite}` measures it on your machine. {about} {_origin(record)}{busy}",
+            f"`liif-fast bench {suite}` measures it on your machine. {about} {_origin(record)}{_busy(record)}",
         ]
     )
+
+
+def _busy(record: Record) -> str:
+    load = (record["load"] or [0])[0]
+    return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 
 
 def _named(record: Record, suite: str) -> list[str]:
@@ -159,6 +178,7 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "steps": steps(record),
             "growth": growth(record),
             "lost": lost(record),
+            "bfloat16": bfloat16(records.read()),
         },
         EXPORT: {"export": export(records.read())},
         LIDAR: {"lidar": lidar(records.read())},

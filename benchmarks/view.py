@@ -61,7 +61,9 @@ def main() -> None:
         waited["first picture"].append(get("/full/!1024,1024/0/default.webp"))
         size = f"@{4 * width + number}x{4 * height + number}"
         waited["first tile"].append(get(f"{size}/256,256,256,256/max/0/default.webp"))
-        waited["next tile"] += [get(f"{size}/{left},260,256,256/max/0/default.webp") for left in range(270, 270 + TILES)]
+        waited["next tile"] += [
+            get(f"{size}/{left},260,256,256/max/0/default.webp") for left in range(270, 270 + TILES)
+        ]
         running.should_exit = True
         thread.join()
     print(f"{photo.name}, {width}x{height}, tiles of 256 at x4")

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools.errors import CompileError
@@ -39,6 +40,7 @@ else:
         "kernel_avx2": ["-mavx2", "-mfma"],
         "kernel_avx512": AVX512,
         "kernel_avx512bf16": [*AVX512, "-mavx512bf16"],
+        "kernel_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
 if not X86:  # elsewhere the other files only report that they are empty
     KERNEL_FLAGS = {"kernel_portable": KERNEL_FLAGS["kernel_portable"]}
@@ -56,6 +58,20 @@ NVCC_FLAGS += ["-Xcompiler", ",".join(HOST_FLAGS)]
 def own_flags(source: str) -> list[str]:
     """Return the flags that only this source file is compiled with."""
     return KERNEL_FLAGS.get(Path(source).stem, [])
+
+
+def leave_out_amx(compiler: list[str]) -> dict[str, str]:
+    """Let the AMX file compile to nothing if the compiler or its assembler is too old for it, and say so."""
+    flags = KERNEL_FLAGS.get("kernel_amx")
+    if not flags:
+        return {}
+    code = '#include <immintrin.h>\nvoid f() { _tile_dpbf16ps(0, 1, 2); __asm__("tilerelease"); }\n'
+    with tempfile.TemporaryDirectory() as folder:
+        trial = [*compiler, *flags, "-x", "c++", "-c", "-o", f"{folder}/trial.o", "-"]
+        if subprocess.run(trial, input=code, capture_output=True, text=True).returncode == 0:
+            return {}
+    del KERNEL_FLAGS["kernel_amx"]
+    return {"amx": f"left out, {Path(compiler[0]).name} does not know it"}
 
 
 def run_ninja(library: Path, sources: list[str], compiler: list[str], linker: list[str], libraries: list[str]) -> None:

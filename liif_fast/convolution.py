@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from liif_fast.ops.conv3x3 import convolve3x3, plain
 
 LEAST_CHANNELS, LEAST_PIXELS = 16, 1024  # of the output; below, the transforms cost more than they save
 
-_allowed: ContextVar[bool] = ContextVar("fast_convolutions", default=False)
+_entered: ContextVar[int] = ContextVar("fast_convolutions", default=0)  # how many contexts are open
 
 
 class fast_convolutions(TorchFunctionMode):
@@ -35,18 +35,14 @@ class fast_convolutions(TorchFunctionMode):
         loss.backward()
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._tokens: list[Token[bool]] = []
-
     def __enter__(self) -> fast_convolutions:
-        self._tokens.append(_allowed.set(True))
         super().__enter__()
+        _entered.set(_entered.get() + 1)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _entered.set(_entered.get() - 1)
         super().__exit__(*error)
-        _allowed.reset(self._tokens.pop())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a convolution that fits, and call every other function."""
@@ -91,7 +87,8 @@ def _pair(size: Any) -> Any:
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     return (
-        _allowed.get()
+        not torch.compiler.is_compiling()  # first, because a compiler cannot read a context variable
+        and _entered.get() > 0
         and not cpu._missing
         and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
         and x.ndim == 4
@@ -99,7 +96,6 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and len(weight) >= LEAST_CHANNELS
         and len(x) * x.shape[2] * x.shape[3] >= LEAST_PIXELS
         and not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported())
-        and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
         and not hidden_from()
     )

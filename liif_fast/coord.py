@@ -257,22 +257,31 @@ def _coord_gradient(
 
 
 def place_gradients(
-    places: Tensor, grad_weight: Tensor, coord: Tensor, height: int, width: int, local_ensemble: bool
-) -> tuple[Tensor, Tensor | None]:
+    places: Tensor,
+    grad_weight: Tensor,
+    coord: Tensor,
+    wanted: Sequence[bool],
+    height: int,
+    width: int,
+    local_ensemble: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of coord and cell from those at the corners.
 
     Args:
         places: [B, Q, K, 2 or 4], the gradient of rel and, with 4, of the cell, both as the network reads them.
         grad_weight: [B, Q, K], the gradient of the corners' weights.
         coord: [B, Q, 2].
+        wanted: of coord and of cell.
 
     Returns:
-        [B, Q, 2] each, in the dtype of coord; None without cells.
+        [B, Q, 2] each, in the dtype of coord; None if unwanted.
     """
-    _, rel, weight = plan_corners(coord.detach(), height, width, local_ensemble)
-    places, grad_weight = places.to(coord.dtype), grad_weight.to(coord.dtype)
-    grad_coord = _coord_gradient(rel, weight, places[..., :2], grad_weight, height, width, local_ensemble)
-    return grad_coord, scaled(places[..., 2:].sum(-2), height, width) if places.shape[-1] == 4 else None
+    places, grad_coord = places.to(coord.dtype), None
+    if wanted[0]:
+        _, rel, weight = plan_corners(coord.detach(), height, width, local_ensemble)
+        parts = places[..., :2], grad_weight.to(coord.dtype)
+        grad_coord = _coord_gradient(rel, weight, *parts, height, width, local_ensemble)
+    return grad_coord, scaled(places[..., 2:].sum(-2), height, width) if wanted[1] else None
 
 
 def _corner_plan_backward(

@@ -61,6 +61,7 @@ def _backends() -> list[Row]:
     """Return every backend's answer to a small decode on the device that `upscale` would take."""
     import torch
 
+    from liif_fast.backends import cpu
     from liif_fast.devices import pick_device
     from liif_fast.functional import explain
 
@@ -74,7 +75,8 @@ def _backends() -> list[Row]:
     for name, can, why in answer.answers:
         verdict = "chosen by auto" if name == answer.chosen else "available" if can else "not available"
         rows.append((f"  {name}", f"{verdict}: {why}" if why else verdict))
-    return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index)]
+    amx = ("amx", f"{cpu.AMX} (products of bfloat16)")
+    return [("backends", f"for a decode on {device}, float32"), *rows, *_verdict(device.type, device.index), amx]
 
 
 def _verdict(kind: str, index: int | None) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Import the Triton kernels for Triton's interpreter, unless the tests run on a GPU, and reset signals.
+"""Import the Triton kernels for its interpreter, unless tests run on a GPU or of named backends, and reset signals.
 
 Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
 inherit the setting; tests/kernels sets it again for the backend.
@@ -8,7 +8,8 @@ import importlib.util
 import os
 import signal
 
-if os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu" and importlib.util.find_spec("triton"):
+on_cpu = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu"
+if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.find_spec("triton"):
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     from liif_fast.kernels import attend_corners, fourier_decode, fused_mlp, gather_corners, project, render

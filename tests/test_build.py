@@ -1,8 +1,10 @@
 """setup.py recompiles only what changed, as a small source tree shows with the installed compilers."""
 
 import importlib.util
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import tomllib
+
+from csrc.build import KERNEL_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,6 +84,21 @@ def test_only_what_changed_is_compiled(tree):
     # Objects with -Werror are separate, so the two kinds of build can alternate.
     assert build(tree, "CPU", LIIF_FAST_WERROR="1") == {library, portable, module}
     assert build(tree, "CPU") == set()
+
+
+@pytest.mark.skipif("kernel_amx" not in KERNEL_FLAGS, reason="AMX is compiled for Linux on x86-64")
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_compiler_that_does_not_know_amx_leaves_it_out(tree, knows):
+    (tree / "csrc/cpu/kernel_amx.cpp").write_text("#ifdef __AMX_BF16__\nint with_amx() { return 1; }\n#endif\n")
+    real = shutil.which("c++")
+    old = f'#!/bin/sh\ncase "$*" in *-mamx*) echo "unknown option" >&2; exit 1;; esac\nexec {real} "$@"\n'
+    (tree / "old-c++").write_text(old)
+    (tree / "old-c++").chmod(0o755)
+    assert "kernel_amx.o" in build(tree, "CPU", CXX=real if knows else shlex.quote(str(tree / "old-c++")))
+    assert (b"with_amx" in (tree / "liif_fast/_C.abi3.so").read_bytes()) == knows
+    how = json.loads((tree / "liif_fast/_build_info.json").read_text())["cpu"]
+    assert ("kernel_amx" in how["kernels"]) == knows
+    assert how.get("amx") == (None if knows else "left out, old-c++ does not know it")
 
 
 def test_a_header_may_go(tree):

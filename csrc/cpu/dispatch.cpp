@@ -1,5 +1,6 @@
 // Chooses the micro-kernel once per process.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -7,6 +8,11 @@
 
 #if defined(_MSC_VER)
 #include <intrin.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace liif {
@@ -59,6 +65,38 @@ Isa chosen_isa() {
     return isa;
 }
 
+// Set by the tests, which emulate the instructions.
+bool emulates_amx() {
+    const char* wish = std::getenv("LIIF_FAST_CPU_ISA");
+    return wish != nullptr && std::strcmp(wish, "amx-emulated") == 0;
+}
+
+#if defined(__x86_64__) && defined(__linux__)
+const char* find_amx() {
+    unsigned a, b, c, d;
+    const unsigned needed = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & needed) != needed) return "this processor has no AMX-BF16";
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));  // a processor with AVX-512 has it
+    const unsigned tiles = 1u << 17 | 1u << 18;              // XTILECFG, XTILEDATA
+    return (a & tiles) == tiles ? "" : "the system does not save AMX's registers";
+}
+
+// Linux gives a process the memory for the tile registers on request (its documentation: x86/xstate).
+const char* request_amx() {
+    const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? "" : "the system does not permit AMX";
+}
+#else
+const char* find_amx() {
+    return "AMX is used on Linux only";
+}
+const char* request_amx() {
+    return find_amx();
+}
+#endif
+
+std::atomic<bool> amx{false};
+
 }  // namespace
 
 template <typename T>
@@ -79,11 +117,28 @@ const Kernel<T>& kernel() {
 
 template <>
 const Kernel<Bf16>& kernel<Bf16>() {
-    return *kernel_avx512bf16();
+    return amx.load(std::memory_order_relaxed) ? *kernel_amx() : *kernel_avx512bf16();
 }
 
 bool has_bfloat16() {
     return chosen_isa() == Isa::avx512bf16;
+}
+
+const char* missing_amx() {
+    if (!has_bfloat16()) return "it needs AVX512-BF16";
+    if (kernel_amx() == nullptr) return "the compiler of the kernels did not know it";
+    return emulates_amx() ? "" : find_amx();
+}
+
+const char* use_amx(bool on) {
+    if (on) {
+        const char* missing = missing_amx();
+        if (*missing) return missing;
+        static const char* refused = emulates_amx() ? "" : request_amx();
+        if (*refused) return refused;
+    }
+    amx = on;
+    return "";
 }
 
 template const Kernel<float>& kernel<float>();

@@ -1,9 +1,9 @@
 // The interface between the instruction-set-specific translation units and the rest of the CPU backend.
 //
 // Everything that multiplies matrices goes through one register-tiled micro-kernel, compiled once per instruction set
-// (kernel_portable.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512bf16.cpp) and chosen at run time. Rows are
-// (query, corner) pairs, columns are hidden channels. Each output element is one chain of multiply-adds in the order of
-// k, whatever the number of rows, so a row's result never depends on its neighbours.
+// (kernel_portable.cpp, kernel_avx2.cpp, kernel_avx512.cpp, kernel_avx512bf16.cpp; kernel_amx.cpp has its own) and
+// chosen at run time. Rows are (query, corner) pairs, columns are hidden channels. Each output element is one chain of
+// multiply-adds in the order of k, whatever the number of rows, so a row's result never depends on its neighbours.
 #pragma once
 
 #include <cstdint>
@@ -151,6 +151,12 @@ const Kernel<T>& kernel();
 bool has_bfloat16();
 const char* isa_name();
 
+// Why this processor, build or system has no AMX-BF16, "" if it has. Bf16's kernel uses it only after use_amx(true),
+// which asks Linux for the permission once; it returns why it was refused, or "". Both of Bf16's kernels take the same
+// packed weights, so the change may come at any time.
+const char* missing_amx();
+const char* use_amx(bool on);
+
 // One per translation unit; null if the host's architecture lacks it.
 template <typename T>
 const Kernel<T>* kernel_portable();
@@ -159,5 +165,6 @@ const Kernel<T>* kernel_avx2();
 template <typename T>
 const Kernel<T>* kernel_avx512();
 const Kernel<Bf16>* kernel_avx512bf16();
+const Kernel<Bf16>* kernel_amx();
 
 }  // namespace liif

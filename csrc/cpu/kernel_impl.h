@@ -13,6 +13,17 @@ namespace {
 
 constexpr int kVectors = 2;  // vectors per row of the register tile
 
+// Stores a vector of sums at c, an address in C.
+template <typename T, typename C>
+LIIF_INLINE void finish(const Gemm<T, C>& g, C* c, typename Vec<T>::type y) {
+    using V = Vec<T>;
+    // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
+    if (g.init == Init::accumulate) y = V::add(y, V::load(c));
+    if (g.epilogue == Epilogue::relu) y = V::relu(y);
+    if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c)));
+    V::store(c, y);
+}
+
 // One register tile: R rows x N vectors of columns, with zeros for the rest of the panel. R and N are constants, so the
 // accumulators stay in registers. If Turned, B is not packed, and one vector of its columns is turned in registers.
 template <typename T, typename C, int R, int N, bool Turned>
@@ -95,15 +106,7 @@ void tile(const Gemm<T, C>& g, int64_t row, int64_t column) {
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
-        for (int v = 0; v < N; ++v) {
-            const int64_t at = r * g.c_row + v * L;
-            typename V::type y = acc[r][v];
-            // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
-            if (g.init == Init::accumulate) y = V::add(y, V::load(c + at));
-            if (g.epilogue == Epilogue::relu) y = V::relu(y);
-            if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c) + at));
-            V::store(c + at, y);
-        }
+        for (int v = 0; v < N; ++v) finish(g, c + r * g.c_row + v * L, acc[r][v]);
         LIIF_UNROLL
         for (int v = N; v < (Turned ? N : kVectors); ++v) V::store(c + r * g.c_row + v * L, V::broadcast(0));
     }

@@ -16,6 +16,14 @@ bool cpu_has_bfloat16() {
     return has_bfloat16();
 }
 
+std::string cpu_missing_amx() {
+    return missing_amx();
+}
+
+std::string cpu_use_amx(bool on) {
+    return use_amx(on);
+}
+
 namespace {
 
 // An operator that other backends also implement: its last argument names one of them; without it these kernels run.
@@ -39,7 +47,7 @@ struct Shared<function> {
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 11;";
+const char liif_fast_interface[] = "liif_fast/_C interface 12;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));
@@ -67,6 +75,8 @@ STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CompositeExplicitAutograd, m) {
     m.impl("cpu_isa", TORCH_BOX(&liif::cpu_isa));
     m.impl("cpu_has_bfloat16", TORCH_BOX(&liif::cpu_has_bfloat16));
+    m.impl("cpu_missing_amx", TORCH_BOX(&liif::cpu_missing_amx));
+    m.impl("cpu_use_amx", TORCH_BOX(&liif::cpu_use_amx));
 }
 
 #if defined(Py_PYTHON_H)  // an empty module, so that `import liif_fast._C` also loads it

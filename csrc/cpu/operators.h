@@ -82,4 +82,8 @@ std::string cpu_isa();
 
 bool cpu_has_bfloat16();
 
+std::string cpu_missing_amx();
+
+std::string cpu_use_amx(bool on);
+
 }  // namespace liif

@@ -104,6 +104,10 @@ struct Projection {
                     for (int64_t c = 0; c < count; c += pair) {
                         for (int64_t tap = 0; tap < taps; ++tap) {
                             T* step = panel_to + (tap * channels + c0 + c) * nr;
+                            if constexpr (pair == 1) {
+                                std::memcpy(step, turned + (c * taps + tap) * nr, static_cast<size_t>(nr) * sizeof(T));
+                                continue;
+                            }
                             for (int64_t j = 0; j < pair; ++j) {
                                 const int64_t k = (c + j) * taps + tap;
                                 const T* at = turned + k / pair * pair * nr + k % pair;

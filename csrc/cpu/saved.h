@@ -71,8 +71,13 @@ class Spare {
 
 // Whether PyTorch fills new tensors with NaN (torch.utils.deterministic), so that an element that is never written
 // shows. Memory that is used again would hide it.
+// The element gets the memory of one that was 0, not of an old NaN.
 template <typename T>
 bool fills_new(const Tensor& like) {
+    {
+        Tensor zero = make<T>(like, {1});
+        *mutable_data<T>(zero) = T{};
+    }
     const Tensor one = make<T>(like, {1});
     const float value = convert<float>(*data<T>(one));
     return value != value;

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
-from liif_fast.backends import attention, factorises, kept
+from liif_fast.backends import attention, factorises, kept, verdict
 from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
 from liif_fast.extension import load
 from liif_fast.ops import attend as _attend
@@ -27,19 +27,34 @@ PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 
 
+def _wish() -> str:
+    return os.environ.get("LIIF_FAST_CPU_ISA", "")
+
+
 def _load() -> str:
     """Load the extension, which registers the kernels; return the reason if that fails, else ""."""
-    wish = os.environ.get("LIIF_FAST_CPU_ISA", "")
-    if wish not in ("", "portable", "avx2", "avx512"):
-        return f"LIIF_FAST_CPU_ISA must be portable, avx2 or avx512, got {wish!r}"
+    if _wish() not in ("", "portable", "avx2", "avx512", "amx", "amx-emulated"):
+        return f"LIIF_FAST_CPU_ISA must be portable, avx2, avx512 or amx, got {_wish()!r}"
     error = load("_C")
     return f"the C++ kernels are not built or cannot be loaded ({error}); `liif-fast info` says more" if error else ""
+
+
+def _start_amx() -> str:
+    """Let bfloat16 products use AMX if it is asked for by name, or passed and faster on this machine; return the state.
+
+    It never changes later in the process. The system is asked for the registers only here.
+    """
+    on, why = (True, "by LIIF_FAST_CPU_ISA") if _wish().startswith("amx") else verdict.of_all("cpu", None, verdict.AMX)
+    refused = on and torch.ops.liif_fast.cpu_use_amx(True)
+    return f"off: {refused}" if refused else f"{'on' if on else 'off'}, {why}"
 
 
 _missing = _load()
 # The instruction set of the chosen micro-kernel; LIIF_FAST_CPU_ISA selects a lesser one.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
+AMX_MISSING: str = "the C++ kernels are not built" if _missing else torch.ops.liif_fast.cpu_missing_amx()
+AMX: str = f"none: {AMX_MISSING}" if AMX_MISSING else _start_amx()  # in words
 
 
 def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
@@ -78,7 +93,8 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "has no forward-mode derivative"
     if reason := hidden_from():
         return False, reason
-    return True, f"fused C++ kernels ({ISA}{', bfloat16' if dtype == torch.bfloat16 else ''})"
+    low = "" if dtype != torch.bfloat16 else ", bfloat16" if AMX_MISSING else f", bfloat16; AMX is {AMX}"
+    return True, f"fused C++ kernels ({ISA}{low})"
 
 
 def decode(

@@ -29,6 +29,7 @@ logger = logging.getLogger("liif_fast")
 
 VARIABLE = "LIIF_FAST_VERDICT"
 FORMAT = 1
+AMX = "amx"  # not a backend: the backend cpu with AMX, which a verdict turns on or off as a whole
 # Variables that change the compiled code or select another kernel.
 CODE_VARIABLES = (
     "DISABLE_LLVM_OPT",
@@ -77,6 +78,9 @@ class Verdict(NamedTuple):
         """Return one line with the numbers of kinds that passed and that `auto` takes."""
         units = [of for found in self.results.values() for of in found.values()]
         passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
+        if amx := self.results.get(AMX):  # for all or none
+            state = "on" if all(of.get("taken") for of in amx.values()) else "off"
+            return f"{passed} of {len(units)} kinds of call passed, {taken} were faster: AMX is {state}"
         return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
 
 
@@ -259,13 +263,23 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
     return {} if found is None else found.results.get(backend, {}).get(unit(op, precision(dtype), training), {})
 
 
+def of_all(kind: str, index: int | None, backend: str) -> tuple[bool, str]:
+    """Say whether every kind of call passed on a backend and was faster, and the date or what is against it."""
+    found = read(kind, index)
+    units = {} if found is None else found.results.get(backend, {})
+    if found is None or not units:
+        return False, f"until `liif-fast qualify --device {kind}` has passed it here"
+    against = [f"{name}: {says(of)}" for name, of in units.items() if not of.get("taken")]
+    return (False, against[0]) if against else (True, f"qualified {found.made}")
+
+
 def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[str, ...]:
     """Return the backends that passed and were faster for the first kind of call, and right for the others."""
     found = read(kind, index)
     if found is None:
         return ()
     ratios = {name: standing(kind, index, name, first) for name in found.results}
-    names = [name for name, of in ratios.items() if of.get("taken")]
+    names = [name for name, of in ratios.items() if of.get("taken") and name != AMX]
     names = [name for name in names if all(standing(kind, index, name, each).get("correct") for each in others)]
     return tuple(sorted(names, key=lambda name: -ratios[name]["ratio"]))
 

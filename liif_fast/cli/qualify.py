@@ -1,4 +1,4 @@
-"""`liif-fast qualify`: examine the GPU kernels on this machine, so that `auto` may take them."""
+"""`liif-fast qualify`: examine the GPU kernels, or AMX, on this machine, so that `auto` may take them."""
 
 import argparse
 import json
@@ -6,15 +6,18 @@ import math
 
 from liif_fast.cli import say
 
-_ABOUT = """Examine the results of the fused GPU kernels on this machine in three fresh processes, and their speed. The
-verdict is stored; from then on `auto` takes the kernels that are correct and faster. This takes up to five minutes and
-needs the GPU for itself. The exit code is 1 if a kernel is wrong or nothing could be examined."""
+_ABOUT = """Examine the results of the fused GPU kernels on this machine, or of the AMX kernels of its CPU, in three
+fresh processes, and their speed. The verdict is stored; from then on `auto` takes the kernels that are correct and
+faster. This takes up to five minutes and needs the device for itself. The exit code is 1 if a kernel is wrong or
+nothing could be examined."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("qualify", help="examine the GPU kernels on this machine", description=_ABOUT)
-    parser.add_argument("--device", default="cuda", metavar="D", help="cuda (default) or cuda:N")
+    parser.add_argument(
+        "--device", metavar="D", help="cuda, cuda:N, or cpu for AMX (default: the GPU; without one a CPU with AMX)"
+    )
     parser.add_argument(
         "--seconds",
         type=_seconds,
@@ -30,11 +33,14 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run(args: argparse.Namespace) -> int:
     """Qualify, print the verdict, and return the exit code."""
-    from liif_fast.backends import verdict
+    import torch
+
+    from liif_fast.backends import cpu, verdict
     from liif_fast.devices import pick_device
     from liif_fast.qualification import Unavailable, qualify
 
-    device = pick_device(args.device)
+    amx_only = not cpu.AMX_MISSING and not torch.cuda.is_available()
+    device = pick_device(args.device or ("cpu" if amx_only else "cuda"))
     try:
         found = verdict.read(device.type, device.index) if args.report else None
         found = found or qualify(device, seconds=args.seconds, tell=say)

@@ -68,7 +68,7 @@ def encode_window(
             pieces, left = _columns(x0 - radius, x1 + radius, width, circle)
             inp = torch.cat([read((top, bottom), piece) for piece in pieces], 3)
             if inp.numel() <= FEW_VALUES < inp.shape[1] * height * width:  # two images take the usual algorithm
-                feat = encoder(inp.expand(2, -1, -1, -1).contiguous())[:1]
+                feat = encoder(torch.cat([inp, inp]))[:1]  # in the memory format of inp
             else:
                 feat = encoder(inp)
             if report is not None:

@@ -31,6 +31,8 @@ def define(name: str, schema: str, fake: Callable[..., Any] | None = None) -> An
 
 define("cpu_isa", "() -> str")
 define("cpu_has_bfloat16", "() -> bool")
+define("cpu_missing_amx", "() -> str")  # the reason why it cannot be used, or ""
+define("cpu_use_amx", "(bool on) -> str")  # the same
 
 
 def wide(like: Tensor, *shape: int) -> Tensor:

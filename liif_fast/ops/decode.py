@@ -198,7 +198,9 @@ class _Decoder(torch.autograd.Function):
             *grads, at = _decode_backward(grad, p, coord, cell, weights, biases, kept, ensemble, flags, backend)
             if places:
                 size = feat.shape[2], feat.shape[3], ensemble
-                coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
+                coord_grad, cell_grad = place_gradients(
+                    at[..., :-1], at[..., -1], coord, ctx.needs_input_grad[:2], *size
+                )
         else:
             flags = [any(first) or places, *more]
             grads = _render_backward(grad, p, cell, weights, biases, kept, ensemble, ctx.grid, flags, backend)
@@ -317,7 +319,9 @@ class _DecodeDirect(torch.autograd.Function):
             out, _ = mlp(x.flatten(0, 2), weights, biases, (0, 0), None)
             grad_weight = (out.view(*weight.shape, -1) * grad.unsqueeze(2)).sum(-1)
             terms, size = 2 if cell is None else 4, (*feat.shape[2:], ensemble)
-            coord_grad, cell_grad = place_gradients(x_grad[..., -terms:], grad_weight, coord, *size)
+            coord_grad, cell_grad = place_gradients(
+                x_grad[..., -terms:], grad_weight, coord, ctx.needs_input_grad[:2], *size
+            )
         grads = to_inputs([feat_grad, *rest[0::2], *rest[1::2]], inputs, wanted)
         return coord_grad, cell_grad, None, None, *grads
 

@@ -68,7 +68,9 @@ class _Gather(torch.autograd.Function):
             feat_grad = gather_backward(grad.contiguous(), coord, *ctx.shape, *ctx.options)
         if any(ctx.needs_input_grad[1:3]):
             size = *ctx.shape[1:], ctx.options[1]
-            coord_grad, cell_grad = place_gradients(grad[..., -ctx.terms :], grad_weight, coord, *size)
+            coord_grad, cell_grad = place_gradients(
+                grad[..., -ctx.terms :], grad_weight, coord, ctx.needs_input_grad[1:3], *size
+            )
         return feat_grad, coord_grad, cell_grad, None, None, None
 
 

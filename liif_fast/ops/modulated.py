@@ -102,7 +102,7 @@ class _Modulated(torch.autograd.Function):
         coord_grad = cell_grad = None
         if places:
             size = p.shape[1], p.shape[2], ensemble
-            coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, *size)
+            coord_grad, cell_grad = place_gradients(at[..., :-1], at[..., -1], coord, ctx.needs_input_grad[4:6], *size)
         feat_grad = p_grad.permute(0, 3, 1, 2) if wanted[0] else None
         grads = [feat_grad, *sums[0::2], *sums[1::2]]
         return *(None,) * 4, coord_grad, cell_grad, *to_inputs(grads, inputs, wanted)

@@ -19,7 +19,7 @@ import torch
 from liif_fast.backends import verdict
 from liif_fast.devices import out_of_memory
 from liif_fast.qualification.checks import Wrong, examine, large
-from liif_fast.qualification.problems import NETWORKS, Problem, Unit
+from liif_fast.qualification.problems import NETWORKS, Problem, Unit, extent
 from liif_fast.qualification.speed import race
 
 # Errors that say nothing about a kernel: the device is taken, lost, or not ready.
@@ -48,6 +48,9 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
+        if any(Unit(*unit).backend == verdict.AMX for unit in job["units"]):
+            if refused := torch.ops.liif_fast.cpu_use_amx(True):
+                raise RuntimeError(refused)
         send(key=verdict.key(device.type, device.index))
         for unit in job["units"]:
             if not _examine(Unit(*unit), device, job["seed"], job["last"], send):
@@ -64,7 +67,7 @@ def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Call
         send(at=check, unit=unit)
 
     try:
-        refusals = {network: Problem(network, unit, device, seed).refusal() for network in NETWORKS[device.type]}
+        refusals = {network: Problem(network, unit, device, seed).refusal() for network in NETWORKS[extent(device)]}
         networks = [network for network, refusal in refusals.items() if not refusal]
         if not networks:
             send(unit=unit, refused=next(iter(refusals.values())))

@@ -1,9 +1,10 @@
-"""The kinds of call to examine and their inputs; those for a CPU are small, because an interpreter runs the kernels."""
+"""The kinds of call to examine and their inputs; they are small where the kernels are interpreted or emulated."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liif_fast import backends, functional, make_cell, make_coord
-from liif_fast.backends import verdict
+from liif_fast.backends import cpu, verdict
+from liif_fast.backends.verdict import AMX
 from liif_fast.call import Call, Switches
 from liif_fast.qualification import transformer
 
 OPS = ("gather_corners", "decode", "render", "fused_mlp", "fourier_decode", "attend_corners")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
-PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",)}
+PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",), AMX: ("bfloat16",)}
+AMX_OPS = ("decode", "render", "fused_mlp", "fourier_decode")  # the others have no products of bfloat16
 # (H, W) of the map, queries per image, and images of most checks.
-USUAL = {"cuda": ((13, 17), 301, 2), "cpu": ((3, 4), 7, 1)}
+USUAL = {"large": ((13, 17), 301, 2), "small": ((3, 4), 7, 1)}
 HEADS = 8  # of a transformer
 GUARD = 64  # elements of NaN on either side of each input
 
@@ -66,13 +69,24 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "cuda": (
+    "large": (
         Network((256,) * 4, 3, 64),
         Network((100, 70), 1, 5, Switches(local_ensemble=False, cell_decode=False)),
         Network((32, 24), 64, 64, Switches(feat_unfold=False)),
     ),
-    "cpu": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
+    "small": (Network((20,), 3, 2), Network((33, 24), 1, 3, Switches(False, False, False))),
 }
+
+
+def interprets() -> bool:
+    """Say whether Triton's interpreter runs the kernels, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def extent(device: torch.device) -> str:
+    """Return which problems to pose on a device, "large" or "small"."""
+    slow = interprets() or cpu.AMX_MISSING or os.environ.get("LIIF_FAST_CPU_ISA") == "amx-emulated"
+    return "small" if device.type == "cpu" and slow else "large"
 
 
 class Problem:
@@ -101,7 +115,7 @@ class Problem:
         queries: int | None = None,
         batch: int | None = None,
     ) -> None:
-        usual = USUAL[device.type]
+        usual = USUAL[extent(device)]
         shape, queries, batch = shape or usual[0], queries or usual[1], batch or usual[2]
         generator = torch.Generator().manual_seed(seed)
         waves = unit.op == "fourier_decode"
@@ -167,6 +181,7 @@ class Problem:
 
     def run(self, backend: str, recompute: bool | None = None, part: slice = slice(None)) -> Tensor:
         """Return a backend's output for all queries or a part of them; for `render`, a part of the rows."""
+        backend = _runs(backend)
         with self.mode():
             if self.unit.op == "fused_mlp":
                 x = self.x[:, part]
@@ -220,7 +235,7 @@ class Problem:
             requires_grad=self.unit.training,
             coord_requires_grad=False,
         )
-        can, reason = backends.ask(self.unit.backend, call)
+        can, reason = backends.ask(_runs(self.unit.backend), call)
         return "" if can else reason
 
     def formula(self, hidden: list[Tensor]) -> Tensor:
@@ -252,6 +267,10 @@ class Problem:
                 hidden.append(x.detach())
             x = F.linear(F.relu(x) if layer else x, weight, bias)
         return x
+
+
+def _runs(backend: str) -> str:
+    return cpu.NAME if backend == AMX else backend
 
 
 def _guarded(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

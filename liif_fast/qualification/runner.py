@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from liif_fast.backends import QUALIFIED, verdict
+from liif_fast.backends import QUALIFIED, cpu, verdict
 from liif_fast.backends.verdict import Verdict
 from liif_fast.devices import pick_device
-from liif_fast.qualification.problems import OPS, PRECISIONS, Unit
+from liif_fast.qualification.problems import AMX_OPS, OPS, PRECISIONS, Unit, interprets
 
 ROUNDS = 3  # so many processes must find a kernel correct, because some faults show in one process only
 PATIENCE = 120.0  # seconds for one check, including the compilation of its kernels
@@ -44,7 +44,8 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
     killed. If `auto` has looked for a verdict in this process already, the new one counts in later processes.
 
     Args:
-        device: a CUDA device; or "cpu" with TRITON_INTERPRET=1, which runs the kernels in Triton's interpreter.
+        device: a CUDA device; or "cpu": there the AMX kernels of a processor that has them, or with TRITON_INTERPRET=1
+            the GPU kernels in Triton's interpreter.
         seconds: time limit; kernels not examined by then stay off.
         tell: receives a line about each step.
 
@@ -57,11 +58,11 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
         RuntimeError: the device is busy, out of memory or gone; nothing is written.
     """
     device = pick_device(device)
-    if device.type not in PRECISIONS or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
+    units = _units(device)
+    if not units:
         raise ValueError(f"device {str(device)!r} has no kernels to qualify: give a CUDA device")
     _check_place()
     exam = Exam(str(device), seconds, tell or (lambda line: None))
-    units = [Unit(*each) for each in product(QUALIFIED, OPS, PRECISIONS[device.type], (False, True))]
     results: dict[str, dict[str, Any]] = {}
     for unit, standing in exam.run(units).items():
         results.setdefault(unit.backend, {})[unit.name] = standing
@@ -71,6 +72,17 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
     found = Verdict(verdict.path_of(exam.key), exam.key, made, results)
     verdict.write(found)
     return found
+
+
+def _units(device: torch.device) -> list[Unit]:
+    """Return the kinds of call to examine on a device."""
+    names: tuple[str, ...] = QUALIFIED
+    operators: tuple[str, ...] = OPS
+    precisions = PRECISIONS.get(device.type, ())
+    if device.type == "cpu" and not interprets():
+        names = () if cpu.AMX_MISSING else (verdict.AMX,)
+        operators, precisions = AMX_OPS, PRECISIONS[verdict.AMX]
+    return [Unit(*each) for each in product(names, operators, precisions, (False, True))]
 
 
 def _check_place() -> None:

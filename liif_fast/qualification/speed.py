@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from liif_fast.backends import AUTO, RefusedError
-from liif_fast.qualification.problems import Network, Problem, Unit
+from liif_fast.backends import AUTO, RefusedError, verdict
+from liif_fast.qualification.problems import Network, Problem, Unit, extent
 
 PAIRS = 7
 WINS = 6  # pairs to win at the small size, where a call's fixed costs show
 FASTER = 1.15  # ratio to reach at the large size
 # (H, W), queries and images of the small size, of the large one in inference, and in training (the paper's setting).
 SIZES = {
-    "cuda": (((48, 48), 2304, 1), ((128, 128), 65_536, 1), ((48, 48), 2304, 16)),
-    "cpu": (((2, 3), 2, 1), ((3, 4), 4, 1), ((3, 4), 4, 1)),
+    "large": (((48, 48), 2304, 1), ((128, 128), 65_536, 1), ((48, 48), 2304, 16)),
+    "small": (((2, 3), 2, 1), ((3, 4), 4, 1), ((3, 4), 4, 1)),
 }
 
 
@@ -29,7 +29,7 @@ def race(unit: Unit, device: torch.device, network: Network, seed: int, tell: Ca
         `than`: the other backend. `ratio`, `small`: median of its time relative to ours at the large and the small
         size; a race ends once it is lost. `taken`: whether `auto` should take ours.
     """
-    small, infer, train = SIZES[device.type]
+    small, infer, train = SIZES[extent(device)]
     found: dict[str, Any] = {"taken": True}
     for name, (shape, queries, batch) in (("small", small), ("ratio", train if unit.training else infer)):
         tell(f"speed, {batch * queries} queries")
@@ -47,6 +47,8 @@ def race(unit: Unit, device: torch.device, network: Network, seed: int, tell: Ca
 
 
 def _rival(problem: Problem) -> tuple[str, Callable[[], Any]]:
+    if problem.unit.backend == verdict.AMX:
+        return "avx512bf16", _without_amx(_call(problem, verdict.AMX))
     for name in AUTO:
         call = _call(problem, name)
         try:
@@ -63,6 +65,17 @@ def _call(problem: Problem, backend: str) -> Callable[[], Any]:
         return torch.autograd.grad(out.sum(), problem.leaves) if problem.unit.training else out
 
     return call
+
+
+def _without_amx(call: Callable[[], Any]) -> Callable[[], Any]:
+    def other() -> Any:
+        torch.ops.liif_fast.cpu_use_amx(False)
+        try:
+            return call()
+        finally:
+            torch.ops.liif_fast.cpu_use_amx(True)
+
+    return other
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:

@@ -5,6 +5,7 @@ tells, so a small model learns from fewer samples.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,11 +42,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
-        with fast_convolutions():
+        on_cpu = batch[0]["inp"].device.type == "cpu"
+        with fast_convolutions() if on_cpu else nullcontext():
             preds = self._predict(self.model, batch, self.autocast)
         errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
         if self.teacher is not None:
-            with torch.no_grad(), fast_convolutions():
+            with torch.no_grad(), fast_convolutions() if on_cpu else nullcontext():
                 taught = self._predict(self.teacher, batch, self.autocast)
             distances = [_error(pred, lesson) for pred, lesson in zip(preds, taught, strict=True)]
             errors = [torch.lerp(*each, self.weight) for each in zip(errors, distances, strict=True)]

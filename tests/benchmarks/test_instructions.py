@@ -40,10 +40,10 @@ def test_sizes_are_those_accepted():
 
 
 def test_a_size():
-    name = "liif::(anonymous namespace)::tile<liif::Bf16, float, 12, 2>(liif::Gemm<liif::Bf16, float> const&, long)"
+    name = "liif::(anonymous namespace)::tile<liif::Bf16, float, 12, 2, false>(liif::Gemm<liif::Bf16, float> const&)"
     function = f"00000000000a81e0 <void {name}>:\n   a81e0:\tpush   %rbp\n   a81e1:\tret"
-    other = function.replace("12, 2>", "11, 2>").replace("liif::Bf16", "float")
-    assert instructions.sizes(f"{other}\n\n{function}\n\n{other}") == {"tile<Bf16, float, 12, 2>": 2}
+    other = function.replace("12, 2, false>", "11, 2, false>").replace("liif::Bf16", "float")
+    assert instructions.sizes(f"{other}\n\n{function}\n\n{other}") == {"tile<Bf16, float, 12, 2, false>": 2}
 
 
 def test_every_operator_has_a_count_of_a_named_build():

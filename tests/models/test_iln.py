@@ -15,6 +15,7 @@ from liif_fast import functional, models
 from liif_fast.attention import CornerTransformer
 from liif_fast.backends import cpu
 from liif_fast.coord import make_coord
+from liif_fast.models.tiles import encode
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"name": "edsr-lidar", "args": {"n_resblocks": 1, "n_feats": 8}}
@@ -373,3 +374,22 @@ def test_it_compiles_without_graph_breaks(backend: str) -> None:
     with torch.no_grad():
         model.gen_feat(inp)
         torch.testing.assert_close(compiled(coord), model.query(coord), rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_fast_convolutions_of_the_encoder():
+    """`gen_feat` takes `conv3x3` forward and backward; tiles keep PyTorch's convolution, and so the whole's bits."""
+    encoder = {"name": "edsr-lidar", "args": {"n_resblocks": 2, "n_feats": 16}}
+    torch.manual_seed(0)
+    model = models.make({"name": "iln", "args": {"h": 2, "encoder_spec": encoder}})
+    inp = torch.rand(1, 1, 24, 50) * 2 - 1
+    plain = model.encoder(inp)
+    wanted = torch.autograd.grad(plain.square().sum(), list(model.encoder.parameters()))
+    with torch.profiler.profile() as profile:
+        fast = model.gen_feat(inp)
+        got = torch.autograd.grad(fast.square().sum(), list(model.encoder.parameters()))
+    assert {"liif_fast::conv3x3", "liif_fast::conv3x3_backward"} <= {each.key for each in profile.key_averages()}
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
+    assert torch.equal(encode(model.encoder, inp, 16), encode(model.encoder, inp, 64))

@@ -196,17 +196,21 @@ def test_the_operator_refuses_what_would_be_read_wrongly():
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_do_not_depend_on_threads_or_neighbours(threads, dtype):
-    call = Call(16, 6, 16, queries=300, dtype=dtype)
-    expected, grads = call.gradients("cpu")
-    part = Call(16, 6, 16, queries=300, dtype=dtype)
-    part.coord, part.cell = call.coord[:, 7:100], call.cell[:, 7:100]
-    assert torch.equal(part.run("cpu"), expected[:, 7:100])
-    again, same = call.gradients("cpu")
-    assert all(map(torch.equal, (again, *same), (expected, *grads)))
-    threads(3)
-    out, shared = call.gradients("cpu")
+@pytest.mark.parametrize(("dtype", "low"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)])
+@pytest.mark.parametrize("neurons", [16, 32])
+def test_bits_do_not_depend_on_threads_or_neighbours(threads, dtype, low, neurons):
+    """In bfloat16, too, where the processor has it; few queries read 32 neurons' weights, which many pack."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        call = Call(neurons, 6, 16, queries=300, dtype=dtype)
+        expected, grads = call.gradients("cpu")
+        part = Call(neurons, 6, 16, queries=300, dtype=dtype)
+        for queries in (slice(7, 9), slice(7, 100)):
+            part.coord, part.cell = call.coord[:, queries], call.cell[:, queries]
+            assert torch.equal(part.run("cpu"), expected[:, queries])
+        again, same = call.gradients("cpu")
+        assert all(map(torch.equal, (again, *same), (expected, *grads)))
+        threads(3)
+        out, shared = call.gradients("cpu")
     assert torch.equal(out, expected)
     for ours, theirs in zip(shared, grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())

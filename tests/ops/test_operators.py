@@ -84,6 +84,8 @@ def samples():
     yield "bicubic_resize", (torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8), *axes)
     yield "cpu_isa", ()
     yield "cpu_has_bfloat16", ()
+    yield "cpu_missing_amx", ()
+    yield "cpu_use_amx", (False,)
     if BFLOAT16:
         yield from low_samples()
         yield from fourier_samples(torch.bfloat16)

@@ -88,6 +88,16 @@ def test_reused_by_training_steps():
     assert len(set(found)) == 1
 
 
+@reuses
+def test_an_old_nan_in_freed_memory():
+    """It does not pass for PyTorch's filling of new memory."""
+    first = save()
+    at = first.data_ptr()
+    old = [torch.full((1,), float("nan")) for _ in range(1000)]
+    del first, old
+    assert save().data_ptr() == at
+
+
 def test_a_retained_graph():
     """A graph that is kept gives its gradients again after other steps, which do not write to its memory."""
     leaves, first = mlp()

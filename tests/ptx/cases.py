@@ -12,6 +12,8 @@ import sys
 import torch
 
 from liif_fast import functional
+from liif_fast.qualification import checks
+from liif_fast.qualification.problems import OPS, Network, Unit
 from tests.ops.support import Problem, same_bits
 from tests.ops.test_fourier import Call
 from tests.ptx import execute
@@ -83,6 +85,21 @@ def main():
     ]
     bits = [*plan_bits(ours, (4, 5), ours.coord), *plan_bits(ours, (3, 7), hostile((3, 7)))]
     print(json.dumps({"errors": errors, "plan": all(bits), "executed": execute.Executor.executed}))
+
+
+def integers():
+    """Sum small integers as `liif-fast qualify` does, which raises where they are not exact.
+
+    Arguments: architecture, precision, hidden layers. It prints in JSON the instructions executed of each kernel.
+    """
+    architecture, precision, *hidden = sys.argv[1:]
+    execute.install(int(architecture), precision == "tf32")
+    fill_with_nan()
+    network = Network(tuple(map(int, hidden)), 3, 5)
+    for op in OPS:
+        if op != "attend_corners" or precision == "float32":
+            checks.integers(Unit("triton", op, precision, False), checks.CPU, network, 0)
+    print(json.dumps(execute.Executor.executed))
 
 
 def hostile(shape):

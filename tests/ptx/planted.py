@@ -23,13 +23,21 @@ from tests.ptx.parser import Instruction, elements
 
 NOTHING = "{0f00000000,0f00000000,0f00000000,0f00000000}"
 LAX = operand("cp.async.wait_group", 0, plus(1))
+
+
+def other_lane(lane: str) -> str:
+    return str(int(lane, 0) ^ 16)
+
+
 ATTENTION: dict[str, tuple[str, Change]] = {
-    "attention: another corner's row": ("attend", operand("shfl.sync.bfly", 2, lambda lane: str(int(lane, 0) ^ 16))),
-    "attention: of the gradient, another lane": ("attention_back", operand("shfl.sync.bfly", 2, lambda _: "1", 27)),
-    "attention: of the gradient, lanes of a part of a warp": ("attention_back", guarded("shfl")),
-    "attention: of the gradient of qkv, a barrier is missing": ("attention_back", removed("bar.sync", 1)),
-    "attention: of the gradient of qkv, every row": ("attention_back", everywhere(unguarded, "st.global")),
-    "attention: of the gradient of qkv, a store cut to 32 bits": ("attention_back", cut_to_32_bits("st.global", 0)),
+    "attention: another corner's row": ("attend", operand("shfl.sync.bfly", 2, other_lane)),
+    "attention: of the gradient, another lane": ("attend_back", operand("shfl.sync.bfly", 2, other_lane)),
+    "attention: of the scores' gradient, another lane": ("attention_back", operand("shfl.sync.bfly", 2, other_lane)),
+    "attention: of the scores' gradient, a barrier is missing": ("attention_back", removed("bar.sync", 1)),
+    "attention: of the scores' gradient, beside its alignment": ("attention_back", operand("st.global", 0, moved(4))),
+    "attention: of the scores' gradient, lanes of a part of a warp": ("attention_back", guarded("shfl")),
+    "attention: of the scores' gradient, every row": ("attention_back", everywhere(unguarded, "st.global")),
+    "attention: of the scores' gradient, a store cut to 32 bits": ("attention_back", cut_to_32_bits("st.global", 0)),
     "attention: a shuffle by a part of a warp": ("attend_back", guarded("shfl")),
     "attention: of the gradient, a barrier is missing": ("attend_back", removed("bar.sync", 1)),
     "attention: an exponential less": ("attend", renamed("ex2.approx.f32", "mov.b32")),
@@ -77,7 +85,7 @@ SM80: dict[str, tuple[str, Change]] = {
     "matrix: nothing is added up": ("decode", operand("mma", 3, lambda _: NOTHING, -2)),
     "matrix: one product is missing": ("decode", removed("mma")),
     "matrix: by a part of a warp": ("decode", guarded("mma")),
-    "shuffle: another lane": ("decode", operand("shfl", 2, lambda lane: str(int(lane, 0) ^ 16))),
+    "shuffle: another lane": ("decode", operand("shfl", 2, other_lane)),
     "shuffle: by a part of a warp": ("decode", guarded("shfl")),
     "branch: the block divides": ("decode", guarded("bra")),
     "relu: NaN is lost": ("decode", renamed("max.NaN.f32", "max.f32")),

@@ -69,6 +69,24 @@ def test_compiled_operators_keep_their_promises(version, architecture, precision
         assert ours <= limit, f"{name}: error {ours:.3g}, allowed {limit:.3g}"
 
 
+INTEGERS = [(MAIN, "80", "float32", "32 24"), (MAIN, "90", "float16", "100 70")]
+INTEGERS += [(version, "80", "bfloat16", "32 24") for version in OTHERS]
+if LONG:
+    INTEGERS = [
+        (version, *more) for version, *more in itertools.product(PINNED, ("80", "90"), (*EPS,), ("32 24", "100 70"))
+    ]
+
+
+@pytest.mark.parametrize(("version", "architecture", "precision", "hidden"), INTEGERS)
+def test_sums_of_integers_are_exact(version, architecture, precision, hidden, program):
+    """Bit for bit; where four corners are blended, to a few roundings."""
+    found = results(
+        program(version, "from tests.ptx import cases; cases.integers()", architecture, precision, *hidden.split())
+    )
+    attends = {"attend_kernel"} if precision == "float32" else set()
+    assert set(found) == attends | {f"{name}_kernel" for name in ("decode", "fourier", "mlp", "project", "render")}
+
+
 def test_why_the_kernels_place_a_fence(program):
     """Before 3.7, Triton places none between asynchronous copies and the product that reads them (its issue 9610)."""
     code = f"from liif_fast.kernels import host; host.TRITON = 3, 7; {CODE}"

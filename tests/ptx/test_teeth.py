@@ -55,8 +55,8 @@ def test_every_planted_fault_is_found(architecture, found):
 @pytest.mark.parametrize("kernel", ["attend", "attend_back"])
 def test_barriers_of_attention_are_missed(architecture, kernel, found):
     """Most are needed; across the others, in the layouts of this version, each warp touches only its own memory."""
-    missing = [how for title, how in found(architecture).items() if title.startswith(f"barrier: {kernel} ")]
-    assert len(missing) > 10 and sum(how is not None for how in missing) > 0.75 * len(missing)
+    ways = [how for title, how in found(architecture).items() if title.startswith(f"barrier: {kernel} ")]
+    assert len(ways) > 10 and sum(how is not None for how in ways) > 0.7 * len(ways)
 
 
 @pytest.mark.parametrize(("architecture", "group", "how"), NAMED)

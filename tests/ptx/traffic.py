@@ -29,20 +29,16 @@ WANTED = {
 
 
 def wanted(flags):
-    """Return the chain's instructions, the sectors that it writes, and those that are added to."""
+    """Return the gradients, the chain's instructions, the sectors that it writes, and those that are added to."""
     counted = Executor.executed, Executor.sectors
     for counter in counted:
         counter.clear()
+    torch.manual_seed(0)
     weights, biases = make_layers((68, 32, 32, 32, 3))
-    coord, saved = torch.zeros(1, 16, 2), torch.ones(3, 64, 32)
-    decode.decode_backward(
-        torch.ones(1, 16, 3), torch.ones(1, 3, 4, 32), coord, coord, weights, biases, saved, True, flags
-    )
-    return (
-        Executor.executed["chain_kernel"],
-        Executor.sectors["chain_kernel st"],
-        Executor.sectors["atomic_kernel atom"],
-    )
+    coord, saved = torch.zeros(1, 16, 2), torch.randn(3, 64, 32).relu()
+    inputs = torch.ones(1, 16, 3), torch.ones(1, 3, 4, 32), coord, coord, weights, biases, saved, True
+    grads, (executed, sectors) = decode.decode_backward(*inputs, flags), counted
+    return grads, executed["chain_kernel"], sectors["chain_kernel st"], sectors["atomic_kernel atom"]
 
 
 def main():
@@ -58,7 +54,11 @@ def main():
     rows, latents = torch.ones(32, 256, dtype=torch.float16), torch.arange(32)
     scatter.add(rows, latents, torch.zeros(32, 256))
     found = dict(Executor.sectors)
-    backward = {name: wanted(flags) for name, flags in WANTED.items()}
+    every, *_ = wanted(WANTED["all"])
+    backward = {}
+    for name, flags in WANTED.items():
+        grads, *backward[name] = wanted(flags)
+        assert all(torch.equal(one, other) for one, other, want in zip(grads, every, flags, strict=True) if want), name
     print(
         json.dumps(
             found | {"backward": backward, "rows": 4 * QUERIES * 9 * CHANNELS * 4 // 32, "added": 32 * 256 * 4 // 32}

@@ -12,7 +12,7 @@ from liif_fast.qualification.checks import Wrong
 from liif_fast.qualification.problems import NETWORKS, OPS, Unit
 
 CPU = torch.device("cpu")
-SMALL = NETWORKS["cpu"][0]
+SMALL = NETWORKS["small"][0]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def spoil(monkeypatch):
 def test_one_that_is_right_passes(op, training):
     steps = []
     unit = Unit("torch", op, "float32", training)
-    checks.examine(unit, CPU, NETWORKS["cpu"], 1, steps.append)
+    checks.examine(unit, CPU, NETWORKS["small"], 1, steps.append)
     assert steps[0] == "values, 1 x 20" and steps[-1] == "values, 2 x 33" and len(steps) == len(checks.CHECKS) + 1
     if training and op != "gather_corners":
         checks.far_activations(unit, CPU, SMALL, 1, 9)

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liif_fast import make_cell, make_coord, models, save_model
+from liif_fast.backends import cpu
 from liif_fast.data import make, make_loader
 from liif_fast.train.config import check_config
 from liif_fast.train.stepper import Stepper
@@ -297,3 +298,17 @@ def test_a_step_reads_nothing_back(tiny, keys):
     with Reads() as reads:
         assert math.isfinite(loss.item())
     assert len(reads.found) == 1  # to show that the counter works
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_training_takes_fast_convolutions_and_validation_does_not(tiny):
+    stepper = make_stepper(tiny)
+    inp, gt = torch.rand(2, 3, 24, 24), torch.rand(2, 50, 3)
+    group = {"inp": inp, "gt": gt, "coord": torch.rand(2, 50, 2) * 2 - 1, "cell": torch.full((2, 50, 2), 0.1)}
+    with torch.profiler.profile() as training:
+        stepper.step([[group]], [True])
+    with torch.profiler.profile() as validation, torch.no_grad():
+        stepper.objective.images(stepper.model, [group])
+    names = [{each.key for each in profile.key_averages()} for profile in (training, validation)]
+    assert "liif_fast::conv3x3_backward" in names[0]
+    assert "liif_fast::conv3x3" not in names[1]

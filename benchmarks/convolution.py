@@ -1,0 +1,95 @@
+"""Measure `conv3x3` beside PyTorch's convolution, its errors and its time: python -m benchmarks.convolution.
+
+Errors are against float64, relative to the result: its norm, and in brackets its largest value. Times are medians of
+alternating runs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from liif_fast.ops.conv3x3 import convolve3x3, plain
+
+CHANNELS, LAYERS = 64, 33
+SHAPES = ((1, 16, 1024), (16, 48, 48))
+Layers = Sequence[tuple[Tensor, Tensor]]
+
+
+def error(got: Tensor, expected: Tensor) -> str:
+    """Return the error's norm and its largest value, both relative to the result's."""
+    off = got.double() - expected
+    return f"{(off.norm() / expected.norm()).item():.1e} ({(off.abs().max() / expected.abs().max()).item():.1e})"
+
+
+def chain(function: Callable[..., Tensor], x: Tensor, layers: Layers) -> Tensor:
+    """Compute residual blocks, and a last layer if the number of layers is odd."""
+    for first, second in zip(layers[:-1:2], layers[1::2], strict=False):
+        hidden = function(x, *first, None, False, True)
+        x = function(hidden, *second, x, False, False)
+    return function(x, *layers[-1], None, False, False) if len(layers) % 2 else x
+
+
+def contiguous(x: Tensor, *rest: object) -> Tensor:
+    """Compute PyTorch's convolution of a map in contiguous order."""
+    return plain(x.contiguous(), *rest)  # type: ignore[arg-type]
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "conv3x3": convolve3x3,
+    "PyTorch, channels last": plain,
+    "PyTorch, contiguous": contiguous,
+}
+
+
+def compare_errors() -> None:
+    """Print the errors of one layer and of 16 residual blocks with a layer behind them."""
+    x = torch.randn(1, CHANNELS, 24, 96).contiguous(memory_format=torch.channels_last)
+    convolutions = [torch.nn.Conv2d(CHANNELS, CHANNELS, 3) for _ in range(LAYERS)]
+    layers = [(each.weight.detach(), each.bias.detach()) for each in convolutions if each.bias is not None]
+    doubles = [(weight.double(), bias.double()) for weight, bias in layers]
+    for count in (1, LAYERS):
+        expected = chain(plain, x.double(), doubles[:count])
+        for name, form in FORMS.items():
+            print(f"{count:2d} layers  {name:24s} {error(chain(form, x, layers[:count]), expected)}")
+
+
+def compare_times(rounds: int) -> None:
+    """Print the times of one layer, forward and with all gradients."""
+    for batch, height, width in SHAPES:
+        x = torch.randn(batch, CHANNELS, height, width).contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.randn(CHANNELS, CHANNELS, 3, 3) / 24, torch.randn(CHANNELS)
+        leaves = [each.requires_grad_() for each in (x, weight, bias)]
+
+        def step(form: Callable[..., Tensor], leaves: list[Tensor] = leaves) -> None:
+            out = form(*leaves, None, False, False)
+            torch.autograd.grad(out, leaves, out.detach())
+
+        for kind in ("forward", "both"):
+            spent: dict[str, list[float]] = {name: [] for name in FORMS}
+            for _ in range(rounds):
+                for name, form in FORMS.items():
+                    run = partial(step, form) if kind == "both" else partial(form, *leaves, None, False, False)
+                    start = time.perf_counter()
+                    with torch.set_grad_enabled(kind == "both"):
+                        run()
+                    spent[name].append(time.perf_counter() - start)
+            for name, times in spent.items():
+                print(f"{batch}x{height}x{width} {kind:8s} {name:24s} {1000 * statistics.median(times):6.2f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    torch.manual_seed(0)
+    compare_errors()
+    compare_times(rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Compile what executes the AMX kernel, as the library itself was compiled."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import liif_fast
+from liif_fast.backends import cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+
+
+def compiler() -> list[str]:
+    """Return the C++ compiler's command; skip without one, and where the kernels cannot run."""
+    if not cpu.BFLOAT16:
+        pytest.skip("this processor has no AVX512-BF16, which the AMX kernels need as well")
+    command = shlex.split(sysconfig.get_config_var("CXX") or "c++")
+    if not shutil.which(command[0]):
+        pytest.skip(f"there is no C++ compiler {command[0]}")
+    return command
+
+
+@cache
+def amx_flags() -> list[str]:
+    """Return the flags that the AMX kernel was compiled with; skip if it was left out."""
+    how = json.loads(Path(liif_fast.__file__).with_name("_build_info.json").read_text())["cpu"]
+    if "kernel_amx" not in how.get("kernels", {}):
+        pytest.skip("the kernels were compiled without AMX")
+    return how["kernels"]["kernel_amx"]
+
+
+def compiled(made: Path, *sources: Path | str) -> Path:
+    """Compile sources, options among them, to an object or a shared library."""
+    how = "-c" if made.suffix == ".o" else "-shared"
+    common = ["-O3", "-std=c++17", "-ffp-contract=off", how, "-fPIC", f"-I{ROOT / 'csrc/cpu'}", "-o", made]
+    subprocess.run([*compiler(), *common, *sources], check=True)
+    return made
+
+
+def has_amx() -> bool:
+    """Say whether this processor has AMX, by Linux."""
+    return "amx_bf16" in Path("/proc/cpuinfo").read_text()

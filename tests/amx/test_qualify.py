@@ -1,0 +1,113 @@
+"""`liif-fast qualify` on a processor with AMX, which is emulated in all its processes."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from liif_fast.backends import cpu, verdict
+
+from .. import warm
+from . import support
+
+pytestmark = pytest.mark.xdist_group("amx")
+
+QUALIFY = """
+import ctypes, json, os, sys
+emulator = ctypes.CDLL(os.environ["LD_PRELOAD"])
+from liif_fast.backends import cpu
+from liif_fast.cli import main
+from liif_fast.qualification import runner
+runner.ROUNDS = 1
+modes = (False, True)[: int(sys.argv[2])]
+runner.product = lambda *_: [("amx", op, "bfloat16", mode) for op in sys.argv[1].split() for mode in modes]
+sys.exit(main(["qualify"]))
+"""
+
+# Without a wish, as on a processor with AMX; LIIF_FAST_CPU_ISA lets the library take it for one.
+STATE = """
+import ctypes, os, torch
+from pathlib import Path
+emulator = ctypes.CDLL(os.environ["LD_PRELOAD"])
+from liif_fast import functional, info
+from liif_fast.backends import cpu, verdict
+cpu._wish = lambda: ""
+torch.ops.liif_fast.cpu_use_amx(False)
+low = torch.ones(4, 4, dtype=torch.bfloat16)
+
+def state(results):
+    verdict.read.cache_clear()
+    key = verdict.key("cpu", None)
+    if results:
+        verdict.write(verdict.Verdict(verdict.path_of(key), key, "2026-01-01", {"amx": results}))
+    before = emulator.count()
+    cpu.AMX = cpu._start_amx()
+    functional.fused_mlp(low, [low], [low[0]], backend="cpu")
+    assert cpu.AMX in dict(info.describe())["amx"]
+    assert cpu.AMX in str(functional.explain(low[None, :, :, None], low[None, :, :2].float(), None,
+        [torch.ones(3, 38, dtype=torch.bfloat16)], [low[0, :3]], cell_decode=False))
+    assert verdict.faster("cpu", None, ("decode", torch.bfloat16, False)) == ()
+    return cpu.AMX, emulator.count() > before
+
+right = {"correct": True, "taken": True, "ratio": 2.0, "than": "avx512bf16"}
+slow = {**right, "taken": False}
+assert state({}) == ("off, until `liif-fast qualify --device cpu` has passed it here", False)
+wrong = {"correct": False, "why": "nans"}
+assert state({"decode, bfloat16": right, "render, bfloat16": wrong}) == ("off, render, bfloat16: WRONG: nans", False)
+assert state({"decode, bfloat16": right, "render, bfloat16": slow})[1] is False
+assert state({"decode, bfloat16": right, "render, bfloat16": right}) == ("on, qualified 2026-01-01", True)
+"""
+
+
+@pytest.fixture
+def emulated(emulator, tmp_path):
+    """Return run(code, *arguments, **variables) in a process that takes this processor for one with AMX."""
+    if emulator is None:
+        pytest.skip("this processor executes the instructions itself")
+    fixed = {
+        "LD_PRELOAD": str(emulator),
+        "LIIF_FAST_CPU_ISA": "amx-emulated",
+        verdict.VARIABLE: str(tmp_path / "v.json"),
+    }
+
+    def run(code, *arguments, **variables):
+        return warm.run("-c", code, *arguments, timeout=300, env={**os.environ, **fixed, **variables}, cwd=support.ROOT)
+
+    return run
+
+
+def test_right_kernels_pass_and_slow_ones_stay_off(emulated, tmp_path):
+    done = emulated(QUALIFY, "fused_mlp", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "v.json").read_text())["results"]
+    assert set(results) == {"amx"} and len(results["amx"]) == 2
+    for of in results["amx"].values():
+        assert of["correct"] and of["than"] == "avx512bf16" and not of["taken"]  # emulation is slow
+    assert "2 of 2 kinds of call passed, 0 were faster: AMX is off" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [(3, "the process ends by SIGILL"), (5, "output: error")],  # tests/qualification lets kernels hang
+)
+def test_wrong_kernels_are_found(emulated, tmp_path, fault, why):
+    done = emulated(QUALIFY, "fused_mlp", 1, AMX_EMULATOR_FAULT=str(fault))
+    assert done.returncode == 1, done.stdout + done.stderr
+    (of,) = json.loads((tmp_path / "v.json").read_text())["results"]["amx"].values()
+    assert not of["correct"] and why in of["why"]
+
+
+def test_the_verdict_turns_amx_on_for_all_or_none(emulated):
+    done = emulated(STATE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not cpu.AMX_MISSING, reason="this processor has AMX")
+def test_a_processor_without_it_says_so(capsys):
+    from liif_fast import info
+
+    assert dict(info.describe())["amx"].startswith(f"none: {cpu.AMX_MISSING}")
+    assert cpu.AMX.startswith("none: ")
+    if cpu.ISA:
+        assert torch.ops.liif_fast.cpu_use_amx(True) == cpu.AMX_MISSING
