@@ -129,6 +129,37 @@ def test_second_derivative():
     assert torch.autograd.gradgradcheck(lambda *each: convolve3x3(*each, True, False), inputs)
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_second_derivative_of_inputs_that_share_a_graph(wrap):
+    """Two residual blocks with the same weights, whose map is the addend, too."""
+    (x, weight, _, _), _ = problem((1, 4, 4, 5, 6), torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight.requires_grad_()
+
+    def penalty(function):
+        out = x
+        for _ in range(2):
+            out = function(function(out, weight, None, None, wrap, True), weight, None, out, wrap, False)
+        grads = torch.autograd.grad(out.square().sum(), (x, weight), create_graph=True)
+        return *grads, *torch.autograd.grad(sum(each.square().sum() for each in grads), (x, weight))
+
+    for one, other in zip(penalty(convolve3x3), penalty(plain), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_through_outputs_that_are_not_finite(value):
+    """As PyTorch's ReLU, which stops gradients where its output is zero."""
+    (x, weight, bias, addend), grad = problem((1, 6, 8, 5, 4))
+    addend[0, 3, 2, 2], grad[0, 1] = value, value
+    leaf = addend.requires_grad_()
+    of_addend = [
+        torch.autograd.grad(function(x, weight, bias, leaf, False, True), leaf, grad)[0]
+        for function in (convolve3x3, plain)
+    ]
+    torch.testing.assert_close(*of_addend, equal_nan=True)
+
+
 def test_empty_maps():
     weight = torch.randn(16, 3, 3, 3)
     for shape in ((0, 3, 4, 5), (1, 3, 0, 5), (1, 3, 4, 0)):
