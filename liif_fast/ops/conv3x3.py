@@ -68,11 +68,10 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, addend, out = ctx.saved_tensors
-        inputs, wanted, (wrap, relu) = (x, weight, bias, addend), ctx.needs_input_grad[2:], ctx.switches
+        inputs, wanted, (wrap, relu) = [x, weight, bias, addend], ctx.needs_input_grad[2:], ctx.switches
         if torch.is_grad_enabled():  # the gradient will itself be differentiated, as PyTorch's convolution can be
             # Views, because one input may depend on another, and this gradient must stop at each.
-            inputs = tuple(None if each is None else each.view_as(each) for each in inputs)
-            x, weight, bias, addend = inputs
+            x, weight, bias, addend = inputs = [None if each is None else each.view_as(each) for each in inputs]
             asked = [each for each, want in zip(inputs, wanted, strict=True) if want]
             again = iter(
                 torch.autograd.grad(plain(x, weight, bias, addend, wrap, relu), asked, grad, create_graph=True)
