@@ -254,8 +254,8 @@ void add_tiles(const Tiling& tiling, int64_t begin, int64_t end, const Map<const
     }
 }
 
-// The gradients of weight and bias. Each worker has a share of the tiles and its own sums, which are
-// added in the order of the workers.
+// The gradients of weight and bias. Each worker has a share of the tiles and its own sums, which are added in the order
+// of the workers.
 template <typename T>
 std::pair<Tensor, Tensor> run_weight(const Tensor& grad, const std::optional<Tensor>& out, const Tensor& x, bool wrap) {
     const auto from = map_of<T>(x), top = map_of<T>(grad);

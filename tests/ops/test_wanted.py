@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from liif_fast import functional
+from liif_fast.ops.conv3x3 import convolve3x3, plain
 
 from .support import Problem, make_layers, same_bits
 from .test_attend import Attention
@@ -91,10 +92,20 @@ def check(run, leaves, subsets, **options):
             assert one is None or same_bits(one, other), (subset, position)
 
 
+def conv3x3_call():
+    """Its backends are PyTorch's convolution and ours."""
+    leaves = [torch.randn(size) for size in ((2, 70, 5, 6), (9, 70, 3, 3), (9,), (2, 9, 5, 6))]
+
+    def run(backend, **options):
+        return {"torch": plain, "cpu": convolve3x3}[backend](*leaves, True, True)
+
+    return run, leaves
+
+
 CALLS = {
     "decode": decode_call, "few queries": lambda: decode_call((24, 25), 5), "render": render_call,
     "fused_mlp": mlp_call, "fourier_decode": fourier_call, "modulated_decode": modulated_call,
-    "attend_corners": attend_call,
+    "attend_corners": attend_call, "conv3x3": conv3x3_call,
 }  # fmt: skip
 
 
