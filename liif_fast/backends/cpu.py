@@ -50,10 +50,10 @@ def _start_amx() -> str:
 
 
 _missing = _load()
-# The instruction set of the chosen micro-kernel; LIIF_FAST_CPU_ISA selects a lesser one.
+# The instruction set of the chosen micro-kernel: the widest, or a lesser one that LIIF_FAST_CPU_ISA names.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
-AMX_MISSING: str = "the C++ kernels are not built" if _missing else torch.ops.liif_fast.cpu_missing_amx()
+AMX_MISSING: str = _missing or torch.ops.liif_fast.cpu_missing_amx()
 AMX: str = f"none: {AMX_MISSING}" if AMX_MISSING else _start_amx()  # in words
 
 
