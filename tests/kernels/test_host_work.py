@@ -8,9 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from liif_fast import functional
 from liif_fast.backends import triton as backend
-from liif_fast.kernels import attend_corners, backward, gather_corners, host, project
+from liif_fast.kernels import attend_corners, backward, host, project
 from liif_fast.ops import attend as attend_operators
-from liif_fast.ops import gather as gather_operators
 
 from ..ops.support import Problem
 from ..ops.test_attend import Attention
@@ -70,15 +69,6 @@ def test_a_frozen_call_of_attention(monkeypatch, dtype, most):
         with functional.frozen_weights():
             names = count(lambda: made.run(backend.NAME))
     assert len(names) <= most < len(before) / 3, names
-
-
-@pytest.mark.parametrize(("queries", "copies"), [(1, 0), (60, 1)])
-def test_a_gather_copies_no_map_larger_than_its_output(monkeypatch, queries, copies):
-    monkeypatch.setattr(gather_corners, "gather_kernel", Idle())
-    monkeypatch.setattr(gather_operators, "gather", lambda *args: gather_corners.gather_corners(*args[:-1]))
-    made = Problem(batch=1, shape=(13, 17), queries=queries)
-    with torch.no_grad():
-        assert count(lambda: functional.gather_corners(*made.arguments[:3], backend=backend.NAME)) == ["clone"] * copies
 
 
 def test_a_training_step(idle, monkeypatch):  # noqa: F811
