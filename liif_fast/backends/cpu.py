@@ -157,7 +157,7 @@ def attend_corners(
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
+    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product, False)
     return attention.run(form, feat, values, queries, transformer, dropout)
 
 

@@ -58,17 +58,22 @@ def test_a_frozen_call_under_autocast(idle):  # noqa: F811
     assert len(names) <= 3, names
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 14), (torch.float32, 10)])
-def test_a_frozen_call_of_attention(monkeypatch, dtype, most):
+def test_a_frozen_call_of_attention(monkeypatch, dtype, most, mode):
     """What is left is done once per latent: norms, a product, the table; from float16 also casts."""
     monkeypatch.setattr(attend_corners, "attend_kernel", Idle())
     monkeypatch.setattr(attend_operators, "_attend", lambda *args: attend_corners.attend_corners(*args[:-1]))
+    packed, packings = attend_corners.packed, []
+    monkeypatch.setattr(attend_corners, "packed", lambda *args: (packings.append(1), packed(*args))[1])
     made = Attention(16, 2, 2, 16, queries=9, dtype=dtype)
-    with torch.no_grad():
+    with mode():
         before = count(lambda: made.run(backend.NAME))
+        packings.clear()
         with functional.frozen_weights():
-            names = count(lambda: made.run(backend.NAME))
+            names = [count(lambda: made.run(backend.NAME)) for _ in range(3)][-1]
     assert len(names) <= most < len(before) / 3, names
+    assert len(packings) == 1
 
 
 def test_a_training_step(idle, monkeypatch):  # noqa: F811
