@@ -44,7 +44,9 @@ def _start_amx() -> str:
 
     It never changes later in the process. The system is asked for the registers only here.
     """
-    on, why = (True, "by LIIF_FAST_CPU_ISA") if _wish().startswith("amx") else verdict.of_all("cpu", None, verdict.AMX)
+    on, why = True, "by LIIF_FAST_CPU_ISA"
+    if not _wish().startswith("amx"):
+        on, why = verdict.of_all("cpu", None, verdict.AMX, verdict.AMX_UNITS)
     refused = on and torch.ops.liif_fast.cpu_use_amx(True)
     return f"off: {refused}" if refused else f"{'on' if on else 'off'}, {why}"
 
@@ -157,7 +159,7 @@ def attend_corners(
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
+    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product, False)
     return attention.run(form, feat, values, queries, transformer, dropout)
 
 

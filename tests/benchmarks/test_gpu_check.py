@@ -250,6 +250,12 @@ def test_a_wrong_attention_is_named(monkeypatch):
     assert all(each.startswith("Wrong: output: error ") for each in found["checks"].values())
 
 
+def test_a_mistake_of_the_script_is_no_wrong_attention(monkeypatch):
+    monkeypatch.setattr(gpu_attend.checks, "examine", raising(KeyError("cpu")))
+    with pytest.raises(KeyError):
+        gpu_attend.attend(True)
+
+
 def test_a_variant_with_other_bits_is_counted(monkeypatch):
     real = gpu_hopper.functional.liif_decode
 
