@@ -15,6 +15,11 @@
 #include <unistd.h>
 #endif
 
+#if defined(__x86_64__) && defined(__linux__)
+// The tests' emulator of AMX has it; null if it was not loaded, for all to see, before this library.
+extern "C" __attribute__((weak)) unsigned long long liif_fast_amx_emulator();
+#endif
+
 namespace liif {
 namespace {
 
@@ -65,13 +70,18 @@ Isa chosen_isa() {
     return isa;
 }
 
-// Set by the tests, which emulate the instructions.
+// Asked for by the tests alone.
 bool emulates_amx() {
     const char* wish = std::getenv("LIIF_FAST_CPU_ISA");
     return wish != nullptr && std::strcmp(wish, "amx-emulated") == 0;
 }
 
 #if defined(__x86_64__) && defined(__linux__)
+const char* find_emulator() {
+    return liif_fast_amx_emulator != nullptr ? ""
+                                             : "LIIF_FAST_CPU_ISA=amx-emulated is for tests, which load an emulator";
+}
+
 const char* find_amx() {
     unsigned a, b, c, d;
     const unsigned needed = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
@@ -91,6 +101,9 @@ const char* find_amx() {
     return "AMX is used on Linux only";
 }
 const char* request_amx() {
+    return find_amx();
+}
+const char* find_emulator() {
     return find_amx();
 }
 #endif
@@ -127,7 +140,7 @@ bool has_bfloat16() {
 const char* missing_amx() {
     if (!has_bfloat16()) return "it needs AVX512-BF16";
     if (kernel_amx() == nullptr) return "the compiler of the kernels did not know it";
-    return emulates_amx() ? "" : find_amx();
+    return emulates_amx() ? find_emulator() : find_amx();
 }
 
 const char* use_amx(bool on) {

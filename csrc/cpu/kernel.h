@@ -106,7 +106,7 @@ struct Winograd {
 template <typename T>
 struct Kernel {
     const char* name;
-    int mr, nr;  // rows and columns of the register tile
+    int nr;  // columns of the register tile
     // Up to so many rows gemm is faster with B as the caller has it (Gemm::b_column) than B is packed; 0: it cannot
     int turned_rows;
     void (*gemm)(const Gemm<T, T>&);
@@ -143,17 +143,18 @@ struct Kernel {
     const Winograd<T>* winograd;
 };
 
-// The fastest kernel that this processor runs; LIIF_FAST_CPU_ISA=portable|avx2|avx512 selects a lesser one. Float and
-// double have a kernel on every processor, Bf16 only if has_bfloat16().
+// The fastest kernel that this processor runs, or the lesser one that LIIF_FAST_CPU_ISA=portable|avx2|avx512 names.
+// Float and double have a kernel on every processor, Bf16 only if has_bfloat16().
 template <typename T>
 const Kernel<T>& kernel();
 
 bool has_bfloat16();
 const char* isa_name();
 
-// Why this processor, build or system has no AMX-BF16, "" if it has. Bf16's kernel uses it only after use_amx(true),
-// which asks Linux for the permission once; it returns why it was refused, or "". Both of Bf16's kernels take the same
-// packed weights, so the change may come at any time.
+// Why this processor, build or system has no AMX-BF16, "" if it has. With LIIF_FAST_CPU_ISA=amx-emulated the tests'
+// emulator must be loaded instead. Bf16's kernel uses AMX only after use_amx(true), which asks Linux for the permission
+// once; it returns why it was refused, or "". Both of Bf16's kernels take the same packed weights, so the change may
+// come at any time.
 const char* missing_amx();
 const char* use_amx(bool on);
 

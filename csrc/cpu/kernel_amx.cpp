@@ -171,7 +171,6 @@ void multiply_tiles(const Gemm<Bf16, C>& g) {
 Kernel<Bf16> with_tiles() {
     Kernel<Bf16> kernel = *kernel_avx512bf16();
     kernel.name = "amx";
-    kernel.mr = kBlock;
     kernel.gemm = multiply_tiles<Bf16>;
     kernel.gemm_sum = multiply_tiles<float>;
     return kernel;

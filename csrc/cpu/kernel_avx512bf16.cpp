@@ -69,12 +69,23 @@ void pair_rows(Bf16* to, const Bf16* x, int64_t x_row, int64_t rows, int64_t wid
     }
 }
 
-const Kernel<Bf16> bfloat16_table = {V::name,        V::rows,          kVectors * V::lanes,
-                                     V::turned_rows, gemm<Bf16, Bf16>, gemm<Bf16, float>,
-                                     affine,         sum_rows<Bf16>,   nullptr,
-                                     nullptr,        nullptr,          nullptr,
-                                     nullptr,        nullptr,          widen,
-                                     narrow,         pair_rows,        nullptr,
+const Kernel<Bf16> bfloat16_table = {V::name,
+                                     kVectors * V::lanes,
+                                     V::turned_rows,
+                                     gemm<Bf16, Bf16>,
+                                     gemm<Bf16, float>,
+                                     affine,
+                                     sum_rows<Bf16>,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     widen,
+                                     narrow,
+                                     pair_rows,
+                                     nullptr,
                                      nullptr};
 
 }  // namespace

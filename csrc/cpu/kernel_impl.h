@@ -237,7 +237,6 @@ namespace {
 
 template <typename T>
 const Kernel<T> table = {Vec<T>::name,
-                         Vec<T>::rows,
                          kVectors * Vec<T>::lanes,
                          Vec<T>::turned_rows,
                          gemm<T, T>,

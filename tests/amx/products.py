@@ -179,7 +179,7 @@ def main() -> None:
     executed = None
     if emulator:
         of = ctypes.CDLL(emulator)
-        executed = of.count
+        executed = of.liif_fast_amx_emulator
         executed.restype = ctypes.c_ulonglong
     with ThreadPoolExecutor(3) as pool:  # each thread has its own tiles
         errors = list(pool.map(lambda each: check(library, each), range(int(seed), int(seed) + int(count))))

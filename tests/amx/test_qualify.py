@@ -1,4 +1,7 @@
-"""`liif-fast qualify` on a processor with AMX, which is emulated in all its processes."""
+"""`liif-fast qualify` on a processor with AMX, which is emulated in all its processes.
+
+They are forked, with PyTorch imported and the emulator loaded; tests/qualification starts real ones.
+"""
 
 import json
 import os
@@ -14,11 +17,35 @@ from . import support
 pytestmark = pytest.mark.xdist_group("amx")
 
 QUALIFY = """
-import ctypes, json, os, sys
-emulator = ctypes.CDLL(os.environ["LD_PRELOAD"])
-from liif_fast.backends import cpu
+import ctypes, multiprocessing, os, sys
+emulator = ctypes.CDLL(os.environ["EMULATOR"], ctypes.RTLD_GLOBAL)
 from liif_fast.cli import main
-from liif_fast.qualification import runner
+from liif_fast.qualification import child, runner
+
+class Forked:  # the part of subprocess.Popen that the runner uses
+    def __init__(self, command, stderr, **_):
+        (read, to), (from_, write) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = open(to, "w"), open(from_)
+
+        def run():
+            os.setsid()
+            for number, end in enumerate((read, write, stderr.fileno())):
+                os.dup2(end, number)
+            os.closerange(3, 256)
+            sys.stdin = open(0)
+            child.main()
+
+        self.process = multiprocessing.get_context("fork").Process(target=run)
+        self.process.start()
+        self.pid = self.process.pid
+        os.close(read)
+        os.close(write)
+
+    def wait(self, timeout):
+        self.process.join(timeout)
+        return self.process.exitcode
+
+runner.subprocess.Popen = Forked
 runner.ROUNDS = 1
 modes = (False, True)[: int(sys.argv[2])]
 runner.product = lambda *_: [("amx", op, "bfloat16", mode) for op in sys.argv[1].split() for mode in modes]
@@ -29,7 +56,7 @@ sys.exit(main(["qualify"]))
 STATE = """
 import ctypes, os, torch
 from pathlib import Path
-emulator = ctypes.CDLL(os.environ["LD_PRELOAD"])
+emulator = ctypes.CDLL(os.environ["EMULATOR"], ctypes.RTLD_GLOBAL)
 from liif_fast import functional, info
 from liif_fast.backends import cpu, verdict
 cpu._wish = lambda: ""
@@ -41,14 +68,14 @@ def state(results):
     key = verdict.key("cpu", None)
     if results:
         verdict.write(verdict.Verdict(verdict.path_of(key), key, "2026-01-01", {"amx": results}))
-    before = emulator.count()
+    before = emulator.liif_fast_amx_emulator()
     cpu.AMX = cpu._start_amx()
     functional.fused_mlp(low, [low], [low[0]], backend="cpu")
     assert cpu.AMX in dict(info.describe())["amx"]
     assert cpu.AMX in str(functional.explain(low[None, :, :, None], low[None, :, :2].float(), None,
         [torch.ones(3, 38, dtype=torch.bfloat16)], [low[0, :3]], cell_decode=False))
     assert verdict.faster("cpu", None, ("decode", torch.bfloat16, False)) == ()
-    return cpu.AMX, emulator.count() > before
+    return cpu.AMX, emulator.liif_fast_amx_emulator() > before
 
 def others(**some):
     return {name: some.get(name.partition(",")[0], right) for name in verdict.AMX_UNITS}
@@ -71,7 +98,7 @@ def emulated(emulator, tmp_path):
     if emulator is None:
         pytest.skip("this processor executes the instructions itself")
     fixed = {
-        "LD_PRELOAD": str(emulator),
+        "EMULATOR": str(emulator),
         "LIIF_FAST_CPU_ISA": "amx-emulated",
         verdict.VARIABLE: str(tmp_path / "v.json"),
     }
@@ -116,3 +143,30 @@ def test_a_processor_without_it_says_so(capsys):
     assert cpu.AMX.startswith("none: ")
     if cpu.ISA:
         assert torch.ops.liif_fast.cpu_use_amx(True) == cpu.AMX_MISSING
+
+
+def state_with(wish, code="from liif_fast.backends import cpu; print(cpu.AMX)"):
+    return warm.run("-c", code, env={**os.environ, "LIIF_FAST_CPU_ISA": wish}, cwd=support.ROOT, check=True).stdout
+
+
+@pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built")
+@pytest.mark.parametrize("wish", ["AMX", "avx2 "])
+def test_an_unknown_instruction_set_is_the_reason(wish):
+    assert state_with(wish) == f"none: LIIF_FAST_CPU_ISA must be portable, avx2, avx512 or amx, got {wish!r}\n"
+
+
+def test_emulation_needs_the_emulator():
+    """Without it a product would end the process by SIGILL."""
+    support.amx_flags()
+    if not cpu.BFLOAT16:
+        pytest.skip("this processor has no AVX512-BF16, which the AMX kernels need as well")
+    code = """
+import torch
+from liif_fast import functional
+from liif_fast.backends import cpu
+x = torch.ones(4, 4, dtype=torch.bfloat16)
+assert (functional.fused_mlp(x, [x], [x[0]], backend="cpu") == 5).all()
+print(cpu.AMX)
+"""
+    refused = "none: LIIF_FAST_CPU_ISA=amx-emulated is for tests, which load an emulator\n"
+    assert state_with("amx-emulated", code) == refused
