@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
-unexport PYTHONDONTWRITEBYTECODE  # a container may set it; then each of the tests' many processes compiles the package
+# A container may set it. Then each of the tests' many processes would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo build test iiif ptx lint format bench sanitize wheel clean
 
@@ -45,10 +46,12 @@ test: build $(VENV)/.triton
 ptx: build $(VENV)/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
 
-# The validator of IIIF, for a test of the server; it needs Python 3.12.
+# The validator of IIIF, for a test of the server; it needs Python 3.12 or later.
+PYTHON_IIIF ?= python3.13 python3.12 $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[23].*/bin/python)
 iiif: $(VENV)/iiif/bin/iiif-validator
 $(VENV)/iiif/bin/iiif-validator: $(VENV)/.installed
-	for python in python3.13 python3.12 ~/.pyenv/versions/3.1[23].*/bin/python; do $$python -m venv $(VENV)/iiif 2>/dev/null && break; done
+	@for python in $(PYTHON_IIIF); do $$python -m venv $(VENV)/iiif 2>/dev/null && exit; done; \
+	echo "make iiif: no Python of 3.12 or later works; name one: make iiif PYTHON_IIIF=PATH" >&2; exit 1
 	$(VENV)/iiif/bin/python -m pip install --disable-pip-version-check --quiet iiif-validator-ng==0.1.0 'pyvips[binary]'
 
 lint: $(VENV)/.installed

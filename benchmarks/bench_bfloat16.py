@@ -18,7 +18,7 @@ from liif_fast.functional import liif_decode, liif_render
 FLOAT32, EAGER_FLOAT32 = "liif_fast, float32", "plain, eager, float32"
 # bfloat16 rounds operands to 8 bits, by up to 4e-3; errors of about twenty layers add up in the first one's gradient.
 LOW_TOLERANCES = (2e-2, 2e-1)
-# Of the table in docs/performance.md.
+# The columns of the table in docs/performance.md.
 COLUMNS = (OURS, FLOAT32, EAGER, FACTORISED, EAGER_FLOAT32, "plain, OpenVINO", "factorised, OpenVINO")
 
 

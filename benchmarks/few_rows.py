@@ -1,8 +1,8 @@
 """Measure what packing and comparing weights cost calls of few rows: python -m benchmarks.few_rows.
 
-One thread calls `fused_mlp` of three layers 256 x 256. Calls of so few rows read the weights where they lie, from
-`PACKED` rows on they pack them with AVX-512. A cache of packed weights would have to compare the weights with a copy in
-each call, as `memcmp` does here. The three take turns, so other programs disturb all alike.
+One thread calls `fused_mlp` of three layers 256 x 256. Calls of so few rows read the weights where they lie. From
+`PACKED` rows on, with AVX-512, they pack them. A cache of packed weights would have to compare the weights with a copy
+in each call, as `memcmp` does here. The three take turns, so other programs disturb all alike.
 """
 
 import argparse
@@ -32,7 +32,6 @@ def seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: median(times) for name, times in found.items()}
 
 
-@torch.no_grad()
 def calls(width: int = 256, layers: int = 3) -> dict[str, Callable[[], object]]:
     """Return the calls by the first cell of their line."""
     weights = [torch.randn(width, width) / width**0.5 for _ in range(layers)]

@@ -83,7 +83,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        # The file has a name that nobody has given, and a full disk has none.
+        # Name the target, because the user never sees the temporary file and ENOSPC carries no name.
         if isinstance(error, OSError) and (error.filename == str(part) or _is_full(error)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

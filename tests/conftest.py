@@ -1,9 +1,10 @@
-"""Import the Triton kernels for its interpreter, unless tests run on a GPU or of named backends, and reset signals.
+"""Import the Triton kernels in the interpreter, unless tests use a GPU or named backends, and reset signals.
 
 Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
 inherit the setting; tests/kernels sets it again for the backend.
 """
 
+import functools
 import importlib.util
 import os
 import signal
@@ -23,8 +24,10 @@ if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.fin
 
     # The interpreter replaces what is in Triton's modules when a kernel starts, and again at each call of a function in
     # it. Only the first time has an effect, and the others take a third of the tests' time.
-    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+    patch, executor = getattr(interpreter, "_patch_lang", None), getattr(interpreter, "GridExecutor", None)
+    launch, patched = vars(executor).get("__call__") if executor else None, set()
 
+    @functools.wraps(patch)
     def patch_once(function):
         names = function.__globals__.values()
         seen = tuple(any(each is module for each in names) for module in (tl, tl.core))
@@ -32,11 +35,13 @@ if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.fin
             patched.add(seen)
             return patch(function)
 
+    @functools.wraps(launch)
     def launch_anew(*args, **options):
         patched.clear()
         return launch(*args, **options)
 
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
+    if patch and launch:  # private names, which another Triton may lack; then the tests only take longer
+        interpreter._patch_lang, executor.__call__ = patch_once, launch_anew
 
 # A run in the background or under nohup ignores these signals, and processes that tests start would, too.
 for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):

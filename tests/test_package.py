@@ -80,16 +80,32 @@ def build_info(wheel):
 
 
 # Preprocesses a source of the sdist, which needs all headers, and takes what the tree's build made of the same source.
-# Where that is missing it compiles, without optimisation.
+# Where that is missing or older than its source or a header in the tree it compiles, without optimisation.
 COMPILER = """#!/bin/sh
 for each; do
     test "$before" = -o && out=$each
     before=$each
 done
 made={objects}/$(basename "$out")
-case $out in *.o) test -e "$made" && {{ {compiler} "$@" -E && cp "$made" "$out"; exit; }};; esac
+name=$(basename "$out" .o)
+newer() {{ find {sources} '(' -name '*.h' -o -name "$name.*" ')' -newer "$made"; }}
+case $out in *.o) test -e "$made" && test -z "$(newer)" && {{ {compiler} "$@" -E && cp "$made" "$out"; exit; }};; esac
 exec {compiler} "$@" -O0
 """
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="the compiler is a shell script")
+@pytest.mark.parametrize(("newer", "taken"), [(None, True), ("a.cpp", False), ("a.h", False), ("b.cpp", True)])
+def test_an_object_is_taken_only_if_it_is_newer_than_its_sources(newer, taken, tmp_path):
+    for name in ("a.cpp", "a.h", "b.cpp", "a.o"):
+        (tmp_path / name).write_text("made")
+        os.utime(tmp_path / name, (time := 2 if name == "a.o" else 3 if name == newer else 1, time))
+    compiler = tmp_path / "c++"
+    compiler.write_text(COMPILER.format(compiler="true", objects=tmp_path, sources=tmp_path))
+    out = tmp_path / "out" / "a.o"
+    out.parent.mkdir()
+    ok(sh("sh", compiler, "-c", "a.cpp", "-o", out))
+    assert out.exists() == taken
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +117,8 @@ def wheel(tree, tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
     compiler = tmp_path_factory.mktemp("compiler") / "c++"
     linked = max(ROOT.glob("build/temp*/*/_C.*so"), key=lambda path: path.stat().st_mtime, default=Path("/none/_C"))
-    compiler.write_text(COMPILER.format(compiler=os.environ.get("CXX", "c++"), objects=linked.parent))
+    places = {"objects": linked.parent, "sources": ROOT / "csrc"}
+    compiler.write_text(COMPILER.format(compiler=os.environ.get("CXX", "c++"), **places))
     compiler.chmod(0o755)
     script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     ok(sh(sys.executable, "-c", script, out, cwd=tree))

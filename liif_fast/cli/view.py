@@ -132,10 +132,13 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
 
 
 def listen(host: str, number: int) -> socket.socket:
-    """Return a socket that listens on a port, 0 for any that is free; OSError says that it is taken.
+    """Return a socket that listens on a port, 0 for any that is free.
 
     Its connections send at once. Otherwise a small answer, whose head and body are two packets, waits 40 ms for the
     client to confirm the first: asyncio asks for it only of sockets that were made with the protocol's number.
+
+    Raises:
+        OSError: the port is taken.
     """
     listening = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -218,7 +218,7 @@ def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], sh
 
 
 def colours(info: Mapping[Any, Any], kind: Format, channels: int) -> dict[str, Any]:
-    """Select what describes the colours, as far as it fits what a format stores of so many channels."""
+    """Select the colour metadata that this format can store for this many channels."""
     found = {key: info[key] for key in ("icc_profile", COLOUR) if key in kind.metadata and info.get(key)}
     space = found.get("icc_profile", b"")[_SPACE]
     if space in _SPACES and space != _stored_space(kind, channels):

@@ -12,7 +12,6 @@ def bilinear(inp: Tensor, coord: Tensor, place: Sequence[int] | None = None) -> 
 
     `place` is (top, left, H, W) if `inp` is a part: where it begins, and the size of the whole, for which coord is.
     """
-    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
     if place is not None:
         first, whole, own = (torch.tensor(pair, device=coord.device) for pair in (place[:2], place[2:], inp.shape[2:]))
         pixels = (coord.double() + 1) * whole / 2 - first
@@ -24,11 +23,12 @@ def bilinear_grid(inp: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Interpolate as `bilinear` at all pairs of rows and columns, positions in [-1, 1]; `[B, C, rows, columns]`."""
     shape = len(inp), len(rows), len(columns)
     grid = torch.stack((columns.expand(shape), rows[:, None].expand(shape)), -1)
-    return _sample(inp.to(torch.promote_types(inp.dtype, torch.float32)), grid)
+    return _sample(inp, grid)
 
 
 def _sample(inp: Tensor, grid: Tensor) -> Tensor:
-    """Interpolate at (x, y) of a grid `[B, h, w, 2]`."""
+    """Interpolate at (x, y) of a grid `[B, h, w, 2]`, in at least float32."""
+    inp = inp.to(torch.promote_types(inp.dtype, torch.float32))
     return F.grid_sample(inp, grid.to(inp.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 

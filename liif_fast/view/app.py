@@ -41,7 +41,7 @@ class _Anything(PathConvertor):
     regex = "(?s:.*)"  # names of files may have line breaks
 
 
-register_url_convertor("anything", _Anything())
+register_url_convertor("liif_fast_anything", _Anything())
 
 
 class Settings(NamedTuple):
@@ -90,7 +90,7 @@ class Server:
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
-        routes = [Route(f"{self.prefix}{IMAGES}/{{path:anything}}", self.iiif)]
+        routes = [Route(f"{self.prefix}{IMAGES}/{{path:liif_fast_anything}}", self.iiif)]
         if self.settings.page is not None:
             routes += [
                 Route(f"{self.prefix}/{name}", _page(name or "index.html", kind), name=name or "index")

@@ -96,7 +96,7 @@ def encode(pixels: Any, kind: str, info: Mapping[Any, Any]) -> bytes:
 
     Args:
         kind: jpg, png or webp.
-        info: as of a `Picture`; what describes the colours is kept, as far as the format can.
+        info: that of a `Picture`; the colour metadata that the format can store are kept.
     """
     import io
 

@@ -42,7 +42,7 @@ def test_an_encoder_that_cannot_be_copied_is_used_as_it_is(model: nn.Module) -> 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_pixels_are_channels_last(model: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions are faster so, on a CPU, too."""
+    """Convolutions are faster in this layout, on a CPU, too."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     part = features.Features(model, model.encoder, pixels, 255, (0, 0, 9, 7), Options(), lambda: None)
     part.device = torch.device(kind)
