@@ -11,7 +11,7 @@ from benchmarks import bench_attend, gpu_sections
 from liif_fast import functional
 from liif_fast.models import make
 from liif_fast.qualification import checks
-from liif_fast.qualification.problems import NETWORKS, PRECISIONS, Unit
+from liif_fast.qualification.problems import NETWORKS, PRECISIONS, Unit, extent
 
 LINES, COLUMNS = 16, 1024  # of the frame, which is decoded to four times the lines
 
@@ -19,17 +19,27 @@ LINES, COLUMNS = 16, 1024  # of the frame, which is decoded to four times the li
 def attend(check: bool) -> dict[str, Any]:
     """Run the checks of `liif-fast qualify`, hostile inputs among them; then race a frame and a training step."""
     device = torch.device("cpu" if check else "cuda", None if check else 0)
+    networks = NETWORKS[extent(device)][: 1 if check else None]
     found: dict[str, Any] = {"ok": True, "checks": {}}
     for precision, training in itertools.product(PRECISIONS[device.type], (False, True)):
         unit = Unit("torch" if check else "triton", "attend_corners", precision, training)
         try:
-            checks.examine(unit, device, NETWORKS[device.type][: 1 if check else None], 1, lambda step: None)
+            checks.examine(unit, device, networks, 1, lambda step: None)
             found["checks"][unit.name] = "right"
-        except Exception as reason:  # Triton's own are no RuntimeErrors
+        except (checks.Wrong, RuntimeError, *_errors()) as reason:  # not a mistake of this script
             found["checks"][unit.name] = gpu_sections.reason_of(reason)
             found["ok"] = False
         gpu_sections.keep(found)
     return found | races(check, device)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what Triton raises where it cannot compile or launch a kernel; nothing without Triton."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
 
 
 def races(check: bool, device: torch.device) -> dict[str, Any]:

@@ -26,20 +26,22 @@ def take(page: Page, name: str, place: tuple[float, float, float], until: str) -
 
 def main() -> None:
     command = [sys.executable, "-m", "liif_fast", "view", PHOTO, "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 560})
-        page.goto(address)
-        page.wait_for_function("() => globalThis.view")
-        take(page, "exact", (118, 62, 7.3), f"() => {STATE} === 'exact'")
-        take(page, "coming", (125, 78, 5.1), f"() => parseInt({STATE}) <= 8")
-        page.keyboard.press("g")
-        page.keyboard.press("b")
-        take(page, "grid", (105, 62, 16), f"() => {STATE} === 'exact'")
-        browser.close()
-        server.terminate()
+    with sync_playwright() as playwright, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 900, "height": 560})
+            page.goto(address)
+            page.wait_for_function("() => globalThis.view")
+            take(page, "exact", (118, 62, 7.3), f"() => {STATE} === 'exact'")
+            take(page, "coming", (125, 78, 5.1), f"() => parseInt({STATE}) <= 8")
+            page.keyboard.press("g")
+            page.keyboard.press("b")
+            take(page, "grid", (105, 62, 16), f"() => {STATE} === 'exact'")
+            browser.close()
+        finally:
+            server.terminate()  # Popen's end waits for it
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def attention_back_kernel(
     FIRST: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUTS: tl.constexpr,
     COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of a block's qkv, of which `saved` has that of `heard` in the place of `hidden`.
+    """Compute the gradients of a block's qkv from that of `heard`, which `saved` has in the place of `hidden`.
 
     With FIRST qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g be its
     gradient. Writes g * scale, and the gradients of n1 and n0 by the sum of g * scale * (A + R rel), to row_grads, as

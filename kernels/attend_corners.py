@@ -346,8 +346,8 @@ def attend_corners_backward(
     """
     net = network(table, layers, heads, TRAINING_BLOCK)
     constants, columns, depth = net.constants, table.shape[1], net.constants["DEPTH"]
-    attention = {name: value for name, value in constants.items() if name not in ("VALUES", "STEP", "PRECISION")}
-    attention |= {"ROWS": ATTENTION_ROWS, "BLOCK": min(constants["WIDTH"], WIDE.value)}
+    narrow = {name: value for name, value in constants.items() if name not in ("VALUES", "STEP", "PRECISION")}
+    narrow |= {"ROWS": ATTENTION_ROWS, "BLOCK": min(constants["WIDTH"], WIDE.value)}
     total = shape[0] * queries[0].shape[1]
     sums = [
         each.new_zeros(each.shape if want else 0) for each, want in zip((table, by_rel, *layers), wanted, strict=True)
@@ -374,7 +374,7 @@ def attend_corners_backward(
                 )  # fmt: skip
                 if depth:
                     attention_back_kernel[(triton.cdiv(4 * len(part), ATTENTION_ROWS),)](
-                        by_rel, saved, parts, grads, row_grads, len(part), block, FIRST=block == 0, **attention,
+                        by_rel, saved, parts, grads, row_grads, len(part), block, FIRST=block == 0, **narrow,
                     )  # fmt: skip
         if of_rel:
             sums[1] += host.product(parts[:, :3].t(), row_grads)

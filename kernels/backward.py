@@ -226,7 +226,7 @@ def backward(
     Args:
         recompute: computes the activations of a run of queries (for an MLP, of rows) into [layers, rows, widest].
         receive: gets a run, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
-            their rel and cell, float32 [rows, terms]. None if nobody wants what it computes.
+            their rel and cell, float32 [rows, terms]. None where no gradient of the first layer or before it is wanted.
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
         wanted: of each gradient that is returned, whether it is computed; else it is empty.

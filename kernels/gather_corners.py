@@ -25,14 +25,12 @@ def gather_kernel(
     height, row_step, row_origin, row_minus, row_plus,
     width, column_step, column_origin, column_minus, column_plus,
     LATENT: tl.constexpr, DEPTH: tl.constexpr, TAPS: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
-    PLANES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write out [rows, DEPTH]: LATENT columns c * TAPS + tap of the latent, then rel, then the scaled cell.
 
-    source [B, height, width, LATENT // TAPS], so that the lanes of a warp read few runs of channels; with PLANES
-    [B, LATENT // TAPS, height, width].
+    source [B, height, width, LATENT // TAPS], so that the lanes of a warp read few runs of channels.
     """
-    CHANNELS: tl.constexpr = LATENT // TAPS
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     start, tile_row = tl.program_id(0).to(tl.int64) * (ROWS // CORNERS), tl.arange(0, ROWS)
     row, corner = start * CORNERS + tile_row, tile_row % CORNERS
@@ -57,10 +55,7 @@ def gather_kernel(
     )
     mask = valid[:, None] & (column < LATENT)[None, :]
     mask = mask & (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-    if PLANES:
-        where = ((image[:, None] * CHANNELS + channel[None, :]) * height + from_y) * width + from_x
-    else:
-        where = ((image[:, None] * height + from_y) * width + from_x) * CHANNELS + channel[None, :]
+    where = ((image[:, None] * height + from_y) * width + from_x) * (LATENT // TAPS) + channel[None, :]
     value = tl.load(source + where, mask=mask, other=0.0).to(tl.float32)
     value = tl.where((column == LATENT)[None, :], rel_y[:, None], value)
     value = tl.where((column == LATENT + 1)[None, :], rel_x[:, None], value)
@@ -87,16 +82,14 @@ def gather_corners(
     rows = batch * queries * count
     if rows:
         cells = (0, 0, 0) if cell is None else cell.stride()
-        # A copy with the channels last makes reads short. It is made where it is no larger than the output.
-        planes = feat.is_contiguous() and rows * depth < feat.numel()
-        source = feat if planes else feat.permute(0, 2, 3, 1).contiguous()
+        source = feat.permute(0, 2, 3, 1).contiguous()
         with host.on(feat):
             gather_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(depth, BLOCK))](
                 source, coord, coord if cell is None else cell, out, weight,
                 batch * queries, queries, *coord.stride(), *cells,
                 *host.axis(height), *host.axis(width),
                 LATENT=channels * taps, DEPTH=depth, TAPS=taps, ENSEMBLE=ensemble, CELL=cell is not None,
-                PLANES=planes, ROWS=ROWS, BLOCK=BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=False,
+                ROWS=ROWS, BLOCK=BLOCK, num_warps=4, num_stages=1, enable_fp_fusion=False,
             )  # fmt: skip
     return out, weight
 

@@ -2,67 +2,111 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.backends import cpu
 from liif_fast.call import hidden_from
 from liif_fast.layers import altered
-from liif_fast.ops.conv3x3 import convolve3x3, plain
+from liif_fast.ops.conv3x3 import channels_last, convolve3x3, wrapped
 
-LEAST_CHANNELS, LEAST_PIXELS = 16, 1024  # of the output; below, the transforms cost more than they save
-
-_entered: ContextVar[int] = ContextVar("fast_convolutions", default=0)  # how many contexts are open
+LEAST_CHANNELS = 16  # of the output; below, its transforms cost more than they save
 
 
-class fast_convolutions(TorchFunctionMode):
-    """Allow another algorithm for 3x3 convolutions on a CPU within this context.
+def fast_convolutions() -> AbstractContextManager[object]:
+    """Return a context that allows another algorithm for 3x3 convolutions on a CPU.
 
     It applies to `torch.nn.functional.conv2d`, and so to `nn.Conv2d`, in float32 with stride 1 and a border of one
     zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that. All
-    other convolutions run as usual. Winograd's F(4x4, 3x3) needs a quarter of the multiplications. Its rounding
-    (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits of the whole.
+    other convolutions, and all within `torch.compile`, run as usual. Winograd's F(4x4, 3x3) needs a quarter of the
+    multiplications. Its rounding (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits
+    of the whole.
+
+    A function given to `torch.utils.checkpoint` runs again in the backward pass, so it must enter the context itself;
+    otherwise the two runs may differ, which PyTorch reports as a CheckpointError.
 
     Example:
         with fast_convolutions():
             loss = model(inp, coord, cell).sub(target).abs().mean()
         loss.backward()
     """
+    return nullcontext() if torch.compiler.is_compiling() else _Allowed()
 
-    def __enter__(self) -> fast_convolutions:
-        super().__enter__()
-        _entered.set(_entered.get() + 1)
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        _entered.set(_entered.get() - 1)
-        super().__exit__(*error)
-
+class _Allowed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a convolution that fits, and call every other function."""
         return (_conv2d if func is F.conv2d else func)(*args, **kwargs or {})
 
 
-def range_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve a range image `[B, C, H, W]`: columns are circular, and the first and the last row repeat."""
-    if _fits(x, weight, bias):
-        return convolve3x3(x, weight, bias, None, True, False)
-    return plain(x, weight, bias, None, True, False)
+class RangeConv(nn.Module):
+    """A 3x3 convolution of a range image with replicated rows and circular columns at the borders."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve a range image [B, in_channels, H, W]."""
+        if not torch.jit.is_scripting():
+            fast = _fast_range(x, self.conv)
+            if fast is not None:
+                return fast
+        return self.conv(wrapped(x))
 
 
-def residual(x: Tensor, body: nn.Sequential, first: nn.Conv2d, second: nn.Conv2d, wrap: bool) -> Tensor:
-    """Return x + body(x). body holds the first convolution, a ReLU and the second; `wrap` is for range images."""
-    whole = not any(map(altered, body.modules())) and x.shape[1] == second.out_channels
-    if whole and all(_fits(x, each.weight, each.bias) for each in (first, second)):
-        hidden = convolve3x3(x, first.weight, first.bias, None, wrap, True)
-        return convolve3x3(hidden, second.weight, second.bias, x, wrap, False)
-    return x + body(x)
+def _fast_range(x: Tensor, conv: nn.Module) -> Tensor | None:
+    if _open() and _bare(conv, (0, 0)) and _fits(x, conv.weight, conv.bias):
+        return convolve3x3(x, conv.weight, conv.bias, None, True, False)
+    return None
+
+
+def residual(x: Tensor, body: nn.Module) -> Tensor:
+    """Return x + body(x); in one pass per convolution if body holds a 3x3 convolution, a ReLU and another."""
+    found = _pair_of(body) if _open() else None
+    if found is None:
+        return x + body(x)
+    first, second, wrap = found
+    if x.shape[1] != second.out_channels or not all(_fits(x, each.weight, each.bias) for each in (first, second)):
+        return x + body(x)
+    x = channels_last(x)  # once for both
+    hidden = convolve3x3(x, first.weight, first.bias, None, wrap, True)
+    return convolve3x3(hidden, second.weight, second.bias, x, wrap, False)
+
+
+def _pair_of(body: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d, bool] | None:
+    """Return the two convolutions, and whether of range images, if that and a ReLU between is all that a call runs."""
+    if type(body) is not nn.Sequential or altered(body) or len(body) != 3:
+        return None
+    first, between, second = cast(Any, body)
+    if type(between) is not nn.ReLU or altered(between) or type(first) is not type(second):
+        return None
+    wrap = type(first) is RangeConv
+    if wrap:
+        if altered(first) or altered(second):
+            return None
+        first, second = first.conv, second.conv
+    return (first, second, wrap) if all(_bare(each, (0, 0) if wrap else (1, 1)) for each in (first, second)) else None
+
+
+def _bare(conv: nn.Module, border: tuple[int, int]) -> TypeGuard[nn.Conv2d]:
+    """Say whether a module is a convolution of stride 1 with this border of zeros, and its call does nothing else."""
+    return (
+        type(conv) is nn.Conv2d
+        and not altered(conv)
+        and not _has_any_global_hook()
+        and "_conv_forward" not in vars(conv)
+        and conv.padding_mode == "zeros"
+        and _steps_by_one(conv.stride, conv.dilation, conv.groups)
+        and _pair(conv.padding) in (border, "same" if any(border) else "valid")
+    )
 
 
 def _conv2d(
@@ -74,28 +118,51 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    bordered = _pair(stride) == (1, 1) == _pair(dilation) and _pair(padding) in ((1, 1), "same") and groups == 1
+    bordered = _steps_by_one(stride, dilation, groups) and _pair(padding) in ((1, 1), "same")
     if bordered and _fits(input, weight, bias):
         return convolve3x3(input, weight, bias, None, False, False)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _steps_by_one(stride: Any, dilation: Any, groups: int) -> bool:
+    return _pair(stride) == (1, 1) == _pair(dilation) and groups == 1
 
 
 def _pair(size: Any) -> Any:
     return (size, size) if isinstance(size, int) else size if isinstance(size, str) else tuple(size)
 
 
+def _open() -> bool:
+    """Say whether a context is open; a compiler cannot read the modes."""
+    return not torch.compiler.is_compiling() and any(
+        isinstance(mode, _Allowed) for mode in _get_current_function_mode_stack()
+    )
+
+
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     return (
-        not torch.compiler.is_compiling()  # first, because a compiler cannot read a context variable
-        and _entered.get() > 0
+        not torch.compiler.is_compiling()
+        and not hidden_from()  # before shapes are read, of which a tracer warns
         and not cpu._missing
-        and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
+        and all(
+            each.device.type == "cpu" and each.dtype == torch.float32 and each.layout == torch.strided
+            for each in tensors
+        )
         and x.ndim == 4
         and weight.shape[1:] == (x.shape[1], 3, 3)
         and len(weight) >= LEAST_CHANNELS
-        and len(x) * x.shape[2] * x.shape[3] >= LEAST_PIXELS
+        and _enough(len(x), x.shape[2], x.shape[3], max(x.shape[1], len(weight)))
         and not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported())
         and forward_ad._current_level < 0
-        and not hidden_from()
     )
+
+
+def _enough(images: int, height: int, width: int, channels: int) -> bool:
+    """Say whether Winograd's algorithm is the faster one.
+
+    A tile of 4x4 pixels takes as long as 9 pixels of a direct convolution, however many of its pixels the map has. The
+    transforms of the weights take as long as 48 tiles, or more where the weights exceed a second-level cache.
+    """
+    tiles = images * -(-height // 4) * -(-width // 4)
+    return 9 * (tiles + max(48, channels // 2)) <= images * height * width

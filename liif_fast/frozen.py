@@ -71,7 +71,7 @@ class frozen_weights:
         with self._lock:
             if key not in self._kept:
                 # While these are held, no other tensor can take their ids; the aliases keep the memory and its address.
-                self._kept[key] = pack(), [*params, *(param.detach() for param in params)]
+                self._kept[key] = _outside_inference(pack), [*params, *(param.detach() for param in params)]
                 if len(self._kept) > _MOST:
                     del self._kept[next(iter(self._kept))]
             packed: Packed = self._kept[key][0]
@@ -94,6 +94,14 @@ def pack_once(params: Sequence[Tensor], how: Hashable, pack: Callable[[], Packed
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return pack()
     return entered[-1]._packed(params, how, pack)
+
+
+def _outside_inference(pack: Callable[[], Packed]) -> Packed:
+    """Pack into tensors that have a version counter, because a packing may be packed further, as attention's is."""
+    if not torch.is_inference_mode_enabled():
+        return pack()
+    with torch.inference_mode(False), torch.no_grad():
+        return pack()
 
 
 def _identity(param: Tensor) -> Hashable:

@@ -1,5 +1,5 @@
-// Chunks of queries whose rows, one per (query, corner), are in
-// the order of the latent that they read, so that each latent's gradient is one sum in a fixed order.
+// Chunks of queries whose rows, one per (query, corner), are in the order of the latent that they read, so that each
+// latent's gradient is one sum in a fixed order.
 #pragma once
 
 #include "by_latent.h"

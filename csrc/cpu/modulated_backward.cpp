@@ -55,7 +55,7 @@ void forward(const ModulatedNet<T>& net, const Latents<Sum<T>>& latents, const R
     }
 }
 
-// Returns the gradient at h[0]; null if nobody wants a gradient that needs it.
+// Returns the gradient at h[0]; null if no wanted gradient needs it.
 template <typename T, typename Rows>
 const Sum<T>* back(const ModulatedNet<T>& net, const Backward<T>& backward, const Rows& rows, Tile<T> b,
                    const Gradients<T>& sum) {

@@ -1,6 +1,6 @@
 // The transforms of conv3x3, Winograd's F(4x4, 3x3) with the points 0, +-3/4, +-3/2 and infinity, compiled per
-// instruction set; kernel.h says what is computed. These points round less than 0, +-1, +-2 (docs/cpu.md), and all
-// their factors are exact. Vectors run over channels.
+// instruction set; kernel.h says what is computed. These points round less than 0, +-1, +-2 (docs/cpu.md), and
+// their factors for pixels and products are exact. Vectors run over channels.
 #pragma once
 
 #include "kernel.h"

@@ -55,20 +55,26 @@ def run(
     queries: Corners | Coordinates,
     net: CornerTransformer,
     dropout: float,
+    packs: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding."""
+    """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding.
+
+    `packs`, here and in `fused`: within `frozen_weights` what is made of the parameters alone is kept.
+    """
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
-        wide = _once(lambda: net.to(dtype), (run, dtype), feat, values, net)
+        wide = _once(packs, lambda: net.to(dtype), (run, dtype), feat, values, net)
         parts = form(feat.to(dtype), values.to(dtype), queries, wide, dropout)
     out, weight = (part if autocast_dtype(feat) is not None else part.to(feat.dtype) for part in parts)
     return out, weight
 
 
-def _once(pack: Callable[[], Packed], how: Hashable, feat: Tensor, values: Tensor, net: CornerTransformer) -> Packed:
+def _once(
+    packs: bool, pack: Callable[[], Packed], how: Hashable, feat: Tensor, values: Tensor, net: CornerTransformer
+) -> Packed:
     """Return what `pack` makes of the parameters, within `frozen_weights` an earlier result, but not in training."""
     params = [tensor for _, tensor in net.tensors()]
-    return pack() if trains(feat, values, *params) else pack_once(params, how, pack)
+    return pack_once(params, how, pack) if packs and not trains(feat, values, *params) else pack()
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -262,6 +268,7 @@ def factorised(
 def fused(
     operator: Callable[..., tuple[Tensor, Tensor]],
     product: Callable[[Tensor, Tensor], Tensor],
+    packs: bool,
     feat: Tensor,
     values: Tensor,
     queries: Corners | Coordinates,
@@ -270,7 +277,7 @@ def fused(
 ) -> tuple[Tensor, Tensor]:
     """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
     count = values.shape[1]
-    of, layers = _once(lambda: (shares(net, count), folded(net)), (fused, count), feat, values, net)
+    of, layers = _once(packs, lambda: (shares(net, count), folded(net)), (fused, count), feat, values, net)
     first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
     if isinstance(queries, Corners):
         at, rel, _ = queries  # of which one may be shared by all images while the other is not

@@ -44,16 +44,18 @@ def _start_amx() -> str:
 
     It never changes later in the process. The system is asked for the registers only here.
     """
-    on, why = (True, "by LIIF_FAST_CPU_ISA") if _wish().startswith("amx") else verdict.of_all("cpu", None, verdict.AMX)
+    on, why = True, "by LIIF_FAST_CPU_ISA"
+    if not _wish().startswith("amx"):
+        on, why = verdict.of_all("cpu", None, verdict.AMX, verdict.AMX_UNITS)
     refused = on and torch.ops.liif_fast.cpu_use_amx(True)
     return f"off: {refused}" if refused else f"{'on' if on else 'off'}, {why}"
 
 
 _missing = _load()
-# The instruction set of the chosen micro-kernel; LIIF_FAST_CPU_ISA selects a lesser one.
+# The instruction set of the chosen micro-kernel: the widest, or a lesser one that LIIF_FAST_CPU_ISA names.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
-AMX_MISSING: str = "the C++ kernels are not built" if _missing else torch.ops.liif_fast.cpu_missing_amx()
+AMX_MISSING: str = _missing or torch.ops.liif_fast.cpu_missing_amx()
 AMX: str = f"none: {AMX_MISSING}" if AMX_MISSING else _start_amx()  # in words
 
 
@@ -157,7 +159,7 @@ def attend_corners(
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product)
+    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product, False)
     return attention.run(form, feat, values, queries, transformer, dropout)
 
 

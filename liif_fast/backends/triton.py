@@ -181,8 +181,8 @@ def attend_corners(
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear)
-    return attention.run(form, feat, values, queries, transformer, dropout)
+    form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear, True)
+    return attention.run(form, feat, values, queries, transformer, dropout, packs=True)
 
 
 def _saved(

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class Verdict(NamedTuple):
         units = [of for found in self.results.values() for of in found.values()]
         passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
         if amx := self.results.get(AMX):  # for all or none
-            state = "on" if all(of.get("taken") for of in amx.values()) else "off"
+            state = "off" if _against(amx, AMX_UNITS) else "on"
             return f"{passed} of {len(units)} kinds of call passed, {taken} were faster: AMX is {state}"
         return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
 
@@ -87,6 +88,11 @@ class Verdict(NamedTuple):
 def unit(op: str, precision: str, training: bool) -> str:
     """Return the name of a kind of call, a key of the results."""
     return f"{op}, {precision}{', training' if training else ''}"
+
+
+# Which must have passed for AMX: all that have products of bfloat16 on a CPU.
+AMX_OPS = ("decode", "render", "fused_mlp", "fourier_decode", "modulated_decode")
+AMX_UNITS = tuple(unit(op, "bfloat16", training) for op in AMX_OPS for training in (False, True))
 
 
 def says(of: dict[str, Any]) -> str:
@@ -263,14 +269,19 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
     return {} if found is None else found.results.get(backend, {}).get(unit(op, precision(dtype), training), {})
 
 
-def of_all(kind: str, index: int | None, backend: str) -> tuple[bool, str]:
-    """Say whether every kind of call passed on a backend and was faster, and the date or what is against it."""
+def of_all(kind: str, index: int | None, backend: str, names: Sequence[str]) -> tuple[bool, str]:
+    """Say whether all named kinds of call passed on a backend and were faster, and the date or what is against it."""
     found = read(kind, index)
     units = {} if found is None else found.results.get(backend, {})
     if found is None or not units:
         return False, f"until `liif-fast qualify --device {kind}` has passed it here"
-    against = [f"{name}: {says(of)}" for name, of in units.items() if not of.get("taken")]
+    against = _against(units, names)
     return (False, against[0]) if against else (True, f"qualified {found.made}")
+
+
+def _against(units: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
+    every = {**{name: {} for name in names}, **units}
+    return [f"{name}: {says(of)}" for name, of in every.items() if not of.get("taken")]
 
 
 def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[str, ...]:

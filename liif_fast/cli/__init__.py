@@ -96,6 +96,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def given_path(text: str) -> str:
+    """Parse the name of a file or folder, with ~ for the home; an empty one would be the current folder."""
+    from argparse import ArgumentTypeError
+
+    if not text:
+        raise ArgumentTypeError("is empty; give a name")
+    return os.path.expanduser(text)
+
+
 def _give_up() -> None:
     """Discard output that cannot be written, because Python would fail to flush it at exit and return 120."""
     for stream in (sys.stdout, sys.stderr):

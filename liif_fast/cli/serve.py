@@ -2,10 +2,9 @@
 
 import argparse
 import ipaddress
-from os.path import expanduser
 from pathlib import Path
 
-from liif_fast.cli import EXIT_CODES
+from liif_fast.cli import EXIT_CODES, given_path
 from liif_fast.cli.view import MISSING, add_serving, make_server, serve
 from liif_fast.images import ImageFileError
 
@@ -20,7 +19,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser(
         "serve", help="serve photographs (IIIF)", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
     )
-    parser.add_argument("folder", type=expanduser, metavar="FOLDER", help="the folder; those inside are served, too")
+    parser.add_argument("folder", type=given_path, metavar="FOLDER", help="the folder; those inside are served, too")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )

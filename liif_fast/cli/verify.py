@@ -4,7 +4,7 @@ import argparse
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import add_device, add_plugin, say
+from liif_fast.cli import add_device, add_plugin, given_path, say
 
 if TYPE_CHECKING:
     from liif_fast.models.base import FeatureModel
@@ -25,7 +25,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "model", type=expanduser, metavar="MODEL", help="a .safetensors or .pth file, or a name; see models"
     )
     parser.add_argument(
-        "image", type=expanduser, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
+        "image", type=given_path, nargs="?", metavar="IMAGE", help="an image file (default: the bundled photograph)"
     )
     add_plugin(parser)
     parser.add_argument("--scale", type=float, default=4.0, metavar="S", help="factor of the reduction (default: 4)")

@@ -10,7 +10,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liif_fast.cli import EXIT_CODES, add_compute, say
+from liif_fast.cli import EXIT_CODES, add_compute, given_path, say
 from liif_fast.images import FORMATS, check_input, open_picture
 from liif_fast.images.writing import changes_colours
 
@@ -28,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser(
         "view", help="zoom into a photograph", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
     )
-    parser.add_argument("photo", type=expanduser, metavar="PHOTO", help="an image file")
+    parser.add_argument("photo", type=given_path, metavar="PHOTO", help="an image file")
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     add_serving(parser)
     parser.set_defaults(run=run)

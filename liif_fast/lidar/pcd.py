@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import IO
 
 import numpy as np
+
+from liif_fast.lidar.parsing import numbers, value
 
 _KINDS = {"F": "f", "I": "i", "U": "u"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -26,13 +29,20 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
     if lacking:
         raise ValueError(f"its header has no {', '.join(lacking)}")
     names, sizes, kinds = header["FIELDS"], header["SIZE"], header["TYPE"]
-    counts = [int(each) for each in header.get("COUNT", ["1"] * len(names))]
+    counts = _whole("COUNT", header.get("COUNT", ["1"] * len(names)))
+    lengths = _whole("SIZE", sizes)
     if not len(names) == len(sizes) == len(kinds) == len(counts) or any(kind not in _KINDS for kind in kinds):
         raise ValueError("its header's FIELDS, SIZE, TYPE and COUNT do not fit together")
-    number = int(header["POINTS"][0]) if "POINTS" in header else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
+    number = math.prod(
+        _whole(key, header[key][:1])[0] for key in (("POINTS",) if "POINTS" in header else ("WIDTH", "HEIGHT"))
+    )
     if number < 0 or not all(1 <= each <= MAX_COUNT for each in counts):
         raise ValueError(f"its header's POINTS is negative, or a COUNT is not from 1 to {MAX_COUNT}")
-    form = [(f"{i}", np.dtype(f"<{_KINDS[kinds[i]]}{int(sizes[i])}"), (counts[i],)) for i in range(len(names))]
+    types = [
+        value(np.dtype, "SIZE", f"<{_KINDS[kind]}{length}", "the size of a number")
+        for kind, length in zip(kinds, lengths, strict=True)
+    ]
+    form = [(f"{i}", each, (counts[i],)) for i, each in enumerate(types)]
     layout, body = np.dtype(form), file.read()
     data = header["DATA"][0].lower() if header["DATA"] else ""
     if data == "ascii":
@@ -67,6 +77,10 @@ def write(file: IO[bytes], table: np.ndarray) -> None:
     file.write(table.tobytes())
 
 
+def _whole(key: str, words: list[str]) -> list[int]:
+    return [value(int, key, word, "a whole number") for word in words]
+
+
 def _single(columns: dict[str, np.ndarray], names: list[str], counts: list[int]) -> dict[str, np.ndarray]:
     single = [i for i, count in enumerate(counts) if count == 1 and names[i] != "_"]
     return {names[i]: columns[f"{i}"][:, 0] for i in single}
@@ -83,7 +97,7 @@ def _ascii(body: bytes, layout: np.dtype, number: int) -> np.ndarray:
     width = sum(layout[name].shape[0] for name in layout.names or ())
     if len(words) < number * width:
         raise ValueError(f"cut short: {len(words)} numbers, {number * width} announced")
-    values = np.array(words[: number * width], np.float64).reshape(number, width)
+    values = numbers(words[: number * width]).reshape(number, width)
     table, first = np.empty(number, layout), 0
     for name in layout.names or ():
         last = first + layout[name].shape[0]

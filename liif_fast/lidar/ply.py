@@ -6,6 +6,8 @@ from typing import IO
 
 import numpy as np
 
+from liif_fast.lidar.parsing import numbers, value
+
 _KINDS = {
     "char": "i1",
     "uchar": "u1",
@@ -50,7 +52,7 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
         if words[:1] == ["format"]:
             form = words[1]
         elif words[:1] == ["element"]:
-            elements.append((words[1], int(words[2])))
+            elements.append((words[1], value(int, f"element {words[1]:.40}", words[2], "a whole number")))
         elif words[:1] == ["property"] and len(elements) == 1:
             if words[1] not in _KINDS:
                 raise ValueError(f"a property of its vertices is {words[1]!r:.40}, expected a number")
@@ -68,7 +70,7 @@ def read(file: IO[bytes]) -> dict[str, np.ndarray]:
         words_of_all = body.split(maxsplit=min(announced, len(body)))[:announced]  # more than 2^63 is no count
         if len(words_of_all) < announced:
             raise ValueError(f"cut short: {len(words_of_all)} numbers, {announced} announced")
-        values = np.array(words_of_all, np.float64).reshape(number, len(properties))
+        values = numbers(words_of_all).reshape(number, len(properties))
         return {name: values[:, i].astype(kind) for i, (name, kind) in enumerate(properties)}
     if len(body) < number * layout.itemsize:
         raise ValueError(f"cut short: {len(body)} bytes of data, {number * layout.itemsize} announced")

@@ -67,12 +67,14 @@ def read_scan(path: str | os.PathLike[str], point_floats: int | None = None) -> 
             return _read_bin(path, point_floats)
         if kind in (".pcd", ".ply"):
             with open(path, "rb") as file:
-                return from_fields((pcd if kind == ".pcd" else ply).read(file))
+                try:
+                    fields = (pcd if kind == ".pcd" else ply).read(file)
+                except LookupError as error:  # its text would be an index or a bare name
+                    raise ValueError("its header is damaged or lacks a part") from error
+            return from_fields(fields)
         return {".npy": _read_npy, ".npz": _read_npz, ".rimg": _read_rimg}[kind](path)
     except OSError:
         raise
-    except LookupError as error:  # its text would be an index or a bare name
-        raise ScanFileError(f"{path}: its header is damaged or lacks a part") from error
     except Exception as error:  # parsers of damaged files raise anything
         raise ScanFileError(f"{path}: {reason(error)}") from error
 

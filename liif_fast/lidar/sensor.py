@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from liif_fast.files import reason
+from liif_fast.lidar.parsing import value
 
 MAX_LINES = 4096
 
@@ -194,21 +195,25 @@ class Sensor:
             missing = [key for key in ("min_v", "max_v", "channels") if key not in content]
             if missing:
                 raise ValueError(f"no beams and no {', '.join(missing)}")
-            lines = int(content["channels"])
+            lines = value(int, "channels", content["channels"], "a whole number")
             if not 1 <= lines <= MAX_LINES:  # before memory is taken for them
                 raise ValueError(f"channels must be 1 to {MAX_LINES}, got {lines}")
-            beams = np.linspace(float(content["min_v"]), float(content["max_v"]), lines)
+            low, high = (value(float, key, content[key], "an elevation in degrees") for key in ("min_v", "max_v"))
+            beams = np.linspace(low, high, lines).tolist()
+        columns = "points_per_ring" if "points_per_ring" in content else "columns"
         return cls(
-            tuple(sorted(float(each) for each in beams)),
-            int(content.get("points_per_ring", content.get("columns", 1024))),
-            float(content.get("min_r", 0.3)),
-            float(content.get("max_r", 120.0)),
+            tuple(sorted(value(_elevations, "beams", beams, "a list of elevations in degrees"))),
+            value(int, columns, content.get(columns, 1024), "a whole number"),
+            value(float, "min_r", content.get("min_r", 0.3), "a range in metres"),
+            value(float, "max_r", content.get("max_r", 120.0), "a range in metres"),
             name,
         )
 
     @classmethod
     def _from_ouster(cls, content: Any, name: str) -> Sensor:
         """Read an Ouster's metadata, flat (old) or with `beam_intrinsics`, `lidar_data_format` and so on (new)."""
+        if not isinstance(content, Mapping):
+            raise ValueError(f"expected an Ouster's metadata, a mapping, got {type(content).__name__}")
         flat = dict(content)
         for part in ("beam_intrinsics", "lidar_data_format", "config_params", "sensor_info"):
             inner = flat.get(part)
@@ -216,9 +221,17 @@ class Sensor:
         angles = flat.get("beam_altitude_angles")
         if not angles:
             raise ValueError("no beam_altitude_angles: not an Ouster's metadata")
-        columns = flat.get("columns_per_frame") or int(str(flat.get("lidar_mode", "1024x10")).split("x")[0])
-        angles = np.sort(np.asarray(angles, np.float64).ravel())[::-1]
-        return cls(tuple(angles.tolist()), int(columns), 0.3, 200.0, flat.get("prod_line", name))
+        angles = sorted(value(_elevations, "beam_altitude_angles", angles, "a list of degrees"), reverse=True)
+        key = "columns_per_frame" if flat.get("columns_per_frame") else "lidar_mode"
+        columns = str(flat.get(key, "1024x10")).partition("x")[0]
+        count = value(int, key, columns, "a whole number of columns")
+        return cls(tuple(angles), count, 0.3, 200.0, flat.get("prod_line", name))
+
+
+def _elevations(beams: Any) -> list[float]:
+    if not isinstance(beams, list):
+        raise TypeError
+    return np.array(beams, np.float64).ravel().tolist()
 
 
 @cache

@@ -1,8 +1,8 @@
 """EDSR (Lim et al., arXiv 1707.02921) as an encoder: residual blocks without normalisation."""
 
 from functools import partial
-from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from liif_fast.convolution import residual
@@ -19,9 +19,8 @@ class ResBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.res_scale == 1:
-            first, _, second = cast(Any, self.body)
-            return residual(x, self.body, first, second, wrap=False)
+        if not torch.jit.is_scripting() and self.res_scale == 1:
+            return residual(x, self.body)
         return x + self.body(x) * self.res_scale
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from liif_fast import functional
 from liif_fast.attention import Block, Corners, CornerTransformer
 from liif_fast.checks import check_queries
-from liif_fast.convolution import fast_convolutions, range_convolution, residual
+from liif_fast.convolution import RangeConv, fast_convolutions, residual
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.liif import LIIF
 from liif_fast.models.registry import make, register
@@ -38,30 +38,15 @@ def check_lidar_in(lidar_in: Any) -> None:
         raise ValueError(f"lidar_in must have 0 <= min_r < max_r <= norm_r, got {dict(lidar_in)}")
 
 
-class _RangeConv2d(nn.Conv2d):
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return range_convolution(input, weight, bias)
-
-
-class RangeConv(nn.Module):
-    """A 3x3 convolution of a range image with replicated rows and circular columns at the borders."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = _RangeConv2d(in_channels, out_channels, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class _Block(nn.Module):
     def __init__(self, n_feats: int) -> None:
         super().__init__()
         self.body = nn.Sequential(RangeConv(n_feats, n_feats), nn.ReLU(inplace=True), RangeConv(n_feats, n_feats))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, _, second = cast(Any, self.body)
-        return residual(x, self.body, first.conv, second.conv, wrap=True)
+        if not torch.jit.is_scripting():
+            return residual(x, self.body)
+        return x + self.body(x)
 
 
 @register("edsr-lidar")
@@ -205,7 +190,10 @@ class ILN(FeatureModel):
         return True
 
     def gen_feat(self, inp: Tensor) -> Tensor:
-        """Encode a range image with fast convolutions (`liif_fast.convolution`); otherwise as every model."""
+        """Encode a range image with fast convolutions (`liif_fast.convolution`); otherwise as every model.
+
+        A part of the encoder that you give to `torch.utils.checkpoint` must enter `fast_convolutions` itself.
+        """
         with fast_convolutions():
             return super().gen_feat(inp)
 

@@ -35,8 +35,7 @@ def _backward_fake(
 conv3x3 = define(
     "conv3x3", "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool wrap, bool relu) -> Tensor", _fake
 )
-# Return the gradients of x, weight and bias. With the output of a ReLU, the gradient passes
-# where it is positive.
+# Return the gradients of x, weight and bias. With `out`, the output of a ReLU, the gradient passes unless that is <= 0.
 conv3x3_backward = define(
     "conv3x3_backward",
     "(Tensor grad, Tensor x, Tensor weight, Tensor? out, bool wrap, bool[] wanted) -> Tensor[]",
@@ -44,11 +43,14 @@ conv3x3_backward = define(
 )
 
 
+def wrapped(x: Tensor) -> Tensor:
+    """Return a range image [B, C, H, W] with a border of one pixel, [B, C, H + 2, W + 2]."""
+    return F.pad(F.pad(x, (0, 0, 1, 1), mode="replicate"), (1, 1, 0, 0), mode="circular")
+
+
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, wrap: bool, relu: bool) -> Tensor:
     """Compute `conv3x3` by PyTorch's convolution."""
-    if wrap:
-        x = F.pad(F.pad(x, (0, 0, 1, 1), mode="replicate"), (1, 1, 0, 0), mode="circular")
-    out = F.conv2d(x, weight, bias, padding=0 if wrap else 1)
+    out = F.conv2d(wrapped(x) if wrap else x, weight, bias, padding=0 if wrap else 1)
     out = out if addend is None else out + addend
     return out.relu_() if relu else out
 
@@ -66,19 +68,21 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, addend, out = ctx.saved_tensors
-        inputs, wanted, (wrap, relu) = (x, weight, bias, addend), ctx.needs_input_grad[2:], ctx.switches
+        inputs, wanted, (wrap, relu) = [x, weight, bias, addend], ctx.needs_input_grad[2:], ctx.switches
         if torch.is_grad_enabled():  # the gradient will itself be differentiated, as PyTorch's convolution can be
+            # Views, because one input may depend on another, and this gradient must stop at each.
+            x, weight, bias, addend = inputs = [None if each is None else each.view_as(each) for each in inputs]
             asked = [each for each, want in zip(inputs, wanted, strict=True) if want]
             again = iter(
                 torch.autograd.grad(plain(x, weight, bias, addend, wrap, relu), asked, grad, create_graph=True)
             )
             return None, None, *(next(again) if want else None for want in wanted)
-        grads = conv3x3_backward(_channels_last(grad), x, weight, out, wrap, wanted[:3])
-        of_addend = (grad if out is None else grad * (out > 0)) if wanted[3] else None
+        grads = conv3x3_backward(channels_last(grad), x, weight, out, wrap, wanted[:3])
+        of_addend = (grad if out is None else grad.masked_fill(out <= 0, 0)) if wanted[3] else None
         return None, None, *(each if want else None for each, want in zip(grads, wanted[:3], strict=True)), of_addend
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """Return a map [B, C, H, W] with the channels of a pixel side by side, a copy unless they are."""
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
 
@@ -87,5 +91,5 @@ def convolve3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, wrap: bool, relu: bool
 ) -> Tensor:
     """Return relu(conv(x) + bias + addend), [B, out, H, W] in channels-last order, from maps in any layout."""
-    inputs = _channels_last(x), weight, bias, None if addend is None else _channels_last(addend)
+    inputs = channels_last(x), weight, bias, None if addend is None else channels_last(addend)
     return _Conv3x3.apply(wrap, relu, *inputs) if trains(*inputs) else conv3x3(*inputs, wrap, relu)

@@ -196,10 +196,13 @@ def _fourier_backward(
     biases: Any,
     saved: Shape,
     wanted: Sequence[bool],
-    *_: Any,
+    backend: str | None,
 ) -> int:
     rows, first = 4 * prod(coord[:2]), wanted[0] or wanted[1] or wanted[-1]
-    again = max(rows - saved[-2], 0) * _layers(weights[:-1]) + 4 * rows * phase[0]  # the angles, always
+    lost = max(rows - saved[-2], 0)
+    # The C++ kernels compute all angles; Triton's those of rows computed again, and all for what is before a layer.
+    angles = rows if backend is None else lost + rows * (first or wanted[2])
+    again = lost * _layers(weights[:-1]) + 4 * angles * phase[0]
     layers = [rows * _layers([weight]) for weight in weights]
     return 8 * rows * phase[0] * first + _backward(layers, wanted[2:-1], first) + again
 

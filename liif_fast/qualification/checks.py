@@ -23,7 +23,10 @@ FLOOR = 12
 FLIPS = 0.1  # relative to a gradient: in half precision a ReLU's input near 0 may round to either side
 NEAR_ZERO = 4e-6  # it may in float32 too, so a query with an input this near to 0 gets no gradient
 SQUARE = (8, 8)  # (H, W) of a map whose cells, times its size, can be exact integers
-BLEND = 16  # roundings of the weights of four corners and of their sum
+BLEND = 16  # roundings of the weights of four corners and of their sum, in float32
+# Of a neuron's weights so many are drawn, of which a third is 0: outputs shall depend on every input, and no sum pass
+# 256, beyond which bfloat16 has not every integer.
+ENTERS, GOES_ON = 24, 6
 LOOSE = 0.05  # relative to an output: a wrong address causes larger errors
 CPU = torch.device("cpu")
 
@@ -133,13 +136,14 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
 def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early.
 
-    `fourier_decode` gets angles of whole quarter turns, whose sines and cosines are integers, and `attend_corners` four
-    equal logits. Both blend four corners, which rounds: their bound is a few roundings of the largest sum.
+    `fourier_decode` gets angles of whole quarter turns, whose sines and cosines are integers. It blends four corners,
+    which rounds: its bound is a few roundings of the largest sum. `attend_corners` has norms, which give no integers.
     """
-    if unit.op == "gather_corners" or unit.training:
+    if unit.op in ("gather_corners", "attend_corners") or unit.training:
         return
+    waves = unit.op == "fourier_decode"
     network = network._replace(switches=Switches(local_ensemble=False))
-    problem = Problem(network, unit, device, seed, SQUARE)
+    problem = Problem(network, unit, device, seed, SQUARE if waves else None)
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor: Tensor, share: float) -> None:
@@ -148,21 +152,20 @@ def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> N
 
     for each in (problem.feat, problem.x, *problem.biases):
         fill(each, 1.0)
-    if unit.op == "attend_corners":
-        problem.weights[transformer.HEAD].zero_()
-    else:
-        for weight in problem.weights:
-            fill(weight, 2 / weight.shape[1])
-    if unit.op == "fourier_decode":
+    for layer, weight in enumerate(problem.weights):
+        fill(weight, (ENTERS if layer == 0 else GOES_ON) / weight.shape[1])
+    if waves:
         problem.feat[:, problem.feat.shape[1] // 2 :] = 0  # the frequencies, whose products with rel are not integers
         problem.phase.copy_(torch.randint(-1, 2, problem.phase.shape, generator=generator) / 2)
         problem.cell.copy_(torch.randint(0, 4, problem.cell.shape, generator=generator) / SQUARE[0])
-    elif unit.op != "attend_corners":
+    else:
         problem.weights[0][:, -problem.terms :] = 0  # rel and cell are not integers
+    if unit.op == "modulated_decode":
+        problem.feat[:, : sum(problem.network.hidden)].clamp_(max=0)  # the scales, so that neurons are kept or left out
     exact = problem.to(CPU, torch.float64).formula([])
     found = problem.to(device).run(unit.backend).cpu()
-    blended = unit.op in ("fourier_decode", "attend_corners")
-    allowed = BLEND * torch.finfo(found.dtype).eps * exact.abs().max().item() if blended else 0.0
+    roundings = torch.finfo(found.dtype).eps + BLEND * EPS["float32"] if waves else 0.0
+    allowed = roundings * exact.abs().max().item()
     if not (found.double() - exact).abs().max() <= allowed:  # NaN
         raise Wrong("sums of small integers are not exact")
 
@@ -274,7 +277,7 @@ def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> No
 
 
 def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: Callable[[str], None]) -> None:
-    """Check offsets beyond 2^31 elements in the map and, in training, in the stored activations.
+    """Check offsets beyond 2^31 elements: in inference in the map, in training in the stored activations.
 
     It runs in float16 and if memory allows. It is not in `CHECKS`, because parallel processes would compete for memory.
     """
@@ -283,7 +286,8 @@ def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: C
         return
     if torch.cuda.mem_get_info(device)[0] < 40 * 2**30:
         return
-    if unit.training and unit.op != "attend_corners":  # which keeps no activations
+    # attend_corners stores no activations. Nothing examines offsets in the gradient of a large map, of any operator.
+    if unit.training and unit.op != "attend_corners":
         far_activations(unit, device, network, seed, 700_001)
     elif not unit.training and unit.op != "fused_mlp":
         far_latents(unit, device, network, seed, 2900)

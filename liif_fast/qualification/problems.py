@@ -22,7 +22,6 @@ from liif_fast.qualification import transformer
 OPS = ("gather_corners", "decode", "render", "fused_mlp", "fourier_decode", "attend_corners")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",), AMX: ("bfloat16",)}
-AMX_OPS = ("decode", "render", "fused_mlp", "fourier_decode")  # the others have no products of bfloat16
 # (H, W) of the map, queries per image, and images of most checks.
 USUAL = {"large": ((13, 17), 301, 2), "small": ((3, 4), 7, 1)}
 HEADS = 8  # of a transformer
@@ -92,6 +91,7 @@ def extent(device: torch.device) -> str:
 class Problem:
     """The inputs of one call, made on the CPU from a seed and then moved to a device.
 
+    `modulated_decode` has as many neurons in each layer as the network's first, and latents hold what modulates them.
     `fourier_decode` has four values a latent for each channel of the network, and always all four corners and a cell.
     For `attend_corners` x is what it blends, as many maps as the network has outputs; `weights` are the transformer's.
 
@@ -118,9 +118,12 @@ class Problem:
         usual = USUAL[extent(device)]
         shape, queries, batch = shape or usual[0], queries or usual[1], batch or usual[2]
         generator = torch.Generator().manual_seed(seed)
-        waves = unit.op == "fourier_decode"
+        waves, modulated = unit.op == "fourier_decode", unit.op == "modulated_decode"
         if waves:
             network = network._replace(switches=Switches(feat_unfold=False))
+        if modulated:
+            switches = network.switches._replace(feat_unfold=False)
+            network = network._replace(hidden=network.hidden[:1] * len(network.hidden), switches=switches)
         self.network, self.unit, self.device = network, unit, device
         self.low = DTYPES[unit.precision]
         self.autocast = unit.training and self.low != torch.float32
@@ -134,6 +137,7 @@ class Problem:
 
         attends = unit.op == "attend_corners"
         channels = network.width if attends else network.channels * (4 if waves else 1)
+        channels += 2 * sum(network.hidden) if modulated else 0
         self.feat = torch.randn(batch, channels, *shape, generator=generator).to(dtype)
         rows = queries if unit.op == "fused_mlp" else 1
         self.x = torch.randn(batch, rows, widths[0], generator=generator).to(dtype)
@@ -198,6 +202,9 @@ class Problem:
             coord, cell = self.coord[:, part], self.cell[:, part]
             if self.unit.op == "attend_corners":
                 return self._attended(coord, backend=backend)
+            if self.unit.op == "modulated_decode":
+                del options["feat_unfold"]
+                return functional.modulated_decode(self.feat, coord, cell, *layers, recompute=recompute, **options)
             if self.unit.op == "fourier_decode":
                 return functional.fourier_decode(
                     self.feat, coord, cell, self.phase, *layers, backend=backend, recompute=recompute
@@ -253,7 +260,8 @@ class Problem:
             return x if self.unit.training else torch.cat([x, weight.unsqueeze(-1).to(x.dtype)], -1)
         if self.unit.op == "fourier_decode":
             x = functional.fourier_features(x, self.phase)
-        out = (self._network(x, hidden) * weight.unsqueeze(-1)).sum(2)
+        form = self._modulated if self.unit.op == "modulated_decode" else self._network
+        out = (form(x, hidden) * weight.unsqueeze(-1)).sum(2)
         return out.transpose(1, 2).unflatten(2, self.size) if self.unit.op == "render" else out
 
     def _attended(self, coord: Tensor, backend: str) -> Tensor:
@@ -267,6 +275,17 @@ class Problem:
                 hidden.append(x.detach())
             x = F.linear(F.relu(x) if layer else x, weight, bias)
         return x
+
+    def _modulated(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
+        depth, neurons = len(self.weights) - 1, len(self.weights[0])
+        latent, x = x.tensor_split([2 * depth * neurons], -1)
+        scales, shifts = latent.unflatten(-1, (2, depth, neurons)).unbind(-3)
+        for layer in range(depth):
+            x = F.linear(x, self.weights[layer], self.biases[layer])
+            x = x * (1 + scales[..., layer, :]) + shifts[..., layer, :]
+            hidden.append(x.detach())
+            x = F.relu(x)
+        return F.linear(x, self.weights[-1], self.biases[-1])
 
 
 def _runs(backend: str) -> str:

@@ -24,7 +24,7 @@ import torch
 from liif_fast.backends import QUALIFIED, cpu, verdict
 from liif_fast.backends.verdict import Verdict
 from liif_fast.devices import pick_device
-from liif_fast.qualification.problems import AMX_OPS, OPS, PRECISIONS, Unit, interprets
+from liif_fast.qualification.problems import OPS, PRECISIONS, Unit, interprets
 
 ROUNDS = 3  # so many processes must find a kernel correct, because some faults show in one process only
 PATIENCE = 120.0  # seconds for one check, including the compilation of its kernels
@@ -81,7 +81,7 @@ def _units(device: torch.device) -> list[Unit]:
     precisions = PRECISIONS.get(device.type, ())
     if device.type == "cpu" and not interprets():
         names = () if cpu.AMX_MISSING else (verdict.AMX,)
-        operators, precisions = AMX_OPS, PRECISIONS[verdict.AMX]
+        operators, precisions = verdict.AMX_OPS, PRECISIONS[verdict.AMX]
     return [Unit(*each) for each in product(names, operators, precisions, (False, True))]
 
 

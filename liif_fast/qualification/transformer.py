@@ -9,7 +9,6 @@ from torch import Tensor
 from liif_fast.attention import Block, CornerTransformer
 
 SHARED = (3, 5)  # parameters on which no weight depends, for they add the same to all four logits: norm_bias, head_bias
-HEAD = 4  # the one that a softmax of equal logits needs to be zero
 
 
 def make(width: int, depth: int, heads: int, hidden: int, uniform: Callable[..., Tensor]) -> CornerTransformer:

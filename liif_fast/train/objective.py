@@ -5,13 +5,11 @@ tells, so a small model learns from fewer samples.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from liif_fast.convolution import fast_convolutions
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.data.samples import Sample
 from liif_fast.models.base import FeatureModel
@@ -42,13 +40,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Sequence[Sample]) -> Tensor:
         """Sum the absolute normalised errors of each sample; groups (`samples.group`) are in [0, 1]. float32 [B]."""
-        compiled = getattr(getattr(self.model, "encoder", None), "_compiled_call_impl", None) is not None
-        fast = batch[0]["inp"].device.type == "cpu" and not compiled
-        with fast_convolutions() if fast else nullcontext():
-            preds = self._predict(self.model, batch, self.autocast)
+        preds = self._predict(self.model, batch, self.autocast)
         errors = [_error(pred, self.norm.target(group["gt"])) for pred, group in zip(preds, batch, strict=True)]
         if self.teacher is not None:
-            with torch.no_grad(), fast_convolutions() if fast else nullcontext():
+            with torch.no_grad():
                 taught = self._predict(self.teacher, batch, self.autocast)
             distances = [_error(pred, lesson) for pred, lesson in zip(preds, taught, strict=True)]
             errors = [torch.lerp(*each, self.weight) for each in zip(errors, distances, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from liif_fast import distributed
+from liif_fast.convolution import fast_convolutions
 from liif_fast.data.samples import Sample
 from liif_fast.models.catalogue import find_model, load_upscaler
 from liif_fast.train.config import OPTIMIZERS, Config
@@ -66,8 +67,10 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         loss, errors = torch.zeros((), dtype=torch.float32, device=self.device), []
         for number, (batch, counted) in enumerate(zip(batches, counts, strict=True)):
-            with self._without_exchange() if number < len(batches) - 1 else contextlib.nullcontext():
-                error = self._call(batch)
+            exchange = self._without_exchange() if number < len(batches) - 1 else contextlib.nullcontext()
+            with exchange:
+                with self._fast_convolutions():
+                    error = self._call(batch)
                 part = error.sum() * (share if counted else 0.0)
                 self.scaler.scale(part).backward()
             loss += part.detach()
@@ -132,6 +135,10 @@ class Stepper:
                     # In its parameter's strides, because fused optimizers on a CPU walk raw memory.
                     values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         return remarks
+
+    def _fast_convolutions(self) -> contextlib.AbstractContextManager[object]:
+        fast = self.device.type == "cpu" and not self.config.compile
+        return fast_convolutions() if fast else contextlib.nullcontext()
 
     def _share(self, values: int) -> float | Tensor:
         """Return the weight of one value's error with which DDP's mean over processes is the mean over all values."""

@@ -50,13 +50,18 @@ def state(results):
     assert verdict.faster("cpu", None, ("decode", torch.bfloat16, False)) == ()
     return cpu.AMX, emulator.count() > before
 
+def others(**some):
+    return {name: some.get(name.partition(",")[0], right) for name in verdict.AMX_UNITS}
+
 right = {"correct": True, "taken": True, "ratio": 2.0, "than": "avx512bf16"}
 slow = {**right, "taken": False}
 assert state({}) == ("off, until `liif-fast qualify --device cpu` has passed it here", False)
 wrong = {"correct": False, "why": "nans"}
-assert state({"decode, bfloat16": right, "render, bfloat16": wrong}) == ("off, render, bfloat16: WRONG: nans", False)
-assert state({"decode, bfloat16": right, "render, bfloat16": slow})[1] is False
-assert state({"decode, bfloat16": right, "render, bfloat16": right}) == ("on, qualified 2026-01-01", True)
+assert state(others(render=wrong)) == ("off, render, bfloat16: WRONG: nans", False)
+assert state(others(render=slow))[1] is False
+some = {"decode, bfloat16": right, "render, bfloat16": right}
+assert state(some) == ("off, decode, bfloat16, training: not decided: not examined", False)
+assert state(others()) == ("on, qualified 2026-01-01", True)
 """
 
 

@@ -34,6 +34,20 @@ def test_factorised_formula_is_the_reference(size):
     common.check(eager.decode_projected_chunks(feat, queries, weights, biases, chunk=100), expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.xdist_group("export")  # one worker pays for the start of the exporter and the runtimes
+def test_exported_graphs_are_the_reference(monkeypatch):
+    """In several chunks and a rest, on every runtime."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "FACTORISED_CHUNK", 100)
+    problem, queries, expected = problem_and_image(SIZES[1])
+    calls = runtimes.calls(problem, queries)
+    assert set(calls) == set(rivals.KEEPERS)
+    for call in calls.values():
+        common.check(call(), expected)
+
+
 class SignalStack(ctypes.Structure):
     _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 

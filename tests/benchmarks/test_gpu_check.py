@@ -213,7 +213,8 @@ def test_a_failing_test_is_counted_as_one(tmp_path):
         "import os, pytest\ndef test_wrong():\n    assert 1 == 2, 'so it is'\n"
         "def test_skipped():\n    pytest.skip('no')\ndef test_dies():\n    os.abort()\n"
     )
-    group = gpu_check.Group((str(tmp_path / "test_wrong.py"), "-c", "/dev/null"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    group = gpu_check.Group((str(tmp_path / "test_wrong.py"), "-c", str(tmp_path / "pytest.ini")))
     found = gpu_check.run_tests(True, group, log=tmp_path / "log")
     assert found["ok"] is False and found["skipped"] == {"no": 1}
     assert any("so it is" in message for message in found["failed"].values())
@@ -248,6 +249,12 @@ def test_a_wrong_attention_is_named(monkeypatch):
     found = gpu_attend.attend(True)
     assert not found["ok"]
     assert all(each.startswith("Wrong: output: error ") for each in found["checks"].values())
+
+
+def test_a_mistake_of_the_script_is_no_wrong_attention(monkeypatch):
+    monkeypatch.setattr(gpu_attend.checks, "examine", raising(KeyError("cpu")))
+    with pytest.raises(KeyError):
+        gpu_attend.attend(True)
 
 
 def test_a_variant_with_other_bits_is_counted(monkeypatch):

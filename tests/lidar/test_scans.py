@@ -148,6 +148,18 @@ def test_forms_of_ply(form: str, tmp_path: Path) -> None:
         ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nDATA binary\n", "its header is damaged or lacks a part"),
         ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS\nDATA binary\n", "its header is damaged or lacks a part"),
         ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nCOUNT 1000000000\nPOINTS 1\nDATA binary\n", "not from 1 to 65536"),
+        ("a.pcd", b"FIELDS x\nSIZE a\nTYPE F\nPOINTS 1\nDATA ascii\n", "SIZE must be a whole number, got 'a'"),
+        ("a.pcd", b"FIELDS x\nSIZE 3\nTYPE F\nPOINTS 1\nDATA ascii\n", "SIZE must be the size of a number"),
+        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nCOUNT x\nPOINTS 1\nDATA ascii\n", "COUNT must be a whole number"),
+        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS nan\nDATA ascii\n", "POINTS must be a whole number, got 'nan'"),
+        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nWIDTH 1\nHEIGHT x\nDATA ascii\n", "HEIGHT must be a whole number"),
+        ("a.pcd", b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA ascii\nx", "number 1 of its data must be a number"),
+        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex x\nend_header\n", "element vertex must be a whole number"),
+        (
+            "a.ply",
+            b"ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1 b\n",
+            "number 2 of its data must be a number, got 'b'",
+        ),
         ("a.ply", b"plywood", "not a PLY file"),
         ("a.ply", b"ply\nformat\nend_header\n", "its header is damaged or lacks a part"),
         (
@@ -175,6 +187,16 @@ def test_what_is_no_scan_says_so_in_one_line(name: str, content: bytes, message:
     with pytest.raises(ScanFileError, match=message) as caught:
         read_scan(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_error_in_other_parsers_is_no_damaged_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise KeyError("its own words")
+
+    monkeypatch.setattr("liif_fast.lidar.scan._read_npy", fail)
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(ScanFileError, match=r"a\.npy: 'its own words'"):
+        read_scan(tmp_path / "a.npy")
 
 
 def test_pickles_and_odd_arrays_are_refused(tmp_path: Path) -> None:

@@ -393,3 +393,6 @@ def test_fast_convolutions_of_the_encoder():
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
     assert torch.equal(encode(model.encoder, inp, 64), plain)
+    torch.compiler.reset()
+    compiled = torch.compile(model.gen_feat, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(inp), plain)

@@ -231,3 +231,16 @@ def test_the_operator_checks_what_it_relies_on():
     ):
         with pytest.raises(RuntimeError):
             torch.ops.liif_fast.attend_corners(*good[:place], wrong, *good[place + 1 :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "torch", FUSED])
+def test_frozen_weights_do_not_affect_a_backend_that_packs_nothing(backend, dtype):
+    """Not even where weights change through `.data`, which no version counter counts."""
+    problem = Attention(8, 2, 2, 8, queries=9, dtype=dtype)
+    with torch.no_grad(), functional.frozen_weights():
+        problem.run(backend)
+        for _, parameter in problem.net.tensors():
+            parameter.data.mul_(-1.5)
+        found = problem.run(backend)
+    assert all(torch.equal(one, other) for one, other in zip(found, problem.run(backend), strict=True))

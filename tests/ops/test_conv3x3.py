@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from liif_fast.backends import cpu
-from liif_fast.convolution import fast_convolutions, range_convolution, residual
+from liif_fast.convolution import RangeConv, fast_convolutions, residual
+from liif_fast.models.edsr import EDSR, ResBlock
+from liif_fast.models.iln import EDSRLiDAR
 from liif_fast.ops.conv3x3 import conv3x3, convolve3x3, plain
 
 from .support import run_python
@@ -129,6 +132,37 @@ def test_second_derivative():
     assert torch.autograd.gradgradcheck(lambda *each: convolve3x3(*each, True, False), inputs)
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_second_derivative_of_inputs_that_share_a_graph(wrap):
+    """Two residual blocks with the same weights, whose map is the addend, too."""
+    (x, weight, _, _), _ = problem((1, 4, 4, 5, 6), torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight.requires_grad_()
+
+    def penalty(function):
+        out = x
+        for _ in range(2):
+            out = function(function(out, weight, None, None, wrap, True), weight, None, out, wrap, False)
+        grads = torch.autograd.grad(out.square().sum(), (x, weight), create_graph=True)
+        return *grads, *torch.autograd.grad(sum(each.square().sum() for each in grads), (x, weight))
+
+    for one, other in zip(penalty(convolve3x3), penalty(plain), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_through_outputs_that_are_not_finite(value):
+    """As PyTorch's ReLU, which stops gradients where its output is zero."""
+    (x, weight, bias, addend), grad = problem((1, 6, 8, 5, 4))
+    addend[0, 3, 2, 2], grad[0, 1] = value, value
+    leaf = addend.requires_grad_()
+    of_addend = [
+        torch.autograd.grad(function(x, weight, bias, leaf, False, True), leaf, grad)[0]
+        for function in (convolve3x3, plain)
+    ]
+    torch.testing.assert_close(*of_addend, equal_nan=True)
+
+
 def test_empty_maps():
     weight = torch.randn(16, 3, 3, 3)
     for shape in ((0, 3, 4, 5), (1, 3, 0, 5), (1, 3, 4, 0)):
@@ -158,6 +192,47 @@ def calls(function):
     with torch.profiler.profile() as profile:
         out = function()
     return out, any(each.key == "liif_fast::conv3x3" for each in profile.key_averages())
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Centred(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+def exchange(position, module):
+    """Return a change that puts a module of that type, with the old one's weights, at a position."""
+
+    def change(body):
+        held = body[position].conv if hasattr(body[position], "conv") else body[position]
+        made = module(16, 16, 3, padding=held.padding)
+        made.load_state_dict(held.state_dict())
+        if held is body[position]:
+            body[position] = made
+        else:
+            body[position].conv = made
+
+    return change
+
+
+def double_relu(module, args, out):
+    return 2 * out if isinstance(module, nn.ReLU) else None
+
+
+CHANGES = {
+    "LeakyReLU": lambda body: body.__setitem__(1, nn.LeakyReLU(0.3)),
+    "ReLU6": lambda body: body.__setitem__(1, nn.ReLU6()),
+    "four layers": lambda body: body.append(nn.Tanh()) and None,
+    "one layer": lambda body: body.__delitem__(slice(1, 3)),
+    "forward": exchange(0, Doubled),
+    "_conv_forward": exchange(2, Centred),
+    "hook": lambda body: body[1].register_forward_hook(double_relu),
+    "global hook": lambda body: nn.modules.module.register_module_forward_hook(double_relu),
+}  # fmt: skip
 
 
 class TestFastConvolutions:
@@ -199,24 +274,70 @@ class TestFastConvolutions:
         assert not self.run(nn.Conv2d(16, 24, 3, padding=1), self.x[..., :10])[1]
         assert not self.run(nn.Conv2d(16, 3, 3, padding=1))[1]
         assert not self.run(nn.Conv2d(16, 24, 1))[1]
+        assert not self.run(nn.Conv2d(16, 24, 3, padding=1), torch.randn(300, 16, 2, 2))[1]  # tiles hold four pixels
+        assert not self.run(nn.Conv2d(16, 256, 3, padding=1))[1]
 
     def test_takes_range_images(self):
-        layer = nn.Conv2d(16, 24, 3)
-        out, fast = self.run(lambda x: range_convolution(x, layer.weight, layer.bias))
+        layer = RangeConv(16, 24)
+        out, fast = self.run(layer)
         assert fast
-        torch.testing.assert_close(
-            out, plain(self.x, layer.weight, layer.bias, None, True, False), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(out, layer(self.x), rtol=1e-5, atol=1e-5)
 
-    def test_hooks_of_a_residual_block_run(self):
-        body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 16, 3, padding=1))
-        out, fast = self.run(lambda x: residual(x, body, body[0], body[2], False))
-        assert fast
-        torch.testing.assert_close(out, self.x + body(self.x), rtol=1e-5, atol=1e-5)
-        seen = []
-        body[1].register_forward_hook(lambda *_: seen.append(1))
-        self.run(lambda x: residual(x, body, body[0], body[2], False))
-        assert seen
+    def test_leaves_changed_range_convolutions(self):
+        layer = RangeConv(16, 24)
+        layer.conv.register_forward_hook(lambda module, args, out: 2 * out)
+        out, fast = self.run(layer)
+        assert not fast
+        assert torch.equal(out, layer(self.x))
+
+    def test_takes_residual_blocks(self):
+        for block in (ResBlock(16, 1), EDSRLiDAR(1, 16).body[0]):
+            for x in (self.x, self.x.contiguous(memory_format=torch.channels_last)):
+                with fast_convolutions(), torch.no_grad(), torch.profiler.profile() as profile:
+                    out = residual(x, block.body)
+                counts = {each.key: each.count for each in profile.key_averages()}
+                assert counts["liif_fast::conv3x3"] == 2 and counts.get("aten::copy_", 0) == (x is self.x)
+                torch.testing.assert_close(out, block(x), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("change", CHANGES, ids=CHANGES)
+    @pytest.mark.parametrize("make", [lambda: ResBlock(16, 1), lambda: EDSRLiDAR(1, 16).body[0]], ids=["EDSR", "ILN"])
+    def test_changed_residual_blocks_run_as_they_are(self, make, change):
+        block = make()
+        undo = CHANGES[change](block.body)
+        try:
+            with torch.no_grad():
+                expected, (out, _) = block(self.x), self.run(block)
+        finally:
+            if undo is not None:
+                undo.remove()
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "options", [{"dilation": 2, "padding": 2}, {"padding": 1, "padding_mode": "reflect"}], ids=str
+    )
+    def test_other_convolutions_in_a_residual_block(self, options):
+        block = ResBlock(16, 1)
+        block.body[0] = nn.Conv2d(16, 16, 3, **options)
+        torch.testing.assert_close(self.run(block)[0], block(self.x), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("record", [torch.jit.script, torch.fx.symbolic_trace])
+    def test_encoders_can_be_recorded(self, record):
+        x = self.x[:, :1]
+        for encoder in (EDSR(1, 16, no_upsampling=True, n_colors=1), EDSRLiDAR(1, 16)):
+            torch.testing.assert_close(record(encoder)(x), encoder(x))
+
+    def test_checkpoint_with_the_context_inside(self):
+        layers = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+        def run(x):
+            with fast_convolutions():
+                return layers(x)
+
+        with fast_convolutions():
+            out = checkpoint(run, self.x, use_reentrant=False)
+        got = torch.autograd.grad(out.square().sum(), list(layers.parameters()))
+        wanted = torch.autograd.grad(run(self.x).square().sum(), list(layers.parameters()))
+        assert all(map(torch.equal, got, wanted))
 
     def test_nests(self):
         layer, allowed = nn.Conv2d(16, 24, 3, padding=1), fast_convolutions()
@@ -244,4 +365,5 @@ def test_lesser_instruction_sets():
         "assert (a - b).abs().max() < 4e-6 * b.abs().max(), (a - b).abs().max(); print(cpu.ISA)"
     )
     for isa in ("portable", "avx2"):
-        run_python(code, LIIF_FAST_CPU_ISA=isa)
+        has = isa == "portable" or torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        assert run_python(code, LIIF_FAST_CPU_ISA=isa) == (isa if has else "portable")

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from liif_fast import functional
+from liif_fast.ops import flops
 
 from .support import ALL_SWITCHES, run_python
 from .test_fourier import Call
@@ -116,3 +117,17 @@ def test_the_profiler_names_the_operators():
         functional.liif_decode(feat, *torch.rand(2, 1, 300, 2), weights, biases, backend=FUSED)
     names = {event.key for event in profile.key_averages()}
     assert {"liif_fast::project", "liif_fast::decode"} <= names
+
+
+def test_angles_of_the_waves_are_counted_where_they_are_computed():
+    """By the C++ kernels for every row; by Triton's for rows computed again, and for the first layer's gradients."""
+    rows, layer, angles = 400, 400 * 2 * 16 * 16, 4 * 400 * 8
+
+    def count(kept, wanted, backend):
+        shapes = (1, 100, 3), (1, 5, 7, 32), (1, 100, 2), (1, 100, 2), (8, 2), [(16, 16), (3, 16)], [(16,), (3,)]
+        return flops.FORMULAS["fourier_decode_backward"](*shapes, (1, kept, 16), wanted, backend)
+
+    last, first = (False, False, False, False, True, False, False), (False, False, True, False, False, False, False)
+    assert count(rows, last, None) - count(rows, last, "triton") == angles
+    assert count(0, last, "triton") - count(rows, last, "triton") == angles + layer
+    assert count(rows, first, None) == count(rows, first, "triton")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from liif_fast import backends
-from liif_fast.qualification import checks, speed
+from liif_fast.backends import verdict
+from liif_fast.qualification import checks, problems, speed
 from liif_fast.qualification.checks import Wrong
 from liif_fast.qualification.problems import NETWORKS, OPS, Unit
 
@@ -32,7 +33,7 @@ def spoil(monkeypatch):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", dict.fromkeys((*OPS, *verdict.AMX_OPS)))
 def test_one_that_is_right_passes(op, training):
     steps = []
     unit = Unit("torch", op, "float32", training)
@@ -94,7 +95,9 @@ FAULTS = {
     "plan": (checks.plan, "gather_corners", False, shares, "a map of 1x1"),
     "integers": (checks.integers, "fused_mlp", False, lambda out, _: out + 0.25, "small integers"),
     "integers of waves": (checks.integers, "fourier_decode", False, lambda out, _: out + 1e-3, "small integers"),
-    "integers blended": (checks.integers, "attend_corners", False, lambda out, _: (out[0] + 1e-3, out[1]), "integers"),
+    "modulated": (checks.values, "modulated_decode", False, lambda out, _: out * 1.0001, "output: error"),
+    "gradient of modulated": (checks.values, "modulated_decode", True, steeper, "gradient of feat: error"),
+    "integers of modulated": (checks.integers, "modulated_decode", False, lambda out, _: out + 0.25, "integers"),
     "weight": (checks.values, "attend_corners", False, lambda out, _: (out[0], out[1] * 1.0001), "output: error"),
     "gradient of values": (checks.values, "attend_corners", True, leans, "gradient of values: error"),
     "spread": (checks.nans, "decode", False, spread, "a NaN in one latent"),
@@ -114,6 +117,41 @@ def test_each_fault_is_found(name, spoil):
     spoil(op, change)
     with pytest.raises(Wrong, match=message):
         check(unit, CPU, SMALL, 1)
+
+
+@pytest.mark.parametrize("op", ["fused_mlp", "modulated_decode"])
+@pytest.mark.parametrize("seed", range(3))
+def test_integers_reveal_a_lost_column_of_a_deep_network(op, seed, monkeypatch):
+    """The outputs depend on every input of the first layer, through all four."""
+    monkeypatch.setattr(problems, "extent", lambda device: "large")
+    unit, network = Unit("torch", op, "float32", False), NETWORKS["large"][0]
+    checks.integers(unit, CPU, network, seed)
+    real = backends._backends["torch"]
+
+    def loses(*arguments, **options):
+        layers = [each for each in arguments if isinstance(each, (list, tuple)) and torch.is_tensor(each[0])]
+        layers[0][0][:, 7 * seed + 5] = 0
+        return getattr(real, op)(*arguments, **options)
+
+    monkeypatch.setitem(backends._backends, "torch", types.SimpleNamespace(**{**vars(real), op: loses}))
+    with pytest.raises(Wrong, match="small integers"):
+        checks.integers(unit, CPU, network, seed)
+
+
+@pytest.mark.parametrize("times", [0, 4])
+def test_integers_of_waves_allow_one_rounding_of_the_output(times, monkeypatch):
+    """In bfloat16: the reference's form, rounded at the end alone, passes; an error of a few roundings does not."""
+
+    def rounded(problem, backend):
+        out = problem.to(CPU, torch.float32).formula([])
+        return (out + times * torch.finfo(torch.bfloat16).eps * out.abs().max()).bfloat16()
+
+    monkeypatch.setattr(problems.Problem, "run", rounded)
+    unit = Unit("torch", "fourier_decode", "bfloat16", False)
+    if not times:
+        return checks.integers(unit, CPU, SMALL, 1)
+    with pytest.raises(Wrong, match="small integers"):
+        checks.integers(unit, CPU, SMALL, 1)
 
 
 def test_memory_beside_is_watched(monkeypatch):

@@ -262,6 +262,11 @@ def test_without_a_gpu_it_is_said_in_one_line(device, monkeypatch, capsys):
     assert ("finds no CUDA GPU" if device == "cuda" else "no kernels to qualify") in err
 
 
+def test_an_empty_device_is_not_the_default(play, here, capsys):
+    assert main(["qualify", "--device", ""]) == 1
+    assert "device must be auto, cpu, cuda, cuda:N or mps, got ''" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "long"])
 def test_seconds(seconds, capsys):
     assert main(["qualify", "--seconds", seconds]) == 2

@@ -279,3 +279,20 @@ functional.fused_mlp(torch.ones(2, 10), *layers)
 print("triton" in sys.modules or "liif_fast.qualification" in sys.modules)
 """
     assert run_python(code) == "False"
+
+
+@pytest.mark.parametrize("missing", verdict.AMX_UNITS)
+def test_amx_needs_every_kind_of_call(missing):
+    """One that was not examined, and one that nobody asks for but that was wrong, keep it off."""
+    every = dict.fromkeys(verdict.AMX_UNITS, RIGHT)
+    for results, reason in (
+        ({name: of for name, of in every.items() if name != missing}, f"{missing}: not decided: not examined"),
+        ({**every, missing: {"correct": False, "why": "so"}}, f"{missing}: WRONG: so"),
+        ({**every, "other": {"correct": False, "why": "so"}}, "other: WRONG: so"),
+        (every, ""),
+    ):
+        verdict.read.cache_clear()
+        keep({verdict.AMX: results})
+        on, why = verdict.of_all("cpu", None, verdict.AMX, verdict.AMX_UNITS)
+        assert (on, why) == ((False, reason) if reason else (True, "qualified 2026-01-01"))
+        assert f"AMX is {'off' if reason else 'on'}" in verdict.read("cpu", None).summary()

@@ -50,6 +50,25 @@ def test_refusals(photo, capsys, monkeypatch):
         assert expected in refusal(capsys, command, str(path))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "view",
+        "train --config",
+        "plot",
+        "plot run",
+        "export a",
+        "verify a",
+        "eval --config",
+        "models get a --wheel",
+    ]
+    + [f"eval --config a --model a {option}" for option in ("--save", "--markdown", "--json")],
+)
+def test_an_empty_path_is_not_the_current_folder(command, capsys):
+    assert "is empty; give a name" in refusal(capsys, *command.split(), "")
+
+
 def test_connections_send_at_once():
     """With Nagle's algorithm each JPEG tile came 40 ms late."""
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):

@@ -1,0 +1,19 @@
+"""`python -m benchmarks.convolution` runs by itself: nothing else has loaded the kernels."""
+
+import pytest
+
+from benchmarks import convolution
+from liif_fast.backends import cpu
+
+from ..ops.support import run_python
+
+
+@pytest.mark.skipif(not cpu.ISA, reason="the C++ kernels are not built")
+def test_runs_in_a_fresh_process():
+    code = (
+        "import sys; from benchmarks import convolution\n"
+        "convolution.CHANNELS, convolution.LAYERS, convolution.SHAPES = 16, 3, ((1, 8, 12),)\n"
+        "sys.argv = ['convolution', '--rounds', '1']; convolution.main()"
+    )
+    shown = run_python(code)
+    assert all(shown.count(name) == 4 for name in convolution.FORMS), shown
