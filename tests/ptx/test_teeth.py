@@ -21,7 +21,8 @@ REDUNDANT = {
          ("waves_back", 4), ("attend", 1), *(("attend_back", number) for number in (5, 9, 11, 15, 17)))}
     | {f"fence: {name} without number 1" for name in ("decode", "chain")}
     # One lies before each of the three products of a strict float32 one, which read the same.
-    | {f"fence: {name} without number {number}" for name, count in (("attend", 9), ("attend_back", 9), ("attend_keep", 36))
+    | {f"fence: {name} without number {number}"
+       for name, count in (("attend", 9), ("attend_back", 9), ("attend_keep", 36))
        for number in range(count) if number % 3},
 }  # fmt: skip
 NAMED = [
