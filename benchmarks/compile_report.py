@@ -35,6 +35,7 @@ from triton.runtime.cache import triton_key
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import audit_plan, audit_ptx
+from benchmarks.kernel_source import digest
 from liif_fast.kernels import (
     attend_corners,
     backward,
@@ -298,7 +299,7 @@ def report_one(launch: Launch, arch: int) -> dict[str, Any]:
         found = {"error": "the compiler aborted"}
     process.join()
     head = {"kernel": launch.name, "arch": f"sm_{arch}", "config": described(launch)}
-    return {**head, "matrix": multiplies(launch), **found}
+    return {**head, "matrix": multiplies(launch), **found, "source": digest(launch.kernel)}
 
 
 def faults(entry: dict[str, Any]) -> list[str]:

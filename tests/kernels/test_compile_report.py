@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compile_report
-from liif_fast.kernels import host
+from benchmarks.kernel_source import digest
+from liif_fast.kernels import attend_corners, host, scatter
 
 ROOT = Path(__file__).parents[2]
 PINNED = [
@@ -130,6 +131,10 @@ def test_the_attention_is_in_the_report():
     entries = json.loads((ROOT / f"benchmarks/results/triton-{MAIN}.json").read_text())
     found = {(e["arch"], e["kernel"]) for e in entries if e["config"].startswith("attend_corners ")}
     assert found >= set(itertools.product(("sm_80", "sm_90"), LAUNCHED["attend_corners"]))
+    for entry in entries:
+        if entry["config"].startswith("attend_corners "):
+            kernel = getattr(attend_corners, entry["kernel"], None) or getattr(scatter, entry["kernel"])
+            assert entry.get("source") == digest(kernel), f"{entry['kernel']} changed since its record; run the report"
     assert "attend_corners" in compile_report.CASES and "attend_kernel" in compile_report.PLANS
 
 

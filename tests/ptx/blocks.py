@@ -14,10 +14,10 @@ import numpy as np
 
 from .arithmetic import TYPES, UNSIGNED
 from .machine import Lanes
-from .memory import Fault, Global, Shared
+from .memory import BLOCK, Fault, Global, Shared
 from .parser import Program
 
-LIMIT = 2_000_000  # instructions of a run
+LIMIT = 2_000_000  # instructions of a run of blocks
 STRETCHES = (1, 10, 100, 1000)  # instructions of a part in a turn
 
 
@@ -47,6 +47,7 @@ class Part(Lanes):
     def go(self) -> None:
         """Execute one instruction."""
         instruction = self.program.code[self.at]
+        self.shared.now = self.at
         name, operands = instruction.opcode[0], instruction.operands
         if name == "brx":
             return self.jump([self.program.labels[each] for each in self.program.tables[operands[1]]], operands[0])
@@ -141,6 +142,8 @@ class Blocks:
         self.random = random.Random(str(seed))
         self.threads = threads
         self.shared = self.MEMORY(shared, threads // 32, len(places))
+        self.shared.mark += BLOCK * memory.blocks
+        memory.mark, memory.blocks = self.shared.mark, memory.blocks + len(places)
         self.parts = []
         warps = np.arange(len(places) * threads // 32)
         drawn = np.array([self.random.randrange(parts) for _ in warps])

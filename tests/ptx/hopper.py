@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import blocks, matrix, wgmma
-from .memory import EPOCH, MANY, PENDING, Fault, Shared
+from .memory import EPOCH, MANY, NEVER, PENDING, Fault, Shared
 from .parser import elements
 
 WARPS = 4  # of a warpgroup
@@ -70,7 +70,7 @@ class AsyncShared(Shared):
         at = (address + self.base[warp, None, None]) // size
         if self.checked:
             written, first = self.writes.reshape(-1, size)[at], self.mark[warp, None, None, None] & -EPOCH
-            if (written < 0).any():
+            if (written == NEVER).any():
                 raise Fault("a product of shared memory that was never written")
             if (written == PENDING).any():
                 raise Fault("a product of shared memory to which a copy is under way")

@@ -9,10 +9,12 @@ import numpy as np
 # Where tensors begin, which 32 bits cannot tell, and what lies between two of them.
 BASE, GAP = 1 << 40, 4096
 SECTOR = 32  # bytes that memory moves at once
-# What happened last to a byte of shared memory: EPOCH times the barriers that its block had passed, plus the warp.
-NEVER, EPOCH = -1, 64
+# What happened last to a place in memory: BLOCK times the number of a block, from 1 on, plus EPOCH times the barriers
+# that it had passed, plus the warp.
+NEVER, EPOCH, BLOCK = 0, 64, 1 << 18
 MANY = EPOCH - 1  # in the place of a warp: several
-PENDING = 1 << 30  # a copy is under way there
+PENDING = 1 << 30  # in shared memory a copy is under way there; several blocks read it in global memory
+GRAIN = 2  # bytes of global memory that share a mark
 
 
 class Fault(Exception):
@@ -29,6 +31,11 @@ class Global:
         self.homes = np.array([0])  # where in `bytes`, multiples of 256
         self.next, self.skipped = GAP, 0
         self.sectors: Counter[str] | None = None  # of 32 bytes that a warp's accesses touch, by kind, if wanted
+        self.writes = np.zeros(size // GRAIN, np.int32)
+        self.reads = np.zeros(size // GRAIN, np.int32)
+        self.blocks = 0  # that began
+        self.mark: np.ndarray | None = None  # of each warp of the blocks that run now: see Shared
+        self.checked = True  # whether races are looked for
 
     def add(self, raw: np.ndarray, skip: int = 0) -> int:
         """Copy the bytes of a tensor in, and return its address, `skip` bytes and more behind the one before."""
@@ -61,12 +68,45 @@ class Global:
 
     def read(self, address: np.ndarray, size: int, warp: np.ndarray | int = 0) -> np.ndarray:
         """Return bytes [accesses, size]."""
-        return self.bytes.reshape(-1, size)[self._rows(address, size, warp, "ld")]
+        at = self._rows(address, size, warp, "ld")
+        if self.checked and self.mark is not None:
+            self._check(self.writes, at, size, warp, "read of global memory that another warp wrote")
+            self._note_read(at, size, warp)
+        return self.bytes.reshape(-1, size)[at]
 
     def write(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray | int = 0) -> None:
         """Write bytes [accesses, size]."""
         size = data.shape[1]
-        self.bytes.reshape(-1, size)[self._rows(address, size, warp, "st")] = data
+        at = self._rows(address, size, warp, "st")
+        if self.checked and self.mark is not None:
+            self._check(self.reads, at, size, warp, "write to global memory that another warp read")
+            self._check(self.writes, at, size, warp, "write to global memory that another warp wrote")
+            marks, mark = self.writes.reshape(-1, size // GRAIN), self.mark[warp][:, None]
+            marks[at] = mark
+            if (marks[at] != mark).any():
+                raise Fault("a race: write to global memory that another warp writes")
+        self.bytes.reshape(-1, size)[at] = data
+
+    def _check(self, marks: np.ndarray, at: np.ndarray, size: int, warp: np.ndarray, what: str) -> None:
+        """See that no other warp marked these places, or that a barrier of the block lies between."""
+        before, mark = marks.reshape(-1, size // GRAIN)[at], self.mark[warp][:, None]
+        if ((before != mark) & (before != NEVER) & ((before >= mark & -EPOCH) | (before < mark & -BLOCK))).any():
+            raise Fault(f"a race: {what} since the last barrier")
+
+    def _note_read(self, at: np.ndarray, size: int, warp: np.ndarray | int) -> None:
+        marks, mark = self.reads.reshape(-1, size // GRAIN), self.mark[warp][:, None]
+        before = marks[at]
+        past = (before == NEVER) | (before == mark) | ((before >= mark & -BLOCK) & (before < mark & -EPOCH))
+        now = np.where(past, mark, self._several(before, mark))
+        marks[at] = now
+        after = marks[at]
+        row, column = np.nonzero(after != now)  # lanes of other warps at the same time
+        np.maximum.at(marks, (at[row], column), self._several(after, now)[row, column])
+
+    @staticmethod
+    def _several(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return the mark of two warps that read a place."""
+        return np.where((one ^ other) < BLOCK, other | MANY, PENDING)
 
     def increase(self, address: np.ndarray, values: np.ndarray, warp: np.ndarray | int = 0) -> None:
         """Add float32 [accesses, n], one access after the other."""
@@ -88,9 +128,11 @@ class Shared:
         self.bytes = np.zeros(step * blocks, np.uint8)
         self.writes = np.full(step * blocks, NEVER, np.int32)
         self.reads = np.full(step * blocks, NEVER, np.int32)
+        # The number of the instruction that runs now, and of the one that wrote a byte last.
+        self.now, self.writer = 0, np.zeros(step * blocks, np.int32)
         # Of each warp: where its block's memory begins, and what it leaves at a byte that it touches now.
         self.base = np.repeat(np.arange(blocks) * step, warps)
-        self.mark = np.tile(np.arange(warps, dtype=np.int32), blocks)
+        self.mark = np.add.outer(BLOCK * np.arange(1, blocks + 1), np.arange(warps)).astype(np.int32).ravel()
 
     def barrier(self, warps: np.ndarray) -> None:
         """Note that whole blocks passed a barrier, given as the numbers of their warps."""
@@ -123,7 +165,7 @@ class Shared:
         at, mark, first = self._rows(address, size, warp)
         if self.checked:
             written = self.writes.reshape(-1, size)[at]
-            if (written < 0).any():
+            if (written == NEVER).any():
                 raise Fault("a read of shared memory that was never written")
             if ((written >= first) & (written != mark)).any():
                 if (written == PENDING).any():
@@ -145,12 +187,13 @@ class Shared:
         return self._touch(self.writes.reshape(-1, size), at, mark, first)
 
     def write(self, address: np.ndarray, data: np.ndarray, warp: np.ndarray) -> None:
-        """Write bytes [accesses, size]. Several warps may write the same values: Triton's do."""
+        """Write bytes [accesses, size]. One instruction may write the same values in several warps: Triton's do."""
         size = data.shape[1]
         at, mark, first = self._rows(address, size, warp)
         (others, again), bytes_ = self._claim(at, size, mark, first, "a write"), self.bytes.reshape(-1, size)
-        differ = others.any() and (others & (bytes_[at] != data)).any()
-        bytes_[at] = data
+        writer = self.writer.reshape(-1, size)
+        differ = others.any() and (others & ((bytes_[at] != data) | (writer[at] != self.now))).any()
+        bytes_[at], writer[at] = data, self.now
         if differ or (again.any() and (again & (bytes_[at] != data)).any()):
             raise Fault("a race: a write to shared memory that another warp wrote since the last barrier")
 

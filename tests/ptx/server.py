@@ -2,8 +2,8 @@
 
     python -m tests.ptx.server
 
-conftest.py starts this process. A line of its input is a program in JSON: [code, arguments, environment variables]. The
-answer is a line, too: [exit code, output, errors].
+conftest.py starts this process. A line of its input is a program in JSON: [code, arguments, environment variables]. It
+answers each with a line of JSON: [exit code, output, errors].
 """
 
 from __future__ import annotations

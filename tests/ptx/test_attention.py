@@ -42,4 +42,5 @@ def test_compiled_attention_keeps_its_promises(version, architecture, order, net
 
 def test_attention_where_tensor_cores_truncate(program):
     """Cut sums of 4 products towards zero, as an A100 does, without a floor."""
-    check(results(program(MAIN, CODE, "80", "sorted", "16", "2", "4", LIIF_FAST_TEST_PTX_TRUNCATE="4")), 0)
+    code, arguments = in_order(CODE, "truncation"), ("80", "sorted", "16", "2", "4")
+    check(results(program(MAIN, code, *arguments, LIIF_FAST_TEST_PTX_TRUNCATE="4")), 0)

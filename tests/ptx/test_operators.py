@@ -80,16 +80,15 @@ if LONG:
 @pytest.mark.parametrize(("version", "architecture", "precision", "hidden"), INTEGERS)
 def test_sums_of_integers_are_exact(version, architecture, precision, hidden, program):
     """Bit for bit; where four corners are blended, to a few roundings."""
-    found = results(
-        program(version, "from tests.ptx import cases; cases.integers()", architecture, precision, *hidden.split())
-    )
+    code = in_order("from tests.ptx import cases; cases.integers()", (version, architecture, precision, hidden))
+    found = results(program(version, code, architecture, precision, *hidden.split()))
     attends = {"attend_kernel"} if precision == "float32" else set()
     assert set(found) == attends | {f"{name}_kernel" for name in ("decode", "fourier", "mlp", "project", "render")}
 
 
 def test_why_the_kernels_place_a_fence(program):
     """Before 3.7, Triton places none between asynchronous copies and the product that reads them (its issue 9610)."""
-    code = f"from liif_fast.kernels import host; host.TRITON = 3, 7; {CODE}"
+    code = f"from liif_fast.kernels import host; host.TRITON = 3, 7; {in_order(CODE, 'fence')}"
     done = program("3.6.0", code, "90", "float16", "sorted", "keep", "32", "24")
     assert "written without a proxy fence behind" in done.stderr
 
@@ -97,6 +96,6 @@ def test_why_the_kernels_place_a_fence(program):
 def test_strict_float32_where_tensor_cores_truncate(program):
     """Cut sums of 4 products towards zero, as an A100 does, without a floor; the error grows with a product's depth."""
     arguments = "80", "float32", "sorted", "keep", "32", "24"
-    found = results(program(MAIN, CODE, *arguments, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
+    found = results(program(MAIN, in_order(CODE, "truncation"), *arguments, LIIF_FAST_TEST_PTX_TRUNCATE="4"))
     for name, ours, plain, _ in found["errors"]:
         assert ours <= (2 if name.endswith("output") else 3) * plain, f"{name}: {ours:.3g}, plain {plain:.3g}"

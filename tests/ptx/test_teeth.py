@@ -15,10 +15,15 @@ pytestmark = pytest.mark.ptx
 # fences nothing is written.
 REDUNDANT = {
     80: {f"barrier: {name} without number {number}" for name, number in (("decode", 14), ("chain", 14), ("chain", 16),
-         ("fourier", 8))},
+         ("fourier", 8), *(("attend_back", number) for number in (11, 13, 17, 19)), ("attend_keep", 23),
+         ("attend_keep", 35))},
     90: {f"barrier: {name} without number {number}" for name, number in (("decode", 16), ("chain", 16), ("chain", 18),
-         ("waves_back", 4))}
-    | {f"fence: {name} without number 1" for name in ("decode", "chain")},
+         ("waves_back", 4), ("attend", 1), *(("attend_back", number) for number in (5, 9, 11, 15, 17)))}
+    | {f"fence: {name} without number 1" for name in ("decode", "chain")}
+    # One lies before each of the three products of a strict float32 one, which read the same.
+    | {f"fence: {name} without number {number}"
+       for name, count in (("attend", 9), ("attend_back", 9), ("attend_keep", 36))
+       for number in range(count) if number % 3},
 }  # fmt: skip
 NAMED = [
     (80, "barrier: decode", "a race|never written"),
@@ -48,15 +53,15 @@ def test_every_planted_fault_is_found(architecture, found):
     table = found(architecture)
     assert len(table) > 80
     missed = {title for title, how in table.items() if how is None}
-    assert {title for title in missed if ": attend" not in title} == REDUNDANT[architecture]
+    assert missed == REDUNDANT[architecture]
 
 
 @pytest.mark.parametrize("architecture", REDUNDANT)
-@pytest.mark.parametrize("kernel", ["attend", "attend_back"])
-def test_barriers_of_attention_are_missed(architecture, kernel, found):
-    """Most are needed; across the others, in the layouts of this version, each warp touches only its own memory."""
-    ways = [how for title, how in found(architecture).items() if title.startswith(f"barrier: {kernel} ")]
-    assert len(ways) > 10 and sum(how is not None for how in ways) > 0.7 * len(ways)
+def test_warps_that_exchange_through_global_memory_need_barriers(architecture, found):
+    """Those are the first two of the launch that keeps activations, which Triton does not place by itself."""
+    for number in range(2):
+        how = found(architecture)[f"barrier: attend_keep without number {number}"]
+        assert re.match("a race: (read of|write to) global memory", how)
 
 
 @pytest.mark.parametrize(("architecture", "group", "how"), NAMED)

@@ -3,7 +3,7 @@
 import pytest
 
 from ..kernels.test_compile_report import MAIN
-from .test_operators import results
+from .test_operators import in_order, results
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.ptx
@@ -11,7 +11,8 @@ pytestmark = pytest.mark.ptx
 
 @pytest.mark.parametrize("architecture", ["80", "90"])
 def test_sectors(architecture, program):
-    found = results(program(MAIN, "from tests.ptx import traffic; traffic.main()", architecture))
+    code = in_order("from tests.ptx import traffic; traffic.main()", ("traffic", architecture))
+    found = results(program(MAIN, code, architecture))
     assert found["atomic_kernel atom"] == found["added"]  # four times that on sm_80 if each thread has four columns
     assert found["segment_kernel ld"] < 2 * found["rows"]  # with the taps' channels apart, 7 times that
     assert found["gather_kernel ld"] < 3.5 * found["rows"]  # of a map [C, H, W], 4.5 times that
