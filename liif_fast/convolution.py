@@ -143,7 +143,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     return (
         not torch.compiler.is_compiling()
-        and not hidden_from()  # before shapes are read, of which a tracer warns
+        and not hidden_from()  # first, because a tracer warns when shapes are read
         and not cpu._missing
         and all(
             each.device.type == "cpu" and each.dtype == torch.float32 and each.layout == torch.strided

@@ -24,8 +24,8 @@ FLIPS = 0.1  # relative to a gradient: in half precision a ReLU's input near 0 m
 NEAR_ZERO = 4e-6  # it may in float32 too, so a query with an input this near to 0 gets no gradient
 SQUARE = (8, 8)  # (H, W) of a map whose cells, times its size, can be exact integers
 BLEND = 16  # roundings of the weights of four corners and of their sum, in float32
-# Of a neuron's weights so many are drawn, of which a third is 0: outputs shall depend on every input, and no sum pass
-# 256, beyond which bfloat16 has not every integer.
+# Weights drawn per neuron; a third of them are 0. Outputs must depend on every input, and no sum may pass 256, beyond
+# which bfloat16 lacks some integers.
 ENTERS, GOES_ON = 24, 6
 LOOSE = 0.05  # relative to an output: a wrong address causes larger errors
 CPU = torch.device("cpu")

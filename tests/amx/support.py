@@ -1,4 +1,4 @@
-"""Compile what executes the AMX kernel, as the library itself was compiled."""
+"""Compile the AMX emulator and its driver with the flags of the library."""
 
 import json
 import shlex

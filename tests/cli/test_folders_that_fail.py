@@ -1,4 +1,4 @@
-"""Folders without permission, without room, interrupted, or with nobody who reads what is said."""
+"""Folders without permission, without room, interrupted, or whose messages have no reader."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ __all__ = ["mixed"]  # fixtures
 
 
 @pytest.mark.parametrize(("gone", "broken"), [("pipe", False), ("terminal", True)])
-def test_nobody_reads_what_is_said(mixed: Path, tmp_path: Path, model: str, gone: str, broken: bool) -> None:
+def test_messages_without_a_reader(mixed: Path, tmp_path: Path, model: str, gone: str, broken: bool) -> None:
     """All images are written, and the exit code is the work's."""
     if not broken:
         (mixed / "broken.png").unlink()

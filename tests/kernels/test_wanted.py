@@ -1,4 +1,4 @@
-"""In Triton's interpreter, gradients that nobody wants are not computed, and the others keep their bits."""
+"""In Triton's interpreter, unwanted gradients are not computed, and the others keep their bits."""
 
 import pytest
 
