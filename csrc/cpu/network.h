@@ -379,7 +379,7 @@ Tensor reduce_workers(const Tensor& like, const std::vector<Sums>& sums, const s
     return result;
 }
 
-// Appends the gradients of weight and bias of layer l, of which pick(worker) is the worker's Gradients.
+// Appends the gradients of the weight and bias of layer l; pick(worker) returns the Gradients of a worker.
 template <typename T, typename Sums, typename Pick>
 void reduce_layer(const Tensor& like, const std::vector<Sums>& sums, const Layer<T>& layer, size_t l, const Pick& pick,
                   std::vector<Tensor>& result) {
