@@ -217,11 +217,12 @@ struct Share {
         : row(round_up(kChannels, nr)), position(kChannels * row), bias(kPositions * position), size(bias + row) {}
 };
 
-// Adds the products of the tiles [begin, end) to a worker's sums, for the channels of x from k on and those of grad
-// from n on.
+// Adds the tiles [begin, end) to a worker's sums, for the channels of x from k on and those of grad from n on: the
+// pixels of grad to the bias and, if `multiply`, the products to the weights.
 template <typename T>
 void add_tiles(const Tiling& tiling, int64_t begin, int64_t end, const Map<const T>& x, const Map<const T>& grad,
-               const std::optional<Map<const T>>& mask, int64_t k, int64_t n, Edge edge, const Share& share, T* sum) {
+               const std::optional<Map<const T>>& mask, int64_t k, int64_t n, Edge edge, bool multiply,
+               const Share& share, T* sum) {
     const int64_t nr = kernel<T>().nr, in_row = kChannels + kBetween, out_row = round_up(kChannels, nr) + kBetween;
     const int64_t depth = std::min(kChannels, x.channels - k), width = std::min(kChannels, grad.channels - n);
     const int64_t widest = std::max(x.channels, grad.channels);
@@ -239,14 +240,16 @@ void add_tiles(const Tiling& tiling, int64_t begin, int64_t end, const Map<const
     for (int64_t first = begin; first < end; first += kTiles) {
         const int64_t count = std::min(kTiles, end - first);
         for (int64_t t = 0; t < count; ++t) {
-            tiling.find<6>(first + t, x, k, 1, 1, edge, zeros, pixel);
-            kernel<T>().winograd->input(m.in + t * in_row, kTiles * in_row, pixel, nullptr, depth);
+            if (multiply) {
+                tiling.find<6>(first + t, x, k, 1, 1, edge, zeros, pixel);
+                kernel<T>().winograd->input(m.in + t * in_row, kTiles * in_row, pixel, nullptr, depth);
+            }
             tiling.find<4>(first + t, grad, n, 0, 0, Edge::zeros, zeros, pixel);
             if (mask) tiling.find<4>(first + t, *mask, n, 0, 0, Edge::zeros, zeros, other);
             kernel<T>().winograd->gradient(m.out + t * out_row, kTiles * out_row, pixel, mask ? other : nullptr, width,
                                            sum + share.bias);
         }
-        for (int64_t p = 0; p < kPositions; ++p) {
+        for (int64_t p = 0; multiply && p < kPositions; ++p) {
             kernel<T>().gemm({depth, width, count, m.in + p * kTiles * in_row, 1, in_row, m.out + p * kTiles * out_row,
                               nr, out_row, sum + p * share.position, share.row, Init::accumulate, nullptr,
                               Epilogue::none, nullptr});
@@ -254,17 +257,18 @@ void add_tiles(const Tiling& tiling, int64_t begin, int64_t end, const Map<const
     }
 }
 
-// The gradients of weight and bias. Each worker has a share of the tiles and its own sums, which are added in the order
-// of the workers.
+// The gradients of weight, empty unless `multiply`, and bias. Each worker has a share of the tiles and its own sums,
+// which are added in the order of the workers.
 template <typename T>
-std::pair<Tensor, Tensor> run_weight(const Tensor& grad, const std::optional<Tensor>& out, const Tensor& x, bool wrap) {
+std::pair<Tensor, Tensor> run_weight(const Tensor& grad, const std::optional<Tensor>& out, const Tensor& x, bool wrap,
+                                     bool multiply) {
     const auto from = map_of<T>(x), top = map_of<T>(grad);
     const auto mask = map_of<T>(out);
     const Tiling tiling(from.images, from.height, from.width);
     const int64_t ins = from.channels, outs = top.channels, blocks = ceil_div(tiling.count(), kTiles);
     const int64_t workers = std::min<int64_t>(blocks, torch::stable::get_num_threads());
     const Share share(kernel<T>().nr);
-    Tensor weight = make_channels_last<T>({outs, ins, 3, 3}), bias = make<T>(x, {outs});
+    Tensor weight = multiply ? make_channels_last<T>({outs, ins, 3, 3}) : make<T>(x, {0}), bias = make<T>(x, {outs});
     Tensor memory = make<T>(x, {workers * share.size});
     T *to_weight = mutable_data<T>(weight), *to_bias = mutable_data<T>(bias), *sums = mutable_data<T>(memory);
     const auto total = [&](int64_t at) {
@@ -272,25 +276,26 @@ std::pair<Tensor, Tensor> run_weight(const Tensor& grad, const std::optional<Ten
         for (int64_t w = 0; w < workers; ++w) sum += static_cast<double>(sums[w * share.size + at]);
         return sum;
     };
-    for (int64_t k = 0; k < ins; k += kChannels) {
+    for (int64_t k = 0; k < (multiply ? ins : 1); k += kChannels) {
         for (int64_t n = 0; n < outs; n += kChannels) {
             torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
                 for (int64_t w = begin; w < end; ++w) {
                     std::fill(sums + w * share.size, sums + (w + 1) * share.size, T(0));
                     add_tiles<T>(tiling, w * blocks / workers * kTiles,
                                  std::min(tiling.count(), (w + 1) * blocks / workers * kTiles), from, top, mask, k, n,
-                                 wrap ? Edge::wrap : Edge::zeros, share, sums + w * share.size);
+                                 wrap ? Edge::wrap : Edge::zeros, multiply, share, sums + w * share.size);
                 }
             });
             const int64_t depth = std::min(kChannels, ins - k);
             for_each_task(std::min(kChannels, outs - n), [&](int64_t o) {
+                to_bias[n + o] = static_cast<T>(total(share.bias + o));
+                if (!multiply) return;
                 double* sum = scratch<double, TotalTag>(kPositions * depth);
                 for (int64_t p = 0; p < kPositions; ++p) {
                     for (int64_t c = 0; c < depth; ++c)
                         sum[p * depth + c] = total(p * share.position + c * share.row + o);
                 }
                 kernel<T>().winograd->weight_back(to_weight + (n + o) * 9 * ins + k, ins, sum, depth, depth);
-                to_bias[n + o] = static_cast<T>(total(share.bias + o));
             });
         }
     }
@@ -338,8 +343,8 @@ Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weig
         Tensors grads{make<T>(x, {0}), make<T>(x, {0}), make<T>(x, {0})};
         if (wanted[0]) grads[0] = run_input<T>(grad, out, weight, wrap);
         if (wanted[1] || wanted[2]) {
-            const auto [of_weight, of_bias] = run_weight<T>(grad, out, x, wrap);
-            if (wanted[1]) grads[1] = of_weight;
+            const auto [of_weight, of_bias] = run_weight<T>(grad, out, x, wrap, wanted[1]);
+            grads[1] = of_weight;
             if (wanted[2]) grads[2] = of_bias;
         }
         return grads;
