@@ -201,7 +201,9 @@ def _driver() -> str:
 def _cpu() -> dict[str, Any]:
     """Describe the processor by more than its name, because virtual machines often hide the model in it."""
     facts = cpu_facts()
-    exact = {name: facts[name] for name in ("cpu family", "model", "stepping", "microcode") if name in facts}
+    exact: dict[str, Any] = {
+        name: facts[name] for name in ("cpu family", "model", "stepping", "microcode") if name in facts
+    }
     return {"name": cpu_name(), **exact, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
