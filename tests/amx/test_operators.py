@@ -56,6 +56,8 @@ torch.ops.liif_fast.cpu_use_amx(True)
 def emulated(emulator):
     """Return run(code), which executes Python with AMX."""
     load = f"import ctypes\nemulator = {f'ctypes.CDLL({str(emulator)!r}, ctypes.RTLD_GLOBAL)' if emulator else None}\n"
+    # Behind an instrumented liif_fast, which is the one to test.
+    load += f"import sys\nsys.path.append({str(support.ROOT)!r})\n"
     many = "\nassert emulator is None or emulator.liif_fast_amx_emulator() > 10_000\n"
 
     def run(code):
