@@ -12,7 +12,9 @@ from .support import ALL_SWITCHES, BACKENDS, Problem, run_python
 FUSED = [name for name in BACKENDS if name not in ("reference", "torch")]
 pytestmark = pytest.mark.parametrize("backend", FUSED)
 LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+    torch.bfloat16,
+    id="bfloat16",
+    marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16"),
 )
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
 
