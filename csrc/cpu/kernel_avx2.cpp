@@ -34,6 +34,7 @@ struct Vec<float> {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
     }
     // Halves of vectors are those of every fourth column.
+    static constexpr bool skips = false;
     static constexpr bool transposes = true;
     static constexpr int turned_rows = 6;
     template <typename From>
@@ -58,6 +59,7 @@ template <>
 struct Vec<double> {
     using type = __m256d;
     static constexpr int lanes = 4, rows = 6;
+    static constexpr bool skips = false;
     static constexpr bool transposes = false;
     static constexpr int turned_rows = 0;
     static constexpr const char* name = "avx2";
