@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from liif_fast.backends import cpu
 from liif_fast.call import hidden_from
 from liif_fast.layers import altered
-from liif_fast.ops.conv3x3 import Fast, allowed, channels_last, convolve3x3, pays, wrapped
+from liif_fast.ops.conv3x3 import Fast, allowed, convolve3x3, pays, residual3x3, wrapped
 
 
 def fast_convolutions() -> AbstractContextManager[object]:
@@ -73,9 +73,7 @@ def residual(x: Tensor, body: nn.Module) -> Tensor:
     first, second, wrap = found
     if x.shape[1] != second.out_channels or not all(_fits(x, each.weight, each.bias) for each in (first, second)):
         return x + body(x)
-    x = channels_last(x)  # once for both
-    hidden = convolve3x3(x, first.weight, first.bias, None, wrap, True)
-    return convolve3x3(hidden, second.weight, second.bias, x, wrap, False)
+    return residual3x3(x, first.weight, first.bias, second.weight, second.bias, wrap)
 
 
 def _pair_of(body: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d, bool] | None:

@@ -110,7 +110,7 @@ def _conv3x3_backward(
     grad: Tensor, feat: Tensor, weight: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, x, kernel = grad.permute(0, 3, 1, 2), feat.to(grad.dtype), _kernel(feat, weight, True).to(grad.dtype)
-    grads = conv3x3_backward(channels_last(grad), channels_last(x), kernel, None, False, wanted)
+    grads = conv3x3_backward(channels_last(grad), channels_last(x), kernel, None, False, wanted, False)
     return grads[0], grads[1].flatten(1) if wanted[1] else grads[1], grads[2]
 
 
