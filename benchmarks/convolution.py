@@ -4,7 +4,7 @@ The last lines are the projection P of a map, [16, 64, 48, 48] to 256 channels, 
 `fast_convolutions()`, without, and by PyTorch's convolution.
 
 Errors are against float64, relative to the result: its norm, and in brackets its largest value. Times are medians of
-alternating runs.
+alternating runs. With --record the errors go to benchmarks/results/.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks import records
+from benchmarks.records import Record
 from liif_fast.backends import cpu
 from liif_fast.ops.conv3x3 import convolve3x3, plain
 from liif_fast.ops.project import project_map, project_map_backward
@@ -26,10 +28,11 @@ PROJECTED, HIDDEN = (16, 48, 48), 256
 Layers = Sequence[tuple[Tensor, Tensor]]
 
 
-def error(got: Tensor, expected: Tensor) -> str:
+def error(got: Tensor, expected: Tensor) -> dict[str, float]:
     """Return the error's norm and its largest value, both relative to the result's."""
     off = got.double() - expected
-    return f"{(off.norm() / expected.norm()).item():.1e} ({(off.abs().max() / expected.abs().max()).item():.1e})"
+    found = {"norm": off.norm() / expected.norm(), "largest": off.abs().max() / expected.abs().max()}
+    return {name: float(f"{value.item():.1e}") for name, value in found.items()}
 
 
 def chain(function: Callable[..., Tensor], x: Tensor, layers: Layers) -> Tensor:
@@ -52,16 +55,28 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def compare_errors() -> None:
-    """Print the errors of one layer and of 16 residual blocks with a layer behind them."""
+def compare_errors() -> list[Record]:
+    """Return the errors of one layer and of 16 residual blocks with a layer behind them, a result each."""
     x = torch.randn(1, CHANNELS, 24, 96).contiguous(memory_format=torch.channels_last)
     convolutions = [torch.nn.Conv2d(CHANNELS, CHANNELS, 3) for _ in range(LAYERS)]
     layers = [(each.weight.detach(), each.bias.detach()) for each in convolutions if each.bias is not None]
     doubles = [(weight.double(), bias.double()) for weight, bias in layers]
-    for count in (1, LAYERS):
+    results = []
+    for count, title in ((1, "one layer"), (LAYERS, f"{LAYERS} layers in residual blocks")):
         expected = chain(plain, x.double(), doubles[:count])
-        for name, form in FORMS.items():
-            print(f"{count:2d} layers  {name:24s} {error(chain(form, x, layers[:count]), expected)}")
+        figures = {name: error(chain(form, x, layers[:count]), expected) for name, form in FORMS.items()}
+        result = {"name": f"convolution-{count}", "title": title, "unit": "of the result", "rounds": 1}
+        results.append({**result, "figures": figures, "missing": {}})
+    return results
+
+
+def lines(results: Sequence[Record]) -> list[str]:
+    """Return the lines of a table of results: a column each."""
+    rows = [["", *(result["title"] for result in results)], ["---"] * (1 + len(results))]
+    for name in FORMS:
+        found = [result["figures"][name] for result in results]
+        rows.append([name, *(f"{each['norm']:.1e} ({each['largest']:.1e})" for each in found)])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def compare_times(rounds: int) -> None:
@@ -126,14 +141,18 @@ def compare_projection(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=15, help="of the times (default: 15)")
+    parser.add_argument("--record", action="store_true", help="append the errors to benchmarks/results/")
+    args = parser.parse_args()
     if not cpu.ISA:
         raise SystemExit(cpu._missing)
     torch.manual_seed(0)
-    compare_errors()
-    compare_times(rounds)
-    compare_projection(rounds)
+    results = compare_errors()
+    print("\n".join([*lines(results), ""]))
+    compare_times(args.rounds)
+    compare_projection(args.rounds)
+    if args.record:
+        print(f"recorded in {records.append(records.environment(), results)}")
 
 
 if __name__ == "__main__":

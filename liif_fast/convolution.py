@@ -21,11 +21,10 @@ def fast_convolutions() -> AbstractContextManager[object]:
     """Return a context that allows another algorithm for 3x3 convolutions on a CPU.
 
     It applies to `torch.nn.functional.conv2d`, and so to `nn.Conv2d`, in float32 with stride 1 and a border of one
-    zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that. All
-    other convolutions, and all within `torch.compile`, run as usual. It also applies to the projection of a whole map in
-    float32 by the backend `cpu` (with `feat_unfold`), and to its gradient. Winograd's F(4x4, 3x3) needs a quarter of the
-    multiplications. Its rounding (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits
-    of the whole.
+    zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that, and to
+    the projection of a whole map in float32, with `feat_unfold` on the backend `cpu`. All other convolutions, and all
+    within `torch.compile`, run as usual. Winograd's F(4x4, 3x3) needs a quarter of the multiplications. Its rounding
+    (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits of the whole.
 
     A function given to `torch.utils.checkpoint` runs again in the backward pass, so it must enter the context itself;
     otherwise the two runs may differ, which PyTorch reports as a CheckpointError.
