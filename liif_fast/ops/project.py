@@ -135,7 +135,7 @@ def project_map_backward(
     wanted: Sequence[bool],
     fast: bool,
     backend: str | None,
-) -> Sequence[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `project_backward` does; `fast` allows the rounding of Winograd's algorithm in feat's gradient."""
     if fast and grad.shape[1:3] == feat.shape[2:] and suits_conv3x3(feat, weight, unfold):
         return _conv3x3_backward(grad, feat, weight, wanted)
