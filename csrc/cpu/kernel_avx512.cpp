@@ -35,6 +35,7 @@ struct Vec<float> {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
     }
     static constexpr bool skips = true;
+    static constexpr int term_panels = 2;
     static constexpr int worthwhile = 88;  // percent of the terms from which on all take as long
     static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -78,6 +79,7 @@ struct Vec<double> {
     using type = __m512d;
     static constexpr int lanes = 8, rows = 12;
     static constexpr bool skips = true;
+    static constexpr int term_panels = 2;
     static constexpr int worthwhile = 88;  // percent of the terms from which on all take as long
     static int list(int* to, const double* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);

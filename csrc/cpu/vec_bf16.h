@@ -49,6 +49,7 @@ struct Vec<Bf16> {
     }
     static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
     static constexpr bool skips = true;
+    static constexpr int term_panels = 2;
     static constexpr int worthwhile = 75;  // percent of the terms from which on all take as long
     // Of pairs; quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
@@ -101,10 +102,11 @@ struct Terms;
 template <>
 struct Terms<Bf16> {
     static constexpr int most = 512;
-    static constexpr int rows = Vec<Bf16>::rows / 2;
+    static constexpr int rows = 6;
+    static constexpr int step_of_b = 2 * 2 * Vec<Bf16>::lanes;  // two vectors of pairs
     struct Pair {
-        int upper, lower;      // the pairs of B in which they are
-        const uint16_t* pick;  // their places in two vectors of these
+        int upper, lower;      // where a packed panel of B has the pairs that hold them
+        const uint16_t* pick;  // their places in vectors of these
     };
     struct Step {
         const Bf16 *a, *upper, *lower;
@@ -120,7 +122,7 @@ struct Terms<Bf16> {
     alignas(64) Bf16 a[rows][most + 32];
     Pair pair[most / 2 + 1];
 
-    int find(const Bf16* from, int64_t row, int64_t depth, int64_t limit) {
+    bool find(const Bf16* from, int64_t row, int64_t depth, int64_t limit) {
         unsigned found[most / 32];
         int terms = 0;
         for (int64_t k = 0; k < depth; k += 32) {
@@ -133,13 +135,13 @@ struct Terms<Bf16> {
             found[k / 32] = _mm512_test_epi16_mask(any, _mm512_set1_epi16(0x7fff));
             terms += __builtin_popcount(found[k / 32]);
         }
-        if (terms > limit) return -1;
+        if (terms > limit) return false;
         copy(from, row, depth, found);
-        return terms;
+        return true;
     }
-    Step step(int i, const Bf16* b, int64_t b_step) const {
+    Step step(int i, const Bf16* b) const {
         const Pair p = pair[i];
-        return {a[0] + 2 * i, b + p.upper * b_step, b + p.lower * b_step, _mm512_loadu_si512(p.pick)};
+        return {a[0] + 2 * i, b + p.upper, b + p.lower, _mm512_loadu_si512(p.pick)};
     }
 
    private:
@@ -172,7 +174,7 @@ struct Terms<Bf16> {
         }
         for (int i = 0; i < count; ++i) {
             const int upper = term[2 * i], lower = term[2 * i + 1];
-            pair[i] = {upper / 2, lower / 2, picks.of[upper % 2][lower % 2]};
+            pair[i] = {upper / 2 * step_of_b, lower / 2 * step_of_b, picks.of[upper % 2][lower % 2]};
         }
     }
     static __m256i turned(__m256i pairs) { return _mm256_maskz_rol_epi32(0xff, pairs, 16); }

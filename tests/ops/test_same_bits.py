@@ -157,7 +157,7 @@ def test_micro_kernels(backend, isa):
     found = run_python(
         "import sys, pytest, liif_fast.backends.cpu as cpu; print(cpu.ISA, flush=True)\n"
         f"if cpu.ISA == {isa!r}: sys.exit(pytest.main(['tests/ops/test_random.py', 'tests/ops/test_same_bits.py', "
-        "'-q', '-p', 'no:cacheprovider', '-k', 'test_random or few or regions']))",
+        "'tests/ops/test_terms.py', '-q', '-p', 'no:cacheprovider', '-k', 'test_random or few or regions or terms']))",
         LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_CONFIGS="24", LIIF_FAST_TEST_BACKENDS="cpu",
     )  # fmt: skip
     if found.split()[0] != isa:
