@@ -1,4 +1,4 @@
-"""Compare `conv3x3` with float64 on random configurations: sizes, layouts, options, wanted gradients, threads.
+"""Compare `conv3x3` with float64 on random configurations: sizes, layouts, options, residual blocks, wanted gradients.
 
 A failure prints the line that repeats it, as in test_random.py.
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from liif_fast.backends import cpu
-from liif_fast.ops.conv3x3 import convolve3x3, plain
+from liif_fast.ops.conv3x3 import convolve3x3, plain, plain_residual, residual3x3
 
 from .test_conv3x3 import LARGEST, NORM, errors
 from .test_random import CONFIGS, FIRST
@@ -32,17 +32,23 @@ class Config:
         self.height, self.width = (rng.choice((1, 2, 4, 5, 13, rng.randint(1, 30))) for _ in range(2))
         self.wrap, self.relu = (rng.random() < 0.5 for _ in range(2))
         self.threads = rng.choice((1, 2, 3, 8))
-        self.has = [True, True, rng.random() < 0.7, rng.random() < 0.5]  # x, weight, bias, addend
+        # Of x, weight, bias, and of the addend or the second weight and bias
+        self.residual = rng.random() < 0.3
+        self.has = [True, True, rng.random() < 0.7, self.residual or rng.random() < 0.5]
+        if self.residual:  # in float64, where no sign of a hidden pixel is rounding noise
+            self.dtype, self.has = torch.float64, [*self.has, rng.random() < 0.7]
         self.wanted = [has and rng.random() < 0.7 for has in self.has]
         self.wanted[rng.randrange(2)] = True
 
     def tensors(self):
-        """Draw x, weight, bias, addend, None where there is none, and the gradient at the output."""
+        """Draw the inputs, None where there is none, and the gradient at the output."""
         generator = torch.Generator().manual_seed(self.rng.randrange(2**32))
-        maps = [(self.batch, channels, self.height, self.width) for channels in (self.ins, self.outs)]
-        shapes = [maps[0], (self.outs, self.ins, 3, 3), (self.outs,), maps[1], maps[1]]
+        ins, outs = ((self.batch, channels, self.height, self.width) for channels in (self.ins, self.outs))
+        last = [(self.ins, self.outs, 3, 3), (self.ins,), ins] if self.residual else [outs, outs]
+        shapes = [ins, (self.outs, self.ins, 3, 3), (self.outs,), *last]
         made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        made[1] *= (9 * self.ins) ** -0.5
+        for weight in made[1:4:2] if self.residual else made[1:2]:
+            weight *= (9 * weight.shape[1]) ** -0.5
         if self.relu:
             made[2] += 1.0
         *inputs, grad = (each.to(self.dtype) for each in made)
@@ -67,11 +73,14 @@ class Config:
             tensor = around[inside]
         return tensor.permute(0, 3, 1, 2)
 
-    def run(self, function, inputs, grad):
+    def run(self, ours, inputs, grad):
         """Return the output and the wanted gradients, in the order of the inputs."""
         pairs = zip(inputs, self.wanted, strict=True)
         inputs = [each if each is None else each.detach().requires_grad_(wanted) for each, wanted in pairs]
-        out = function(*inputs, self.wrap, self.relu)
+        if self.residual:
+            out = (residual3x3 if ours else plain_residual)(*inputs, self.wrap)
+        else:
+            out = (convolve3x3 if ours else plain)(*inputs, self.wrap, self.relu)
         asked = [each for each, wanted in zip(inputs, self.wanted, strict=True) if wanted]
         return [out.detach(), *torch.autograd.grad(out, asked, grad)]
 
@@ -89,18 +98,18 @@ def test_random(seed, nan_empty, threads):
     config = Config(seed)
     inputs, grad = config.tensors()
     doubles = [each if each is None else each.double() for each in inputs]
-    if config.relu:  # gradients must not depend on the sign of rounding noise
+    if config.relu and not config.residual:  # gradients must not depend on the sign of rounding noise
         grad = grad.masked_fill(plain(*doubles, config.wrap, False).abs() < 1e-4, 0.0)
-    expected = config.run(plain, doubles, grad.double())
+    expected = config.run(False, doubles, grad.double())
     laid_out, laid_out_grad = [*map(config.lay_out, inputs)], config.lay_out(grad)
     threads(config.threads)
     if seed % 4 == 0:
         poison(config.dtype)
     again = f"LIIF_FAST_TEST_SEED={seed} LIIF_FAST_TEST_CONFIGS=1 python -m pytest {__file__}\n{vars(config)}"
-    found = config.run(convolve3x3, laid_out, laid_out_grad)
+    found = config.run(True, laid_out, laid_out_grad)
     for got, right in zip(found, expected, strict=True):
         assert got.shape == right.shape and got.dtype == config.dtype, again
         off = errors(got, right) if right.any() else (got.abs().max().item(),) * 2
         assert all(error <= limit for error, limit in zip(off, LIMITS[config.dtype], strict=True)), (off, again)
-    repeated = config.run(convolve3x3, inputs, grad)  # in other layouts, and in scratch memory that was used
+    repeated = config.run(True, inputs, grad)  # in other layouts, and in scratch memory that was used
     assert all(map(torch.equal, found, repeated)), again
