@@ -4,12 +4,13 @@
 // map holds them, also for what lies beyond its borders.
 #include "network.h"
 #include "operators.h"
+#include "unroll.h"
 
 namespace liif {
 namespace {
 
 constexpr int64_t kPositions = 36;
-constexpr int64_t kTiles = 12;     // at a time; with their weights they fit a second-level cache
+constexpr int64_t kTiles = 24;     // at a time; with their weights they fit a second-level cache
 constexpr int64_t kChannels = 64;  // at a time, of the input and of the output
 // From one position to the next in a transformed block, 16 more so that positions do not share cache sets
 constexpr int64_t kPosition = kTiles * kChannels + 16;
@@ -36,6 +37,16 @@ struct Map {
           height(t.size(2)),
           width(t.size(3)),
           channels(t.size(1)) {}
+    template <typename U>
+    Map(const Map<U>& m)
+        : data(m.data),
+          step_b(m.step_b),
+          step_h(m.step_h),
+          step_w(m.step_w),
+          images(m.images),
+          height(m.height),
+          width(m.width),
+          channels(m.channels) {}
     T* at(int64_t image, int64_t i, int64_t j) const { return data + image * step_b + i * step_h + j * step_w; }
 };
 
@@ -93,6 +104,53 @@ struct Tiling {
     }
 };
 
+// Pixels that will soon be needed: they are fetched into the cache during products, which leave the memory idle.
+template <typename T>
+struct Ahead {
+    int64_t count = 0;
+    const T* pixel[64 * kTiles];
+    int64_t channels[4 * kTiles];
+
+    // Of a tile, the next two arguments as Tiling::find's
+    void add(const Tiling& tiling, int64_t tile, const Map<const T>& map, int64_t channel, int64_t rows_before,
+             int64_t columns_before) {
+        if (tile >= tiling.count()) return;
+        channels[count] = std::min(kChannels, map.channels - channel);
+        tiling.find<4>(tile, map, channel, rows_before, columns_before, Edge::repeat, map.data, pixel + 16 * count++);
+    }
+
+    // Fetches a part, a few lines between two of the products of all positions: the processor drops more. It does so in
+    // the latter half of the positions, so that the weights do not evict them again.
+    LIIF_INLINE void fetch(int64_t part, int64_t parts) const {  // GCC drops a call that only prefetches
+        const auto begin = [=](int64_t i) { return 16 * count * i / parts; };
+        for (int64_t i = begin(part); i < begin(part + 1); ++i) {
+            for (int64_t c = 0; c < channels[i / 16]; c += 64 / static_cast<int64_t>(sizeof(T))) {
+                LIIF_PREFETCH_L2(pixel[i] + c);
+            }
+        }
+    }
+};
+
+// C[row, column] = sum over k of A[row * a_row + k * a_step] * B[k, column] for each position, all `kPosition` apart
+// but B's panels, which are b_panel apart, and C of the weights' gradient
+template <typename T>
+void multiply_blocks(Gemm<T, T> g, int64_t b_position, int64_t c_position, int64_t rows_at_once,
+                     const Ahead<T>& ahead) {
+    const int64_t nr = kernel<T>().nr, panels = ceil_div(g.columns, nr), blocks = ceil_div(g.rows, rows_at_once);
+    const int64_t parts = kPositions * panels * blocks;
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t p = part / (panels * blocks), panel = part / blocks % panels, row = part % blocks * rows_at_once;
+        Gemm<T, T> each = g;
+        each.rows = std::min(rows_at_once, g.rows - row);
+        each.columns = std::min(nr, g.columns - panel * nr);
+        each.a += p * kPosition + row * g.a_row;
+        each.b += p * b_position + panel * g.b_panel;
+        each.c += p * c_position + row * g.c_row + panel * nr;
+        kernel<T>().gemm(each);
+        ahead.fetch(part, parts);
+    }
+}
+
 // Weights [out, in, 3, 3], transformed: for each position panels of `nr` outputs, as Gemm::b. `back`, those of the
 // input's gradient: outputs are inputs, and the kernels are turned by 180 degrees.
 template <typename T>
@@ -127,13 +185,11 @@ struct Weights {
 
     // The products of a block's inputs [k, k + depth) with the weights of the outputs [begin, begin + columns)
     void multiply(const T* from, T* to, int64_t tiles, int64_t k, int64_t depth, int64_t begin, int64_t columns,
-                  Init init) const {
+                  Init init, const Ahead<T>& ahead) const {
         const int64_t nr = kernel<T>().nr;
-        for (int64_t p = 0; p < kPositions; ++p) {
-            kernel<T>().gemm({tiles, columns, depth, from + p * kPosition, kChannels, 1,
-                              data + (p * out_padded + begin) * in + k * nr, in * nr, nr, to + p * kPosition, kChannels,
-                              init, nullptr, Epilogue::none, nullptr});
-        }
+        multiply_blocks<T>({tiles, columns, depth, from, kChannels, 1, data + begin * in + k * nr, in * nr, nr, to,
+                            kChannels, init, nullptr, Epilogue::none, nullptr},
+                           out_padded * in, kPosition, 12, ahead);
     }
 };
 
@@ -166,6 +222,7 @@ Tensor run(const Tensor& from, const Tensor& weight, const std::optional<Tensor>
     const auto x = map_of<T>(from);
     const auto added = map_of<T>(addend);
     const Map<T> to(mutable_data<T>(out), out);
+    const int64_t next = kTiles * torch::stable::get_num_threads();  // what a worker probably gets next
     const Tiling tiling(to.images, to.height, to.width);
     const int64_t parts = ceil_div(weights.out, kChannels);
     const int64_t widest = std::max(weights.in, weights.out);
@@ -176,11 +233,20 @@ Tensor run(const Tensor& from, const Tensor& weight, const std::optional<Tensor>
         const T *pixel[kPositions], *other[16];
         for (int64_t k = 0; k < weights.in; k += kChannels) {
             const int64_t depth = std::min(kChannels, weights.in - k);
+            Ahead<T> ahead;
+            if (k + kChannels >= weights.in) {
+                for (int64_t t = first; t < first + count; ++t) {
+                    ahead.add(tiling, t, to, begin, 0, 0);
+                    if (added) ahead.add(tiling, t, *added, begin, 0, 0);
+                    ahead.add(tiling, t + next, x, 0, -1, -1);
+                }
+            }
             for (int64_t t = 0; t < count; ++t) {
                 tiling.find<6>(first + t, x, k, 1, 1, wrap ? Edge::wrap : Edge::zeros, m.zeros, pixel);
                 kernel<T>().winograd->input(m.one + t * kChannels, kPosition, pixel, depth);
             }
-            weights.multiply(m.one, m.two, count, k, depth, begin, columns, k == 0 ? Init::zero : Init::accumulate);
+            weights.multiply(m.one, m.two, count, k, depth, begin, columns, k == 0 ? Init::zero : Init::accumulate,
+                             ahead);
         }
         for (int64_t t = 0; t < count; ++t) {
             T* target[16];
@@ -215,7 +281,7 @@ struct Backward {
         const int64_t nr = kernel<T>().nr, widest = std::max(x.channels, grad.channels);
         const int64_t width = std::min(kChannels, grad.channels - n), depth = std::min(kChannels, x.channels - k);
         const auto m = take_memory<T>(widest);
-        std::fill(m.one, m.one + kPositions * kPosition, T(0));  // the products read whole panels
+        std::fill(m.two, m.two + kPositions * kPosition, T(0));  // the products read whole panels
         std::fill(sum + kShareBias, sum + kShare, T(0));
         const std::vector<T> no_bias(static_cast<size_t>(kChannels));
         const bool last = n + kChannels >= grad.channels;
@@ -232,7 +298,14 @@ struct Backward {
                 winograd.add_pixels(sum + kShareBias, pixel, width);
             }
             if (weights) {
-                weights->multiply(m.one, m.two, count, n, width, k, depth, Init::zero);
+                Ahead<T> ahead;
+                for (int64_t t = first; t < first + count; ++t) {
+                    ahead.add(tiling, t, *of_x, k, 0, 0);
+                    if (n == 0 && addend) ahead.add(tiling, t, *addend, k, 0, 0);
+                    if ((last && mask) || of_weight) ahead.add(tiling, t, x, k, more, 0);
+                    if (!of_weight) ahead.add(tiling, t + kTiles, grad, n, more - 1, -1);
+                }
+                weights->multiply(m.one, m.two, count, n, width, k, depth, Init::zero, ahead);
                 for (int64_t t = 0; t < count; ++t) {
                     T* target[16];
                     tiling.find<4>(first + t, *of_x, k, 0, 0, Edge::zeros, m.spare, target);
@@ -249,12 +322,11 @@ struct Backward {
                     tiling.find<4>(first + t, x, k, more, 0, more ? Edge::repeat : Edge::zeros, m.zeros, pixel);
                     winograd.inner(m.two + t * kChannels, kPosition, pixel, depth);
                 }
-                for (int64_t p = 0; p < kPositions; ++p) {
-                    kernel<T>().gemm({depth, width, count, m.two + p * kPosition, 1, kChannels, m.one + p * kPosition,
-                                      nr, kChannels, sum + p * kChannels * kChannels, kChannels,
-                                      first == begin ? Init::zero : Init::accumulate, nullptr, Epilogue::none,
-                                      nullptr});
-                }
+                Ahead<T> ahead;
+                for (int64_t t = first; t < first + count; ++t) ahead.add(tiling, t + kTiles, grad, n, more - 1, -1);
+                multiply_blocks<T>({width, depth, count, m.one, 1, kChannels, m.two, nr, kChannels, sum, kChannels,
+                                    first == begin ? Init::zero : Init::accumulate, nullptr, Epilogue::none, nullptr},
+                                   kPosition, kChannels * kChannels, kChannels, ahead);
             }
         }
     }
@@ -333,7 +405,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, 
                 double* sum = scratch<double, TotalTag>(kPositions * depth);
                 for (int64_t p = 0; p < kPositions; ++p) {
                     for (int64_t c = 0; c < depth; ++c) {
-                        sum[p * depth + c] = total((p * kChannels + c) * kChannels + o);
+                        sum[p * depth + c] = total((p * kChannels + o) * kChannels + c);
                     }
                 }
                 kernel<T>().winograd->weight_back(to_weight + ((n + o) * 9 + 8) * ins + k, -ins, sum, depth, depth);
