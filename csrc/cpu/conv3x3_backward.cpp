@@ -88,7 +88,7 @@ Tensor fold(const Tensor& padded, const Map<const T>* addend, const Map<const T>
     Tensor result = make_channels_last<T>({images, channels, height, width});
     const T* from = data<T>(padded);
     T* to = mutable_data<T>(result);
-    for_each_task(images * height, [&](int64_t task) {
+    for_each_task(row == 0 ? 0 : images * height, [&](int64_t task) {
         const int64_t image = task / height, i = task % height;
         const T* source = from + (image * (height + 2) + i + 1) * row;
         T* target = to + task * row;

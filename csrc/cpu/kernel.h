@@ -53,6 +53,8 @@ struct Gemm {
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
     int64_t b_column = 0;
+    // For packed B without infinity and NaN, and Init::bias: terms may be left out where A is 0.
+    bool skips = false;
 };
 
 // The loops of a tile of attend_corners, which is kernel<T>().nr queries. Rows are channels, `stride` apart; columns

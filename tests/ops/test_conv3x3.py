@@ -124,16 +124,18 @@ def test_accuracy_beside_pytorch_through_many_layers():
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_same_bits(wrap, threads):
+@pytest.mark.parametrize("shape", [(3, 20, 40, 10, 23), (3, 70, 130, 6, 5)], ids=str)
+def test_same_bits(shape, wrap, threads):
     """Outputs and the input's gradient depend on no other image and no number of threads; others repeat for one."""
-    inputs, grad = problem((3, 20, 40, 10, 23))
+    inputs, grad = problem(shape)
     threads(2)
     whole = both_passes(convolve3x3, inputs, grad, wrap, True)
     again = both_passes(convolve3x3, inputs, grad, wrap, True)
     assert all(map(torch.equal, whole, again))
-    threads(1)
-    one = both_passes(convolve3x3, inputs, grad, wrap, True)
-    assert torch.equal(one[0], whole[0]) and torch.equal(one[1], whole[1])
+    for count in (1, 3, 8):
+        threads(count)
+        other = both_passes(convolve3x3, inputs, grad, wrap, True)
+        assert torch.equal(other[0], whole[0]) and torch.equal(other[1], whole[1])
     for b in range(3):
         alone = both_passes(
             convolve3x3, [inputs[0][b : b + 1], *inputs[1:3], inputs[3][b : b + 1]], grad[b : b + 1], wrap, True
