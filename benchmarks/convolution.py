@@ -1,5 +1,8 @@
 """Measure `conv3x3` beside PyTorch's convolution, its errors and its time: python -m benchmarks.convolution.
 
+The last lines are the projection P of a map, [16, 64, 48, 48] to 256 channels, and its gradients: within
+`fast_convolutions()`, without, and by PyTorch's convolution.
+
 Errors are against float64, relative to the result: its norm, and in brackets its largest value. Times are medians of
 alternating runs. With --record the errors go to benchmarks/results/.
 """
@@ -7,7 +10,7 @@ alternating runs. With --record the errors go to benchmarks/results/.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,9 +20,11 @@ from benchmarks import records
 from benchmarks.records import Record
 from liif_fast.backends import cpu
 from liif_fast.ops.conv3x3 import convolve3x3, plain
+from liif_fast.ops.project import project_map, project_map_backward
 
 CHANNELS, LAYERS = 64, 33
 SHAPES = ((1, 16, 1024), (16, 48, 48))
+PROJECTED, HIDDEN = (16, 48, 48), 256
 Layers = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -81,21 +86,57 @@ def compare_times(rounds: int) -> None:
         weight, bias = torch.randn(CHANNELS, CHANNELS, 3, 3) / 24, torch.randn(CHANNELS)
         leaves = [each.requires_grad_() for each in (x, weight, bias)]
 
-        def step(form: Callable[..., Tensor], leaves: list[Tensor] = leaves) -> None:
+        def forward(form: Callable[..., Tensor], leaves: list[Tensor] = leaves) -> None:
+            with torch.no_grad():
+                form(*leaves, None, False, False)
+
+        def both(form: Callable[..., Tensor], leaves: list[Tensor] = leaves) -> None:
             out = form(*leaves, None, False, False)
             torch.autograd.grad(out, leaves, out.detach())
 
-        for kind in ("forward", "both"):
-            spent: dict[str, list[float]] = {name: [] for name in FORMS}
-            for _ in range(rounds):
-                for name, form in FORMS.items():
-                    run = partial(step, form) if kind == "both" else partial(form, *leaves, None, False, False)
-                    start = time.perf_counter()
-                    with torch.set_grad_enabled(kind == "both"):
-                        run()
-                    spent[name].append(time.perf_counter() - start)
-            for name, times in spent.items():
-                print(f"{batch}x{height}x{width} {kind:8s} {name:24s} {1000 * statistics.median(times):6.2f} ms")
+        for kind, step in (("forward", forward), ("both", both)):
+            forms = {name: partial(step, form) for name, form in FORMS.items()}
+            show_times(f"{batch}x{height}x{width} {kind:8s}", forms, rounds)
+
+
+def show_times(title: str, forms: Mapping[str, Callable[[], object]], rounds: int) -> None:
+    """Print the median time of each form; they take turns."""
+    spent: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        for name, form in forms.items():
+            start = time.perf_counter()
+            form()
+            spent[name].append(time.perf_counter() - start)
+    for name, times in spent.items():
+        print(f"{title} {name:24s} {1000 * statistics.median(times):6.2f} ms")
+
+
+def compare_projection(rounds: int) -> None:
+    """Print the times of P and of its gradients."""
+    batch, height, width = PROJECTED
+    window, wanted = (0, 0, height, width), (True, True, True)
+    for dtype in (torch.float32, torch.bfloat16) if cpu.BFLOAT16 else (torch.float32,):
+        feat = torch.randn(batch, CHANNELS, height, width).contiguous(memory_format=torch.channels_last).to(dtype)
+        weight, bias = torch.randn(HIDDEN, 9 * CHANNELS + 4).div(24).to(dtype), torch.randn(HIDDEN).to(dtype)
+        kernel, grad = weight[:, :-4].unflatten(1, (CHANNELS, 3, 3)), torch.randn(batch, height, width, HIDDEN)
+        forward, backward = (
+            {
+                name: partial(run, *arguments, fast, None)
+                for name, fast in (("fast_convolutions()", True), ("usual", False))
+            }
+            for run, arguments in (
+                (project_map, (feat, weight, bias, True, window)),
+                (project_map_backward, (grad, feat, weight, True, 0, 0, wanted)),
+            )
+        )
+        top, around = grad.permute(0, 3, 1, 2).to(dtype), [1, 1]
+        forward["PyTorch"] = partial(torch.conv2d, feat, kernel, bias, padding=1)
+        backward["PyTorch"] = partial(
+            torch.ops.aten.convolution_backward, top, feat, kernel, [HIDDEN], around, around, around, False, [0, 0], 1,
+            wanted,
+        )  # fmt: skip
+        for kind, forms in (("P", forward), ("its gradients", backward)):
+            show_times(f"{str(dtype).removeprefix('torch.'):8s} {kind:13s}", forms, rounds)
 
 
 def main() -> None:
@@ -109,6 +150,7 @@ def main() -> None:
     results = compare_errors()
     print("\n".join([*lines(results), ""]))
     compare_times(args.rounds)
+    compare_projection(args.rounds)
     if args.record:
         print(f"recorded in {records.append(records.environment(), results)}")
 

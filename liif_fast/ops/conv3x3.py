@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.call import trains
 from liif_fast.ops import define, only
@@ -33,6 +34,8 @@ def _backward_fake(
     return only(wanted, [_empty(x, *x.shape), _empty(x, *weight.shape), x.new_empty(len(weight))])
 
 
+LEAST_CHANNELS = 16  # of the output; below, its transforms cost more than they save
+
 conv3x3 = define(
     "conv3x3", "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool wrap, bool relu) -> Tensor", _fake
 )
@@ -43,6 +46,28 @@ conv3x3_backward = define(
     "(Tensor grad, Tensor x, Tensor weight, Tensor? addend, bool wrap, bool[] wanted, bool relu) -> Tensor[]",
     _backward_fake,
 )
+
+
+class Fast(TorchFunctionMode):
+    """A context within which the caller allows the rounding of `conv3x3`, `liif_fast.convolution.fast_convolutions`."""
+
+
+def allowed() -> bool:
+    """Say whether a context is open; a compiler cannot read the modes."""
+    return not torch.compiler.is_compiling() and any(
+        isinstance(mode, Fast) for mode in _get_current_function_mode_stack()
+    )
+
+
+def pays(x: Tensor, outs: int) -> bool:
+    """Say whether Winograd's algorithm is the faster one for a map [B, C, H, W] and this many outputs.
+
+    A tile of 4x4 pixels takes as long as 9 pixels of a direct convolution, however many of its pixels the map has. The
+    transforms of the weights take as long as 48 tiles, or more where the weights exceed a second-level cache.
+    """
+    images, ins, height, width = x.shape
+    tiles = images * -(-height // 4) * -(-width // 4)
+    return outs >= LEAST_CHANNELS and 9 * (tiles + max(48, ins // 2, outs // 2)) <= images * height * width
 
 
 def wrapped(x: Tensor) -> Tensor:

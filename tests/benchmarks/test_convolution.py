@@ -13,6 +13,7 @@ def test_runs_in_a_fresh_process():
     code = (
         "import sys; from benchmarks import convolution\n"
         "convolution.CHANNELS, convolution.LAYERS, convolution.SHAPES = 16, 3, ((1, 8, 12),)\n"
+        "convolution.PROJECTED, convolution.HIDDEN = (1, 8, 12), 16\n"
         "sys.argv = ['convolution', '--rounds', '1']; convolution.main()"
     )
     shown = run_python(code)
