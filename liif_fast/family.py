@@ -96,7 +96,7 @@ def attend_corners(
 
     Args:
         feat: [B, D, H, W] floating point, the latents.
-        values: [B, V, H, W] of feat's dtype, what is blended.
+        values: [B, V, H, W] of feat's dtype, the values to blend.
         coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; corners as of `corner_plan`. Or the result of
             `plan_attention`.
         transformer: its parameters, of feat's dtype.

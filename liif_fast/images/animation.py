@@ -1,8 +1,8 @@
 """Read and write animated GIF, PNG (APNG) and WebP; every frame is a whole picture.
 
-Frames of GIF and APNG are pieces that are laid over what is left of the ones before. They are put together here, since
-Pillow fills a GIF's canvas with its background colour, where every browser leaves it transparent, and mixes an APNG's
-partly transparent pieces wrongly; the pieces themselves are decoded by Pillow.
+A frame of a GIF or APNG is a piece that is laid over the remains of the frames before it. Pillow decodes the pieces.
+This module composes them, because Pillow fills a GIF's canvas with its background colour, where every browser leaves it
+transparent, and mixes an APNG's partly transparent pieces wrongly.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def write_animation(
 
     Args:
         path, kind: as for `write_strips`.
-        frames: one for each of `like`, [h, w, 1 to 4] all alike; what the iterator raises passes through.
+        frames: one for each of `like`, [h, w, 1 to 4] all alike; its exceptions pass through.
         like: its metadata, durations and number of plays are kept.
 
     Raises:

@@ -99,7 +99,7 @@ class _Accelerated:
 
     @classmethod
     def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
-        """Return what is compared, by the method that computes it."""
+        """Return the outputs to compare, by the name of the method that computes them."""
         module.gen_feat(image)
         return {"query_rgb": module.query_rgb(coord, cell), "forward": module(image, coord, cell)}
 

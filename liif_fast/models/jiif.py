@@ -83,7 +83,7 @@ class JIIF(nn.Module):
         return self.feat
 
     def query(self, coord: Tensor) -> Tensor:
-        """Return what is added to the enlarged depth map at `coord`.
+        """Return the summand for the enlarged depth map at `coord`.
 
         Args:
             coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1]; corners outside of the map are zeros.
@@ -146,7 +146,7 @@ class _Places(NamedTuple):
     centre: Tensor  # [B, ..., 2], 0 outside
 
     def read(self, maps: Tensor, outside: Tensor | float = 0.0) -> Tensor:
-        """Return the latents [B, ..., C] of maps [B, C, H, W], and `outside` [C] where there is none."""
+        """Return the latents [B, ..., C] of maps [B, C, H, W], and `outside` [C] at places beyond the map."""
         image = torch.arange(len(maps), device=maps.device).view(-1, *(1,) * (self.row.ndim - 1))
         return torch.where(self.inside.unsqueeze(-1), maps.permute(0, 2, 3, 1)[image, self.row, self.column], outside)
 

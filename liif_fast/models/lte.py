@@ -19,7 +19,7 @@ from liif_fast.models.registry import make, register
 
 
 class _Fourier(FeatureModel):
-    """What LTE and LTE+ share: they differ in the order of frequencies and in how the network is written down.
+    """Base of LTE and LTE+, which differ in the order of frequencies and in the modules of the network.
 
     A latent has hidden_dim amplitudes and hidden_dim / 2 frequencies, by two 3x3 convolutions of the features. The
     network reads amplitude * [cos, sin](pi * (frequency . rel + phase(cell))); the outputs of four corners are blended

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     stamp: tuple[str, int, int]  # path, time of the last change in nanoseconds, bytes
 
     def tag(self, *parts: Any) -> str:
-        """Return a validator (ETag) of what is made of the file with the given parts."""
+        """Return a validator (ETag) for an answer that is made from the file and the given parts."""
         return f'"{hashlib.sha256(repr((self.stamp, parts)).encode()).hexdigest()[:32]}"'
 
 
