@@ -11,11 +11,11 @@ from liif_fast import functional
 from liif_fast.checks import grid_cell
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.family import render_by_query
-from liif_fast.layers import Chain, chain_of
+from liif_fast.layers import Chain, chain_of, linear_chain
 from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.interpolation import bilinear
-from liif_fast.models.lte import by_pairs, chain_of_convolutions
+from liif_fast.models.lte import by_pairs
 
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF
 WAVES = ("coef", "freq", "phase")  # of LTE and LTE+
@@ -182,7 +182,7 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
 
     @staticmethod
     def chain(module: Any) -> Chain | None:
-        return chain_of_convolutions(module.layers)
+        return linear_chain(module.layers, nn.Conv2d)
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
         if self.chain(self) is None:
