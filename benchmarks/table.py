@@ -159,7 +159,7 @@ def origin(record: Record) -> str:
     where = f"{record['gpu']}, driver {record['driver']}" if "gpu" in record else f"{record['cpu']} ({record['isa']})"
     packages = "".join(f", {name} {found}" for name, found in record.get("packages", {}).items() if found)
     return (
-        f"{record['threads']} threads on {where}, torch {record['torch']}{packages}, "
+        f"{record['threads']} thread{'s' * (record['threads'] > 1)} on {where}, torch {record['torch']}{packages}, "
         f"liif_fast {record['version']} at {record['commit'] or 'an unknown commit'}, {record['date'][:10]}"
     )
 

@@ -46,7 +46,7 @@ struct OfInput {  // B^T x
 };
 
 template <typename V>
-struct OfGradient {  // A x
+struct OfInner {  // A x
     static constexpr int in = 4, out = 6;
     using X = typename V::type;
     static void apply(X* x) {
@@ -108,45 +108,44 @@ inline void over_channels(int64_t channels, const F& f) {
     for (; c < channels; ++c) f(One<T>(), c);
 }
 
-// `each` sees every pixel that is read.
-template <typename V, template <typename> class Of, typename T, typename Each>
-inline void spread(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t c, const Each& each) {
-    constexpr int side = Of<V>::in;
-    const auto store = [&](int i, int j, typename V::type x) { V::store(to + (i * 6 + j) * position + c, x); };
-    if (mask == nullptr) {
-        transform<Of, V>([&](int i, int j) { return each(V::load(pixel[i * side + j] + c)); }, store);
-    } else {
-        const auto load = [&](int i, int j) {
-            return each(V::pass_where(V::load(pixel[i * side + j] + c), V::load(mask[i * side + j] + c)));
-        };
-        transform<Of, V>(load, store);
-    }
-}
-
-template <typename T>
-void winograd_input(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels) {
+template <template <typename> class Of, typename T>
+inline void spread(T* to, int64_t position, const T* const* pixel, int64_t channels) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
-        spread<V, OfInput>(to, position, pixel, mask, c, [](typename V::type x) { return x; });
+        transform<Of, V>([&](int i, int j) { return V::load(pixel[i * Of<V>::in + j] + c); },
+                         [&](int i, int j, typename V::type x) { V::store(to + (i * 6 + j) * position + c, x); });
     });
 }
 
 template <typename T>
-void winograd_gradient(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels, T* sum) {
+void winograd_input(T* to, int64_t position, const T* const* pixel, int64_t channels) {
+    spread<OfInput>(to, position, pixel, channels);
+}
+
+template <typename T>
+void winograd_inner(T* to, int64_t position, const T* const* pixel, int64_t channels) {
+    spread<OfInner>(to, position, pixel, channels);
+}
+
+template <typename T>
+void winograd_add_pixels(T* sum, const T* const* pixel, int64_t channels) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
-        typename V::type total = V::broadcast(T(0));
-        spread<V, OfGradient>(to, position, pixel, mask, c, [&](typename V::type x) {
-            total = V::add(total, x);
-            return x;
-        });
-        V::store(sum + c, V::add(total, V::load(sum + c)));
+        typename V::type part[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            part[i] = V::load(pixel[i * 4] + c);
+            LIIF_UNROLL
+            for (int j = 1; j < 4; ++j) part[i] = V::add(part[i], V::load(pixel[i * 4 + j] + c));
+        }
+        const typename V::type total = V::add(V::add(part[0], part[1]), V::add(part[2], part[3]));
+        V::store(sum + c, V::add(V::load(sum + c), total));
     });
 }
 
 template <typename T>
 void winograd_output(T* const* pixel, const T* from, int64_t position, int64_t channels, const T* bias,
-                     const T* const* addend, bool relu) {
+                     const T* const* addend, bool relu, const T* const* mask) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
         const typename V::type start = V::load(bias + c);
@@ -154,6 +153,7 @@ void winograd_output(T* const* pixel, const T* from, int64_t position, int64_t c
         const auto store = [&](int i, int j, typename V::type x) {
             x = V::add(x, start);
             if (addend != nullptr) x = V::add(x, V::load(addend[i * 4 + j] + c));
+            if (mask != nullptr) x = V::pass_where(x, V::load(mask[i * 4 + j] + c));
             V::store(pixel[i * 4 + j] + c, relu ? V::relu(x) : x);
         };
         transform<OfProducts, V>(load, store);
@@ -216,8 +216,8 @@ void winograd_weight_back(T* to, int64_t tap, const double* from, int64_t positi
 }
 
 template <typename T>
-const Winograd<T> winograd_table = {winograd_input<T>, winograd_gradient<T>, winograd_output<T>, winograd_weight<T>,
-                                    winograd_weight_back<T>};
+const Winograd<T> winograd_table = {winograd_input<T>,  winograd_inner<T>,  winograd_add_pixels<T>,
+                                    winograd_output<T>, winograd_weight<T>, winograd_weight_back<T>};
 
 }  // namespace
 }  // namespace liif

@@ -243,7 +243,9 @@ def _conv3x3(x: Shape, weight: Shape, *_: Any) -> int:
     return _convolve(x, weight, ())
 
 
-def _conv3x3_backward(grad: Shape, x: Shape, weight: Shape, out: Shape, wrap: bool, wanted: Sequence[bool]) -> int:
+def _conv3x3_backward(
+    grad: Shape, x: Shape, weight: Shape, addend: Shape, wrap: bool, wanted: Sequence[bool], relu: bool
+) -> int:
     return sum(wanted[:2]) * _convolve(x, weight, ())
 
 

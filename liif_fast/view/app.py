@@ -139,7 +139,7 @@ class Server:
         headers = {"ETag": tag, "Cache-Control": "no-cache", "Link": _LEVEL}
         # A proxy that compresses makes the tag weak, which does not matter here (RFC 9110, section 13.1.2).
         known = request.headers.get("if-none-match", "").split(",")
-        if tag in [each.strip().removeprefix("W/") for each in known]:
+        if {tag, "*"} & {each.strip().removeprefix("W/") for each in known}:
             return Response(status_code=304, headers=headers)
         try:
             queue = self.queue if needs_model(wanted) else self.plain
