@@ -161,7 +161,7 @@ class _AcceleratedLTE(_Accelerated):
         return pred + bilinear(self.inp, coord)
 
     def waves(self: Any) -> Tensor:
-        """Return amplitudes and frequencies, of which gen_feat of LTE's class has left two maps."""
+        """Return amplitudes and frequencies from the two maps that gen_feat of LTE's class has left."""
         return torch.cat((self.coeff, self.freqq), 1)
 
     def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
@@ -169,7 +169,7 @@ class _AcceleratedLTE(_Accelerated):
 
 
 class _AcceleratedLTEPlus(_AcceleratedLTE):
-    """Its queries are grids, coord [B, h, w, 2] and cell [B, 2]; its output is [B, out, h, w]."""
+    """Run LTE+, whose queries are grids, coord [B, h, w, 2] and cell [B, 2], and whose output is [B, out, h, w]."""
 
     NAME = "LTE+"
     NEEDS = ("encoder", "layers", "gen_feat", "query_rgb", *WAVES)
@@ -202,7 +202,7 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
 
 
 class _AcceleratedLMLIIF(_Accelerated):
-    """Its queries get the features and the modulations, which forward hands on."""
+    """Run LM-LIIF, whose queries get the features and the modulations from forward."""
 
     NAME = "LM-LIIF"
     NEEDS = ("encoder", "imnet", "hypernet", "gen_feats", "gen_modulations", "query_rgb", "query_rgb_fast", "mod_dim")

@@ -213,7 +213,7 @@ def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint of JIIF's authors, whose model is its state alone, with name and arguments; others as is.
 
     Raises:
-        ValueError: it looks like a JIIF's, but has no weight that the arguments could be read off.
+        ValueError: it looks like a JIIF's, but lacks a weight whose shape gives an argument.
     """
     state = content.get("model")
     if not isinstance(state, Mapping) or "name" in state or not any(_depth(key) for key in state):
@@ -224,7 +224,7 @@ def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
     needed += layers[:-1] if layers else ["imnet.layers.0.weight"]  # the last one is the output's
     missing = next((key for key in needed if len(sizes.get(key, ())) < 2), None)
     if missing:
-        raise ValueError(f"a file of JIIF's without {missing}")
+        raise ValueError(f"a file of JIIF lacks {missing}")
     feats, guides, *hidden = (sizes[key][0] for key in needed)
     blocks = {int(found[1]) for key in sizes if (found := re.match(r"depth_encoder\.body\.(\d+)\.", key))}
     args = {"feat_dim": feats, "guide_dim": guides, "mlp_dim": hidden, "n_resblocks": max(len(blocks) - 1, 0)}

@@ -73,7 +73,7 @@ class Server:
 
     Args:
         shelf: the photographs.
-        renderer: what makes the pixels.
+        renderer: makes the pixels.
         maker: names the renderer's model and options; other pixels need another name, since ETags hold it.
         settings: the differences between `view` and `serve`.
 
