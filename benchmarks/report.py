@@ -14,6 +14,7 @@ from benchmarks import (
     bench_bfloat16,
     bench_export,
     bench_steps,
+    convolution,
     few_rows,
     plot,
     records,
@@ -157,13 +158,20 @@ def packing(found: Sequence[Record]) -> str:
     return _lines(found, "packing", lambda results: few_rows.lines(results[0]))
 
 
-def _lines(found: Sequence[Record], suite: str, lines: Callable[[Sequence[Record]], list[str]]) -> str:
+def convolution_errors(found: Sequence[Record]) -> str:
+    """Return the errors of conv3x3 and of PyTorch's convolutions, from the newest record that has them."""
+    return _lines(found, "convolution-", convolution.lines, timed=False)
+
+
+def _lines(
+    found: Sequence[Record], suite: str, lines: Callable[[Sequence[Record]], list[str]], timed: bool = True
+) -> str:
     """Return lines about a suite's results from the newest record that has any, and its origin."""
     shown = [(record, results) for record in found if (results := _results(record, suite))]
     if not shown:
         return ABSENT
     record, results = shown[-1]
-    return "\n".join([*lines(results), "", f"{_origin(record)}{_busy(record)}"])
+    return "\n".join([*lines(results), "", _origin(record) + (_busy(record) if timed else "")])
 
 
 def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
@@ -184,6 +192,7 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
 
 
 def _busy(record: Record) -> str:
+    """Say so if other programs took part of the machine's time."""
     load = (record["load"] or [0])[0]
     return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 
@@ -215,7 +224,7 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "bfloat16": bfloat16(records.read()),
             "training": training(records.read()),
         },
-        CPU: {"packing": packing(records.read())},
+        CPU: {"packing": packing(records.read()), "convolution": convolution_errors(records.read())},
         EXPORT: {"export": export(records.read())},
         LIDAR: {"lidar": lidar(records.read())},
     }

@@ -2,6 +2,8 @@
 
 import argparse
 import ipaddress
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from liif_fast.cli import EXIT_CODES, given_path
@@ -19,7 +21,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser(
         "serve", help="serve photographs (IIIF)", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
     )
-    parser.add_argument("folder", type=given_path, metavar="FOLDER", help="the folder; those inside are served, too")
+    parser.add_argument(
+        "folder", type=given_path, metavar="FOLDER", help="the folder; the folders inside it are served as well"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
@@ -27,6 +31,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--allow-host",
         action="append",
         default=[],
+        type=host_name,
         metavar="NAME",
         help="a name by which clients may call this server; needed with another --host; may be repeated",
     )
@@ -49,9 +54,22 @@ def run(args: argparse.Namespace) -> int:
     shown = f"[{args.host}]" if ":" in args.host else args.host
     if not _is_loopback(args.host):
         shown = args.allow_host[0]  # the address that is printed must be one that is answered
-    hosts = (*LOOPBACK, *(each.lower() for each in (shown, *args.allow_host)))
+    hosts = (*LOOPBACK, shown.lower(), *args.allow_host)
     server = make_server(args.folder, args, hosts=hosts)
     return serve(server, args.host, args.port, lambda number: print(f"http://{shown}:{number}/", flush=True))
+
+
+def host_name(text: str) -> str:
+    """A host's name or address as argparse wants it, in the form of the header Host, without the port."""
+    try:
+        address = ipaddress.ip_address(text[1:-1] if text[:1] + text[-1:] == "[]" else text)
+    except ValueError:
+        with suppress(UnicodeError):
+            name = text.encode("idna").decode().lower()
+            if re.fullmatch(r"[a-z0-9._-]+", name):
+                return name
+        raise argparse.ArgumentTypeError(f"expected a name without scheme and port, got {text!r}") from None
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def _is_loopback(host: str) -> bool:

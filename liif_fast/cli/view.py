@@ -2,11 +2,11 @@
 
 import argparse
 import hashlib
+import os
 import shlex
 import socket
 import webbrowser
 from collections.abc import Callable
-from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,22 +37,24 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def add_serving(parser: argparse.ArgumentParser) -> None:
     """Add the options that `view` and `serve` share."""
     parser.add_argument("--port", type=port, default=0, metavar="P", help="default: any that is free")
-    parser.add_argument("--model", type=expanduser, metavar="MODEL", help="as for upscale")
+    parser.add_argument("--model", type=os.path.expanduser, metavar="MODEL", help="as for upscale")
     add_compute(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     check_input(args.photo)
     picture = open_picture(args.photo)  # said now, not in the browser
-    page = {"name": Path(args.photo).resolve().name, "photo": shlex.quote(args.photo)}
+    page = {"photo": shell_word(args.photo)}
     page["tiles"] = "png" if changes_colours(picture.info, FORMATS[".webp"], picture.shape[2]) else "webp"
     asked = {"model": args.model, "backend": args.backend, "device": args.device, "precision": args.precision}
     usual = (None, "auto", "float32")
-    page["model"] = "".join(f" --{name} {shlex.quote(each)}" for name, each in asked.items() if each not in usual)
+    page["model"] = "".join(f" --{name} {shell_word(each)}" for name, each in asked.items() if each not in usual)
     try:
         from liif_fast.view.app import new_token
+        from liif_fast.view.shelf import served_name
     except ModuleNotFoundError as error:
         raise ImportError(MISSING.format(command="view")) from error
+    page["name"] = served_name(Path(args.photo).resolve())
     server = make_server(args.photo, args, hosts=("127.0.0.1", "localhost"), token=new_token(), page=page)
 
     def opened(number: int) -> None:
@@ -62,6 +64,15 @@ def run(args: argparse.Namespace) -> int:
             say("no browser opens here; open the address above")
 
     return serve(server, "127.0.0.1", args.port, opened)
+
+
+def shell_word(text: str) -> str:
+    """Quote an argument for a shell; a name that is not UTF-8 by the codes of its bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
+    return shlex.quote(text)
 
 
 def make_server(
@@ -146,7 +157,7 @@ def listen(host: str, number: int) -> socket.socket:
 
 
 def port(text: str) -> int:
-    """A TCP port as argparse wants it; 0 is any that is free."""
+    """Parse a TCP port; 0 takes any that is free."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)

@@ -19,8 +19,8 @@ LONGEST = 512  # characters of one part of a path; numbers below are cut shorter
 CONTEXT = "http://iiif.io/api/image/3/context.json"
 PROFILE = "http://iiif.io/api/image/3/level2.json"
 
-_INTEGER = r"\d{1,9}"
-_NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
+_INTEGER = r"[0-9]{1,9}"  # not \d, which also means digits of other scripts
+_NUMBER = r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
 
 
 class RequestError(ValueError):
@@ -107,15 +107,16 @@ def parse_request(
     left, top, width, height = _region(region, *enlarged)
     across, down = photograph[0] / enlarged[0], photograph[1] / enlarged[1]
     extent = (top * down, left * across, height * down, width * across)
-    wide, high = _size(size, width, height, extent, max_area)
     degrees, mirrored = _rotation(rotation)
     quality, _, kind = last.rpartition(".")
     if quality not in QUALITIES:
         raise RequestError(400, f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
     if kind not in FORMATS:
         raise RequestError(400, f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    if max(wide, high) > LONGEST_SIDE.get(kind, math.inf):
-        raise RequestError(400, f"{kind} holds at most {LONGEST_SIDE[kind]} pixels a side, got {wide}x{high}")
+    longest = LONGEST_SIDE.get(kind, math.inf)
+    wide, high = _size(size, width, height, extent, max_area, longest)
+    if max(wide, high) > longest:
+        raise RequestError(400, f"{kind} holds at most {longest} pixels a side, got {wide}x{high}")
     window = None
     if (wide, high) == (width, height) and all(float(each).is_integer() for each in (left, top)):
         window = (int(top), int(left), high, wide)
@@ -141,19 +142,16 @@ def _region(text: str, width: int, height: int) -> tuple[float, float, float, fl
     return left, top, w, h
 
 
-def _size(text: str, width: float, height: float, extent: Extent, max_area: int) -> tuple[int, int]:
-    """Return the (width, height) of the answer, given those of the region and of its part of the photograph."""
+def _size(text: str, width: float, height: float, extent: Extent, max_area: int, longest: float) -> tuple[int, int]:
+    """Return the (width, height) of the answer, given those of the region and of its part of the photograph.
+
+    What names no exact size, `max` and `!w,h`, is the largest within the limits: an area, a side, and `MAX_SCALE`.
+    """
     enlarging, form = text.startswith("^"), text.removeprefix("^")
+    widest, highest = (MAX_SCALE * extent[3], MAX_SCALE * extent[2]) if enlarging else (width, height)
+    widest, highest = min(widest, longest), min(highest, longest)
     if form == "max":
-        factor = math.sqrt(max_area / (width * height))
-        if enlarging:
-            factor = min(factor, MAX_SCALE * extent[3] / width, MAX_SCALE * extent[2] / height)
-        else:
-            factor = min(factor, 1)
-        if factor == 1:
-            wide, high = max(1, round(width)), max(1, round(height))
-        else:
-            wide, high = max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+        wide, high = _confined(width, height, widest, highest, max_area)
     elif match := re.fullmatch(rf"pct:({_NUMBER})", form):
         wide, high = (round(side * float(match[1]) / 100) for side in (width, height))
     elif match := re.fullmatch(rf"(!?)({_INTEGER})?,({_INTEGER})?", form):
@@ -162,8 +160,7 @@ def _size(text: str, width: float, height: float, extent: Extent, max_area: int)
             raise RequestError(400, f"size must name at least one side, got {text!r}")
         w, h = given
         if match[1]:
-            factor = min(w / width, h / height, math.inf if enlarging else 1)  # type: ignore[operator]
-            w, h = max(1, round(width * factor)), max(1, round(height * factor))
+            w, h = _confined(width, height, min(w, widest), min(h, highest), max_area)  # type: ignore[arg-type, type-var]
         wide = w if w is not None else max(1, round(width * h / height))  # type: ignore[operator]
         high = h if h is not None else max(1, round(height * wide / width))
     else:
@@ -178,6 +175,16 @@ def _size(text: str, width: float, height: float, extent: Extent, max_area: int)
         raise RequestError(400, f"size must be at most {max_area} pixels, got {wide}x{high}")
     if wide > max(1, math.ceil(MAX_SCALE * extent[3])) or high > max(1, math.ceil(MAX_SCALE * extent[2])):
         raise RequestError(400, f"size must be at most {MAX_SCALE} times the photograph's, got {wide}x{high}")
+    return wide, high
+
+
+def _confined(width: float, height: float, widest: float, highest: float, max_area: int) -> tuple[int, int]:
+    """Return the largest (width, height) of a region's shape in a box and an area."""
+    factor = min(widest / width, highest / height, math.sqrt(max_area / (width * height)))
+    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
+    if wide * high > max_area:  # rounded up, or one side is less than a pixel
+        wide, high = max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+        wide, high = min(wide, max_area // high or 1), min(high, max_area // wide or 1)
     return wide, high
 
 

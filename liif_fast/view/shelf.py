@@ -11,18 +11,24 @@ from PIL import Image
 from liif_fast.files import is_litter
 from liif_fast.images import FORMATS, endings
 from liif_fast.images.colour import COLOUR
-from liif_fast.view.iiif import RequestError
+from liif_fast.view.iiif import Identifier, RequestError, parse_identifier
 
 
 class Entry(NamedTuple):
     """A photograph's file and its present state."""
 
     path: Path
-    stamp: tuple[str, int, int]  # path, time of the last change in nanoseconds, bytes
+    stamp: tuple[str | int, ...]  # equal as long as the file is: path, bytes, times in nanoseconds, and inode
 
     def tag(self, *parts: Any) -> str:
-        """Return a validator (ETag) of what is made of the file with the given parts."""
+        """Return a validator (ETag) for an answer that is made from the file and the given parts."""
         return f'"{hashlib.sha256(repr((self.stamp, parts)).encode()).hexdigest()[:32]}"'
+
+
+def served_name(path: Path) -> str:
+    """Return the name under which a single file is served: in UTF-8, and none that an enlarged image could have."""
+    name = os.fsencode(path.name).decode(errors="replace")
+    return name if parse_identifier(name) == Identifier(name) else f"{name}.file"
 
 
 class Shelf:
@@ -34,8 +40,8 @@ class Shelf:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         root = Path(root).resolve()
-        self.only = root.name if root.is_file() else None
-        self.root = root.parent if root.is_file() else root
+        self.only = served_name(root) if root.is_file() else None
+        self.root = root
         self._endings = endings()
 
     def find(self, name: str) -> Entry:
@@ -55,13 +61,16 @@ class Shelf:
         elif "\\" in name or any(part in ("", "..") or is_litter(part) for part in parts):
             raise missing
         try:
-            path = self.root.joinpath(*parts).resolve(strict=True)
+            path = (self.root if self.only is not None else self.root.joinpath(*parts)).resolve(strict=True)
             status = path.stat()
         except (OSError, ValueError, RuntimeError):
             raise missing from None
         if not path.is_file() or (self.only is None and not self._serves(path, name)):
             raise missing
-        return Entry(path, (str(path), status.st_mtime_ns, status.st_size))
+        # A copy that keeps the time of the file it replaces (`cp -p`, `tar`) has another time of status change.
+        return Entry(
+            path, (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino)
+        )
 
     def _serves(self, path: Path, name: str) -> bool:
         """Say whether a file in a folder, to which a name leads, is an image and neither outside nor hidden."""

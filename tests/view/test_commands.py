@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -14,7 +15,7 @@ from PIL import Image
 
 from liif_fast import upscale
 from liif_fast.cli import main
-from liif_fast.cli.view import listen
+from liif_fast.cli.view import listen, shell_word
 from liif_fast.images import write_strips
 from liif_fast.images.colour import COLOUR
 from liif_fast.models import make
@@ -42,6 +43,9 @@ def test_refusals(photo, capsys, monkeypatch):
     assert "expected a port from 0 to 65535, got '70000'" in refusal(capsys, "view", str(photo), "--port", "70000")
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
         assert "--allow-host NAME" in refusal(capsys, "serve", str(photo.parent), "--host", host)
+    for name in ("http://a.example", "a.example:80", "a.example/", "", "*", "[::1", "a..b"):
+        asked = ("serve", str(photo.parent), "--host", "0.0.0.0", "--allow-host", name)
+        assert "expected a name without scheme and port" in refusal(capsys, *asked), name
     for module in ("starlette", "uvicorn", "starlette.applications"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "liif_fast.view.app", raising=False)
@@ -67,6 +71,14 @@ def test_refusals(photo, capsys, monkeypatch):
 )
 def test_an_empty_path_is_not_the_current_folder(command, capsys):
     assert "is empty; give a name" in refusal(capsys, *command.split(), "")
+
+
+@pytest.mark.parametrize("name", ["it's.png", "a b.png", "\udcff\udc80'.png"])
+def test_the_copied_command_names_the_file(name):
+    """Also one whose name is not UTF-8, which JSON cannot hold."""
+    word = shell_word(name)
+    word.encode()
+    assert subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True).stdout == os.fsencode(name)
 
 
 def test_connections_send_at_once():
@@ -168,15 +180,17 @@ def test_serve_answers_to_the_hosts_that_are_named(photo, small_model, monkeypat
     seen = []
     monkeypatch.setattr("liif_fast.cli.serve.serve", lambda *arguments: seen.append(arguments) or 0)
     command = ["serve", str(photo.parent), "--model", str(small_model), "--port", "8123"]
-    assert main([*command, "--host", "0.0.0.0", "--allow-host", "Pictures.example"]) == 0
+    named = [f"--allow-host={name}" for name in ("Pictures.example", "2001:DB8::1", "[2001:db8::2]", "bücher.example")]
+    assert main([*command, "--host", "0.0.0.0", *named]) == 0
     assert main(command) == 0
     assert main([*command, "--host", "127.0.0.5"]) == 0
     (server, host, port, opened), (usual, *rest, _), (other, *_, at) = seen
     opened(8123)
     at(8123)
-    assert capsys.readouterr().out == "http://Pictures.example:8123/\nhttp://127.0.0.5:8123/\n"
+    assert capsys.readouterr().out == "http://pictures.example:8123/\nhttp://127.0.0.5:8123/\n"
     assert other.settings.hosts - usual.settings.hosts == {"127.0.0.5"}
     assert (host, port, rest) == ("0.0.0.0", 8123, ["127.0.0.1", 8123])
-    assert server.settings.hosts - usual.settings.hosts == {"pictures.example"}
+    others = {"pictures.example", "[2001:db8::1]", "[2001:db8::2]", "xn--bcher-kva.example"}
+    assert server.settings.hosts - usual.settings.hosts == others
     assert (usual.settings.hosts, usual.settings.token) == ({"127.0.0.1", "localhost", "[::1]"}, None)
     assert usual.settings.public and usual.settings.page is None

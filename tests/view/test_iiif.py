@@ -19,6 +19,7 @@ from liif_fast.view.iiif import (
 )
 
 PHOTO, AREA = (400, 300), 1 << 20
+SIDES = st.tuples(st.integers(1, 50_000), st.integers(1, 50_000))
 
 
 def parsed(region="full", size="max", rotation="0", last="default.png", photo=PHOTO, full=None):
@@ -35,6 +36,7 @@ def parsed(region="full", size="max", rotation="0", last="default.png", photo=PH
         ("a@x2@x3", Identifier("a@x2", scale=3)),
         ("a@x", Identifier("a@x")),
         ("a@12x", Identifier("a@12x")),
+        ("a@x٣", Identifier("a@x٣")),  # a digit of another script
         ("@x3", Identifier("@x3")),
     ],
 )
@@ -84,6 +86,7 @@ def test_bad_regions(region):
         ("!50,50", (50, 40)),
         ("!5000,5000", (100, 80)),
         ("^!500,500", (500, 400)),
+        ("^!90000,90000", (1144, 915)),  # as ^max: a box that no answer fills is no error
         ("^200,", (200, 160)),
         ("^,200", (250, 200)),
         ("^pct:370", (370, 296)),
@@ -158,6 +161,25 @@ def test_a_side_that_a_format_cannot_hold(kind, side):
         parsed("full", f"{side + 1},1", last=f"default.{kind}", photo=full, full=full)
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("jpg", 65_500), ("webp", 16_383), ("png", 70_000)])
+def test_the_largest_answer_is_within_what_the_format_holds(kind, longest):
+    for size in ("max", "!99999,99999", "^!70000,9"):
+        assert parsed("full", size, last=f"default.{kind}", photo=(70_000, 3), full=(70_000, 3)).size[0] == longest
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIDES, st.integers(1, MAX_SCALE), st.sampled_from(["", "^"]), SIDES)
+@example((1, 3_000_000), 1, "", (9, 9))
+@example((50_000, 1), 64, "^", (10**9 - 1, 10**9 - 1))
+def test_the_largest_answer_is_never_refused(photo, scale, enlarging, box):
+    """Section 4.2: `max` and `!w,h` give as much as the region, the box and the server's limits allow."""
+    full = (photo[0] * scale, photo[1] * scale)
+    assert parsed(size=f"{enlarging}max", photo=photo, full=full)
+    wide, high = parsed(size=f"{enlarging}!{box[0]},{box[1]}", photo=photo, full=full).size
+    assert wide <= box[0]
+    assert high <= box[1]
+
+
 def test_info_names_the_levels():
     info = describe("http://x/a", 1024, 700, AREA)
     assert info["tiles"] == [{"width": 256, "height": 256, "scaleFactors": [1, 2, 4]}]
@@ -174,7 +196,6 @@ LIKELY = st.one_of(
     ),
     st.text(max_size=20),
 )
-SIDES = st.tuples(st.integers(1, 50_000), st.integers(1, 50_000))
 
 
 @settings(max_examples=300, deadline=None)

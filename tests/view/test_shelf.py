@@ -11,7 +11,7 @@ from PIL import Image
 
 from liif_fast.images import read_image
 from liif_fast.images.colour import COLOUR, read_colour
-from liif_fast.view.iiif import RequestError
+from liif_fast.view.iiif import Identifier, RequestError, parse_identifier
 from liif_fast.view.shelf import Shelf, encode
 
 from .support import picture
@@ -95,13 +95,18 @@ def test_one_file_alone(folder):
             shelf.find(name)
 
 
-@pytest.mark.parametrize("name", [".secret.png", "to-hidden.png", "notes.txt", "out.png", "a\\b", "without"])
+@pytest.mark.parametrize(
+    "name", [".secret.png", "to-hidden.png", "notes.txt", "out.png", "a\\b", "without", "scan@x2", "\udcff"]
+)
 def test_one_file_may_be_called_anything(folder, name):
     """Who names a file on the command line means it: hidden, without an ending, or a link."""
     if not (folder / name).exists():
         (folder / name).write_bytes(b"x")
     shelf = Shelf(folder / name)
-    assert shelf.find(shelf.names()[0]).path == (folder / name).resolve()
+    (served,) = shelf.names()
+    assert shelf.find(served).path == (folder / name).resolve()
+    assert parse_identifier(served) == Identifier(served)  # not an enlarged image
+    served.encode()
 
 
 def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
@@ -111,6 +116,17 @@ def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
     assert tag != shelf.find("a.png").tag("model", 2)
     (folder / "a.png").write_bytes(b"xy")
     assert tag != shelf.find("a.png").tag("model", 1)
+
+
+def test_the_tag_changes_with_a_file_of_the_same_size_and_time(folder):
+    """As `cp -p` and `mv` put in the place of another."""
+    shelf, file = Shelf(folder), folder / "a.png"
+    tag, size, time = shelf.find("a.png").tag(), file.stat().st_size, file.stat().st_mtime_ns
+    (folder / "new.png").write_bytes(b"\1" * size)
+    os.utime(folder / "new.png", ns=(time, time))
+    (folder / "new.png").rename(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (size, time)
+    assert tag != shelf.find("a.png").tag()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
