@@ -41,7 +41,10 @@ BACKWARD = tuple(
 )
 COUNTED = OPERATORS + tuple(f"{operator}: {which}" for which in WANTED for operator in BACKWARD)
 # The functions of kernel_avx512bf16.cpp; of the register tile, the whole one, with packed weights and with others.
-LOW = r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|sum_rows<liif::Bf16>|affine_of<\d>|narrow|widen|pair_rows"
+LOW = (
+    r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|multiply_terms<liif::Bf16, [\w:]+>|sum_rows<liif::Bf16>"
+    r"|affine_of<\d>|narrow|widen|pair_rows"
+)
 SWITCH = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }

@@ -59,7 +59,7 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 def atomic_file(path: str | os.PathLike[str], mode: int | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the context ends, or is removed on any failure or Ctrl-C.
 
-    The file can be read, too. A symbolic link is followed. The permissions are `mode`, by default an existing file's.
+    The file can also be read. A symbolic link is followed. The permissions are `mode`, by default an existing file's.
     Standard output receives the whole file at the end, or nothing.
     """
     if path == STANDARD:

@@ -36,7 +36,7 @@ struct Vec<float> {
     }
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
-    static constexpr int worthwhile = 88;  // percent of the terms from which on all take as long
+    static constexpr int worthwhile = 88;
     static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         const __mmask16 held = depth - k < lanes ? __mmask16((1u << (depth - k)) - 1) : __mmask16(0xffff);
@@ -46,7 +46,7 @@ struct Vec<float> {
             found |= _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(held, a + r * a_row + k), broadcast(0), _CMP_NEQ_UQ);
         }
         _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(found, _mm512_add_epi32(lane, _mm512_set1_epi32(k))));
-        return __builtin_popcount(found);
+        return static_cast<int>(_mm_popcnt_u32(found));
     }
     // Quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
@@ -80,7 +80,7 @@ struct Vec<double> {
     static constexpr int lanes = 8, rows = 12;
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
-    static constexpr int worthwhile = 88;  // percent of the terms from which on all take as long
+    static constexpr int worthwhile = 88;
     static int list(int* to, const double* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
         const __mmask8 held = depth - k < lanes ? __mmask8((1u << (depth - k)) - 1) : __mmask8(0xff);
@@ -91,7 +91,7 @@ struct Vec<double> {
         }
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                             _mm256_maskz_compress_epi32(found, _mm256_add_epi32(lane, _mm256_set1_epi32(k))));
-        return __builtin_popcount(found);
+        return static_cast<int>(_mm_popcnt_u32(found));
     }
     static constexpr bool transposes = false;
     static constexpr int turned_rows = 0;

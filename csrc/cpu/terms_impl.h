@@ -1,7 +1,8 @@
 // Products that leave out terms. A ReLU leaves most activations at 0, and rows next to each other, which read the same
 // latent, mostly in the same channels. So a few rows at a time are multiplied over the k in which one of them is not 0.
 // A term of 0 changes no sum of products with finite weights, so the sums are those of all terms, in the same order and
-// with the same bits. Included by kernel_impl.h.
+// with the same bits. Included by kernel_impl.h. Vec<T> has term_panels, the panels of B that go with a group of rows,
+// and worthwhile, the percentage of terms from which on it is faster to multiply all.
 #pragma once
 
 namespace liif {

@@ -50,7 +50,7 @@ struct Vec<Bf16> {
     static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
-    static constexpr int worthwhile = 75;  // percent of the terms from which on all take as long
+    static constexpr int worthwhile = 75;
     // Of pairs; quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
     static constexpr int turned_rows = 60;
@@ -133,7 +133,7 @@ struct Terms<Bf16> {
                 any = _mm512_or_si512(any, _mm512_maskz_loadu_epi16(held, from + r * row + k));
             }
             found[k / 32] = _mm512_test_epi16_mask(any, _mm512_set1_epi16(0x7fff));
-            terms += __builtin_popcount(found[k / 32]);
+            terms += static_cast<int>(_mm_popcnt_u32(found[k / 32]));
         }
         if (terms > limit) return false;
         copy(from, row, depth, found);
@@ -160,7 +160,7 @@ struct Terms<Bf16> {
                 const __m512i y = _mm512_maskz_compress_epi32(left, x);
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(a[r] + terms), _mm512_maskz_cvtepi32_epi16(0xffff, y));
             }
-            terms += __builtin_popcount(left);
+            terms += static_cast<int>(_mm_popcnt_u32(left));
         }
         while (terms == 0 || terms % 2 != 0) {  // one at least, which flushes a denormal bias as all terms would
             for (int r = 0; r < rows; ++r) a[r][terms] = {};

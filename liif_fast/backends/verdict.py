@@ -281,7 +281,7 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
 
 
 def of_all(kind: str, index: int | None, backend: str, names: Sequence[str]) -> tuple[bool, str]:
-    """Say whether all named kinds of call passed on a backend and were faster, and the date or what is against it."""
+    """Say whether all named kinds of call passed on a backend and were faster, and the date or the reason why not."""
     found = read(kind, index)
     units = {} if found is None else found.results.get(backend, {})
     if found is None or not units:
