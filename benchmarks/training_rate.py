@@ -1,8 +1,9 @@
 """Compare the rate of training with the machine's limit: python -m benchmarks.training_rate.
 
-The limit is a render in which no activation is 0, so the kernels leave out no term. Rates are useful operations (limits.py) per second: of CPU time on one thread, where others disturb little, and
-of elapsed time on more. A step is liif_decode with gradients of the latents and of every parameter; its projection does
-not count as useful, nor does anything that it computes again. Each round runs that render before and after the step.
+The limit is a render in which no activation is 0, so that kernels leave out no term. Rates are useful operations
+(limits.py) per second: of CPU time on one thread, where others disturb little, and of elapsed time on more. A step is
+liif_decode with gradients of the latents and of every parameter; its projection does not count as useful, nor does
+anything that it computes again. Each round runs that render before and after the step.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[int]) -> dict[str, list[float]]:
-    """Return the limit, and the rates of a render, the forward pass, the backward pass and both as its shares, by round."""
+    """Return the limit and, as shares of it, the rates of a render, both passes, and the step, by round."""
     picture = make_problem((side, side), hidden=hidden)
     positive = [bias + 100.0**layer for layer, bias in enumerate(picture.biases, 1)]  # whatever the other terms are
     problem = make_problem((side, side), batch=batch, hidden=hidden)
