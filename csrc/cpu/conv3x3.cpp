@@ -22,10 +22,10 @@ Tensor run(const Tensor& from, const Tensor& weight, const std::optional<Tensor>
     const Tiling tiling(to.images, to.height, to.width);
     const int64_t parts = ceil_div(weights.out, kChannels);
     const int64_t widest = std::max(weights.in, weights.out);
-    for_each_task(ceil_div(tiling.count(), kTiles) * parts, [&](int64_t task) {
-        const int64_t first = task / parts * kTiles, count = std::min(kTiles, tiling.count() - first);
+    for_each_task(ceil_div(tiling.count(), tiling.block) * parts, [&](int64_t task) {
+        const int64_t first = task / parts * tiling.block, count = std::min(tiling.block, tiling.count() - first);
         const int64_t begin = task % parts * kChannels, columns = std::min(kChannels, weights.out - begin);
-        const int64_t next = (task + workers) / parts * kTiles;  // probably
+        const int64_t next = (task + workers) / parts * tiling.block;  // probably
         const auto m = take_memory<T>(widest);
         const T *pixel[kPositions], *other[16];
         for (int64_t k = 0; k < weights.in; k += kChannels) {

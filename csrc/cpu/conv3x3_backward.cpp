@@ -36,8 +36,8 @@ struct BackwardPass {
         const T *pixel[kPositions], *other[16];
         const Edge edge = more ? Edge::wrap_rows : Edge::zeros;
         const Winograd<T>& winograd = *kernel<T>().winograd;
-        for (int64_t first = begin; first < end; first += kTiles) {
-            const int64_t count = std::min(kTiles, end - first);
+        for (int64_t first = begin; first < end; first += tiling.block) {
+            const int64_t count = std::min(tiling.block, end - first);
             for (int64_t t = 0; t < count; ++t) {
                 tiling.find<6>(first + t, grad, n, 1 + more, 1, edge, m.zeros, pixel);
                 if (weights || of_weight) winograd.input(m.one + t * kChannels, kPosition, pixel, width);
@@ -51,7 +51,7 @@ struct BackwardPass {
                     ahead.add(tiling, t, *of_x, k, 0, 0);
                     if (n == 0 && addend) ahead.add(tiling, t, *addend, k, 0, 0);
                     if ((last && mask) || of_weight) ahead.add(tiling, t, x, k, more, 0);
-                    if (!of_weight) ahead.add(tiling, t + kTiles, grad, n, more - 1, -1);
+                    if (!of_weight) ahead.add(tiling, t + tiling.block, grad, n, more - 1, -1);
                 }
                 weights->multiply(m.one, m.two, count, n, width, k, depth, Init::zero, ahead);
                 for (int64_t t = 0; t < count; ++t) {
@@ -71,7 +71,8 @@ struct BackwardPass {
                     winograd.inner(m.two + t * kChannels, kPosition, pixel, depth);
                 }
                 Ahead<T> ahead;
-                for (int64_t t = first; t < first + count; ++t) ahead.add(tiling, t + kTiles, grad, n, more - 1, -1);
+                for (int64_t t = first; t < first + count; ++t)
+                    ahead.add(tiling, t + tiling.block, grad, n, more - 1, -1);
                 multiply_blocks<T>({width, depth, count, m.one, 1, kChannels, m.two, nr, kChannels, sum, kChannels,
                                     first == begin ? Init::zero : Init::accumulate, nullptr, Epilogue::none, nullptr},
                                    kPosition, kChannels * kChannels, kChannels, ahead);
@@ -110,7 +111,7 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, 
                      bool wrap, const Flags& wanted, bool relu) {
     const int64_t ins = x.size(1), outs = grad.size(1), height = x.size(2), width = x.size(3), more = wrap ? 1 : 0;
     const Tiling tiling(x.size(0), height + 2 * more, width);
-    const int64_t blocks = ceil_div(tiling.count(), kTiles);
+    const int64_t blocks = ceil_div(tiling.count(), tiling.block);
     const int64_t workers = std::min<int64_t>(blocks, torch::stable::get_num_threads());
     Tensor of_x = wanted[0] ? make_channels_last<T>({x.size(0), ins, height + 2 * more, width}) : make<T>(x, {0});
     Tensor of_weight = wanted[1] ? make_channels_last<T>({outs, ins, 3, 3}) : make<T>(x, {0});
@@ -141,8 +142,8 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, 
         for (int64_t n = 0; n < outs; n += kChannels) {
             torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
                 for (int64_t w = begin; w < end; ++w) {
-                    pass(w * blocks / workers * kTiles, std::min(tiling.count(), (w + 1) * blocks / workers * kTiles),
-                         n, k, sums + w * kShare);
+                    pass(w * blocks / workers * tiling.block,
+                         std::min(tiling.count(), (w + 1) * blocks / workers * tiling.block), n, k, sums + w * kShare);
                 }
             });
             const int64_t depth = std::min(kChannels, ins - k), count = std::min(kChannels, outs - n);

@@ -10,7 +10,8 @@
 namespace liif {
 
 constexpr int64_t kPositions = 36;
-constexpr int64_t kTiles = 24;     // at a time; with their weights they fit a second-level cache
+constexpr int64_t kTiles = 24;     // at most at a time; transformed twice they fill half of a second-level cache
+constexpr int64_t kRows = 12;      // of them in a product, between which pixels are fetched
 constexpr int64_t kChannels = 64;  // at a time, of the input and of the output
 // From one position to the next in a transformed block, 16 more so that positions do not share cache sets
 constexpr int64_t kPosition = kTiles * kChannels + 16;
@@ -68,10 +69,13 @@ Tensor make_channels_last(const std::vector<int64_t>& size) {
 
 // The tiles of an output, in the order of images, rows and columns.
 struct Tiling {
-    int64_t images, rows, columns;
+    int64_t images, rows, columns, block;  // `block` tiles are transformed at a time, fewer if a thread would have none
 
     Tiling(int64_t count, int64_t height, int64_t width)
-        : images(count), rows(ceil_div(height, 4)), columns(ceil_div(width, 4)) {}
+        : images(count), rows(ceil_div(height, 4)), columns(ceil_div(width, 4)) {
+        const int64_t each = ceil_div(images * rows * columns, torch::stable::get_num_threads());
+        block = std::clamp(round_up(each, kRows), kRows, kTiles);
+    }
     int64_t count() const { return images * rows * columns; }
 
     // Pointers to a channel of side x side pixels of a map. The first is some rows and columns before the tile's first.
@@ -129,8 +133,8 @@ struct Ahead {
     }
 };
 
-// C[row, column] = sum over k of A[row * a_row + k * a_step] * B[k, column] for each position, all `kPosition` apart
-// but B's panels, which are b_panel apart, and C of the weights' gradient
+// The 36 products, of which g is the first: those of A are kPosition apart. It computes so many rows and one panel of
+// columns at once, and fetches pixels between.
 template <typename T>
 void multiply_blocks(Gemm<T, T> g, int64_t b_position, int64_t c_position, int64_t rows_at_once,
                      const Ahead<T>& ahead) {
@@ -187,7 +191,7 @@ struct Weights {
         const int64_t nr = kernel<T>().nr;
         multiply_blocks<T>({tiles, columns, depth, from, kChannels, 1, data + begin * in + k * nr, in * nr, nr, to,
                             kChannels, init, nullptr, Epilogue::none, nullptr},
-                           out_padded * in, kPosition, 12, ahead);
+                           out_padded * in, kPosition, kRows, ahead);
     }
 };
 

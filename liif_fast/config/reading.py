@@ -10,6 +10,9 @@ import yaml
 T = TypeVar("T")
 
 
+MOST_VALUES = 100_000  # of a file; aliases of aliases would make it as large as they like
+
+
 class _Loader(yaml.SafeLoader):
     """Read 1e-4 as a number, although YAML 1.1 requires a dot, and refuse repeated keys."""
 
@@ -47,6 +50,8 @@ class Document:
 
     def _walk(self, node: yaml.Node | None, place: str) -> None:
         """Record the line of every key and list item under its dotted place."""
+        if len(self._lines) > MOST_VALUES:
+            raise yaml.YAMLError(f"it has more than {MOST_VALUES} values")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 below = f"{place}.{key.value}" if place else str(key.value)

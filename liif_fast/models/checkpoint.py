@@ -209,13 +209,20 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise ModelFileError(
             f"its {TRACE} is {version.tolist()!r:.40}, this liif_fast reads [{VERSION}]: install a newer one"
         )
-    spec = json.loads(metadata["spec"])
+    spec = _from_json(metadata, "spec")
     if not isinstance(spec, dict):
         raise ModelFileError(f"spec must be a dict, got {type(spec).__name__}")
     content: dict[str, Any] = {"model": {**spec, "sd": sd}}
     if "data_norm" in metadata:
-        content["data_norm"] = json.loads(metadata["data_norm"])
+        content["data_norm"] = _from_json(metadata, "data_norm")
     return content
+
+
+def _from_json(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{key!r} of its metadata is not JSON: {error}") from error
 
 
 def _checked(content: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:

@@ -104,8 +104,10 @@ def check_config(raw: Any, folders: list[Path] | None = None, name: str | None =
     _schedule(raw)
     for key in ("epoch_max", "epoch_val", "epoch_save", "grad_accum"):
         number(raw, key, least=1, whole=True)
-    for key in ("seed", "val_seed", "num_workers", "val_images"):
-        number(raw, key, least=0, whole=True)
+    number(raw, "val_images", least=0, whole=True)
+    for key in ("seed", "val_seed"):
+        number(raw, key, least=0, below=2**63, whole=True)
+    number(raw, "num_workers", least=0, below=1025, whole=True)  # a typing error would fork until memory is gone
     number(raw, "ema", above=0, below=1)
     if raw.get("teacher") is not None:
         mapping(raw["teacher"], "teacher", ("model", "weight"), ("model", "weight"))

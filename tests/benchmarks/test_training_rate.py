@@ -13,8 +13,8 @@ def test_small_cases(threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     results = training_rate.measure(1, side=7, hidden=(16, 16))
     for result in results:
-        forward, backward, both = (result["figures"][part]["median"] for part in training_rate.PARTS)
-        assert min(forward, backward, both) > 0
+        render, forward, backward, both = (result["figures"][part]["median"] for part in training_rate.PARTS)
+        assert min(render, forward, backward, both) > 0
         assert both == pytest.approx(3 / (1 / forward + 2 / backward), rel=1e-2)
-        assert {"name", "title", "unit", "rounds", "figures", "missing", "render_rate"} == set(result)
+        assert {"name", "title", "unit", "rounds", "figures", "missing", "limit_rate"} == set(result)
     assert [line.split(" | ")[0] for line in training_rate.lines(results)[2:]] == ["| B = 2, Q = 60", "| B = 1, Q = 9"]

@@ -244,10 +244,11 @@ def test_safetensors_metadata(tmp_path, tiny):
     sd, path = dict(tiny.state_dict()), tmp_path / "model.safetensors"
     for metadata, message in [
         (None, "metadata has no 'spec'"),
-        ({"spec": "{"}, r"model\.safetensors: "),
+        ({"spec": "{"}, r"model\.safetensors: 'spec' of its metadata is not JSON"),
+        ({"spec": json.dumps(tiny.spec), "data_norm": "]"}, "'data_norm' of its metadata is not JSON"),
         ({"spec": "[1]"}, "spec must be a dict"),
         ({"spec": "__import__('os')"}, r"model\.safetensors: "),
-        ({"spec": "[" * 100_000}, r"model\.safetensors: "),
+        ({"spec": "[" * 100_000}, r"model\.safetensors: 'spec' of its metadata is not JSON"),
         ({"spec": json.dumps(tiny.spec), "data_norm": "3"}, "data_norm must be"),
         ({"spec": json.dumps({"name": "liif", "args": {"encoder_spec": tiny.spec}})}, r"model\.safetensors: "),
     ]:

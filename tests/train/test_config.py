@@ -1,4 +1,5 @@
 import copy
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("grad_clip", 0, "grad_clip: must be above 0"),
         ("grad_accum", 0.5, "grad_accum: expected a whole number"),
         ("save_minutes", -1, "save_minutes: must be at least 0"),
+        ("seed", 2**63, "seed: must be at least 0 and below"),
+        ("val_seed", 2**70, "val_seed: must be at least 0 and below"),
+        ("num_workers", 2000, "num_workers: must be at least 0 and below 1025"),
         ("data_device", "tpu", "data_device: expected null, cpu or cuda"),
         ("plugins", "module", "plugins: expected a list of modules"),
         ("plugins", ["no_such_module"], r"plugins\[0\]: cannot import no_such_module: ModuleNotFoundError"),
@@ -237,6 +241,12 @@ def test_not_yaml(tmp_path):
         load_config(path)
     path.write_text("a: &a [*a]")
     with pytest.raises(ValueError, match="refers to itself"):
+        load_config(path)
+    doubled = "".join(
+        f"{key}: &{key} [*{before}, *{before}]\n" for before, key in itertools.pairwise("abcdefghijklmnopqrstu")
+    )
+    path.write_text("a: &a [1]\n" + doubled)  # 2^20 values
+    with pytest.raises(ValueError, match="more than 100000 values"):
         load_config(path)
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match="is not YAML"):
