@@ -122,7 +122,7 @@ def parse(sass: str) -> list[Function]:
 
 
 def audit(sass: str) -> list[str]:
-    """Return what is wrong, a line each."""
+    """Return the faults, a line each."""
     functions = parse(sass)
     found = [f"{f.name}: {line}" for f in functions for line in dict.fromkeys(_audit(f))]
     if not any(i.opcode == "HGMMA" for f in functions for i in f.code):
@@ -232,7 +232,7 @@ def compile_cubin(source: Path, cubin: Path, macros: Sequence[str] = ()) -> list
 
 
 def audit_file(path: Path, macros: Sequence[str] = ()) -> list[str]:
-    """Return what is wrong with a file, a line each."""
+    """Return the faults of a file, a line each."""
     if path.suffix != ".cu":
         return audit(disassemble(path))
     with tempfile.TemporaryDirectory() as folder:

@@ -259,7 +259,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
 
 
 def described(launch: Launch) -> str:
-    """The configuration in a line: what of its constants and options tells one launch from another."""
+    """Return the configuration in a line: the constants and options that tell one launch from another."""
     names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "KEEP", "WRITE", "PLAN", "TAPS")
     parts = [f"{name.lower()}={launch.arguments[name]}" for name in names if name in launch.arguments]
     parts += [f"{name}={launch.options[name]}" for name in ("num_warps", "num_stages") if name in launch.options]
@@ -303,7 +303,7 @@ def report_one(launch: Launch, arch: int) -> dict[str, Any]:
 
 
 def faults(entry: dict[str, Any]) -> list[str]:
-    """What is wrong with an entry of the report."""
+    """Return the faults of an entry of the report."""
     if "error" in entry:
         return [entry["error"]]
     arch, wrong = int(entry["arch"][3:]), []
@@ -339,7 +339,7 @@ def report(arches: list[int], cases: list[str], precisions: list[str]) -> Iterat
 
 
 def line(entry: dict[str, Any], wrong: list[str]) -> str:
-    """An entry as text."""
+    """Return an entry as text."""
     names = ("registers", "shared_bytes", "spill_bytes", "matrix_instructions")
     numbers = " ".join(f"{name} {entry[name]}" for name in names if name in entry)
     return " | ".join(

@@ -70,13 +70,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Bench:
-    """The run."""
+    """Return the run."""
     return request.config.stash[BENCH]
 
 
 @pytest.fixture(scope="module")
 def raced(request: pytest.FixtureRequest, bench: Bench) -> Raced:
-    """A race that is over: checked and timed once for all of its rows."""
+    """Check and time a race once for all of its rows."""
     return bench.run(request.param)
 
 

@@ -137,18 +137,18 @@ def _groups(
 
 
 def load(check: bool) -> dict[str, Any]:
-    """Whether the extensions are there; a call stops here if not."""
+    """Say whether the extensions are there; a call stops here if not."""
     reasons = {name: backend._missing for name, backend in (("_C", cpu), ("_C_sm90", cuda)) if backend._missing}
     return {"missing extensions": reasons, "ok": check or not reasons}
 
 
 def smoke(check: bool) -> dict[str, Any]:
-    """Every kernel of the trap build on few and many tiles."""
+    """Run every kernel of the trap build on few and many tiles."""
     return _variant(check, "smoke")
 
 
 def trace(check: bool) -> dict[str, Any]:
-    """The clock at the turns of a block, by the trace build."""
+    """Return the clock at the turns of a block, by the trace build."""
     return _variant(check, "trace")
 
 

@@ -35,13 +35,15 @@ ACCEPTED = ROOT / "benchmarks" / "instructions.json"
 ALLOWED = 0.05
 ISA = "avx2"
 # The operators of csrc/cpu/operators.h that the driver calls, and what it calls once for each entry of WANTED.
-OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp")
-BACKWARD = tuple(
-    f"{each}_backward" for each in ("decode", "fourier_decode", "modulated_decode", "fused_mlp", "attend_corners")
-)
+OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp", "conv3x3")
+FORWARD = ("decode", "fourier_decode", "modulated_decode", "fused_mlp", "attend_corners", "conv3x3")
+BACKWARD = tuple(f"{each}_backward" for each in FORWARD)
 COUNTED = OPERATORS + tuple(f"{operator}: {which}" for which in WANTED for operator in BACKWARD)
 # The functions of kernel_avx512bf16.cpp; of the register tile, the whole one, with packed weights and with others.
-LOW = r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|sum_rows<liif::Bf16>|affine_of<\d>|narrow|widen|pair_rows"
+LOW = (
+    r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|multiply_terms<liif::Bf16, [\w:]+>|sum_rows<liif::Bf16>"
+    r"|affine_of<\d>|narrow|widen|pair_rows"
+)
 SWITCH = """
 #include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from benchmarks.common import make_problem, make_queries
 from liif_fast.functional import fused_mlp, gather_corners, liif_decode, liif_render
-from liif_fast.ops import attend, decode, fourier, mlp, modulated
+from liif_fast.ops import attend, conv3x3, decode, fourier, mlp, modulated
 
 SIDE, QUERIES, CHANNELS, HIDDEN = 12, 96, 32, (128,) * 4
 # Whether the gradient of a backward operator's input is wanted, of the rows that it reads, and those of its parameters.
 WANTED = {"all": (True, True), "input": (True, False), "parameters": (False, True)}
-BACKWARD = (decode, mlp, fourier, modulated, attend)  # they define the operators called below
+BACKWARD = (decode, mlp, fourier, modulated, attend, conv3x3)  # they define the operators called below
 
 
 def go_back(coord: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor], which: tuple[bool, bool]) -> None:
@@ -38,6 +38,14 @@ def go_back(coord: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Ten
     tokens.append(torch.ones(1, wide // 2 + 1))
     rest = table, torch.ones(3, table.shape[1]), tokens, [coord], (1, SIDE, SIDE), False, 8
     ops.attend_corners_backward(grad, torch.ones(1, QUERIES, 4), *rest, [of_input, *([which[1]] * 5)], None)
+    x, weight = maps()
+    ops.conv3x3_backward(x, x, weight, x, False, [of_input, *([which[1]] * 2)], True)
+
+
+def maps() -> tuple[Tensor, Tensor]:
+    """Return a map for `conv3x3`, with a border of tiles that it does not fill, and a weight."""
+    x = torch.ones(1, CHANNELS, 2 * SIDE, 2 * SIDE + 1).contiguous(memory_format=torch.channels_last)
+    return x, torch.ones(CHANNELS, CHANNELS, 3, 3)
 
 
 def main() -> None:
@@ -52,6 +60,8 @@ def main() -> None:
         x, _ = gather_corners(feat, coord, cell, backend="cpu")
         fused_mlp(x, weights, biases, backend="cpu")
         liif_render(feat, (2 * SIDE, QUERIES // 2 // SIDE), weights, biases, backend="cpu")
+        x, weight = maps()
+        conv3x3.convolve3x3(x, weight, None, x, False, True)
     out = liif_decode(feat, coord, cell, weights, biases, backend="cpu")
     torch.autograd.grad(out.sum(), (feat, *weights, *biases))
     switch.dump()

@@ -164,7 +164,7 @@ def jpeg_table(record: records.Record) -> str:
 
 
 def write() -> None:
-    """Bring the documents up to the record."""
+    """Write the record's figures into the documents."""
     for path in DOCUMENTS:
         path.write_text(fill(path.read_text(), SECTION, jpeg_table(json.loads(RECORD.read_text()))))
 

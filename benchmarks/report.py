@@ -1,20 +1,32 @@
 """Report the newest complete record: python -m benchmarks.report prints it.
 
-With --write it fills README.md and docs/performance.md and draws the pictures. The tests refuse documents and pictures
+With --write it fills the documents and draws the pictures. The tests refuse documents and pictures
 that differ from the record.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import bench_attend, bench_bfloat16, bench_export, bench_steps, plot, records, table
+from benchmarks import (
+    bench_attend,
+    bench_bfloat16,
+    bench_export,
+    bench_steps,
+    convolution,
+    few_rows,
+    plot,
+    records,
+    table,
+    training_rate,
+)
 from benchmarks.common import EAGER, FACTORISED, OURS
 from benchmarks.table import Record, quantity
 
 README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
+CPU = records.ROOT / "docs" / "cpu.md"
 EXPORT = records.ROOT / "docs" / "export.md"
 LIDAR = records.ROOT / "docs" / "lidar.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
@@ -136,6 +148,32 @@ def bfloat16(found: Sequence[Record]) -> str:
     return "\n".join([*table.comparison(shown, [*newest], bench_bfloat16.COLUMNS), "", " ".join([about, *origins])])
 
 
+def training(found: Sequence[Record]) -> str:
+    """Return the rates of training as shares of the limit, from the newest record that has them."""
+    return _lines(found, "training-rate", training_rate.lines)
+
+
+def packing(found: Sequence[Record]) -> str:
+    """Return the times of calls of few rows, from the newest record that has them."""
+    return _lines(found, "packing", lambda results: few_rows.lines(results[0]))
+
+
+def convolution_errors(found: Sequence[Record]) -> str:
+    """Return the errors of conv3x3 and of PyTorch's convolutions, from the newest record that has them."""
+    return _lines(found, "convolution-", convolution.lines, timed=False)
+
+
+def _lines(
+    found: Sequence[Record], suite: str, lines: Callable[[Sequence[Record]], list[str]], timed: bool = True
+) -> str:
+    """Return lines about a suite's results from the newest record that has any, and its origin."""
+    shown = [(record, results) for record in found if (results := _results(record, suite))]
+    if not shown:
+        return ABSENT
+    record, results = shown[-1]
+    return "\n".join([*lines(results), "", _origin(record) + (_busy(record) if timed else "")])
+
+
 def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
     """Return the comparison of a suite's results from the newest record that has any."""
     shown = [(record, names) for record in found if (names := _named(record, suite))]
@@ -154,12 +192,17 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
 
 
 def _busy(record: Record) -> str:
+    """Say so if other programs took part of the machine's time."""
     load = (record["load"] or [0])[0]
     return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 
 
 def _named(record: Record, suite: str) -> list[str]:
-    return [result["name"] for result in record["results"] if result["name"].startswith(suite)]
+    return [result["name"] for result in _results(record, suite)]
+
+
+def _results(record: Record, suite: str) -> list[Record]:
+    return [result for result in record["results"] if result["name"].startswith(suite)]
 
 
 def _origin(record: Record | None) -> str:
@@ -179,7 +222,9 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
             "growth": growth(record),
             "lost": lost(record),
             "bfloat16": bfloat16(records.read()),
+            "training": training(records.read()),
         },
+        CPU: {"packing": packing(records.read()), "convolution": convolution_errors(records.read())},
         EXPORT: {"export": export(records.read())},
         LIDAR: {"lidar": lidar(records.read())},
     }

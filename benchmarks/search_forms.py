@@ -44,7 +44,7 @@ def kind(launch: Launch) -> str | None:
 
 
 def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]] | None:
-    """Entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
+    """Return entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
     entries = []
     for precision, case in itertools.product(precisions, ("decode", "fourier_decode", "fused_mlp", "render")):
         for launch in launches_of(case, precision, arch):

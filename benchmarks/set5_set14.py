@@ -105,7 +105,7 @@ def sentence(record: records.Record) -> str:
 
 
 def write(record: records.Record) -> None:
-    """Bring the documents up to a record."""
+    """Write a record's figures into the documents."""
     EVALUATION.write_text(fill(EVALUATION.read_text(), SECTION, table(record)))
     README.write_text(re.sub(r"(?m)^On Set5 x4 .*\n.*$", lambda _: sentence(record), README.read_text()))
 

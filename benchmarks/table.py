@@ -159,7 +159,7 @@ def origin(record: Record) -> str:
     where = f"{record['gpu']}, driver {record['driver']}" if "gpu" in record else f"{record['cpu']} ({record['isa']})"
     packages = "".join(f", {name} {found}" for name, found in record.get("packages", {}).items() if found)
     return (
-        f"{record['threads']} threads on {where}, torch {record['torch']}{packages}, "
+        f"{record['threads']} thread{'s' * (record['threads'] > 1)} on {where}, torch {record['torch']}{packages}, "
         f"liif_fast {record['version']} at {record['commit'] or 'an unknown commit'}, {record['date'][:10]}"
     )
 
@@ -176,10 +176,10 @@ def markdown(record: Record | None) -> str:
             *comparison(record),
             "",
             "Time or memory in multiples of ours; below 1 a rival is better. Medians, or where the machine was uneven "
-            "what three fifths of the rounds lie between. Float32, C = 64, hidden 256 x 4 "
+            "the range of the middle three fifths of the rounds. Float32, C = 64, hidden 256 x 4 "
             f"(memory of a render: C = 4, 16 x 4), {origin(record)}. "
             "Plain is the formula as the original computes it, images in chunks of 30,000 queries; factorised is our "
-            "backend `torch`, or what of it other runtimes can be given as a graph. All variants took turns in one "
+            "backend `torch`, or its graph in other runtimes. All variants took turns in one "
             "run, after a check against the reference. The memory of the plain formula is that of its first two "
             f"chunks, a lower bound{f'; in training, {training}' if training else ''}.",
             "",

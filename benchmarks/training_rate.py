@@ -1,35 +1,40 @@
-"""Compare the rate of training with that of the render: python -m benchmarks.training_rate.
+"""Compare the rate of training with the machine's limit: python -m benchmarks.training_rate.
 
-Both rates are useful operations (limits.py) per second of CPU time, on one thread. So other processes disturb them less
-than a race of `make bench`. A step is liif_decode with gradients of the latents and of every parameter; its projection
-does not count as useful, nor does anything that it computes again. Each round runs a render before and after the step.
+The limit is a render in which no activation is 0, so that kernels leave out no term. Rates are useful operations
+(limits.py) per second: of CPU time on one thread, where others disturb little, and of elapsed time on more. A step is
+liif_decode with gradients of the latents and of every parameter; its projection does not count as useful, nor does
+anything that it computes again. Each round runs that render before and after the step.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 
-from benchmarks.common import make_problem, make_queries
+from benchmarks import records
+from benchmarks.common import make_problem, make_queries, quantiles
 from benchmarks.limits import decode_work, training_work
+from benchmarks.records import Record
 from liif_fast.functional import liif_decode, liif_render
 
 CASES = ((2, 16_384), (1, 131_072), (16, 2304), (2, 2304))  # images, queries of each
 SIDE, SCALE = 48, 2
+PARTS = ("render", "forward", "backward", "both")
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Return the CPU time of a call on this thread."""
-    start = time.thread_time()
+    """Return the time of a call."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     call()
-    return time.thread_time() - start
+    return clock() - start
 
 
-def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[int]) -> dict[str, float]:
-    """Return the rates of the forward pass, the backward pass and both, as shares of the render's; and that rate."""
+def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[int]) -> dict[str, list[float]]:
+    """Return the limit and, as shares of it, the rates of a render, both passes, and the step, by round."""
     picture = make_problem((side, side), hidden=hidden)
+    positive = [bias + 100.0**layer for layer, bias in enumerate(picture.biases, 1)]  # whatever the other terms are
     problem = make_problem((side, side), batch=batch, hidden=hidden)
     leaves = [problem.feat.requires_grad_(), *problem.weights, *problem.biases]
     places, grad = make_queries(batch, queries, side), torch.randn(batch, queries, 3)
@@ -39,8 +44,11 @@ def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[in
     out = torch.empty(0)
 
     @torch.no_grad()
-    def render() -> None:
-        liif_render(picture.feat, size, picture.weights, picture.biases)
+    def render(biases: Sequence[torch.Tensor] = picture.biases) -> None:
+        liif_render(picture.feat, size, picture.weights, biases)
+
+    def dense() -> None:
+        render(positive)
 
     def forward() -> None:
         nonlocal out
@@ -51,22 +59,54 @@ def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[in
 
     found = []
     for _ in range(rounds + 1):
-        first, there, back, last = map(seconds, (render, forward, backward, render))
+        first, usual, there, back, last = map(seconds, (dense, render, forward, backward, dense))
         rate = useful / (first + last) * 2
-        found.append((rate, total / 3 / there / rate, total * 2 / 3 / back / rate, total / (there + back) / rate))
-    return dict(zip(("render", "forward", "backward", "both"), map(median, zip(*found[1:], strict=True)), strict=True))
+        rates = useful / usual, total / 3 / there, total * 2 / 3 / back, total / (there + back)
+        found.append((rate, *(each / rate for each in rates)))
+    return dict(zip(("limit", *PARTS), map(list, zip(*found[1:], strict=True)), strict=True))
+
+
+def measure(rounds: int, side: int = SIDE, hidden: Sequence[int] = (256,) * 4) -> list[Record]:
+    """Return a result for each case."""
+    results = []
+    for batch, queries in CASES:
+        found = {name: quantiles(values) for name, values in shares(batch, queries, rounds, side, hidden).items()}
+        results.append(
+            {
+                "name": f"training-rate-{batch}-{queries}",
+                "title": f"B = {batch}, Q = {queries:,}",
+                "unit": "of the limit",
+                "rounds": rounds,
+                "figures": {part: found[part] for part in PARTS},
+                "missing": {},
+                "limit_rate": found["limit"],
+            }
+        )
+    return results
+
+
+def lines(results: Sequence[Record]) -> list[str]:
+    """Return the lines of a table of results."""
+    rows = [
+        [result["title"], f"{result['limit_rate']['median'] / 1e9:.0f} GFLOP/s"]
+        + [f"{result['figures'][part]['median']:.2f}" for part in PARTS]
+        for result in results
+    ]
+    return [f"| {' | '.join(row)} |" for row in (["", "limit", *PARTS], ["---"] * (2 + len(PARTS)), *rows)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_rate", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are shown (default: 5)")
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    print("| case | render | forward | backward | both |\n|---|---|---|---|---|")
-    for batch, queries in CASES:
-        found = shares(batch, queries, rounds, SIDE, (256,) * 4)
-        ratios = " | ".join(f"{found[part]:.2f}" for part in ("forward", "backward", "both"))
-        print(f"| B = {batch}, Q = {queries:,} | {found['render'] / 1e9:.0f} GFLOP/s | {ratios} |", flush=True)
+    parser.add_argument("--threads", type=int, default=1, help="threads of all calls (default: 1)")
+    parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    found = records.environment()
+    results = measure(args.rounds)
+    print("\n".join(lines(results)))
+    if args.record:
+        print(f"recorded in {records.append(found, results)}")
 
 
 if __name__ == "__main__":

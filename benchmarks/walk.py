@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,14 +24,20 @@ class _Launched(Exception):
     """The decode kernel is about to start."""
 
 
+@cache
+def _counted(name: str) -> str | None:
+    """Return a file's path below ROOT if it is in ROOMS."""
+    path = Path(name)
+    return str(path.relative_to(ROOT)) if any(room in path.parents for room in ROOMS) else None
+
+
 def files_of(call: Callable[[], object]) -> list[str]:
     """Return the files of ROOMS in the order in which `call` first enters them."""
     seen: dict[str, None] = {}
 
     def look(frame: FrameType, event: str, _: Any) -> None:
-        path = Path(frame.f_code.co_filename)
-        if event == "call" and any(room in path.parents for room in ROOMS):
-            seen.setdefault(str(path.relative_to(ROOT)))
+        if event == "call" and (file := _counted(frame.f_code.co_filename)):
+            seen.setdefault(file)
 
     sys.setprofile(look)
     try:

@@ -6,6 +6,7 @@ Operators, backends and the public functions import this module; it imports none
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -51,6 +52,21 @@ class Call(NamedTuple):
     place: Place | None = None  # in a render: the position of feat in a larger map
     extent: Extent | None = None  # in a render: the part of the map that the grid covers, if not all of it
     dropout: float = 0.0  # of attend_corners
+
+
+class Kernels(NamedTuple):
+    """Say how a backend runs the operators of `liif_fast.ops`."""
+
+    backend: str | None  # the operators' last argument
+    # The dtype of products, from that of feat (or x) and the autocast dtype.
+    computes_in: Callable[[torch.dtype, torch.dtype | None], torch.dtype]
+    # The shape of the saved activations, from the MLP's weights, the first layer to save (1 where P replaces layer 0),
+    # the number of queries, the rows of each, the dtype of products, whether a backward pass follows, and `recompute`.
+    saves: Callable[[Sequence[Tensor], int, int, int, torch.dtype, bool, bool | None], tuple[int, ...]]
+
+    def dtype(self, tensor: Tensor) -> torch.dtype:
+        """Return the dtype of products for feat (or x)."""
+        return self.computes_in(tensor.dtype, autocast_dtype(tensor))
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

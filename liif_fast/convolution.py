@@ -10,24 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.backends import cpu
 from liif_fast.call import hidden_from
 from liif_fast.layers import altered
-from liif_fast.ops.conv3x3 import channels_last, convolve3x3, wrapped
-
-LEAST_CHANNELS = 16  # of the output; below, its transforms cost more than they save
+from liif_fast.ops.conv3x3 import Fast, allowed, convolve3x3, pays, residual3x3, wrapped
 
 
 def fast_convolutions() -> AbstractContextManager[object]:
     """Return a context that allows another algorithm for 3x3 convolutions on a CPU.
 
     It applies to `torch.nn.functional.conv2d`, and so to `nn.Conv2d`, in float32 with stride 1 and a border of one
-    zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that. All
-    other convolutions, and all within `torch.compile`, run as usual. Winograd's F(4x4, 3x3) needs a quarter of the
-    multiplications. Its rounding (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits
-    of the whole.
+    zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that, and to
+    the projection of a whole map in float32, with `feat_unfold` on the backend `cpu`. All other convolutions, and all
+    within `torch.compile`, run as usual. Winograd's F(4x4, 3x3) needs a quarter of the multiplications. Its rounding
+    (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits of the whole.
 
     A function given to `torch.utils.checkpoint` runs again in the backward pass, so it must enter the context itself;
     otherwise the two runs may differ, which PyTorch reports as a CheckpointError.
@@ -40,7 +37,7 @@ def fast_convolutions() -> AbstractContextManager[object]:
     return nullcontext() if torch.compiler.is_compiling() else _Allowed()
 
 
-class _Allowed(TorchFunctionMode):
+class _Allowed(Fast):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a convolution that fits, and call every other function."""
         return (_conv2d if func is F.conv2d else func)(*args, **kwargs or {})
@@ -63,22 +60,20 @@ class RangeConv(nn.Module):
 
 
 def _fast_range(x: Tensor, conv: nn.Module) -> Tensor | None:
-    if _open() and _bare(conv, (0, 0)) and _fits(x, conv.weight, conv.bias):
+    if allowed() and _bare(conv, (0, 0)) and _fits(x, conv.weight, conv.bias):
         return convolve3x3(x, conv.weight, conv.bias, None, True, False)
     return None
 
 
 def residual(x: Tensor, body: nn.Module) -> Tensor:
     """Return x + body(x); in one pass per convolution if body holds a 3x3 convolution, a ReLU and another."""
-    found = _pair_of(body) if _open() else None
+    found = _pair_of(body) if allowed() else None
     if found is None:
         return x + body(x)
     first, second, wrap = found
     if x.shape[1] != second.out_channels or not all(_fits(x, each.weight, each.bias) for each in (first, second)):
         return x + body(x)
-    x = channels_last(x)  # once for both
-    hidden = convolve3x3(x, first.weight, first.bias, None, wrap, True)
-    return convolve3x3(hidden, second.weight, second.bias, x, wrap, False)
+    return residual3x3(x, first.weight, first.bias, second.weight, second.bias, wrap)
 
 
 def _pair_of(body: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d, bool] | None:
@@ -132,13 +127,6 @@ def _pair(size: Any) -> Any:
     return (size, size) if isinstance(size, int) else size if isinstance(size, str) else tuple(size)
 
 
-def _open() -> bool:
-    """Say whether a context is open; a compiler cannot read the modes."""
-    return not torch.compiler.is_compiling() and any(
-        isinstance(mode, _Allowed) for mode in _get_current_function_mode_stack()
-    )
-
-
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     return (
@@ -151,18 +139,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         )
         and x.ndim == 4
         and weight.shape[1:] == (x.shape[1], 3, 3)
-        and len(weight) >= LEAST_CHANNELS
-        and _enough(len(x), x.shape[2], x.shape[3], max(x.shape[1], len(weight)))
+        and pays(x, len(weight))
         and not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported())
         and forward_ad._current_level < 0
     )
-
-
-def _enough(images: int, height: int, width: int, channels: int) -> bool:
-    """Say whether Winograd's algorithm is the faster one.
-
-    A tile of 4x4 pixels takes as long as 9 pixels of a direct convolution, however many of its pixels the map has. The
-    transforms of the weights take as long as 48 tiles, or more where the weights exceed a second-level cache.
-    """
-    tiles = images * -(-height // 4) * -(-width // 4)
-    return 9 * (tiles + max(48, channels // 2)) <= images * height * width

@@ -45,9 +45,14 @@ def free_cached(device: torch.device) -> None:
 
 def cpu_name() -> str:
     """Return the processor's name."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_facts() -> dict[str, str]:
+    """Return what Linux tells about the first processor, by its keywords ("stepping"); {} on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    pairs = [line.partition(":")[::2] for line in reversed(lines)]
+    return {name.strip(): value.strip() for name, value in pairs if value}

@@ -11,7 +11,7 @@ from torch import Tensor
 from liif_fast import backends
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, corners
-from liif_fast.call import Call, Place, Switches, describe
+from liif_fast.call import Place, Switches, describe
 from liif_fast.checks import (
     check_attention,
     check_chain,
@@ -96,7 +96,7 @@ def attend_corners(
 
     Args:
         feat: [B, D, H, W] floating point, the latents.
-        values: [B, V, H, W] of feat's dtype, what is blended.
+        values: [B, V, H, W] of feat's dtype, the values to blend.
         coord: [B, Q, 2] float32 or float64, (row, column) in [-1, 1]; corners as of `corner_plan`. Or the result of
             `plan_attention`.
         transformer: its parameters, of feat's dtype.
@@ -191,8 +191,9 @@ def fourier_decode(
     weights, biases = _check_fourier(feat, phase, weights, biases)
     check_queries(feat, coord, cell, cell_decode=True)
     tensors = (phase, *weights)
-    call = _described("fourier_decode", feat, coord.shape[1], tensors, biases, Switches(feat_unfold=False), coord, cell)
-    return _chosen(call, backend).fourier_decode(feat, coord, cell, phase, weights, biases, recompute, None)
+    switches, queries = Switches(feat_unfold=False), coord.shape[1]
+    chosen = _backend(backend, "fourier_decode", feat, queries, tensors, biases, switches, coord, cell)
+    return chosen.fourier_decode(feat, coord, cell, phase, weights, biases, recompute, None)
 
 
 def fourier_render(
@@ -228,8 +229,8 @@ def fourier_render(
     spot, queries = _spot(feat, size, region, place, extent)
     feat = feat.contiguous(memory_format=torch.channels_last)  # as backends read it, once for all strips
     tensors = (phase, *weights)
-    call = _described("fourier_decode", feat, queries, tensors, biases, Switches(feat_unfold=False), None, None)
-    chosen = _chosen(call._replace(place=spot), backend)
+    switches = Switches(feat_unfold=False)
+    chosen = _backend(backend, "fourier_decode", feat, queries, tensors, biases, switches, place=spot)
 
     def query(coord: Tensor, cell: Tensor) -> Tensor:
         return chosen.fourier_decode(feat, coord, cell, phase, weights, biases, recompute, spot)
@@ -273,8 +274,9 @@ def modulated_decode(
     switches = Switches(False, local_ensemble, cell_decode)
     weights, biases = _check_modulated(feat, weights, biases, switches)
     cell = check_queries(feat, coord, cell, cell_decode)
-    call = _described("modulated_decode", feat, coord.shape[1], weights, biases, switches, coord, cell)
-    return _chosen(call, backend).modulated_decode(feat, coord, cell, weights, biases, switches, recompute, None)
+    queries = coord.shape[1]
+    chosen = _backend(backend, "modulated_decode", feat, queries, weights, biases, switches, coord, cell)
+    return chosen.modulated_decode(feat, coord, cell, weights, biases, switches, recompute, None)
 
 
 def modulated_render(
@@ -311,8 +313,7 @@ def modulated_render(
     weights, biases = _check_modulated(feat, weights, biases, switches)
     spot, queries = _spot(feat, size, region, place, extent)
     feat = feat.contiguous(memory_format=torch.channels_last)  # as backends read it, once for all strips
-    call = _described("modulated_decode", feat, queries, weights, biases, switches, None, None)
-    chosen = _chosen(call._replace(place=spot), backend)
+    chosen = _backend(backend, "modulated_decode", feat, queries, weights, biases, switches, place=spot)
 
     def query(coord: Tensor, cell: Tensor) -> Tensor:
         cells = cell if cell_decode else None
@@ -377,21 +378,18 @@ def _check_modulated(
     return weights, biases
 
 
-def _described(
+def _backend(
+    name: str,
     op: str,
     feat: Tensor,
     queries: int,
     tensors: tuple[Tensor, ...],
     biases: tuple[Tensor, ...],
     switches: Switches,
-    coord: Tensor | None,
-    cell: Tensor | None,
-) -> Call:
-    """Describe a call; `tensors` are the network's weights, and before them other parameters."""
+    coord: Tensor | None = None,
+    cell: Tensor | None = None,
+    place: Place | None = None,
+) -> Any:
+    """Return the backend to run a call; `tensors` are the network's weights, and before them other parameters."""
     call = describe(op, feat, queries, tensors, biases, switches, coord, cell)
-    return call._replace(widths=call.widths[-len(biases) :])
-
-
-def _chosen(call: Call, backend: str) -> Any:
-    """Return the backend, as one that has the function of this call."""
-    return backends.choose(call, backend)
+    return backends.choose(call._replace(widths=call.widths[-len(biases) :], place=place), name)

@@ -56,11 +56,11 @@ def why_not_writable(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | os.PathLike[str], mode: int | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the context ends, or is removed on any failure or Ctrl-C.
 
-    The file can be read, too. A symbolic link is followed, and an existing file's permissions are kept. Standard output
-    receives the whole file at the end, or nothing.
+    The file can also be read. A symbolic link is followed. The permissions are `mode`, by default an existing file's.
+    Standard output receives the whole file at the end, or nothing.
     """
     if path == STANDARD:
         with tempfile.NamedTemporaryFile() as file:  # named, because tifffile needs a name
@@ -77,8 +77,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            part.chmod(target.stat().st_mode & 0o7777)
+        if mode is None and target.exists():
+            mode = target.stat().st_mode & 0o7777
+        if mode is not None:
+            part.chmod(mode)
         os.replace(part, target)
     except BaseException as error:
         with suppress(OSError):

@@ -28,25 +28,26 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
-def linear_chain(layers: Any) -> Chain | None:
+def linear_chain(layers: Any, kind: type[nn.Linear | nn.Conv2d] = nn.Linear) -> Chain | None:
     """Return (weights, biases) of layers that are Linear, ReLU, ..., Linear and do nothing else when called.
 
-    Return None if the modules themselves must run, for another layer, a Linear without bias, a parametrization or a
-    hook. Ask at every call, because a user may change the layers or add hooks.
+    `kind` nn.Conv2d takes 1x1 convolutions in the place of Linear. Return None if the modules themselves must run, for
+    another layer, one without bias, a parametrization or a hook. Ask at every call, because a user may change the
+    layers or add hooks.
     """
     if type(layers) is not nn.Sequential or len(layers) % 2 == 0 or altered(layers):
         return None
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     for position, layer in enumerate(layers):
-        if type(layer) is not (nn.ReLU if position % 2 else nn.Linear) or altered(layer):
+        if type(layer) is not (nn.ReLU if position % 2 else kind) or altered(layer):
             return None
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             # Read from the modules, not from parameters(), because DataParallel's replicas have no parameters.
             weight, bias = layer.weight, layer.bias
-            if bias is None:
+            if bias is None or (isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)):
                 return None
-            weights.append(weight)
+            weights.append(weight if kind is nn.Linear else weight.flatten(1))
             biases.append(bias)
     return weights, biases
 

@@ -4,7 +4,6 @@ Triton must be told before its first import, and tests of all folders share a pr
 inherit the setting; tests/kernels sets it again for the backend.
 """
 
-import functools
 import importlib.util
 import os
 import signal
@@ -19,29 +18,9 @@ if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.fin
     if before is None:
         del os.environ["TRITON_INTERPRET"]
 
-    import triton.language as tl
-    from triton.runtime import interpreter
+    from . import interpreter
 
-    # The interpreter replaces what is in Triton's modules when a kernel starts, and again at each call of a function in
-    # it. Only the first time has an effect, and the others take a third of the tests' time.
-    patch, executor = getattr(interpreter, "_patch_lang", None), getattr(interpreter, "GridExecutor", None)
-    launch, patched = vars(executor).get("__call__") if executor else None, set()
-
-    @functools.wraps(patch)
-    def patch_once(function):
-        names = function.__globals__.values()
-        seen = tuple(any(each is module for each in names) for module in (tl, tl.core))
-        if seen not in patched:
-            patched.add(seen)
-            return patch(function)
-
-    @functools.wraps(launch)
-    def launch_anew(*args, **options):
-        patched.clear()
-        return launch(*args, **options)
-
-    if patch and launch:  # private names, which another Triton may lack; then the tests only take longer
-        interpreter._patch_lang, executor.__call__ = patch_once, launch_anew
+    assert interpreter
 
 # A run in the background or under nohup ignores these signals, and processes that tests start would, too.
 for each, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):

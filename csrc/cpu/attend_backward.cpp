@@ -5,6 +5,7 @@
 #include "attend.h"
 #include "by_latent.h"
 #include "operators.h"
+#include "pages.h"
 
 namespace liif {
 namespace {

@@ -15,6 +15,10 @@
 
 #include "kernel.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace liif {
 
 using torch::headeronly::ScalarType;
@@ -82,15 +86,10 @@ inline void check_wanted(const Flags& wanted, size_t gradients) {
                     " flags, one for each gradient, got ", wanted.size());
 }
 
-// New tensors of T on the device of another tensor: uninitialised, and zeros.
+// A new tensor of T on the device of another tensor, uninitialised.
 template <typename T>
 Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_empty(like, size, scalar_type<T>);
-}
-
-template <typename T>
-Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
-    return torch::stable::new_zeros(like, size, scalar_type<T>);
 }
 
 // Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda that takes a value of the type.
@@ -123,19 +122,38 @@ void for_each_task(int64_t tasks, const F& f) {
     });
 }
 
+// AddressSanitizer knows memory by allocations. These tell it which bytes of one may be touched: parts of an arena lie
+// kGap bytes apart, and scratch memory ends where its user's part does.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kGap = 64;
+inline void allow(const void* memory, int64_t bytes) {
+    __asan_unpoison_memory_region(memory, static_cast<size_t>(bytes));
+}
+inline void forbid(const void* memory, int64_t bytes) {
+    __asan_poison_memory_region(memory, static_cast<size_t>(bytes));
+}
+#else
+constexpr int64_t kGap = 0;
+inline void allow(const void*, int64_t) {}
+inline void forbid(const void*, int64_t) {}
+#endif
+
 // Aligned, uninitialised memory for the tiles of one worker: some hundred kilobytes that each thread keeps between
 // calls, so that small calls do not pay for fresh pages. Each Tag has a separate region.
 template <typename T, typename Tag>
 T* scratch(int64_t count) {
     constexpr size_t alignment = 64;
     thread_local std::vector<unsigned char> memory;
-    const size_t need = static_cast<size_t>(count) * sizeof(T) + alignment;
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T), need = bytes + alignment;
+    allow(memory.data(), static_cast<int64_t>(memory.size()));
     if (memory.size() < need) {
         memory.clear();
         memory.resize(need);
     }
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    return reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
+    const uintptr_t start = (address + alignment - 1) / alignment * alignment;
+    forbid(reinterpret_cast<void*>(start + bytes), static_cast<int64_t>(address + memory.size() - start - bytes));
+    return reinterpret_cast<T*>(start);
 }
 
 // A bump allocator over one block of memory; a first, dry run of the same code finds the block's size.
@@ -145,7 +163,9 @@ class Arena {
     template <typename T>
     T* take(int64_t count) {
         unsigned char* p = memory_ ? memory_ + used_ : nullptr;
-        used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+        const int64_t bytes = count * static_cast<int64_t>(sizeof(T)), taken = round_up(bytes, 64) + kGap;
+        if (p) forbid(p + bytes, taken - bytes);
+        used_ += taken;
         return reinterpret_cast<T*>(p);
     }
     int64_t used() const { return used_; }

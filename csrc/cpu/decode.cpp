@@ -24,9 +24,8 @@ auto gather_from(const DecoderNet<T>& net, const Latents<T>& p, const Queries& q
         for (int64_t q = 0; q < count; ++q) {
             const Query at = queries(first + q, corner);
             for (int t = 0; t < corners; ++t) {
-                const int64_t r = q * corners + t;
-                net.affine(h0 + r * net.stride(), p.row(at.batch, corner[t]), corner[t], at.cell);
-                weight[r] = corner[t].weight;
+                net.affine(h0 + (t * count + q) * net.stride(), p.row(at.batch, corner[t]), corner[t], at.cell);
+                weight[q * corners + t] = corner[t].weight;
             }
         }
     };
@@ -79,15 +78,16 @@ Tensor run_decode_direct(const Tensor& feat, const Tensor& coord, const std::opt
             const Query query = at[static_cast<size_t>(q)] = queries(first + q, c);
             for (int t = 0; t < corners; ++t) {
                 latent_row(source, unfold, query.batch, c[t].row, c[t].column,
-                           latent_rows + (q * corners + t) * projection.depth, projection.depth);
+                           latent_rows + (t * n + q) * projection.depth, projection.depth);
             }
         }
         projection.apply(latent_rows, n * corners, h0, net.stride());
-        for (int64_t r = 0; r < n * corners; ++r) {
-            const Corner& c = corner[static_cast<size_t>(r)];
-            T* row = h0 + r * net.stride();
-            net.affine(row, row, c, at[static_cast<size_t>(r / corners)].cell);
-            weight[r] = c.weight;
+        for (int64_t i = 0; i < n * corners; ++i) {
+            const Corner& c = corner[static_cast<size_t>(i)];
+            const int64_t q = i / corners;
+            T* row = h0 + (i % corners * n + q) * net.stride();
+            net.affine(row, row, c, at[static_cast<size_t>(q)].cell);
+            weight[i] = c.weight;
         }
     };
     forward<DecodeTag>(

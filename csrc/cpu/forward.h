@@ -7,9 +7,11 @@
 
 namespace liif {
 
-// Runs tiles of queries. fill(first, count, h0, weight, extra) writes layer 0 of count * corners rows and the corners'
-// weights; through(h, rows, top, extra) returns the last hidden layer; emit(query, out) gets one query's output.
-// `extra` is the tile's layout(arena). The hidden activations of the first `keep` queries go to `saved`.
+// Runs tiles of queries. Row t * count + q of a tile is corner t of query q, so that neighbouring rows read the same
+// latent (terms_impl.h). fill(first, count, h0, weight, extra) writes layer 0 of count * corners rows, and the corners'
+// weights at q * corners + t; through(h, rows, top, extra) returns the last hidden layer; emit(query, out) gets one
+// query's output. `extra` is the tile's layout(arena). The hidden activations of the first `keep` queries go to
+// `saved`.
 template <typename Tag, typename T, typename Layout, typename Fill, typename Through, typename Emit>
 void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, T* saved, const Layout& layout,
              const Fill& fill, const Through& through, const Emit& emit) {
@@ -38,8 +40,9 @@ void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, 
 
         fill(first, count, b.h[0], b.weight, b.extra);
         const Sum<T>* top = through(b.h.data(), rows, b.top, b.extra);
-        for (int64_t r = 0; r < std::min(rows, (keep - first) * corners); ++r) {
-            T* to = saved + (first * corners + r) * saved_width;
+        for (int64_t r = 0; r < rows; ++r) {
+            if (first + r % count >= keep) continue;
+            T* to = saved + ((first + r % count) * corners + r / count) * saved_width;
             for (int64_t l = 1; l < hidden - 1; to += net.width(l), ++l) {
                 std::memcpy(to, b.h[static_cast<size_t>(l)] + r * stride,
                             static_cast<size_t>(net.width(l)) * sizeof(T));
@@ -49,7 +52,7 @@ void forward(const Network<T>& net, int64_t queries, int corners, int64_t keep, 
         if (corners > 1) {
             const int64_t width = net.width(levels - 1);
             for (int64_t q = 0; q < count; ++q) {
-                kernel<Sum<T>>().blend(b.blend + q * stride, top + q * corners * stride, stride, b.weight + q * corners,
+                kernel<Sum<T>>().blend(b.blend + q * stride, top + q * stride, count * stride, b.weight + q * corners,
                                        corners, width);
             }
             top = b.blend;

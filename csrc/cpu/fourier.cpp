@@ -35,9 +35,9 @@ std::tuple<Tensor, Tensor> run(const Tensor& p, const Tensor& coord, const Tenso
             const Query at = queries(first + q, corner);
             net.phases(phases, at.cell);
             for (int t = 0; t < corners; ++t) {
-                const int64_t r = q * corners + t;
-                net.waves(h0 + r * net.stride(), latents.row(at.batch, corner[t]), phases, corner[t], wide);
-                weight[r] = corner[t].weight;
+                T* row = h0 + (t * n + q) * net.stride();
+                net.waves(row, latents.row(at.batch, corner[t]), phases, corner[t], wide);
+                weight[q * corners + t] = corner[t].weight;
             }
         }
     };

@@ -2,6 +2,7 @@
 // caller's own network.
 #include "checks.h"
 #include "operators.h"
+#include "pages.h"
 #include "plan.h"
 #include "queries.h"
 

@@ -53,6 +53,8 @@ struct Gemm {
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
     int64_t b_column = 0;
+    // For packed B without infinity and NaN, and Init::bias: terms may be left out where A is 0.
+    bool skips = false;
 };
 
 // The loops of a tile of attend_corners, which is kernel<T>().nr queries. Rows are channels, `stride` apart; columns
@@ -87,17 +89,18 @@ struct Attention {
                         T* logit);
 };
 
-// The transforms of conv3x3 for one tile, 4 x 4 pixels of the output and the 6 x 6 of the input around them. Pixels are
-// rows of channels. A transformed tile is 36 rows of channels, `position` apart. Null where T is not Sum<T>.
+// The transforms of conv3x3 for one tile, 4 x 4 pixels and the 6 x 6 around them. Pixels are rows of channels. A
+// transformed tile is 36 rows of channels, `position` apart. Null where T is not Sum<T>.
 template <typename T>
 struct Winograd {
-    // From the 36 pixels of an input, and from the 16 of an output's gradient, whose sum is added to `sum`. A pixel
-    // counts as zero where mask, if it is given, is <= 0.
-    void (*input)(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels);
-    void (*gradient)(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels, T* sum);
-    // To the 16 pixels of an output, with the bias, the addend's pixels if they are given, and ReLU if asked
+    // From 36 pixels, of which 3 x 3 weights make 16; and from those 16 pixels, for the gradient of the weights
+    void (*input)(T* to, int64_t position, const T* const* pixel, int64_t channels);
+    void (*inner)(T* to, int64_t position, const T* const* pixel, int64_t channels);
+    void (*add_pixels)(T* sum, const T* const* pixel, int64_t channels);  // sum += those 16 pixels
+    // To 16 pixels of an output, with the bias, the addend's pixels if they are given, and ReLU if asked; or zero where
+    // the mask's pixels, if they are given, are <= 0
     void (*output)(T* const* pixel, const T* from, int64_t position, int64_t channels, const T* bias,
-                   const T* const* addend, bool relu);
+                   const T* const* addend, bool relu, const T* const* mask);
     // From `count` kernels of 3 x 3 weights, `step` apart, to 36 rows; and of their gradient from 36 rows to 9
     void (*weight)(T* to, int64_t position, const T* weight, int64_t step, int64_t row, int64_t column, int64_t count);
     void (*weight_back)(T* to, int64_t tap, const double* from, int64_t position, int64_t count);

@@ -14,6 +14,19 @@ namespace {
 template <typename T>
 struct Vec;
 
+// The places of the ones of each byte, and their number.
+struct Ones {
+    unsigned char of[256][8] = {}, count[256] = {};
+    constexpr Ones() {
+        for (int byte = 0; byte < 256; ++byte) {
+            for (int bit = 0; bit < 8; ++bit) {
+                if (byte >> bit & 1) of[byte][count[byte]++] = static_cast<unsigned char>(bit);
+            }
+        }
+    }
+};
+constexpr Ones ones;
+
 template <>
 struct Vec<float> {
     using type = __m256;
@@ -34,6 +47,30 @@ struct Vec<float> {
         return _mm256_and_ps(x, _mm256_cmp_ps(mask, _mm256_setzero_ps(), _CMP_NLE_UQ));
     }
     // Halves of vectors are those of every fourth column.
+    static constexpr bool skips = true;
+    static constexpr int term_panels = 1;
+    static constexpr int worthwhile = 88;
+    static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
+        __m256 found = _mm256_setzero_ps();
+        if (depth - k < lanes) {
+            int count = 0;
+            for (; k < depth; ++k) {
+                bool any = false;
+                for (int r = 0; r < rows; ++r) any |= a[r * a_row + k] != 0;
+                to[count] = k;
+                count += any;
+            }
+            return count;
+        }
+        LIIF_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            found = _mm256_or_ps(found, _mm256_cmp_ps(load(a + r * a_row + k), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+        }
+        const unsigned char* lane = ones.of[_mm256_movemask_ps(found)];
+        const __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(lane)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(at, _mm256_set1_epi32(k)));
+        return ones.count[_mm256_movemask_ps(found)];
+    }
     static constexpr bool transposes = true;
     static constexpr int turned_rows = 6;
     template <typename From>
@@ -58,6 +95,7 @@ template <>
 struct Vec<double> {
     using type = __m256d;
     static constexpr int lanes = 4, rows = 6;
+    static constexpr bool skips = false;
     static constexpr bool transposes = false;
     static constexpr int turned_rows = 0;
     static constexpr const char* name = "avx2";

@@ -34,6 +34,20 @@ struct Vec<float> {
     static type pass_where(type x, type mask) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
     }
+    static constexpr bool skips = true;
+    static constexpr int term_panels = 2;
+    static constexpr int worthwhile = 88;
+    static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
+        const auto lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __mmask16 held = depth - k < lanes ? __mmask16((1u << (depth - k)) - 1) : __mmask16(0xffff);
+        __mmask16 found = 0;
+        LIIF_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            found |= _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(held, a + r * a_row + k), broadcast(0), _CMP_NEQ_UQ);
+        }
+        _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(found, _mm512_add_epi32(lane, _mm512_set1_epi32(k))));
+        return static_cast<int>(_mm_popcnt_u32(found));
+    }
     // Quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
     static constexpr int turned_rows = 60;
@@ -64,6 +78,21 @@ template <>
 struct Vec<double> {
     using type = __m512d;
     static constexpr int lanes = 8, rows = 12;
+    static constexpr bool skips = true;
+    static constexpr int term_panels = 2;
+    static constexpr int worthwhile = 88;
+    static int list(int* to, const double* a, int64_t a_row, int rows, int k, int64_t depth) {
+        const auto lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+        const __mmask8 held = depth - k < lanes ? __mmask8((1u << (depth - k)) - 1) : __mmask8(0xff);
+        __mmask8 found = 0;
+        LIIF_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            found |= _mm512_cmp_pd_mask(_mm512_maskz_loadu_pd(held, a + r * a_row + k), broadcast(0), _CMP_NEQ_UQ);
+        }
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                            _mm256_maskz_compress_epi32(found, _mm256_add_epi32(lane, _mm256_set1_epi32(k))));
+        return static_cast<int>(_mm_popcnt_u32(found));
+    }
     static constexpr bool transposes = false;
     static constexpr int turned_rows = 0;
     static constexpr const char* name = "avx512";

@@ -1,7 +1,8 @@
 // The micro-kernel, written once over a small vector type `Vec<T>` that each translation unit defines before it
 // includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
 // inverse_root, pass_where, and factor with columns (of B), row (of A) and fma; if it `transposes`, also turn4(to,
-// from), which writes to to[i] what from(c) + i points at, i < 4, c < lanes. The namespace is anonymous so that the
+// from), which writes to to[i] what from(c) + i points at, i < 4, c < lanes; if it `skips`, also what terms_impl.h
+// needs. The namespace is anonymous so that the
 // linker never merges the same template compiled for other instruction sets. For the same reason this file uses nothing
 // from the standard library.
 #pragma once
@@ -132,6 +133,14 @@ void multiply_columns(const Gemm<T, C>& g, int64_t column) {
     tail<T, C, MR - 1, N, Turned>(g, whole, column, g.rows - whole);
 }
 
+}  // namespace
+}  // namespace liif
+
+#include "terms_impl.h"
+
+namespace liif {
+namespace {
+
 template <typename T, typename C>
 void gemm(const Gemm<T, C>& g) {
     constexpr int L = Vec<T>::lanes, NR = kVectors * L;
@@ -140,6 +149,9 @@ void gemm(const Gemm<T, C>& g) {
             for (int64_t column = 0; column < g.columns; column += L) multiply_columns<T, C, 1, true>(g, column);
             return;
         }
+    }
+    if constexpr (Vec<T>::skips) {
+        if (g.skips && g.steps * kDepth<T> <= Terms<T>::most) return multiply_terms(g);
     }
     for (int64_t column = 0; column < g.columns; column += NR) {  // a panel of B stays in the first-level cache
         if (g.columns - column <= L) {

@@ -11,6 +11,7 @@ namespace {
 template <typename T>
 struct Vec {
     static constexpr int lanes = 16 / sizeof(T);
+    static constexpr bool skips = false;
     static constexpr bool transposes = false;
     static constexpr int turned_rows = 0;
 #if defined(__aarch64__)

@@ -47,7 +47,7 @@ struct Shared<function> {
 __attribute__((visibility("default")))
 #endif
 extern const char liif_fast_interface[];
-const char liif_fast_interface[] = "liif_fast/_C interface 12;";
+const char liif_fast_interface[] = "liif_fast/_C interface 13;";
 
 STABLE_TORCH_LIBRARY_IMPL(liif_fast, CPU, m) {
     m.impl("project", TORCH_BOX(&liif::Shared<&liif::project>::call));

@@ -36,10 +36,10 @@ Tensor run(const Tensor& p, const Tensor& coord, const std::optional<Tensor>& ce
         for (int64_t q = 0; q < n; ++q) {
             const Query at = queries(first + q, corner);
             for (int t = 0; t < corners; ++t) {
-                const int64_t r = q * corners + t;
+                const int64_t r = t * n + q;
                 extra.latent[r] = latents.row(at.batch, corner[t]);
                 net.enter(h0 + r * net.stride(), extra.latent[r], corner[t], at.cell, extra.wide);
-                weight[r] = corner[t].weight;
+                weight[q * corners + t] = corner[t].weight;
             }
         }
     };

@@ -88,7 +88,19 @@ struct Layer {
     int64_t in, out, out_padded;
     Packed<T> forward, backward;  // W^T for h W^T, W for the gradient; each only on request
     const Sum<T>* bias;           // [out_padded]
+    bool skips;                   // of `forward`: packed, and all weights are finite
 };
+
+// Whether numbers are neither infinite nor NaN.
+template <typename T>
+bool all_finite(const T* x, int64_t count) {
+    bool finite = true;
+    for (int64_t i = 0; i < count; ++i) {
+        const Sum<T> y = convert<Sum<T>>(x[i]);
+        finite &= y - y == Sum<T>(0);
+    }
+    return finite;
+}
 
 template <typename T>
 const Sum<T>* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena& arena, bool dry) {
@@ -129,6 +141,7 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& 
         layer.forward = {w, layer.in / kDepth<T>, layer.out, row};
     } else if (packs & pack_forward) {
         layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry);
+        layer.skips = !dry && all_finite(layer.forward.data, layer.out_padded * layer.forward.steps * kDepth<T>);
     }
     if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry);
     layer.bias = pack_bias<T>(bias, layer.out, layer.out_padded, arena, dry);
@@ -148,9 +161,9 @@ auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
 // c = epilogue(init + a W^T) over rows, with W packed; the kernel has this product for C of T and of Sum<T>.
 template <typename T, typename C>
 void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c, int64_t c_row, Init init,
-              const Sum<T>* bias, Epilogue epilogue, const T* mask) {
-    const Gemm<T, C> product{rows,     w.columns, w.steps, a,    a_row, kDepth<T>, w.data, w.panel(),
-                             w.step(), c,         c_row,   init, bias,  epilogue,  mask,   w.column};
+              const Sum<T>* bias, Epilogue epilogue, const T* mask, bool skips = false) {
+    const Gemm<T, C> product{rows, w.columns, w.steps, a,    a_row,    kDepth<T>, w.data,   w.panel(), w.step(),
+                             c,    c_row,     init,    bias, epilogue, mask,      w.column, skips};
     if constexpr (std::is_same_v<T, C>) {
         kernel<T>().gemm(product);
     } else {
@@ -239,7 +252,7 @@ class Network {
     void forward_level(int64_t l, const T* from, int64_t rows, C* to, Epilogue epilogue = Epilogue::relu) const {
         const Layer<T>& y = layer(l);
         multiply(rows, from, stride_, y.forward, to, stride_, Init::bias, y.bias, epilogue,
-                 static_cast<const T*>(nullptr));
+                 static_cast<const T*>(nullptr), y.skips);
     }
 
    private:

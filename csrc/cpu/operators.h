@@ -75,8 +75,8 @@ Tensor pack_sm90(const Tensors& weights, const Tensors& biases, int64_t terms, b
 Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                const std::optional<Tensor>& addend, bool wrap, bool relu);
 
-Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& out,
-                         bool wrap, const Flags& wanted);
+Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& addend,
+                         bool wrap, const Flags& wanted, bool relu = false);
 
 std::string cpu_isa();
 

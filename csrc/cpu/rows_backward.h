@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "chunk.h"
+#include "pages.h"
 
 namespace liif {
 

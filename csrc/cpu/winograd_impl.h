@@ -46,7 +46,7 @@ struct OfInput {  // B^T x
 };
 
 template <typename V>
-struct OfGradient {  // A x
+struct OfInner {  // A x
     static constexpr int in = 4, out = 6;
     using X = typename V::type;
     static void apply(X* x) {
@@ -108,45 +108,44 @@ inline void over_channels(int64_t channels, const F& f) {
     for (; c < channels; ++c) f(One<T>(), c);
 }
 
-// `each` sees every pixel that is read.
-template <typename V, template <typename> class Of, typename T, typename Each>
-inline void spread(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t c, const Each& each) {
-    constexpr int side = Of<V>::in;
-    const auto store = [&](int i, int j, typename V::type x) { V::store(to + (i * 6 + j) * position + c, x); };
-    if (mask == nullptr) {
-        transform<Of, V>([&](int i, int j) { return each(V::load(pixel[i * side + j] + c)); }, store);
-    } else {
-        const auto load = [&](int i, int j) {
-            return each(V::pass_where(V::load(pixel[i * side + j] + c), V::load(mask[i * side + j] + c)));
-        };
-        transform<Of, V>(load, store);
-    }
-}
-
-template <typename T>
-void winograd_input(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels) {
+template <template <typename> class Of, typename T>
+inline void spread(T* to, int64_t position, const T* const* pixel, int64_t channels) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
-        spread<V, OfInput>(to, position, pixel, mask, c, [](typename V::type x) { return x; });
+        transform<Of, V>([&](int i, int j) { return V::load(pixel[i * Of<V>::in + j] + c); },
+                         [&](int i, int j, typename V::type x) { V::store(to + (i * 6 + j) * position + c, x); });
     });
 }
 
 template <typename T>
-void winograd_gradient(T* to, int64_t position, const T* const* pixel, const T* const* mask, int64_t channels, T* sum) {
+void winograd_input(T* to, int64_t position, const T* const* pixel, int64_t channels) {
+    spread<OfInput>(to, position, pixel, channels);
+}
+
+template <typename T>
+void winograd_inner(T* to, int64_t position, const T* const* pixel, int64_t channels) {
+    spread<OfInner>(to, position, pixel, channels);
+}
+
+template <typename T>
+void winograd_add_pixels(T* sum, const T* const* pixel, int64_t channels) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
-        typename V::type total = V::broadcast(T(0));
-        spread<V, OfGradient>(to, position, pixel, mask, c, [&](typename V::type x) {
-            total = V::add(total, x);
-            return x;
-        });
-        V::store(sum + c, V::add(total, V::load(sum + c)));
+        typename V::type part[4];
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            part[i] = V::load(pixel[i * 4] + c);
+            LIIF_UNROLL
+            for (int j = 1; j < 4; ++j) part[i] = V::add(part[i], V::load(pixel[i * 4 + j] + c));
+        }
+        const typename V::type total = V::add(V::add(part[0], part[1]), V::add(part[2], part[3]));
+        V::store(sum + c, V::add(V::load(sum + c), total));
     });
 }
 
 template <typename T>
 void winograd_output(T* const* pixel, const T* from, int64_t position, int64_t channels, const T* bias,
-                     const T* const* addend, bool relu) {
+                     const T* const* addend, bool relu, const T* const* mask) {
     over_channels<T>(channels, [&](auto v, int64_t c) {
         using V = decltype(v);
         const typename V::type start = V::load(bias + c);
@@ -154,70 +153,81 @@ void winograd_output(T* const* pixel, const T* from, int64_t position, int64_t c
         const auto store = [&](int i, int j, typename V::type x) {
             x = V::add(x, start);
             if (addend != nullptr) x = V::add(x, V::load(addend[i * 4 + j] + c));
+            if (mask != nullptr) x = V::pass_where(x, V::load(mask[i * 4 + j] + c));
             V::store(pixel[i * 4 + j] + c, relu ? V::relu(x) : x);
         };
         transform<OfProducts, V>(load, store);
     });
 }
 
-// G along one axis, and its transpose.
-template <typename X>
-inline void of_weight(const X* x, X* y) {
-    const X a = X(1 / (2 * kA2 * (kA2 - kB2))), b = X(1 / (2 * kB2 * (kB2 - kA2)));
-    const X even_a = a * (x[0] + X(kA2) * x[2]), odd_a = a * X(kA) * x[1];
-    const X even_b = b * (x[0] + X(kB2) * x[2]), odd_b = b * X(kB) * x[1];
-    y[0] = X(1 / (kA2 * kB2)) * x[0];
-    y[1] = even_a + odd_a, y[2] = even_a - odd_a;
-    y[3] = even_b + odd_b, y[4] = even_b - odd_b;
-    y[5] = x[2];
-}
+constexpr double kWeightA = 1 / (2 * kA2 * (kA2 - kB2)), kWeightB = 1 / (2 * kB2 * (kB2 - kA2));
 
-template <typename X>
-inline void of_weight_back(const X* y, X* x) {
-    const X a = X(1 / (2 * kA2 * (kA2 - kB2))), b = X(1 / (2 * kB2 * (kB2 - kA2)));
-    const X even_a = a * (y[1] + y[2]), even_b = b * (y[3] + y[4]);
-    x[0] = X(1 / (kA2 * kB2)) * y[0] + even_a + even_b;
-    x[1] = a * X(kA) * (y[1] - y[2]) + b * X(kB) * (y[3] - y[4]);
-    x[2] = X(kA2) * even_a + X(kB2) * even_b + y[5];
-}
+template <typename V>
+struct OfWeight {  // G x
+    static constexpr int in = 3, out = 6;
+    using X = typename V::type;
+    static void apply(X* x) {
+        const X odd_a = V::mul(V::broadcast(kWeightA * kA), x[1]), odd_b = V::mul(V::broadcast(kWeightB * kB), x[1]);
+        const X even_a = V::fma(V::broadcast(kWeightA * kA2), x[2], V::mul(V::broadcast(kWeightA), x[0]));
+        const X even_b = V::fma(V::broadcast(kWeightB * kB2), x[2], V::mul(V::broadcast(kWeightB), x[0]));
+        const X less = V::broadcast(-1);
+        x[5] = x[2];
+        x[0] = V::mul(V::broadcast(1 / (kA2 * kB2)), x[0]);
+        x[1] = V::add(even_a, odd_a), x[2] = V::fma(less, odd_a, even_a);
+        x[3] = V::add(even_b, odd_b), x[4] = V::fma(less, odd_b, even_b);
+    }
+};
+
+template <typename V>
+struct OfWeightBack {  // G^T x
+    static constexpr int in = 6, out = 3;
+    using X = typename V::type;
+    static void apply(X* x) {
+        const X less = V::broadcast(-1), a = V::broadcast(kWeightA), b = V::broadcast(kWeightB);
+        const X even_a = V::mul(a, V::add(x[1], x[2])), odd_a = V::mul(a, V::fma(less, x[2], x[1]));
+        const X even_b = V::mul(b, V::add(x[3], x[4])), odd_b = V::mul(b, V::fma(less, x[4], x[3]));
+        x[0] = V::fma(V::broadcast(1 / (kA2 * kB2)), x[0], V::add(even_a, even_b));
+        x[1] = V::fma(V::broadcast(kA), odd_a, V::mul(V::broadcast(kB), odd_b));
+        x[2] = V::fma(V::broadcast(kA2), even_a, V::fma(V::broadcast(kB2), even_b, x[5]));
+    }
+};
 
 // In double, because a weight's rounding is that of every pixel.
 template <typename T>
 void winograd_weight(T* to, int64_t position, const T* weight, int64_t step, int64_t row, int64_t column,
                      int64_t count) {
-    for (int64_t n = 0; n < count; ++n, weight += step) {
-        double half[6][3], x[6], y[6];
-        for (int j = 0; j < 3; ++j) {
-            for (int i = 0; i < 3; ++i) x[i] = static_cast<double>(weight[i * row + j * column]);
-            of_weight(x, y);
-            for (int i = 0; i < 6; ++i) half[i][j] = y[i];
-        }
-        for (int i = 0; i < 6; ++i) {
-            of_weight(half[i], y);
-            for (int j = 0; j < 6; ++j) to[(i * 6 + j) * position + n] = static_cast<T>(y[j]);
-        }
-    }
+    over_channels<double>(count, [&](auto v, int64_t n) {
+        using V = decltype(v);
+        double lane[V::lanes];
+        const auto load = [&](int i, int j) {
+            const T* from = weight + n * step + i * row + j * column;
+            for (int l = 0; l < V::lanes; ++l) lane[l] = static_cast<double>(from[l * step]);
+            return V::load(lane);
+        };
+        const auto store = [&](int i, int j, typename V::type x) {
+            V::store(lane, x);
+            for (int l = 0; l < V::lanes; ++l) to[(i * 6 + j) * position + n + l] = static_cast<T>(lane[l]);
+        };
+        transform<OfWeight, V>(load, store);
+    });
 }
 
 template <typename T>
 void winograd_weight_back(T* to, int64_t tap, const double* from, int64_t position, int64_t count) {
-    for (int64_t n = 0; n < count; ++n) {
-        double half[3][6], x[3], y[6];
-        for (int j = 0; j < 6; ++j) {
-            for (int i = 0; i < 6; ++i) y[i] = from[(i * 6 + j) * position + n];
-            of_weight_back(y, x);
-            for (int i = 0; i < 3; ++i) half[i][j] = x[i];
-        }
-        for (int i = 0; i < 3; ++i) {
-            of_weight_back(half[i], x);
-            for (int j = 0; j < 3; ++j) to[(i * 3 + j) * tap + n] = static_cast<T>(x[j]);
-        }
-    }
+    over_channels<double>(count, [&](auto v, int64_t n) {
+        using V = decltype(v);
+        double lane[V::lanes];
+        const auto store = [&](int i, int j, typename V::type x) {
+            V::store(lane, x);
+            for (int l = 0; l < V::lanes; ++l) to[(i * 3 + j) * tap + n + l] = static_cast<T>(lane[l]);
+        };
+        transform<OfWeightBack, V>([&](int i, int j) { return V::load(from + (i * 6 + j) * position + n); }, store);
+    });
 }
 
 template <typename T>
-const Winograd<T> winograd_table = {winograd_input<T>, winograd_gradient<T>, winograd_output<T>, winograd_weight<T>,
-                                    winograd_weight_back<T>};
+const Winograd<T> winograd_table = {winograd_input<T>,  winograd_inner<T>,  winograd_add_pixels<T>,
+                                    winograd_output<T>, winograd_weight<T>, winograd_weight_back<T>};
 
 }  // namespace
 }  // namespace liif

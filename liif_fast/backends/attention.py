@@ -59,7 +59,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding.
 
-    `packs`, here and in `fused`: within `frozen_weights` what is made of the parameters alone is kept.
+    `packs`, here and in `fused`: keep, within `frozen_weights`, the parts that depend on the parameters alone.
     """
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
@@ -139,7 +139,7 @@ def plain(
 
 
 class Shares(NamedTuple):
-    """What `split` and the queries take of the parameters alone."""
+    """The parts of `split` and the queries that depend on the parameters alone."""
 
     product: Tensor  # [A's columns + 2, D], what a centred latent is multiplied by
     by_rel: Tensor  # as of Split
@@ -183,7 +183,7 @@ def split(
     product: Callable[[Tensor, Tensor], Tensor] = F.linear,
     of: Shares | None = None,
 ) -> Split:
-    """Do once per latent what the first block needs of it; `product` multiplies rows by a weight [out, in].
+    """Compute once per latent its part of the first block; `product` multiplies rows by a weight [out, in].
 
     `of` are the parameters' shares, if they are known.
     """

@@ -1,8 +1,8 @@
 """Decoders of LIIF's relatives in plain PyTorch: gather at the corners, a network of their own, blend by area.
 
-A corner's row x is the gathered latent, rel, and the cell. What a relative does with it is one function from rows to
-the input of a last linear layer: LTE's waves and MLP, LM-LIIF's modulated layers. The plain form goes through it as
-the formula reads; the other one in chunks of queries, blending before the last layer, because that is linear.
+A corner's row x is the gathered latent, rel, and the cell. A relative is one function from rows to the input of
+a last linear layer: LTE's waves and MLP, LM-LIIF's modulated layers. The plain form applies it as the formula reads.
+The other form goes in chunks of queries and blends before the last layer, which is possible because that is linear.
 """
 
 from __future__ import annotations

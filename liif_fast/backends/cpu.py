@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept, verdict
-from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.call import Call, Kernels, Switches, hidden_from
 from liif_fast.extension import load
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
@@ -99,6 +99,44 @@ def can_run(call: Call) -> tuple[bool, str]:
     return True, f"fused C++ kernels ({ISA}{low})"
 
 
+def _saves(
+    weights: Sequence[Tensor],
+    first: int,
+    count: int,
+    rows: int,
+    dtype: torch.dtype,
+    train: bool,
+    recompute: bool | None,
+) -> tuple[int, int]:
+    """Return the shape of the activations saved from `count` queries of `rows` rows: [rows, outputs of all layers]."""
+    width = sum(weight.shape[0] for weight in weights[first:-1])
+    return kept(count, rows * width, dtype, train, recompute, KEEP_BYTES) * rows, width
+
+
+KERNELS = Kernels(None, _computes_in, _saves)
+
+
+# The operators' functions, behind KERNELS as the first argument.
+def render(*args: Any, **options: Any) -> Tensor:
+    return _decode.render(KERNELS, *args, **options)
+
+
+def gather_corners(*args: Any) -> tuple[Tensor, Tensor]:
+    return _gather.gather_corners(KERNELS, *args)
+
+
+def fused_mlp(*args: Any) -> Tensor:
+    return _mlp.fused_mlp(KERNELS, *args)
+
+
+def fourier_decode(*args: Any) -> Tensor:
+    return _fourier.fourier_decode(KERNELS, *args)
+
+
+def modulated_decode(*args: Any) -> Tensor:
+    return _modulated.modulated_decode(KERNELS, *args)
+
+
 def decode(
     feat: Tensor,
     coord: Tensor,
@@ -108,46 +146,10 @@ def decode(
     switches: Switches,
     recompute: bool | None,
 ) -> Tensor:
-    """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
-    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    if not factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
-        return _decode.decode_direct(feat, coord, cell, weights, biases, switches, dtype, train)
-    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
-    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, None)
-
-
-def render(
-    feat: Tensor,
-    size: tuple[int, int],
-    region: Window,
-    cell: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    switches: Switches,
-    recompute: bool | None,
-    place: Place | None = None,
-    extent: Extent | None = None,
-) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
-    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
-    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    saved = _saved(weights[1:-1], count, switches.corners, dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, None, place, extent)
-
-
-def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
-    """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
-    feat = feat if autocast_dtype(feat) is None else feat.float()
-    return _gather.gather_corners(feat, coord, cell, switches, None)
-
-
-def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
-    """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
-    train = trains(x, *weights, *biases)
-    dtype = _computes_in(x.dtype, autocast_dtype(x))
-    saved = _saved(weights[:-1], math.prod(x.shape[:-1]), 1, dtype, train, recompute)
-    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, None)
+    """Return the decoded queries, [B, Q, out]; few queries of a large map by the direct form."""
+    if factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
+        return _decode.decode(KERNELS, feat, coord, cell, weights, biases, switches, recompute)
+    return _decode.decode_direct(KERNELS, feat, coord, cell, weights, biases, switches)
 
 
 def attend_corners(
@@ -163,48 +165,6 @@ def attend_corners(
     return attention.run(form, feat, values, queries, transformer, dropout)
 
 
-def fourier_decode(
-    feat: Tensor,
-    coord: Tensor,
-    cell: Tensor,
-    phase: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    recompute: bool | None,
-    place: Place | None,
-) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
-    train, count = trains(feat, coord, cell, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
-    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    saved = _saved(weights[:-1], count, 4, dtype, train, recompute)
-    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, None)
-
-
-def modulated_decode(
-    feat: Tensor,
-    coord: Tensor,
-    cell: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    switches: Switches,
-    recompute: bool | None,
-    place: Place | None,
-) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps of modulations and features."""
-    train = trains(feat, coord, cell, *weights, *biases)
-    dtype = _computes_in(feat.dtype, autocast_dtype(feat))
-    return _modulated.modulated_decode(feat, coord, cell, weights, biases, switches, dtype, train, place, None)
-
-
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply rows by a weight [out, in]; unlike PyTorch's product with the same bits for any number of threads."""
-    bias = weight.new_zeros(len(weight))
-    return _mlp.fused_mlp(x, [weight], [bias], x.dtype, trains(x, weight), (0, 0), None)
-
-
-def _saved(
-    layers: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
-) -> tuple[int, int]:
-    """Return the shape of the activations saved from `count` queries of `rows` rows: [rows, outputs of all layers]."""
-    width = sum(weight.shape[0] for weight in layers)
-    return kept(count, rows * width, dtype, train, recompute, KEEP_BYTES) * rows, width
+    return fused_mlp(x, [weight], [weight.new_zeros(len(weight))], True)

@@ -61,8 +61,6 @@ def can_run(call: Call) -> tuple[bool, str]:
         return False, "runs on NVIDIA GPUs, got an AMD one"
     if _capability(call.device.index) != (9, 0):
         return False, f"needs compute capability 9.0, got {_capability(call.device.index)}"
-    if call.op not in ("decode", "render"):
-        return False, f"decodes and renders only, got {call.op}"
     if (call.autocast or call.dtype) not in DTYPES:
         return False, f"computes in float16 or bfloat16, got {call.autocast or call.dtype}"
     if call.coord_dtype != torch.float32:
@@ -174,13 +172,3 @@ def _render_operator(
 
 
 OPERATORS = {"decode": _decode_operator, "render": _render_operator}
-
-
-def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
-    """Not offered; `can_run` refuses it."""
-    raise NotImplementedError
-
-
-def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
-    """Not offered; `can_run` refuses it."""
-    raise NotImplementedError

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch.autograd import forward_ad
 
 from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, kept, runner
-from liif_fast.call import Call, Extent, Place, Switches, Window, autocast_dtype, hidden_from, trains
+from liif_fast.call import Call, Kernels, hidden_from
 from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
@@ -106,70 +105,42 @@ def _why_not_attend(call: Call) -> str:
     return ""
 
 
-def decode(
-    feat: Tensor,
-    coord: Tensor,
-    cell: Tensor | None,
+def _saves(
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    switches: Switches,
+    first: int,
+    count: int,
+    rows: int,
+    dtype: torch.dtype,
+    train: bool,
     recompute: bool | None,
-) -> Tensor:
-    """Return the decoded queries, [B, Q, out]."""
-    train, count = trains(feat, coord, cell, *weights, *biases), coord.shape[0] * coord.shape[1]
-    dtype = autocast_dtype(feat) or feat.dtype
-    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
-    return _decode.decode(feat, coord, cell, weights, biases, switches, dtype, train, saved, NAME)
+) -> tuple[int, int, int]:
+    """Return the shape of the activations saved from `count` queries of `rows` rows: [hidden layers, rows, widest]."""
+    layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
+    return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
 
 
-def render(
-    feat: Tensor,
-    size: tuple[int, int],
-    region: Window,
-    cell: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    switches: Switches,
-    recompute: bool | None,
-    place: Place | None = None,
-    extent: Extent | None = None,
-) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w], projecting only the latents under it."""
-    train, count = trains(feat, cell, *weights, *biases), feat.shape[0] * region[2] * region[3]
-    dtype = autocast_dtype(feat) or feat.dtype
-    saved = _saved(weights, count, switches.corners, dtype, train, recompute)
-    return _decode.render(feat, size, region, cell, weights, biases, switches, dtype, train, saved, NAME, place, extent)
+KERNELS = Kernels(NAME, lambda dtype, autocast: autocast or dtype, _saves)
 
 
-def gather_corners(feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches) -> tuple[Tensor, Tensor]:
-    """Return the network's input x [B, Q, K, in_dim] and the blending weight [B, Q, K]."""
-    feat = feat if autocast_dtype(feat) is None else feat.float()
-    return _gather.gather_corners(feat, coord, cell, switches, NAME)
+# The operators' functions, behind KERNELS as the first argument.
+def decode(*args: Any) -> Tensor:
+    return _decode.decode(KERNELS, *args)
 
 
-def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None) -> Tensor:
-    """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
-    train = trains(x, *weights, *biases)
-    dtype = autocast_dtype(x) or x.dtype
-    saved = _saved(weights, math.prod(x.shape[:-1]), 1, dtype, train, recompute)
-    return _mlp.fused_mlp(x, weights, biases, dtype, train, saved, NAME)
+def render(*args: Any, **options: Any) -> Tensor:
+    return _decode.render(KERNELS, *args, **options)
 
 
-def fourier_decode(
-    feat: Tensor,
-    coord: Tensor,
-    cell: Tensor,
-    phase: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    recompute: bool | None,
-    place: Place | None,
-) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
-    train, count = trains(feat, coord, cell, phase, *weights, *biases), coord.shape[0] * coord.shape[1]
-    dtype = autocast_dtype(feat) or feat.dtype
-    saved = _saved(weights, count, 4, dtype, train, recompute)
-    return _fourier.fourier_decode(feat, coord, cell, phase, weights, biases, dtype, train, place, saved, NAME)
+def gather_corners(*args: Any) -> tuple[Tensor, Tensor]:
+    return _gather.gather_corners(KERNELS, *args)
+
+
+def fused_mlp(*args: Any) -> Tensor:
+    return _mlp.fused_mlp(KERNELS, *args)
+
+
+def fourier_decode(*args: Any) -> Tensor:
+    return _fourier.fourier_decode(KERNELS, *args)
 
 
 def attend_corners(
@@ -183,14 +154,6 @@ def attend_corners(
     """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
     form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear, True)
     return attention.run(form, feat, values, queries, transformer, dropout, packs=True)
-
-
-def _saved(
-    weights: Sequence[Tensor], count: int, rows: int, dtype: torch.dtype, train: bool, recompute: bool | None
-) -> tuple[int, int, int]:
-    """Return the shape of the activations saved from `count` queries of `rows` rows: [hidden layers, rows, widest]."""
-    layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
-    return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
 
 
 def _kernel(file: str, name: str) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -23,7 +24,7 @@ import torch
 
 import liif_fast
 from liif_fast.call import tf32_allowed
-from liif_fast.devices import cpu_name
+from liif_fast.devices import cpu_facts, cpu_name
 from liif_fast.files import atomic_file
 
 logger = logging.getLogger("liif_fast")
@@ -198,7 +199,12 @@ def _driver() -> str:
 
 
 def _cpu() -> dict[str, Any]:
-    return {"name": cpu_name(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    """Describe the processor by more than its name, because virtual machines often hide the model in it."""
+    facts = cpu_facts()
+    exact: dict[str, Any] = {
+        name: facts[name] for name in ("cpu family", "model", "stepping", "microcode") if name in facts
+    }
+    return {"name": cpu_name(), **exact, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 @functools.cache
@@ -230,21 +236,27 @@ def load(path: Path, wanted: Key) -> Verdict | None:
             content = json.load(file)
         if content["format"] != FORMAT or content["key"] != wanted:
             return None
-        _check(content["results"])
+        _check(content["made"], content["results"])
         return Verdict(path, wanted, content["made"], content["results"])
     except OSError as error:  # usually the file does not exist
         logger.info("%s: no verdict: %s", path, error.strerror)
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         logger.warning("%s: cannot be read as a verdict (%r); run `liif-fast qualify` again", path, error)
         return None
 
 
-def _check(results: Any) -> None:
-    """Raise unless results have the form of `Verdict.results`."""
+def _check(made: Any, results: Any) -> None:
+    """Raise unless both have the form of `Verdict`'s; a kind of call that is not correct may not be taken."""
+    if not isinstance(made, str):
+        raise ValueError(f"no date: {made}")
     for units in results.values():
         for of in units.values():
-            if not isinstance(of.get("ratio", 1), (int, float)) or (of.get("taken") and {"correct", "ratio"} - {*of}):
+            if of.get("correct") is True:
+                right = isinstance(of["taken"], bool) and math.isfinite(of["ratio"])
+            else:
+                right = of.get("correct", False) is False and not of.get("taken")
+            if not right:
                 raise ValueError(f"no result: {of}")
 
 
@@ -252,9 +264,8 @@ def write(verdict: Verdict) -> None:
     """Replace a verdict's file as a whole, readable by all and writable by its owner."""
     content = {"format": FORMAT, "made": verdict.made, "key": verdict.key, "results": verdict.results}
     verdict.path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(verdict.path) as file:
+    with atomic_file(verdict.path, mode=0o644) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
-    verdict.path.chmod(0o644)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -270,7 +281,7 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
 
 
 def of_all(kind: str, index: int | None, backend: str, names: Sequence[str]) -> tuple[bool, str]:
-    """Say whether all named kinds of call passed on a backend and were faster, and the date or what is against it."""
+    """Say whether all named kinds of call passed on a backend and were faster, and the date or the reason why not."""
     found = read(kind, index)
     units = {} if found is None else found.results.get(backend, {})
     if found is None or not units:

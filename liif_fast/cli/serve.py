@@ -21,7 +21,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = subparsers.add_parser(
         "serve", help="serve photographs (IIIF)", description=_ABOUT, epilog=_EPILOG + EXIT_CODES
     )
-    parser.add_argument("folder", type=given_path, metavar="FOLDER", help="the folder; those inside are served, too")
+    parser.add_argument(
+        "folder", type=given_path, metavar="FOLDER", help="the folder; the folders inside it are served as well"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )

@@ -163,10 +163,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Models:
-    """The model that is asked for, or those that `choose` takes, each loaded once.
+    """Hold the model that --model names, or those that `choose` takes, each loaded once.
 
     Raises:
-        OSError, ValueError: the model that is asked for cannot be loaded; `of` raises it where none is.
+        OSError, ValueError: the model cannot be loaded; without --model `of` raises them.
     """
 
     def __init__(self, asked: str | None, device: str) -> None:

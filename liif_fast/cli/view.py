@@ -157,7 +157,7 @@ def listen(host: str, number: int) -> socket.socket:
 
 
 def port(text: str) -> int:
-    """A TCP port as argparse wants it; 0 is any that is free."""
+    """Parse a TCP port; 0 takes any that is free."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)

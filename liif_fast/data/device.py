@@ -200,7 +200,7 @@ def _blurred(high: Tensor, recipes: Sequence[Recipe]) -> Tensor:
 
 
 def _damaged(low: Tensor, recipes: Sequence[Recipe]) -> Tensor:
-    """Do to inputs [B, 3, h, w] what comes after the reduction, on the CPU: JPEG is there alone."""
+    """Damage inputs [B, 3, h, w] after the reduction; on the CPU, because JPEG exists only there."""
     if all(recipe.damage is None for recipe in recipes):
         return low
     images = low.permute(0, 2, 3, 1).cpu().numpy()

@@ -51,7 +51,7 @@ class Streets:
         count: number of scans.
         seed: seed of the scenes.
         sensors: names of sensors; each scan takes the beams of one at random, and a name given twice counts twice.
-            "fan" is an even fan of random spacing. Of a sensor with more than `lines` beams every k-th is taken.
+            "fan" is an even fan of random spacing. If a sensor has more than `lines` beams, every k-th is taken.
         lines: lines of the scan.
         columns: columns of the scan and of the targets.
         rows: lines of the targets.

@@ -1,8 +1,8 @@
 """Read and write animated GIF, PNG (APNG) and WebP; every frame is a whole picture.
 
-Frames of GIF and APNG are pieces that are laid over what is left of the ones before. They are put together here, since
-Pillow fills a GIF's canvas with its background colour, where every browser leaves it transparent, and mixes an APNG's
-partly transparent pieces wrongly; the pieces themselves are decoded by Pillow.
+A frame of a GIF or APNG is a piece that is laid over the remains of the frames before it. Pillow decodes the pieces.
+This module composes them, because Pillow fills a GIF's canvas with its background colour, where every browser leaves it
+transparent, and mixes an APNG's partly transparent pieces wrongly.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Animation:
         file: where the file lies; None means the picture's path.
 
     Attributes:
-        frames: whole pictures [H, W, 3], or [H, W, 4] where any of them has transparency; uint8.
-        durations: how long each is shown, milliseconds.
-        plays: how often all are shown; 0 is without end.
+        frames: whole pictures [H, W, 3], or [H, W, 4] if any of them has transparency; uint8.
+        durations: display time of each frame in milliseconds.
+        plays: how often the animation is shown; 0 means without end.
 
     Raises:
-        ImageFileError: it is damaged, breaks off, or has more pixels in all than a picture may have.
+        ImageFileError: it is damaged or truncated, or has more pixels in all than a picture may have.
     """
 
     def __init__(self, picture: Picture, file: str | os.PathLike[str] | None = None) -> None:
@@ -116,7 +116,7 @@ def write_animation(
 
     Args:
         path, kind: as for `write_strips`.
-        frames: one for each of `like`, [h, w, 1 to 4] all alike; what the iterator raises passes through.
+        frames: one for each of `like`, [h, w, 1 to 4] all alike; its exceptions pass through.
         like: its metadata, durations and number of plays are kept.
 
     Raises:
@@ -131,7 +131,7 @@ def write_animation(
         image = Image.fromarray(frame[..., 0] if shape[2] == 1 else frame)
         images.append(palette_image(image) if kind.name == "GIF" else image)
     options: dict[str, Any] = kind.options | kept(path, kind, like.info, shape)
-    plays = min(like.plays, 65_535)  # only APNG can say more, and nobody counts them
+    plays = min(like.plays, 65_535)  # only APNG could say more
     step = 10 if kind.name == "GIF" else 1  # milliseconds
     options["duration"] = _rounded(like.durations, step)
     if kind.name == "GIF":

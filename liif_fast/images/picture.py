@@ -92,7 +92,7 @@ class Picture:
     def window(self, window: Window) -> NDArray:
         """Read the pixels of a window (top, left, height, width); errors as for `pixels`.
 
-        Of a tiled TIFF only the window is decoded; other files are decoded down to the window's last row.
+        In a tiled TIFF only the window is decoded; other files are decoded down to the window's last row.
         """
         if "pixels" in self.__dict__ or window[2:] == self.shape[:2]:
             return crop(self.pixels, window)

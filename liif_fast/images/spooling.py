@@ -21,7 +21,7 @@ def spooled(stream: IO[bytes], head: bytes = b"") -> Iterator[Path]:
         head: bytes of it that have been read already.
 
     Raises:
-        ImageFileError: it is not an image; errors raised within the context are renamed, too.
+        ImageFileError: it is not an image; errors raised within the context also get the new name.
     """
     with TemporaryDirectory(prefix="liif-fast-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "input")

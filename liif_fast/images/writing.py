@@ -180,7 +180,7 @@ def _checked(
 
 
 def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Select the metadata that this format stores; warn about what is visibly lost."""
+    """Select the metadata that this format stores; warn about visible losses."""
     metadata = {key: info[key] for key in kind.metadata if key != "dpi" and info.get(key)}
     if "dpi" in kind.metadata and (dpi := _resolution(info.get("dpi"))):
         metadata["dpi"] = dpi
@@ -227,7 +227,7 @@ def colours(info: Mapping[Any, Any], kind: Format, channels: int) -> dict[str, A
 
 
 def changes_colours(info: Mapping[Any, Any], kind: Format, channels: int) -> bool:
-    """Say whether an image looks different in a format because that cannot hold what describes its colours."""
+    """Say whether an image looks different in a format that cannot hold the description of its colours."""
     found, profile = colours(info, kind, channels), info.get("icc_profile")
     if profile and "icc_profile" not in found:
         return True

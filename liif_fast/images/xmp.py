@@ -1,4 +1,4 @@
-"""XMP (ISO 16684-1) and IPTC (IIM 4) data: keep what is still true of the image once it is upright and resized."""
+"""XMP (ISO 16684-1) and IPTC (IIM 4) data: keep the entries that still hold for the upright, resized image."""
 
 import re
 import struct

@@ -67,7 +67,7 @@ def read_header(stream: IO[bytes]) -> Y4m:
 
 
 def read_frames(stream: IO[bytes], video: Y4m) -> Iterator[NDArray[np.uint16]]:
-    """Yield the frames of a stream as gray or RGB [height, width, 1 or 3], 16 bits; what is out of range is clipped.
+    """Yield the frames of a stream as gray or RGB [height, width, 1 or 3], 16 bits; values out of range are clipped.
 
     Raises:
         ImageFileError: it breaks off.

@@ -55,7 +55,7 @@ class Densifier:
         target: maps the scan's sensor to the sensor of the dense scan.
         sensor: the scans' sensor; None detects it from the beams in the file, the rings, the order or the elevations.
         edge: as for `Upsampler`.
-        replace: drop the measured points and run the model in their directions, too.
+        replace: drop the measured points and also run the model in their directions.
         device: as for `Upsampler`.
 
     Attributes:

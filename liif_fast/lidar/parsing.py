@@ -1,4 +1,4 @@
-"""Convert what a file of points or a sensor's says, and name the key that says it."""
+"""Convert the values in a file of points or of a sensor; errors name the key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def value(convert: Callable[[Any], _T], key: str, text: Any, expected: str) -> _
 
 
 def numbers(words: list[bytes]) -> np.ndarray:
-    """Return the numbers of an ascii file's words, float64 [N]; ValueError names the first word that is none."""
+    """Return the numbers of an ascii file's words, float64 [N]; ValueError names the first that is not one."""
     try:
         return np.array(words, np.float64)
     except ValueError:

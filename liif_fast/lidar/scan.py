@@ -46,7 +46,7 @@ def read_scan(path: str | os.PathLike[str], point_floats: int | None = None) -> 
 
     Args:
         path: `.bin` (float32 x, y, z, intensity; `.pcd.bin` has the ring as a fifth), `.pcd`, `.ply`, `.npy` (a range
-            image, or points where there are 3 to 6 columns), `.npz` (`range_m` [H, W], `altitude_deg` [H]) or `.rimg`.
+            image, or points if there are 3 to 6 columns), `.npz` (`range_m` [H, W], `altitude_deg` [H]) or `.rimg`.
         point_floats: number of floats per point of a `.bin`, if its name implies a wrong one.
 
     Returns:

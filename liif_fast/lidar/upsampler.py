@@ -36,7 +36,7 @@ class Upsampled(NamedTuple):
 
 
 class Upsampler:
-    """Run a model between two sensors; what depends on the sensors alone is computed once.
+    """Run a model between two sensors; the parts that depend on the sensors alone are computed once.
 
     Args:
         model: an ILN, or a LiDAR-LIIF. The latter has no weights, so the nearest pixel decides edges and channels.

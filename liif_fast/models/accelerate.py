@@ -11,11 +11,11 @@ from liif_fast import functional
 from liif_fast.checks import grid_cell
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.family import render_by_query
-from liif_fast.layers import Chain, chain_of
+from liif_fast.layers import Chain, chain_of, linear_chain
 from liif_fast.models import metasr
 from liif_fast.models.base import FeatureModel
 from liif_fast.models.interpolation import bilinear
-from liif_fast.models.lte import by_pairs, chain_of_convolutions
+from liif_fast.models.lte import by_pairs
 
 SWITCHES = ("local_ensemble", "feat_unfold", "cell_decode")  # of LIIF
 WAVES = ("coef", "freq", "phase")  # of LTE and LTE+
@@ -99,7 +99,7 @@ class _Accelerated:
 
     @classmethod
     def outputs(cls, module: Any, image: Tensor, coord: Tensor, cell: Tensor) -> dict[str, Tensor]:
-        """Return what is compared, by the method that computes it."""
+        """Return the outputs to compare, by the name of the method that computes them."""
         module.gen_feat(image)
         return {"query_rgb": module.query_rgb(coord, cell), "forward": module(image, coord, cell)}
 
@@ -161,7 +161,7 @@ class _AcceleratedLTE(_Accelerated):
         return pred + bilinear(self.inp, coord)
 
     def waves(self: Any) -> Tensor:
-        """Return amplitudes and frequencies, of which gen_feat of LTE's class has left two maps."""
+        """Return amplitudes and frequencies from the two maps that gen_feat of LTE's class has left."""
         return torch.cat((self.coeff, self.freqq), 1)
 
     def _render(self: Any, size: Sequence[int], region: Any, cell: Any) -> Tensor:
@@ -169,7 +169,7 @@ class _AcceleratedLTE(_Accelerated):
 
 
 class _AcceleratedLTEPlus(_AcceleratedLTE):
-    """Its queries are grids, coord [B, h, w, 2] and cell [B, 2]; its output is [B, out, h, w]."""
+    """Run LTE+, whose queries are grids, coord [B, h, w, 2] and cell [B, 2], and whose output is [B, out, h, w]."""
 
     NAME = "LTE+"
     NEEDS = ("encoder", "layers", "gen_feat", "query_rgb", *WAVES)
@@ -182,7 +182,7 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
 
     @staticmethod
     def chain(module: Any) -> Chain | None:
-        return chain_of_convolutions(module.layers)
+        return linear_chain(module.layers, nn.Conv2d)
 
     def query_rgb(self: Any, coord: Tensor, cell: Tensor) -> Tensor:
         if self.chain(self) is None:
@@ -202,7 +202,7 @@ class _AcceleratedLTEPlus(_AcceleratedLTE):
 
 
 class _AcceleratedLMLIIF(_Accelerated):
-    """Its queries get the features and the modulations, which forward hands on."""
+    """Run LM-LIIF, whose queries get the features and the modulations from forward."""
 
     NAME = "LM-LIIF"
     NEEDS = ("encoder", "imnet", "hypernet", "gen_feats", "gen_modulations", "query_rgb", "query_rgb_fast", "mod_dim")

@@ -234,7 +234,7 @@ class FeatureModel(nn.Module):
             ValueError, TypeError: an argument is wrong.
         """
         self.gen_feat(inp)
-        further: Any = {} if extent is None else {"extent": extent}  # a model of one's own may not know it
+        further: Any = {} if extent is None else {"extent": extent}  # a user's model may not take it
         pred = self.render_rgb(size, region, cell, **further)
         self._drop_graph()
         return pred
@@ -324,7 +324,7 @@ def render_in_strips(
         out: channels of the output.
 
     Raises:
-        ValueError: feat does not hold what the window reads.
+        ValueError: feat does not hold all latents that the window reads.
     """
     first, start, *whole = place or (0, 0, *feat.shape[2:])
     top, left, rows, columns = window

@@ -143,7 +143,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint in torch.save's format atomically."""
-    buffer = io.BytesIO()  # because PyTorch would report a full disk by a RuntimeError of its own
+    buffer = io.BytesIO()  # because PyTorch would report a full disk as a RuntimeError
     torch.save(content, buffer)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())

@@ -149,7 +149,7 @@ class ILN(FeatureModel):
         lidar_in: the sensor that the model was trained for, as in the authors' files: `max_r`, `min_r` and `norm_r` in
             metres, `max_v`, `min_v`, `max_h` and `min_h` in radians, `channels`, `points_per_ring`.
         encoder_spec: spec of the encoder; None means the authors', EDSR-baseline for range images.
-        wrap: treat the columns as circular in the decoder, too. The authors' decoder clamps them, so at a seam of one
+        wrap: treat the columns as circular also in the decoder. The authors' decoder clamps them, so at a seam of one
             column behind the sensor two corners are equal instead of neighbours.
         dropout: probability in training, after every linear map of a block and after gelu.
 

@@ -83,7 +83,7 @@ class JIIF(nn.Module):
         return self.feat
 
     def query(self, coord: Tensor) -> Tensor:
-        """Return what is added to the enlarged depth map at `coord`.
+        """Return the summand for the enlarged depth map at `coord`.
 
         Args:
             coord: float32 `[B, Q, 2]`, (row, column) in [-1, 1]; corners outside of the map are zeros.
@@ -146,7 +146,7 @@ class _Places(NamedTuple):
     centre: Tensor  # [B, ..., 2], 0 outside
 
     def read(self, maps: Tensor, outside: Tensor | float = 0.0) -> Tensor:
-        """Return the latents [B, ..., C] of maps [B, C, H, W], and `outside` [C] where there is none."""
+        """Return the latents [B, ..., C] of maps [B, C, H, W], and `outside` [C] at places beyond the map."""
         image = torch.arange(len(maps), device=maps.device).view(-1, *(1,) * (self.row.ndim - 1))
         return torch.where(self.inside.unsqueeze(-1), maps.permute(0, 2, 3, 1)[image, self.row, self.column], outside)
 
@@ -213,7 +213,7 @@ def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a checkpoint of JIIF's authors, whose model is its state alone, with name and arguments; others as is.
 
     Raises:
-        ValueError: it looks like a JIIF's, but has no weight that the arguments could be read off.
+        ValueError: it looks like a JIIF's, but lacks a weight whose shape gives an argument.
     """
     state = content.get("model")
     if not isinstance(state, Mapping) or "name" in state or not any(_depth(key) for key in state):
@@ -224,7 +224,7 @@ def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
     needed += layers[:-1] if layers else ["imnet.layers.0.weight"]  # the last one is the output's
     missing = next((key for key in needed if len(sizes.get(key, ())) < 2), None)
     if missing:
-        raise ValueError(f"a file of JIIF's without {missing}")
+        raise ValueError(f"a file of JIIF lacks {missing}")
     feats, guides, *hidden = (sizes[key][0] for key in needed)
     blocks = {int(found[1]) for key in sizes if (found := re.match(r"depth_encoder\.body\.(\d+)\.", key))}
     args = {"feat_dim": feats, "guide_dim": guides, "mlp_dim": hidden, "n_resblocks": max(len(blocks) - 1, 0)}

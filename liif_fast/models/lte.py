@@ -12,14 +12,14 @@ from liif_fast import functional
 from liif_fast.call import without_autocast
 from liif_fast.checks import check_grid, check_queries
 from liif_fast.family import render_by_query
-from liif_fast.layers import Chain, altered, fusable
+from liif_fast.layers import Chain, fusable, linear_chain
 from liif_fast.models.base import FeatureModel, render_in_strips
 from liif_fast.models.interpolation import add_input
 from liif_fast.models.registry import make, register
 
 
 class _Fourier(FeatureModel):
-    """What LTE and LTE+ share: they differ in the order of frequencies and in how the network is written down.
+    """Base of LTE and LTE+, which differ in the order of frequencies and in the modules of the network.
 
     A latent has hidden_dim amplitudes and hidden_dim / 2 frequencies, by two 3x3 convolutions of the features. The
     network reads amplitude * [cos, sin](pi * (frequency . rel + phase(cell))); the outputs of four corners are blended
@@ -198,7 +198,7 @@ class LTEPlus(_Fourier):
         return by_pairs(frequencies)
 
     def network(self) -> tuple[nn.Module, Chain | None]:
-        return _Rows(self.layers), chain_of_convolutions(self.layers)
+        return _Rows(self.layers), linear_chain(self.layers, nn.Conv2d)
 
 
 def by_pairs(frequencies: Tensor) -> Tensor:
@@ -215,20 +215,3 @@ class _Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x[:, :, None, None]).flatten(1)
-
-
-def chain_of_convolutions(layers: Any) -> Chain | None:
-    """Return (weights, biases) of a Sequential of 1x1 convolutions and ReLU in turn; None if the modules must run."""
-    if type(layers) is not nn.Sequential or len(layers) % 2 == 0 or altered(layers):
-        return None
-    weights: list[Tensor] = []
-    biases: list[Tensor] = []
-    for position, layer in enumerate(layers):
-        if type(layer) is not (nn.ReLU if position % 2 else nn.Conv2d) or altered(layer):
-            return None
-        if isinstance(layer, nn.Conv2d):
-            if layer.kernel_size != (1, 1) or layer.bias is None:
-                return None
-            weights.append(layer.weight.flatten(1))
-            biases.append(layer.bias)
-    return weights, biases

@@ -34,7 +34,7 @@ def translate(content: Mapping[str, Any]) -> Mapping[str, Any]:
     The file holds no arguments; they are read off the tensors' names and shapes.
 
     Raises:
-        ValueError: it is one of mmagic, but not of a LIIF on EDSR or RDN.
+        ValueError: the file is mmagic's, but its model is not a LIIF on EDSR or RDN.
     """
     state = content.get("state_dict")
     if "model" in content or not isinstance(state, Mapping) or not any(str(key).startswith(PREFIX) for key in state):
@@ -52,11 +52,11 @@ def translate(content: Mapping[str, Any]) -> Mapping[str, Any]:
         else:
             sd[name.replace("{blocks}", str(blocks))] = value
     if unknown:
-        raise ValueError(f"a file of mmagic whose model is no LIIF on EDSR or RDN: it has {PREFIX}{unknown[0]}")
+        raise ValueError(f"a file of mmagic whose model is not a LIIF on EDSR or RDN: it has {PREFIX}{unknown[0]}")
     shapes = {key: value.shape for key, value in theirs.items()}
     encoder, features = _rdn(shapes, blocks) if table is RDN else _edsr(shapes, blocks)
     if table is EDSR:
-        for name, sign in (("sub_mean", -1), ("add_mean", 1)):  # used by nothing, and absent in mmagic
+        for name, sign in (("sub_mean", -1), ("add_mean", 1)):  # nothing uses them, and mmagic lacks them
             sd |= {f"encoder.{name}.{key}": value for key, value in MeanShift(1, sign).state_dict().items()}
     args = {"encoder_spec": encoder, **_decoder(shapes, features)}
     return {"model": {"name": "liif", "args": args, "sd": sd}, "data_norm": {"inp": NORM, "gt": NORM}}

@@ -31,7 +31,7 @@ def _windows(x: Tensor, window: int) -> Tensor:
 
 
 def _mask(region: Tensor) -> Tensor:
-    """Return what is added to the logits [N, P, P] of windows whose pixels are in the regions [N, P]."""
+    """Return the summand for the logits [N, P, P] of windows whose pixels are in the regions [N, P]."""
     return torch.where(region.unsqueeze(1) == region.unsqueeze(2), 0.0, APART)
 
 
@@ -97,7 +97,7 @@ class SwinBlock(nn.Module):
         return x + self._dropped(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """In training leave the branch out, of each image by itself, with the probability `drop_path`."""
+        """Leave the branch out in training, for each image independently, with the probability `drop_path`."""
         if not self.training or not self.drop_path:
             return x
         kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.drop_path)

@@ -47,7 +47,7 @@ def in_turn(params: Sequence[T]) -> list[T]:
 
 
 def wide_in_turn(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    """Return what a fake promises as the gradients of layers: weight, bias, weight, ..., at least float32."""
+    """Return the gradients of layers as a fake promises them: weight, bias, weight, ..., at least float32."""
     return [wide(each, *each.shape) for each in in_turn([*weights, *biases])]
 
 

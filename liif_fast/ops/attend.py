@@ -1,7 +1,7 @@
 """`attend_corners`: a transformer over the four corners of a query; values are blended by the weights it gives them.
 
 The latents' share is in `table` [B * H * W, T], whose columns are the products of the first linear map (3 D for qkv; 1
-for the head where there are no blocks), n1 [2], n0, the latent [D] where there are blocks, and the values [V].
+for the head without blocks), n1 [2], n0, the latent [D] if there are blocks, and the values [V].
 `by_rel` [3, T] is added to these rows times rel_0, rel_1, and, after the norm, 1 (`liif_fast.backends.attention`).
 `layers` are out, up, down of the first block, qkv, out, up, down of each other, and the head, each [out, in + 1] with
 its bias as the last column; none without blocks. `queries` are [coord], or [at, rel] of a plan, both for B images or

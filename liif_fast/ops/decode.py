@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Extent, Place, Switches, Window, result_dtype
+from liif_fast.call import Extent, Kernels, Place, Switches, Window, result_dtype, trains
 from liif_fast.coord import latent_window, lattice, place_gradients, scaled
 from liif_fast.frozen import pack_once
 from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide, wide_in_turn
+from liif_fast.ops.conv3x3 import allowed
 from liif_fast.ops.gather import gather, gather_backward
 from liif_fast.ops.mlp import mlp, mlp_backward
-from liif_fast.ops.project import project, project_backward
+from liif_fast.ops.project import project_map, project_map_backward
 
 
 def _decode_fake(
@@ -151,7 +152,7 @@ def _forward(
     """Return the output at `coord`, or without it on `grid`; the saved activations; and P on the window of feat."""
     feat, *params = inputs
     weights, biases = params[: len(params) // 2], params[len(params) // 2 :]
-    p = project(feat, weights[0], biases[0], switches.feat_unfold, window, backend)
+    p = project_map(feat, weights[0], biases[0], switches.feat_unfold, window, allowed(), backend)
     if grid is None:
         out = decode_queries(p, coord, cell, weights, biases, switches.local_ensemble, saved, backend)
     else:
@@ -178,6 +179,7 @@ class _Decoder(torch.autograd.Function):
         low = [t.to(dtype) for t in inputs]
         out, kept, p = _forward(low, coord, cell, switches, window, grid, saved, backend)
         ctx.switches, ctx.window, ctx.grid, ctx.dtype, ctx.backend = switches, window, grid, dtype, backend
+        ctx.fast = allowed()
         ctx.save_for_backward(coord, cell, p, kept, *inputs, *low[1:])
         return out
 
@@ -209,8 +211,8 @@ class _Decoder(torch.autograd.Function):
                 cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
         if any(first):
-            feat_grad, latent_grad, bias_grad = project_backward(
-                p_grad, feat, weights[0], unfold, top, left, first, backend
+            feat_grad, latent_grad, bias_grad = project_map_backward(
+                p_grad, feat, weights[0], unfold, top, left, first, ctx.fast, backend
             )
             first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]
@@ -218,21 +220,22 @@ class _Decoder(torch.autograd.Function):
 
 
 def _decoded(
+    kernels: Kernels,
     feat: Tensor,
     coord: Tensor | None,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
+    recompute: bool | None,
+    count: int,
     window: Window,
     grid: Sequence[int] | None,
-    dtype: torch.dtype,
-    train: bool,
-    saved: Sequence[int],
-    backend: str | None,
     steps: Sequence[float] = (),
 ) -> Tensor:
-    inputs = [feat, *weights, *biases]
+    inputs, backend = [feat, *weights, *biases], kernels.backend
+    train, dtype = trains(coord, cell, *inputs), kernels.dtype(feat)
+    saved = kernels.saves(weights, 1, count, switches.corners, dtype, train, recompute)
     if train:
         out = _Decoder.apply(coord, cell, switches, window, grid, saved, dtype, backend, *inputs)
     else:
@@ -243,23 +246,22 @@ def _decoded(
 
 
 def decode(
+    kernels: Kernels,
     feat: Tensor,
     coord: Tensor,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
-    dtype: torch.dtype,
-    train: bool,
-    saved: Sequence[int],
-    backend: str | None,
+    recompute: bool | None,
 ) -> Tensor:
-    """Decode queries, [B, Q, out], with products in `dtype`."""
-    window = (0, 0, feat.shape[2], feat.shape[3])
-    return _decoded(feat, coord, cell, weights, biases, switches, window, None, dtype, train, saved, backend)
+    """Return the decoded queries, [B, Q, out]."""
+    window, count = (0, 0, feat.shape[2], feat.shape[3]), coord.shape[0] * coord.shape[1]
+    return _decoded(kernels, feat, coord, cell, weights, biases, switches, recompute, count, window, None)
 
 
 def render(
+    kernels: Kernels,
     feat: Tensor,
     size: tuple[int, int],
     region: Window,
@@ -267,14 +269,11 @@ def render(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
-    dtype: torch.dtype,
-    train: bool,
-    saved: Sequence[int],
-    backend: str | None,
+    recompute: bool | None,
     place: Place | None = None,
     extent: Extent | None = None,
 ) -> Tensor:
-    """Decode the window `region` of the grid `size`, [B, out, h, w], with products in `dtype`.
+    """Return the window `region` of the grid `size`, [B, out, h, w].
 
     Only the latents under the region are projected. `place` is the position of feat in a larger map, `extent` the part
     of the map that the grid covers; neither is for training.
@@ -283,7 +282,8 @@ def render(
     row, column, height, width = latent_window(size, region, (shape[0], shape[1]), extent)
     grid, window = [*shape, row, column, *size, *region], (row - top, column - left, height, width)
     steps = () if extent is None else lattice(size, extent, shape)
-    return _decoded(feat, None, cell, weights, biases, switches, window, grid, dtype, train, saved, backend, steps)
+    count = feat.shape[0] * region[2] * region[3]
+    return _decoded(kernels, feat, None, cell, weights, biases, switches, recompute, count, window, grid, steps)
 
 
 class _DecodeDirect(torch.autograd.Function):
@@ -327,18 +327,17 @@ class _DecodeDirect(torch.autograd.Function):
 
 
 def decode_direct(
+    kernels: Kernels,
     feat: Tensor,
     coord: Tensor,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
-    dtype: torch.dtype,
-    train: bool,
 ) -> Tensor:
     """Decode with the same bits as `decode` on the backend `cpu`, projecting only the latents that are read."""
-    inputs = [feat, *weights, *biases]
-    if train:
+    inputs, dtype = [feat, *weights, *biases], kernels.dtype(feat)
+    if trains(coord, cell, *inputs):
         out = _DecodeDirect.apply(coord, cell, switches, dtype, *inputs)
     else:
         low, *params = [t.to(dtype) for t in inputs]

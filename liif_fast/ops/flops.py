@@ -177,7 +177,7 @@ def _attend_backward(
 
 
 def _attend_parts(by_rel: Shape, layers: Sequence[Shape], rows: int) -> tuple[int, int]:
-    """Return the operations of what is added for rel, and of the layers, whose last column is a bias."""
+    """Return the operations of the part added for rel, and of the layers, whose last column is a bias."""
     return 4 * rows * by_rel[1], rows * sum(2 * out * (ins - 1) for out, ins in layers)
 
 
@@ -200,7 +200,7 @@ def _fourier_backward(
 ) -> int:
     rows, first = 4 * prod(coord[:2]), wanted[0] or wanted[1] or wanted[-1]
     lost = max(rows - saved[-2], 0)
-    # The C++ kernels compute all angles; Triton's those of rows computed again, and all for what is before a layer.
+    # The C++ kernels compute all angles. Triton's: those of rows computed again, all for gradients of inputs.
     angles = rows if backend is None else lost + rows * (first or wanted[2])
     again = lost * _layers(weights[:-1]) + 4 * angles * phase[0]
     layers = [rows * _layers([weight]) for weight in weights]
@@ -243,7 +243,9 @@ def _conv3x3(x: Shape, weight: Shape, *_: Any) -> int:
     return _convolve(x, weight, ())
 
 
-def _conv3x3_backward(grad: Shape, x: Shape, weight: Shape, out: Shape, wrap: bool, wanted: Sequence[bool]) -> int:
+def _conv3x3_backward(
+    grad: Shape, x: Shape, weight: Shape, addend: Shape, wrap: bool, wanted: Sequence[bool], relu: bool
+) -> int:
     return sum(wanted[:2]) * _convolve(x, weight, ())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Place, result_dtype
+from liif_fast.call import Kernels, Place, result_dtype, trains
 from liif_fast.coord import place_gradients
 from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide_in_turn
 
@@ -119,21 +119,20 @@ class _Fourier(torch.autograd.Function):
 
 
 def fourier_decode(
+    kernels: Kernels,
     feat: Tensor,
     coord: Tensor,
     cell: Tensor,
     phase: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    dtype: torch.dtype,
-    train: bool,
+    recompute: bool | None,
     place: Place | None,
-    saved: Sequence[int],
-    backend: str | None,
 ) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps feat [B, 2 D, H, W], with products in `dtype`."""
-    spot = place or (0, 0, feat.shape[2], feat.shape[3])
-    params = (*weights, *biases)
+    """Return the output [B, Q, out] of queries of maps feat [B, 2 D, H, W] of amplitudes and frequencies."""
+    spot, params = place or (0, 0, feat.shape[2], feat.shape[3]), (*weights, *biases)
+    train, dtype, backend = trains(feat, coord, cell, phase, *params), kernels.dtype(feat), kernels.backend
+    saved = kernels.saves(weights, 0, coord.shape[0] * coord.shape[1], 4, dtype, train, recompute)
     if train:
         out = _Fourier.apply(dtype, spot, saved, backend, coord, cell, feat, phase, *params)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Switches, trains
+from liif_fast.call import Kernels, Switches, autocast_dtype, trains
 from liif_fast.coord import place_gradients
 from liif_fast.ops import define, refuse_second_order
 
@@ -75,8 +75,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_corners(
-    feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches, backend: str | None
+    kernels: Kernels, feat: Tensor, coord: Tensor, cell: Tensor | None, switches: Switches
 ) -> tuple[Tensor, Tensor]:
-    """Return x [B, Q, K, in_dim] in the dtype of feat, and weight [B, Q, K]."""
+    """Return the network's input x [B, Q, K, in_dim], float32 under autocast, and the blending weight [B, Q, K]."""
+    feat = feat if autocast_dtype(feat) is None else feat.float()
     function = _Gather.apply if trains(feat, coord, cell) else gather
-    return function(feat, coord, cell, switches.feat_unfold, switches.local_ensemble, backend)
+    return function(feat, coord, cell, switches.feat_unfold, switches.local_ensemble, kernels.backend)

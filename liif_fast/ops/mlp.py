@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import result_dtype
+from liif_fast.call import Kernels, result_dtype, trains
 from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide, wide_in_turn
 
 
@@ -73,19 +73,15 @@ class _Mlp(torch.autograd.Function):
 
 
 def fused_mlp(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    dtype: torch.dtype,
-    train: bool,
-    saved: Sequence[int],
-    backend: str | None,
+    kernels: Kernels, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None
 ) -> Tensor:
-    """Apply the MLP to the last dimension of x, [..., out], with products in `dtype`."""
+    """Apply Linear, ReLU, ..., Linear to the last dimension of x, [..., out]."""
     shape = (*x.shape[:-1], weights[-1].shape[0])
     rows = x.reshape(math.prod(shape[:-1]), x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
+    train, dtype, backend = trains(x, *weights, *biases), kernels.dtype(x), kernels.backend
+    saved = kernels.saves(weights, 0, rows.shape[0], 1, dtype, train, recompute)
     if train:
         out = _Mlp.apply(saved, dtype, backend, rows, *weights, *biases)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Place, Switches, result_dtype
+from liif_fast.call import Kernels, Place, Switches, result_dtype, trains
 from liif_fast.coord import place_gradients
 from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide_in_turn
 
@@ -109,22 +109,21 @@ class _Modulated(torch.autograd.Function):
 
 
 def modulated_decode(
+    kernels: Kernels,
     feat: Tensor,
     coord: Tensor,
     cell: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     switches: Switches,
-    dtype: torch.dtype,
-    train: bool,
+    recompute: bool | None,
     place: Place | None,
-    backend: str | None,
 ) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps feat [B, 2 L K + C, H, W], with products in `dtype`."""
-    spot = place or (0, 0, feat.shape[2], feat.shape[3])
+    """Return the output [B, Q, out] of queries of maps feat [B, 2 L K + C, H, W] of modulations and features."""
+    spot, params = place or (0, 0, feat.shape[2], feat.shape[3]), (*weights, *biases)
     cell = cell if switches.cell_decode else None
-    params = (*weights, *biases)
-    if train:
+    dtype, backend = kernels.dtype(feat), kernels.backend
+    if trains(feat, coord, cell, *params):
         out = _Modulated.apply(dtype, switches.local_ensemble, spot, backend, coord, cell, feat, *params)
     else:
         p, *layers = _parts(feat, params, dtype)

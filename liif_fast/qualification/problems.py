@@ -93,7 +93,7 @@ class Problem:
 
     `modulated_decode` has as many neurons in each layer as the network's first, and latents hold what modulates them.
     `fourier_decode` has four values a latent for each channel of the network, and always all four corners and a cell.
-    For `attend_corners` x is what it blends, as many maps as the network has outputs; `weights` are the transformer's.
+    For `attend_corners` x holds the values to blend, a map for each output; `weights` are the transformer's.
 
     Args:
         network: the decoder.

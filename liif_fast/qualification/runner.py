@@ -60,7 +60,8 @@ def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: 
     device = pick_device(device)
     units = _units(device)
     if not units:
-        raise ValueError(f"device {str(device)!r} has no kernels to qualify: give a CUDA device")
+        without = f" ({cpu.AMX_MISSING})" if device.type == "cpu" else ""
+        raise ValueError(f"device {str(device)!r} has no kernels to qualify{without}: give a CUDA device")
     _check_place()
     exam = Exam(str(device), seconds, tell or (lambda line: None))
     results: dict[str, dict[str, Any]] = {}
@@ -195,6 +196,8 @@ class Exam:
                 if "unavailable" in message:
                     raise Unavailable(f"{self.device} cannot be used: {message['unavailable']}")
                 if "key" in message:
+                    if self.key not in (None, message["key"]):
+                        raise Unavailable("the kernels or the device have changed meanwhile")
                     self.key = message["key"]
                     continue
                 unit, at = Unit(*message.pop("unit")), message.get("at", at)

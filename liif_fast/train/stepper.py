@@ -163,7 +163,7 @@ class Stepper:
 
 
 def _teacher(config: Config) -> Any:
-    """Load the model that is learnt from."""
+    """Load the teacher; raise an error that names the key if it does not fit."""
     assert config.teacher is not None
     name = config.teacher["model"]
     try:

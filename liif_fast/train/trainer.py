@@ -299,7 +299,7 @@ class Run:
             best = record["psnr"] > progress.best
             progress.best = max(progress.best, record["psnr"])
             self._picture(model, epoch)
-        self.records.epoch(record)  # before the checkpoint: resuming drops what is beyond it
+        self.records.epoch(record)  # before the checkpoint, because resuming drops rows beyond it
         self.progress = state.Progress(epoch, best=progress.best)
         self._set_rate(epoch)  # the original's files hold the next epoch's rate
         names = ["epoch-best"] * best + [f"epoch-{epoch}"] * bool(config.epoch_save and epoch % config.epoch_save == 0)

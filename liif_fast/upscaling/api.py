@@ -152,7 +152,7 @@ def upscale_strips(
 
     Args:
         image, model, scale, size, region, device, backend, precision, tile, progress, self_ensemble: as for `upscale`.
-            For a PIL image the strips are arrays, too.
+            A PIL image also gives arrays.
 
     Returns:
         `Strips`, with the output's shape and dtype; iteration computes them.

@@ -26,7 +26,7 @@ class Cache(Generic[Value]):
         return self._kept[key][0]
 
     def put(self, key: Hashable, value: Value, size: int) -> None:
-        """Keep a value of `size` bytes in the place of the one with that key."""
+        """Keep a value of `size` bytes; replace the one with that key."""
         self.drop(key)
         self._kept[key] = value, size
         self.used += size

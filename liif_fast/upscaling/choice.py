@@ -1,4 +1,4 @@
-"""Which model of the package enlarges an image where nobody asks for one: by how the image was stored."""
+"""Choose a shipped model by how the image was stored, if the caller names no model."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ CHOICES = (shipped_model(SHIPPED), shipped_model(SHIPPED_PHOTO))  # the files th
 
 
 class Choice(NamedTuple):
-    """A model of the package, and why it."""
+    """A shipped model, and the reason for the choice."""
 
     model: str
     why: str
@@ -26,19 +26,19 @@ class Choice(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """The model's file."""
+        """Return the model's file."""
         return shipped_model(self.model)
 
 
 def choose(image: Picture | Animation | Image.Image | Any) -> Choice:
-    """Choose between the model for clean images and the one for what was compressed with loss.
+    """Choose between the model for clean images and the one for lossy compression.
 
-    JPEG, HEIC, AVIF and lossy WebP were; a file's content tells, not its name. A PIL image is judged by its `format`,
-    which does not tell how a WebP was compressed: it counts as lossy. All else is taken as clean, and so is what has
-    no format: arrays, and PIL images that were made or changed.
+    JPEG, HEIC, AVIF and lossy WebP count as lossy; the content of a file decides, not its name. A PIL image is judged
+    by its `format`, which does not tell how a WebP was compressed, so every WebP counts as lossy. Everything else
+    counts as clean, also arrays and PIL images without a format, which were made or changed.
 
     Args:
-        image: what `images.open_picture` or `images.animated` returns, a PIL image, or an array (as all else is).
+        image: what `images.open_picture` or `images.animated` returns, a PIL image, or an array.
     """
     if not isinstance(image, Picture | Animation | Image.Image) or image.format is None:
         return Choice(SHIPPED, "what has no format is taken as clean")
@@ -48,7 +48,7 @@ def choose(image: Picture | Animation | Image.Image | Any) -> Choice:
 
 
 def chosen(model: Any, image: Any) -> Any:
-    """Return the model that was asked for, or the file of the one that `choose` takes, with a logged line."""
+    """Return `model`, or if it is None the file of the model that `choose` takes, with a logged line."""
     if model is not None:
         return model
     choice = choose(image)

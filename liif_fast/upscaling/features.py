@@ -40,7 +40,7 @@ class Features:
         top: the value of `plane` that means 1.
         part: the window (top, left, height, width) of the image that will be encoded at most.
         report: called after each encoded tile.
-        kept: where tiles are kept; None is a cache of its own, with room for two rows of tiles or `FEATURE_BYTES`.
+        kept: where tiles are kept; None makes a new cache, with room for two rows of tiles or `FEATURE_BYTES`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Features:
 
     def _decode(self, frame: Frame, place: Place | None) -> Tensor:
         cell = self.view.cell_for(frame.size, self.shape, frame.extent)
-        further = {"cell": cell, "place": place, "extent": frame.extent}  # a model of one's own need not know them
+        further = {"cell": cell, "place": place, "extent": frame.extent}  # a user's model may not take them
         with self._precision():
             pred = self.view.render_rgb(*frame[:2], **{key: each for key, each in further.items() if each is not None})
         if pred.shape[1] != self.channels:

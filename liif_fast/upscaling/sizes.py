@@ -18,7 +18,7 @@ class Frame(NamedTuple):
 
     size: tuple[int, int]  # (height, width) of the whole
     region: Window
-    extent: Extent | None = None  # of the input, what the whole output covers; None is all of it
+    extent: Extent | None = None  # the part of the input that the whole output covers; None is all of it
 
     def turn_back(self, how: Turn) -> "Frame":
         """Return the frame of which the turn would make this one."""

@@ -52,8 +52,8 @@ class Settings(NamedTuple):
         token: the first part of every path; None for none.
         public: whether other sites' scripts may read the answers (CORS), as IIIF asks.
         max_area: most pixels of an answer.
-        page: what the page shows: `name` of the photograph, the format of its `tiles`, and `photo` and `model` as they
-            stand in the command that it copies; None for no page.
+        page: the values that the page shows: `name` of the photograph, the format of its `tiles`, and `photo` and
+            `model` as they stand in the command that it copies; None for no page.
     """
 
     hosts: frozenset[str]
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 def new_token() -> str:
-    """Return a token that nobody guesses."""
+    """Return a token that cannot be guessed."""
     return secrets.token_urlsafe(24)
 
 
@@ -73,7 +73,7 @@ class Server:
 
     Args:
         shelf: the photographs.
-        renderer: what makes the pixels.
+        renderer: makes the pixels.
         maker: names the renderer's model and options; other pixels need another name, since ETags hold it.
         settings: the differences between `view` and `serve`.
 
@@ -84,7 +84,7 @@ class Server:
     def __init__(self, shelf: Shelf, renderer: Renderer, maker: str, settings: Settings) -> None:
         self.shelf, self.renderer, self.maker, self.settings = shelf, renderer, maker, settings
         self.fail: Callable[[BaseException], None] = lambda error: logger.error("%s", error)
-        # The photograph itself does not wait for the model: what Pillow makes has a thread of its own.
+        # The photograph itself does not wait for the model: Pillow's work has its own thread.
         self.queue, self.plain, self.tiles = Queue(), Queue(), Cache[bytes](TILE_BYTES)
         self.prefix = "" if settings.token is None else f"/{settings.token}"
 

@@ -25,7 +25,7 @@ class _Job:
 
     def fail(self, error: Exception) -> None:
         self.result.set_exception(error)
-        self.result.exception()  # nobody may be left to ask for it
+        self.result.exception()  # read here, because no client may be left to read it
 
     async def wanted(self) -> bool:
         asked: set[Gone] = set()

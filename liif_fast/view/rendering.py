@@ -53,7 +53,7 @@ class _Photograph:
 
 
 class Renderer:
-    """Open photographs and render windows of them; what needs the model is for one thread, the rest for another.
+    """Open photographs and render windows of them; one thread calls the model, another does the rest.
 
     Args:
         model: as for `upscale`; None leaves the choice to it, photograph by photograph.

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     stamp: tuple[str | int, ...]  # equal as long as the file is: path, bytes, times in nanoseconds, and inode
 
     def tag(self, *parts: Any) -> str:
-        """Return a validator (ETag) of what is made of the file with the given parts."""
+        """Return a validator (ETag) for an answer that is made from the file and the given parts."""
         return f'"{hashlib.sha256(repr((self.stamp, parts)).encode()).hexdigest()[:32]}"'
 
 

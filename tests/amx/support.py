@@ -7,6 +7,7 @@ import subprocess
 import sysconfig
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,19 +29,24 @@ def compiler() -> list[str]:
 
 
 @cache
+def build() -> dict[str, Any]:
+    """Return how the library's kernels were compiled."""
+    return json.loads(Path(liif_fast.__file__).with_name("_build_info.json").read_text())["cpu"]
+
+
 def amx_flags() -> list[str]:
     """Return the flags that the AMX kernel was compiled with; skip if it was left out."""
-    how = json.loads(Path(liif_fast.__file__).with_name("_build_info.json").read_text())["cpu"]
-    if "kernel_amx" not in how.get("kernels", {}):
+    if "kernel_amx" not in build().get("kernels", {}):
         pytest.skip("the kernels were compiled without AMX")
-    return how["kernels"]["kernel_amx"]
+    return build()["kernels"]["kernel_amx"]
 
 
 def compiled(made: Path, *sources: Path | str) -> Path:
-    """Compile sources, options among them, to an object or a shared library."""
+    """Compile sources, options among them, to an object or a shared library, with the library's sanitizers."""
     how = "-c" if made.suffix == ".o" else "-shared"
     common = ["-O3", "-std=c++17", "-ffp-contract=off", how, "-fPIC", f"-I{ROOT / 'csrc/cpu'}", "-o", made]
-    subprocess.run([*compiler(), *common, *sources], check=True)
+    sanitizers = [flag for flag in build()["flags"] if "sanitize" in flag]
+    subprocess.run([*compiler(), *common, *sanitizers, *sources], check=True)
     return made
 
 

@@ -11,8 +11,11 @@ from . import support
 pytestmark = pytest.mark.xdist_group("amx")
 
 # Their tests of bfloat16 hold for every kernel: errors against float64, whole numbers, bits, NaN, random sizes.
-TESTS = ("autocast", "random", "fourier", "modulated")
-CHOSEN = "random_bfloat16 or whole_numbers or finite or in_any_window or autocast and cpu and not test_autocast.py"
+TESTS = ("autocast", "random", "fourier", "modulated", "same_bits")
+CHOSEN = (
+    "random_bfloat16 or whole_numbers or finite or in_any_window or autocast and cpu and not test_autocast.py "
+    "or bfloat16 and (few_queries or chunks and switches7)"
+)
 
 # Configurations of random sizes: few, because each instruction is a signal.
 FEWER = "from tests.ops import test_random; test_random.CONFIGS = test_random.LEAST = 10"
@@ -30,6 +33,7 @@ def run(problem, grad):
     return [out, *torch.autograd.grad(out, problem.leaves, grad)]
 
 assert cpu.AMX.startswith("on, "), cpu.AMX
+outs = []
 for threads in (1, 3):
     torch.set_num_threads(threads)
     problem = Problem(hidden=(70, 33, 48), queries=301).requires_grad()
@@ -39,9 +43,11 @@ for threads in (1, 3):
     torch.ops.liif_fast.cpu_use_amx(False)
     others = run(problem, grad)
     assert all(map(torch.equal, ours, again))
+    outs.append(ours[0])
     assert not all(map(torch.equal, ours, others))
     for a, b in zip(ours, others):
         assert (a - b).norm() < 2**-7 * b.norm(), ((a - b).norm() / b.norm(), a.shape)
+assert torch.equal(*outs)
 torch.ops.liif_fast.cpu_use_amx(True)
 """
 
@@ -50,6 +56,8 @@ torch.ops.liif_fast.cpu_use_amx(True)
 def emulated(emulator):
     """Return run(code), which executes Python with AMX."""
     load = f"import ctypes\nemulator = {f'ctypes.CDLL({str(emulator)!r}, ctypes.RTLD_GLOBAL)' if emulator else None}\n"
+    # Behind an instrumented liif_fast, which is the one to test.
+    load += f"import sys\nsys.path.append({str(support.ROOT)!r})\n"
     many = "\nassert emulator is None or emulator.liif_fast_amx_emulator() > 10_000\n"
 
     def run(code):

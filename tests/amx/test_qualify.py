@@ -155,8 +155,8 @@ def test_an_unknown_instruction_set_is_the_reason(wish):
     assert state_with(wish) == f"none: LIIF_FAST_CPU_ISA must be portable, avx2, avx512 or amx, got {wish!r}\n"
 
 
-def test_emulation_needs_the_emulator():
-    """Without it a product would end the process by SIGILL."""
+def test_neither_amx_nor_its_emulation_runs_where_it_is_not():
+    """Products asked for with it are those of AVX512-BF16; otherwise they would end the process by SIGILL."""
     support.amx_flags()
     if not cpu.BFLOAT16:
         pytest.skip("this processor has no AVX512-BF16, which the AMX kernels need as well")
@@ -168,5 +168,7 @@ x = torch.ones(4, 4, dtype=torch.bfloat16)
 assert (functional.fused_mlp(x, [x], [x[0]], backend="cpu") == 5).all()
 print(cpu.AMX)
 """
-    refused = "none: LIIF_FAST_CPU_ISA=amx-emulated is for tests, which load an emulator\n"
-    assert state_with("amx-emulated", code) == refused
+    refused = "LIIF_FAST_CPU_ISA=amx-emulated is for tests, which load an emulator"
+    assert state_with("amx-emulated", code) == f"none: {refused}\n"
+    if not support.has_amx():
+        assert state_with("amx", code) == "none: this processor has no AMX-BF16\n"

@@ -50,7 +50,6 @@ def test_it_is_asked_for_by_name_only(hopper):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"op": "fused_mlp"}, "decodes and renders only, got fused_mlp"),
         ({"dtype": torch.float32}, "computes in float16 or bfloat16, got torch.float32"),
         ({"autocast": torch.float32}, "computes in float16 or bfloat16, got torch.float32"),
         ({"coord_dtype": torch.float64}, "plans in float32"),

@@ -1,11 +1,20 @@
 """The comparison of training's rate with the render's runs, and its figures fit together."""
 
 import pytest
+import torch
 
-from benchmarks.training_rate import shares
+from benchmarks import training_rate
 
 
-def test_a_small_case():
-    found = shares(2, 60, rounds=1, side=7, hidden=(16, 16))
-    assert all(value > 0 for value in found.values())
-    assert found["both"] == pytest.approx(3 / (1 / found["forward"] + 2 / found["backward"]))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_small_cases(threads, monkeypatch):
+    """By the processor's clock for one thread, by the wall's for more."""
+    monkeypatch.setattr(training_rate, "CASES", ((2, 60), (1, 9)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    results = training_rate.measure(1, side=7, hidden=(16, 16))
+    for result in results:
+        render, forward, backward, both = (result["figures"][part]["median"] for part in training_rate.PARTS)
+        assert min(render, forward, backward, both) > 0
+        assert both == pytest.approx(3 / (1 / forward + 2 / backward), rel=1e-2)
+        assert {"name", "title", "unit", "rounds", "figures", "missing", "limit_rate"} == set(result)
+    assert [line.split(" | ")[0] for line in training_rate.lines(results)[2:]] == ["| B = 2, Q = 60", "| B = 1, Q = 9"]

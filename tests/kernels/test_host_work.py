@@ -13,7 +13,7 @@ from liif_fast.ops import attend as attend_operators
 
 from ..ops.support import Problem
 from ..ops.test_attend import Attention
-from .test_memory import Idle, idle  # noqa: F401
+from .conftest import Idle
 
 NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "lift_fresh", "_local_scalar_dense")
 
@@ -43,7 +43,7 @@ def count(run):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2), (torch.float32, 1)])
-def test_a_frozen_inference_call(idle, dtype, most):  # noqa: F811
+def test_a_frozen_inference_call(idle, dtype, most):
     """The map's layout and, from float16, the output's dtype."""
     made = problem(dtype)
     with torch.no_grad(), functional.frozen_weights():
@@ -51,7 +51,7 @@ def test_a_frozen_inference_call(idle, dtype, most):  # noqa: F811
     assert len(names) <= most, names
 
 
-def test_a_frozen_call_under_autocast(idle):  # noqa: F811
+def test_a_frozen_call_under_autocast(idle):
     made = problem(torch.float32)
     with torch.no_grad(), functional.frozen_weights(), torch.autocast("cpu", torch.float16):
         names = count(lambda: functional.liif_decode(*made.arguments, backend=backend.NAME))
@@ -76,7 +76,7 @@ def test_a_frozen_call_of_attention(monkeypatch, dtype, most, mode):
     assert len(packings) == 1
 
 
-def test_a_training_step(idle, monkeypatch):  # noqa: F811
+def test_a_training_step(idle, monkeypatch):
     made = problem(torch.float32).requires_grad()
     product, products = host.product, []
     monkeypatch.setattr(host, "product", lambda a, b: (products.append(a.shape), product(a, b))[1])
@@ -93,7 +93,7 @@ def test_a_training_step(idle, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_frozen_encoder_costs_no_gradient_of_the_map(idle, monkeypatch, frozen):  # noqa: F811
+def test_a_frozen_encoder_costs_no_gradient_of_the_map(idle, monkeypatch, frozen):
     made = problem(torch.float16).requires_grad()
     made.feat.requires_grad_(not frozen)
     launch, launches = project._launch, []
@@ -103,7 +103,7 @@ def test_a_frozen_encoder_costs_no_gradient_of_the_map(idle, monkeypatch, frozen
     assert len(launches) == (1 if frozen else 2)
 
 
-def test_images_of_a_render_go_back_together(idle, monkeypatch):  # noqa: F811
+def test_images_of_a_render_go_back_together(idle, monkeypatch):
     launches = []
 
     class Chain:

@@ -1,23 +1,23 @@
-"""The shortcut of tests/conftest.py through Triton's interpreter changes no result."""
+"""The shortcuts of tests/interpreter.py change no result."""
+
+import os
 
 import pytest
 import torch
 
 from liif_fast.functional import fused_mlp
 
+if "LIIF_FAST_TEST_BACKENDS" in os.environ:
+    pytest.skip("tests/conftest.py takes no shortcut here", allow_module_level=True)
 
-def test_patching_once_a_launch_changes_no_result(monkeypatch):
-    interpreter = pytest.importorskip("triton.runtime.interpreter", reason="triton is not installed")
-    patch, executor = getattr(interpreter, "_patch_lang", None), getattr(interpreter, "GridExecutor", None)
-    if not hasattr(patch, "__wrapped__"):
-        pytest.skip("tests/conftest.py takes no shortcut here")
+from .. import interpreter
+
+
+def test_shortcuts_change_no_result(monkeypatch):
     torch.manual_seed(0)
-    x, weights, biases = (
-        torch.randn(5, 16),
-        [torch.randn(16, 16), torch.randn(3, 16)],
-        [torch.randn(16), torch.randn(3)],
-    )
+    weights, biases = [torch.randn(16, 16), torch.randn(3, 16)], [torch.randn(16), torch.randn(3)]
+    x = torch.randn(5, 16)
     short = fused_mlp(x, weights, biases, backend="triton")
-    monkeypatch.setattr(interpreter, "_patch_lang", patch.__wrapped__)
-    monkeypatch.setattr(executor, "__call__", executor.__call__.__wrapped__)
+    for owner, name, original in interpreter.TAKEN:
+        monkeypatch.setattr(owner, name, original)
     assert torch.equal(short, fused_mlp(x, weights, biases, backend="triton"))

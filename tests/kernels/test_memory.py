@@ -4,7 +4,6 @@ The launchers run unchanged on fake tensors, with kernels that do nothing and ma
 result, as cuBLAS does. The count is the bytes of all storages alive at once, without an allocator's rounding.
 """
 
-import contextlib
 import itertools
 import weakref
 
@@ -15,18 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from liif_fast.backends import triton as backend
 from liif_fast.call import Switches
-from liif_fast.kernels import backward, decode, host, project, render, scatter
-from liif_fast.ops import decode as operators
 
 MIB = 2**20
 WIDTHS = (580, 256, 256, 256, 256, 3)  # the paper's network
-
-
-class Idle:
-    """A kernel that does nothing."""
-
-    def __getitem__(self, grid):
-        return lambda *args, **named: None
 
 
 class Counter(TorchDispatchMode):
@@ -53,23 +43,6 @@ class Counter(TorchDispatchMode):
 
     def forget(self, key):
         self.now -= self.alive.pop(key)
-
-
-@pytest.fixture
-def idle(monkeypatch):
-    """Simulate a GPU whose kernels do nothing behind the operators."""
-    for module in (backward, decode, project, render, scatter):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Idle())
-    monkeypatch.setattr(host, "architecture", lambda device: 90)
-    monkeypatch.setattr(host, "on", lambda tensor: contextlib.nullcontext())
-    monkeypatch.setattr(host, "product", lambda a, b: torch.empty(*a.shape[:-1], b.shape[-1]))
-    for name, function in {
-        "project": project.project, "project_backward": project.project_backward,
-        "decode_queries": decode.decode, "_decode_backward": decode.decode_backward,
-        "render_window": render.render, "_render_backward": render.render_backward,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(operators, name, lambda *args, function=function: function(*args[:-1]))
 
 
 def network(dtype):

@@ -146,7 +146,7 @@ def test_files(tmp_path):
             assert torch.equal(loaded(*maps, coord, base), expected)
     state = model.state_dict()
     for change, message in (
-        ({"imnet.layers.0.weight": None}, "without imnet.layers.0.weight"),
+        ({"imnet.layers.0.weight": None}, "lacks imnet.layers.0.weight"),
         ({"imnet.layers.1000000000000.weight": torch.zeros(1, 1)}, "imnet.layers.1000000000000.weight"),
         ({"depth_encoder.body.1000000000000.bias": torch.zeros(1)}, "body.1.body.0.weight' is missing"),
         ({"depth_encoder.body.0.body.0.bias": None}, "depth_encoder.body.0.body.0.bias' is missing"),

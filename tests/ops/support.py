@@ -106,6 +106,7 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def run_python(code, *arguments, **environment):
-    """Run code in a process of its own with arguments and variables, and return its output."""
-    return warm.run("-c", code, *arguments, env={**os.environ, **environment}, check=True).stdout.strip()
+def run_python(code, *arguments, modules=warm.TORCH, **environment):
+    """Run code in a process of its own, which has imported modules, with arguments and variables; return its output."""
+    environment = {**os.environ, **environment}
+    return warm.run("-c", code, *arguments, env=environment, check=True, modules=modules).stdout.strip()

@@ -10,7 +10,7 @@ from liif_fast.backends import cpu
 from liif_fast.convolution import RangeConv, fast_convolutions, residual
 from liif_fast.models.edsr import EDSR, ResBlock
 from liif_fast.models.iln import EDSRLiDAR
-from liif_fast.ops.conv3x3 import conv3x3, convolve3x3, plain
+from liif_fast.ops.conv3x3 import conv3x3, convolve3x3, plain, plain_residual, residual3x3
 
 from .support import run_python
 
@@ -75,6 +75,36 @@ def test_accuracy(shape, wrap, relu, nan_empty):
         assert errors(got, right)[1] < 1e-13
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("shape", [(2, 70, 130, 5, 9), (1, 3, 5, 1, 1)], ids=str)
+def test_accuracy_of_residual_blocks(shape, wrap, nan_empty):
+    """A block whose hidden layer has another width; its ReLU and its sum are in the gradients' kernel."""
+    (x, first, bias, _), _ = problem(shape)
+    grad, second = torch.randn_like(x), torch.randn(shape[1], shape[2], 3, 3) * (9 * shape[2]) ** -0.5
+    inputs = [x, first, bias + 2.0, second, torch.randn(shape[1])]
+    doubles = [each.double().requires_grad_() for each in inputs]
+    hidden = plain(*doubles[:3], None, wrap, False)
+    assert (hidden.abs() > 1e-5).all()  # float32 and float64 agree on what ReLU lets pass
+    doubled = plain_residual(*doubles, wrap)
+    expected = [doubled, *torch.autograd.grad(doubled, doubles, grad.double())]
+    for type, limits in ((torch.float32, (NORM, LARGEST)), (torch.float64, (1e-14, 1e-13))):
+        leaves = [each.to(type).requires_grad_() for each in inputs]
+        out = residual3x3(*leaves, wrap)
+        for got, right in zip([out, *torch.autograd.grad(out, leaves, grad.to(type))], expected, strict=True):
+            assert all(error < limit for error, limit in zip(errors(got, right), limits, strict=True))
+
+
+def test_second_derivative_of_a_residual_block():
+    (x, first, bias, _), _ = problem((1, 2, 3, 3, 4), torch.float64)
+    (_, second, _, _), _ = problem((1, 3, 2, 3, 4), torch.float64)
+    inputs = [each.detach().requires_grad_() for each in (x, first, bias + 2.0, second)]
+
+    def run(*each):
+        return residual3x3(*each, None, True)
+
+    assert torch.autograd.gradcheck(run, inputs) and torch.autograd.gradgradcheck(run, inputs)
+
+
 def test_accuracy_beside_pytorch_through_many_layers():
     """After 33 layers the error's norm is at most four times PyTorch's; docs/cpu.md says what was measured."""
     torch.manual_seed(0)
@@ -94,16 +124,18 @@ def test_accuracy_beside_pytorch_through_many_layers():
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_same_bits(wrap, threads):
+@pytest.mark.parametrize("shape", [(3, 20, 40, 10, 23), (3, 70, 130, 6, 5)], ids=str)
+def test_same_bits(shape, wrap, threads):
     """Outputs and the input's gradient depend on no other image and no number of threads; others repeat for one."""
-    inputs, grad = problem((3, 20, 40, 10, 23))
+    inputs, grad = problem(shape)
     threads(2)
     whole = both_passes(convolve3x3, inputs, grad, wrap, True)
     again = both_passes(convolve3x3, inputs, grad, wrap, True)
     assert all(map(torch.equal, whole, again))
-    threads(1)
-    one = both_passes(convolve3x3, inputs, grad, wrap, True)
-    assert torch.equal(one[0], whole[0]) and torch.equal(one[1], whole[1])
+    for count in (1, 3, 8):
+        threads(count)
+        other = both_passes(convolve3x3, inputs, grad, wrap, True)
+        assert torch.equal(other[0], whole[0]) and torch.equal(other[1], whole[1])
     for b in range(3):
         alone = both_passes(
             convolve3x3, [inputs[0][b : b + 1], *inputs[1:3], inputs[3][b : b + 1]], grad[b : b + 1], wrap, True

@@ -72,8 +72,8 @@ def samples():
     yield "conv3x3", (feat, kernel, torch.randn(4), None, False, True)
     yield "conv3x3", (feat, kernel, None, out, True, False)
     for wanted in ([True, True, True], [False, False, True], [True, False, False]):
-        yield "conv3x3_backward", (out, feat, kernel, None, True, wanted)
-        yield "conv3x3_backward", (out, feat, kernel, out, False, wanted)
+        yield "conv3x3_backward", (out, feat, kernel, None, True, wanted, True)
+        yield "conv3x3_backward", (out, feat, kernel, feat, False, wanted, False)
     weights, biases = make_layers((7, 256, 256, 3))
     yield "pack_sm90", (weights, biases, 4, False)
     axes = (torch.tensor([0, 2]), torch.ones(2, 3).double(), torch.tensor([1, 0, 3]), torch.ones(3, 2).double())

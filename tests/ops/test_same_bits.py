@@ -6,13 +6,16 @@ import torch
 from liif_fast import functional, make_cell, make_coord
 from liif_fast.backends import cpu
 
+from .. import warm
 from .support import ALL_SWITCHES, BACKENDS, Problem, run_python
 
 # The backends whose kernels fix every order of summation; the others leave it to PyTorch's matrix products.
 FUSED = [name for name in BACKENDS if name not in ("reference", "torch")]
 pytestmark = pytest.mark.parametrize("backend", FUSED)
 LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+    torch.bfloat16,
+    id="bfloat16",
+    marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16"),
 )
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
 
@@ -155,7 +158,8 @@ def test_micro_kernels(backend, isa):
     found = run_python(
         "import sys, pytest, liif_fast.backends.cpu as cpu; print(cpu.ISA, flush=True)\n"
         f"if cpu.ISA == {isa!r}: sys.exit(pytest.main(['tests/ops/test_random.py', 'tests/ops/test_same_bits.py', "
-        "'-q', '-p', 'no:cacheprovider', '-k', 'test_random or few or regions']))",
+        "'tests/ops/test_terms.py', '-q', '-p', 'no:cacheprovider', '-k', 'test_random or few or regions or terms']))",
+        modules=warm.OPTIMIZERS,  # deterministic algorithms import the compiler
         LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_CONFIGS="24", LIIF_FAST_TEST_BACKENDS="cpu",
     )  # fmt: skip
     if found.split()[0] != isa:

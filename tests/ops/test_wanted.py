@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from liif_fast import functional
-from liif_fast.ops.conv3x3 import convolve3x3, plain
+from liif_fast.ops.conv3x3 import convolve3x3, plain, plain_residual, residual3x3
 
 from .support import Problem, make_layers, same_bits
 from .test_attend import Attention
@@ -102,10 +102,20 @@ def conv3x3_call():
     return run, leaves
 
 
+def residual3x3_call():
+    leaves = [torch.randn(size) for size in ((2, 9, 5, 6), (70, 9, 3, 3), (70,), (9, 70, 3, 3), (9,))]
+
+    def run(backend, **options):
+        return {"torch": plain_residual, "cpu": residual3x3}[backend](*leaves, True)
+
+    return run, leaves
+
+
 CALLS = {
     "decode": decode_call, "few queries": lambda: decode_call((24, 25), 5), "render": render_call,
     "fused_mlp": mlp_call, "fourier_decode": fourier_call, "modulated_decode": modulated_call,
     "attend_corners": attend_call, "conv3x3": conv3x3_call,
+    "residual3x3": residual3x3_call,
 }  # fmt: skip
 
 

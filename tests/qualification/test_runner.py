@@ -10,7 +10,7 @@ import time
 import pytest
 
 import liif_fast
-from liif_fast.backends import verdict
+from liif_fast.backends import cpu, verdict
 from liif_fast.cli import main
 from liif_fast.qualification import Unavailable, qualify, runner
 from liif_fast.qualification.problems import OPS, Unit
@@ -84,6 +84,13 @@ def test_each_passes_in_three_processes_and_the_last_measures(play):
     assert sorted(asked[:4]) == sorted(2 * [[FIRST, SECOND], [OTHER]]) and asked[4:] == [[FIRST, SECOND, OTHER]]
     assert [job["last"] for job in jobs] == [False] * 4 + [True]
     assert len({job["seed"] for job in jobs}) == 3
+
+
+def test_kernels_that_change_meanwhile_get_no_verdict(play):
+    """An installation replaced between two processes, for one."""
+    play(lambda unit, job: {"key": {"device": "other"}} if unit == SECOND and job["last"] else right(unit, job))
+    with pytest.raises(Unavailable, match="have changed meanwhile"):
+        exam().run([FIRST, SECOND])
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -259,7 +266,7 @@ def test_without_a_gpu_it_is_said_in_one_line(device, monkeypatch, capsys):
     assert main(["qualify", *(["--device", device] if device == "cpu" else [])]) == 1
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1
-    assert ("finds no CUDA GPU" if device == "cuda" else "no kernels to qualify") in err
+    assert ("finds no CUDA GPU" if device == "cuda" else f"no kernels to qualify ({cpu.AMX_MISSING})") in err
 
 
 def test_an_empty_device_is_not_the_default(play, here, capsys):

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import math
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from liif_fast import backends, functional, info, models
+from liif_fast import backends, devices, functional, info, models
 from liif_fast.backends import verdict
 from liif_fast.call import Call, Switches
 from liif_fast.cli import main
@@ -95,6 +96,33 @@ def test_a_gpu_is_described_by_what_matters(monkeypatch):
     assert verdict.key("cuda", 0)["device"] == {**known, "driver": "CUDA 0"}
 
 
+def test_a_processor_is_described_by_more_than_its_name(monkeypatch):
+    """Virtual machines give many models one name; off Linux there is only the name."""
+    text = "processor: 0\nmodel name: CPU\ncpu family: 6\nmodel: 143\nstepping: 8\nmicrocode: 0x2b\nbugs:\n\n"
+    monkeypatch.setattr(devices.Path, "read_text", lambda path: text + text.replace("8", "9"))
+    exact = {"cpu family": "6", "model": "143", "stepping": "8", "microcode": "0x2b"}
+    set_of = torch.backends.cpu.get_cpu_capability()
+    assert verdict._cpu() == {"name": "CPU", **exact, "instructions": set_of}
+    monkeypatch.setattr(devices.Path, "read_text", raising(FileNotFoundError))
+    assert set(verdict._cpu()) == {"name", "instructions"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of files here")
+@pytest.mark.parametrize("before", [None, 0o664])
+def test_nobody_meets_it_with_other_permissions(before, monkeypatch):
+    """Not even a process that reads while another writes, whatever the umask and the file's permissions before."""
+    path, replace, modes = verdict.path_of(verdict.key("cpu", None)), os.replace, []
+    if before is not None:
+        keep({}).chmod(before)
+    monkeypatch.setattr(os, "replace", lambda old, new: (modes.append(old.stat().st_mode & 0o777), replace(old, new)))
+    umask = os.umask(0o002)
+    try:
+        assert keep({}) == path
+    finally:
+        os.umask(umask)
+    assert modes == [0o644]
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
 def test_what_others_could_have_written_is_not_taken(caplog, monkeypatch):
     path = keep({"triton": {}})
@@ -108,10 +136,11 @@ def test_what_others_could_have_written_is_not_taken(caplog, monkeypatch):
     assert all(str(path) in record.message and "not used" in record.message for record in caplog.records)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 1}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 1}', "\xff", "[" * 100_000, "half"])
 def test_a_damaged_file_is_said_and_passed_over(text, caplog):
-    path = keep({})
-    path.write_text(text, encoding="latin-1")
+    path = keep({"triton": {"decode, float32": RIGHT}})
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2] if text == "half" else text, encoding="latin-1")
     assert verdict.read("cpu", None) is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(path) in record.message
@@ -120,7 +149,9 @@ def test_a_damaged_file_is_said_and_passed_over(text, caplog):
 @pytest.mark.parametrize(
     "results",
     [[], {"triton": []}, {"triton": {"decode, float32": 1}}, {"triton": {"decode, float32": {"taken": True}}},
-     {"triton": {"decode, float32": {**RIGHT, "ratio": "2"}}}],
+     *({"triton": {"decode, float32": {**RIGHT, **other}}} for other in (
+        {"ratio": "2"}, {"ratio": math.nan}, {"ratio": 10**400}, {"correct": False}, {"correct": "no"}, {"taken": "no"}
+     ))],
 )  # fmt: skip
 def test_results_of_another_form_are_said_and_passed_over(results, caplog):
     path = keep(results)

@@ -17,9 +17,9 @@ from liif_fast.devices import pick_device
 from liif_fast.models import LIIF, make
 from liif_fast.upscaling import output_size
 
-from .test_upscale import assert_within_one_level, model, photo, small_pieces, upscale, whole_render
+from .test_upscale import assert_within_one_level, photo, upscale, whole_render
 
-__all__ = ["model", "small_pieces"]  # fixtures
+pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 def test_the_callers_model_is_left_alone(model: nn.Module) -> None:

@@ -14,9 +14,9 @@ from liif_fast import upscaling
 from liif_fast.images import Picture, open_picture, read_image, vips
 from liif_fast.upscaling import api
 
-from .test_upscale import SCALE, model, photo, small_pieces
+from .test_upscale import SCALE, photo
 
-__all__ = ["model", "small_pieces"]  # fixtures
+pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 @pytest.mark.parametrize(

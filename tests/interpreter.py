@@ -1,0 +1,106 @@
+"""Shortcuts through Triton's interpreter, which halve the time of the kernels' tests.
+
+They keep what depends on types and shapes alone. The names are private, and another version of Triton may lack them.
+Then the tests only take longer.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import triton.language as tl
+from triton.language import semantic
+from triton.runtime import interpreter
+
+Maker = Callable[[Any], Any]
+TAKEN: list[tuple[Any, str, Any]] = []  # owner, name, Triton's own function
+patched: set[tuple[bool, ...]] = set()
+
+
+def shorten(owner: Any, name: str) -> Callable[[Maker], Maker]:
+    """Replace a function of Triton by what the decorated one makes of it."""
+
+    def decorate(make: Maker) -> Maker:
+        original = vars(owner).get(name)
+        if original is not None:
+            TAKEN.append((owner, name, original))
+            setattr(owner, name, functools.wraps(original)(make(original)))
+        return make
+
+    return decorate
+
+
+@shorten(interpreter, "_patch_lang")
+def _patch_once(patch: Any) -> Any:
+    """Replace what is in Triton's modules once in a launch, instead of at each call of a function in it."""
+
+    def patch_once(function: Any) -> Any:
+        names = function.__globals__.values()
+        seen = tuple(any(each is module for each in names) for module in (tl, tl.core))
+        if seen not in patched:
+            patched.add(seen)
+            return patch(function)
+
+    return patch_once
+
+
+@shorten(getattr(interpreter, "GridExecutor", None) or object, "__call__")
+def _launch_anew(launch: Any) -> Any:
+    def launch_anew(*args: Any, **options: Any) -> Any:
+        patched.clear()
+        return launch(*args, **options)
+
+    return launch_anew
+
+
+@shorten(interpreter, "_get_np_dtype")
+def _look_up(dtype: Any) -> Any:
+    """Look a type up by its name, instead of in a table made for the call."""
+    known: dict[str, Any] = {}
+
+    def look_up(kind: Any) -> Any:
+        if kind.name not in known:
+            known[kind.name] = dtype(kind)
+        return known[kind.name]
+
+    return look_up
+
+
+@shorten(tl.core.block_type, "__init__")
+def _check_once(init: Any) -> Any:
+    """Check a shape once."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def check_once(self: Any, element: Any, shape: Any) -> None:
+        key = element.name, *(getattr(each, "value", each) for each in shape)
+        if key not in known:
+            init(self, element, shape)
+            known[key] = {**vars(self)}
+        vars(self).update(known[key], element_ty=element)
+
+    return check_once
+
+
+@shorten(tl.core.tensor, "__init__")
+def _make_shape_once(init: Any) -> Any:
+    """Make the shape of a type's tensors once."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def make_shape_once(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in known:
+            init(self, None, type)
+            known[type.name] = {**vars(self)}
+        vars(self).update(known[type.name], handle=handle, type=type, dtype=type.scalar)
+
+    return make_shape_once
+
+
+@shorten(semantic.TritonSemantic, "binary_op_sanitize_overflow_impl")
+def _check_in_debug(check: Any) -> Any:
+    """Leave out eight operations after each on integers, whose result is read in debug mode alone."""
+
+    def check_in_debug(self: Any, *args: Any) -> None:
+        if self.builder.options.debug:
+            check(self, *args)
+
+    return check_in_debug

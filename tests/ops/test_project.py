@@ -1,0 +1,153 @@
+"""P's gradients, and within `fast_convolutions()` P itself, come from `conv3x3` where it is faster."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from liif_fast import functional
+from liif_fast.backends import cpu
+from liif_fast.convolution import fast_convolutions
+from liif_fast.ops.project import project_backward, project_map, project_map_backward
+
+from .support import DEFAULT, Problem
+from .test_conv3x3 import LARGEST, NORM, errors
+
+pytestmark = pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built")
+
+LARGE = (2, 17, 33, 35)  # B, C, H, W; the smallest maps that take conv3x3 have about 1,000 pixels
+
+
+def problem(shape=LARGE, hidden=37, unfold=True, dtype=torch.float32, seed=0):
+    """Return feat, weight, bias and P's gradient."""
+    generator, (batch, channels, height, width) = torch.Generator().manual_seed(seed), shape
+    latent = channels * (9 if unfold else 1)
+    sizes = shape, (hidden, latent + 4), (hidden,), (batch, height, width, hidden)
+    feat, weight, bias, grad = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    return feat.to(dtype), (weight * latent**-0.5).to(dtype), bias.to(dtype), grad.float()
+
+
+def exact(feat, weight, bias, grad, top=0, left=0):
+    """Return P and the gradients of feat, weight and bias of the window of P at (top, left), in float64."""
+    feat, weight, bias = leaves = [each.double().requires_grad_() for each in (feat, weight, bias)]
+    kernel = weight[:, :-4].reshape(len(weight), feat.shape[1], 3, 3)
+    p = F.conv2d(feat, kernel, bias, padding=1).permute(0, 2, 3, 1)
+    part = p[:, top : top + grad.shape[1], left : left + grad.shape[2]]
+    of_feat, of_weight, of_bias = torch.autograd.grad(part, leaves, grad.double())
+    return p.detach(), of_feat, of_weight[:, :-4], of_bias
+
+
+def operators(function):
+    """Return the names of the package's operators that a function calls."""
+    with torch.profiler.profile() as profile:
+        function()
+    return {each.key.removeprefix("liif_fast::") for each in profile.key_averages() if "liif_fast::" in each.key}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_accuracy(fast, layout, nan_empty):
+    feat, weight, bias, grad = problem()
+    feat = feat.contiguous(memory_format=layout)
+    p = project_map(feat, weight, bias, True, (0, 0, 33, 35), fast, None)
+    grads = project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None)
+    assert p.is_contiguous()
+    for got, right in zip((p, *grads), exact(feat, weight, bias, grad), strict=True):
+        norm, largest = errors(got, right)
+        assert got.shape == right.shape and norm < NORM and largest < LARGEST
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_window(fast, nan_empty):
+    """A window of P, as of a render's strip, has zeros around its gradient."""
+    feat, weight, bias, grad = problem()
+    grad = grad[:, :20, :31]
+    for got, right in zip(
+        project_map_backward(grad, feat, weight, True, 3, 2, (True, True, True), fast, None),
+        exact(feat, weight, bias, grad, 3, 2)[1:],
+        strict=True,
+    ):
+        assert errors(got, right)[0] < NORM
+    whole = project_map(feat, weight, bias, True, (0, 0, 33, 35), False, None)
+    assert torch.equal(project_map(feat, weight, bias, True, (3, 2, 20, 31), fast, None), whole[:, 3:23, 2:33])
+
+
+@pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+@pytest.mark.parametrize("shape", [LARGE, (1, 17, 6, 7)])
+def test_bfloat16_does_not_round_the_gradient_of_the_bias(shape):
+    """Nor, on a large map, the others: products of bfloat16 would err by 3e-3."""
+    feat, weight, bias, grad = problem(shape, dtype=torch.bfloat16)
+    grads = project_backward(grad, feat, weight, True, 0, 0, (True, True, True), None)
+    assert all(each.dtype == torch.float32 for each in grads)
+    limits = (1e-2, NORM if shape == LARGE and not torch.cpu._is_amx_tile_supported() else 1e-2, NORM)
+    for got, right, limit in zip(grads, exact(feat, weight, bias, grad)[1:], limits, strict=True):
+        assert errors(got, right)[0] < limit
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("shape", [LARGE, (2, 3, 5, 6)])
+def test_each_wanted_alone(fast, shape, nan_empty):
+    feat, weight, _, grad = problem(shape)
+    together = project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None)
+    for wanted in itertools.product((False, True), repeat=3):
+        alone = project_map_backward(grad, feat, weight, True, 0, 0, wanted, fast, None)
+        for one, other, want in zip(alone, together, wanted, strict=True):
+            assert torch.equal(one, other) if want else one.numel() == 0
+
+
+def test_rounds_no_more_than_pytorch_unless_allowed():
+    """Promise 2: of plain float32 sums, the gradients of weight and bias have three times the error at most."""
+    feat, weight, bias, grad = problem((1, 64, 40, 44), hidden=64)
+    right = exact(feat, weight, bias, grad)[1:]
+    plain = torch.autograd.functional.vjp(
+        lambda feat, kernel: F.linear(F.unfold(feat, 3, padding=1).mT, kernel, bias),
+        (feat, weight[:, :-4].contiguous()),
+        grad.flatten(1, 2),
+    )[1]
+    usual, fast = (
+        project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None) for fast in (False, True)
+    )
+    of_feat, of_weight, _ = (errors(each, exact)[0] for each, exact in zip(usual, right, strict=True))
+    assert of_feat < 2 * errors(plain[0], right[0])[0] < errors(fast[0], right[0])[0]
+    assert of_weight < 3 * errors(plain[1], right[1])[0]
+    of_bias = errors(grad.sum((0, 1, 2)), right[2])[0]
+    assert errors(usual[2], right[2])[0] < 3 * of_bias
+
+
+def steps(context, unfold=True, **sizes):
+    """Return a function that gives the output of a decoder called within a context, and gradients."""
+    sizes = {"channels": 17, "shape": (33, 35), "queries": 600, "hidden": (37, 8)} | sizes
+    made = Problem(**sizes, switches=DEFAULT._replace(feat_unfold=unfold)).requires_grad()
+
+    def run():
+        with context():
+            out = functional.liif_decode(*made.arguments, **made.switches._asdict(), backend="cpu")
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), made.leaves)]
+
+    return run
+
+
+def test_the_context_of_the_forward_pass_decides():
+    usual, fast = operators(steps(nullcontext)), operators(steps(fast_convolutions))
+    assert {"project", "project_backward", "conv3x3_backward"} <= usual and "conv3x3" not in usual
+    assert {"conv3x3", "conv3x3_backward"} <= fast and not {"project", "project_backward"} & fast
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shape": (9, 9)}, {"channels": 5}, {"hidden": (9, 8)}, {"unfold": False}], ids=str
+)
+def test_leaves_what_would_be_slower(changes):
+    names = operators(steps(fast_convolutions, **changes))
+    assert {"project", "project_backward"} <= names and not {"conv3x3", "conv3x3_backward"} & names
+
+
+def test_repeats(threads):
+    """The output is the same for any number of threads, the gradients for one."""
+    run = steps(fast_convolutions)
+    threads(2)
+    first = run()
+    assert all(map(torch.equal, first, run()))
+    threads(1)
+    assert torch.equal(run()[0], first[0])

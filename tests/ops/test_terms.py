@@ -1,0 +1,97 @@
+"""Terms that ReLU has made 0 in neighbouring rows are left out: no bit may tell which rows were neighbours."""
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from liif_fast import functional, make_cell, make_coord
+from liif_fast.backends import cpu
+
+from .support import DEFAULT, DEVICE, in_dim, make_layers, same_bits
+
+pytestmark = [
+    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
+    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's products"),
+]
+LOW = pytest.param(
+    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+ROWS, INS = 500, 40
+# Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; more terms than are looked for
+HIDDEN = [(70, 34, 96), (33, 17, 64), (600, 32)]
+
+
+def alike(generator):
+    """Return rows in runs that differ little, so that ReLU makes the same channels 0."""
+    runs = torch.randn(ROWS // 20, INS, generator=generator, dtype=torch.float64).repeat_interleave(20, 0)
+    return runs + 0.02 * torch.randn(ROWS, INS, generator=generator, dtype=torch.float64)
+
+
+def make(dtype, hidden=HIDDEN[0]):
+    generator = torch.Generator().manual_seed(0)
+    return alike(generator).to(dtype), *make_layers((INS, *hidden, 3), generator, dtype), generator
+
+
+@DTYPES
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
+    """Few terms are left in rows that are alike, and most in the same rows shuffled."""
+    threads(1)
+    poison(dtype)
+    x, weights, biases, generator = make(dtype, hidden)
+    whole = functional.fused_mlp(x, weights, biases, backend="cpu")
+    order = torch.randperm(ROWS, generator=generator)
+    assert torch.equal(functional.fused_mlp(x[order], weights, biases, backend="cpu"), whole[order])
+    plain = functional.fused_mlp(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert torch.allclose(whole.double(), plain, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
+
+
+@DTYPES
+def test_order_of_queries(dtype):
+    """A smooth map, whose neighbouring queries are alike, row by row and in any order."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, 4, 3, 4, generator=generator, dtype=torch.float64)
+    feat = interpolate(coarse, (24, 20), mode="bicubic").to(dtype)
+    weights, biases = make_layers((in_dim(4, DEFAULT), 64, 48, 33, 3), generator, dtype)
+    whole = functional.liif_render(feat, (61, 50), weights, biases, backend="cpu").flatten(2).transpose(1, 2)
+    coord, cell = make_coord((61, 50))[None], make_cell((61, 50))[None]
+    order = torch.randperm(coord.shape[1], generator=generator)
+    shuffled = functional.liif_decode(feat, coord[:, order], cell[:, order], weights, biases, backend="cpu")
+    assert torch.equal(shuffled, whole[:, order])
+
+
+@DTYPES
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_not_finite(dtype, value):
+    """0 times infinity is NaN, so a channel that is 0 everywhere counts."""
+    x, weights, biases, _ = make(dtype)
+    weights[0][7], biases[0][7] = 0, -1
+    weights[1][5, 7] = value
+    assert functional.fused_mlp(x, weights, biases, backend="cpu").isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_rows_that_are_not_finite(dtype, value):
+    """They change no other row."""
+    x, weights, biases, _ = make(dtype)
+    clean = functional.fused_mlp(x, weights, biases, backend="cpu")
+    x[100, 3] = value
+    out = functional.fused_mlp(x, weights, biases, backend="cpu")
+    assert not out[100].isfinite().all()
+    clean[100] = out[100]
+    assert same_bits(out, clean)
+
+
+@DTYPES
+def test_no_terms(dtype, threads):
+    """Rows of zeros give the next layer's bias, also one so small that bfloat16 products take it for 0."""
+    threads(1)
+    x, weights, biases, _ = make(dtype, (32, 64))
+    biases[0].fill_(-100)
+    biases[1].fill_(1e-39)
+    weights[2].fill_(1e38)
+    whole = functional.fused_mlp(x, weights, biases, backend="cpu")
+    for rows in (1, 12, 60):  # which multiply with all terms
+        assert torch.equal(functional.fused_mlp(x[:rows], weights, biases, backend="cpu"), whole[:rows])
