@@ -14,7 +14,7 @@ MOST_VALUES = 100_000  # of a file; aliases of aliases would make it as large as
 
 
 class _Loader(yaml.SafeLoader):
-    """Read 1e-4 as a number, although YAML 1.1 requires a dot, and refuse repeated keys."""
+    """Read 1e-4 as a number, although YAML 1.1 requires a dot; refuse repeated keys and whole numbers above 64 bits."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -25,7 +25,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key.value))
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**63:
+            raise yaml.MarkedYAMLError(problem="the whole number has more than 64 bits", problem_mark=node.start_mark)
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

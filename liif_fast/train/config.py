@@ -103,7 +103,7 @@ def check_config(raw: Any, folders: list[Path] | None = None, name: str | None =
     _optimizer(raw["optimizer"])
     _schedule(raw)
     for key in ("epoch_max", "epoch_val", "epoch_save", "grad_accum"):
-        number(raw, key, least=1, whole=True)
+        number(raw, key, least=1, below=2**31, whole=True)
     number(raw, "val_images", least=0, whole=True)
     for key in ("seed", "val_seed"):
         number(raw, key, least=0, below=2**63, whole=True)

@@ -94,6 +94,7 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("save_minutes", -1, "save_minutes: must be at least 0"),
         ("seed", 2**63, "seed: must be at least 0 and below"),
         ("val_seed", 2**70, "val_seed: must be at least 0 and below"),
+        ("epoch_max", 2**31, "epoch_max: must be at least 1 and below 2147483648"),
         ("num_workers", 2000, "num_workers: must be at least 0 and below 1025"),
         ("data_device", "tpu", "data_device: expected null, cpu or cuda"),
         ("plugins", "module", "plugins: expected a list of modules"),
@@ -247,6 +248,9 @@ def test_not_yaml(tmp_path):
     )
     path.write_text("a: &a [1]\n" + doubled)  # 2^20 values
     with pytest.raises(ValueError, match="more than 100000 values"):
+        load_config(path)
+    path.write_text(f"a: 1\nb: {10**30}")
+    with pytest.raises(ValueError, match=r"more than 64 bits\s+in .* line 2, column 4"):
         load_config(path)
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match="is not YAML"):
