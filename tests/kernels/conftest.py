@@ -6,8 +6,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from liif_fast.kernels import backward, decode, host, project, render, scatter
-from liif_fast.ops import decode as decode_operators
-from liif_fast.ops import project as project_operators
+from liif_fast.ops import decode as operators
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +32,9 @@ def idle(monkeypatch):
     monkeypatch.setattr(host, "architecture", lambda device: 90)
     monkeypatch.setattr(host, "on", lambda tensor: contextlib.nullcontext())
     monkeypatch.setattr(host, "product", lambda a, b: torch.empty(*a.shape[:-1], b.shape[-1]))
-    for operators, name, function in (
-        (project_operators, "project", project.project),
-        (project_operators, "project_backward", project.project_backward),
-        (decode_operators, "decode_queries", decode.decode),
-        (decode_operators, "_decode_backward", decode.decode_backward),
-        (decode_operators, "render_window", render.render),
-        (decode_operators, "_render_backward", render.render_backward),
-    ):
+    for name, function in {
+        "project": project.project, "project_backward": project.project_backward,
+        "decode_queries": decode.decode, "_decode_backward": decode.decode_backward,
+        "render_window": render.render, "_render_backward": render.render_backward,
+    }.items():  # fmt: skip
         monkeypatch.setattr(operators, name, lambda *args, function=function: function(*args[:-1]))
