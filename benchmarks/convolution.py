@@ -20,7 +20,7 @@ from benchmarks import records
 from benchmarks.records import Record
 from liif_fast.backends import cpu
 from liif_fast.ops.conv3x3 import convolve3x3, plain
-from liif_fast.ops.project import project_map, project_map_backward
+from liif_fast.ops.project import fast_project, fast_project_backward, project, project_backward
 
 CHANNELS, LAYERS = 64, 33
 SHAPES = ((1, 16, 1024), (16, 48, 48))
@@ -120,13 +120,10 @@ def compare_projection(rounds: int) -> None:
         weight, bias = torch.randn(HIDDEN, 9 * CHANNELS + 4).div(24).to(dtype), torch.randn(HIDDEN).to(dtype)
         kernel, grad = weight[:, :-4].unflatten(1, (CHANNELS, 3, 3)), torch.randn(batch, height, width, HIDDEN)
         forward, backward = (
-            {
-                name: partial(run, *arguments, fast, None)
-                for name, fast in (("fast_convolutions()", True), ("usual", False))
-            }
-            for run, arguments in (
-                (project_map, (feat, weight, bias, True, window)),
-                (project_map_backward, (grad, feat, weight, True, 0, 0, wanted)),
+            {"fast_convolutions()": partial(fast, *arguments, None), "usual": partial(usual, *arguments, None)}
+            for fast, usual, arguments in (
+                (fast_project, project, (feat, weight, bias, True, window)),
+                (fast_project_backward, project_backward, (grad, feat, weight, True, 0, 0, wanted)),
             )
         )
         top, around = grad.permute(0, 3, 1, 2).to(dtype), [1, 1]

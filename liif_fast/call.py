@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.window import Extent as Extent
 from liif_fast.window import Window as Window
@@ -133,6 +134,17 @@ def trains(*tensors: Tensor | None) -> bool:
         not exporting()
         and torch.is_grad_enabled()
         and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )
+
+
+class Fast(TorchFunctionMode):
+    """A context that allows the rounding of Winograd's algorithm, as `liif_fast.convolution.fast_convolutions` opens."""
+
+
+def fast_allowed() -> bool:
+    """Say whether such a context is open; a compiler cannot read the modes."""
+    return not torch.compiler.is_compiling() and any(
+        isinstance(mode, Fast) for mode in _get_current_function_mode_stack()
     )
 
 

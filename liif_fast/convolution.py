@@ -12,9 +12,9 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from liif_fast.backends import cpu
-from liif_fast.call import hidden_from
+from liif_fast.call import Fast, fast_allowed, hidden_from
 from liif_fast.layers import altered
-from liif_fast.ops.conv3x3 import Fast, allowed, convolve3x3, pays, residual3x3, wrapped
+from liif_fast.ops.conv3x3 import convolve3x3, pays, residual3x3, wrapped
 
 
 def fast_convolutions() -> AbstractContextManager[object]:
@@ -60,14 +60,14 @@ class RangeConv(nn.Module):
 
 
 def _fast_range(x: Tensor, conv: nn.Module) -> Tensor | None:
-    if allowed() and _bare(conv, (0, 0)) and _fits(x, conv.weight, conv.bias):
+    if fast_allowed() and _bare(conv, (0, 0)) and _fits(x, conv.weight, conv.bias):
         return convolve3x3(x, conv.weight, conv.bias, None, True, False)
     return None
 
 
 def residual(x: Tensor, body: nn.Module) -> Tensor:
     """Return x + body(x); in one pass per convolution if body holds a 3x3 convolution, a ReLU and another."""
-    found = _pair_of(body) if allowed() else None
+    found = _pair_of(body) if fast_allowed() else None
     if found is None:
         return x + body(x)
     first, second, wrap = found

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.call import trains
 from liif_fast.ops import define, only
@@ -46,17 +45,6 @@ conv3x3_backward = define(
     "(Tensor grad, Tensor x, Tensor weight, Tensor? addend, bool wrap, bool[] wanted, bool relu) -> Tensor[]",
     _backward_fake,
 )
-
-
-class Fast(TorchFunctionMode):
-    """A context within which the caller allows the rounding of `conv3x3`, `liif_fast.convolution.fast_convolutions`."""
-
-
-def allowed() -> bool:
-    """Say whether a context is open; a compiler cannot read the modes."""
-    return not torch.compiler.is_compiling() and any(
-        isinstance(mode, Fast) for mode in _get_current_function_mode_stack()
-    )
 
 
 def pays(x: Tensor, outs: int) -> bool:

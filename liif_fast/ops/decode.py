@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liif_fast.call import Extent, Kernels, Place, Switches, Window, result_dtype, trains
+from liif_fast.call import Extent, Kernels, Place, Switches, Window, fast_allowed, result_dtype, trains
 from liif_fast.coord import latent_window, lattice, place_gradients, scaled
 from liif_fast.frozen import pack_once
 from liif_fast.ops import define, in_turn, only, refuse_second_order, to_inputs, wide, wide_in_turn
-from liif_fast.ops.conv3x3 import allowed
 from liif_fast.ops.gather import gather, gather_backward
 from liif_fast.ops.mlp import mlp, mlp_backward
-from liif_fast.ops.project import project_map, project_map_backward
+from liif_fast.ops.project import fast_project, fast_project_backward, project, project_backward
 
 
 def _decode_fake(
@@ -152,7 +151,8 @@ def _forward(
     """Return the output at `coord`, or without it on `grid`; the saved activations; and P on the window of feat."""
     feat, *params = inputs
     weights, biases = params[: len(params) // 2], params[len(params) // 2 :]
-    p = project_map(feat, weights[0], biases[0], switches.feat_unfold, window, allowed(), backend)
+    projected = fast_project if fast_allowed() else project
+    p = projected(feat, weights[0], biases[0], switches.feat_unfold, window, backend)
     if grid is None:
         out = decode_queries(p, coord, cell, weights, biases, switches.local_ensemble, saved, backend)
     else:
@@ -179,7 +179,7 @@ class _Decoder(torch.autograd.Function):
         low = [t.to(dtype) for t in inputs]
         out, kept, p = _forward(low, coord, cell, switches, window, grid, saved, backend)
         ctx.switches, ctx.window, ctx.grid, ctx.dtype, ctx.backend = switches, window, grid, dtype, backend
-        ctx.fast = allowed()
+        ctx.fast = fast_allowed()
         ctx.save_for_backward(coord, cell, p, kept, *inputs, *low[1:])
         return out
 
@@ -211,8 +211,9 @@ class _Decoder(torch.autograd.Function):
                 cell_grad = scaled(to_cell, ctx.grid[0], ctx.grid[1]).to(cell.dtype)
         p_grad, affine_grad, *rest = grads
         if any(first):
-            feat_grad, latent_grad, bias_grad = project_map_backward(
-                p_grad, feat, weights[0], unfold, top, left, first, ctx.fast, backend
+            projected_backward = fast_project_backward if ctx.fast else project_backward
+            feat_grad, latent_grad, bias_grad = projected_backward(
+                p_grad, feat, weights[0], unfold, top, left, first, backend
             )
             first_grad = torch.cat((latent_grad, affine_grad.t()), 1) if wanted[1] else None
         grads = [feat_grad, first_grad, *rest[0::2], bias_grad, *rest[1::2]]

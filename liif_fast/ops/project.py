@@ -114,18 +114,18 @@ def _conv3x3_backward(
     return grads[0], grads[1].flatten(1) if wanted[1] else grads[1], grads[2]
 
 
-def project_map(
-    feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int], fast: bool, backend: str | None
+def fast_project(
+    feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int], backend: str | None
 ) -> Tensor:
-    """Return P [B, h, w, hidden] on a window; `fast` allows the rounding of Winograd's algorithm."""
+    """Compute `project`, by Winograd's algorithm where it suits."""
     whole = tuple(window) == (0, 0, *feat.shape[2:])
-    if fast and whole and feat.dtype == torch.float32 and suits_conv3x3(feat, weight, unfold):
+    if whole and feat.dtype == torch.float32 and suits_conv3x3(feat, weight, unfold):
         p = conv3x3(channels_last(feat), _kernel(feat, weight, True), bias, None, False, False)
         return p.permute(0, 2, 3, 1)
     return project(feat, weight, bias, unfold, window, backend)
 
 
-def project_map_backward(
+def fast_project_backward(
     grad: Tensor,
     feat: Tensor,
     weight: Tensor,
@@ -133,11 +133,10 @@ def project_map_backward(
     top: int,
     left: int,
     wanted: Sequence[bool],
-    fast: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `project_backward` does; `fast` allows the rounding of Winograd's algorithm in feat's gradient."""
-    if fast and grad.shape[1:3] == feat.shape[2:] and suits_conv3x3(feat, weight, unfold):
+    """Compute `project_backward`, feat's gradient too by Winograd's algorithm where it suits."""
+    if grad.shape[1:3] == feat.shape[2:] and suits_conv3x3(feat, weight, unfold):
         return _conv3x3_backward(grad, feat, weight, wanted)
     return project_backward(grad, feat, weight, unfold, top, left, wanted, backend)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from liif_fast import functional
 from liif_fast.backends import cpu
 from liif_fast.convolution import fast_convolutions
-from liif_fast.ops.project import project_backward, project_map, project_map_backward
+from liif_fast.ops.project import fast_project, fast_project_backward, project, project_backward
 
 from .support import DEFAULT, Problem
 from .test_conv3x3 import LARGEST, NORM, errors
@@ -18,6 +18,8 @@ from .test_conv3x3 import LARGEST, NORM, errors
 pytestmark = pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built")
 
 LARGE = (2, 17, 33, 35)  # B, C, H, W; the smallest maps that take conv3x3 have about 1,000 pixels
+
+FORMS = [(project, project_backward), (fast_project, fast_project_backward)]
 
 
 def problem(shape=LARGE, hidden=37, unfold=True, dtype=torch.float32, seed=0):
@@ -46,32 +48,32 @@ def operators(function):
     return {each.key.removeprefix("liif_fast::") for each in profile.key_averages() if "liif_fast::" in each.key}
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(("forward", "backward"), FORMS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_accuracy(fast, layout, nan_empty):
+def test_accuracy(forward, backward, layout, nan_empty):
     feat, weight, bias, grad = problem()
     feat = feat.contiguous(memory_format=layout)
-    p = project_map(feat, weight, bias, True, (0, 0, 33, 35), fast, None)
-    grads = project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None)
+    p = forward(feat, weight, bias, True, (0, 0, 33, 35), None)
+    grads = backward(grad, feat, weight, True, 0, 0, (True, True, True), None)
     assert p.is_contiguous()
     for got, right in zip((p, *grads), exact(feat, weight, bias, grad), strict=True):
         norm, largest = errors(got, right)
         assert got.shape == right.shape and norm < NORM and largest < LARGEST
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_window(fast, nan_empty):
+@pytest.mark.parametrize(("forward", "backward"), FORMS)
+def test_window(forward, backward, nan_empty):
     """A window of P, as of a render's strip, has zeros around its gradient."""
     feat, weight, bias, grad = problem()
     grad = grad[:, :20, :31]
     for got, right in zip(
-        project_map_backward(grad, feat, weight, True, 3, 2, (True, True, True), fast, None),
+        backward(grad, feat, weight, True, 3, 2, (True, True, True), None),
         exact(feat, weight, bias, grad, 3, 2)[1:],
         strict=True,
     ):
         assert errors(got, right)[0] < NORM
-    whole = project_map(feat, weight, bias, True, (0, 0, 33, 35), False, None)
-    assert torch.equal(project_map(feat, weight, bias, True, (3, 2, 20, 31), fast, None), whole[:, 3:23, 2:33])
+    whole = project(feat, weight, bias, True, (0, 0, 33, 35), None)
+    assert torch.equal(forward(feat, weight, bias, True, (3, 2, 20, 31), None), whole[:, 3:23, 2:33])
 
 
 @pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
@@ -86,13 +88,13 @@ def test_bfloat16_does_not_round_the_gradient_of_the_bias(shape):
         assert errors(got, right)[0] < limit
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("backward", [project_backward, fast_project_backward])
 @pytest.mark.parametrize("shape", [LARGE, (2, 3, 5, 6)])
-def test_each_wanted_alone(fast, shape, nan_empty):
+def test_each_wanted_alone(backward, shape, nan_empty):
     feat, weight, _, grad = problem(shape)
-    together = project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None)
+    together = backward(grad, feat, weight, True, 0, 0, (True, True, True), None)
     for wanted in itertools.product((False, True), repeat=3):
-        alone = project_map_backward(grad, feat, weight, True, 0, 0, wanted, fast, None)
+        alone = backward(grad, feat, weight, True, 0, 0, wanted, None)
         for one, other, want in zip(alone, together, wanted, strict=True):
             assert torch.equal(one, other) if want else one.numel() == 0
 
@@ -107,7 +109,8 @@ def test_rounds_no_more_than_pytorch_unless_allowed():
         grad.flatten(1, 2),
     )[1]
     usual, fast = (
-        project_map_backward(grad, feat, weight, True, 0, 0, (True, True, True), fast, None) for fast in (False, True)
+        backward(grad, feat, weight, True, 0, 0, (True, True, True), None)
+        for backward in (project_backward, fast_project_backward)
     )
     of_feat, of_weight, _ = (errors(each, exact)[0] for each, exact in zip(usual, right, strict=True))
     assert of_feat < 2 * errors(plain[0], right[0])[0] < errors(fast[0], right[0])[0]

@@ -122,7 +122,7 @@ def test_failed_backward(monkeypatch):
     expected = torch.autograd.grad(run(coord), leaves)
     out = run(coord)
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "project_map_backward", lambda *_: 1 / 0)
+        patch.setattr(decode, "project_backward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             torch.autograd.grad(out, leaves)
     run(-coord)
