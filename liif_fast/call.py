@@ -138,7 +138,7 @@ def trains(*tensors: Tensor | None) -> bool:
 
 
 class Fast(TorchFunctionMode):
-    """A context that allows the rounding of Winograd's algorithm, as `liif_fast.convolution.fast_convolutions` opens."""
+    """A context that allows the rounding of Winograd's algorithm; `convolution.fast_convolutions` opens it."""
 
 
 def fast_allowed() -> bool:
