@@ -5,7 +5,6 @@
 #include "attend.h"
 #include "by_latent.h"
 #include "operators.h"
-#include "pages.h"
 
 namespace liif {
 namespace {

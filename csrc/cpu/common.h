@@ -86,10 +86,15 @@ inline void check_wanted(const Flags& wanted, size_t gradients) {
                     " flags, one for each gradient, got ", wanted.size());
 }
 
-// A new tensor of T on the device of another tensor, uninitialised.
+// New tensors of T on the device of another tensor: uninitialised, and zeros.
 template <typename T>
 Tensor make(const Tensor& like, const std::vector<int64_t>& size) {
     return torch::stable::new_empty(like, size, scalar_type<T>);
+}
+
+template <typename T>
+Tensor make_zeros(const Tensor& like, const std::vector<int64_t>& size) {
+    return torch::stable::new_zeros(like, size, scalar_type<T>);
 }
 
 // Calls f<float> or f<double> by the tensor's dtype; f is a generic lambda that takes a value of the type.

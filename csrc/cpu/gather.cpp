@@ -2,7 +2,6 @@
 // caller's own network.
 #include "checks.h"
 #include "operators.h"
-#include "pages.h"
 #include "plan.h"
 #include "queries.h"
 

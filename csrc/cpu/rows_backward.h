@@ -6,7 +6,6 @@
 
 #include "checks.h"
 #include "chunk.h"
-#include "pages.h"
 
 namespace liif {
 
