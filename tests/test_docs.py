@@ -12,7 +12,16 @@ from liif_fast.cli.program import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("liif_fast/assets/*.md"))]
 FOLDERS = ("benchmarks", "configs", "csrc", "docs", "examples", "kernels", "liif_fast", "tests")
-SOURCES = ("*.py", "liif_fast/**/*.py", "csrc/**/*", "tests/**/*.py", "benchmarks/**/*.py", "Makefile", ".ci/run")
+SOURCES = (
+    "*.py",
+    "liif_fast/**/*.py",
+    "csrc/**/*.h",
+    "csrc/**/*.c*",
+    "tests/**/*.py",
+    "benchmarks/**/*.py",
+    "Makefile",
+    ".ci/run",
+)
 MADE = {"liif_fast/verdicts", "liif_fast/_C_sm90", "benchmarks/results/triton-VERSION.json"}  # not in the tree
 
 
