@@ -24,10 +24,12 @@ def fast_convolutions() -> AbstractContextManager[object]:
     zero, forward and backward, also under autocast to bfloat16, unless the processor has matrix units for that, and to
     the projection of a whole map in float32, with `feat_unfold` on the backend `cpu`. All other convolutions, and all
     within `torch.compile`, run as usual. Winograd's F(4x4, 3x3) needs a quarter of the multiplications. Its rounding
-    (docs/cpu.md) depends on a pixel's place, so a part of an image does not get the bits of the whole.
+    (docs/cpu.md) depends on a pixel's place and neighbours, so a part of an image, or an image without its batch, may
+    have other bits.
 
-    A function given to `torch.utils.checkpoint` runs again in the backward pass, so it must enter the context itself;
-    otherwise the two runs may differ, which PyTorch reports as a CheckpointError.
+    A function given to `torch.utils.checkpoint` runs again in the backward pass, so it must enter the context itself.
+    Otherwise the two runs may differ. PyTorch reports that of a convolution as a CheckpointError; that of a decoder's
+    projection passes.
 
     Example:
         with fast_convolutions():

@@ -336,7 +336,10 @@ def decode_direct(
     biases: Sequence[Tensor],
     switches: Switches,
 ) -> Tensor:
-    """Decode with the same bits as `decode` on the backend `cpu`, projecting only the latents that are read."""
+    """Decode on the backend `cpu`, projecting only the latents that are read.
+
+    The bits are those of `decode` outside `fast_convolutions`.
+    """
     inputs, dtype = [feat, *weights, *biases], kernels.dtype(feat)
     if trains(coord, cell, *inputs):
         out = _DecodeDirect.apply(coord, cell, switches, dtype, *inputs)

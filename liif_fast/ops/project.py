@@ -68,9 +68,6 @@ def _backward(
         below, right = height - top - grad.shape[1], width - left - grad.shape[2]
         grad = torch.nn.functional.pad(grad, (0, 0, left, right, top, below))
     of_feat, of_weight, of_bias = (grad.new_empty(0) for _ in range(3))
-    if suits_conv3x3(feat, weight, unfold):
-        _, of_weight, of_bias = _conv3x3_backward(grad, feat, weight, [False, *wanted[1:]])
-        wanted = [wanted[0], False, False]
     if wanted[2]:  # PyTorch's convolution adds a bias's gradient in one long chain
         of_bias = grad.sum((0, 1, 2))
     if any(wanted[:2]):
@@ -101,7 +98,9 @@ def _kernel(feat: Tensor, weight: Tensor, unfold: bool) -> Tensor:
 
 def suits_conv3x3(feat: Tensor, weight: Tensor, unfold: bool) -> bool:
     """Say whether a CPU is faster with `conv3x3`, in float32 or wider, than with the products of feat's dtype."""
-    if not unfold or feat.device.type != "cpu" or feat.shape[1] < LEAST_CHANNELS:  # feat's gradient has its channels
+    if (
+        not unfold or feat.device.type != "cpu" or feat.shape[1] < LEAST_CHANNELS
+    ):  # because feat's gradient has C outputs
         return False
     return pays(feat, len(weight)) and not (feat.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
 
@@ -117,9 +116,9 @@ def _conv3x3_backward(
 def fast_project(
     feat: Tensor, weight: Tensor, bias: Tensor, unfold: bool, window: Sequence[int], backend: str | None
 ) -> Tensor:
-    """Compute `project`, by Winograd's algorithm where it suits."""
+    """Compute `project`, on the backend `cpu` by Winograd's algorithm where it suits."""
     whole = tuple(window) == (0, 0, *feat.shape[2:])
-    if whole and feat.dtype == torch.float32 and suits_conv3x3(feat, weight, unfold):
+    if backend is None and whole and feat.dtype == torch.float32 and suits_conv3x3(feat, weight, unfold):
         p = conv3x3(channels_last(feat), _kernel(feat, weight, True), bias, None, False, False)
         return p.permute(0, 2, 3, 1)
     return project(feat, weight, bias, unfold, window, backend)
@@ -135,8 +134,8 @@ def fast_project_backward(
     wanted: Sequence[bool],
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `project_backward`, feat's gradient too by Winograd's algorithm where it suits."""
-    if grad.shape[1:3] == feat.shape[2:] and suits_conv3x3(feat, weight, unfold):
+    """Compute `project_backward`, on the backend `cpu` by Winograd's algorithm where it suits."""
+    if backend is None and grad.shape[1:3] == feat.shape[2:] and suits_conv3x3(feat, weight, unfold):
         return _conv3x3_backward(grad, feat, weight, wanted)
     return project_backward(grad, feat, weight, unfold, top, left, wanted, backend)
 
