@@ -68,13 +68,15 @@ format: $(VENV)/.installed
 bench: build
 	$(BIN)/python -m liif_fast bench $(ARGS)
 
-# A second, instrumented build beside the usual one; Python itself is not instrumented, hence the preload. The emulator of AMX
-# is instrumented, too, so its loads and stores are checked. Left out are tests of memory, which the instruments take themselves,
-# and of what the compiler of PyTorch does. The output of C++ is not captured, because a finding ends the process.
+# A second, instrumented build beside the usual one. Python itself is not instrumented, hence the preload. The emulator
+# of AMX is, so its loads and stores are checked. Left out are tests that measure memory, and tests of the compiler of
+# PyTorch. The output of C++ is not captured, because a finding ends the process.
 SANITIZED := $(foreach name,plan few_rows random gradients hostile same_bits terms project autocast attend \
-	fourier modulated conv3x3 conv3x3_random,tests/ops/test_$(name).py) tests/amx/test_operators.py tests/amx/test_products.py::test_products
+	fourier modulated conv3x3 conv3x3_random,tests/ops/test_$(name).py) \
+	tests/amx/test_operators.py tests/amx/test_products.py::test_products
 sanitize: build
-	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
 	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/python -m pytest --capture=sys $(SANITIZED) $(ARGS)

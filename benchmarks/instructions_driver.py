@@ -1,8 +1,9 @@
 """Run the calls whose instructions are counted: python -m benchmarks.instructions_driver SWITCH, inside callgrind.
 
-It calls operators of the CPU backend in float32, with a network half as wide as the paper's, on a small map; backward
-operators once more for each entry of WANTED. SWITCH is a library with `start` and `stop`, so that the import of PyTorch
-runs faster, without being counted, and with `dump`, which writes what was counted since the last dump.
+It calls operators of the CPU backend in float32, with a network half as wide as the paper's, on a small map; fused_mlp
+once more with rows whose activations are 0 together, and backward operators once more for each entry of WANTED. SWITCH
+is a library with `start` and `stop`, so that the import of PyTorch runs faster, without being counted, and with `dump`,
+which writes what was counted since the last dump.
 """
 
 import ctypes
@@ -60,10 +61,14 @@ def main() -> None:
         x, _ = gather_corners(feat, coord, cell, backend="cpu")
         fused_mlp(x, weights, biases, backend="cpu")
         liif_render(feat, (2 * SIDE, QUERIES // 2 // SIDE), weights, biases, backend="cpu")
-        x, weight = maps()
-        conv3x3.convolve3x3(x, weight, None, x, False, True)
+        image, weight = maps()
+        conv3x3.convolve3x3(image, weight, None, image, False, True)
     out = liif_decode(feat, coord, cell, weights, biases, backend="cpu")
     torch.autograd.grad(out.sum(), (feat, *weights, *biases))
+    switch.dump()
+    alike = x[:1].expand(2 * QUERIES, -1).contiguous()
+    with torch.no_grad():
+        fused_mlp(alike, weights, biases, backend="cpu")
     switch.dump()
     for which in WANTED.values():
         go_back(coord, cell, weights, biases, which)

@@ -81,7 +81,8 @@ struct BackwardPass {
     }
 };
 
-// Adds the gradients of the rows that `wrap` repeats to theirs, then the addend; zero where the mask is <= 0.
+// `padded` has the gradients of rows that `wrap` repeats, too: adds each to that of the row itself, then the addend.
+// The result is zero where the mask is <= 0.
 template <typename T>
 Tensor fold(const Tensor& padded, const Map<const T>* addend, const Map<const T>* mask) {
     const int64_t images = padded.size(0), channels = padded.size(1), height = padded.size(2) - 2;

@@ -53,7 +53,8 @@ struct Gemm {
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
     int64_t b_column = 0;
-    // For packed B without infinity and NaN, and Init::bias: terms may be left out where A is 0.
+    // For Init::bias and packed B without infinity and NaN, of at most Kernel::most_terms k: terms may be left out
+    // where A is 0.
     bool skips = false;
 };
 
@@ -112,6 +113,7 @@ struct Kernel {
     int nr;  // columns of the register tile
     // Up to so many rows gemm is faster with B as the caller has it (Gemm::b_column) than B is packed; 0: it cannot
     int turned_rows;
+    int most_terms;  // how many k a product may have to leave out terms (Gemm::skips); 0: it leaves out none
     void (*gemm)(const Gemm<T, T>&);
     void (*gemm_sum)(const Gemm<T, Sum<T>>&);
     // h[n] = p[n] + sum_j a[j] * u[j * u_row + n], then ReLU if asked; n < width

@@ -171,6 +171,7 @@ void multiply_tiles(const Gemm<Bf16, C>& g) {
 Kernel<Bf16> with_tiles() {
     Kernel<Bf16> kernel = *kernel_avx512bf16();
     kernel.name = "amx";
+    kernel.most_terms = 0;
     kernel.gemm = multiply_tiles<Bf16>;
     kernel.gemm_sum = multiply_tiles<float>;
     return kernel;

@@ -72,6 +72,7 @@ void pair_rows(Bf16* to, const Bf16* x, int64_t x_row, int64_t rows, int64_t wid
 const Kernel<Bf16> bfloat16_table = {V::name,
                                      kVectors * V::lanes,
                                      V::turned_rows,
+                                     Terms<Bf16>::most,
                                      gemm<Bf16, Bf16>,
                                      gemm<Bf16, float>,
                                      affine,

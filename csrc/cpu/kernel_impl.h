@@ -2,9 +2,8 @@
 // includes this file: lanes, rows (of the register tile), type (of sums) with load, store, broadcast, add, mul, relu,
 // inverse_root, pass_where, and factor with columns (of B), row (of A) and fma; if it `transposes`, also turn4(to,
 // from), which writes to to[i] what from(c) + i points at, i < 4, c < lanes; if it `skips`, also what terms_impl.h
-// needs. The namespace is anonymous so that the
-// linker never merges the same template compiled for other instruction sets. For the same reason this file uses nothing
-// from the standard library.
+// needs. The namespace is anonymous so that the linker never merges the same template compiled for other instruction
+// sets. For the same reason this file uses nothing from the standard library.
 #pragma once
 
 #include "kernel.h"
@@ -20,6 +19,8 @@ LIIF_INLINE void finish(const Gemm<T, C>& g, C* c, typename Vec<T>::type y) {
     using V = Vec<T>;
     // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
     if (g.init == Init::accumulate) y = V::add(y, V::load(c));
+    // A sum of -0 becomes +0, because terms of 0 make it either, and some are left out where neighbouring rows agree.
+    if (g.init == Init::bias) y = V::add(y, V::broadcast(0));
     if (g.epilogue == Epilogue::relu) y = V::relu(y);
     if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c)));
     V::store(c, y);
@@ -151,7 +152,7 @@ void gemm(const Gemm<T, C>& g) {
         }
     }
     if constexpr (Vec<T>::skips) {
-        if (g.skips && g.steps * kDepth<T> <= Terms<T>::most) return multiply_terms(g);
+        if (g.skips) return multiply_terms(g);
     }
     for (int64_t column = 0; column < g.columns; column += NR) {  // a panel of B stays in the first-level cache
         if (g.columns - column <= L) {
@@ -251,6 +252,7 @@ template <typename T>
 const Kernel<T> table = {Vec<T>::name,
                          kVectors * Vec<T>::lanes,
                          Vec<T>::turned_rows,
+                         Vec<T>::skips ? Terms<T>::most : 0,
                          gemm<T, T>,
                          gemm<T, T>,
                          affine<T>,

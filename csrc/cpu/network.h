@@ -3,6 +3,7 @@
 // operators compute it in different ways (gathered, or multiplied out).
 #pragma once
 
+#include <atomic>
 #include <type_traits>
 
 #include "common.h"
@@ -53,10 +54,43 @@ void copy_panel(const T* from, int64_t step, int64_t depth, T* to) {
     }
 }
 
-// Element (k, n) of the matrix is source[n * step_n + k * step_k].
+// A panel of `count` columns, the rest zeros, whose element (k, n) is from[n * step_n + k * step_k].
+template <typename T, typename Source>
+void pack_panel(const Source* from, int64_t step_n, int64_t step_k, int64_t count, int64_t depth, T* to) {
+    constexpr int64_t pair = kDepth<T>;
+    const int64_t nr = kernel<T>().nr;
+    if constexpr (std::is_same_v<T, Source>) {
+        if (step_k == 1 && count == nr && turns(from, step_n, depth)) return turn_panel(from, step_n, depth, to);
+        if (step_n == 1 && count == nr) return copy_panel(from, step_k, depth, to);
+    }
+    for (int64_t k = 0; k < round_up(depth, pair); ++k) {
+        T* row = to + k / pair * nr * pair + k % pair;
+        const int64_t held = k < depth ? count : 0;
+        for (int64_t n = 0; n < held; ++n) row[n * pair] = convert<T>(from[n * step_n + k * step_k]);
+        for (int64_t n = held; n < nr; ++n) row[n * pair] = T{};
+    }
+}
+
+// Whether no number is infinite or NaN. Those have an exponent of ones, to which adding 1 carries into the sign's bit.
+template <typename T>
+bool all_finite(const T* x, int64_t count) {
+    using Narrow = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, Narrow>;
+    constexpr int mantissa = sizeof(T) == 2 ? 7 : sizeof(T) == 4 ? 23 : 52;
+    constexpr Bits sign = static_cast<Bits>(Bits(1) << (8 * sizeof(T) - 1)), one = Bits(1) << mantissa;
+    Bits carries = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        Bits bits;
+        std::memcpy(&bits, x + i, sizeof(bits));
+        carries = static_cast<Bits>(carries | ((bits & ~sign) + one));
+    }
+    return (carries & sign) == 0;
+}
+
+// Element (k, n) of the matrix is source[n * step_n + k * step_k]. Clears `finite`, unless null, if one is not.
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
-               bool dry) {
+               bool dry, std::atomic<bool>* finite = nullptr) {
     constexpr int64_t pair = kDepth<T>;
     const int64_t nr = kernel<T>().nr;
     const int64_t padded = round_up(columns, nr), padded_depth = round_up(depth, pair);
@@ -64,19 +98,9 @@ Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t col
     if (!dry) {
         for_each_task(padded / nr, [=](int64_t panel) {
             T* to = out + panel * padded_depth * nr;
-            const Source* from = source + panel * nr * step_n;
             const int64_t count = std::min(nr, columns - panel * nr);
-            if constexpr (std::is_same_v<T, Source>) {
-                if (step_k == 1 && count == nr && turns(from, step_n, depth))
-                    return turn_panel(from, step_n, depth, to);
-                if (step_n == 1 && count == nr) return copy_panel(from, step_k, depth, to);
-            }
-            for (int64_t k = 0; k < padded_depth; ++k) {
-                T* row = to + k / pair * nr * pair + k % pair;
-                const int64_t held = k < depth ? count : 0;
-                for (int64_t n = 0; n < held; ++n) row[n * pair] = convert<T>(from[n * step_n + k * step_k]);
-                for (int64_t n = held; n < nr; ++n) row[n * pair] = T{};
-            }
+            pack_panel(source + panel * nr * step_n, step_n, step_k, count, depth, to);
+            if (finite != nullptr && !all_finite(to, padded_depth * nr)) *finite = false;
         });
     }
     return {out, padded_depth / pair, columns, 0};
@@ -88,19 +112,8 @@ struct Layer {
     int64_t in, out, out_padded;
     Packed<T> forward, backward;  // W^T for h W^T, W for the gradient; each only on request
     const Sum<T>* bias;           // [out_padded]
-    bool skips;                   // of `forward`: packed, and all weights are finite
+    bool skips;                   // whether Gemm may skip terms of `forward`
 };
-
-// Whether numbers are neither infinite nor NaN.
-template <typename T>
-bool all_finite(const T* x, int64_t count) {
-    bool finite = true;
-    for (int64_t i = 0; i < count; ++i) {
-        const Sum<T> y = convert<Sum<T>>(x[i]);
-        finite &= y - y == Sum<T>(0);
-    }
-    return finite;
-}
 
 template <typename T>
 const Sum<T>* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena& arena, bool dry) {
@@ -113,7 +126,7 @@ const Sum<T>* pack_bias(const Tensor& bias, int64_t out, int64_t padded, Arena& 
     return to;
 }
 
-enum Packs { pack_forward = 1, pack_backward = 2, few_rows = 4 };
+enum Packs { pack_forward = 1, pack_backward = 2, few_rows = 4, after_relu = 8 };
 
 // What to pack for the forward pass of so many rows: for few, no weights that the kernel can read as they are.
 template <typename T>
@@ -140,8 +153,9 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& 
     if (packs & few_rows && column == 1 && row > 0 && layer.out % kernel<T>().nr == 0 && layer.in % kDepth<T> == 0) {
         layer.forward = {w, layer.in / kDepth<T>, layer.out, row};
     } else if (packs & pack_forward) {
-        layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry);
-        layer.skips = !dry && all_finite(layer.forward.data, layer.out_padded * layer.forward.steps * kDepth<T>);
+        std::atomic<bool> skips{packs & after_relu && layer.in <= kernel<T>().most_terms};
+        layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry, skips ? &skips : nullptr);
+        layer.skips = skips;
     }
     if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry);
     layer.bias = pack_bias<T>(bias, layer.out, layer.out_padded, arena, dry);
@@ -191,7 +205,8 @@ class Network {
         int64_t widest = first_out_;
         for (size_t i = begin; i < weights.size(); ++i) {
             const bool last = i + 1 == weights.size();
-            layers_.push_back(pack_layer<T>(weights[i], biases[i], last ? packs & pack_backward : packs, arena, dry));
+            const int packed = last ? packs & pack_backward : packs | after_relu;
+            layers_.push_back(pack_layer<T>(weights[i], biases[i], packed, arena, dry));
             widest = std::max(widest, layers_.back().out);
             if (last && (packs & pack_forward)) {
                 const Tensor& w = weights[i];

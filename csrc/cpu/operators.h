@@ -76,7 +76,7 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor
                const std::optional<Tensor>& addend, bool wrap, bool relu);
 
 Tensors conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& addend,
-                         bool wrap, const Flags& wanted, bool relu = false);
+                         bool wrap, const Flags& wanted, bool relu);
 
 std::string cpu_isa();
 

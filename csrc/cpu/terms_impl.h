@@ -1,8 +1,8 @@
 // Products that leave out terms. A ReLU leaves most activations at 0, and rows next to each other, which read the same
 // latent, mostly in the same channels. So a few rows at a time are multiplied over the k in which one of them is not 0.
-// A term of 0 changes no sum of products with finite weights, so the sums are those of all terms, in the same order and
-// with the same bits. Included by kernel_impl.h. Vec<T> has term_panels, the panels of B that go with a group of rows,
-// and worthwhile, the percentage of terms from which on it is faster to multiply all.
+// With finite weights a term of 0 changes no sum but -0, which `finish` makes +0. So the sums are those of all terms,
+// in the same order and with the same bits. Included by kernel_impl.h. Vec<T> has term_panels, the panels of B that go
+// with a group of rows, and worthwhile, a percentage: with more terms it is faster to multiply all.
 #pragma once
 
 namespace liif {
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kTermRows = 6;  // of a group; whole groups fill a register tile
 
-// The k of a group's rows of A with a factor other than 0. Vec<T>::list(to, a, a_row, rows, k, depth) appends those of
+// The k at which one of a group's rows of A is not 0. Vec<T>::list(to, a, a_row, rows, k, depth) appends those of
 // k <= i < k + lanes and i < depth to a list, and returns their number; it may write `lanes` elements.
 template <typename T>
 struct Terms {

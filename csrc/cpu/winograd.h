@@ -114,7 +114,7 @@ struct Ahead {
     const T* pixel[64 * kTiles];
     int64_t channels[4 * kTiles];
 
-    // Of a tile, the next two arguments as Tiling::find's
+    // Adds a tile's pixels; `tile` to `columns_before` mean what they mean in Tiling::find.
     void add(const Tiling& tiling, int64_t tile, const Map<const T>& map, int64_t channel, int64_t rows_before,
              int64_t columns_before) {
         if (tile >= tiling.count()) return;
@@ -122,7 +122,7 @@ struct Ahead {
         tiling.find<4>(tile, map, channel, rows_before, columns_before, Edge::repeat, map.data, pixel + 16 * count++);
     }
 
-    // Fetches a part, a few lines after each product: of more at a time the processor would drop most.
+    // Fetches one of `parts` equal parts. Call it after each product, because the processor drops most of many fetches.
     LIIF_INLINE void fetch(int64_t part, int64_t parts) const {  // GCC drops a call that only prefetches
         const auto begin = [=](int64_t i) { return 16 * count * i / parts; };
         for (int64_t i = begin(part); i < begin(part + 1); ++i) {

@@ -103,7 +103,10 @@ class Problem:
 
 def same_bits(a, b):
     """Compare bits; all NaNs are equal."""
-    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    same = (a == b) & (a.signbit() == b.signbit())  # +0 == -0
+    return bool((same | (a.isnan() & b.isnan())).all())
 
 
 def run_python(code, *arguments, modules=warm.TORCH, **environment):

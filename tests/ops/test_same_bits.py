@@ -7,7 +7,7 @@ from liif_fast import functional, make_cell, make_coord
 from liif_fast.backends import cpu
 
 from .. import warm
-from .support import ALL_SWITCHES, BACKENDS, Problem, run_python
+from .support import ALL_SWITCHES, BACKENDS, Problem, run_python, same_bits
 
 # The backends whose kernels fix every order of summation; the others leave it to PyTorch's matrix products.
 FUSED = [name for name in BACKENDS if name not in ("reference", "torch")]
@@ -40,14 +40,14 @@ def decode(problem, backend, queries=slice(None), images=slice(None)):
 def test_chunks_and_batches(backend, switches, dtype):
     problem = Problem(batch=3, shape=(6, 7), queries=1000, hidden=(33, 17), switches=switches, dtype=dtype)
     whole = decode(problem, backend)
-    assert torch.equal(decode(problem, backend), whole), "run to run"
+    assert same_bits(decode(problem, backend), whole), "run to run"
     for size in (63, 97, 999):
         chunks = [decode(problem, backend, slice(first, first + size)) for first in range(0, 1000, size)]
-        assert torch.equal(torch.cat(chunks, 1), whole), size
+        assert same_bits(torch.cat(chunks, 1), whole), size
     images = [decode(problem, backend, images=slice(b, b + 1)) for b in range(3)]
-    assert torch.equal(torch.cat(images), whole)
+    assert same_bits(torch.cat(images), whole)
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(decode(problem, backend, order), whole[:, order])
+    assert same_bits(decode(problem, backend, order), whole[:, order])
 
 
 @DTYPES
@@ -59,7 +59,7 @@ def test_few_queries_of_a_large_map(backend, switches, dtype):
     for train in (False, True):
         problem.feat.requires_grad_(train)
         for first in range(0, 1600, 200):
-            assert torch.equal(decode(problem, backend, slice(first, first + 3)), whole[:, first : first + 3])
+            assert same_bits(decode(problem, backend, slice(first, first + 3)), whole[:, first : first + 3])
 
 
 @DTYPES
@@ -72,7 +72,7 @@ def test_regions(backend, switches, dtype):
         whole = functional.liif_render(feat, size, weights, biases, **options)
         coord, cell = (t.to(feat.device).expand(2, -1, -1) for t in (make_coord(size), make_cell(size)))
         decoded = functional.liif_decode(feat, coord, cell, weights, biases, **options)
-        assert torch.equal(whole.flatten(2).transpose(1, 2), decoded)
+        assert same_bits(whole.flatten(2).transpose(1, 2), decoded)
         for rows in (1, 3, 16):
             strips = [
                 functional.liif_render(
@@ -80,12 +80,12 @@ def test_regions(backend, switches, dtype):
                 )
                 for top in range(0, size[0], rows)
             ]
-            assert torch.equal(torch.cat(strips, 2), whole)
+            assert same_bits(torch.cat(strips, 2), whole)
         for i in range(6):
             top, left = size[0] * i // 7, size[1] * i // 6
             height, width = min(1 + 2 * i, size[0] - top), min(7 - i, size[1] - left)
             part = functional.liif_render(feat, size, weights, biases, region=(top, left, height, width), **options)
-            assert torch.equal(part, whole[:, :, top : top + height, left : left + width])
+            assert same_bits(part, whole[:, :, top : top + height, left : left + width])
 
 
 @DTYPES
@@ -106,7 +106,7 @@ def test_threads(backend, dtype, threads):
             )
         )
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @DTYPES
@@ -131,7 +131,7 @@ def test_gradients_repeat(backend, dtype, count, threads, request):
     first = gradients(False)
     for recompute in (False, True, True):
         again = gradients(recompute)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert all(same_bits(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_threads_of_python(backend):
@@ -143,7 +143,7 @@ def test_threads_of_python(backend):
     with ThreadPoolExecutor(3) as pool:
         for _ in range(5):
             together = list(pool.map(lambda problem: decode(problem, backend), problems))
-            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+            assert all(same_bits(a, b) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])

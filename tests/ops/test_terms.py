@@ -20,6 +20,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
 ROWS, INS = 500, 40
 # Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; more terms than are looked for
 HIDDEN = [(70, 34, 96), (33, 17, 64), (600, 32)]
+SIZES = (32, INS), (32, 32), (3, 32)  # of weights
 
 
 def alike(generator):
@@ -42,7 +43,7 @@ def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
     x, weights, biases, generator = make(dtype, hidden)
     whole = functional.fused_mlp(x, weights, biases, backend="cpu")
     order = torch.randperm(ROWS, generator=generator)
-    assert torch.equal(functional.fused_mlp(x[order], weights, biases, backend="cpu"), whole[order])
+    assert same_bits(functional.fused_mlp(x[order], weights, biases, backend="cpu"), whole[order])
     plain = functional.fused_mlp(x.double(), [w.double() for w in weights], [b.double() for b in biases])
     assert torch.allclose(whole.double(), plain, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
 
@@ -58,7 +59,7 @@ def test_order_of_queries(dtype):
     coord, cell = make_coord((61, 50))[None], make_cell((61, 50))[None]
     order = torch.randperm(coord.shape[1], generator=generator)
     shuffled = functional.liif_decode(feat, coord[:, order], cell[:, order], weights, biases, backend="cpu")
-    assert torch.equal(shuffled, whole[:, order])
+    assert same_bits(shuffled, whole[:, order])
 
 
 @DTYPES
@@ -93,5 +94,33 @@ def test_no_terms(dtype, threads):
     biases[1].fill_(1e-39)
     weights[2].fill_(1e38)
     whole = functional.fused_mlp(x, weights, biases, backend="cpu")
-    for rows in (1, 12, 60):  # which multiply with all terms
-        assert torch.equal(functional.fused_mlp(x[:rows], weights, biases, backend="cpu"), whole[:rows])
+    for rows in (1, 5, 11):  # multiplied with all terms, at least the last of them
+        assert same_bits(functional.fused_mlp(x[:rows], weights, biases, backend="cpu"), whole[:rows])
+
+
+@DTYPES
+@pytest.mark.parametrize("first", [1, -1])
+def test_sign_of_zero(dtype, first, threads):
+    """A bias of -0 stays -0 without terms, and most terms of 0 make it +0; bfloat16 products keep the first term."""
+    threads(1)
+    x, weights = torch.ones(144, INS, dtype=dtype), [torch.ones(n, k, dtype=dtype) for n, k in SIZES]
+    weights[1][:, 0] = first
+    biases = [torch.full(size[:1], -0.0, dtype=dtype) for size in SIZES]
+    biases[0].fill_(-100)
+    alone = functional.fused_mlp(x[:1], weights, biases, backend="cpu")
+    assert same_bits(functional.fused_mlp(x, weights, biases, backend="cpu")[:1], alone)
+    x[1:] *= 9  # the other rows have no zeros
+    assert same_bits(functional.fused_mlp(x, weights, biases, backend="cpu")[:1], alone)
+
+
+@DTYPES
+def test_sign_of_underflow(dtype, threads):
+    """A product too small for its type makes a sum of -0."""
+    threads(1)
+    small = 1e-30 if dtype != torch.float64 else 1e-300
+    x, weights = torch.zeros(144, INS, dtype=dtype), [torch.ones(n, k, dtype=dtype) for n, k in SIZES]
+    x[:, 0], weights[1][:, 0] = small, -small
+    weights[0].copy_(torch.eye(*SIZES[0]))
+    biases = [torch.zeros(32, dtype=dtype), torch.zeros(32, dtype=dtype), torch.full((3,), -0.0, dtype=dtype)]
+    alone = functional.fused_mlp(x[:1], weights, biases, backend="cpu")
+    assert same_bits(functional.fused_mlp(x, weights, biases, backend="cpu")[:1], alone)
