@@ -37,9 +37,9 @@ class Yardstick(NamedTuple):
 def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
     """Return the work of decoding `queries` that read `latents` of the map, without the projection of the latents.
 
-    Operations: those of all terms, 1.58 M per query for 256 x 4; kernels may leave out terms of 0. Four corners go through the
-    part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is linear, so
-    once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
+    Operations: those of all terms, 1.58 M per query for 256 x 4; kernels may leave out terms of 0. Four corners go
+    through the part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is
+    linear, so once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
     """
     corner = 4 * weights[0].shape[0] + sum(weight.numel() for weight in weights[1:-1])
     flop = 2 * queries * (4 * corner + weights[-1].numel())
