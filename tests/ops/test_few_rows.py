@@ -125,7 +125,7 @@ def test_every_write_is_seen(dtype, queries):
 @DTYPES
 def test_writes_of_another_process_are_seen(dtype, tmp_path):
     """A second mapping of a file stands for another process that shares the memory."""
-    rows = torch.randn(3, 64).to(dtype)
+    rows = torch.rand(3, 64).to(dtype)  # the first neuron becomes positive
     weights, biases = make_layers((64, 64, 32), dtype=dtype)
     size = weights[0].numel()
     ours, theirs = (torch.from_file(str(tmp_path / "weights"), True, size, dtype=dtype) for _ in range(2))
