@@ -17,10 +17,9 @@ constexpr int kVectors = 2;  // vectors per row of the register tile
 template <typename T, typename C>
 LIIF_INLINE void finish(const Gemm<T, C>& g, C* c, typename Vec<T>::type y) {
     using V = Vec<T>;
-    // Added last, because over many tiles a sum of short sums rounds far less than one long chain.
-    if (g.init == Init::accumulate) y = V::add(y, V::load(c));
-    // A sum of -0 becomes +0, because terms of 0 make it either, and some are left out where neighbouring rows agree.
-    if (g.init == Init::bias) y = V::add(y, V::broadcast(0));
+    // C is added last, because over many tiles a sum of short sums rounds far less than one long chain. 0 is added to
+    // make -0 +0, because a sum's terms of 0 may make it either, and neighbouring rows decide which are left out.
+    y = V::add(y, g.init == Init::accumulate ? V::load(c) : V::broadcast(0));
     if (g.epilogue == Epilogue::relu) y = V::relu(y);
     if (g.epilogue == Epilogue::mask) y = V::pass_where(y, V::load(g.mask + (c - g.c)));
     V::store(c, y);
