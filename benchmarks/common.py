@@ -142,7 +142,7 @@ def race(
         rounds: largest number of rounds.
         seconds: time limit of the rounds; at least three are run.
         selected: the variants to race besides liif_fast and reference; None means all.
-        work: the unavoidable work of a call, from which each variant's share of the machine's limit is computed.
+        work: the work of a call (limits.py), from which each variant's share of the machine's limit is computed.
         yardsticks: calls that measure the machine's rates: "sgemm", "matrix", "copy".
         tolerances: of the output and of the gradients.
         keepers: rivals that keep memory between calls, so that their peak cannot be measured here.
@@ -224,7 +224,7 @@ def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.devi
 
 
 def _shares(work: Work, times: list[float], matrix: list[float], copy: list[float]) -> list[float]:
-    """Return each lap's share of the limit: the time that the machine needs at least, divided by the lap's time."""
+    """Return each lap's share of the limit: the time that all terms need at least, divided by the lap's time."""
     rounds = zip(times, matrix, copy, strict=True)
     return [max(work.flop / flops, work.nbytes / bandwidth) / took for took, flops, bandwidth in rounds]
 

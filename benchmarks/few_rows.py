@@ -1,8 +1,8 @@
 """Measure what packing and comparing weights cost calls of few rows: python -m benchmarks.few_rows.
 
-One thread calls `fused_mlp` of three layers 256 x 256. Calls of so few rows read the weights where they lie. From
-`PACKED` rows on, with AVX-512, they pack them. A cache of packed weights would have to compare the weights with a copy
-in each call, as `memcmp` does here. The three take turns, so other programs disturb all alike.
+One thread calls `fused_mlp` of three layers 256 x 256. Calls of up to `UNPACKED` rows read the weights where they lie.
+Larger ones pack them. A cache of packed weights would have to compare the weights with a copy in each call, as `memcmp`
+does here. All calls take turns, so other programs disturb all alike.
 """
 
 import argparse
@@ -16,11 +16,12 @@ from torch import Tensor
 from benchmarks import records
 from benchmarks.common import quantiles
 from benchmarks.records import Record
+from liif_fast.backends import cpu
 from liif_fast.functional import fused_mlp
 
-PACKED = 61  # csrc/cpu/kernel_avx512.cpp: turned_rows
+UNPACKED = {"avx512": 60, "avx2": 6}  # by instruction set, csrc/cpu/kernel_*.cpp: turned_rows of float
 COMPARED = "`memcmp` with a copy"
-ROWS = (1, 4, 12, 24, 48, PACKED - 1, PACKED, 72, 96)
+ROWS = (1, 4, 12, 24, 48, 72, 96)  # and the last and the first on either side of the threshold
 
 
 def seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -35,8 +36,8 @@ def seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     return found
 
 
-def calls(width: int = 256, layers: int = 3) -> dict[str, Callable[[], object]]:
-    """Return the calls by the heads of their columns."""
+def calls(unpacked: int, width: int = 256, layers: int = 3) -> dict[str, Callable[[], object]]:
+    """Return the calls by the heads of their columns, if up to `unpacked` rows pack no weights."""
     weights = [torch.randn(width, width) / width**0.5 for _ in range(layers)]
     biases, copies = [torch.zeros(width)] * layers, [weight.clone() for weight in weights]
     compare = ctypes.CDLL(None).memcmp
@@ -48,7 +49,10 @@ def calls(width: int = 256, layers: int = 3) -> dict[str, Callable[[], object]]:
     def call(x: Tensor) -> Callable[[], object]:
         return lambda: fused_mlp(x, weights, biases)
 
-    return {_head(rows): call(torch.randn(rows, width)) for rows in ROWS} | {COMPARED: compared}
+    numbers = sorted({*ROWS, unpacked, unpacked + 1})
+    return {f"{rows}{', packed' if rows > unpacked else ''}": call(torch.randn(rows, width)) for rows in numbers} | {
+        COMPARED: compared
+    }
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> Record:
@@ -57,22 +61,31 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> Record:
     return {"name": "packing", "title": title, "unit": "s", "rounds": rounds, "figures": figures, "missing": {}}
 
 
-def _head(rows: int) -> str:
-    return f"{rows}{', packed' if rows >= PACKED else ''}"
-
-
 def lines(result: Record) -> list[str]:
-    """Return the lines of a table, and what packing costs."""
+    """Return the lines of a table, and what packing costs: the step at the threshold less the time of its row."""
     times = {name: 1e6 * figure["median"] for name, figure in result["figures"].items()}
     rows = ["rows", *times], ["---"] * (1 + len(times)), ["time of a call", *(f"{t:.0f} µs" for t in times.values())]
 
-    step, compared = times[_head(PACKED)] - times[_head(PACKED - 1)], times[COMPARED]
-    return [
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        f"The step from {PACKED - 1} to {PACKED} rows, {step:.0f} µs, is what packing costs beyond reading the weights "
-        f"as they lie. Comparing them takes {compared:.0f} µs.",
+    compared = times.pop(COMPARED)
+    before, last = [(int(name), time) for name, time in times.items() if name.isdigit()][-2:]
+    first = next(time for name, time in times.items() if not name.isdigit())
+    row = (last[1] - before[1]) / (last[0] - before[0])
+    packed = first - last[1] - row
+    said = [
+        f"A call of {last[0] + 1} rows takes {first - last[1]:.0f} µs more than one of {last[0]}.",
+        f"A row takes {row:.0f} µs, as from {before[0]} to {last[0]} rows.",
+        f"So packing costs {packed:.0f} µs beyond reading the weights as they lie"
+        if packed >= 0.5
+        else "So packing costs nothing beyond reading the weights as they lie",
     ]
+    spared = packed - compared
+    said[-1] += f", and comparing them costs {compared:.0f} µs."
+    said.append(
+        f"A cache that compares them would save {spared:.0f} µs a call, {100 * spared / first:.0f} % of this one."
+        if spared >= 0.5
+        else "A cache that compares them would save nothing."
+    )
+    return [*(f"| {' | '.join(each)} |" for each in rows), "", " ".join(said)]
 
 
 def main() -> None:
@@ -80,10 +93,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300, help="of which the medians are shown (default: 300)")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
     args = parser.parse_args()
+    if cpu.ISA not in UNPACKED:
+        raise SystemExit(f"few_rows: expected kernels for {' or '.join(UNPACKED)}, got {records.isa()}")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     found = records.environment()
-    result = measure(calls(), args.rounds)
+    result = measure(calls(UNPACKED[cpu.ISA]), args.rounds)
     print("\n".join(lines(result)))
     if args.record:
         print(f"recorded in {records.append(found, [result])}")

@@ -1,8 +1,9 @@
 """Measure the machine's limits in the same rounds as the variants compared with them.
 
 No kernel can multiply faster than the machine's units, nor read and write faster than its memory. Both rates come from
-PyTorch's libraries: the fastest of several large matrix products, and a copy far larger than the caches. A share above
-100 % means that a kernel multiplies faster than those libraries.
+PyTorch's libraries: the fastest of several large matrix products, and a copy far larger than the caches. Useful
+operations are those of all terms. A share above 100 % means that a kernel multiplies faster than those libraries, or
+that it leaves out terms of 0 (docs/cpu.md#zeros).
 """
 
 import time
@@ -19,9 +20,9 @@ TINY = 64  # --check divides a side by it, and its rates mean nothing
 
 
 class Work(NamedTuple):
-    """The unavoidable work of a call."""
+    """The work of a call whose activations are not 0."""
 
-    flop: int  # useful operations: multiplications and additions
+    flop: int  # useful operations: multiplications and additions of all terms
     nbytes: int  # to be read from or written to memory at least once
 
 
@@ -36,9 +37,9 @@ class Yardstick(NamedTuple):
 def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
     """Return the work of decoding `queries` that read `latents` of the map, without the projection of the latents.
 
-    Operations: those that no exact method known here avoids, 1.58 M per query for 256 x 4. Four corners go through the
-    part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is linear, so
-    once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
+    Operations: those of all terms, 1.58 M per query for 256 x 4; kernels may leave out terms of 0. Four corners go
+    through the part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is
+    linear, so once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
     """
     corner = 4 * weights[0].shape[0] + sum(weight.numel() for weight in weights[1:-1])
     flop = 2 * queries * (4 * corner + weights[-1].numel())

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NOT_BUILT = "kernels not built"
 PACKAGES = ("triton", "onnxruntime", "openvino")  # packages besides torch that a figure depends on
+MEASURED = ("liif_fast", "csrc", "kernels", "setup.py", "benchmarks", ":!benchmarks/results")  # as git status takes it
 
 Record = dict[str, Any]
 
@@ -80,13 +81,13 @@ def _driver() -> str | None:
 
 
 def _commit() -> str:
-    """Return HEAD, with + if the measured code differs from it; "" outside a checkout."""
+    """Return HEAD, with + if the code that is measured or measures differs from it; "" outside a checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "liif_fast", "csrc", "kernels", "setup.py")
+        changed = git("status", "--porcelain", "--", *MEASURED)
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -149,7 +149,7 @@ def bfloat16(found: Sequence[Record]) -> str:
 
 
 def training(found: Sequence[Record]) -> str:
-    """Return the rates of training as shares of the limit, from the newest record that has them."""
+    """Return the rates of training as shares of a dense render's, from the newest record that has them."""
     return _lines(found, "training-rate", training_rate.lines)
 
 

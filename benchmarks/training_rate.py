@@ -1,9 +1,10 @@
-"""Compare the rate of training with the machine's limit: python -m benchmarks.training_rate.
+"""Compare the rate of training with a dense render's: python -m benchmarks.training_rate.
 
-The limit is a render in which no activation is 0, so that kernels leave out no term. Rates are useful operations
-(limits.py) per second: of CPU time on one thread, where others disturb little, and of elapsed time on more. A step is
-liif_decode with gradients of the latents and of every parameter; its projection does not count as useful, nor does
-anything that it computes again. Each round runs that render before and after the step.
+In a dense render no activation is 0, so kernels leave out no term. The backward pass leaves out none either. The
+forward pass does where neighbouring rows share zeros. Rates are useful operations (limits.py) per second: of CPU time
+on one thread, where others disturb little, and of elapsed time on more. A step is liif_decode with gradients of the
+latents and of every parameter. Its projection does not count as useful, nor does anything that it computes again. Each
+round runs the dense render before and after the step.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[int]) -> dict[str, list[float]]:
-    """Return the limit and, as shares of it, the rates of a render, both passes, and the step, by round."""
+    """Return a dense render's rate and, as shares of it, those of a render, both passes, and the step, by round."""
     picture = make_problem((side, side), hidden=hidden)
     positive = [bias + 100.0**layer for layer, bias in enumerate(picture.biases, 1)]  # whatever the other terms are
     problem = make_problem((side, side), batch=batch, hidden=hidden)
@@ -63,7 +64,7 @@ def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[in
         rate = useful / (first + last) * 2
         rates = useful / usual, total / 3 / there, total * 2 / 3 / back, total / (there + back)
         found.append((rate, *(each / rate for each in rates)))
-    return dict(zip(("limit", *PARTS), map(list, zip(*found[1:], strict=True)), strict=True))
+    return dict(zip(("dense", *PARTS), map(list, zip(*found[1:], strict=True)), strict=True))
 
 
 def measure(rounds: int, side: int = SIDE, hidden: Sequence[int] = (256,) * 4) -> list[Record]:
@@ -75,11 +76,11 @@ def measure(rounds: int, side: int = SIDE, hidden: Sequence[int] = (256,) * 4) -
             {
                 "name": f"training-rate-{batch}-{queries}",
                 "title": f"B = {batch}, Q = {queries:,}",
-                "unit": "of the limit",
+                "unit": "of a dense render's rate",
                 "rounds": rounds,
                 "figures": {part: found[part] for part in PARTS},
                 "missing": {},
-                "limit_rate": found["limit"],
+                "dense_rate": found["dense"],
             }
         )
     return results
@@ -88,11 +89,11 @@ def measure(rounds: int, side: int = SIDE, hidden: Sequence[int] = (256,) * 4) -
 def lines(results: Sequence[Record]) -> list[str]:
     """Return the lines of a table of results."""
     rows = [
-        [result["title"], f"{result['limit_rate']['median'] / 1e9:.0f} GFLOP/s"]
+        [result["title"], f"{result['dense_rate']['median'] / 1e9:.0f} GFLOP/s"]
         + [f"{result['figures'][part]['median']:.2f}" for part in PARTS]
         for result in results
     ]
-    return [f"| {' | '.join(row)} |" for row in (["", "limit", *PARTS], ["---"] * (2 + len(PARTS)), *rows)]
+    return [f"| {' | '.join(row)} |" for row in (["", "dense render", *PARTS], ["---"] * (2 + len(PARTS)), *rows)]
 
 
 def main() -> None:

@@ -21,6 +21,12 @@ def page(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
+def test_lines_have_120_characters_at_most(page: Path) -> None:
+    """Except tables, code and generated parts, whose lines name a machine."""
+    text = re.sub(r"^<!-- begin:(\S+) -->.*?^<!-- end:\1 -->|^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
+
+
 def headings(path: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S), re.M)

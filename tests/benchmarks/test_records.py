@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 
 from benchmarks import records
@@ -27,6 +29,25 @@ def test_the_environment_names_what_a_figure_depends_on():
     environment = records.environment()
     assert {"version", "commit", "date", "cpu", "isa", "threads", "torch", "packages", "device"} <= set(environment)
     assert set(environment["packages"]) == {"triton", "onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "mark"),
+    [("benchmarks/few_rows.py", "+"), ("csrc/plan.h", "+"), ("docs/cpu.md", ""), ("benchmarks/results/cpu.jsonl", "")],
+)
+def test_a_changed_benchmark_marks_the_commit(changed, mark, tmp_path, monkeypatch):
+    """It decides over a figure as the kernels do; the records themselves decide over none."""
+
+    def git(*command):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *command], cwd=tmp_path, check=True)
+
+    for name in {changed, "benchmarks/results/other.jsonl"}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    git("init", "--quiet"), git("add", "."), git("commit", "--quiet", "-m", "x")
+    (tmp_path / changed).write_text("changed")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records._commit() == records._commit().rstrip("+") + mark
 
 
 def test_every_record_can_be_read():

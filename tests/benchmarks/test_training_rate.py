@@ -1,4 +1,4 @@
-"""The comparison of training's rate with the render's runs, and its figures fit together."""
+"""The comparison of training's rate with a dense render's runs, and its figures fit together."""
 
 import pytest
 import torch
@@ -16,5 +16,5 @@ def test_small_cases(threads, monkeypatch):
         render, forward, backward, both = (result["figures"][part]["median"] for part in training_rate.PARTS)
         assert min(render, forward, backward, both) > 0
         assert both == pytest.approx(3 / (1 / forward + 2 / backward), rel=1e-2)
-        assert {"name", "title", "unit", "rounds", "figures", "missing", "limit_rate"} == set(result)
+        assert {"name", "title", "unit", "rounds", "figures", "missing", "dense_rate"} == set(result)
     assert [line.split(" | ")[0] for line in training_rate.lines(results)[2:]] == ["| B = 2, Q = 60", "| B = 1, Q = 9"]
