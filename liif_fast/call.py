@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from liif_fast.window import Extent as Extent
 from liif_fast.window import Window as Window
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Switches(NamedTuple):
@@ -68,6 +71,14 @@ class Kernels(NamedTuple):
     def dtype(self, tensor: Tensor) -> torch.dtype:
         """Return the dtype of products for feat (or x)."""
         return self.computes_in(tensor.dtype, autocast_dtype(tensor))
+
+    def bind(self, function: Callable[Concatenate[Kernels, Arguments], Result]) -> Callable[Arguments, Result]:
+        """Return an operator's function without its first argument, these kernels; torch.compile reads no `partial`."""
+
+        def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+            return function(self, *args, **options)
+
+        return run
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -1,6 +1,7 @@
 """Replace files atomically, and name files."""
 
 import errno
+import functools
 import os
 import secrets
 import shutil
@@ -71,14 +72,16 @@ def atomic_file(path: str | os.PathLike[str], mode: int | None = None) -> Iterat
         return
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")  # a name may have 255 bytes
+    if mode is None and target.exists():
+        mode = target.stat().st_mode & 0o7777
     try:
-        # Not tempfile, because the file would have the permissions 0600 instead of the umask's.
-        with part.open("x+b") as file:
+        # Not tempfile, because a new file would have the permissions 0600 instead of the umask's. The part never has
+        # more than the file will have, or others could open it in the meantime.
+        opener = functools.partial(os.open, mode=0o666 if mode is None else mode & 0o777)
+        with open(str(part), "x+b", opener=opener) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if mode is None and target.exists():
-            mode = target.stat().st_mode & 0o7777
         if mode is not None:
             part.chmod(mode)
         os.replace(part, target)

@@ -9,7 +9,8 @@ import os
 import signal
 
 on_cpu = os.environ.get("LIIF_FAST_TEST_DEVICE", "cpu") == "cpu"
-if on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and importlib.util.find_spec("triton"):
+interprets = on_cpu and "LIIF_FAST_TEST_BACKENDS" not in os.environ and bool(importlib.util.find_spec("triton"))
+if interprets:
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     from liif_fast.kernels import attend_corners, fourier_decode, fused_mlp, gather_corners, project, render

@@ -1,27 +1,36 @@
 """Shortcuts through Triton's interpreter, which halve the time of the kernels' tests.
 
 They keep what depends on types and shapes alone. The names are private, and another version of Triton may lack them.
-Then the tests only take longer.
+Then the tests only take longer: each function that lacks its name is left as it is.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import triton.language as tl
-from triton.language import semantic
-from triton.runtime import interpreter
 
 Maker = Callable[[Any], Any]
 TAKEN: list[tuple[Any, str, Any]] = []  # owner, name, Triton's own function
 patched: set[tuple[bool, ...]] = set()
 
 
-def shorten(owner: Any, name: str) -> Callable[[Maker], Maker]:
-    """Replace a function of Triton by what the decorated one makes of it."""
+def find(path: str) -> Any:
+    """Return what Triton has behind a dotted path, or None."""
+    module, _, names = path.partition(":")
+    try:
+        return functools.reduce(getattr, names.split(".") if names else [], importlib.import_module(f"triton.{module}"))
+    except (ImportError, AttributeError):
+        return None
+
+
+def shorten(path: str, name: str) -> Callable[[Maker], Maker]:
+    """Replace a function of Triton, if there is one, by what the decorated one makes of it."""
 
     def decorate(make: Maker) -> Maker:
-        original = vars(owner).get(name)
+        owner = find(path)
+        original = getattr(owner, "__dict__", {}).get(name)
         if original is not None:
             TAKEN.append((owner, name, original))
             setattr(owner, name, functools.wraps(original)(make(original)))
@@ -30,7 +39,7 @@ def shorten(owner: Any, name: str) -> Callable[[Maker], Maker]:
     return decorate
 
 
-@shorten(interpreter, "_patch_lang")
+@shorten("runtime.interpreter", "_patch_lang")
 def _patch_once(patch: Any) -> Any:
     """Replace what is in Triton's modules once in a launch, instead of at each call of a function in it."""
 
@@ -44,7 +53,7 @@ def _patch_once(patch: Any) -> Any:
     return patch_once
 
 
-@shorten(getattr(interpreter, "GridExecutor", None) or object, "__call__")
+@shorten("runtime.interpreter:GridExecutor", "__call__")
 def _launch_anew(launch: Any) -> Any:
     def launch_anew(*args: Any, **options: Any) -> Any:
         patched.clear()
@@ -53,7 +62,7 @@ def _launch_anew(launch: Any) -> Any:
     return launch_anew
 
 
-@shorten(interpreter, "_get_np_dtype")
+@shorten("runtime.interpreter", "_get_np_dtype")
 def _look_up(dtype: Any) -> Any:
     """Look a type up by its name, instead of in a table made for the call."""
     known: dict[str, Any] = {}
@@ -66,7 +75,7 @@ def _look_up(dtype: Any) -> Any:
     return look_up
 
 
-@shorten(tl.core.block_type, "__init__")
+@shorten("language.core:block_type", "__init__")
 def _check_once(init: Any) -> Any:
     """Check a shape once."""
     known: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -81,7 +90,7 @@ def _check_once(init: Any) -> Any:
     return check_once
 
 
-@shorten(tl.core.tensor, "__init__")
+@shorten("language.core:tensor", "__init__")
 def _make_shape_once(init: Any) -> Any:
     """Make the shape of a type's tensors once."""
     known: dict[str, dict[str, Any]] = {}
@@ -95,7 +104,7 @@ def _make_shape_once(init: Any) -> Any:
     return make_shape_once
 
 
-@shorten(semantic.TritonSemantic, "binary_op_sanitize_overflow_impl")
+@shorten("language.semantic:TritonSemantic", "binary_op_sanitize_overflow_impl")
 def _check_in_debug(check: Any) -> Any:
     """Leave out eight operations after each on integers, whose result is read in debug mode alone."""
 

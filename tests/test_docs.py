@@ -12,7 +12,7 @@ from liif_fast.cli.program import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("liif_fast/assets/*.md"))]
 FOLDERS = ("benchmarks", "configs", "csrc", "docs", "examples", "kernels", "liif_fast", "tests")
-SOURCES = ("*.py", "liif_fast/**/*.py", "csrc/**/*.*", "tests/**/*.py", "benchmarks/**/*.py", "Makefile", ".ci/run")
+SOURCES = ("*.py", "liif_fast/**/*.py", "csrc/**/*.*", "benchmarks/**/*.py", "Makefile", ".ci/run")
 MADE = {"liif_fast/verdicts", "liif_fast/_C_sm90", "benchmarks/results/triton-VERSION.json"}  # not in the tree
 
 
@@ -30,7 +30,13 @@ def test_lines_have_120_characters_at_most(page: Path) -> None:
 def headings(path: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S), re.M)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    found = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return {f"{anchor}-{n}" if (n := found[:at].count(anchor)) else anchor for at, anchor in enumerate(found)}
+
+
+def test_a_repeated_heading_has_a_number(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# A, b\n## Use\n```\n# code\n```\n## `Use`\n### Use\n")
+    assert headings(tmp_path / "a.md") == {"a-b", "use", "use-1", "use-2"}
 
 
 def test_links_lead_to_files_and_headings(page: Path) -> None:
@@ -88,10 +94,16 @@ def test_targets_exist(page: Path) -> None:
     assert set(re.findall(r"(?:^    |`)make ([a-z]+)", page.read_text(), re.M)) <= {*targets}
 
 
+def variables(*patterns: str) -> set[str]:
+    """Return the names of the variables in files."""
+    text = "".join(path.read_text() for each in patterns for path in ROOT.glob(each) if path.suffix != ".pyc")
+    return {*re.findall(r"\bLIIF_FAST_[A-Z_]+[A-Z]\b", text)}
+
+
 def test_every_variable_is_documented_and_every_documented_one_is_read() -> None:
+    """Tests read their own; another's name in a test is not its use."""
     table = {*re.findall(r"`(LIIF_FAST_\w+)`", (ROOT / "docs" / "environment.md").read_text())}
-    code = "".join(path.read_text() for each in SOURCES for path in ROOT.glob(each) if path.suffix != ".pyc")
-    read = {*re.findall(r"\bLIIF_FAST_[A-Z_]+[A-Z]\b", code)}
-    assert {name for path in PAGES for name in re.findall(r"\bLIIF_FAST_[A-Z_]+[A-Z]\b", path.read_text())} <= read
+    read = variables(*SOURCES) | {name for name in variables("tests/**/*.py") if name.startswith("LIIF_FAST_TEST_")}
+    assert variables("*.md", "docs/*.md", "liif_fast/assets/*.md") <= read
     assert table <= read
     assert not {name for name in read - table if "TEST_LOG" not in name}, "a variable that docs/environment.md lacks"

@@ -22,6 +22,25 @@ def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of files here")
+@pytest.mark.parametrize(
+    ("before", "mode", "after"), [(0o600, None, 0o600), (0o666, 0o640, 0o640), (None, None, 0o622)]
+)
+def test_the_part_lets_nobody_in_whom_the_file_keeps_out(before, mode, after, tmp_path):
+    path = tmp_path / "a.bin"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    umask = os.umask(0o044)
+    try:
+        with atomic_file(path, mode):
+            [part] = [each for each in tmp_path.iterdir() if each != path]
+            assert not part.stat().st_mode & 0o777 & ~after
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == after
+
+
 def test_short_names_of_files():
     assert distinct_names(["x/a.pth", "b.pth"]) == ["a", "b"]
     assert distinct_names(["x/a.pth", "y/a.pth"]) == ["x-a", "y-a"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class Backend(Protocol):
     def fused_mlp(
         self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], recompute: bool | None
     ) -> Tensor: ...
+
+
+if TYPE_CHECKING:  # `_import` cannot compare a module with the protocol; `cuda` has only a part of it
+    from liif_fast.backends import cpu, factorised, reference, triton
+
+    _whole: tuple[Backend, ...] = (cpu, factorised, reference, triton)
 
 
 def _import(name: str) -> Backend | str:

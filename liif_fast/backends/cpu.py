@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,26 +114,11 @@ def _saves(
 
 KERNELS = Kernels(None, _computes_in, _saves)
 
-
-# The operators' functions, behind KERNELS as the first argument.
-def render(*args: Any, **options: Any) -> Tensor:
-    return _decode.render(KERNELS, *args, **options)
-
-
-def gather_corners(*args: Any) -> tuple[Tensor, Tensor]:
-    return _gather.gather_corners(KERNELS, *args)
-
-
-def fused_mlp(*args: Any) -> Tensor:
-    return _mlp.fused_mlp(KERNELS, *args)
-
-
-def fourier_decode(*args: Any) -> Tensor:
-    return _fourier.fourier_decode(KERNELS, *args)
-
-
-def modulated_decode(*args: Any) -> Tensor:
-    return _modulated.modulated_decode(KERNELS, *args)
+render = KERNELS.bind(_decode.render)
+gather_corners = KERNELS.bind(_gather.gather_corners)
+fused_mlp = KERNELS.bind(_mlp.fused_mlp)
+fourier_decode = KERNELS.bind(_fourier.fourier_decode)
+modulated_decode = KERNELS.bind(_modulated.modulated_decode)
 
 
 def decode(

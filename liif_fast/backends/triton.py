@@ -121,26 +121,11 @@ def _saves(
 
 KERNELS = Kernels(NAME, lambda dtype, autocast: autocast or dtype, _saves)
 
-
-# The operators' functions, behind KERNELS as the first argument.
-def decode(*args: Any) -> Tensor:
-    return _decode.decode(KERNELS, *args)
-
-
-def render(*args: Any, **options: Any) -> Tensor:
-    return _decode.render(KERNELS, *args, **options)
-
-
-def gather_corners(*args: Any) -> tuple[Tensor, Tensor]:
-    return _gather.gather_corners(KERNELS, *args)
-
-
-def fused_mlp(*args: Any) -> Tensor:
-    return _mlp.fused_mlp(KERNELS, *args)
-
-
-def fourier_decode(*args: Any) -> Tensor:
-    return _fourier.fourier_decode(KERNELS, *args)
+decode = KERNELS.bind(_decode.decode)
+render = KERNELS.bind(_decode.render)
+gather_corners = KERNELS.bind(_gather.gather_corners)
+fused_mlp = KERNELS.bind(_mlp.fused_mlp)
+fourier_decode = KERNELS.bind(_fourier.fourier_decode)
 
 
 def attend_corners(

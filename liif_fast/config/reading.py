@@ -10,11 +10,14 @@ import yaml
 T = TypeVar("T")
 
 
-MOST_VALUES = 100_000  # of a file; aliases of aliases would make it as large as they like
+MOST_VALUES = 100_000  # of a file, because nested aliases can expand without limit
 
 
 class _Loader(yaml.SafeLoader):
-    """Read 1e-4 as a number, although YAML 1.1 requires a dot; refuse repeated keys and whole numbers above 64 bits."""
+    """Read 1e-4 as a number, although YAML 1.1 requires a dot; refuse repeated keys and whole numbers above 64 bits.
+
+    Every error carries its line.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -26,10 +29,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        value: int = super().construct_yaml_int(node)
+        value: int = 2**63 if len(node.value) > 999 else super().construct_yaml_int(node)  # Python reads 4,300 digits
         if not -(2**63) <= value < 2**63:
             raise yaml.MarkedYAMLError(problem="the whole number has more than 64 bits", problem_mark=node.start_mark)
         return value
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError):  # of PyYAML, about `!!int x` or 2001-99-99
+            problem = f"expected a value of the type {node.tag.rpartition(':')[2]}, got {str(node.value)[:40]!r}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -52,13 +62,13 @@ class Document:
             self._walk(node, "")
             self.content: Any = None if node is None else loader.construct_document(node)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            reason = "it refers to itself" if isinstance(error, RecursionError) else error
+            reason = "it refers to itself or is nested too deep" if isinstance(error, RecursionError) else error
             raise ValueError(f"{self.path} is not YAML: {reason}") from None
 
     def _walk(self, node: yaml.Node | None, place: str) -> None:
         """Record the line of every key and list item under its dotted place."""
         if len(self._lines) > MOST_VALUES:
-            raise yaml.YAMLError(f"it has more than {MOST_VALUES} values")
+            raise ValueError(f"{self.path} is too large: it has more than {MOST_VALUES} values")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 below = f"{place}.{key.value}" if place else str(key.value)

@@ -160,7 +160,8 @@ def _size(text: str, width: float, height: float, extent: Extent, max_area: int,
             raise RequestError(400, f"size must name at least one side, got {text!r}")
         w, h = given
         if match[1]:
-            w, h = _confined(width, height, min(w, widest), min(h, highest), max_area)  # type: ignore[arg-type, type-var]
+            sides = min(w, widest), min(h, highest)  # type: ignore[type-var]
+            w, h = _confined(width, height, *sides, max_area)  # type: ignore[arg-type]
         wide = w if w is not None else max(1, round(width * h / height))  # type: ignore[operator]
         high = h if h is not None else max(1, round(height * wide / width))
     else:

@@ -135,7 +135,7 @@ def test_the_shipped_model_in_half_precision(tmp_path):
 
 
 def test_the_other_shipped_model():
-    """Its graph is that of the first, which runtimes execute above, with other weights."""
+    """No runtime executes it: its graph is that of the first, which runtimes execute above, with other weights."""
     first, other = load_model(shipped_model()), load_model(shipped_model(SHIPPED_PHOTO))
     assert (other.spec, other.data_norm) == (first.spec, first.data_norm)
     whole = Whole(check_exportable(other), torch.float32)
@@ -147,16 +147,19 @@ def test_the_other_shipped_model():
         torch.testing.assert_close(got, expected, rtol=0, atol=FLOAT32)
 
 
-def test_one_corner(tmp_path):
-    """With the other graphs here, every two switches; `test_the_modules_compute_the_model` tries every mixture."""
-    model = build(residual="bilinear", local_ensemble=False)
+def test_one_corner_without_unfolding(tmp_path):
+    """With the shipped model, `parts` and the graph in half precision, every state of any two switches.
+
+    `test_the_modules_compute_the_model` tries every mixture in PyTorch.
+    """
+    model = build(residual="bilinear", local_ensemble=False, feat_unfold=False)
     export_onnx(model, tmp_path / "model.onnx")
     assert_right(tmp_path / "model.onnx", model)
 
 
-def test_half_precision_no_switches_and_rcan(tmp_path):
+def test_half_precision_one_corner_without_cell_and_rcan(tmp_path):
     args = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 4, "reduction": 2, "no_upsampling": True}
-    model = build({"name": "rcan", "args": args}, residual="bilinear", **dict.fromkeys(SWITCHES, False))
+    model = build({"name": "rcan", "args": args}, residual="bilinear", local_ensemble=False, cell_decode=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert export_onnx(model, tmp_path / "half.onnx", half=True) == [tmp_path / "half.onnx"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -167,10 +170,11 @@ def test_half_precision_no_switches_and_rcan(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A model on RDN, without cell, and its two files."""
+    """A model on RDN, without unfolding and cell, and its two files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(rdn.CONFIGS, "B", (2, 2, 4))
-        model = build({"name": "rdn", "args": {"G0": 4, "no_upsampling": True}}, cell_decode=False)
+        encoder = {"name": "rdn", "args": {"G0": 4, "no_upsampling": True}}
+        model = build(encoder, feat_unfold=False, cell_decode=False)
     return model, export_onnx(model, tmp_path_factory.mktemp("parts") / "model.onnx", form="parts")
 
 

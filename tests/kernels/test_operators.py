@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from liif_fast import LIIFDecoder, functional
-from liif_fast.backends import attention, triton
+from liif_fast.backends import attention, cpu, factorised, reference, triton
 from liif_fast.call import Switches
 
 from ..ops import test_gradients
@@ -142,6 +142,20 @@ def test_only_by_name():
     assert can
     assert "off in auto until `liif-fast qualify` has passed it here" in reason
     assert functional.explain(*problem.arguments).chosen != "triton"
+
+
+@pytest.mark.parametrize("backend", [reference, factorised, cpu, triton], ids=lambda backend: backend.NAME)
+def test_every_function_takes_the_names_of_the_protocol(backend):
+    if backend is cpu and cpu._missing:
+        pytest.skip("the C++ kernels are not built")
+    problem = Problem(batch=1, channels=2, shape=(3, 4), queries=3, hidden=(8,))
+    x, layers = torch.randn(2, 4), dict(zip(("weights", "biases"), make_layers((4, 8, 3)), strict=True))
+    assert backend.fused_mlp(x=x, **layers, recompute=None).shape == (2, 3)
+    named = dict(zip(("feat", "coord", "cell", "weights", "biases"), problem.arguments, strict=True))
+    named["switches"] = Switches()
+    assert backend.decode(**named, recompute=True).shape == (1, 3, 3)
+    del named["weights"], named["biases"]
+    assert backend.gather_corners(**named)[1].shape == (1, 3, 4)
 
 
 def test_cpu_tensors_need_the_interpreter(monkeypatch):

@@ -13,7 +13,8 @@ from liif_fast.convolution import fast_convolutions
 from liif_fast.ops import project as operator_module
 from liif_fast.ops.project import fast_project, fast_project_backward, project, project_backward
 
-from .support import DEFAULT, Problem
+from . import oracle
+from .support import DEFAULT, Problem, same_bits
 from .test_conv3x3 import LARGEST, NORM, errors
 
 pytestmark = pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built")
@@ -161,6 +162,30 @@ def test_the_context_of_the_forward_pass_decides():
 def test_leaves_what_would_be_slower(changes):
     names = operators(steps(fast_convolutions, **changes))
     assert {"project", "project_backward"} <= names and not {"conv3x3", "conv3x3_backward"} & names
+
+
+def test_promises_3_and_5_hold_up_to_rounding_and_for_tiles():
+    """An image alone takes the other algorithm; a NaN reaches no query but of the tiles of 4x4 latents around it."""
+    made, shape = Problem(batch=2, channels=17, shape=(33, 35), queries=600, hidden=(37, 8)), (33, 35)
+    feat, coord, cell, *layers = made.arguments
+
+    def run(images):
+        with fast_convolutions():
+            return functional.liif_decode(images, coord[: len(images)], cell[: len(images)], *layers, backend="cpu")
+
+    clean, alone = run(feat), run(feat[:1])
+    assert not torch.equal(alone, clean[:1])
+    torch.testing.assert_close(alone, clean[:1], rtol=0, atol=1e-5 * clean.abs().max().item())
+    bad, index = feat.clone(), torch.from_numpy(oracle.plan(coord.numpy(), shape, True)[0])
+    bad[1, 2, 15, 21] = float("nan")  # at the edge of its tile in height, inside in width
+    out = run(bad)
+    near, tiles = (
+        ((index >= torch.tensor(first)) & (index <= torch.tensor(last))).all(-1).any(-1)
+        for first, last in (((14, 20), (16, 22)), ((12, 20), (19, 23)))
+    )
+    near[0] = tiles[0] = False
+    assert near.any() and out[near].isnan().all()
+    assert same_bits(out[~tiles], clean[~tiles])
 
 
 def test_repeats(threads):

@@ -235,6 +235,25 @@ def test_the_home_folder(tmp_path, tiny, monkeypatch):
     assert check_config(tiny).resume == str(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(str(10**30), "9" * 5000, "-" + "9" * 5000, "0b_", "!!int foo", "!!int ''"),
+        *("!!float x", "!!float ''", "1" + ":00" * 200 + ".5", "!!bool x", "!!binary 'é'"),
+        *("2001-99-99", "2001-01-01 00:00:00 +99:99", "!!timestamp x"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_value_that_is_none_has_its_place(tmp_path, value):
+    """PyYAML raises errors of many types, without a place."""
+    path = tmp_path / "c.yaml"
+    for place in (f"b: {value}", f"b: [{value}]"):
+        path.write_text(f"a: 1\n{place}")
+        reason = "more than 64 bits" if value.strip("-").isdigit() else "expected a value of the type|failed to "
+        with pytest.raises(ValueError, match=rf"c\.yaml is not YAML: .*({reason})[^\n]*\s+in .* line 2, column [45]:"):
+            load_config(path)
+
+
 def test_not_yaml(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: [1")
@@ -247,13 +266,13 @@ def test_not_yaml(tmp_path):
         f"{key}: &{key} [*{before}, *{before}]\n" for before, key in itertools.pairwise("abcdefghijklmnopqrstu")
     )
     path.write_text("a: &a [1]\n" + doubled)  # 2^20 values
-    with pytest.raises(ValueError, match="more than 100000 values"):
-        load_config(path)
-    path.write_text(f"a: 1\nb: {10**30}")
-    with pytest.raises(ValueError, match=r"more than 64 bits\s+in .* line 2, column 4"):
+    with pytest.raises(ValueError, match=r"c\.yaml is too large: it has more than 100000 values"):
         load_config(path)
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match="is not YAML"):
+        load_config(path)
+    path.write_text("[" * 9000)
+    with pytest.raises(ValueError, match="is nested too deep"):
         load_config(path)
     path.write_text("just words")
     with pytest.raises(ValueError, match="config: expected a mapping"):
