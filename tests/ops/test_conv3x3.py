@@ -166,7 +166,7 @@ def test_second_derivative():
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_second_derivative_of_inputs_that_share_a_graph(wrap):
-    """Two residual blocks with the same weights, whose map is the addend, too."""
+    """Two residual blocks share their weights, and each adds its own input."""
     (x, weight, _, _), _ = problem((1, 4, 4, 5, 6), torch.float64)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     weight.requires_grad_()

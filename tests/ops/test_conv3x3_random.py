@@ -41,7 +41,7 @@ class Config:
         self.wanted[rng.randrange(2)] = True
 
     def tensors(self):
-        """Draw the inputs, None where there is none, and the gradient at the output."""
+        """Draw the inputs and the gradient at the output; an input that the configuration lacks is None."""
         generator = torch.Generator().manual_seed(self.rng.randrange(2**32))
         ins, outs = ((self.batch, channels, self.height, self.width) for channels in (self.ins, self.outs))
         last = [(self.ins, self.outs, 3, 3), (self.ins,), ins] if self.residual else [outs, outs]

@@ -316,7 +316,7 @@ print("triton" in sys.modules or "liif_fast.qualification" in sys.modules)
 
 @pytest.mark.parametrize("missing", verdict.AMX_UNITS)
 def test_amx_needs_every_kind_of_call(missing):
-    """One that was not examined, and one that nobody asks for but that was wrong, keep it off."""
+    """AMX stays off if a kind of call was not examined, or was wrong although nobody takes it."""
     every = dict.fromkeys(verdict.AMX_UNITS, RIGHT)
     for results, reason in (
         ({name: of for name, of in every.items() if name != missing}, f"{missing}: not decided: not examined"),

@@ -11,20 +11,9 @@ import liif_fast
 from liif_fast import Upscaler
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.images import read_image, write_strips
-from liif_fast.models import make
 from liif_fast.upscaling import features, upscale, upscale_file
 from liif_fast.upscaling.cache import Cache
 from liif_fast.upscaling.sizes import Frame, frame_over
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    """A small LIIF with random weights, which adds to its input's interpolation."""
-    torch.manual_seed(0)
-    encoder = {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 8, "no_upsampling": True}}
-    imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16]}}
-    args = {"encoder_spec": encoder, "imnet_spec": imnet, "residual": "bilinear"}
-    return make({"name": "liif", "args": args}).eval()
 
 
 def picture(kind: str) -> NDArray:
