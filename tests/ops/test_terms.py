@@ -111,7 +111,7 @@ def test_integers(dtype, share, hidden, threads):
 def test_gradients_of_rows_that_are_not_finite(dtype, value, threads):
     """A gradient of 0 times an activation of infinity or NaN is NaN, in the same weights as in PyTorch."""
     threads(1)
-    x, weights, biases, generator = make(dtype)
+    x, weights, biases, _ = make(dtype)
     weights[0][:, 3] = 0
     weights[0][5, 3] = 1  # only one channel
     x[100, 3] = value
