@@ -71,7 +71,7 @@ bench: build
 # A second, instrumented build beside the usual one. Python itself is not instrumented, hence the preload. The emulator
 # of AMX is, so its loads and stores are checked. Left out are tests that measure memory, and tests of the compiler of
 # PyTorch. The output of C++ is not captured, because a finding ends the process.
-SANITIZED := $(foreach name,plan few_rows random gradients hostile same_bits terms project autocast attend \
+SANITIZED := $(foreach name,plan reuse few_rows random gradients hostile same_bits terms project autocast attend \
 	fourier modulated conv3x3 conv3x3_random,tests/ops/test_$(name).py) \
 	tests/amx/test_operators.py tests/amx/test_products.py::test_products
 sanitize: build

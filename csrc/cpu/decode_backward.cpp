@@ -21,7 +21,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Queries& queries, int64_t
     const int64_t channels = latents.channels(), padded = round_up(channels, kernel<Sum<T>>().nr);
     const int64_t stride = net.stride(), hidden = net.hidden();
     Sum<T>* places = mutable_data<Sum<T>>(place_grad);
-    Tensors result{wanted.latents ? make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), channels})
+    Tensors result{wanted.latents ? make_large_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), channels})
                                   : make<Sum<T>>(p, {0})};
     RowsBackward<T, Latents<T>, Queries> pass(grad, latents, queries, net, corners, total, wanted, terms * padded,
                                               result[0], &saved);

@@ -23,7 +23,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const Tens
     });
     const int64_t half = net.half(), padded_half = round_up(half, kernel<Sum<T>>().nr), stride = net.stride();
     Sum<T>* places = mutable_data<Sum<T>>(place_grad);
-    Tensors result{wanted.latents ? make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})
+    Tensors result{wanted.latents ? make_large_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})
                                   : make<Sum<T>>(p, {0})};
     RowsBackward<T, Latents<Sum<T>>, CoordQueries> pass(grad, latents, queries, net, kCorners,
                                                         coord.size(0) * coord.size(1), wanted, 2 * padded_half,

@@ -97,7 +97,7 @@ Tensors run(const Tensor& grad, const Tensor& p, const Tensor& coord, const std:
     const auto net = build_packed(p, packed, [&](Arena& arena, bool dry) {
         return ModulatedNet<T>(weights, biases, cell ? 4 : 2, pack_backward | pack_forward, arena, dry);
     });
-    Tensors result{wanted.latents ? make_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})
+    Tensors result{wanted.latents ? make_large_zeros<Sum<T>>(p, {p.size(0), p.size(1), p.size(2), p.size(3)})
                                   : make<Sum<T>>(p, {0})};
     RowsBackward<T, Latents<Sum<T>>, CoordQueries> pass(grad, latents, queries, net, corners,
                                                         coord.size(0) * coord.size(1), wanted, 0, result[0]);

@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "chunk.h"
+#include "memory.h"
 
 namespace liif {
 

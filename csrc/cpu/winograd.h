@@ -4,6 +4,7 @@
 // borders.
 #pragma once
 
+#include "memory.h"
 #include "network.h"
 #include "unroll.h"
 
@@ -60,9 +61,12 @@ std::optional<Map<const T>> map_of(const std::optional<Tensor>& t) {
     return t ? std::optional<Map<const T>>(map_of<T>(*t)) : std::nullopt;
 }
 
-// A new tensor [B, C, H, W], not a view, so that its users may write to it.
+// A new tensor [B, C, H, W], not a view, so that its users may write to it. `trains` as in Pool::take.
 template <typename T>
-Tensor make_channels_last(const std::vector<int64_t>& size) {
+Tensor make_channels_last(const Tensor& like, const std::vector<int64_t>& size, bool trains) {
+    const int64_t row = size[3] * size[1];
+    const auto found = reuse<T>(like, size, {size[2] * row, 1, row, size[1]}, trains);
+    if (found) return *found;
     return torch::stable::empty(size, scalar_type<T>, std::nullopt, std::nullopt, std::nullopt,
                                 torch::headeronly::MemoryFormat::ChannelsLast);
 }
