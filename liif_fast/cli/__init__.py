@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if argv is None:
             _give_up()
+            _heed_no_more()
 
 
 def say(text: str) -> None:
@@ -103,6 +104,18 @@ def given_path(text: str) -> str:
     if not text:
         raise ArgumentTypeError("is empty; give a name")
     return os.path.expanduser(text)
+
+
+def _heed_no_more() -> None:
+    """Let signals end the process as the system does, because Python would print tracebacks from its own end."""
+    import signal
+
+    from liif_fast.signals import STOPS
+
+    with suppress(ValueError):  # outside the main thread
+        for each in STOPS:
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                signal.signal(each, signal.SIG_DFL)
 
 
 def _give_up() -> None:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, one_line, say
+from liif_fast.signals import STOPS, Repeats, end
 
 COMMANDS = (
     "upscale",
@@ -79,18 +80,25 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
-    # SIGTERM and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
-    previous = {each: signal.getsignal(each) for each in stops}
-    for each in stops:
-        if previous[each] is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(each, _terminated)
+    repeats = Repeats()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        """Unwind after SIGTERM and a closed terminal as after Ctrl-C, so that no half-written file is left."""
+        if not repeats.repeats():
+            end(signum)
+
+    previous = {each: signal.getsignal(each) for each in STOPS if main}
+    # Not those that are ignored, as by nohup, or handled by other than Python, which could not be restored.
+    heeded = [each for each, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+    for each in heeded:
+        signal.signal(each, stop)
     try:
         return _guarded(partial(args.run, args), args.traceback)
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        if argv is not None:  # else `main` waits with it until all is said
+            for each in heeded:
+                signal.signal(each, previous[each])
         logging.getLogger("liif_fast").removeHandler(notices)
 
 
@@ -108,7 +116,3 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
             raise
         say(f"error: {one_line(error)}")
         return 1
-
-
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)

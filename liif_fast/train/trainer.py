@@ -24,12 +24,13 @@ from liif_fast.data import make_loader
 from liif_fast.data.datasets import headers
 from liif_fast.devices import pick_device
 from liif_fast.models.checkpoint import naming, write_checkpoint
+from liif_fast.signals import end
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
 from liif_fast.train.order import Order, mix
 from liif_fast.train.records import Records
 from liif_fast.train.stepper import Stepper
-from liif_fast.train.stopping import Stop, end
+from liif_fast.train.stopping import Stop
 from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
 
@@ -180,7 +181,7 @@ class Run:
 
         A further call continues where the last one stopped.
         """
-        self.stop.signum = 0  # it may have ended an earlier call
+        self.stop.reset()  # a signal may have ended an earlier call
         while self.progress.epoch < self.config.epoch_max:
             self._train_epoch()
             self._finish_epoch()
@@ -225,9 +226,9 @@ class Run:
                 progress.seconds = before + time.perf_counter() - started
                 if self._asked() or progress.step % self.look_every == 0 or progress.step == self.steps:
                     self._look(bar)
-        if self._asked():  # several processes agree on it in the next epoch instead
-            self._save("epoch-last")
-            self._end(self.stop.signum)
+            if self._asked():  # several processes agree on it in the next epoch instead
+                self._save("epoch-last")
+                self._end(self.stop.signum)
 
     def _asked(self) -> bool:
         """Return whether a signal has arrived that this process may obey without asking others."""

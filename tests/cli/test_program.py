@@ -24,9 +24,12 @@ from .support import ROOT, assert_one_line
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
-    """Stop a real process between the first and the last byte of the output."""
+    """Stop a real process between the first and the last byte of the output, and again while it cleans up.
+
+    A terminal that a shell closes sends SIGHUP twice.
+    """
     script = (
-        "import sys, time\n"
+        "import os, pathlib, sys, time\n"
         "import numpy as np\n"
         "from liif_fast.cli import main\n"
         "from liif_fast.upscaling import api\n"
@@ -34,6 +37,8 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
         "    yield np.zeros((1, 28, 3), np.uint8)\n"
         "    print('writing', flush=True); time.sleep(60)\n"
         "api.render_strips = strips\n"
+        "unlink = pathlib.Path.unlink\n"
+        f"pathlib.Path.unlink = lambda path: os.kill(os.getpid(), {int(number)}) or unlink(path)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     target = tmp_path / "out.png"
@@ -52,6 +57,20 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
         assert "Traceback" not in err.read()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
     assert target.read_bytes() == b"old"
+
+
+def test_a_signal_after_the_command_prints_nothing() -> None:
+    """Python would print a traceback of its own end."""
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from liif_fast.cli import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", script, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout == f"liif-fast {liif_fast.__version__}\n"
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_outside_the_main_thread(tmp_path: Path, photo: Path, model: str) -> None:
