@@ -21,6 +21,8 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
     widths = check_integers("hidden_list", hidden_list, form)
     if any(isinstance(width, bool) or width < 1 for width in widths):
         raise ValueError(f"hidden_list must be {form}, got {hidden_list!r:.80}")
+    if in_dim < 1 or out_dim < 1:
+        raise ValueError(f"in_dim and out_dim must be positive, got {in_dim} and {out_dim}")
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(in_dim, width), nn.ReLU()]

@@ -1,8 +1,12 @@
-"""Tell a signal that somebody sends again from one that comes twice at once."""
+"""Unwind after a signal as after Ctrl-C, once: tell a signal sent again from one that comes twice at once."""
 
 import math
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -33,3 +37,29 @@ def end(signum: int) -> NoReturn:
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + signum)
+
+
+@contextmanager
+def unwinding(last: bool) -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the main thread like Ctrl-C, so that no half-written file is left.
+
+    With `last` the process ends afterwards, and signals then end it as the system does, because Python would print
+    tracebacks from its own end. Signals that are ignored, as by nohup, stay so.
+    """
+    repeats = Repeats()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if not repeats.repeats():
+            end(signum)
+
+    main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
+    before = {each: signal.getsignal(each) for each in STOPS if main}
+    # None is a handler that Python has not set and cannot restore.
+    heeded = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for each in heeded:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in heeded.items():
+            signal.signal(each, signal.SIG_DFL if last else handler)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from liif_fast.signals import unwinding
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _ArgumentGroup
 
@@ -23,17 +25,17 @@ EXIT_CODES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; without `argv` the process ends with this command."""
-    try:
-        from liif_fast.cli.program import run  # here, because Ctrl-C may come during the import of Pillow
+    with unwinding(last=argv is None):
+        try:
+            from liif_fast.cli.program import run  # here, because Ctrl-C may come during the import of Pillow
 
-        return run(argv)
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    finally:
-        if argv is None:
-            _give_up()
-            _heed_no_more()
+            return run(argv)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        finally:
+            if argv is None:
+                _give_up()
 
 
 def say(text: str) -> None:
@@ -104,18 +106,6 @@ def given_path(text: str) -> str:
     if not text:
         raise ArgumentTypeError("is empty; give a name")
     return os.path.expanduser(text)
-
-
-def _heed_no_more() -> None:
-    """Let signals end the process as the system does, because Python would print tracebacks from its own end."""
-    import signal
-
-    from liif_fast.signals import STOPS
-
-    with suppress(ValueError):  # outside the main thread
-        for each in STOPS:
-            if signal.getsignal(each) is not signal.SIG_IGN:
-                signal.signal(each, signal.SIG_DFL)
 
 
 def _give_up() -> None:

@@ -2,18 +2,14 @@
 
 import argparse
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from types import FrameType
 from typing import NoReturn
 
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, one_line, say
-from liif_fast.signals import STOPS, Repeats, end
 
 COMMANDS = (
     "upscale",
@@ -80,25 +76,9 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
-    main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
-    repeats = Repeats()
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        """Unwind after SIGTERM and a closed terminal as after Ctrl-C, so that no half-written file is left."""
-        if not repeats.repeats():
-            end(signum)
-
-    previous = {each: signal.getsignal(each) for each in STOPS if main}
-    # Not those that are ignored, as by nohup, or handled by other than Python, which could not be restored.
-    heeded = [each for each, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
-    for each in heeded:
-        signal.signal(each, stop)
     try:
         return _guarded(partial(args.run, args), args.traceback)
     finally:
-        if argv is not None:  # else `main` waits with it until all is said
-            for each in heeded:
-                signal.signal(each, previous[each])
         logging.getLogger("liif_fast").removeHandler(notices)
 
 

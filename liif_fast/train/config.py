@@ -26,7 +26,7 @@ from liif_fast.models.registry import outline
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AMP = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
-MOST_TENSORS = 20_000  # of a model; a typing error in its size would fill the memory
+MOST_TENSORS = 5_000  # of a model; a typing error in its size would fill the memory
 # Values of absent keys whose default is not null.
 _DEFAULTS: dict[str, Any] = {"seed": 0, "val_seed": 0, "grad_accum": 1, "channels_last": True, "save_minutes": 10}
 
