@@ -90,7 +90,8 @@ class MLP(nn.Module):
     """Apply LIIF's multilayer perceptron, Linear and ReLU in turn.
 
     Its parameters are `layers.{0,2,...}.{weight,bias}`. You may change, hook or parametrize `layers`; it then runs as
-    it is instead of fused.
+    it is instead of fused. Global hooks (`torch.nn.modules.module.register_module_forward_hook`) see the fused module
+    as one, because PyTorch's own counters set them and must not change what they count.
 
     Args:
         in_dim: width of the input.
@@ -178,7 +179,8 @@ class LIIFDecoder(Decoding, nn.Module):
 
     Its parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF,
     such as `load_model("edsr-baseline-liif.pth").state_dict()`, and loads its `imnet.*`. You may change, hook or
-    parametrize `layers`; it then runs as it is, on gathered latents, instead of fused.
+    parametrize `layers`; it then runs as it is, on gathered latents, instead of fused. Global hooks see the decoder as
+    one module (see `MLP`).
 
     It trains like any module:
 

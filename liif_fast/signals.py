@@ -1,13 +1,15 @@
 """Unwind after a signal as after Ctrl-C, once: tell a signal sent again from one that comes twice at once."""
 
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 AT_ONCE = 1.0  # seconds
@@ -46,11 +48,22 @@ def unwinding(last: bool) -> Iterator[None]:
     With `last` the process ends afterwards, and signals then end it as the system does, because Python would print
     tracebacks from its own end. Signals that are ignored, as by nohup, stay so.
     """
-    repeats = Repeats()
+    repeats, report = Repeats(), sys.unraisablehook
+    raised = 0  # the last signal that unwound something
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal raised
         if not repeats.repeats():
+            raised = signum
             end(signum)
+
+    def again(lost: Any) -> None:
+        """Send a signal again whose exception Python drops, as after a fork and in a weak reference's callback."""
+        if not raised or lost.exc_type not in (KeyboardInterrupt, SystemExit):
+            report(lost)
+            return
+        repeats.first = -math.inf
+        threading.Timer(0.01, os.kill, (os.getpid(), raised)).start()
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
     before = {each: signal.getsignal(each) for each in STOPS if main}
@@ -58,8 +71,12 @@ def unwinding(last: bool) -> Iterator[None]:
     heeded = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for each in heeded:
         signal.signal(each, stop)
+    if main:
+        sys.unraisablehook = again
     try:
         yield
     finally:
+        if main:
+            sys.unraisablehook = report
         for each, handler in heeded.items():
             signal.signal(each, signal.SIG_DFL if last else handler)

@@ -17,6 +17,7 @@ import torch
 import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
+from liif_fast.signals import unwinding
 
 from .. import warm
 from .support import ROOT, assert_one_line
@@ -71,6 +72,25 @@ def test_a_signal_after_the_command_prints_nothing() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout == f"liif-fast {liif_fast.__version__}\n"
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Training forks workers, and Python prints and forgets what its hooks after a fork raise, as here in `__del__`."""
+
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work() -> None:
+        with unwinding(last=False):
+            Dropping()
+            time.sleep(30)
+
+    with pytest.raises(SystemExit) as caught:
+        work()
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == ""
 
 
 def test_outside_the_main_thread(tmp_path: Path, photo: Path, model: str) -> None:
