@@ -80,3 +80,24 @@ def unwinding(last: bool) -> Iterator[None]:
             sys.unraisablehook = report
         for each, handler in heeded.items():
             signal.signal(each, signal.SIG_DFL if last else handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let signals wait until the context ends, for code that an exception at any moment would leave half done.
+
+    Processes that are forked within it hold their signals until they set handlers of their own.
+    """
+    arrived: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in STOPS if main}
+    holding = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for each in holding:
+        signal.signal(each, lambda signum, frame: arrived.append(signum))
+    try:
+        yield
+    finally:
+        for each, handler in holding.items():
+            signal.signal(each, handler)
+        for signum in arrived:
+            signal.raise_signal(signum)

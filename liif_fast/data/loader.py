@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liif_fast.data.device import DeviceLoader
 from liif_fast.data.samples import Batches, Sample, collate, group, unpack
+from liif_fast.signals import held
 
 
 def make_loader(
@@ -70,7 +71,9 @@ class WorkerLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        with held():  # PyTorch prints a traceback if the start of its workers is interrupted
+            arriving = iter(self.loader)
+        for batch in arriving:
             if isinstance(batch, Exception):
                 raise batch
             yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
