@@ -41,6 +41,15 @@ def end(signum: int) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
+_raised: list[int] = []  # the signals that have unwound something, within `unwinding`
+
+
+def insist() -> None:
+    """End again if a signal should have ended the command: libraries turn its exception into errors of their own."""
+    if _raised:
+        end(_raised[-1])
+
+
 @contextmanager
 def unwinding(last: bool) -> Iterator[None]:
     """Let SIGTERM and a closed terminal unwind the main thread like Ctrl-C, so that no half-written file is left.
@@ -49,21 +58,19 @@ def unwinding(last: bool) -> Iterator[None]:
     tracebacks from its own end. Signals that are ignored, as by nohup, stay so.
     """
     repeats, report = Repeats(), sys.unraisablehook
-    raised = 0  # the last signal that unwound something
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal raised
         if not repeats.repeats():
-            raised = signum
+            _raised.append(signum)
             end(signum)
 
     def again(lost: Any) -> None:
         """Send a signal again whose exception Python drops, as after a fork and in a weak reference's callback."""
-        if not raised or lost.exc_type not in (KeyboardInterrupt, SystemExit):
+        if not _raised or lost.exc_type not in (KeyboardInterrupt, SystemExit):
             report(lost)
             return
         repeats.first = -math.inf
-        threading.Timer(0.01, os.kill, (os.getpid(), raised)).start()
+        threading.Timer(0.01, os.kill, (os.getpid(), _raised[-1])).start()
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
     before = {each: signal.getsignal(each) for each in STOPS if main}
@@ -72,11 +79,13 @@ def unwinding(last: bool) -> Iterator[None]:
     for each in heeded:
         signal.signal(each, stop)
     if main:
+        _raised.clear()
         sys.unraisablehook = again
     try:
         yield
     finally:
         if main:
+            _raised.clear()
             sys.unraisablehook = report
         for each, handler in heeded.items():
             signal.signal(each, signal.SIG_DFL if last else handler)

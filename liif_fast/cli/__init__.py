@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from liif_fast.signals import unwinding
+from liif_fast.signals import insist, unwinding
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _ArgumentGroup
@@ -54,7 +54,8 @@ def one_line(error: BaseException) -> str:
 
 
 def complain(source: object, error: Exception) -> None:
-    """Report in one line why a file of several failed."""
+    """Report in one line why a file of several failed, unless it was a signal."""
+    insist()
     text = one_line(error)
     say(f"error: {text if str(source) in text else f'{source}: {text}'}")
 

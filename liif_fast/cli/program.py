@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, one_line, say
+from liif_fast.signals import insist
 
 COMMANDS = (
     "upscale",
@@ -91,8 +92,10 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
         return code
     except BrokenPipeError:
         return BROKEN_PIPE
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # RuntimeError: e.g. out of memory
-        if traceback:
+    except Exception as error:
+        insist()
+        expected = (OSError, ValueError, ImportError, MemoryError, RuntimeError)  # the last e.g. out of memory
+        if traceback or not isinstance(error, expected):
             raise
         say(f"error: {one_line(error)}")
         return 1

@@ -93,6 +93,33 @@ def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_signal_that_a_library_turns_into_an_error(
+    tmp_path: Path,
+    photo: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    several: bool,
+) -> None:
+    """PyTorch's compiler does, while it is imported for an export."""
+
+    def catching(*args: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+        except BaseException:
+            raise RuntimeError("no attribute 'exc'") from None
+
+    monkeypatch.setattr("liif_fast.upscaling.upscale_picture", catching)
+    (tmp_path / "more").mkdir()
+    paths = [str(tmp_path), str(tmp_path / "more")] if several else [str(photo), str(tmp_path / "a.png")]
+    assert main(["upscale", *paths, "--scale=2", f"--model={model}"]) == 130
+    said = capsys.readouterr().err
+    assert said.endswith("liif-fast: interrupted\n")
+    assert "exc" not in said
+
+
 def test_outside_the_main_thread(tmp_path: Path, photo: Path, model: str) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     args = ["upscale", str(photo), str(tmp_path / "out.png"), "--scale=2", f"--model={model}"]
