@@ -255,6 +255,12 @@ def test_train_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True, "device": "auto"})]
 
 
+def test_a_signal_that_ends_the_benchmarks_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, -9))
+    assert main(["bench", "decode"]) == 137
+    assert main(["bench", "--compare", "a", "b"]) == 137
+
+
 def test_bench_outside_a_source_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
