@@ -63,7 +63,7 @@ class WorkerLoader:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -83,7 +83,7 @@ class WorkerLoader:
         return unpack(batch) if self.is_packed else batch
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Ignore the terminal's and the job's signals, so that the main process can finish its step and end the workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
