@@ -112,6 +112,14 @@ def hidden_from() -> str:
     return ""
 
 
+def vmapped() -> bool:
+    """Say whether the call runs under torch.func.vmap, whose batches in-place operations do not take."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return any(each.key() == functorch.TransformType.Vmap for each in functorch.get_interpreter_stack() or ())
+
+
 def exporting() -> bool:
     """Say whether torch.export traces the call.
 

@@ -21,6 +21,8 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
     widths = check_integers("hidden_list", hidden_list, form)
     if any(isinstance(width, bool) or width < 1 for width in widths):
         raise ValueError(f"hidden_list must be {form}, got {hidden_list!r:.80}")
+    if in_dim < 1 or out_dim < 1:
+        raise ValueError(f"in_dim and out_dim must be positive, got {in_dim} and {out_dim}")
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(in_dim, width), nn.ReLU()]
@@ -88,7 +90,8 @@ class MLP(nn.Module):
     """Apply LIIF's multilayer perceptron, Linear and ReLU in turn.
 
     Its parameters are `layers.{0,2,...}.{weight,bias}`. You may change, hook or parametrize `layers`; it then runs as
-    it is instead of fused.
+    it is instead of fused. Global hooks (`torch.nn.modules.module.register_module_forward_hook`) see the fused module
+    as one, because PyTorch's own counters set them and must not change what they count.
 
     Args:
         in_dim: width of the input.
@@ -176,7 +179,8 @@ class LIIFDecoder(Decoding, nn.Module):
 
     Its parameters are `layers.{0,2,...}.{weight,bias}`. `load_state_dict` also takes the state_dict of a whole LIIF,
     such as `load_model("edsr-baseline-liif.pth").state_dict()`, and loads its `imnet.*`. You may change, hook or
-    parametrize `layers`; it then runs as it is, on gathered latents, instead of fused.
+    parametrize `layers`; it then runs as it is, on gathered latents, instead of fused. Global hooks see the decoder as
+    one module (see `MLP`).
 
     It trains like any module:
 

@@ -20,6 +20,8 @@ def typed(
     counts: list[int] | None = None,
     spec: Mapping[str, Any] | None = None,
     kind: Literal["a", "b"] = "a",
+    pair: tuple[int, int] = (0, 0),
+    several: tuple[int, ...] = (),
     later: "int" = 0,
 ) -> dict[str, Any]:
     return locals()
@@ -38,7 +40,10 @@ def test_free_arguments_are_neither_missing_nor_unknown():
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("number", True, "float"),
+        ("number", True, "finite number"),
+        ("number", float("inf"), "finite number"),
+        ("several", [1, "a", 3], "list of int"),
+        ("pair", [1, 2, 3], r"list of 2 \(int, int\)"),
         ("names", ["a", 1], "list of str"),
         ("names", "ab", "list of str"),
         ("bare", "ab", "list"),
@@ -50,7 +55,8 @@ def test_free_arguments_are_neither_missing_nor_unknown():
 def test_types_are_those_annotated(key, value, expected):
     registry = Registry()
     registry.register("typed")(typed)
-    good = {"number": 2, "names": ["a"], "bare": [1, "x"], "counts": [1], "spec": {}, "kind": "b", "later": "no check"}
+    good = {"number": 2, "names": ["a"], "bare": [1, "x"], "counts": [1], "spec": {}, "kind": "b"}
+    good |= {"pair": [1, 2], "several": [], "later": "no check"}
     assert registry.make({"name": "typed", "args": good}) == good
     with pytest.raises(WrongTypeError, match=rf"^spec\.args\.{key}: expected {expected}, got "):
         registry.make({"name": "typed", "args": good | {key: value}})
@@ -64,5 +70,5 @@ def test_numbers_in_strings_only_where_asked_for():
         if text_numbers:
             assert registry.make(spec)["number"] == 1e-4
         else:
-            with pytest.raises(WrongTypeError, match="expected float, got '1e-4'"):
+            with pytest.raises(WrongTypeError, match="expected finite number, got '1e-4'"):
                 registry.make(spec)

@@ -10,7 +10,7 @@ import liif_fast
 ROOT = Path(liif_fast.__file__).parent
 # Each may import itself and those before it.
 STOREYS = (
-    *("window", "files", "extension", "devices", "distributed", "config", "images", "metrics"),
+    *("window", "files", "signals", "extension", "devices", "distributed", "config", "images", "metrics"),
     *("call", "coord", "ops", "backends", "checks", "family", "functional", "layers", "convolution", "models", "data"),
     *("export", "upscaling", "view", "evaluation", "verification", "qualification", "info", "train", "cli"),
 )

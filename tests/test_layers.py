@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -220,6 +221,18 @@ def test_hooks_are_called(decoder, queries):
     handle.remove()
     decoder.layers[4].forward = torch.zeros_like  # as tools that move weights do
     assert torch.equal(decoder(*queries), torch.zeros(2, 9, 8))
+
+
+def test_global_hooks_see_one_module(decoder, queries):
+    """PyTorch's counters set them, and must count what runs without them."""
+    fused, seen = decoder(*queries), []
+    handle = register_module_forward_hook(lambda module, x, out: seen.append(module))
+    try:
+        assert torch.equal(decoder(*queries), fused)
+        MLP(4, 3, [8])(torch.ones(2, 4))
+    finally:
+        handle.remove()
+    assert [type(module) for module in seen] == [LIIFDecoder, MLP]
 
 
 @pytest.mark.parametrize("kind", ["hook", "parametrization"])

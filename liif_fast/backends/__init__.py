@@ -22,7 +22,7 @@ logger = logging.getLogger("liif_fast")
 
 MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
 NAMES = tuple(MODULES)
-# `auto` takes these on every machine, fastest first; torch runs every call.
+# `auto` takes these on every machine, fastest first; torch runs every call but those under torch.func.vmap.
 AUTO = ("cpu", "torch")
 # `auto` takes these only on a machine where `liif-fast qualify` has passed them and found them faster.
 QUALIFIED = ("cuda", "triton")

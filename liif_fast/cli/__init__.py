@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from liif_fast.signals import insist, unwinding
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _ArgumentGroup
 
@@ -23,16 +25,17 @@ EXIT_CODES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; without `argv` the process ends with this command."""
-    try:
-        from liif_fast.cli.program import run  # here, because Ctrl-C may come during the import of Pillow
+    with unwinding(last=argv is None):
+        try:
+            from liif_fast.cli.program import run  # here, because Ctrl-C may come during the import of Pillow
 
-        return run(argv)
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    finally:
-        if argv is None:
-            _give_up()
+            return run(argv)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        finally:
+            if argv is None:
+                _give_up()
 
 
 def say(text: str) -> None:
@@ -51,7 +54,8 @@ def one_line(error: BaseException) -> str:
 
 
 def complain(source: object, error: Exception) -> None:
-    """Report in one line why a file of several failed."""
+    """Report in one line why a file of several failed, unless it was a signal."""
+    insist()
     text = one_line(error)
     say(f"error: {text if str(source) in text else f'{source}: {text}'}")
 

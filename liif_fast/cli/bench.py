@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.compare:
         command = [sys.executable, "-m", "benchmarks.compare", *args.compare]
-        return subprocess.run(command, cwd=root, check=False).returncode
+        return _run(command, root)
     names = [Path(suite).stem.removeprefix("bench_") for suite in args.suites] or list(known)
     for suite, name in zip(args.suites, names, strict=False):
         if name not in known:
@@ -54,4 +54,10 @@ def run(args: argparse.Namespace) -> int:
     options += ["-k", args.select] if args.select else []
     files = [str(known[name]) for name in names]
     command = [sys.executable, "-m", "pytest", *files, "--rootdir", str(root), "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=root, check=False).returncode
+    return _run(command, root)
+
+
+def _run(command: list[str], root: Path) -> int:
+    """Run a command and return its exit code, as a shell does if a signal ends it."""
+    code = subprocess.run(command, cwd=root, check=False).returncode
+    return code if code >= 0 else 128 - code

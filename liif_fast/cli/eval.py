@@ -74,6 +74,7 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     import liif_fast
     from liif_fast import data, distributed, evaluation
     from liif_fast.config.plugins import import_plugins
+    from liif_fast.config.reading import placed
     from liif_fast.evaluation import load_test_config
     from liif_fast.models.catalogue import resolve_model
 
@@ -87,8 +88,8 @@ def _run(args: argparse.Namespace, device: Any) -> None:
     tests = []
     for name, path in _names(args.config, "test-").items():
         config = load_test_config(path)
-        dataset = data.make(config.test_dataset["dataset"])
-        wrapper = data.make(config.test_dataset["wrapper"], dataset=dataset, seed=0)
+        with placed(path):
+            wrapper = data.make_split(config.test_dataset, "test_dataset", seed=0)
         tests.append((name, config, evaluation.at_eval_type(wrapper, config.eval_type)))
     models: dict[str, Any] = {}
     for name, path in _names(args.model).items():

@@ -2,17 +2,15 @@
 
 import argparse
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from types import FrameType
 from typing import NoReturn
 
 from liif_fast import __version__
 from liif_fast.cli import BROKEN_PIPE, EXIT_CODES, one_line, say
+from liif_fast.signals import insist
 
 COMMANDS = (
     "upscale",
@@ -79,18 +77,9 @@ def run(argv: Sequence[str] | None) -> int:
     notices.setLevel(logging.WARNING)
     notices.setFormatter(logging.Formatter("liif-fast: %(message)s"))
     logging.getLogger("liif_fast").addHandler(notices)
-    # SIGTERM and a closed terminal unwind like Ctrl-C, so that no half-written file is left.
-    main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
-    previous = {each: signal.getsignal(each) for each in stops}
-    for each in stops:
-        if previous[each] is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(each, _terminated)
     try:
         return _guarded(partial(args.run, args), args.traceback)
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
         logging.getLogger("liif_fast").removeHandler(notices)
 
 
@@ -103,12 +92,10 @@ def _guarded(work: Callable[[], int], traceback: bool) -> int:
         return code
     except BrokenPipeError:
         return BROKEN_PIPE
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:  # RuntimeError: e.g. out of memory
-        if traceback:
+    except Exception as error:
+        insist()
+        expected = (OSError, ValueError, ImportError, MemoryError, RuntimeError)  # the last e.g. out of memory
+        if traceback or not isinstance(error, expected):
             raise
         say(f"error: {one_line(error)}")
         return 1
-
-
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)

@@ -5,10 +5,11 @@ import hashlib
 import os
 import shlex
 import socket
+import time
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from liif_fast.cli import EXIT_CODES, add_compute, given_path, say
 from liif_fast.images import FORMATS, check_input, open_picture
@@ -21,6 +22,7 @@ _ABOUT = "Open a page on which one zooms continuously into a photograph, x1 to x
 _EPILOG = """\
 The page is served to this machine alone, under an address that holds a random token. It stays until Ctrl-C.
 """
+PATIENCE = 30.0  # seconds that a connection may take for a request
 MISSING = "{command} needs Starlette and Uvicorn: pip install 'liif-fast[view]'"
 
 
@@ -114,21 +116,33 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     listening = listen(host, number)
     bound = listening.getsockname()[1]
 
-    class Announcing(uvicorn.Server):
+    waiting: dict[Any, float] = {}  # connections without a whole request, and since when
+
+    class Serving(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 asyncio.get_running_loop().run_in_executor(None, opened, bound)
 
+        async def on_tick(self, counter: int) -> bool:
+            """Close connections that send no whole request, because each takes one of the places."""
+            nonlocal waiting
+            now = time.monotonic()
+            waiting = {each: waiting.get(each, now) for each in self.server_state.connections if _waits(each)}
+            for each, since in waiting.items():
+                if now - since > PATIENCE:
+                    each.transport.close()
+            return await super().on_tick(counter)
+
     config = uvicorn.Config(
         server.app(),
-        log_level="warning",
+        log_level="error",  # a warning would come for every request that is not HTTP
         access_log=False,
         server_header=False,
         limit_concurrency=512,
         timeout_graceful_shutdown=1,
     )
-    running = Announcing(config)
+    running = Serving(config)
 
     def fail(error: BaseException) -> None:
         failures.append(error)
@@ -140,6 +154,12 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     if failures:
         raise failures[0]
     return 0
+
+
+def _waits(connection: Any) -> bool:
+    """Say whether a connection of Uvicorn's has sent no whole request since its last answer."""
+    cycle = getattr(connection, "cycle", None)  # a WebSocket has none, and nothing here answers it
+    return cycle is None or bool(cycle.response_complete)
 
 
 def listen(host: str, number: int) -> socket.socket:

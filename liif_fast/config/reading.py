@@ -1,11 +1,14 @@
 """Read YAML files as users of the original write them, and remember the line of each value."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from liif_fast.files import reason
 
 T = TypeVar("T")
 
@@ -49,12 +52,12 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """A parsed YAML file; `content` is None if the file is empty."""
+    """A parsed YAML file; `content` is None if the file is empty. `what` is what errors call it."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, what: str = "config") -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
-            raise FileNotFoundError(f"config: no file {self.path}")
+            raise FileNotFoundError(f"{what}: no file {self.path}")
         self._lines: dict[str, int] = {}
         try:
             loader = _Loader(self.path.read_text(encoding="utf-8"))
@@ -62,8 +65,11 @@ class Document:
             self._walk(node, "")
             self.content: Any = None if node is None else loader.construct_document(node)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            reason = "it refers to itself or is nested too deep" if isinstance(error, RecursionError) else error
-            raise ValueError(f"{self.path} is not YAML: {reason}") from None
+            mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+            where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            deep = "it refers to itself or is nested too deep" if isinstance(error, RecursionError) else ""
+            problem = deep or getattr(error, "problem", None) or reason(error)
+            raise ValueError(f"{self.path}{where}: is not YAML: {problem}") from None
 
     def _walk(self, node: yaml.Node | None, place: str) -> None:
         """Record the line of every key and list item under its dotted place."""
@@ -101,3 +107,16 @@ def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
         return check(document.content, [document.path.parent])
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{document.where(str(error))}: {error}") from error
+
+
+@contextmanager
+def placed(path: str | Path) -> Iterator[None]:
+    """Name the file and the line in a ValueError that begins with a place in this YAML file, read before."""
+    try:
+        yield
+    except ValueError as error:
+        document = Document(path)
+        where = document.where(str(error))
+        if where == str(document.path):
+            raise
+        raise ValueError(f"{where}: {error}") from error

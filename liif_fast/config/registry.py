@@ -1,6 +1,7 @@
 """Make objects from specifications in configurations and model files: `{'name': str, 'args': {...}}`."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -8,6 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from liif_fast.config.checks import WrongTypeError, as_number
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LISTS = (Sequence, list, tuple)  # YAML has one kind
 
 
 class Registry:
@@ -49,26 +52,32 @@ class Registry:
         if not isinstance(args, dict):
             raise WrongTypeError(f"{place}.args: expected a mapping, got {args!r:.80}")
         parameters = [p for p in inspect.signature(self.factories[name]).parameters.values() if p.name not in given]
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        free = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        for key in args:
-            if not free and key not in [p.name for p in named]:
-                known = ", ".join(p.name for p in named)
-                raise ValueError(f"{place}.args: unknown key '{key}' ({name} takes {known})")
-        for p in named:
-            if p.name in args:
-                if self.text_numbers and isinstance(args[p.name], str) and not _fits(args[p.name], p.annotation):
-                    args[p.name] = as_number(args[p.name])
-                if not _fits(args[p.name], p.annotation):
-                    words = _words(p.annotation)
-                    raise WrongTypeError(f"{place}.args.{p.name}: expected {words}, got {args[p.name]!r:.80}")
-            elif p.default is p.empty:
-                raise ValueError(f"{place}.args: '{p.name}' is missing ({name} needs it)")
+        check_arguments(args, parameters, name, f"{place}.args", self.text_numbers)
 
-    def make(self, spec: Any, **given: Any) -> Any:
+    def make(self, spec: Any, place: str = "spec", /, **given: Any) -> Any:
         """Call the registered factory with the specification's arguments and `given`."""
-        self.check(spec, "spec", tuple(given))
+        self.check(spec, place, tuple(given))
         return self.factories[spec["name"]](**(spec.get("args") or {}), **given)
+
+
+def check_arguments(
+    args: dict[str, Any], parameters: Sequence[inspect.Parameter], name: str, place: str, text_numbers: bool = True
+) -> None:
+    """Check arguments of `name` by its parameters; with `text_numbers`, parse strings where a number is expected."""
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key in args:
+        if not free and key not in [p.name for p in named]:
+            known = ", ".join(p.name for p in named)
+            raise ValueError(f"{place}: unknown key '{key}' ({name} takes {known})")
+    for p in named:
+        if p.name in args:
+            if text_numbers and isinstance(args[p.name], str) and not _fits(args[p.name], p.annotation):
+                args[p.name] = as_number(args[p.name])
+            if not _fits(args[p.name], p.annotation):
+                raise WrongTypeError(f"{place}.{p.name}: expected {_words(p.annotation)}, got {args[p.name]!r:.80}")
+        elif p.default is p.empty:
+            raise ValueError(f"{place}: '{p.name}' is missing ({name} needs it)")
 
 
 def _words(kind: Any) -> str:
@@ -78,9 +87,11 @@ def _words(kind: Any) -> str:
         return " or ".join(_words(one) for one in inner)
     if origin is Literal:
         return " or ".join(map(str, inner))
-    if origin in (Sequence, list):
-        return " of ".join(["list", *map(_words, inner)])
-    return {NoneType: "null", Any: "anything"}.get(kind) or origin.__name__.lower()
+    if origin is tuple and inner and ... not in inner:
+        return f"list of {len(inner)} ({', '.join(map(_words, inner))})"
+    if origin in _LISTS:
+        return " of ".join(["list", *(_words(one) for one in inner if one is not ...)])
+    return {NoneType: "null", Any: "anything", float: "finite number"}.get(kind) or origin.__name__.lower()
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -90,8 +101,13 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
-    if origin in (Sequence, list):
-        return isinstance(value, list | tuple) and all(_fits(item, one) for item in value for one in inner)
+    if origin is tuple and inner and ... not in inner:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin in _LISTS:
+        return isinstance(value, list | tuple) and all(
+            _fits(item, one) for item in value for one in inner if one is not ...
+        )
     if origin in (int, float):
-        return isinstance(value, (int, float) if origin is float else int) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (origin is float and isinstance(value, float) and math.isfinite(value))
     return isinstance(value, origin) if origin in (bool, str, dict, Mapping, NoneType) else True

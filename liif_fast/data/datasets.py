@@ -76,6 +76,9 @@ def read_image(path: str | Path) -> np.ndarray:
     return read_rgb(path)
 
 
+MOST_SAMPLES = 10**8  # their order alone takes gigabytes
+
+
 class _Repeated:
     """Repeat the images `_get(0)` .. `_get(count - 1)`, by default those in `images`, `repeat` times."""
 
@@ -83,6 +86,10 @@ class _Repeated:
 
     def __init__(self, count: int, repeat: int) -> None:
         _positive("repeat", repeat)
+        if count * repeat > MOST_SAMPLES:
+            raise ValueError(
+                f"repeat must leave at most {MOST_SAMPLES} samples per epoch, got {repeat} of {count} images"
+            )
         self.count, self.repeat = count, repeat
 
     def __len__(self) -> int:

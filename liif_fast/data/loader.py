@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from liif_fast.data.device import DeviceLoader
 from liif_fast.data.samples import Batches, Sample, collate, group, unpack
+from liif_fast.signals import held
 
 
 def make_loader(
@@ -62,7 +63,7 @@ class WorkerLoader:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -70,7 +71,9 @@ class WorkerLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        with held():  # PyTorch prints a traceback if the start of its workers is interrupted
+            arriving = iter(self.loader)
+        for batch in arriving:
             if isinstance(batch, Exception):
                 raise batch
             yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
@@ -80,7 +83,7 @@ class WorkerLoader:
         return unpack(batch) if self.is_packed else batch
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Ignore the terminal's and the job's signals, so that the main process can finish its step and end the workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):

@@ -166,26 +166,31 @@ class Sensor:
                 return cls(tuple(scan.beams.tolist()), scan.ranges.shape[1], 0.3, 200.0, path.stem)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() != ".json":
+            return cls._from_yaml(path)
         try:
-            if path.suffix.lower() == ".json":
-                return cls._from_ouster(json.loads(text), path.stem)
-            import yaml
-
-            return cls._from_mapping(yaml.safe_load(text), path.stem)
-        except KeyError as error:
-            raise ValueError(f"{path}: no {error}") from error
-        except (ValueError, TypeError) as error:
+            return cls._from_ouster(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {reason(error)}") from error
-        except Exception as error:  # from the YAML parser
-            raise ValueError(f"{path}: not readable as YAML: {reason(error)}") from error
+
+    @classmethod
+    def _from_yaml(cls, path: Path) -> Sensor:
+        """Read the file's mapping, or a single mapping inside it."""
+        from liif_fast.config.reading import Document
+
+        document = Document(path, "sensor")
+        content, place = document.content, ""
+        if isinstance(content, Mapping) and len(content) == 1:
+            ((key, inner),) = content.items()
+            content, place = (inner, f"{key}.") if isinstance(inner, Mapping) else (content, place)
+        try:
+            return cls._from_mapping(content, path.stem)
+        except ValueError as error:
+            raise ValueError(f"{document.where(f'{place}{error}')}: {reason(error)}") from error
 
     @classmethod
     def _from_mapping(cls, content: Any, name: str) -> Sensor:
-        """Read `beams`, or ILN's keys in degrees, from the mapping or from a single mapping inside it."""
-        if isinstance(content, Mapping) and len(content) == 1:
-            (inner,) = content.values()
-            content = inner if isinstance(inner, Mapping) else content
+        """Read `beams`, or ILN's keys in degrees."""
         if not isinstance(content, Mapping):
             raise ValueError(
                 f"expected a mapping with beams or min_v, max_v and channels, got {type(content).__name__}"

@@ -176,7 +176,7 @@ class ILN(FeatureModel):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.lidar_in, self.wrap, self.dropout = lidar_in, wrap, dropout
-        self.encoder = make(encoder_spec or ENCODER)
+        self.encoder = make(encoder_spec or ENCODER, place="spec.args.encoder_spec")
         self.attention = CornerAttention(self.encoder.out_dim, d, h)
         args: dict[str, Any] = {"d": d, "h": h, "lidar_in": lidar_in, "encoder_spec": encoder_spec}
         self.spec = {"name": "iln", "args": copy.deepcopy({**args, "wrap": wrap, "dropout": dropout})}

@@ -53,10 +53,12 @@ class LIIF(Decoding, FeatureModel):
         self.feat_unfold = feat_unfold
         self.cell_decode = cell_decode
         self.residual = residual
-        self.encoder = make(encoder_spec)
+        self.encoder = make(encoder_spec, place="spec.args.encoder_spec")
         self.imnet: nn.Module | None = None
         if imnet_spec is not None:
-            self.imnet = make(imnet_spec, args={"in_dim": self._in_dim(self.encoder.out_dim)})
+            self.imnet = make(
+                imnet_spec, args={"in_dim": self._in_dim(self.encoder.out_dim)}, place="spec.args.imnet_spec"
+            )
         args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec}
         args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}
         if residual is not None:  # the original's constructor does not have it

@@ -95,14 +95,14 @@ class LMLIIF(FeatureModel):
             raise ValueError("cmsr_spec must be None: multi-scale rendering is not supported")
         self.local_ensemble, self.feat_unfold = local_ensemble, feat_unfold
         self.cell_decode, self.mod_input = cell_decode, mod_input
-        self.encoder = make(encoder_spec)
+        self.encoder = make(encoder_spec, place="spec.args.encoder_spec")
         own, places = dict(imnet_spec.get("args") or {}), 4 if cell_decode else 2
         features = own.get("hidden_dim", 0) if mod_input else self.encoder.out_dim
-        imnet: Any = make(imnet_spec, args={"in_dim": features + places})
+        imnet: Any = make(imnet_spec, args={"in_dim": features + places}, place="spec.args.imnet_spec")
         count = imnet.hidden_depth * imnet.hidden_dim
         outs = count * (imnet.mod_scale + imnet.mod_shift) + features * mod_input
         ins = self.encoder.out_dim * (9 if feat_unfold else 1) + places - 2
-        self.hypernet = make(hypernet_spec, args={"in_dim": ins, "out_dim": outs})
+        self.hypernet = make(hypernet_spec, args={"in_dim": ins, "out_dim": outs}, place="spec.args.hypernet_spec")
         self.imnet = imnet
         args: dict[str, Any] = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec, "hypernet_spec": hypernet_spec}
         args |= {"local_ensemble": local_ensemble, "feat_unfold": feat_unfold, "cell_decode": cell_decode}

@@ -34,7 +34,7 @@ class _Fourier(FeatureModel):
         super().__init__()
         if hidden_dim < 2 or hidden_dim % 2:
             raise ValueError(f"hidden_dim must be even and at least 2, got {hidden_dim}")
-        self.encoder = make(encoder_spec)
+        self.encoder = make(encoder_spec, place="spec.args.encoder_spec")
         self.coef = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.freq = nn.Conv2d(self.encoder.out_dim, hidden_dim, 3, padding=1)
         self.phase = nn.Linear(2, hidden_dim // 2, bias=False)
@@ -156,7 +156,7 @@ class LTE(_Fourier):
 
     def __init__(self, encoder_spec: Mapping[str, Any], imnet_spec: Mapping[str, Any], hidden_dim: int = 256) -> None:
         super().__init__(encoder_spec, hidden_dim)
-        self.imnet = make(imnet_spec, args={"in_dim": hidden_dim})
+        self.imnet = make(imnet_spec, args={"in_dim": hidden_dim}, place="spec.args.imnet_spec")
         args = {"encoder_spec": encoder_spec, "imnet_spec": imnet_spec, "hidden_dim": hidden_dim}
         self.spec = {"name": "lte", "args": copy.deepcopy(args)}
 

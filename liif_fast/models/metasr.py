@@ -33,7 +33,7 @@ class MetaSR(FeatureModel):
 
     def __init__(self, encoder_spec: Mapping[str, Any]) -> None:
         super().__init__()
-        self.encoder = make(encoder_spec)
+        self.encoder = make(encoder_spec, place="spec.args.encoder_spec")
         args = {"in_dim": 3, "out_dim": self.encoder.out_dim * 9 * self.channels_in, "hidden_list": [256]}
         self.imnet = make({"name": "mlp", "args": args})
         self.spec = {"name": "metasr", "args": {"encoder_spec": copy.deepcopy(dict(encoder_spec))}}

@@ -6,22 +6,27 @@ The keys of the original's files work unchanged. docs/training.md lists the othe
 import inspect
 import math
 import os
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from liif_fast import backends
-from liif_fast.config.checks import as_number, mapping, number, one_of
+from liif_fast.config.checks import mapping, number, one_of
 from liif_fast.config.reading import load
+from liif_fast.config.registry import check_arguments
 from liif_fast.data.registry import check_split
 from liif_fast.evaluation.config import check_shared
-from liif_fast.models import make
+from liif_fast.files import reason
+from liif_fast.models.registry import outline
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 AMP = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+MOST_TENSORS = 5_000  # of a model; a typing error in its size would fill the memory
 # Values of absent keys whose default is not null.
 _DEFAULTS: dict[str, Any] = {"seed": 0, "val_seed": 0, "grad_accum": 1, "channels_last": True, "save_minutes": 10}
 
@@ -140,28 +145,37 @@ def resumes_itself(resume: str, name: str | None) -> bool:
 
 def _model(spec: Any) -> None:
     try:
-        with torch.device("meta"):  # no memory, no random numbers
-            make(spec)
+        outline(spec, MOST_TENSORS)
     except Exception as error:  # a constructor may raise anything on an unexpected value
-        raise ValueError(f"model: {error or type(error).__name__}") from error
+        text = reason(error)
+        placed = re.match(r"spec[.:]", text)
+        raise ValueError(f"model{text.removeprefix('spec')}" if placed else f"model: {text}") from error
 
 
 def _optimizer(spec: Any) -> None:
-    """Check the arguments by one step of the optimizer on one parameter."""
+    """Check the arguments by the types of their defaults, and by one step of the optimizer on one parameter."""
     mapping(spec, "optimizer", ("name", "args"), ("name", "args"))
     if spec["name"] not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: expected one of {', '.join(OPTIMIZERS)}, got {spec['name']!r:.80}")
     optimizer, args = OPTIMIZERS[spec["name"]], spec["args"]
-    mapping(args, "optimizer.args", list(inspect.signature(optimizer).parameters)[1:], ("lr",))  # [0]: the parameters
-    for key, value in args.items():
-        args[key] = as_number(value) if isinstance(value, str) else value
+    mapping(args, "optimizer.args", args, ("lr",))
+    known = list(inspect.signature(optimizer).parameters.values())[1:]  # [0]: the network's parameters
+    known = [each.replace(annotation=_type_of(each.default)) for each in known]
+    check_arguments(args, known, spec["name"], "optimizer.args")
     number(args, "lr", "optimizer.args", above=0)
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     try:
         optimizer([parameter], **args).step()
     except Exception as error:
-        raise ValueError(f"optimizer.args: {error or type(error).__name__}") from error
+        raise ValueError(f"optimizer.args: {reason(error)}") from error
+
+
+def _type_of(default: Any) -> Any:
+    """Return the type that a configuration may give where an optimizer has this default."""
+    if isinstance(default, tuple):
+        return tuple[(float,) * len(default)]  # type: ignore[misc]
+    return {bool: bool, NoneType: bool | None}.get(type(default), float)
 
 
 def _schedule(raw: dict[str, Any]) -> None:

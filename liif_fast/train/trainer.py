@@ -20,16 +20,19 @@ import yaml
 from tqdm import tqdm
 
 from liif_fast import data, distributed, models
+from liif_fast.config.reading import placed
 from liif_fast.data import make_loader
 from liif_fast.data.datasets import headers
 from liif_fast.devices import pick_device
+from liif_fast.files import reason
 from liif_fast.models.checkpoint import naming, write_checkpoint
+from liif_fast.signals import end
 from liif_fast.train import state
 from liif_fast.train.config import Config, load_config
 from liif_fast.train.order import Order, mix
 from liif_fast.train.records import Records
 from liif_fast.train.stepper import Stepper
-from liif_fast.train.stopping import Stop, end
+from liif_fast.train.stopping import Stop
 from liif_fast.train.trial import settle
 from liif_fast.train.validation import Validation, first_batch
 
@@ -83,7 +86,8 @@ def train(
     try:
         with distributed.reporting(_ADVICE), _arithmetic(bool(config.deterministic)):
             device = distributed.init(pick_device(device))
-            run = Run(config, folder, device, source)
+            with placed(config_path):
+                run = Run(config, folder, device, source)
             if source is None and asked is not None:
                 run.log(f"resume: {asked} is not there yet; the training begins")
             if resume and source != last:
@@ -108,10 +112,14 @@ class Run:
             raise ValueError(f"{folder}: not all processes see it; put it on a file system that they share")
         checkpoint = None if source is None else state.read(source)
         torch.manual_seed(config.seed)
-        model: Any = models.make(config.model) if checkpoint is None else models.make(checkpoint["model"], load_sd=True)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)
-        self.spec = _spec(config.model if checkpoint is None else checkpoint["model"])
+        try:
+            spec = config.model if checkpoint is None else checkpoint["model"]
+            model: Any = models.make(spec, load_sd=checkpoint is not None)
+            model = model.to(device, memory_format=layout)
+        except RuntimeError as error:  # no memory
+            raise ValueError(f"model: {reason(error)}") from error
+        self.spec = _spec(spec)
         self.stepper = Stepper(model, config)
         self._read_data()
         self.progress, remarks = state.Progress(), list[str]()
@@ -142,7 +150,8 @@ class Run:
 
     def _read_data(self) -> None:
         config, world = self.config, distributed.world_size()
-        self.train_set, size = _make_split("train_dataset", config.train_dataset, config.seed)
+        size = config.train_dataset["batch_size"]
+        self.train_set = data.make_split(config.train_dataset, "train_dataset", config.seed)
         if size < world:
             raise ValueError(f"train_dataset.batch_size: {world} processes cannot share batches of {size}")
         self.order = Order(len(self.train_set), size, config.seed)
@@ -162,7 +171,7 @@ class Run:
         self.validation = None
         if config.val_dataset is not None:
             seed = config.seed + 1 if config.val_seed is None else config.val_seed
-            val_set, _ = _make_split("val_dataset", config.val_dataset, seed)
+            val_set = data.make_split(config.val_dataset, "val_dataset", seed)
             self.validation = Validation(val_set, config, self.stepper.objective, self.device, workers)
 
     def _ordered_by(self) -> list[int]:
@@ -180,7 +189,7 @@ class Run:
 
         A further call continues where the last one stopped.
         """
-        self.stop.signum = 0  # it may have ended an earlier call
+        self.stop.reset()  # a signal may have ended an earlier call
         while self.progress.epoch < self.config.epoch_max:
             self._train_epoch()
             self._finish_epoch()
@@ -225,9 +234,9 @@ class Run:
                 progress.seconds = before + time.perf_counter() - started
                 if self._asked() or progress.step % self.look_every == 0 or progress.step == self.steps:
                     self._look(bar)
-        if self._asked():  # several processes agree on it in the next epoch instead
-            self._save("epoch-last")
-            self._end(self.stop.signum)
+            if self._asked():  # several processes agree on it in the next epoch instead
+                self._save("epoch-last")
+                self._end(self.stop.signum)
 
     def _asked(self) -> bool:
         """Return whether a signal has arrived that this process may obey without asking others."""
@@ -356,13 +365,6 @@ class Run:
 
 def _spec(spec: Any) -> dict[str, Any]:
     return {"name": spec["name"], "args": spec.get("args") or {}}
-
-
-def _make_split(place: str, split: dict[str, Any], seed: int) -> tuple[Any, int]:
-    dataset = data.make(split["dataset"])
-    if not len(dataset):
-        raise ValueError(f"{place}.dataset: it has no image")
-    return data.make(split["wrapper"], dataset=dataset, seed=seed), split["batch_size"]
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
+from liif_fast.signals import unwinding
 
 from .. import warm
 from .support import ROOT, assert_one_line
@@ -24,9 +25,12 @@ from .support import ROOT, assert_one_line
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: int, code: int) -> None:
-    """Stop a real process between the first and the last byte of the output."""
+    """Stop a real process between the first and the last byte of the output, and again while it cleans up.
+
+    A terminal that a shell closes sends SIGHUP twice.
+    """
     script = (
-        "import sys, time\n"
+        "import os, pathlib, sys, time\n"
         "import numpy as np\n"
         "from liif_fast.cli import main\n"
         "from liif_fast.upscaling import api\n"
@@ -34,6 +38,8 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
         "    yield np.zeros((1, 28, 3), np.uint8)\n"
         "    print('writing', flush=True); time.sleep(60)\n"
         "api.render_strips = strips\n"
+        "unlink = pathlib.Path.unlink\n"
+        f"pathlib.Path.unlink = lambda path: os.kill(os.getpid(), {int(number)}) or unlink(path)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     target = tmp_path / "out.png"
@@ -52,6 +58,66 @@ def test_signals_while_writing(tmp_path: Path, photo: Path, model: str, number: 
         assert "Traceback" not in err.read()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
     assert target.read_bytes() == b"old"
+
+
+def test_a_signal_after_the_command_prints_nothing() -> None:
+    """Python would print a traceback of its own end."""
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from liif_fast.cli import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", script, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout == f"liif-fast {liif_fast.__version__}\n"
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Training forks workers, and Python prints and forgets what its hooks after a fork raise, as here in `__del__`."""
+
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work() -> None:
+        with unwinding(last=False):
+            Dropping()
+            time.sleep(30)
+
+    with pytest.raises(SystemExit) as caught:
+        work()
+    assert caught.value.code == 143
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_signal_that_a_library_turns_into_an_error(
+    tmp_path: Path,
+    photo: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    several: bool,
+) -> None:
+    """PyTorch's compiler does, while it is imported for an export."""
+
+    def catching(*args: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+        except BaseException:
+            raise RuntimeError("no attribute 'exc'") from None
+
+    monkeypatch.setattr("liif_fast.upscaling.upscale_picture", catching)
+    (tmp_path / "more").mkdir()
+    paths = [str(tmp_path), str(tmp_path / "more")] if several else [str(photo), str(tmp_path / "a.png")]
+    assert main(["upscale", *paths, "--scale=2", f"--model={model}"]) == 130
+    said = capsys.readouterr().err
+    assert said.endswith("liif-fast: interrupted\n")
+    assert "exc" not in said
 
 
 def test_outside_the_main_thread(tmp_path: Path, photo: Path, model: str) -> None:
@@ -187,6 +253,12 @@ def test_train_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "train", lambda config, **options: seen.append((config, options)))
     assert main(["train", "--config", "c.yaml", "--tag", "t", "--resume"]) == 0
     assert seen == [("c.yaml", {"name": None, "tag": "t", "resume": True, "device": "auto"})]
+
+
+def test_a_signal_that_ends_the_benchmarks_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, -9))
+    assert main(["bench", "decode"]) == 137
+    assert main(["bench", "--compare", "a", "b"]) == 137
 
 
 def test_bench_outside_a_source_tree(

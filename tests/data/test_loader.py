@@ -1,7 +1,9 @@
 """However samples are made, they equal the wrapper's bit for bit."""
 
 import os
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -273,6 +275,24 @@ if __name__ == "__main__":
     for _ in WorkerLoader(Slow(), [[0, 1], [2, 3]], "cpu", num_workers=2):
         pass
 """
+
+
+def test_a_signal_waits_until_the_workers_have_started():
+    """PyTorch's iterator, left half made, prints a traceback when it is deleted."""
+    made = []
+
+    class Starting:
+        def __iter__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+            made.append("all workers")
+            return iter([])
+
+    loader = WorkerLoader(Images([]), [[0]], "cpu")
+    loader.loader = Starting()
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    assert made == ["all workers"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")

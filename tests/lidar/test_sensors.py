@@ -95,7 +95,9 @@ def test_files_of_sensors(tmp_path: Path) -> None:
     assert Sensor.load(ouster).columns == 2048
     for name, text, message in (
         ("a.yaml", "channels: 3", "no min_v, max_v"),
-        ("b.yaml", "[1, 2", "not readable as YAML"),
+        ("b.yaml", "[1, 2", "is not YAML: expected ',' or ']'"),
+        ("b.yaml", "a: &a [*a]", "is not YAML: it refers to itself"),
+        ("b.yaml", "beams: [1]\nbeams: [2]", "is not YAML: the key 'beams' is repeated"),
         ("c.yaml", "beams: [a, b]", r"beams must be a list of elevations in degrees, got \['a', 'b'\]"),
         ("c.yaml", "beams: 5", "beams must be a list of elevations in degrees, got 5"),
         ("c.yaml", "{min_v: 1, max_v: 2, channels: [3]}", r"channels must be a whole number, got \[3\]"),
@@ -116,9 +118,16 @@ def test_files_of_sensors(tmp_path: Path) -> None:
         ("f.yaml", "{min_v: -9, max_v: 9, channels: 10000000000}", "channels must be 1 to 4096"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=rf"{name}: .*{message}") as caught:
+        with pytest.raises(ValueError, match=rf"{name}(, line \d+)?(, column \d+)?: .*{message}") as caught:
             Sensor.load(tmp_path / name)
         assert "\n" not in str(caught.value)
+    for text, place in (("beams: [1]\ncolumns: 0\n", ", line 2"), ("beams: [1\n", ", line 2, column 1")):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=rf"^{table}{place}: "):
+            Sensor.load(table)
+    table.write_text("lidar:\n  min_v: -9\n  max_v: 9\n  channels: many\n")
+    with pytest.raises(ValueError, match=rf"^{table}, line 4: channels must be a whole number, got 'many'$"):
+        Sensor.load(table)
     np.savez(tmp_path / "nan.npz", range_m=np.ones((2, 8)), altitude_deg=np.array([np.nan, 1]))
     with pytest.raises(ValueError, match=r"nan\.npz: beams must be finite"):
         Sensor.load(tmp_path / "nan.npz")

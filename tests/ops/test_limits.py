@@ -54,6 +54,21 @@ def test_function_transforms_are_left_to_another_backend() -> None:
         torch.func.grad(lambda x: loss(x, "cpu"))(feat)
 
 
+def test_vmap_is_left_to_the_reference() -> None:
+    feat, coord, cell, weights, biases = problem()
+
+    def decode(weight: Tensor, backend: str) -> Tensor:
+        return functional.liif_decode(feat, coord, cell, [weight, *weights[1:]], biases, backend=backend)
+
+    two = torch.stack((weights[0], 2 * weights[0]))
+    expected = torch.stack([decode(each, "reference") for each in two])
+    torch.testing.assert_close(torch.func.vmap(lambda x: decode(x, "reference"))(two), expected)
+    for backend in ("auto", "torch", "cpu"):
+        with pytest.raises(RuntimeError, match=r"under .*torch\.func"):
+            torch.func.vmap(lambda x, backend=backend: decode(x, backend))(two)
+    torch.func.jacrev(lambda x: decode(x, "auto"))(weights[0])  # whose vmap begins after the call
+
+
 def test_backward_releases_what_forward_saved() -> None:
     feat, coord, cell, weights, biases = problem()
     feat.requires_grad_()

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from liif_fast import files
+from liif_fast import files, signals
 from liif_fast.train import trainer
 from liif_fast.train.config import check_config
 from liif_fast.train.records import read_log
@@ -96,11 +96,17 @@ def test_other_signals_end_with_their_codes(tmp_path, tiny, write, stop_at, sign
     assert load(tmp_path / "_tiny" / "epoch-last.pth")["liif_fast"]["step"] == 1
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path, tiny, write, stop_at):
+@pytest.mark.parametrize("later", [True, False])
+def test_a_second_signal_ends_at_once_unless_it_belongs_to_the_first(
+    tmp_path, tiny, write, stop_at, monkeypatch, later
+):
+    """A terminal that a shell closes sends SIGHUP twice, and the checkpoint must still be written."""
+    if later:
+        monkeypatch.setattr(signals, "AT_ONCE", 0)
     stop_at(1, times=2)
     with pytest.raises(KeyboardInterrupt):
         run(write, tiny, tmp_path)
-    assert not (tmp_path / "_tiny" / "epoch-last.pth").exists()
+    assert (tmp_path / "_tiny" / "epoch-last.pth").exists() is not later
 
 
 def test_a_run_goes_on_after_ctrl_c(tmp_path, tiny, stop_at):

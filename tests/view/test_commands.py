@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from liif_fast import upscale
-from liif_fast.cli import main
+from liif_fast.cli import main, view
 from liif_fast.cli.view import listen, shell_word
 from liif_fast.images import write_strips
 from liif_fast.images.colour import COLOUR
@@ -22,7 +24,7 @@ from liif_fast.models import make
 from liif_fast.models.checkpoint import save_model
 
 from .. import warm
-from .support import picture
+from .support import make_server, picture
 
 
 @pytest.fixture
@@ -115,10 +117,37 @@ def test_view_serves_until_it_is_interrupted(photo, small_model):
         ]
         assert np.array_equal(tile, rendered[0])
         assert not np.array_equal(tile, rendered[1])
+        for said in (b"\x16\x03\x01\r\n\r\n", b"GET / HT"):  # TLS, and half a request
+            with socket.create_connection(("127.0.0.1", int(address.split(":")[2].split("/")[0]))) as client:
+                client.sendall(said)
+                client.shutdown(socket.SHUT_WR)
+                client.recv(99)
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
         err.seek(0)
         assert err.read() == "liif-fast: interrupted\n"
+
+
+def test_half_a_request_does_not_keep_its_place(photo, small_model, monkeypatch):
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'liif-fast[view]'")
+    monkeypatch.setattr(view, "PATIENCE", 0.2)
+    server, ports = make_server(photo.parent, small_model), SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(view.serve, server, "127.0.0.1", 0, ports.put)
+        try:
+            place = ("127.0.0.1", ports.get(timeout=60))
+            with socket.create_connection(place, 60) as half, socket.create_connection(place, 60) as second:
+                half.sendall(b"GET / HT")
+                second.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\nGET")
+                assert half.recv(99) == b""
+                answer = b""
+                while part := second.recv(999):
+                    answer += part
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+        finally:
+            server.fail(InterruptedError("the end"))
+        with pytest.raises(InterruptedError, match="the end"):
+            served.result(60)
 
 
 @pytest.mark.parametrize("fault", ["no model", "a model of more channels"])
