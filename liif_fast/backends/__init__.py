@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.backends import verdict
-from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx
+from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx, without_autocast
 
 logger = logging.getLogger("liif_fast")
 
@@ -116,7 +116,8 @@ def runner(operator: str) -> Callable[..., Any]:
         if operator not in operators:
             device = rest[0].device
             raise RuntimeError(f"liif_fast: {operator} has no kernel for {device} in the backend {name or 'cpu'!r}")
-        return operators[operator](*rest)
+        with without_autocast(rest[0]):  # a backward pass within autocast would round float32 products
+            return operators[operator](*rest)
 
     return run
 
