@@ -36,6 +36,7 @@ NO_ONNX = (
 # its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
 # a ratio of 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
+LONGEST_GRID = 1 << 30  # the GPU kernels number a grid's rows and columns in 32 bits
 
 
 class RefusedError(RuntimeError):
@@ -133,6 +134,8 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
         return False, "renders whole feature maps only, not a part of one"
     if call.extent is not None and not getattr(backend, "EXTENTS", False):
         return False, "renders grids over the whole map only, not over a fractional part of it"
+    if name in QUALIFIED and call.grid and max(call.grid) >= LONGEST_GRID:
+        return False, f"takes grids of less than {LONGEST_GRID} a side, got {call.grid[0]}x{call.grid[1]}"
     return backend.can_run(call)
 
 

@@ -31,9 +31,8 @@ NAME = "triton"
 PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
 WIDEST_HIDDEN, WIDEST_OUT = 256, 64
-# The plan rounds indices below 2^22, and a map that wraps has two more columns. Pixels' numbers, offsets in the first
-# weight, and the queries behind those that keep activations are counted in 32 bits.
-LONGEST_AXIS, LONGEST_GRID, MOST_INPUTS, MOST_KEPT = (1 << 22) - 2, 1 << 30, 1 << 21, 1 << 29
+LONGEST_AXIS = (1 << 22) - 2  # the plan rounds indices below 2^22, and a map that wraps has two more columns
+MOST_INPUTS, MOST_KEPT = 1 << 21, 1 << 29  # offsets in the first weight, and queries behind the kept ones, have 32 bits
 CHANNELS = (16, 32, 64)  # of the latents that attend
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
@@ -102,8 +101,6 @@ def _why_not_of_this_size(call: Call) -> str:
         sides = call.place[2:] if call.place else (call.shape[2], call.shape[3])
     if max(sides) >= LONGEST_AXIS:
         return f"takes maps of less than {LONGEST_AXIS} a side, got {sides[0]}x{sides[1]}"
-    if call.grid and max(call.grid) >= LONGEST_GRID:
-        return f"takes grids of less than {LONGEST_GRID} a side, got {call.grid[0]}x{call.grid[1]}"
     if inputs >= MOST_INPUTS:
         return f"takes less than {MOST_INPUTS} inputs of a row, got {inputs}"
     return ""
