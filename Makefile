@@ -72,8 +72,9 @@ bench: build
 # of AMX is, so its loads and stores are checked. Left out are tests that measure memory, and tests of the compiler of
 # PyTorch. The output of C++ is not captured, because a finding ends the process.
 SANITIZED := $(foreach name,plan few_rows random gradients hostile same_bits terms project autocast attend \
-	fourier modulated conv3x3 conv3x3_random,tests/ops/test_$(name).py) \
-	tests/amx/test_operators.py tests/amx/test_products.py::test_products
+	fourier modulated conv3x3 conv3x3_random extent place wanted,tests/ops/test_$(name).py) \
+	tests/amx/test_operators.py tests/amx/test_products.py::test_products \
+	tests/cuda/test_pack.py tests/data/test_resize.py
 sanitize: build
 	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build \
 		--build-base build/sanitize --build-lib build/sanitize/lib
