@@ -102,7 +102,7 @@ def _why_not_of_this_size(call: Call) -> str:
     if max(sides) >= LONGEST_AXIS:
         return f"takes maps of less than {LONGEST_AXIS} a side, got {sides[0]}x{sides[1]}"
     if inputs >= MOST_INPUTS:
-        return f"takes less than {MOST_INPUTS} inputs of a row, got {inputs}"
+        return f"takes fewer than {MOST_INPUTS} inputs per row, got {inputs}"
     return ""
 
 

@@ -38,19 +38,18 @@ def test_the_check_finds_an_overflow(checked):
         kernel[(1,)](torch.tensor([1 - 2**31], dtype=torch.int32), out)
 
 
-@pytest.mark.parametrize("name", [*CALLS, "gather_corners"])
-def test_no_operation_overflows(name, checked):
+def gather_call():
+    made = Problem(channels=2, shape=(3, 4), queries=5)
+    return lambda backend: functional.gather_corners(*made.arguments[:3], backend=backend)[0], [made.feat]
+
+
+@pytest.mark.parametrize("make", [*CALLS.values(), gather_call], ids=[*CALLS, "gather_corners"])
+def test_no_operation_overflows(make, checked):
     """Forward and backward, in tiles that are not full."""
-    if name == "gather_corners":
-        problem = Problem(batch=2, channels=2, shape=(3, 4), queries=5)
-        problem.coord[0, 0], problem.coord[1, 1, 0] = 1e30, float("nan")
-        leaves = [problem.feat.requires_grad_()]
-        out = functional.gather_corners(*problem.arguments[:3], backend="triton")[0]
-    else:
-        run, leaves = CALLS[name]()
-        leaves = [leaf.requires_grad_() for leaf in leaves if name != "attend_corners" or leaf.ndim != 3]
-        out = run(backend="triton")
-    torch.autograd.grad(sum(each.sum() for each in (out if isinstance(out, tuple) else [out])), leaves)
+    run, leaves = make()
+    for leaf in leaves:
+        leaf.requires_grad_()
+    torch.autograd.grad(run(backend="triton").sum(), leaves)
 
 
 def test_coordinates_far_apart():
@@ -107,7 +106,7 @@ def test_more_inputs_than_the_weights_offsets_reach_are_refused():
     feat, coord = torch.zeros(1, 1, 1, 1).expand(1, channels, 1, 1), torch.zeros(1, 1, 2)
     weights, biases = make_layers((4, 8, 3))
     weights[0] = torch.zeros(1, 1).expand(8, 9 * channels + 4)
-    reason = f"less than {backend.MOST_INPUTS} inputs of a row, got "
+    reason = f"fewer than {backend.MOST_INPUTS} inputs per row, got "
     refused(f"{reason}{9 * channels}", lambda **o: functional.liif_decode(feat, coord, coord, weights, biases, **o))
     x, weights[0] = torch.zeros(1, 1).expand(2, 1 << 21), torch.zeros(1, 1).expand(8, 1 << 21)
     refused(f"{reason}{1 << 21}", lambda **o: functional.fused_mlp(x, weights, biases, **o))
