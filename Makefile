@@ -79,8 +79,9 @@ sanitize: build
 	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build \
 		--build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
-	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/python -m pytest --capture=sys $(SANITIZED) $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
+		--max-worker-restart 0 --capture=sys $(SANITIZED) $(ARGS)
 
 # One wheel for every Python and torch, checked in clean environments; csrc/wheel.py says how. Not part of CI.
 wheel: $(VENV)/.installed
