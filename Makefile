@@ -71,15 +71,17 @@ bench: build
 # A second, instrumented build beside the usual one. Python itself is not instrumented, hence the preload. The emulator
 # of AMX is, so its loads and stores are checked. Left out are tests that measure memory, and tests of the compiler of
 # PyTorch. The output of C++ is not captured, because a finding ends the process.
-SANITIZED := $(foreach name,plan reuse few_rows random gradients hostile same_bits terms project autocast attend \
-	fourier modulated conv3x3 conv3x3_random,tests/ops/test_$(name).py) \
-	tests/amx/test_operators.py tests/amx/test_products.py::test_products
+SANITIZED := $(foreach name,plan few_rows reuse random gradients hostile same_bits terms project autocast attend \
+	fourier modulated conv3x3 conv3x3_random extent place wanted,tests/ops/test_$(name).py) \
+	tests/amx/test_operators.py tests/amx/test_products.py::test_products \
+	tests/cuda/test_pack.py tests/data/test_resize.py
 sanitize: build
 	LIIF_FAST_SANITIZE=1 LIIF_FAST_BUILD_CUDA=0 $(BIN)/python setup.py --quiet build \
 		--build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 \
-	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/python -m pytest --capture=sys $(SANITIZED) $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib PYTHONSAFEPATH=1 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	LIIF_FAST_TEST_BACKENDS=cpu LIIF_FAST_TEST_CONFIGS=30 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
+		--max-worker-restart 0 --capture=sys $(SANITIZED) $(ARGS)
 
 # One wheel for every Python and torch, checked in clean environments; csrc/wheel.py says how. Not part of CI.
 wheel: $(VENV)/.installed

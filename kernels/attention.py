@@ -174,13 +174,8 @@ def gelu_back(g, x, BLOCKS: tl.constexpr):
 
 @triton.jit
 def exchanged(x, BIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return x with each query's rows t and t ^ BIT exchanged; BIT is 1 or 2.
-
-    A pair's sum less the one is the other, exactly so in integers, and a sum over lanes takes a single shuffle.
-    """
-    bits = tl.reshape(x.to(tl.int32, bitcast=True), (ROWS // 4, 2, 2, BLOCK))
-    other = tl.sum(bits, 3 - BIT, keep_dims=True) - bits
-    return tl.reshape(other, (ROWS, BLOCK)).to(tl.float32, bitcast=True)
+    """Return x with each query's rows t and t ^ BIT exchanged; BIT is 1 or 2."""
+    return tl.reshape(tl.flip(tl.reshape(x, (ROWS // 4, 2, 2, BLOCK)), 3 - BIT), (ROWS, BLOCK))
 
 
 @triton.jit

@@ -53,6 +53,7 @@ class Call(NamedTuple):
     autocast: torch.dtype | None  # the autocast dtype, if autocast applies
     requires_grad: bool  # any gradient is wanted
     coord_requires_grad: bool  # a gradient for coord or cell is wanted
+    grid: tuple[int, int] | None = None  # in a render: the size of the whole grid
     place: Place | None = None  # in a render: the position of feat in a larger map
     extent: Extent | None = None  # in a render: the part of the map that the grid covers, if not all of it
     dropout: float = 0.0  # of attend_corners

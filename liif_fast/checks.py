@@ -117,6 +117,8 @@ def check_corners(feat: Tensor, corners: Corners) -> None:
     batch, shape = feat.shape[0], tuple(feat.shape[2:])
     if corners.shape != shape:
         raise ValueError(f"coord must be planned for maps of feat's size, {shape}, got a plan for {corners.shape}")
+    if corners.at.dtype != torch.int64:
+        raise TypeError(f"coord.at must be int64, got {corners.at.dtype}")
     queries = corners.at.shape[1] if corners.at.ndim == 3 else "Q"
     for name, tensor, each in (("at", corners.at, (4,)), ("rel", corners.rel, (4, 2))):
         if list(tensor.shape[1:]) != [queries, *each]:

@@ -163,7 +163,7 @@ def liif_render(
     if place is not None:
         further["place"] = check_place(place, feat, (height, width), window, feat_unfold, further.get("extent"))
     call = describe("render", feat, window[2] * window[3], weights, biases, switches, None, cells)
-    render: Any = backends.choose(call._replace(**further), backend).render
+    render: Any = backends.choose(call._replace(grid=(height, width), **further), backend).render
     return render(feat, (height, width), window, cells, weights, biases, switches, recompute, **further)
 
 

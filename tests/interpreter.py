@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 
 Maker = Callable[[Any], Any]
@@ -113,3 +114,16 @@ def _check_in_debug(check: Any) -> Any:
             check(self, *args)
 
     return check_in_debug
+
+
+@shorten("runtime.interpreter:ReduceOps", "apply_impl")
+def _xor_at_once(reduce: Any) -> Any:
+    """Reduce by exclusive or, as `tl.flip` does, in one operation of NumPy instead of element by element."""
+
+    def xor_at_once(self: Any, operands: Any) -> Any:
+        if self.combine_fn is not tl.standard._xor_combine:
+            return reduce(self, operands)
+        data = np.bitwise_xor.reduce(operands[0].handle.data, self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(data, operands[0].dtype)
+
+    return xor_at_once

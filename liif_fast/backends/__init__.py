@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from liif_fast.backends import verdict
-from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx
+from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx, without_autocast
 
 logger = logging.getLogger("liif_fast")
 
@@ -36,6 +36,7 @@ NO_ONNX = (
 # its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
 # a ratio of 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
+LONGEST_GRID = 1 << 30  # the GPU kernels number a grid's rows and columns in 32 bits
 
 
 class RefusedError(RuntimeError):
@@ -116,7 +117,8 @@ def runner(operator: str) -> Callable[..., Any]:
         if operator not in operators:
             device = rest[0].device
             raise RuntimeError(f"liif_fast: {operator} has no kernel for {device} in the backend {name or 'cpu'!r}")
-        return operators[operator](*rest)
+        with without_autocast(rest[0]):  # a backward pass within autocast would round float32 products
+            return operators[operator](*rest)
 
     return run
 
@@ -132,6 +134,8 @@ def ask(name: str, call: Call) -> tuple[bool, str]:
         return False, "renders whole feature maps only, not a part of one"
     if call.extent is not None and not getattr(backend, "EXTENTS", False):
         return False, "renders grids over the whole map only, not over a fractional part of it"
+    if name in QUALIFIED and call.grid and max(call.grid) >= LONGEST_GRID:
+        return False, f"takes grids of less than {LONGEST_GRID} a side, got {call.grid[0]}x{call.grid[1]}"
     return backend.can_run(call)
 
 

@@ -30,7 +30,9 @@ from liif_fast.ops import mlp as _mlp
 NAME = "triton"
 PLACES = EXTENTS = True
 KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
-WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
+WIDEST_HIDDEN, WIDEST_OUT = 256, 64
+LONGEST_AXIS = (1 << 22) - 2  # the plan rounds indices below 2^22, and a map that wraps has two more columns
+MOST_INPUTS, MOST_KEPT = 1 << 21, 1 << 29  # offsets in the first weight, and queries behind the kept ones, have 32 bits
 CHANNELS = (16, 32, 64)  # of the latents that attend
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
@@ -86,9 +88,22 @@ def can_run(call: Call) -> tuple[bool, str]:
             return False, f"takes hidden layers up to {WIDEST_HIDDEN} wide, got {max(hidden)}"
         if out > WIDEST_OUT:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
-    if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
-        return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
+    if reason := _why_not_of_this_size(call):
+        return False, reason
     return True, "fused Triton kernels"
+
+
+def _why_not_of_this_size(call: Call) -> str:
+    """Return the reason why the kernels' arithmetic does not reach as far as the call, else ""."""
+    inputs, sides = call.shape[-1], (0, 0)
+    if call.op != "fused_mlp":
+        inputs = call.shape[1] * (9 if call.switches.feat_unfold else 1)
+        sides = call.place[2:] if call.place else (call.shape[2], call.shape[3])
+    if max(sides) >= LONGEST_AXIS:
+        return f"takes maps of less than {LONGEST_AXIS} a side, got {sides[0]}x{sides[1]}"
+    if inputs >= MOST_INPUTS:
+        return f"takes fewer than {MOST_INPUTS} inputs per row, got {inputs}"
+    return ""
 
 
 def _why_not_attend(call: Call) -> str:
@@ -114,7 +129,12 @@ def _saves(
     train: bool,
     recompute: bool | None,
 ) -> tuple[int, int, int]:
-    """Return the shape of the activations saved from `count` queries of `rows` rows: [hidden layers, rows, widest]."""
+    """Return the shape of the activations saved from `count` queries of `rows` rows: [hidden layers, rows, widest].
+
+    By default none are saved of MOST_KEPT queries or more.
+    """
+    if train and recompute is None and count >= MOST_KEPT:
+        recompute = True
     layers, widest = len(weights) - 1, max(weight.shape[0] for weight in weights[:-1])
     return layers, kept(count, rows * layers * widest, dtype, train, recompute, KEEP_BYTES) * rows, widest
 

@@ -66,6 +66,13 @@ def test_refusals_have_reasons(hopper, change, reason):
     assert not can and re.search(reason, said), said
 
 
+def test_a_grid_whose_pixels_pass_32_bits_is_refused(hopper):
+    call = CALL._replace(op="render", grid=(7, backends.LONGEST_GRID - 1))
+    assert backends.ask("cuda", call)[0]
+    call = call._replace(grid=(7, backends.LONGEST_GRID))
+    assert backends.ask("cuda", call) == (False, "takes grids of less than 1073741824 a side, got 7x1073741824")
+
+
 def test_float32_under_autocast_is_taken(hopper):
     assert cuda.can_run(CALL._replace(dtype=torch.float32, autocast=torch.bfloat16, widths=(256, 256, 1)))[0]
 

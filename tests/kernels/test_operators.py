@@ -8,7 +8,7 @@ from liif_fast.backends import attention, cpu, factorised, reference, triton
 from liif_fast.call import Switches
 
 from ..ops import test_gradients
-from ..ops.support import Problem, make_layers, make_transformer
+from ..ops.support import Problem, make_layers, make_transformer, same_bits
 from ..ops.test_operators import opcheck
 
 ops = torch.ops.liif_fast
@@ -69,6 +69,19 @@ def test_every_operator_has_a_sample():
 @pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLES}))
 def test_opcheck(name):
     opcheck(getattr(ops, name).default, [(*arguments, triton.NAME) for each, arguments in SAMPLES if each == name])
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(dict(SAMPLES).items()))
+def test_autocast_rounds_nothing_within_an_operator(name, arguments):
+    """As in a backward pass that is called within autocast: its products have the dtype of their operands."""
+
+    def run():
+        found = getattr(ops, name).default(*arguments, triton.NAME)
+        return [found] if isinstance(found, torch.Tensor) else found
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(same_bits, run(), expected))
 
 
 def test_compile():

@@ -86,6 +86,8 @@ def test_a_plan_gives_the_bits_of_its_coordinates(wrap):
 def test_a_plan_that_does_not_fit_is_refused():
     problem = Attention(8, 1, 2, 8)
     plan = functional.plan_attention(problem.coord, (5, 7))
+    with pytest.raises(TypeError, match=r"coord.at must be int64, got torch.int32"):
+        problem.run("auto", coord=plan._replace(at=plan.at.int()))
     for wrong, said in (
         ({"at": plan.at[..., :3]}, r"coord.at must have shape \[B or 1, 83, 4\], got \[2, 83, 3\]"),
         ({"at": plan.at[0]}, r"coord.at must have shape \[B or 1, Q, 4\], got \[83, 4\]"),

@@ -92,11 +92,12 @@ def test_bfloat16_tensors(hidden, shape, recompute):
         options = {"channels": 5, "shape": shape, "queries": 37, "hidden": hidden, "dtype": torch.bfloat16}
         problem = Problem(seed, **options).to(dtype).requires_grad()
         grad = torch.randn(2, 37, 3, generator=torch.Generator().manual_seed(seed)).bfloat16().to(dtype)
+        places = problem.coord.requires_grad_(), problem.cell.requires_grad_()
         out = functional.liif_decode(*problem.arguments, backend=backend, recompute=recompute)
-        results = [out, *torch.autograd.grad(out, problem.leaves, grad)]
-        assert all(each.dtype == dtype for each in results)
+        results = [out, *torch.autograd.grad(out, [*problem.leaves, *places], grad)]
+        assert all(each.dtype == dtype for each in results[:-2])
         assert dtype != torch.bfloat16 or functional.explain(*problem.arguments).chosen == "cpu"
-        return [each.double() for each in results]
+        return [each.detach().double() for each in results]
 
     ours, plain, floor = [], [], []
     for seed in range(5):

@@ -155,10 +155,12 @@ def test_micro_kernels(backend, isa):
         pytest.skip("the cpu backend's choice")
     if isa == cpu.ISA:
         pytest.skip("every other test runs it")
+    names = ("random", "same_bits", "terms", "attend", "fourier", "modulated", "conv3x3_random")
+    chosen = "test_random or few or regions or terms or small_maps or (formula or test_gradients[) and cpu"
+    options = [*(f"tests/ops/test_{name}.py" for name in names), "-q", "-p", "no:cacheprovider", "-k", chosen]
     found = run_python(
         "import sys, pytest, liif_fast.backends.cpu as cpu; print(cpu.ISA, flush=True)\n"
-        f"if cpu.ISA == {isa!r}: sys.exit(pytest.main(['tests/ops/test_random.py', 'tests/ops/test_same_bits.py', "
-        "'tests/ops/test_terms.py', '-q', '-p', 'no:cacheprovider', '-k', 'test_random or few or regions or terms']))",
+        f"if cpu.ISA == {isa!r}: sys.exit(pytest.main({options!r}))",
         modules=warm.OPTIMIZERS,  # deterministic algorithms import the compiler
         LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_CONFIGS="24", LIIF_FAST_TEST_BACKENDS="cpu",
     )  # fmt: skip
