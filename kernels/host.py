@@ -231,7 +231,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def opening(weight: Tensor, bias: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Lay out a first layer [out, in] without affine columns: [in, padded] in whole steps, its bias float32 [padded]."""
+    """Lay out a first layer [out, in] without affine columns: [whole steps of in, padded], and float32 [padded]."""
     step = depth(weight.dtype)
     whole = triton.cdiv(weight.shape[1], step) * step
     return _padded(weight.t(), whole, form.padded).contiguous(), _padded(bias.float(), form.padded)

@@ -1,6 +1,6 @@
-"""Run the Triton kernels (kernels/), forward and backward: on NVIDIA GPUs from sm_80 on.
+"""Run the Triton kernels (kernels/), forward and backward, on NVIDIA GPUs from sm_80 on.
 
-For tests, TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter, on CPU tensors.
+For tests, TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter on CPU tensors.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from liif_fast.ops import mlp as _mlp
 
 NAME = "triton"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are recomputed
 WIDEST_HIDDEN, WIDEST_OUT, LONGEST_AXIS = 256, 64, 1 << 22
-CHANNELS = (16, 32, 64)  # of the latents that attend
+CHANNELS = (16, 32, 64)  # of latents that a transformer with blocks takes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
 
 
 def _why_not_on(kind: str, index: int | None) -> str:
-    """Return the reason why the kernels cannot run on a device, else ""; on a CPU, make the operators run them."""
+    """Return why the kernels cannot run on a device, or ""; on a CPU, make the operators run them."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
@@ -87,12 +87,12 @@ def can_run(call: Call) -> tuple[bool, str]:
         if out > WIDEST_OUT:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
-        return False, f"takes maps of less than {LONGEST_AXIS} a side, got {call.shape[2]}x{call.shape[3]}"
+        return False, f"takes maps of sides below {LONGEST_AXIS}, got {call.shape[2]}x{call.shape[3]}"
     return True, "fused Triton kernels"
 
 
 def _why_not_attend(call: Call) -> str:
-    """Return the reason why the kernels cannot run this `attend_corners`, else ""."""
+    """Return why the kernels cannot run this `attend_corners`, or ""."""
     channels = call.shape[1]
     if call.dropout:
         return "has no dropout"
@@ -142,7 +142,7 @@ def attend_corners(
 
 
 def _kernel(file: str, name: str) -> Callable[..., Any]:
-    """Return the function `name` from a file of kernels/; its first call imports the file, and with it Triton."""
+    """Return the function `name` of a file in kernels/; its first call imports the file, and with it Triton."""
 
     def run(*args: Any) -> Any:
         return getattr(importlib.import_module(f"liif_fast.kernels.{file}"), name)(*args)
@@ -161,8 +161,8 @@ _library = torch.library.Library("liif_fast", "IMPL")  # its registrations live 
 def run_on_cpu() -> None:
     """Let this backend run operators on CPU tensors, for Triton's interpreter.
 
-    A key holds one kernel. So each of ours replaces the C++ kernel, if that is built, and calls it if the call names no
-    backend.
+    A dispatch key holds one kernel, so each of ours replaces the C++ kernel, if that is built. It calls the C++ kernel
+    if the call names no backend.
     """
     for name in OPERATORS:
         operator, ours = f"liif_fast::{name}", runner(name)

@@ -278,7 +278,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     target = tmp_path / "out.png"
     assert (
         run(photo, target, "--quality=9")[2]
-        == f"liif-fast: {target}: the quality has no effect, because PNG has none\n"
+        == f"liif-fast: {target}: the quality has no effect, because PNG has no such setting\n"
     )
     assert run(photo, target, "--lossless") == (0, b"", "")
 

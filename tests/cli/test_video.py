@@ -118,11 +118,11 @@ def test_a_pipe_that_ends_early(run: Run, cut: int) -> None:
     [
         (
             b"W6 H4 F25:1 C420jpeg\n",
-            "a y4m video with chroma 420jpeg, expected 444 or mono; give ffmpeg -pix_fmt yuv444p",
+            "is a y4m video with chroma 420jpeg, expected 444 or mono; give ffmpeg -pix_fmt yuv444p",
         ),
-        (b"W6 H4 F25:1\n", "a y4m video with chroma 420jpeg, expected"),
-        (b"W6 H4 F25:1 C444alpha\n", "a y4m video with chroma 444alpha, expected"),
-        (b"W6 H4 F25:1 It C444\n", "an interlaced y4m video; give ffmpeg -vf yadif"),
+        (b"W6 H4 F25:1\n", "is a y4m video with chroma 420jpeg, expected"),
+        (b"W6 H4 F25:1 C444alpha\n", "is a y4m video with chroma 444alpha, expected"),
+        (b"W6 H4 F25:1 It C444\n", "is an interlaced y4m video; give ffmpeg -vf yadif"),
         (b"W6 F25:1 C444\n", "the header of the y4m video is damaged"),
         (b"W6 H-4 F25:1 C444\n", "the header of the y4m video is damaged"),
         (b"W6 H4 F25", "the header of the y4m video is damaged"),
@@ -146,7 +146,8 @@ def test_outputs_that_a_video_cannot_have(run: Run, tmp_path: Path) -> None:
     ):
         code, out, err = run(stream(), *args)
         assert (code, out, message in err, err.count("\n")) == (1, b"", True, 1)
-    assert "-: the quality has no effect, because y4m has none\n" in run(stream(1), "-", "-", "--quality=9")[2]
+    message = "-: the quality has no effect, because y4m has no such setting\n"
+    assert message in run(stream(1), "-", "-", "--quality=9")[2]
     assert not list(tmp_path.glob("out*"))
 
 

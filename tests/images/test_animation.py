@@ -226,7 +226,7 @@ def test_numbers_that_a_format_has_not(tmp_path: Path) -> None:
     moving(tmp_path / "in.webp", 2)
     animation = read(tmp_path / "in.webp")
     animation.durations, animation.plays = [700_000, 0], 100_000
-    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, one here takes 700 s"):
+    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, got 700 s"):
         write_animation(tmp_path / "out.gif", animation.frames, animation, FORMATS[".gif"])
     write_animation(tmp_path / "out.png", animation.frames, animation, FORMATS[".png"])
     assert read(tmp_path / "out.png").durations == [700_000, 0]
@@ -303,7 +303,7 @@ def test_damaged_apng(tmp_path: Path) -> None:
     pieces = [Piece(0, 0, np.full((*SIZE[::-1], 4), value, np.uint8), 0, True) for value in (50, 100)]
     good = apng(pieces, (0, 0))
     for data, message in (
-        (apng(pieces, (0, 0), claimed=3), "it has 2 frames, where its header says 3"),
+        (apng(pieces, (0, 0), claimed=3), "it has 2 frames, but its header says 3"),
         (good[:-30] + bytes([good[-30] ^ 1]) + good[-29:], "the file is damaged"),
     ):
         with pytest.raises(ImageFileError, match=message):
