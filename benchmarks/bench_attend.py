@@ -1,4 +1,4 @@
-"""ILN's decoder, the transformer over corners, for a frame of 64 x 1024 from one of 16 x 1024; and with the encoder."""
+"""Measure ILN's decoder, the transformer over corners, and whole frames of 64 x 1024 from 16 x 1024."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CHUNK = 100_000  # queries that the authors' code decodes at a time
 
 
 def plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
-    """Compute ILN as its authors do: every token through the whole first block, attention as batched products."""
+    """Compute ILN as its authors do: every token goes through the whole first block; attention is batched products."""
     return torch.cat([_plain(feat, values, part, net) for part in coord.split(CHUNK, 1)], 1)
 
 
@@ -45,7 +45,7 @@ def _plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
 
 
 def problem(bench: Bench, lines: int, columns: int) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Return the model, its features, the ranges and the coordinates of a frame of four times the lines."""
+    """Return the model, its features, the ranges, and the coordinates of a frame with four times the lines."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-lidar", "args": {}}
     model: Any = make({"name": "iln", "args": {"d": 1, "h": 8, "encoder_spec": encoder}}).eval().to(bench.device)
@@ -82,7 +82,7 @@ def test_attend_backward(bench: Bench) -> Raced:
     feat.requires_grad_()
     net = model.attention.transformer_of()
     grad = torch.randn(1, coord.shape[1], 1, device=bench.device)
-    # A shift of all logits changes nothing, so the gradients of the last two biases are only rounding.
+    # A shift of all logits changes nothing, so the gradients of the last two biases are rounding errors.
     wanted = [
         each
         for name, each in model.attention.named_parameters()

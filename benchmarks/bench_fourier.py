@@ -1,4 +1,4 @@
-"""LTE's decoder on maps that are there: a picture of x4, and the training setting of its authors."""
+"""Race the decoder of LTE without its encoder: a picture of x4, and the training setting of its authors."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def _plain(maps: Tensor, coord: Tensor, cell: Tensor, phase: Tensor, network: An
 
 
 def problem(bench: Bench, batch: int, side: int) -> tuple[Tensor, Any, Any]:
-    """Return maps of amplitudes and frequencies, and a model of the published widths without an encoder to speak of."""
+    """Return maps of amplitudes and frequencies, and a model of the published widths with a very small encoder."""
     torch.manual_seed(0)
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256]}}
     encoder = {"name": "edsr-baseline", "args": {"no_upsampling": True, "n_resblocks": 1}}

@@ -1,4 +1,4 @@
-"""Measure the pieces for your own networks: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
+"""Measure the parts for a network of one's own: `gather_corners`, bound by memory, `fused_mlp`, bound by arithmetic."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
-"""Report the newest complete record: python -m benchmarks.report prints it.
+"""Print the newest complete record: python -m benchmarks.report.
 
-With --write it fills the documents and draws the pictures. The tests refuse documents and pictures
-that differ from the record.
+With --write, fill the documents and draw the pictures. The tests refuse documents and pictures that differ from the
+records.
 """
 
 import argparse
@@ -38,12 +38,12 @@ CAPTIONS = {
 
 
 def pictures(record: Record, folder: str) -> str:
-    """Return the pictures that the record has figures for."""
+    """Return the pictures for which the record has figures."""
     return "\n\n".join(f"![{CAPTIONS[name]}]({folder}/benchmark-{name}.png)" for name in plot.parts(record))
 
 
 def steps(record: Record | None) -> str:
-    """Return the gain of each optimisation over the one before it and over the plain formula."""
+    """Return the gain of each optimisation over the step before it and over the plain formula."""
     results = {result["name"]: result for result in record["results"]} if record else {}
     tables = []
     for name, order in (("steps-decode", bench_steps.DECODING), ("steps-train", bench_steps.TRAINING)):
@@ -51,7 +51,7 @@ def steps(record: Record | None) -> str:
             continue
         figures = results[name]["figures"]
         one = {"median": 1.0}
-        # Relative to ours, within a round, except the column of times.
+        # All but the times are relative to ours, within a round.
         costs = [(step, figures[step].get("ratio", one)["median"]) for step in order if step in figures]
         lines = [f"| {results[name]['title']} | time | against the step before | against plain |", "|---" * 4 + "|"]
         for (step, cost), (_, before) in zip(costs, [costs[0], *costs], strict=False):
@@ -98,7 +98,7 @@ def growth(record: Record | None) -> str:
 
 
 def lost(record: Record | None) -> str:
-    """Return where a rival is faster than ours by more than the noise, its whole middle 60 % of rounds."""
+    """Return the benchmarks in which a rival is faster than ours in the whole middle 60 % of rounds."""
     if record is None:
         return ABSENT
     lines = [
@@ -114,13 +114,13 @@ def lost(record: Record | None) -> str:
 
 
 def export(found: Sequence[Record]) -> str:
-    """Return how exported graphs compare with ours, from the newest record that has them."""
+    """Return the comparison of exported graphs with ours, from the newest record that has it."""
     columns = (OURS, FACTORISED, *bench_export.RUNTIMES)
     return _suite(found, "export", columns, "Whole is one call, strips the parts.")
 
 
 def lidar(found: Sequence[Record]) -> str:
-    """Return how ILN's decoder and frame compare with the plain form, from the newest record that has them."""
+    """Return the comparison of ILN's decoder and frame with the plain form, from the newest record that has it."""
     columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
     shown = _suite(found, "attend", columns, "Plain is the authors' form, in chunks of 100,000 queries.")
     times = [
@@ -133,7 +133,7 @@ def lidar(found: Sequence[Record]) -> str:
 
 
 def bfloat16(found: Sequence[Record]) -> str:
-    """Return how bfloat16 compares with float32 and with rivals in bfloat16, each race from its newest record."""
+    """Return the comparison of bfloat16 with float32 and with rivals in bfloat16, each race from its newest record."""
     newest = {
         result["name"]: (result, record)
         for record in found
@@ -149,7 +149,7 @@ def bfloat16(found: Sequence[Record]) -> str:
 
 
 def training(found: Sequence[Record]) -> str:
-    """Return the rates of training as shares of a dense render's, from the newest record that has them."""
+    """Return the rates of training as shares of a dense render's rate, from the newest record that has them."""
     return _lines(found, "training-rate", training_rate.lines)
 
 
@@ -166,7 +166,7 @@ def convolution_errors(found: Sequence[Record]) -> str:
 def _lines(
     found: Sequence[Record], suite: str, lines: Callable[[Sequence[Record]], list[str]], timed: bool = True
 ) -> str:
-    """Return lines about a suite's results from the newest record that has any, and its origin."""
+    """Return lines about a suite's results, from the newest record that has any, and the record's origin."""
     shown = [(record, results) for record in found if (results := _results(record, suite))]
     if not shown:
         return ABSENT
@@ -192,7 +192,7 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
 
 
 def _busy(record: Record) -> str:
-    """Say so if other programs took part of the machine's time."""
+    """Return a sentence if other programs took part of the machine's time, else ""."""
     load = (record["load"] or [0])[0]
     return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 

@@ -86,7 +86,7 @@ def test_a_selection_races_with_ours_and_the_reference(run):
 
 def test_only_whole_races_are_recorded(run):
     done, rows = run("--record", "-k", "other and tiny")
-    done.stderr.fnmatch_lines("*--record is for all variants of a race; not all are selected of test_tiny")
+    done.stderr.fnmatch_lines("*--record needs all variants of a race, but some of test_tiny are not selected")
     assert not rows
 
 

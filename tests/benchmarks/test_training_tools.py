@@ -34,7 +34,7 @@ def test_a_mixture_lies_between_two_models():
     expected = {key: 0.75 * value + 0.25 * second.state_dict()[key] for key, value in first.state_dict().items()}
     for key, value in mixed(first, second, 0.25).state_dict().items():
         torch.testing.assert_close(value, expected[key])
-    with pytest.raises(ValueError, match="must be of one network"):
+    with pytest.raises(ValueError, match="expected the same network"):
         mixed(first, deepened(second, 4), 0.5)
 
 
