@@ -119,4 +119,5 @@ def _levels(video: Y4m) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     luma, chroma, black = (top, top, 0) if video.full else (219 * step, 224 * step, 16 * step)
     middle = 128 * step
     scale, offset = (luma, chroma, chroma), (black, middle, middle)
-    return tuple(np.array(each[: video.channels], np.float32)[:, None, None] for each in (scale, offset))  # type: ignore[return-value]
+    both = np.array((scale, offset), np.float32)[:, : video.channels, None, None]
+    return both[0], both[1]
