@@ -5,6 +5,7 @@ records.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks import (
     bench_steps,
     convolution,
     few_rows,
+    lidar_quality,
     plot,
     records,
     table,
@@ -28,7 +30,10 @@ README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
 CPU = records.ROOT / "docs" / "cpu.md"
 EXPORT = records.ROOT / "docs" / "export.md"
+FAMILY = records.ROOT / "docs" / "family.md"
 LIDAR = records.ROOT / "docs" / "lidar.md"
+TRITON = records.ROOT / "docs" / "triton.md"
+VIEWER = records.ROOT / "docs" / "viewer.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
 CAPTIONS = {
     "speed": "Time of every rival in multiples of ours",
@@ -132,6 +137,49 @@ def lidar(found: Sequence[Record]) -> str:
     return f"{shown} A frame takes {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
 
 
+def scans() -> str:
+    """Return the scores of the shipped LiDAR model on the scan of an OS1-128, from their record."""
+    record = json.loads((records.RESULTS / "lidar_quality.json").read_text())
+    shown = lidar_quality.table([result for result in record["results"] if result["scan"] == "os1-128"])
+    origin = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}"
+    about = (
+        f"{' / '.join(lidar_quality.METHODS.values())}; `python -m benchmarks.lidar_quality` measures them. {origin}."
+    )
+    return f"{shown}\n\n{about}"
+
+
+def relatives(found: Sequence[Record]) -> str:
+    """Return the comparison of LTE's and LM-LIIF's decoders with the plain form, from the newest record with any."""
+    columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
+    return _suite(found, ("fourier", "modulated"), columns, "Plain is the authors' form, in chunks of 30,000 queries.")
+
+
+def viewer(found: Sequence[Record]) -> str:
+    """Return the times of the viewer's tiles, from the newest record that has them."""
+
+    def lines(results: Sequence[Record]) -> list[str]:
+        times = [(result["title"], quantity(result["figures"][OURS]["median"], "s")) for result in results]
+        return ["| | time |", "|---|---|", *(f"| {title.removeprefix('view: ')} | {time} |" for title, time in times)]
+
+    return _lines(found, "view-", lines)
+
+
+def registers() -> str:
+    """Return the registers of the kernels of `attend_corners`, from the newest record of Triton that has them."""
+    reports = [json.loads(path.read_text()) for path in sorted(records.RESULTS.glob("triton-*.json"))]
+    entries = [[entry for entry in report if entry["kernel"].startswith("atte")] for report in reports]
+    shown = [each for each in entries if each][-1]
+    arches = sorted({entry["arch"] for entry in shown})
+    rows: dict[str, dict[str, int]] = {}
+    for entry in sorted(shown, key=lambda entry: entry["arch"]):
+        kept = ", keeping activations" if " keep=True " in entry["config"] else ""
+        rows.setdefault(f"`{entry['kernel']}`{kept}", {})[entry["arch"]] = entry["registers"]
+    lines = [f"| kernel | {' | '.join(f'registers on {arch}' for arch in arches)} |", "|---" * (1 + len(arches)) + "|"]
+    lines += [f"| {name} | {' | '.join(str(found[arch]) for arch in arches)} |" for name, found in rows.items()]
+    spills = max(entry["spill_bytes"] for entry in shown)
+    return "\n".join([*lines, "", f"Triton {shown[0]['triton']}; spilled bytes: {spills}."])
+
+
 def bfloat16(found: Sequence[Record]) -> str:
     """Return the comparison of bfloat16 with float32 and with rivals in bfloat16, each race from its newest record."""
     newest = {
@@ -174,8 +222,8 @@ def _lines(
     return "\n".join([*lines(results), "", _origin(record) + (_busy(record) if timed else "")])
 
 
-def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
-    """Return the comparison of a suite's results from the newest record that has any."""
+def _suite(found: Sequence[Record], suite: str | tuple[str, ...], columns: Sequence[str], about: str) -> str:
+    """Return the comparison of the results of one or more suites, from the newest record that has any."""
     shown = [(record, names) for record in found if (names := _named(record, suite))]
     if not shown:
         return ABSENT
@@ -186,7 +234,8 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
-            f"`liif-fast bench {suite}` measures it on your machine. {about} {_origin(record)}{_busy(record)}",
+            f"`liif-fast bench {suite if isinstance(suite, str) else ' '.join(suite)}` measures it on your machine. "
+            f"{about} {_origin(record)}{_busy(record)}",
         ]
     )
 
@@ -197,11 +246,11 @@ def _busy(record: Record) -> str:
     return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 
 
-def _named(record: Record, suite: str) -> list[str]:
+def _named(record: Record, suite: str | tuple[str, ...]) -> list[str]:
     return [result["name"] for result in _results(record, suite)]
 
 
-def _results(record: Record, suite: str) -> list[Record]:
+def _results(record: Record, suite: str | tuple[str, ...]) -> list[Record]:
     return [result for result in record["results"] if result["name"].startswith(suite)]
 
 
@@ -226,7 +275,10 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
         },
         CPU: {"packing": packing(records.read()), "convolution": convolution_errors(records.read())},
         EXPORT: {"export": export(records.read())},
-        LIDAR: {"lidar": lidar(records.read())},
+        LIDAR: {"lidar": lidar(records.read()), "scans": scans()},
+        FAMILY: {"relatives": relatives(records.read())},
+        TRITON: {"attention": registers()},
+        VIEWER: {"view": viewer(records.read())},
     }
 
 

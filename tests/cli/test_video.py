@@ -1,6 +1,7 @@
 """Video through pipes: y4m in, y4m out."""
 
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -180,7 +181,7 @@ def test_the_recipe_of_the_documentation(tmp_path: Path, model: str) -> None:
     subprocess.run(["ffmpeg", "-v", "error", *made.split()], cwd=tmp_path, check=True)
     lines = (ROOT / "docs" / "upscaling.md").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("    ffmpeg"))
-    recipe = "\n".join(lines[first : first + 2]).replace("--scale 2", f"--scale 2 --model {model}")
+    recipe = "\n".join(itertools.takewhile(str.strip, lines[first:])).replace("--scale 2", f"--scale 2 --model {model}")
     recipe = recipe.replace("liif-fast", f"{sys.executable} -m liif_fast")
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", recipe],
