@@ -27,6 +27,7 @@ from liif_fast.attention import EPSILON, Block, Coordinates, Corners, CornerTran
 from liif_fast.call import autocast_dtype, trains, without_autocast
 from liif_fast.coord import plan_corners
 from liif_fast.frozen import pack_once
+from liif_fast.ops.attend import attend_corners as operator
 
 Packed = TypeVar("Packed")
 
@@ -59,7 +60,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Run one of the forms in float32 or wider, whatever autocast asks for, because a softmax over four hides no error.
 
-    `packs`, here and in `fused`, keeps the parts that depend only on the parameters within `frozen_weights`.
+    Within `frozen_weights`, `packs` keeps the parts that depend only on the parameters.
     """
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
@@ -266,25 +267,41 @@ def factorised(
     return out, weight
 
 
-def fused(
-    operator: Callable[..., tuple[Tensor, Tensor]],
-    product: Callable[[Tensor, Tensor], Tensor],
-    packs: bool,
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    net: CornerTransformer,
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
-    """Return what `plain` returns, computed by an operator of `liif_fast.ops.attend`, without dropout."""
-    count = values.shape[1]
-    of, layers = _once(packs, lambda: (shares(net, count), folded(net)), (fused, count), feat, values, net)
-    first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
-    if isinstance(queries, Corners):
-        at, rel, _ = queries  # all images may share one of them but not the other
-        images = len(at) if len(rel) == 1 else len(rel)
-        plan = [at.expand(images, -1, -1).contiguous(), rel.expand(images, -1, -1, -1).contiguous()]
-        wrap = False
-    else:
-        plan, wrap = [queries.coord], queries.wrap
-    return operator(first.table, first.by_rel, layers, plan, shape, wrap, net.heads)
+def bind(
+    backend: str | None, product: Callable[[Tensor, Tensor], Tensor], packs: bool
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a backend's `attend_corners` by the operator of `liif_fast.ops.attend`, without dropout.
+
+    Args:
+        backend: the operator's last argument.
+        product: multiplies rows by a weight [out, in].
+        packs: as for `run`.
+    """
+
+    def form(
+        feat: Tensor, values: Tensor, queries: Corners | Coordinates, net: CornerTransformer, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        count = values.shape[1]
+        of, layers = _once(packs, lambda: (shares(net, count), folded(net)), (bind, count), feat, values, net)
+        first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
+        if isinstance(queries, Corners):
+            at, rel, _ = queries  # all images may share one of them but not the other
+            images = len(at) if len(rel) == 1 else len(rel)
+            plan = [at.expand(images, -1, -1).contiguous(), rel.expand(images, -1, -1, -1).contiguous()]
+            wrap = False
+        else:
+            plan, wrap = [queries.coord], queries.wrap
+        return operator(first.table, first.by_rel, layers, plan, shape, wrap, net.heads, backend)
+
+    def attend_corners(
+        feat: Tensor,
+        values: Tensor,
+        queries: Corners | Coordinates,
+        transformer: CornerTransformer,
+        dropout: float,
+        recompute: bool | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+        return run(form, feat, values, queries, transformer, dropout, packs)
+
+    return attend_corners

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept, verdict
 from liif_fast.call import Call, Kernels, Switches, hidden_from
 from liif_fast.extension import load
-from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
@@ -136,19 +133,9 @@ def decode(
     return _decode.decode_direct(KERNELS, feat, coord, cell, weights, biases, switches)
 
 
-def attend_corners(
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    transformer: CornerTransformer,
-    dropout: float,
-    recompute: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product, False)
-    return attention.run(form, feat, values, queries, transformer, dropout)
-
-
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply rows by a weight [out, in], with the same bits for any number of threads, unlike PyTorch's product."""
     return fused_mlp(x, [weight], [weight.new_zeros(len(weight))], True)
+
+
+attend_corners = attention.bind(None, _product, packs=False)

@@ -18,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, kept, runner
 from liif_fast.call import Call, Kernels, hidden_from
-from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
@@ -126,19 +124,7 @@ render = KERNELS.bind(_decode.render)
 gather_corners = KERNELS.bind(_gather.gather_corners)
 fused_mlp = KERNELS.bind(_mlp.fused_mlp)
 fourier_decode = KERNELS.bind(_fourier.fourier_decode)
-
-
-def attend_corners(
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    transformer: CornerTransformer,
-    dropout: float,
-    recompute: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear, True)
-    return attention.run(form, feat, values, queries, transformer, dropout, packs=True)
+attend_corners = attention.bind(NAME, F.linear, packs=True)
 
 
 def _kernel(file: str, name: str) -> Callable[..., Any]:
