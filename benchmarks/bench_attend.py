@@ -1,5 +1,6 @@
 """Measure ILN's decoder, the transformer over corners, and whole frames of 64 x 1024 from 16 x 1024."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, Raced, backends
+from benchmarks.common import EAGER, Raced, backends, with_gradients
 from liif_fast.functional import attend_corners, plan_attention
 from liif_fast.lidar import Sensor
 from liif_fast.models import make
@@ -88,18 +89,15 @@ def test_attend_backward(bench: Bench) -> Raced:
         for name, each in model.attention.named_parameters()
         if not name.startswith("mlp_head.") or "weight" in name
     ]
-
-    def step(run: Any) -> list[Tensor]:
-        out = run()
-        return [out.detach(), *torch.autograd.grad(out, (feat, *wanted), grad)]
+    step = partial(with_gradients, leaves=(feat, *wanted), grad=grad)
 
     return bench.race(
         "attend-backward",
         f"ILN's decoder, d = 1, forward + backward, Q = {coord.shape[1]:,}",
         backends(
-            lambda backend: step(lambda: attend_corners(feat, values, coord, net, backend=backend)[0]), BACKEND_TORCH
+            lambda backend: step(lambda: attend_corners(feat, values, coord, net, backend=backend)[0])(), BACKEND_TORCH
         )
-        | {EAGER: lambda: step(lambda: plain(feat, values, coord, net))},
+        | {EAGER: step(lambda: plain(feat, values, coord, net))},
         rounds=5,
         seconds=6.0,
     )

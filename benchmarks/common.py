@@ -67,6 +67,16 @@ def backends(run: Callable[..., Result], of_torch: str = FACTORISED) -> dict[str
     return {name: partial(run, backend=backend) for name, backend in chosen.items()}
 
 
+def with_gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Call:
+    """Return a call of the forward and backward pass, which returns the output of `call` and then the gradients."""
+
+    def run() -> Sequence[Tensor]:
+        out = call()
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    return run
+
+
 def make_problem(
     latents: tuple[int, int],
     *,

@@ -16,13 +16,24 @@ runs under autocast to float16, while the reference stays in float32.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import eager, runtimes
-from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, OURS, REFERENCE, Call, Problem
+from benchmarks.common import (
+    COMPILED,
+    EAGER,
+    FACTORISED,
+    FACTORISED_COMPILED,
+    OURS,
+    REFERENCE,
+    Call,
+    Problem,
+    with_gradients,
+)
 from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
@@ -69,12 +80,8 @@ def step(
 ) -> Call:
     """Return a call of the forward and backward pass, which returns the output and then the gradients."""
     feat, weights, biases = problem
-
-    def run() -> Sequence[Tensor]:
-        out = decode(feat, *queries, weights, biases, **options)
-        return out.detach(), *torch.autograd.grad(out, (feat, *weights, *biases), grad.to(out.dtype))
-
-    return run
+    call = partial(decode, feat, *queries, weights, biases, **options)
+    return with_gradients(call, (feat, *weights, *biases), grad)
 
 
 def expected_gradients(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor) -> list[Tensor]:
