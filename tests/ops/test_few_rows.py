@@ -8,16 +8,10 @@ from torch.profiler import ProfilerActivity, profile
 from liif_fast import functional
 from liif_fast.backends import cpu
 
-from .support import DEVICE, Problem, make_layers, same_bits
+from .support import CPU_DTYPES, CPU_KERNELS, Problem, make_layers, same_bits
 
-pytestmark = [
-    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's choice"),
-]
-LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+pytestmark = CPU_KERNELS
+DTYPES = pytest.mark.parametrize("dtype", CPU_DTYPES)
 MANY = 400  # rows that one thread packs weights for
 
 

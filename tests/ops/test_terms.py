@@ -5,18 +5,11 @@ import torch
 from torch.nn.functional import interpolate
 
 from liif_fast import functional, make_cell, make_coord
-from liif_fast.backends import cpu
 
-from .support import DEFAULT, DEVICE, in_dim, make_layers, same_bits
+from .support import CPU_DTYPES, CPU_KERNELS, DEFAULT, in_dim, make_layers, same_bits
 
-pytestmark = [
-    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's products"),
-]
-LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+pytestmark = CPU_KERNELS
+DTYPES = pytest.mark.parametrize("dtype", CPU_DTYPES)
 ROWS, INS = 500, 40
 # Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; more terms than are looked for
 HIDDEN = [(70, 34, 96), (33, 17, 64), (600, 32)]
