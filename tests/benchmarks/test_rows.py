@@ -34,7 +34,7 @@ def test_bad(bench):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(*options): the outcome of the suite and its rows."""
+    """Return run(*options), which returns the outcome of the suite and its rows."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # if it is set, pytest-benchmark measures nothing
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     threads = torch.get_num_threads()

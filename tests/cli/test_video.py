@@ -32,7 +32,7 @@ HEADER = b"W6 H4 F30000:1001 Ip A1:1 C444 XYSCSS=444 XCOLORRANGE=LIMITED\n"
 
 
 def stream(count: int = 3, header: bytes = HEADER, seed: int = 0) -> bytes:
-    """Frames of moderate colours, all of which RGB holds."""
+    """Return frames of moderate colours, all of which RGB holds."""
     rng = np.random.default_rng(seed)
     frames = [np.stack([rng.integers(90, 160, (4, 6)), *rng.integers(112, 144, (2, 4, 6))]) for _ in range(count)]
     return MAGIC + header + b"".join(b"FRAME\n" + frame.astype(np.uint8).tobytes() for frame in frames)
@@ -50,7 +50,7 @@ Run = Callable[..., tuple[int, bytes, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str) -> Run:
-    """Run `liif-fast upscale - - --scale 2` on standard input: exit code, standard output, and what was said."""
+    """Run `liif-fast upscale - - --scale 2` on standard input; return exit code, standard output and messages."""
 
     def run(data: bytes, *args: str, stdout: io.BytesIO | None = None) -> tuple[int, bytes, str]:
         pipes = io.BytesIO(data), stdout or io.BytesIO()
@@ -76,7 +76,7 @@ def test_colours(rgb: tuple[int, ...], samples: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kind", ["444", "444p10", "444p16", "mono", "mono12"])
 @pytest.mark.parametrize("colours", ["", " XCOLORRANGE=LIMITED", " XCOLORRANGE=FULL"])
 def test_what_comes_in_goes_out(kind: str, colours: str) -> None:
-    """Bit for bit, where RGB holds it."""
+    """The samples are equal where RGB can hold them."""
     depth = int(kind[4:] or 8)
     planes = 1 if "mono" in kind else 3
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_a_region_and_one_frame(run: Run) -> None:
 
 @pytest.mark.parametrize("cut", [1, 40, 72, 77])
 def test_a_pipe_that_ends_early(run: Run, cut: int) -> None:
-    """Within a frame or its mark; the frames before are out."""
+    """It ends within a frame or its mark; the frames before it are written."""
     code, out, err = run(stream()[:-cut])
     assert code == 1
     assert err == "liif-fast: error: -: the y4m video breaks off in frame 3\n"
@@ -174,7 +174,7 @@ def test_a_large_frame_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg")
 def test_the_recipe_of_the_documentation(tmp_path: Path, model: str) -> None:
-    """As it stands there, on a film of three frames with sound."""
+    """Run it unchanged on a film of three frames with sound."""
     made = (
         "-f lavfi -i testsrc2=size=32x24:rate=25:duration=0.12 -f lavfi -i sine=duration=0.12 -pix_fmt yuv420p in.mp4"
     )

@@ -105,7 +105,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 def test_numbers_of_the_authors_code():
-    """Some outputs of ILN's own code; the interpreter is slow."""
+    """Compare some outputs of ILN's own code; more would be slow in the interpreter."""
     data = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "iln_1d_h4.npz").items()}
     model = models.make({"name": "iln", "args": {"d": 1, "h": 4, "dropout": 0.0}})
     model.attention.load_state_dict({key[4:]: value for key, value in data.items() if key.startswith("par:")})
@@ -131,7 +131,7 @@ def test_what_is_refused(network, options, reason):
 
 
 def test_frozen_weights_that_change_are_packed_again():
-    """In place, in any order, and beside a step of training, whose weights are packed by itself."""
+    """Weights change in place, in any order, and beside a training step, which packs its own."""
     problem = Attention(16, 2, 2, 16, queries=5)
     parameters = dict(problem.net.tensors())
     with functional.frozen_weights():

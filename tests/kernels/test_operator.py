@@ -188,7 +188,7 @@ def test_gradients_of_coord_and_cell_in_half_precision(backend, dtype):
 
 @pytest.mark.parametrize("low", [False, True])
 def test_a_sum_beyond_float16(low):
-    """P's gradient sums rows in float32: it may pass 65504 where no row's gradient and no result does.
+    """P's gradient sums rows in float32, so it may exceed 65504 though no row's gradient and no result does.
 
     GradScaler starts at a factor of 65536, so that is usual. The results are finite and keep their promise.
     """

@@ -1,4 +1,4 @@
-"""accelerate puts our kernels under a module, or refuses and leaves it unchanged."""
+"""`accelerate` puts our kernels under a module, or refuses and leaves it unchanged."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Checks that hold for the decoder of every relative.
+"""Check what holds for the decoder of every relative.
 
 A call has feat, coord, cell, weigh (the output's gradient), `run(backend)` and `gradients(backend)`, which returns the
 output and the gradients of feat and the parameters.

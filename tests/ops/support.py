@@ -1,4 +1,4 @@
-"""The backends under test, and the tests' inputs."""
+"""Name the backends under test, and make the tests' inputs."""
 
 import itertools
 import os
@@ -84,7 +84,7 @@ def make_transformer(width, depth, heads, hidden=None, seed=0, dtype=torch.float
 
 
 class Problem:
-    """A small decoding problem on DEVICE: feat, coord, cell, weights, biases."""
+    """Hold a small decoding problem on DEVICE: feat, coord, cell, weights, biases."""
 
     def __init__(self, seed=0, batch=2, channels=5, shape=(13, 17), queries=63, hidden=(32, 24), out_dim=3,
                  switches=DEFAULT, dtype=torch.float32):  # fmt: skip
@@ -135,6 +135,6 @@ def same_bits(a, b):
 
 
 def run_python(code, *arguments, modules=warm.TORCH, **environment):
-    """Run code in a process of its own, which has imported modules, with arguments and variables; return its output."""
+    """Run code in a separate process that has imported modules, with arguments and variables; return its output."""
     environment = {**os.environ, **environment}
     return warm.run("-c", code, *arguments, env=environment, check=True, modules=modules).stdout.strip()

@@ -18,7 +18,7 @@ NETWORKS = [(64, 0, 8, 64), (64, 1, 8, 64), (64, 2, 4, 64), (5, 1, 1, 7), (6, 2,
 
 
 class Attention:
-    """A call of attend_corners, with every parameter as a leaf."""
+    """Hold a call of attend_corners, with every parameter as a leaf."""
 
     def __init__(self, width, depth, heads, hidden, shape=(5, 7), batch=2, queries=83, values=1, dtype=torch.float32):
         torch.manual_seed(0)
@@ -240,7 +240,7 @@ def test_the_operator_checks_what_it_relies_on():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["reference", "torch", FUSED])
 def test_frozen_weights_do_not_affect_a_backend_that_packs_nothing(backend, dtype):
-    """Not even where weights change through `.data`, which no version counter counts."""
+    """This holds even if weights change through `.data`, which no version counter sees."""
     problem = Attention(8, 2, 2, 8, queries=9, dtype=dtype)
     with torch.no_grad(), functional.frozen_weights():
         problem.run(backend)

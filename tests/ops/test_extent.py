@@ -1,4 +1,4 @@
-"""A grid over a fractional part of the map: `liif_decode` on its coordinates, and the bits of the whole grid."""
+"""A grid over a fractional part of the map equals `liif_decode` on its coordinates; the whole keeps its bits."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_of_a_part_of_the_map(backend: str, unfold: bool, extent: tuple[float, .
 
 
 def test_gradient() -> None:
-    """`auto` takes a backend that has one, and it is that of `liif_decode`."""
+    """`auto` takes a backend that has this gradient, and it equals that of `liif_decode`."""
     feat, network = make_network(SHAPE)
     size, extent = (9, 7), (3.3, 2.7, 10.25, 9.5)
     leaf = feat.clone().requires_grad_()

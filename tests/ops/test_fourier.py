@@ -1,4 +1,4 @@
-"""fourier_decode: every backend against the plain form, over widths, depths and maps; gradients, hostile input."""
+"""Compare fourier_decode of every backend with the plain form: widths, depths, maps, gradients, hostile input."""
 
 import math
 
@@ -17,7 +17,7 @@ NETWORKS = [(32, (32, 32, 3)), (6, (5, 7, 4)), (2, (1, 2)), (20, (3,)), (36, (40
 
 
 class Call:
-    """A call of fourier_decode with every tensor as a leaf."""
+    """Hold a call of fourier_decode with every tensor as a leaf."""
 
     def __init__(self, width=6, widths=(5, 7, 4), shape=(5, 7), batch=2, queries=83, dtype=torch.float32):
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Call:
 
 
 def formula(call):
-    """The definition, on the corner plan, in float64."""
+    """Compute the definition, on the corner plan, in float64."""
     index, rel, weight = functional.corner_plan(call.coord, call.feat.shape[2:])
     image = torch.arange(len(call.feat)).view(-1, 1, 1)
     rows = call.feat.double()[image, :, index[..., 0], index[..., 1]]
@@ -150,7 +150,7 @@ def test_the_operator_reads_nothing_outside_of_a_part():
 
 @pytest.mark.parametrize("low", [False, True])
 def test_bits_do_not_depend_on_threads_or_neighbours(threads, low):
-    """In bfloat16, too, where the processor has it; few queries read weights that many pack."""
+    """This holds in bfloat16, too, if the processor has it; few queries read weights that many pack."""
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         call = Call(32, (32, 32, 3), queries=300)
         expected, grads = call.gradients("cpu")
@@ -178,7 +178,7 @@ def test_large_frequencies(scale):
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_hostile_input(backend):
-    """No queries, no images, one latent; NaN in one latent reaches the queries that read it alone."""
+    """Test no queries, no images, one latent, strides; NaN in one latent reaches only the queries that read it."""
     check_empty(Call, backend)
     call = Call()
     strided = Call()

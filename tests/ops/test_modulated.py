@@ -1,4 +1,4 @@
-"""modulated_decode: every backend against the plain form, over widths, depths and maps; gradients, hostile input."""
+"""Compare modulated_decode of every backend with the plain form: widths, depths, maps, gradients, hostile input."""
 
 import math
 
@@ -25,7 +25,7 @@ NETWORKS = [
 
 
 class Call:
-    """A call of modulated_decode with every tensor as a leaf."""
+    """Hold a call of modulated_decode with every tensor as a leaf."""
 
     def __init__(self, neurons=5, depth=3, features=7, outs=3, ensemble=True, cell=True, shape=(5, 7), batch=2,
                  queries=83, dtype=torch.float32):  # fmt: skip
@@ -52,7 +52,7 @@ class Call:
 
 
 def formula(call):
-    """The definition, on the corner plan, in float64."""
+    """Compute the definition, on the corner plan, in float64."""
     shape = call.feat.shape[2:]
     index, rel, weight = functional.corner_plan(call.coord, shape, local_ensemble=call.switches["local_ensemble"])
     image = torch.arange(len(call.feat)).view(-1, 1, 1)
@@ -182,7 +182,7 @@ def test_the_operator_refuses_what_would_be_read_wrongly():
 @pytest.mark.parametrize(("dtype", "low"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)])
 @pytest.mark.parametrize("neurons", [16, 32])
 def test_bits_do_not_depend_on_threads_or_neighbours(threads, dtype, low, neurons):
-    """In bfloat16, too, where the processor has it; few queries read 32 neurons' weights, which many pack."""
+    """This holds in bfloat16, too, if the processor has it; few queries read 32 neurons' weights, which many pack."""
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         call = Call(neurons, 6, 16, queries=300, dtype=dtype)
         expected, grads = call.gradients("cpu")
@@ -208,7 +208,7 @@ def test_error_is_that_of_eager_pytorch():
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_hostile_input(backend):
-    """No queries, no images, one latent; any strides; NaN in one latent reaches the queries that read it alone."""
+    """Test no queries, no images, one latent, strides; NaN in one latent reaches only the queries that read it."""
     check_empty(Call, backend)
     call, strided = Call(), Call()
     strided.feat = call.feat.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
@@ -236,7 +236,7 @@ def test_hostile_input(backend):
 @pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[1], NETWORKS[3]], ids=str)
 def test_autocast(backend, network):
-    """Odd widths, too: bfloat16 is multiplied in pairs. Gradients err at most 3 times as much as the plain form's."""
+    """Widths are odd, too: bfloat16 is multiplied in pairs. Gradients err at most 3 times as much as the plain form's."""
     call = Call(*network, queries=300)
     expected, wanted = call.gradients("reference")
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Terms that ReLU has made 0 in neighbouring rows are left out: no bit may tell which rows were neighbours."""
+"""Terms that ReLU has made 0 in neighbouring rows are omitted, but no bit may tell which rows were neighbours."""
 
 import pytest
 import torch
