@@ -236,7 +236,7 @@ def test_hostile_input(backend):
 @pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[1], NETWORKS[3]], ids=str)
 def test_autocast(backend, network):
-    """Widths are odd, too: bfloat16 is multiplied in pairs. Gradients err at most 3 times as much as the plain form's."""
+    """Test odd widths, too: bfloat16 is multiplied in pairs. Gradients have at most 3 times the plain form's error."""
     call = Call(*network, queries=300)
     expected, wanted = call.gradients("reference")
     with torch.autocast("cpu", torch.bfloat16):

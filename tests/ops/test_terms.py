@@ -30,7 +30,7 @@ def make(dtype, hidden=HIDDEN[0]):
 @DTYPES
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
-    """Few terms are left in rows that are alike, and most in the same rows shuffled."""
+    """Few terms are left in rows that are alike, and most are left in the same rows shuffled."""
     threads(1)
     poison(dtype)
     x, weights, biases, generator = make(dtype, hidden)
@@ -43,7 +43,7 @@ def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
 
 @DTYPES
 def test_order_of_queries(dtype):
-    """A smooth map, whose neighbouring queries are alike, row by row and in any order."""
+    """Neighbouring queries of a smooth map are alike; decode them row by row and in any order."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, 4, 3, 4, generator=generator, dtype=torch.float64)
     feat = interpolate(coarse, (24, 20), mode="bicubic").to(dtype)
@@ -68,7 +68,7 @@ def test_weights_that_are_not_finite(dtype, value):
 @DTYPES
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_rows_that_are_not_finite(dtype, value):
-    """They change no other row."""
+    """Rows that are not finite change no other row."""
     x, weights, biases, _ = make(dtype)
     clean = functional.fused_mlp(x, weights, biases, backend="cpu")
     x[100, 3] = value
