@@ -1,6 +1,6 @@
 """Import the Triton kernels in the interpreter, unless tests use a GPU or named backends, and reset signals.
 
-Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
+Triton reads it at its first import, and tests of all folders share a process. Processes started by tests do not
 inherit the setting; tests/kernels sets it again for the backend.
 """
 

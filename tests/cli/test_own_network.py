@@ -1,4 +1,4 @@
-"""Take your own network to a picture by the README's commands."""
+"""Take a network of one's own to a picture by the README's commands."""
 
 import os
 import re

@@ -27,8 +27,8 @@ from .parser import Program, parse
 
 BLOCKS: dict[int, type[Blocks]] = {80: Blocks, 90: hopper.Blocks}
 TOGETHER = 64  # blocks that run at a time
-# Where several warps hold copies of a row of sums, each reads what was there before, and one adds to it: the others may
-# read too late, but nothing is made of that.
+# Where several warps hold copies of a row of sums, each reads the old value, and one adds to it. The others may
+# read too late, but do not use the value.
 COPIED = ("segment_kernel",)
 TYPES = compile_report.TYPES
 

@@ -62,7 +62,7 @@ def test_nan_reaches_its_readers_only():
     [("decode", torch.float16, 1, 0), ("render", torch.bfloat16, 2, 0), ("render", torch.float16, 1, 4)],
 )
 def test_the_backend_keeps_its_promises(op, dtype, cluster, truncate, monkeypatch):
-    """Promise 2 (docs/backends.md) holds for the backend as called, also for a window of a grid on a part of the map."""
+    """Promise 2 (docs/backends.md) holds for the backend, also for a window of a grid on a part of a map."""
     # The operators around these take CUDA tensors alone.
     monkeypatch.setattr(sm90, op, getattr(launch, op))
     around = "decode_queries" if op == "decode" else "render_window"
