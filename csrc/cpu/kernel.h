@@ -53,8 +53,8 @@ struct Gemm {
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
     int64_t b_column = 0;
-    // For Init::bias and packed B without infinity and NaN, of at most Kernel::most_terms k: terms may be left out
-    // where A is 0.
+    // Terms may be left out where A is 0. Only where A's steps lie side by side; and with packed B without infinity and
+    // NaN of at most Kernel::most_terms k, or where C is added and there are at most Kernel::most_steps.
     bool skips = false;
 };
 
@@ -94,15 +94,17 @@ struct Attention {
 // transformed tile is 36 rows of channels, `position` apart. Null where T is not Sum<T>.
 template <typename T>
 struct Winograd {
-    // From 36 pixels, of which 3 x 3 weights make 16; and from those 16 pixels, for the gradient of the weights
+    // `input` transforms 36 pixels, from which 3 x 3 weights compute 16; `inner` transforms those 16, for the gradient
+    // of the weights.
     void (*input)(T* to, int64_t position, const T* const* pixel, int64_t channels);
     void (*inner)(T* to, int64_t position, const T* const* pixel, int64_t channels);
     void (*add_pixels)(T* sum, const T* const* pixel, int64_t channels);  // sum += those 16 pixels
-    // To 16 pixels of an output, with the bias, the addend's pixels if they are given, and ReLU if asked; or zero where
-    // the mask's pixels, if they are given, are <= 0
+    // Transforms back to 16 pixels of an output. Adds the bias and, if given, the addend's pixels, and applies ReLU if
+    // asked. If the mask's pixels are given, writes zero where they are <= 0.
     void (*output)(T* const* pixel, const T* from, int64_t position, int64_t channels, const T* bias,
                    const T* const* addend, bool relu, const T* const* mask);
-    // From `count` kernels of 3 x 3 weights, `step` apart, to 36 rows; and of their gradient from 36 rows to 9
+    // `weight` transforms `count` kernels of 3 x 3 weights, `step` apart, to 36 rows; `weight_back` transforms 36 rows
+    // of their gradient to 9.
     void (*weight)(T* to, int64_t position, const T* weight, int64_t step, int64_t row, int64_t column, int64_t count);
     void (*weight_back)(T* to, int64_t tap, const double* from, int64_t position, int64_t count);
 };
@@ -114,6 +116,7 @@ struct Kernel {
     // Up to so many rows gemm is faster with B as the caller has it (Gemm::b_column) than B is packed; 0: it cannot
     int turned_rows;
     int most_terms;  // how many k a product may have to leave out terms (Gemm::skips); 0: it leaves out none
+    int most_steps;  // the same for a product that is added to C
     void (*gemm)(const Gemm<T, T>&);
     void (*gemm_sum)(const Gemm<T, Sum<T>>&);
     // h[n] = p[n] + sum_j a[j] * u[j * u_row + n], then ReLU if asked; n < width

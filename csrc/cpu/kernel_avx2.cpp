@@ -50,6 +50,7 @@ struct Vec<float> {
     static constexpr bool skips = true;
     static constexpr int term_panels = 1;
     static constexpr int worthwhile = 88;
+    static constexpr int row_vectors = 0;
     static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
         __m256 found = _mm256_setzero_ps();
         if (depth - k < lanes) {

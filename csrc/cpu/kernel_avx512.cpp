@@ -37,6 +37,24 @@ struct Vec<float> {
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
     static constexpr int worthwhile = 88;
+    static constexpr int row_vectors = 4, rows_worthwhile = 75;
+    static int compress(float* element, unsigned char* step, const float* a, int k, int64_t steps) {
+        const auto lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __mmask16 held = steps - k < lanes ? __mmask16((1u << (steps - k)) - 1) : __mmask16(0xffff);
+        const type x = _mm512_maskz_loadu_ps(held, a + k);
+        const __mmask16 found = _mm512_cmp_ps_mask(x, broadcast(0), _CMP_NEQ_UQ);
+        store(element, _mm512_maskz_compress_ps(found, x));
+        const __m512i at = _mm512_maskz_compress_epi32(found, _mm512_add_epi32(lane, _mm512_set1_epi32(k)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(step), _mm512_maskz_cvtepi32_epi8(0xffff, at));
+        return static_cast<int>(_mm_popcnt_u32(found));
+    }
+    static void row4(type (&x)[4], const float* a) {
+        const type all = _mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(a));
+        x[0] = _mm512_maskz_permute_ps(0xffff, all, 0x00);
+        x[1] = _mm512_maskz_permute_ps(0xffff, all, 0x55);
+        x[2] = _mm512_maskz_permute_ps(0xffff, all, 0xaa);
+        x[3] = _mm512_maskz_permute_ps(0xffff, all, 0xff);
+    }
     static int list(int* to, const float* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         const __mmask16 held = depth - k < lanes ? __mmask16((1u << (depth - k)) - 1) : __mmask16(0xffff);
@@ -81,6 +99,21 @@ struct Vec<double> {
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
     static constexpr int worthwhile = 88;
+    static constexpr int row_vectors = 4, rows_worthwhile = 75;
+    static int compress(double* element, unsigned char* step, const double* a, int k, int64_t steps) {
+        const auto lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+        const __mmask8 held = steps - k < lanes ? __mmask8((1u << (steps - k)) - 1) : __mmask8(0xff);
+        const type x = _mm512_maskz_loadu_pd(held, a + k);
+        const __mmask8 found = _mm512_cmp_pd_mask(x, broadcast(0), _CMP_NEQ_UQ);
+        store(element, _mm512_maskz_compress_pd(found, x));
+        const __m256i at = _mm256_maskz_compress_epi32(found, _mm256_add_epi32(lane, _mm256_set1_epi32(k)));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(step), _mm256_maskz_cvtepi32_epi8(0xff, at));
+        return static_cast<int>(_mm_popcnt_u32(found));
+    }
+    static void row4(type (&x)[4], const double* a) {
+        LIIF_UNROLL
+        for (int i = 0; i < 4; ++i) x[i] = broadcast(a[i]);
+    }
     static int list(int* to, const double* a, int64_t a_row, int rows, int k, int64_t depth) {
         const auto lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
         const __mmask8 held = depth - k < lanes ? __mmask8((1u << (depth - k)) - 1) : __mmask8(0xff);

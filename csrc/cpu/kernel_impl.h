@@ -151,7 +151,12 @@ void gemm(const Gemm<T, C>& g) {
         }
     }
     if constexpr (Vec<T>::skips) {
-        if (g.skips) return multiply_terms(g);
+        if (g.skips && g.init != Init::accumulate) return multiply_terms(g);
+        if constexpr (Vec<T>::row_vectors > 0) {
+            if (g.skips && g.steps <= RowTerms<T>::most_steps && finite_columns(g)) {
+                return multiply_row_terms(g, 0, g.rows);
+            }
+        }
     }
     for (int64_t column = 0; column < g.columns; column += NR) {  // a panel of B stays in the first-level cache
         if (g.columns - column <= L) {
@@ -248,10 +253,17 @@ namespace liif {
 namespace {
 
 template <typename T>
+constexpr int row_steps() {
+    if constexpr (Vec<T>::skips) return Vec<T>::row_vectors > 0 ? RowTerms<T>::most_steps : 0;
+    return 0;
+}
+
+template <typename T>
 const Kernel<T> table = {Vec<T>::name,
                          kVectors * Vec<T>::lanes,
                          Vec<T>::turned_rows,
                          Vec<T>::skips ? Terms<T>::most : 0,
+                         row_steps<T>(),
                          gemm<T, T>,
                          gemm<T, T>,
                          affine<T>,

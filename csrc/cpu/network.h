@@ -14,11 +14,12 @@ constexpr int64_t kTileRows =
     96;  // a multiple of every kernel's rows; two tiles of 256 floats fit a second-level cache
 
 // A matrix for Gemm::b: panels of nr columns, each [steps][nr][kDepth], padded with zeros; or, if `column` is not 0, as
-// the caller has it, with columns so far apart.
+// the caller has it, with columns so far apart. `skips`: whether Gemm may skip terms.
 template <typename T>
 struct Packed {
     const T* data;
     int64_t steps, columns, column = 0;
+    bool skips = false;
 
     int64_t step() const { return kernel<T>().nr * kDepth<T>; }
     int64_t panel() const { return steps * step(); }
@@ -87,23 +88,24 @@ bool all_finite(const T* x, int64_t count) {
     return (carries & sign) == 0;
 }
 
-// Element (k, n) of the matrix is source[n * step_n + k * step_k]. Clears `finite`, unless null, if one is not.
+// Element (k, n) of the matrix is source[n * step_n + k * step_k]. `meets_zeros`: what it is multiplied by is often 0.
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
-               bool dry, std::atomic<bool>* finite = nullptr) {
+               bool dry, bool meets_zeros = false) {
     constexpr int64_t pair = kDepth<T>;
     const int64_t nr = kernel<T>().nr;
     const int64_t padded = round_up(columns, nr), padded_depth = round_up(depth, pair);
     T* out = arena.take<T>(padded * padded_depth);
+    std::atomic<bool> skips{meets_zeros && depth <= kernel<T>().most_terms};
     if (!dry) {
-        for_each_task(padded / nr, [=](int64_t panel) {
+        for_each_task(padded / nr, [=, &skips](int64_t panel) {
             T* to = out + panel * padded_depth * nr;
             const int64_t count = std::min(nr, columns - panel * nr);
             pack_panel(source + panel * nr * step_n, step_n, step_k, count, depth, to);
-            if (finite != nullptr && !all_finite(to, padded_depth * nr)) *finite = false;
+            if (skips && !all_finite(to, padded_depth * nr)) skips = false;
         });
     }
-    return {out, padded_depth / pair, columns, 0};
+    return {out, padded_depth / pair, columns, 0, skips};
 }
 
 // One linear layer of nn.Linear: weight [out, in] with any strides, bias [out].
@@ -112,7 +114,6 @@ struct Layer {
     int64_t in, out, out_padded;
     Packed<T> forward, backward;  // W^T for h W^T, W for the gradient; each only on request
     const Sum<T>* bias;           // [out_padded]
-    bool skips;                   // whether Gemm may skip terms of `forward`
 };
 
 template <typename T>
@@ -153,11 +154,10 @@ Layer<T> pack_layer(const Tensor& weight, const Tensor& bias, int packs, Arena& 
     if (packs & few_rows && column == 1 && row > 0 && layer.out % kernel<T>().nr == 0 && layer.in % kDepth<T> == 0) {
         layer.forward = {w, layer.in / kDepth<T>, layer.out, row};
     } else if (packs & pack_forward) {
-        std::atomic<bool> skips{packs & after_relu && layer.in <= kernel<T>().most_terms};
-        layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry, skips ? &skips : nullptr);
-        layer.skips = skips;
+        layer.forward = pack<T>(w, row, column, layer.out, layer.in, arena, dry, (packs & after_relu) != 0);
     }
-    if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry);
+    // A gradient is often 0 where the ReLU behind the layer was.
+    if (packs & pack_backward) layer.backward = pack<T>(w, column, row, layer.in, layer.out, arena, dry, true);
     layer.bias = pack_bias<T>(bias, layer.out, layer.out_padded, arena, dry);
     return layer;
 }
@@ -175,9 +175,9 @@ auto build_packed(const Tensor& like, Tensor& memory, const Build& build) {
 // c = epilogue(init + a W^T) over rows, with W packed; the kernel has this product for C of T and of Sum<T>.
 template <typename T, typename C>
 void multiply(int64_t rows, const T* a, int64_t a_row, const Packed<T>& w, C* c, int64_t c_row, Init init,
-              const Sum<T>* bias, Epilogue epilogue, const T* mask, bool skips = false) {
+              const Sum<T>* bias, Epilogue epilogue, const T* mask) {
     const Gemm<T, C> product{rows, w.columns, w.steps, a,    a_row,    kDepth<T>, w.data,   w.panel(), w.step(),
-                             c,    c_row,     init,    bias, epilogue, mask,      w.column, skips};
+                             c,    c_row,     init,    bias, epilogue, mask,      w.column, w.skips};
     if constexpr (std::is_same_v<T, C>) {
         kernel<T>().gemm(product);
     } else {
@@ -267,7 +267,7 @@ class Network {
     void forward_level(int64_t l, const T* from, int64_t rows, C* to, Epilogue epilogue = Epilogue::relu) const {
         const Layer<T>& y = layer(l);
         multiply(rows, from, stride_, y.forward, to, stride_, Init::bias, y.bias, epilogue,
-                 static_cast<const T*>(nullptr), y.skips);
+                 static_cast<const T*>(nullptr));
     }
 
    private:
@@ -362,20 +362,28 @@ class Backward {
                  static_cast<const Sum<T>*>(nullptr), mask == nullptr ? Epilogue::none : Epilogue::mask, mask);
     }
 
-    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]; rows of all three are padded to whole panels
+    // sum[o][i] += sum over rows of gradient[row][o] * input[row][i]; rows of all three are padded to whole panels. A
+    // gradient's zeros differ from row to row, so pairs of rows would leave out less. Uses tiles.other, if given.
     static void accumulate(const T* gradient, int64_t gradient_stride, int64_t outs, const T* input,
                            int64_t input_stride, int64_t ins, int64_t rows, const Tiles& tiles, Sum<T>* sum) {
         constexpr int64_t pair = kDepth<T>;
         const int64_t nr = kernel<T>().nr, padded_ins = round_up(ins, nr);
+        Gemm<T, Sum<T>> product{
+            outs,         ins, ceil_div(rows, pair), gradient,         1,       gradient_stride, input,  nr,
+            input_stride, sum, padded_ins,           Init::accumulate, nullptr, Epilogue::none,  nullptr};
         if constexpr (pair > 1) {
             const int64_t padded_outs = round_up(outs, nr);
             kernel<T>().pair_rows(tiles.gradient_pairs, gradient, gradient_stride, rows, padded_outs);
             kernel<T>().pair_rows(tiles.input_pairs, input, input_stride, rows, padded_ins);
-            gradient = tiles.gradient_pairs, gradient_stride = pair * padded_outs;
-            input = tiles.input_pairs, input_stride = pair * padded_ins;
+            product.a = tiles.gradient_pairs, product.a_row = pair, product.a_step = pair * padded_outs;
+            product.b = tiles.input_pairs, product.b_panel = pair * nr, product.b_step = pair * padded_ins;
+        } else if (tiles.other != nullptr && kernel<T>().most_steps >= kTileRows && outs >= nr) {
+            const T* row[kTileRows];
+            for (int64_t r = 0; r < rows; ++r) row[r] = gradient + r * gradient_stride;
+            kernel<T>().attention->transpose(tiles.other, kTileRows, row, rows, outs);
+            product.a = tiles.other, product.a_row = kTileRows, product.a_step = 1, product.skips = true;
         }
-        kernel<T>().gemm_sum({outs, ins, ceil_div(rows, pair), gradient, pair, gradient_stride, input, pair * nr,
-                              input_stride, sum, padded_ins, Init::accumulate, nullptr, Epilogue::none, nullptr});
+        kernel<T>().gemm_sum(product);
     }
 
    private:

@@ -1,9 +1,12 @@
-// Products that leave out terms. A ReLU leaves most activations at 0, and rows next to each other, which read the same
-// latent, mostly in the same channels. So a few rows at a time are multiplied over the k in which one of them is not 0.
-// With finite weights a term of 0 changes no sum but -0, which `finish` makes +0. So the sums are those of all terms,
-// in the same order and with the same bits. Included by kernel_impl.h. Vec<T> has term_panels, the panels of B that go
-// with a group of rows, and worthwhile, a percentage: with more terms it is faster to multiply all.
+// Products that leave out terms. A ReLU leaves most activations at 0, and where it did, the gradient. With finite B a
+// term of 0 changes no sum but -0, which `finish` makes +0. So the sums are those of all terms, in the same order and
+// with the same bits. Rows next to each other, which read the same latent, are mostly 0 in the same channels. So a few
+// rows at a time are multiplied over the k in which one of them is not 0; row_terms_impl.h takes other rows one by one.
+// Included by kernel_impl.h. Vec<T> has term_panels, the panels of B that go with a group of rows, and worthwhile, a
+// percentage: with more terms it is faster to multiply all.
 #pragma once
+
+#include "row_terms_impl.h"
 
 namespace liif {
 namespace {
@@ -56,7 +59,9 @@ void tile_of_terms(const Gemm<T, C>& g, const Terms<T>& terms, int64_t row, int6
     LIIF_UNROLL
     for (int r = 0; r < R; ++r) {
         LIIF_UNROLL
-        for (int v = 0; v < N; ++v) acc[r][v] = V::load(g.bias + column + v * L);
+        for (int v = 0; v < N; ++v) {
+            acc[r][v] = g.init == Init::bias ? V::load(g.bias + column + v * L) : V::broadcast(0);
+        }
     }
     const T* b = g.b + column / NR * g.b_panel;
     const int64_t b_panel = g.b_panel;
@@ -96,7 +101,30 @@ void multiply_all(const Gemm<T, C>& g, int64_t first, int64_t end) {
     gemm(part);
 }
 
-// The rows of a register tile are multiplied by their terms where every group has few enough.
+// Whether a group of rows leaves out so few terms that its rows do better one by one. Judged by one of them.
+template <typename T>
+bool differ(const Terms<T>& terms, int64_t depth) {
+    if constexpr (Vec<T>::row_vectors > 0) {
+        int k[Terms<T>::most + Vec<T>::lanes], count = 0;
+        for (int64_t i = 0; i < depth; i += Vec<T>::lanes) {
+            count += Vec<T>::list(k + count, terms.a, terms.a_row, 1, static_cast<int>(i), depth);
+        }
+        return 3 * count < 2 * terms.count;
+    } else {
+        return false;
+    }
+}
+
+template <typename T, typename C>
+void multiply_other_rows(const Gemm<T, C>& g, int64_t first, int64_t end) {
+    if constexpr (Vec<T>::row_vectors > 0) {
+        multiply_row_terms(g, first, end);
+    } else {
+        multiply_all(g, first, end);
+    }
+}
+
+// The rows of a register tile are multiplied in groups where every group has few enough terms.
 template <typename T, typename C>
 void multiply_terms(const Gemm<T, C>& g) {
     constexpr int R = Terms<T>::rows, M = Vec<T>::rows, G = M / R, P = Vec<T>::term_panels;
@@ -107,9 +135,11 @@ void multiply_terms(const Gemm<T, C>& g) {
     for (int64_t row = 0; row + M <= g.rows; row += M) {
         Terms<T> terms[G];
         bool few = true;
-        for (int i = 0; few && i < G; ++i) few = terms[i].find(g.a + (row + i * R) * g.a_row, g.a_row, depth, limit);
+        for (int i = 0; few && i < G; ++i) {
+            few = terms[i].find(g.a + (row + i * R) * g.a_row, g.a_row, depth, limit) && !differ(terms[i], depth);
+        }
         if (!few) continue;
-        multiply_all(g, done, row);
+        multiply_other_rows(g, done, row);
         done = row + M;
         for (int i = 0; i < G; ++i) {
             int64_t column = 0;
@@ -119,7 +149,7 @@ void multiply_terms(const Gemm<T, C>& g) {
             if (column < g.columns) tile_of_terms<T, C, 1>(g, terms[i], row + i * R, column);
         }
     }
-    multiply_all(g, done, g.rows);
+    multiply_other_rows(g, done, g.rows);
 }
 
 }  // namespace

@@ -51,6 +51,7 @@ struct Vec<Bf16> {
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
     static constexpr int worthwhile = 75;
+    static constexpr int row_vectors = 0;
     // Of pairs; quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
     static constexpr int turned_rows = 60;

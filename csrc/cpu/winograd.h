@@ -133,8 +133,8 @@ struct Ahead {
     }
 };
 
-// The 36 products, of which g is the first: those of A are kPosition apart. It computes so many rows and one panel of
-// columns at once, and fetches pixels between.
+// Computes 36 products. g is the first, and their A lie kPosition apart. Each step takes one panel of columns and
+// `rows_at_once` rows, and then fetches pixels.
 template <typename T>
 void multiply_blocks(Gemm<T, T> g, int64_t b_position, int64_t c_position, int64_t rows_at_once,
                      const Ahead<T>& ahead) {

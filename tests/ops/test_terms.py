@@ -1,4 +1,4 @@
-"""Terms that ReLU has made 0 in neighbouring rows are omitted, but no bit may tell which rows were neighbours."""
+"""Terms that ReLU has made 0 are omitted, but no bit may tell which, nor which rows were neighbours."""
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from .support import CPU_DTYPES, CPU_KERNELS, DEFAULT, in_dim, make_layers, same
 pytestmark = CPU_KERNELS
 DTYPES = pytest.mark.parametrize("dtype", CPU_DTYPES)
 ROWS, INS = 500, 40
-# Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; more terms than are looked for
-HIDDEN = [(70, 34, 96), (33, 17, 64), (600, 32)]
+# Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; rows in one block of steps and
+# in several; more terms than are looked for
+HIDDEN = [(70, 34, 96), (33, 17, 64), (300, 201), (600, 32)]
 SIZES = (32, INS), (32, 32), (3, 32)  # of weights
 
 
@@ -53,6 +54,73 @@ def test_order_of_queries(dtype):
     order = torch.randperm(coord.shape[1], generator=generator)
     shuffled = functional.liif_decode(feat, coord[:, order], cell[:, order], weights, biases, backend="cpu")
     assert same_bits(shuffled, whole[:, order])
+
+
+def gradients(x, weights, biases, backend="cpu", grad=None):
+    leaves = [each.detach().clone().requires_grad_() for each in (x, *weights, *biases)]
+    count = len(weights)
+    out = functional.fused_mlp(leaves[0], leaves[1 : 1 + count], leaves[1 + count :], backend=backend)
+    return torch.autograd.grad(out, leaves, torch.ones_like(out) if grad is None else grad)
+
+
+@DTYPES
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_order_of_rows_in_gradients(dtype, hidden, threads, nan_empty):
+    """A row's gradient does not tell its neighbours."""
+    threads(1)
+    x, weights, biases, generator = make(dtype, hidden)
+    grad = torch.randn(ROWS, 3, generator=generator, dtype=torch.float64).to(x.dtype)
+    whole = gradients(x, weights, biases, grad=grad)[0]
+    order = torch.randperm(ROWS, generator=generator)
+    assert same_bits(gradients(x[order], weights, biases, grad=grad[order])[0], whole[order])
+
+
+@DTYPES
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("hidden", [(64, 96), (70, 33)])
+def test_integers(dtype, share, hidden, threads):
+    """Whole numbers, of which every sum is exact, with few zeros in a layer and many."""
+    threads(1)
+    generator = torch.Generator().manual_seed(0)
+    few = torch.bfloat16 == dtype  # 8 bits
+
+    def whole(*shape, most=1 if few else 3):
+        return torch.randint(-most, most + 1, shape, generator=generator).to(dtype)
+
+    x, widths = whole(ROWS, 4 if few else INS), (4 if few else INS, *hidden)
+    weights = [whole(n, k) for k, n in zip(widths, hidden, strict=False)]
+    if few:  # three terms an output, so that activations have few bits
+        weights = [w * (torch.rand(w.shape, generator=generator) < 3 / w.shape[1]) for w in weights]
+    weights.append(whole(3, hidden[-1]))
+    biases = [torch.full(w.shape[:1], 0, dtype=dtype) for w in weights]
+    for bias in biases[:-1]:
+        bias[torch.rand(bias.shape, generator=generator) > share] = -100
+    ours, plain = (gradients(x, weights, biases, backend) for backend in ("cpu", "reference"))
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+@DTYPES
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_gradients_of_rows_that_are_not_finite(dtype, value, threads):
+    """A gradient of 0 times an activation of infinity or NaN is NaN, in the same weights as in PyTorch."""
+    threads(1)
+    x, weights, biases, _ = make(dtype)
+    weights[0][:, 3] = 0
+    weights[0][5, 3] = 1  # only one channel
+    x[100, 3] = value
+    for ours, plain in zip(*(gradients(x, weights, biases, each) for each in ("cpu", "reference")), strict=True):
+        assert torch.equal(ours.isfinite(), plain.isfinite())
+
+
+@DTYPES
+def test_gradients_of_weights_that_are_not_finite(dtype, threads):
+    """Minus infinity leaves 0 behind the ReLU, and its gradient of 0 times minus infinity is NaN."""
+    threads(1)
+    x, weights, biases, _ = make(dtype)
+    biases[0].fill_(100)
+    weights[1][5, 7] = -float("inf")
+    for ours, plain in zip(*(gradients(x, weights, biases, each) for each in ("cpu", "reference")), strict=True):
+        assert torch.equal(ours.isfinite(), plain.isfinite())
 
 
 @DTYPES
