@@ -1,10 +1,9 @@
 """Compare the rate of training with a dense render's: python -m benchmarks.training_rate.
 
-In a dense render no activation is 0, so kernels omit no term. The backward pass omits none either. The forward pass
-omits terms where neighbouring rows share zeros. Rates are useful operations (limits.py) per second. On one thread they
-count CPU time, which other programs disturb little; on more, elapsed time. A step is liif_decode with gradients of the
-latents and of every parameter. Its projection does not count as useful, nor does recomputation. Each round runs the
-dense render before and after the step.
+In a dense render no activation is 0, so kernels omit no term. In a step they omit terms of 0, forward and backward.
+Rates are useful operations (limits.py) per second. On one thread they count CPU time, which other programs disturb
+little; on more, elapsed time. A step is liif_decode with gradients of the latents and of every parameter. Its
+projection does not count as useful, nor does recomputation. Each round runs the dense render before and after the step.
 """
 
 import argparse

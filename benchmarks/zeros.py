@@ -1,6 +1,6 @@
 """Count the hidden activations that ReLU makes 0, and the terms that are left: `python -m benchmarks.zeros`.
 
-The cpu backend multiplies six rows at a time over the channels in which one of them is not 0 (docs/cpu.md#zeros). This
+The cpu backend multiplies groups of six rows over the channels in which one of them is not 0 (docs/cpu.md#zeros). This
 script counts these terms in float32, layer by layer, for a window of a photograph, with the rows in the order of
 `render`.
 """
