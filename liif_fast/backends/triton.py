@@ -85,7 +85,7 @@ def can_run(call: Call) -> tuple[bool, str]:
         if out > WIDEST_OUT:
             return False, f"takes up to {WIDEST_OUT} outputs, got {out}"
     if call.op != "fused_mlp" and max(call.shape[2:]) >= LONGEST_AXIS:
-        return False, f"takes maps of sides below {LONGEST_AXIS}, got {call.shape[2]}x{call.shape[3]}"
+        return False, f"takes maps with sides below {LONGEST_AXIS}, got {call.shape[2]}x{call.shape[3]}"
     return True, "fused Triton kernels"
 
 
