@@ -141,11 +141,9 @@ def scans() -> str:
     """Return the scores of the shipped LiDAR model on the scan of an OS1-128, from their record."""
     record = json.loads((records.RESULTS / "lidar_quality.json").read_text())
     shown = lidar_quality.table([result for result in record["results"] if result["scan"] == "os1-128"])
+    methods = " / ".join(lidar_quality.METHODS.values())
     origin = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}"
-    about = (
-        f"{' / '.join(lidar_quality.METHODS.values())}; `python -m benchmarks.lidar_quality` measures them. {origin}."
-    )
-    return f"{shown}\n\n{about}"
+    return f"{shown}\n\nScores of {methods}, by `python -m benchmarks.lidar_quality`; {origin}."
 
 
 def relatives(found: Sequence[Record]) -> str:
