@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment made once; constraints.txt pins what goes into it.
+# Everything runs in a virtual environment that is made once; constraints.txt pins the versions in it.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 export LIIF_FAST_BUILD_CPU ?= 1
-# A container may set it. Then each of the tests' many processes would compile the package anew.
+# A container may set it, and then each of the tests' many processes would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo build test iiif ptx lint format bench sanitize wheel clean
@@ -27,7 +27,8 @@ $(VENV)/.built: $(VENV)/.installed setup.py csrc/build.py $(CPP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-# torch built for CUDA brings its own Triton; without a GPU the tests do. Others lie beside it, each in a folder.
+# A torch built for CUDA brings its own Triton; the tests install one beside other builds of torch. Further versions get
+# a folder each.
 TRITONS := $(patsubst triton==%,$(VENV)/tritons/%,$(filter triton==%,$(shell cat constraints-triton.txt)))
 $(VENV)/tritons/%: $(VENV)/.installed
 	rm -rf $@
@@ -38,15 +39,16 @@ $(VENV)/.triton: $(VENV)/.installed $(TRITONS)
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton
 	touch $@
 
-# A worker that dies fails the run at once; started anew, it would leave pytest-xdist waiting for ever.
+# A worker that dies fails the run at once, because pytest-xdist may wait forever for one that has been restarted.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 test: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m "not ptx" $(ARGS)
+	$(PYTEST) -m "not ptx" $(ARGS)
 
-# Compiles the GPU kernels, with every pinned version of Triton and with nvcc, and executes what was compiled on the CPU.
+# Compiles the GPU kernels with every pinned version of Triton and with nvcc, and executes the results on the CPU.
 ptx: build $(VENV)/.triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0 -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
+	$(PYTEST) -m ptx tests/ptx tests/kernels tests/cuda $(ARGS)
 
-# The validator of IIIF, for a test of the server; it needs Python 3.12 or later.
+# The IIIF validator, for a test of the server, needs Python 3.12 or later.
 PYTHON_IIIF ?= python3.13 python3.12 $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[23].*/bin/python)
 iiif: $(VENV)/iiif/bin/iiif-validator
 $(VENV)/iiif/bin/iiif-validator: $(VENV)/.installed
@@ -69,8 +71,8 @@ bench: build
 	$(BIN)/python -m liif_fast bench $(ARGS)
 
 # A second, instrumented build beside the usual one. Python itself is not instrumented, hence the preload. The emulator
-# of AMX is, so its loads and stores are checked. Left out are tests that measure memory, and tests of the compiler of
-# PyTorch. The output of C++ is not captured, because a finding ends the process.
+# of AMX is, so its loads and stores are checked. Tests that measure memory, and tests of PyTorch's compiler, are left
+# out. The output of C++ is not captured, because a finding ends the process.
 SANITIZED := $(foreach name,plan few_rows reuse random gradients hostile same_bits terms project autocast attend \
 	fourier modulated conv3x3 conv3x3_random extent place wanted,tests/ops/test_$(name).py) \
 	tests/amx/test_operators.py tests/amx/test_products.py::test_products \

@@ -1,8 +1,8 @@
 """Find fused multiply-adds in the corner plan of a compiled Triton kernel, in its machine code (SASS).
 
-The plan's values end in two kinds of instruction: F2I makes the index of a latent, FCHK opens the division of two
-areas. Neither may depend on an FFMA, and no FFMA may take a converted integer, as a contracted centre would. FFMAs
-elsewhere are the kernels' own, and the division's.
+The plan's values end in two kinds of instruction: F2I makes the index of a latent, and FCHK begins the division of two
+areas. Neither may depend on an FFMA. No FFMA may take a converted integer, as a contracted centre would. Other FFMAs
+belong to the division and to the rest of the kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from benchmarks.audit_sass import READERS, Instruction, parse
 
 REGISTER = re.compile(r"(?<![\w.])(U?R)(\d+)\b")
-# What a slice goes through; FADD2 and its like, of sm_100, work on pairs of registers.
+# The instructions that a slice follows; FADD2, FMUL2 and FFMA2 of sm_100 work on pairs of registers.
 FLOATS = ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "I2F", "MOV", "UMOV", "IMAD.MOV", "R2UR", "SEL")
 PAIRS = ("FADD2", "FMUL2", "FFMA2")
 ENDS = re.compile(r"F2I(?!.*U(32|64))|FCHK")
@@ -43,7 +43,7 @@ def _written(i: Instruction) -> set[str]:
 
 
 class _Function:
-    """A function's instructions, and where each register is written."""
+    """Hold a function's instructions and the places where each register is written."""
 
     def __init__(self, code: list[Instruction]) -> None:
         self.code = code

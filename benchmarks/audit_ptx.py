@@ -19,7 +19,7 @@ NONE, RUNNING, DONE = range(3)  # a warp's products: none since the last barrier
 
 
 class Program:
-    """The instructions of one kernel and the paths between them."""
+    """Hold the instructions of one kernel and the paths between them."""
 
     def __init__(self, ptx: str) -> None:
         self.code: list[tuple[str, str, str]] = []  # guard, opcode, operands
@@ -32,7 +32,7 @@ class Program:
                 self.code.append((guard, opcode, operands.strip()))
 
     def after(self, at: int) -> Iterator[int]:
-        """Yield where execution may go on behind an instruction."""
+        """Yield the places where execution may continue after an instruction."""
         guard, opcode, operands = self.code[at]
         if opcode.startswith("bra"):
             yield self.labels[operands]
@@ -43,7 +43,7 @@ class Program:
 
 
 def moved_on(state: int, opcode: str, operands: str) -> int:
-    """Return the state behind an instruction."""
+    """Return the state after an instruction."""
     if opcode.startswith("wgmma.mma_async"):
         return RUNNING
     if state == RUNNING and opcode.startswith("wgmma.wait_group") and operands == "0":
@@ -52,17 +52,17 @@ def moved_on(state: int, opcode: str, operands: str) -> int:
 
 
 def unordered_writes(ptx: str, warps: int) -> list[str]:
-    """Return the writes to shared memory that may follow an earlier turn's wait for wgmma without a barrier between.
+    """Return the writes to shared memory that no barrier separates from an earlier iteration's wait for wgmma.
 
-    Every path is followed; an iteration ends with a jump back. Writes after the products of the same iteration, and
-    during them, go to the pipeline's other buffer or a separate one. They are not examined, because that would require
+    Every path is followed; an iteration ends with a jump back. Writes during and after the products of the same
+    iteration go to the pipeline's other buffer or to a separate one. They are not examined, because that would require
     their addresses.
     """
     if warps <= GROUP:
         return []
     program, found, seen, waiting = Program(ptx), set(), set(), [(0, NONE, False)]
     while waiting:
-        at, state, before = step = waiting.pop()  # before: no barrier since the products of an earlier turn
+        at, state, before = step = waiting.pop()  # before: no barrier since the products of an earlier iteration
         if step in seen:
             continue
         seen.add(step)

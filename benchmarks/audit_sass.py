@@ -4,13 +4,13 @@ A file is a cubin, an object, an extension, or a .cu, which nvcc compiles for sm
 is needed. These faults give exit status 1:
 
 - local memory (LDL, STL), because registers spilled;
-- serialised wgmma: ptxas reports it, or an HGMMA is a group of its own and the only one in flight at its wait;
+- serialised wgmma: ptxas reports it, or an HGMMA forms a group alone and is the only one in flight at its wait;
 - a write to a register of operand A between an HGMMA that reads it and the wait for its group; ptxas before CUDA 13.3
   can insert one (triton-lang/triton, issue 9433);
 - an access to an accumulator before the wait for its HGMMA, or a call while an HGMMA may run;
-- a register beyond those that a warp has kept or taken with setmaxnreg (USETMAXREG);
+- a register beyond those that setmaxnreg (USETMAXREG) has left to the warp;
 - an end of the kernel without a wait for an HGMMA;
-- no HGMMA at all: the wrong file, or a kernel that does not use the matrix unit.
+- no HGMMA at all, because the file is the wrong one or the kernel does not use the matrix unit.
 
 Every path through a function is followed, including loops and branches. A predicated instruction counts as executed.
 """
@@ -32,7 +32,7 @@ LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)\s*([
 PREDICATED = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+@")
 REGISTER = re.compile(r"(?<![\w.])R(\d+)\b")
 ADDRESS = re.compile(r"0x([0-9a-f]+)\)?$")
-# Their first register is read; of all others the first one is written.
+# Instructions that read their first register; all others write it.
 READERS = ("BAR", "BRX", "CALL", "FCHK", "JMX", "NANOSLEEP", "RET", "WARPSYNC")
 ENDS = ("EXIT", "RET", "KILL")
 
@@ -65,7 +65,7 @@ class Instruction:
         return range(0)
 
     def mentioned(self) -> set[int]:
-        """Return the general registers that it names, without the further ones of a wide operand."""
+        """Return the general registers that it names, but only the first one of a wide operand."""
         return {int(n) for operand in self.operands for n in REGISTER.findall(operand)}
 
     def _width(self) -> int:
@@ -91,7 +91,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Products:
-    """HGMMAs of one group, by their addresses, and the registers in their hands."""
+    """Describe the HGMMAs of one group by their addresses and the registers that they use."""
 
     at: tuple[int, ...] = ()
     a: frozenset[int] = frozenset()
@@ -100,16 +100,16 @@ class Products:
 
 @dataclass(frozen=True)
 class State:
-    """What may be under way before an instruction."""
+    """Describe what may be in flight before an instruction."""
 
     open: Products = Products()  # not committed yet
     groups: tuple[Products, ...] = ()  # committed, oldest first
     registers: int = 256  # that the warp has
-    joins: tuple[tuple[str, int], ...] = ()  # where BSYNC goes, by the name of its barrier
+    joins: tuple[tuple[str, int], ...] = ()  # the target of each BSYNC, by the name of its barrier
 
 
 def parse(sass: str) -> list[Function]:
-    """Read the functions of what `cuobjdump -sass` prints."""
+    """Parse the output of `cuobjdump -sass` into functions."""
     functions: list[Function] = []
     for line in sass.splitlines():
         if match := FUNCTION.match(line):
@@ -122,7 +122,7 @@ def parse(sass: str) -> list[Function]:
 
 
 def audit(sass: str) -> list[str]:
-    """Return the faults, a line each."""
+    """Return the faults, one line each."""
     functions = parse(sass)
     found = [f"{f.name}: {line}" for f in functions for line in dict.fromkeys(_audit(f))]
     if not any(i.opcode == "HGMMA" for f in functions for i in f.code):
@@ -189,7 +189,7 @@ def _after(i: Instruction, state: State) -> State:
 
 
 def _pending(i: Instruction) -> int | None:
-    """Return how many groups a WARPGROUP.DEPBAR leaves under way."""
+    """Return how many groups a WARPGROUP.DEPBAR leaves in flight."""
     return int(i.operands[-1], 16) if ".DEPBAR" in i.name else None
 
 
@@ -220,7 +220,7 @@ def disassemble(path: Path) -> str:
 
 
 def compile_cubin(source: Path, cubin: Path, macros: Sequence[str] = ()) -> list[str]:
-    """Compile for sm_90a; return what ptxas said about serialisation."""
+    """Compile for sm_90a; return the warnings of ptxas about serialisation."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise Unavailable("nvcc is not on the path")
@@ -232,7 +232,7 @@ def compile_cubin(source: Path, cubin: Path, macros: Sequence[str] = ()) -> list
 
 
 def audit_file(path: Path, macros: Sequence[str] = ()) -> list[str]:
-    """Return the faults of a file, a line each."""
+    """Return the faults of a file, one line each."""
     if path.suffix != ".cu":
         return audit(disassemble(path))
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +242,7 @@ def audit_file(path: Path, macros: Sequence[str] = ()) -> list[str]:
 
 
 def missing(*, compiler: bool = True) -> str:
-    """Say which tool is missing, "" if none is."""
+    """Return which tool is missing, "" if none is."""
     try:
         _cuobjdump()
     except Unavailable as error:
@@ -251,7 +251,7 @@ def missing(*, compiler: bool = True) -> str:
 
 
 def _cuobjdump() -> str:
-    """Find cuobjdump: on the path, or the one that Triton brings."""
+    """Find cuobjdump on the path or in Triton's package."""
     if tool := shutil.which("cuobjdump"):
         return tool
     spec = importlib.util.find_spec("triton")
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in found:
             print(f"{path}: {line}")
         if not found:
-            print(f"{path}: as it should be")
+            print(f"{path}: no faults")
     return 1 if wrong else 0
 
 

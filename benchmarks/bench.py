@@ -1,7 +1,7 @@
-"""The suites' view of a run: `rows` makes the tests of a race, `Bench` gives its sizes and runs it.
+"""Run the suites: `rows` makes the tests of a race, `Bench` chooses its sizes and runs it.
 
-A race checks its variants and times them in turn, once. Each variant is a test that replays its laps with our clock. So
-pytest-benchmark shows, stores and compares the interleaved times as if it had measured them.
+A race checks its variants and times them in turn, once. Each variant is a test that replays its laps with our clock, so
+that pytest-benchmark shows, stores and compares the interleaved times as if it had measured them.
 """
 
 import gc
@@ -21,7 +21,7 @@ SECONDS = (8.0, 1.5, 0.0)  # rounds of a race unless it sets them: full, --quick
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """Replace a clock by one that stands still until it is set."""
 
     now = 0.0
 
@@ -33,7 +33,7 @@ class Clock:
 
 
 class Heat(NamedTuple):
-    """One race: a case of a test."""
+    """Describe one race, a case of a test."""
 
     race: Callable[..., Raced]
     case: tuple[Any, ...]
@@ -43,13 +43,13 @@ class Heat(NamedTuple):
 def rows(
     *variants: str, cases: Sequence[tuple[Any, ...]] = ((),), ids: str = "", half: bool = False
 ) -> Callable[[Callable[..., Raced]], Callable[..., None]]:
-    """Make a test of each variant of a race, ours and the reference's first.
+    """Make a test for each variant of a race, ours and the reference's first.
 
     Args:
-        variants: the other variants; a row without a call in a case is skipped.
+        variants: the other variants; a variant that a case has no call for is skipped.
         cases: arguments of the race after the Bench; each is a race of its own.
         ids: format of a case's name.
-        half: on a GPU each case races once more under autocast to float16.
+        half: whether on a GPU each case races once more, under autocast to float16.
     """
 
     def decorate(race: Callable[..., Raced]) -> Callable[..., None]:
@@ -64,7 +64,7 @@ def rows(
         @pytest.mark.parametrize("raced", heats, indirect=True, scope="module")
         def test(raced: Raced, variant: str, benchmark: Any) -> None:
             if variant not in raced.laps:
-                pytest.skip(raced.result["missing"].get(variant, "not part of this race, or only of a full run"))
+                pytest.skip(raced.result["missing"].get(variant, "not part of this race, or only in a full run"))
             benchmark.extra_info.update(raced.result, figures={variant: raced.result["figures"][variant]})
             laps = iter(raced.laps[variant])
             benchmark.pedantic(
@@ -77,30 +77,30 @@ def rows(
 
 
 class Bench:
-    """Options, device and findings of a run."""
+    """Hold the options, the device and the results of a run."""
 
     def __init__(self, options: Callable[[str], Any], device: torch.device) -> None:
         self.check, self.quick, self.all = (options(each) for each in ("check", "quick", "long"))
         self.device = device
         self.hidden = (16, 16) if self.check else (256,) * 4  # of the network
         self.results: list[dict[str, Any]] = []  # for our table and the record
-        self.selected: dict[Heat, set[str]] = {}  # which rows are
-        self.heat: Heat  # the one that runs
+        self.selected: dict[Heat, set[str]] = {}  # the variants to race
+        self.heat: Heat  # the race that runs now
 
     @cached_property
     def yardsticks(self) -> list[limits.Yardstick]:
-        """Measure the machine's rates interleaved with a race's variants."""
+        """Return the calls that measure the machine's rates, interleaved with a race's variants."""
         return limits.yardsticks(self.device, tiny=self.check)
 
     def pick(self, full: Any, quick: Any, check: Any) -> Any:
         """Return the value for this kind of run; None skips the race."""
         choice = check if self.check else quick if self.quick else full
         if choice is None:
-            pytest.skip("only of a full run")
+            pytest.skip("only in a full run")
         return choice
 
     def long(self, needed: bool) -> None:
-        """Skip a race of minutes unless --long is given."""
+        """Skip a race that takes minutes unless --long is given."""
         if needed and not self.all and not self.check:
             pytest.skip("only with --long")
 
@@ -109,7 +109,7 @@ class Bench:
         if "torch._dynamo" in sys.modules:  # its import takes seconds
             torch.compiler.reset()
         gc.collect()
-        gc.freeze()  # so that the collections of the race are short
+        gc.freeze()  # so that garbage collections during the race are short
         self.heat = heat
         raced = heat.race(self, *heat.case)
         self.results.append(raced.result)
@@ -126,8 +126,8 @@ class Bench:
         work: Work | None = None,
         **options: Any,
     ) -> Raced:
-        """Call `common.race` with this run's rounds and rows; a short run omits variants that are slow to set up."""
-        half = self.heat.half and "tolerances" not in options  # else the race has dtypes of its own
+        """Call `common.race` with this run's rounds and variants; a short run omits those that are slow to set up."""
+        half = self.heat.half and "tolerances" not in options  # a race with tolerances sets its own dtypes
         if half:
             name, title = f"{name}-half", f"{title}, float16 autocast"
             options["tolerances"] = (common.HALF_TOLERANCE, common.HALF_GRADIENT_TOLERANCE)

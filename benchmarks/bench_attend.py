@@ -1,5 +1,6 @@
-"""ILN's decoder, the transformer over corners, for a frame of 64 x 1024 from one of 16 x 1024; and with the encoder."""
+"""Measure ILN's decoder, the transformer over corners, and whole frames of 64 x 1024 from 16 x 1024."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, Raced, backends
+from benchmarks.common import EAGER, Raced, backends, with_gradients
 from liif_fast.functional import attend_corners, plan_attention
 from liif_fast.lidar import Sensor
 from liif_fast.models import make
@@ -18,7 +19,7 @@ CHUNK = 100_000  # queries that the authors' code decodes at a time
 
 
 def plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
-    """Compute ILN as its authors do: every token through the whole first block, attention as batched products."""
+    """Compute ILN as its authors do: every token goes through the whole first block; attention is batched products."""
     return torch.cat([_plain(feat, values, part, net) for part in coord.split(CHUNK, 1)], 1)
 
 
@@ -45,7 +46,7 @@ def _plain(feat: Tensor, values: Tensor, coord: Tensor, net: Any) -> Tensor:
 
 
 def problem(bench: Bench, lines: int, columns: int) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Return the model, its features, the ranges and the coordinates of a frame of four times the lines."""
+    """Return the model, its features, the ranges, and the coordinates of a frame with four times the lines."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-lidar", "args": {}}
     model: Any = make({"name": "iln", "args": {"d": 1, "h": 8, "encoder_spec": encoder}}).eval().to(bench.device)
@@ -82,24 +83,21 @@ def test_attend_backward(bench: Bench) -> Raced:
     feat.requires_grad_()
     net = model.attention.transformer_of()
     grad = torch.randn(1, coord.shape[1], 1, device=bench.device)
-    # A shift of all logits changes nothing, so the gradients of the last two biases are only rounding.
+    # A shift of all logits changes nothing, so the gradients of the last two biases are rounding errors.
     wanted = [
         each
         for name, each in model.attention.named_parameters()
         if not name.startswith("mlp_head.") or "weight" in name
     ]
-
-    def step(run: Any) -> list[Tensor]:
-        out = run()
-        return [out.detach(), *torch.autograd.grad(out, (feat, *wanted), grad)]
+    step = partial(with_gradients, leaves=(feat, *wanted), grad=grad)
 
     return bench.race(
         "attend-backward",
         f"ILN's decoder, d = 1, forward + backward, Q = {coord.shape[1]:,}",
         backends(
-            lambda backend: step(lambda: attend_corners(feat, values, coord, net, backend=backend)[0]), BACKEND_TORCH
+            lambda backend: step(lambda: attend_corners(feat, values, coord, net, backend=backend)[0])(), BACKEND_TORCH
         )
-        | {EAGER: lambda: step(lambda: plain(feat, values, coord, net))},
+        | {EAGER: step(lambda: plain(feat, values, coord, net))},
         rounds=5,
         seconds=6.0,
     )

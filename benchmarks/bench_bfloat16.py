@@ -1,7 +1,7 @@
 """Measure bfloat16 on a CPU, under autocast, against ours in float32 and rivals in the same precision.
 
-Autocast gives plain PyTorch oneDNN's bfloat16 products; OpenVINO gets the inference precision bf16. ONNX Runtime takes
-no part, because it has no bfloat16 products on CPUs. The reference computes in float32.
+Under autocast plain PyTorch uses oneDNN's bfloat16 products. OpenVINO runs with the inference precision bf16. ONNX
+Runtime is left out, because it has no bfloat16 products on CPUs. The reference computes in float32.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from liif_fast.backends import cpu
 from liif_fast.functional import liif_decode, liif_render
 
 FLOAT32, EAGER_FLOAT32 = "liif_fast, float32", "plain, eager, float32"
-# bfloat16 rounds operands to 8 bits, by up to 4e-3; errors of about twenty layers add up in the first one's gradient.
+# bfloat16 rounds operands to 8 bits, by up to 4e-3. In the first layer's gradient the errors of many layers add up.
 LOW_TOLERANCES = (2e-2, 2e-1)
 # The columns of the table in docs/performance.md.
 COLUMNS = (OURS, FLOAT32, EAGER, FACTORISED, EAGER_FLOAT32, "plain, OpenVINO", "factorised, OpenVINO")

@@ -1,9 +1,9 @@
-"""Make training samples, one batch at a time: the original's way, our CPU workers, and batches on a device.
+"""Measure the making of training samples, by batches: the original's way, our CPU workers, and on a device.
 
-The reference is the original's way. Our workers make packed samples, which are unpacked on the model's device; that
-part is also timed alone. The samples that a training step consumes are measured beside them. All images have one
-colour, so every way must give the same values wherever it crops, and times do not depend on the values. Like a data
-set, the images exceed the cache.
+The reference is the original's way. Our workers make packed samples, which are unpacked on the model's device. A
+variant includes the unpacking. The rate at which a training step consumes samples is measured beside them. All images
+have one colour, so every way must give the same values wherever it crops. Times do not depend on the values. The images
+exceed the cache, as a data set does.
 """
 
 import random
@@ -48,7 +48,7 @@ def test_data(bench: Bench) -> Raced:
     def worker() -> dict[str, Tensor]:
         return collate([wrapper.packed(index) for index in indices()])
 
-    def lean() -> list[Tensor]:  # with the conversion that the check needs, a hundredth of the time
+    def lean() -> list[Tensor]:  # includes the conversion that the check needs, a hundredth of the time
         return [each.float().div_(255) for each in _values(worker())]
 
     def unpacked() -> list[Tensor]:
@@ -84,7 +84,7 @@ def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, sample_q: int) -> dict[str, Tensor]:
-    """Make a sample as the original does, from an image that its cache holds as floats [3, H, W]."""
+    """Make a sample as the original does, from an image [3, H, W] that its cache holds as floats."""
     side = round(inp_size * random.uniform(scale_min, scale_max))
     top, left = random.randint(0, image.shape[1] - side), random.randint(0, image.shape[2] - side)
     high = image[:, top : top + side, left : left + side]
@@ -107,7 +107,7 @@ def _original(image: Tensor, inp_size: int, scale_min: float, scale_max: float, 
 
 
 def _step_seconds(wrapper: Any, batch: int, bench: Bench) -> float:
-    """Return the seconds of a step in float32, the better of two after a warm-up."""
+    """Return the seconds that a step takes in float32, the faster of two after a warm-up."""
     device = bench.device
     encoder = {
         "name": "edsr-baseline",

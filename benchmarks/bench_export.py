@@ -1,7 +1,7 @@
-"""A LIIF exported by `liif-fast export`, in ONNX Runtime and OpenVINO, against ours: encoder included, on a CPU.
+"""Measure a LIIF exported by `liif-fast export` in ONNX Runtime and OpenVINO against ours, encoder included, on a CPU.
 
-Whole is one call of the whole graph. Strips is the pair that --parts writes: the encoder once, then the decoder strip
-by strip, with about as many queries as the other suites give these runtimes at a time.
+"Whole" calls the whole graph once. "Strips" takes the two graphs that --parts writes: it runs the encoder once, then
+the decoder strip by strip. A strip has about as many queries as the other suites give these runtimes at a time.
 """
 
 import atexit
@@ -29,7 +29,7 @@ RUNTIMES = [form.format(runtime) for form in (WHOLE, STRIPS) for runtime in LOAD
 
 @cache
 def make_model(blocks: int, features: int, hidden: tuple[int, ...]) -> LIIF:
-    """Return a LIIF with the weights that PyTorch gives it."""
+    """Return a LIIF with PyTorch's initial weights."""
     torch.manual_seed(0)
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": blocks, "n_feats": features, "no_upsampling": True}}
     return LIIF(encoder, {"name": "mlp", "args": {"out_dim": 3, "hidden_list": list(hidden)}}).eval()
@@ -37,7 +37,7 @@ def make_model(blocks: int, features: int, hidden: tuple[int, ...]) -> LIIF:
 
 @cache
 def graph(model: LIIF, runtime: str, form: str, part: int, *inputs: str) -> Callable[..., Tensor]:
-    """Return a graph of a form as a function of tensors; it serves every size."""
+    """Return a graph of a form as a function of tensors of any size."""
     return LOADERS[runtime](export(model, form)[part], inputs)
 
 
@@ -49,7 +49,7 @@ def export(model: LIIF, form: str) -> list[Path]:
 
 
 def exported(model: LIIF, image: Tensor, size: tuple[int, int]) -> dict[str, Callable[[], Tensor]]:
-    """Return the calls of every runtime; a graph is exported and loaded in the first."""
+    """Return the calls of every runtime; the first call of a graph exports and loads it."""
     made = graph_inputs(image.shape[2:], size)
     plan = {name: torch.from_numpy(made[name]) for name in PLAN}
 

@@ -1,13 +1,15 @@
-"""LTE's decoder on maps that are there: a picture of x4, and the training setting of its authors."""
+"""Race the decoder of LTE without its encoder: a picture of x4, and the training setting of its authors."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, Raced, backends
+from benchmarks.common import EAGER, Raced, backends, with_gradients
 from liif_fast import make_cell, make_coord
 from liif_fast.functional import fourier_decode
 from liif_fast.models import make
@@ -23,29 +25,20 @@ def plain(maps: Tensor, coord: Tensor, cell: Tensor, phase: Tensor, network: Any
 
 
 def _plain(maps: Tensor, coord: Tensor, cell: Tensor, phase: Tensor, network: Any) -> Tensor:
-    n = torch.tensor(maps.shape[2:], dtype=torch.float32, device=maps.device)
-    centres = make_coord(maps.shape[2:], device=maps.device).T.unflatten(1, maps.shape[2:])
-    amplitudes, frequencies = maps.chunk(2, 1)
+    centres = eager.centres_of((maps.shape[2], maps.shape[3]), maps.device)
+    cells = cell * cell.new_tensor(maps.shape[2:])
     outs, areas = [], []
-    for row in (-1, 1):
-        for column in (-1, 1):
-            moved = coord + torch.tensor([row, column], device=maps.device) / n + 1e-6
-            grid = moved.clamp(-1 + 1e-6, 1 - 1e-6).flip(-1)[:, None]
-            amplitude, frequency, centre = (
-                F.grid_sample(each, grid, mode="nearest", align_corners=False)[:, :, 0].mT
-                for each in (amplitudes, frequencies, centres.expand(len(maps), -1, -1, -1))
-            )
-            rel = (coord - centre) * n
-            turns = (frequency.unflatten(-1, (-1, 2)) * rel.unsqueeze(-2)).sum(-1) + F.linear(cell * n, phase)
-            angle = torch.pi * turns
-            outs.append(network(amplitude * torch.cat((angle.cos(), angle.sin()), -1)))
-            areas.append((rel[..., 0] * rel[..., 1]).abs() + 1e-9)
-    total = sum(areas)
-    return sum(out * (area / total).unsqueeze(-1) for out, area in zip(outs, areas[::-1], strict=True))
+    for latent, rel, area in eager.corners(maps, centres, coord):
+        amplitude, frequency = latent.chunk(2, -1)
+        turns = (frequency.unflatten(-1, (-1, 2)) * rel.unsqueeze(-2)).sum(-1) + F.linear(cells, phase)
+        angle = torch.pi * turns
+        outs.append(network(amplitude * torch.cat((angle.cos(), angle.sin()), -1)))
+        areas.append(area)
+    return sum(out * share for out, share in zip(outs, eager.shares(areas), strict=True))
 
 
 def problem(bench: Bench, batch: int, side: int) -> tuple[Tensor, Any, Any]:
-    """Return maps of amplitudes and frequencies, and a model of the published widths without an encoder to speak of."""
+    """Return maps of amplitudes and frequencies, and a model of the published widths with a very small encoder."""
     torch.manual_seed(0)
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [256, 256, 256]}}
     encoder = {"name": "edsr-baseline", "args": {"no_upsampling": True, "n_resblocks": 1}}
@@ -79,19 +72,16 @@ def test_fourier_backward(bench: Bench) -> Raced:
     cell = torch.full_like(coord, 2 / (3 * side))
     phase, grad = model.phase.weight, torch.randn(batch, count, 3, device=bench.device)
     wanted = (maps, phase, *model.imnet.parameters())
-
-    def step(run: Any) -> list[Tensor]:
-        out = run()
-        return [out.detach(), *torch.autograd.grad(out, wanted, grad)]
+    step = partial(with_gradients, leaves=wanted, grad=grad)
 
     return bench.race(
         "fourier-backward",
         f"LTE's decoder, forward + backward, {batch} x {count:,} queries",
         backends(
-            lambda backend: step(lambda: fourier_decode(maps, coord, cell, phase, *chain, backend=backend)),
+            lambda backend: step(lambda: fourier_decode(maps, coord, cell, phase, *chain, backend=backend))(),
             BACKEND_TORCH,
         )
-        | {EAGER: lambda: step(lambda: plain(maps, coord, cell, phase, model.imnet))},
+        | {EAGER: step(lambda: plain(maps, coord, cell, phase, model.imnet))},
         rounds=5,
         seconds=6.0,
     )

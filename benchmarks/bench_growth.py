@@ -1,4 +1,4 @@
-"""Measure how time and memory grow with queries, latents, batch and threads, by a race at each size."""
+"""Measure how time and memory grow with queries, latents, batch and threads, with a race at each size."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from liif_fast.functional import liif_decode
 NARROW = {"channels": 8, "hidden": (32,) * 4}  # so that a million queries do not take long
 FEW = 1 << 16  # queries beyond which variants that keep everything are left out
 MOST = torch.get_num_threads()
-CHECKED = 4096  # queries of a decoding that are compared, because queries are independent
+CHECKED = 4096  # queries that are compared; they suffice, because queries are independent
 LEFT_OUT = "left out: it keeps everything of every query"
 
 Calls = dict[str, common.Call]
 
 
 def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:
-    """Return what races in decoding; all give the first queries only, which are compared."""
+    """Return the calls of a race in decoding; each returns only the first queries, for the comparison."""
     feat, weights, biases = problem
     places = queries if queries[0].shape[1] <= FEW else [each[:, :CHECKED] for each in queries]
 
@@ -33,27 +33,27 @@ def decoding(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]
 
 
 def training(problem: common.Problem, queries: tuple[torch.Tensor, torch.Tensor]) -> Calls:
-    """Return what races in training."""
+    """Return the calls of a race in training."""
     problem.feat.requires_grad_()
     grad = torch.randn(*queries[0].shape[:2], 3, device=problem.feat.device)
     return rivals.training(problem, queries, grad, compiled=False)
 
 
 def inputs(bench: Bench, batch: int, count: int, side: int, **network: Any) -> tuple[Any, Any]:
-    """Return a problem and queries of it."""
+    """Return a problem and queries on its map."""
     problem = make_problem((side, side), batch=batch, device=bench.device, **network)
     return problem, make_queries(batch, count, side, bench.device)
 
 
 def grow(bench: Bench, axis: str, size: int, title: str, calls: Calls, name: str = "", **options: Any) -> Raced:
-    """Race at one size of a series."""
+    """Run the race at one size of a series."""
     raced = bench.race(f"growth-{name or axis}", title, calls, rounds=7, seconds=1.5, **options)
     raced.result.update(axis=axis, size=size)
     return raced
 
 
 def powers(low: int, high: int, step: int) -> list[tuple[int]]:
-    """Return low, low * step, ... up to high, each a case."""
+    """Return low, low * step, ... up to high, each as a case."""
     return [(low,), *powers(low * step, high, step)] if low <= high else []
 
 

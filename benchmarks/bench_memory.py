@@ -1,5 +1,7 @@
-"""Measure the peak memory of rendering a large image, with a narrow network to save time, and of a training step in
-which every pixel is a query."""
+"""Measure the peak memory of rendering a large image and of a training step in which every pixel is a query.
+
+The render uses a narrow network to save time.
+"""
 
 from typing import Any
 
@@ -14,8 +16,8 @@ from liif_fast.functional import liif_decode, liif_render
 pytestmark = pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux's /proc to measure a peak")
 SCALE = 4
 QUANTILES = ("q20", "median", "q80")
-ROWS = 8  # rows that are checked, at the top, in the middle and at the bottom
-BATCH, SIDE, EVERY_PIXEL = 16, 48, 192 * 192  # of a training step at x4; 589,824 queries
+ROWS = 8  # rows that are checked at the top, in the middle and at the bottom
+BATCH, SIDE, EVERY_PIXEL = 16, 48, 192 * 192  # a training step at x4 with 589,824 queries
 
 
 @pytest.mark.parametrize("latents", [188, 375])
@@ -38,7 +40,7 @@ def test_memory(latents: int, bench: Bench) -> None:
     calls: dict[str, Call] = {
         OURS: render,
         FACTORISED: lambda: render(backend="torch"),
-        # All chunks of the plain formula are alike, so two of them give a lower bound.
+        # All chunks of the plain formula take the same memory, so two of them give a lower bound.
         EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases, chunks=2),
     }
     figures: dict[str, Any] = {}
@@ -55,7 +57,7 @@ def test_training_memory(bench: Bench) -> None:
     problem.feat.requires_grad_()
     queries = make_queries(batch, count, side, bench.device)
     grad = torch.randn(batch, count, 3, device=bench.device)
-    # The plain formula keeps everything of every query, so a sixteenth of them suffices; all might not fit.
+    # The plain formula keeps all activations of every query, so a sixteenth of the queries suffices; all might not fit.
     some = count // BATCH
     figures: dict[str, Any] = {}
     for name, decode, part, times in ((OURS, liif_decode, count, 1), (EAGER, eager.decode, some, BATCH)):
@@ -69,7 +71,7 @@ def test_training_memory(bench: Bench) -> None:
 
 
 def _measure(call: Call, bench: Bench, times: int = 1) -> tuple[Any, dict[str, Any]]:
-    """Return a call's result and its memory, `times` its peak."""
+    """Return a call's result and its peak memory times `times`."""
     call()  # starts the threads and loads the libraries
     result, peak, _ = memory.peak(call, bench.device)
     assert peak is not None

@@ -1,13 +1,14 @@
 """Race the decoder of LM-LIIF without its encoder: a picture of x4, and a training batch."""
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import EAGER, Raced, backends
+from benchmarks.common import EAGER, Raced, backends, with_gradients
 from liif_fast import make_cell, make_coord
 from liif_fast.functional import modulated_decode
 from liif_fast.layers import Chain, chain_of
@@ -25,27 +26,18 @@ def plain(maps: Tensor, coord: Tensor, cell: Tensor, weights: list[Tensor], bias
 
 
 def _plain(maps: Tensor, coord: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    n = torch.tensor(maps.shape[2:], dtype=torch.float32, device=maps.device)
-    centres = make_coord(maps.shape[2:], device=maps.device).T.unflatten(1, maps.shape[2:])
+    centres = eager.centres_of((maps.shape[2], maps.shape[3]), maps.device)
+    cells = cell * cell.new_tensor(maps.shape[2:])
     outs, areas = [], []
-    for row in (-1, 1):
-        for column in (-1, 1):
-            moved = coord + torch.tensor([row, column], device=maps.device) / n + 1e-6
-            grid = moved.clamp(-1 + 1e-6, 1 - 1e-6).flip(-1)[:, None]
-            latent, centre = (
-                F.grid_sample(each, grid, mode="nearest", align_corners=False)[:, :, 0].mT
-                for each in (maps, centres.expand(len(maps), -1, -1, -1))
-            )
-            rel = (coord - centre) * n
-            scales, shifts, x = latent.split([DEPTH * NEURONS, DEPTH * NEURONS, FEATURES], -1)
-            x = torch.cat((x, rel, cell * n), -1)
-            layers = zip(weights, biases, scales.split(NEURONS, -1), shifts.split(NEURONS, -1), strict=False)
-            for weight, bias, scale, shift in layers:
-                x = F.relu(F.linear(x, weight, bias) * (scale + 1) + shift)
-            outs.append(F.linear(x, weights[-1], biases[-1]))
-            areas.append((rel[..., 0] * rel[..., 1]).abs() + 1e-9)
-    total = sum(areas)
-    return sum(out * (area / total).unsqueeze(-1) for out, area in zip(outs, areas[::-1], strict=True))
+    for latent, rel, area in eager.corners(maps, centres, coord):
+        scales, shifts, x = latent.split([DEPTH * NEURONS, DEPTH * NEURONS, FEATURES], -1)
+        x = torch.cat((x, rel, cells), -1)
+        layers = zip(weights, biases, scales.split(NEURONS, -1), shifts.split(NEURONS, -1), strict=False)
+        for weight, bias, scale, shift in layers:
+            x = F.relu(F.linear(x, weight, bias) * (scale + 1) + shift)
+        outs.append(F.linear(x, weights[-1], biases[-1]))
+        areas.append(area)
+    return sum(out * share for out, share in zip(outs, eager.shares(areas), strict=True))
 
 
 def problem(bench: Bench, batch: int, side: int) -> tuple[Tensor, Chain]:
@@ -81,18 +73,15 @@ def test_modulated_backward(bench: Bench) -> Raced:
     coord = torch.rand(batch, count, 2, device=bench.device) * 2 - 1
     cell, grad = torch.full_like(coord, 2 / (3 * side)), torch.randn(batch, count, 3, device=bench.device)
     wanted = (maps, *chain[0], *chain[1])
-
-    def step(run: Any) -> list[Tensor]:
-        out = run()
-        return [out.detach(), *torch.autograd.grad(out, wanted, grad)]
+    step = partial(with_gradients, leaves=wanted, grad=grad)
 
     return bench.race(
         "modulated-backward",
         f"LM-LIIF's decoder, forward + backward, {batch} x {count:,} queries",
         backends(
-            lambda backend: step(lambda: modulated_decode(maps, coord, cell, *chain, backend=backend)), BACKEND_TORCH
+            lambda backend: step(lambda: modulated_decode(maps, coord, cell, *chain, backend=backend))(), BACKEND_TORCH
         )
-        | {EAGER: lambda: step(lambda: plain(maps, coord, cell, *chain))},
+        | {EAGER: step(lambda: plain(maps, coord, cell, *chain))},
         rounds=5,
         seconds=6.0,
     )

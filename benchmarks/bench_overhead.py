@@ -1,4 +1,4 @@
-"""Measure the host time of a call with almost nothing to compute, and calls of few queries of the paper's network."""
+"""Measure the host time of a call that computes almost nothing, and calls of few queries with the paper's network."""
 
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ def test_function(bench: Bench) -> Raced:
 @rows(COMPARED, EAGER, FACTORISED, cases=[(1,), (4,), (24,), (64,), (256,), (1024,)], ids="{}")
 @torch.no_grad()
 def test_few_queries(bench: Bench, queries: int) -> Raced:
-    """Also with what every cache of packed weights would need before each call: are these still the same weights?"""
+    """Also race calls that first compare the weights with a copy, as every cache of packed weights would have to."""
     side = bench.pick(48, 48, 7)
     feat, weights, biases = make_problem((side, side), hidden=bench.hidden)
     coord, cell = make_queries(1, queries, side)

@@ -1,15 +1,22 @@
-"""Measure the pieces for your own networks: `gather_corners`, bound by memory, and `fused_mlp`, bound by arithmetic."""
+"""Measure the parts for a network of one's own: `gather_corners`, bound by memory, `fused_mlp`, bound by arithmetic."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import eager
 from benchmarks.bench import Bench, rows
-from benchmarks.common import COMPILED, EAGER, Raced, backends, make_problem, make_queries
+from benchmarks.common import (
+    COMPILED,
+    EAGER,
+    Raced,
+    Result,
+    backends,
+    make_problem,
+    make_queries,
+    with_gradients,
+)
 from benchmarks.limits import Work
 from liif_fast.functional import fused_mlp, gather_corners
 
@@ -67,9 +74,8 @@ def test_gather_backward(bench: Bench) -> Raced:
     coord, cell = make_queries(1, count, side, bench.device)
     grad = torch.randn_like(gather_corners(feat, coord, cell)[0])
 
-    def step(**options: Any) -> list[torch.Tensor]:
-        x, _ = gather_corners(feat, coord, cell, **options)
-        return [x.detach(), *torch.autograd.grad(x, feat, grad)]
+    def step(backend: str) -> Result:
+        return with_gradients(lambda: gather_corners(feat, coord, cell, backend=backend)[0], (feat,), grad)()
 
     return bench.race(
         "gather-backward",
@@ -86,15 +92,13 @@ def test_mlp_backward(bench: Bench) -> Raced:
     _, weights, biases = make_problem((1, 1), hidden=bench.hidden, device=bench.device)
     x = torch.randn(count, weights[0].shape[1], device=bench.device, requires_grad=True)
     grad = torch.randn(count, 3, device=bench.device)
-
-    def step(mlp: Callable[..., torch.Tensor], **options: Any) -> list[torch.Tensor]:
-        out = mlp(x, weights, biases, **options)
-        return [out.detach(), *torch.autograd.grad(out, (x, *weights, *biases), grad.to(out.dtype))]
+    step = partial(with_gradients, leaves=(x, *weights, *biases), grad=grad)
 
     return bench.race(
         "mlp-backward",
         f"fused_mlp, forward + backward, {count:,} rows, {' - '.join(str(w.shape[1]) for w in weights)} - 3",
-        backends(partial(step, fused_mlp), BACKEND_TORCH) | {EAGER: lambda: step(eager.mlp)},
+        backends(lambda backend: step(partial(fused_mlp, x, weights, biases, backend=backend))(), BACKEND_TORCH)
+        | {EAGER: step(partial(eager.mlp, x, weights, biases))},
         rounds=9,
         seconds=5.0,
         work=Work(6 * count * sum(w.numel() for w in weights), 2 * x.nbytes),

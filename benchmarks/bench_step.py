@@ -1,8 +1,8 @@
 """Measure a training step in the paper's setting: EDSR-baseline-LIIF, 16 samples of 2,304 queries, L1 loss, Adam.
 
-The learning rate is 0, so that every step does all the work on the same weights. Under autocast to bfloat16 there are,
-on a GPU, the usual setting with a compiled encoder and every backend for GPUs, and on a CPU with bfloat16 instructions
-a race against the plain model and ours in float32.
+The learning rate is 0, so that every step does all the work on the same weights. A second race runs under autocast to
+bfloat16. On a GPU it compiles the encoder, as is usual, and includes every GPU backend. On a CPU with bfloat16
+instructions it includes the plain model, and ours in float32.
 """
 
 import copy
@@ -26,7 +26,7 @@ HALF = {"sub": [0.5], "div": [0.5]}
 
 
 def make_config(blocks: int, feats: int, hidden: tuple[int, ...], amp: bool, compiled: bool) -> Config:
-    """Return what a stepper reads of a configuration."""
+    """Return a configuration with the settings that a stepper reads."""
     encoder = {"name": "edsr-baseline", "args": {"n_resblocks": blocks, "n_feats": feats, "no_upsampling": True}}
     imnet = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": list(hidden)}}
     values: dict[str, Any] = dict.fromkeys(Config.__dataclass_fields__)
@@ -37,7 +37,7 @@ def make_config(blocks: int, feats: int, hidden: tuple[int, ...], amp: bool, com
 
 
 class Steps:
-    """The steps of one model on one batch."""
+    """Make the steps of one model on one batch."""
 
     def __init__(self, bench: Bench) -> None:
         side, samples, count = bench.pick(48, 48, 9), bench.pick(16, 4, 2), bench.pick(2304, 2304, 60)

@@ -1,4 +1,4 @@
-"""Measure the gain of each optimisation, added one at a time."""
+"""Measure the gain from each optimisation, added one at a time."""
 
 from contextlib import ExitStack, closing
 from functools import cache, partial

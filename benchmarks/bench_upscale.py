@@ -37,7 +37,7 @@ def _picture(bench: Bench) -> tuple[str, Call, Callable[..., torch.Tensor]]:
         inp = torch.from_numpy(image).to(bench.device).permute(2, 0, 1).unsqueeze(0)
         inp = norm.inp(inp)
         out = eager.render(model.encoder(inp), (side * SCALE,) * 2, weights, biases).float()
-        if model.reads_input:  # the shipped model's residual, which the original has not
+        if model.reads_input:  # the shipped model adds a residual that the original does not have
             coord, _ = eager.grid((side * SCALE,) * 2, inp)
             base = F.grid_sample(inp, coord.flip(-1).unsqueeze(1), padding_mode="border", align_corners=False)
             out = out + base.squeeze(2).transpose(1, 2)
@@ -60,7 +60,7 @@ def test_upscale(bench: Bench) -> Raced:
 @rows(FLOAT32, EAGER, EAGER_FLOAT32, FACTORISED)
 @torch.no_grad()
 def test_upscale_bfloat16(bench: Bench) -> Raced:
-    """Encode and decode in bfloat16, as `upscale --precision bf16` does."""
+    """Race encoding and decoding in bfloat16, as in `upscale --precision bf16`."""
     needs_bfloat16(bench)
     title, plain, run = _picture(bench)
     calls = backends(partial(run, precision="bf16"))

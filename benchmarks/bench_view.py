@@ -1,6 +1,6 @@
-"""A tile of the viewer: the first one of a photograph, and those after it.
+"""Measure a tile of the viewer: the first one of a photograph, and those after it.
 
-`python -m benchmarks.view` measures the whole way, through the server.
+`python -m benchmarks.view` measures the whole way through the server.
 """
 
 import numpy as np

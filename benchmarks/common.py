@@ -1,4 +1,4 @@
-"""The suites' common parts: the problem, the check, and the race between variants."""
+"""Provide the suites' common parts: the problem, the check, and the race between variants."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,16 +19,16 @@ COMPILED = "plain, torch.compile"
 FACTORISED = "factorised, eager"  # backend "torch"
 FACTORISED_COMPILED = "factorised, torch.compile"
 COMPILED_FORMS = (COMPILED, FACTORISED_COMPILED)
-REFERENCE = "reference"  # the backend of that name, in float32; all others are checked against it
+REFERENCE = "reference"  # the backend of that name, in float32; all variants are checked against it
 ALWAYS = (OURS, REFERENCE)  # take part in every race
 
 INF = float("inf")
 TOLERANCE = 1e-5  # float32 against the plain form, relative to the largest output: promise 2 of docs/backends.md
-# Gradients are compared loosely, by their norms, because rounding decides the side of zero for a few of the millions of
-# ReLUs. Their differences change the norm by about 5e-4 at Q = 2304; a missing query changes it by 1.5e-2.
+# Gradients are compared loosely, by their norms, because for a few of millions of ReLUs rounding decides the side of
+# zero. At Q = 2304 these change the norm by about 5e-4; a missing query changes it by 1.5e-2.
 GRADIENT_TOLERANCE = 5e-3
-# Under autocast both sides round operands to 11 bits (float16). On random networks outputs differ by 0.3 % of the
-# largest; the gradients' norms differ more, because more ReLUs change sides.
+# Under autocast both sides round operands to 11 bits (float16). With random networks, outputs differ by 0.3 % of the
+# largest. The gradients' norms differ more, because more ReLUs change sides.
 HALF_TOLERANCE, HALF_GRADIENT_TOLERANCE = 1e-2, 5e-2
 LAP_SECONDS = 0.05
 LEAST_ROUNDS = 3
@@ -38,23 +38,23 @@ Call = Callable[[], Result]
 
 
 class Raced(NamedTuple):
-    """A race that is over."""
+    """Hold the outcome of a race."""
 
     result: dict[str, Any]  # as in the records; `missing` gives the reason why a variant has no figure
     laps: dict[str, list[float]]  # seconds of each round, by variant
 
 
 class Entrant(NamedTuple):
-    """A call that has been checked and takes part in a race."""
+    """Hold a call that has been checked and takes part in a race."""
 
     call: Callable[[], object]
-    repeats: int  # calls a lap
-    seconds: float  # that a lap takes, about
-    figures: dict[str, Any]  # what is known before the first lap
+    repeats: int  # calls per lap
+    seconds: float  # approximate duration of a lap
+    figures: dict[str, Any]  # the figures that are known before the first lap
 
 
 class Problem(NamedTuple):
-    """Latents and a network; float32, random."""
+    """Hold latents and a network, both random, in float32."""
 
     feat: Tensor  # [B, C, H, W]
     weights: list[Tensor]
@@ -65,6 +65,16 @@ def backends(run: Callable[..., Result], of_torch: str = FACTORISED) -> dict[str
     """Return ours, the reference and the backend `torch` (under that name) as calls of run(backend=...)."""
     chosen = {OURS: "auto", REFERENCE: "reference", of_torch: "torch"}
     return {name: partial(run, backend=backend) for name, backend in chosen.items()}
+
+
+def with_gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Call:
+    """Return a call of the forward and backward pass, which returns the output of `call` and then the gradients."""
+
+    def run() -> Sequence[Tensor]:
+        out = call()
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    return run
 
 
 def make_problem(
@@ -137,12 +147,12 @@ def race(
     Args:
         name: key of the result in the records.
         title: description of the measurement for readers.
-        calls: variants that compute the same, including liif_fast and reference. A rival that fails or is wrong gets
-            the reason instead of a figure.
+        calls: variants that compute the same, including liif_fast and reference. A rival that fails or is wrong has a
+            reason instead of a figure.
         rounds: largest number of rounds.
         seconds: time limit of the rounds; at least three are run.
         selected: the variants to race besides liif_fast and reference; None means all.
-        work: the work of a call (limits.py), from which each variant's share of the machine's limit is computed.
+        work: the work of a call (limits.py), used to compute each variant's share of the machine's limit.
         yardsticks: calls that measure the machine's rates: "sgemm", "matrix", "copy".
         tolerances: of the output and of the gradients.
         keepers: rivals that keep memory between calls, so that their peak cannot be measured here.
@@ -195,14 +205,14 @@ def race(
 
 
 def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device: torch.device, lap: float) -> Entrant:
-    """Check a call, and measure its memory and approximate time."""
-    call()  # compiles, if it is one that does
+    """Check a call, and measure its memory and its approximate time."""
+    call()  # lets a compiled variant compile
     got, peak, took = memory.peak(call, device)
     figures: dict[str, Any] = {"checked": True, **check(got, expected, *tolerances)}
     del got
     if peak is not None:
         figures["memory"] = peak
-    if took < lap:  # the first call after giving memory back is a slow one
+    if took < lap:  # measured again, because the first call after memory has been returned is slow
         took = _seconds(call, 3, device)
     return _entrant(call, took, lap, figures)
 
@@ -213,7 +223,7 @@ def _entrant(call: Callable[[], object], seconds: float, lap: float, figures: di
 
 
 def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the laps of each variant; ours ends each round, and the others take turns in beginning it."""
+    """Return the laps of each variant; the others take turns in starting a round, and ours ends it."""
     laps: dict[str, list[float]] = {each: [] for each in entrants}
     others = [each for each in entrants if each != OURS]
     for turn in range(rounds):
@@ -224,7 +234,7 @@ def _take_turns(entrants: Mapping[str, Entrant], rounds: int, device: torch.devi
 
 
 def _shares(work: Work, times: list[float], matrix: list[float], copy: list[float]) -> list[float]:
-    """Return each lap's share of the limit: the time that all terms need at least, divided by the lap's time."""
+    """Return each lap's share of the limit: the least time that all terms need, divided by the lap's time."""
     rounds = zip(times, matrix, copy, strict=True)
     return [max(work.flop / flops, work.nbytes / bandwidth) / took for took, flops, bandwidth in rounds]
 

@@ -1,10 +1,11 @@
 """Compare the records of two commits: python -m benchmarks.compare A B.
 
-Our time is compared relative to a yardstick of the same rounds (a matrix product of PyTorch, else the plain formula,
-else nothing), so that a slower machine does not look like a slower commit. Each run of a commit on the same kind of
-machine gives one median, and their median is shown. A change counts if it exceeds twice the noise of both sides: the
-standard error from the quantiles, or half the range of the runs if that is larger; at least 1.5 % for a single run.
-What disturbs a whole run shows only between runs, so record each commit at least three times on a quiet machine:
+Our time is compared relative to a yardstick from the same rounds, so that a slower machine does not look like a slower
+commit. The yardstick is a matrix product of PyTorch, or else the plain formula, or else nothing. Each run of a commit
+on the same kind of machine gives one median, and the median of these is shown. A change counts if it exceeds twice the
+noise of both sides. Noise is the standard error from the quantiles, or half the range of the runs if that is larger,
+and at least 1.5 % for a single run. A disturbance of a whole run shows only between runs, so record each commit at
+least three times on a quiet machine:
 
     for run in 1 2 3; do make bench ARGS='--record --threads 2'; done
 """
@@ -23,16 +24,16 @@ Record = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """One quantity of one commit: logarithms, so that a ratio is a difference."""
+    """Hold one quantity of one commit, as a logarithm, so that a ratio is a difference."""
 
     log: float
-    noise: float  # of the logarithm, one standard error
+    noise: float  # one standard error of the logarithm
     seconds: float
     runs: int
 
 
 class Change(NamedTuple):
-    """One benchmark of both commits."""
+    """Hold one benchmark of both commits."""
 
     title: str
     before: Sample
@@ -40,7 +41,7 @@ class Change(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Return the time after relative to before, by the yardstick."""
+        """Return the time after relative to the time before, both by the yardstick."""
         return math.exp(self.after.log - self.before.log)
 
     @property
@@ -50,7 +51,7 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return the verdict in a word."""
+        """Return the verdict in one or two words."""
         if abs(self.after.log - self.before.log) <= math.log1p(self.noise):
             return "within noise"
         return "faster" if self.ratio < 1 else "slower"
@@ -61,13 +62,13 @@ def sample(results: Sequence[Record]) -> Sample:
     logs, noises = [], []
     for result in results:
         figure = result["figures"][OURS]
-        # Of each round: our rate over the product's, or the plain formula's time over ours.
+        # Taken in each round: our rate over the product's, or the plain formula's time over ours.
         found = (result.get("share_of_sgemm"), result["figures"].get(EAGER, {}).get("ratio"))
         # Old records have a share of 0 for calls that multiply nothing.
         yardstick = next((each for each in found if each and each["median"]), None)
         logs.append(-math.log(yardstick["median"]) if yardstick else math.log(figure["median"]))
         spread = math.log((yardstick or figure)["q80"] / (yardstick or figure)["q20"])
-        # Normal: q20 and q80 are 1.683 standard deviations apart, and a median's error is 1.253 of a mean's.
+        # In a normal distribution q20 and q80 are 1.683 deviations apart; a median's error is 1.253 times a mean's.
         noises.append(1.253 * spread / 1.683 / math.sqrt(result["rounds"]))
     between = (max(logs) - min(logs)) / 2 if len(logs) > 1 else SINGLE_RUN_NOISE
     seconds = median(result["figures"][OURS]["median"] for result in results)
@@ -106,7 +107,7 @@ def compare(found: Sequence[Record], before: str, after: str) -> list[Change]:
 
 
 def _same(recorded: str, asked: str) -> bool:
-    """Compare two abbreviations of a commit; + marks code that differed from it."""
+    """Return whether two abbreviations name one commit; + marks code that differed from it."""
     if recorded.endswith("+") != asked.endswith("+"):
         return False
     recorded, asked = recorded.rstrip("+"), asked.rstrip("+")

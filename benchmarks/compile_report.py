@@ -3,9 +3,9 @@
     python benchmarks/compile_report.py [--json FILE] [--arch 90 ...] [--case NAME ...]
 
 The launchers in kernels/ are called unchanged on small CPU tensors, with kernels that record their arguments instead of
-running. So the report cannot drift from the real launches. Each record is compiled for each architecture in a process
-of its own, because a compiler may abort. The exit code is 1 if a kernel spills, lacks matrix instructions, needs more
-shared memory than the architecture has, contracts the corner plan, or may overwrite what a product still reads.
+running, so the report cannot drift from the real launches. Each launch is compiled for each architecture in a process
+of its own, because a compiler may abort. The exit code is 1 if a kernel has a fault (`faults`): for example, it spills,
+lacks matrix instructions, contracts the corner plan, or may overwrite what a product still reads.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from liif_fast.kernels import (
     scatter,
 )
 
-SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes that a block may have
+SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes of a block, at most
 MODULES = (attend_corners, backward, decode, fourier_decode, fused_mlp, gather_corners, project, render, scatter)
 NO_MATRIX = ("gather_kernel", "atomic_kernel", "segment_kernel", "waves_back_kernel", "attention_back_kernel")
-# And the gradients' kernel with the constant PLAN.
+# Kernels with a corner plan, beside chain_kernel with the constant PLAN.
 PLANS = ("gather_kernel", "decode_kernel", "render_kernel", "fourier_kernel", "attend_kernel")
 # Operands, and whether a float32 product may be rounded once.
 PRECISIONS = {"fp16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True),
               "tf32x3": (torch.float32, False)}  # fmt: skip
-FEW = 4  # accesses of two bytes that a kernel may have in its text: to a few numbers a row
-# The instructions that multiply matrices fastest. Strict float32 may take HMMA: HGMMA needs 64 rows, which spill there.
+FEW = 4  # two-byte accesses that a kernel's text may have, for a few numbers per row
+# The fastest matrix instructions. Strict float32 may take HMMA, because HGMMA needs 64 rows, which spill there.
 FASTEST = {90: "HGMMA", 100: "UTCMMA"}
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
 
 
 class Launch(NamedTuple):
-    """A kernel as it was launched."""
+    """Describe a kernel's launch."""
 
     name: str  # of the kernel
     case: str
@@ -75,7 +75,7 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Stands in for a kernel and writes down its launches."""
+    """Stand in for a kernel and record its launches."""
 
     def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -108,9 +108,9 @@ def recording(arch: int, tf32: bool) -> Iterator[list[Any]]:
 
 
 def run_case(case: str, dtype: torch.dtype) -> None:
-    """Call an operator's launchers at a real network: C = 64, all switches on, 256 x 4 with 3 outputs or as named.
+    """Call an operator's launchers for a real network: C = 64, all switches on, 256 x 4 with 3 outputs by default.
 
-    A name is operator-width-outputs-layers-corners.
+    A case's name is operator-width-outputs-layers-corners.
     """
     given = case.split("-")
     if given[0] == "attend_corners":
@@ -158,7 +158,7 @@ def run_case(case: str, dtype: torch.dtype) -> None:
 
 
 def run_attend(depth: int = 1, heads: int = 8, width: int = 64) -> None:
-    """Call the launchers of attend_corners at ILN's network, or as named: attend_corners-depth-heads-width."""
+    """Call the launchers of attend_corners for ILN's network by default; a name is attend_corners-depth-heads-width."""
     table = torch.zeros(36, (4 * width + 3 if depth else 4) + 1)
     layers = [torch.zeros(width, width + 1) for _ in range(4 * depth)]
     layers[3::4] = [torch.zeros(3 * width if i < depth - 1 else 1, width + 1) for i in range(depth)]
@@ -176,7 +176,7 @@ def deterministic_algorithms(on: bool) -> Iterator[None]:
 
 
 def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
-    """Every different kernel that a case launches on an architecture."""
+    """Return every different launch of a case on an architecture."""
     dtype, tf32 = PRECISIONS[precision]
     with recording(arch, tf32) as recorded:
         run_case(case, dtype)
@@ -188,7 +188,7 @@ def launches_of(case: str, precision: str, arch: int) -> list[Launch]:
 
 
 def without_tensors(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Replace arguments by their types, but for the constants that a kernel is compiled with."""
+    """Replace arguments by their types, except the constants that a kernel is compiled with."""
     plain = {}
     for parameter in kernel.params:
         value = arguments[parameter.name]
@@ -202,7 +202,7 @@ def without_tensors(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def source_of(launch: Launch) -> ASTSource:
-    """Return what Triton compiles: pointers are aligned but where the kernel waives that, sizes are any."""
+    """Return what Triton compiles: pointers are aligned unless the kernel waives it, and sizes are arbitrary."""
     assert launch.options["enable_fp_fusion"] is False, f"{launch.name} may be contracted, or Triton 3.9 warns"
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(launch.kernel.params):
@@ -222,14 +222,14 @@ def source_of(launch: Launch) -> ASTSource:
 
 
 def compiled(launch: Launch, arch: int) -> Any:
-    """Compile as the launch would have."""
+    """Compile a kernel as the launch would."""
     target = GPUTarget("cuda", arch, 32)
-    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # a kernel asks for it
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: target))  # for `lacks_fence`
     return triton.compile(source_of(launch), target=target, options=launch.options)
 
 
 def inspect(launch: Launch, arch: int) -> dict[str, Any]:
-    """Compile, and read off the binary and what ptxas said of it."""
+    """Compile a launch, and return the facts about its binary and the warnings of ptxas."""
     triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
     with contextlib.redirect_stdout(StringIO()) as log:
         kernel = compiled(launch, arch)
@@ -248,7 +248,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
         "shared_bytes": kernel.metadata.shared,
         "spill_bytes": stack + local,
         "matrix_instructions": sum(found.values()),
-        "instructions": dict(found),  # UTCMMA stands for UTCHMMA and its like, of sm_100
+        "instructions": dict(found),  # UTCMMA stands for UTCHMMA and the like on sm_100
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", log.getvalue()))),
         "shuffles": kernel.asm["ptx"].count("shfl.sync"),
         "long_divisions": len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"])),
@@ -259,7 +259,7 @@ def inspect(launch: Launch, arch: int) -> dict[str, Any]:
 
 
 def described(launch: Launch) -> str:
-    """Return the configuration in a line: the constants and options that tell one launch from another."""
+    """Return the configuration in one line: the constants and options that distinguish launches."""
     names = ("ROWS", "BLOCK", "BLOCKS", "DEPTH", "WIDEST", "LAYERS", "SAVE", "KEEP", "WRITE", "PLAN", "TAPS")
     parts = [f"{name.lower()}={launch.arguments[name]}" for name in names if name in launch.arguments]
     parts += [f"{name}={launch.options[name]}" for name in ("num_warps", "num_stages") if name in launch.options]
@@ -267,7 +267,7 @@ def described(launch: Launch) -> str:
 
 
 def multiplies(launch: Launch) -> bool:
-    """Return whether a kernel has a matrix product: with one hidden layer, few have."""
+    """Return whether a launch has a matrix product; with one hidden layer, some have none."""
     values = launch.arguments
     if launch.name == "chain_kernel":
         return values["LAYERS"] > 0 or values["OUT"] > host.FEW.value
@@ -279,7 +279,7 @@ def multiplies(launch: Launch) -> bool:
 
 
 def report_one(launch: Launch, arch: int) -> dict[str, Any]:
-    """Inspect in a process of its own."""
+    """Inspect a launch in a process of its own, and return its entry of the report."""
     triton_key()  # hashes Triton's files, once for all processes
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -318,7 +318,7 @@ def faults(entry: dict[str, Any]) -> list[str]:
             wrong.append(f"multiplies matrices without {FASTEST[arch]}")
     if entry.get("narrow_accesses", 0) > FEW and entry["matrix"]:
         wrong.append(f"accesses global memory two bytes at a time in {entry['narrow_accesses']} places")
-    if " blocks=1 " not in entry["config"]:  # small networks take one form, with no other to choose
+    if " blocks=1 " not in entry["config"]:  # small networks have only one form
         wrong += [f"ptxas serialises its products: {each}" for each in entry.get("warnings", ())]
     wrong += [f"overwrites shared memory unordered: {each}" for each in entry.get("unordered_writes", ())]
     if entry["plan_fma"]:
@@ -349,9 +349,9 @@ def line(entry: dict[str, Any], wrong: list[str]) -> str:
 
 def main(options: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
     parser.add_argument("--arch", type=int, nargs="+", default=list(host.ARCHITECTURES), help="default: all")
-    parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, perhaps with a width: decode-64")
+    parser.add_argument("--case", nargs="+", default=list(CASES), help="operators, optionally with a width: decode-64")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     arguments = parser.parse_args(options)
     print(f"Triton {triton.__version__}")
@@ -359,7 +359,7 @@ def main(options: list[str] | None = None) -> int:
 
 
 def written(found: Iterable[dict[str, Any]], to: Path | None) -> int:
-    """Print entries, write them to a file if there is one, and return the exit code."""
+    """Print entries, write them to a file if one is given, and return the exit code."""
     entries, code = [], 0
     for entry in found:
         wrong = faults(entry)

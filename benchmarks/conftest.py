@@ -1,4 +1,4 @@
-"""Options of the suites, their selection, and the final output; benchmarks/bench.py runs them."""
+"""Add the suites' options to pytest, select their rows, and print the results; benchmarks/bench.py runs them."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks` itself, wherever pytest was started
+sys.path.append(str(Path(__file__).parents[1]))  # so that `benchmarks` is found wherever pytest is started
 
 from benchmarks import growth, records, table
 from benchmarks.bench import BENCH, Bench, Heat
@@ -18,8 +18,8 @@ from benchmarks.common import ALWAYS, Raced
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("liif_fast benchmarks")
     group.addoption("--quick", action="store_true", help="few cases, few rounds, no torch.compile: about a minute")
-    group.addoption("--check", action="store_true", help="tiny sizes, one round: only that every suite runs")
-    group.addoption("--long", action="store_true", help="also what takes minutes each on a CPU")
+    group.addoption("--check", action="store_true", help="tiny sizes, one round: shows only that every suite runs")
+    group.addoption("--long", action="store_true", help="also races that take minutes each on a CPU")
     group.addoption("--threads", type=int, help="PyTorch's threads (default: as PyTorch chooses)")
     group.addoption("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     group.addoption("--table", action="store_true", help="show ratios within a round, memory, errors and shares")
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     if (option("quick") or option("check")) and (option("record") or option("long")):
-        raise pytest.UsageError("--record and --long are for full runs: without --quick and --check")
+        raise pytest.UsageError("--record and --long are for full runs; leave --quick and --check out")
     threads = option("threads")
     if threads is not None and threads < 1:
         raise pytest.UsageError(f"--threads must be at least 1, got {threads}")
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         device = torch.empty(0, device=option("device")).device
     except (RuntimeError, AssertionError) as error:
         raise pytest.UsageError(f"--device {option('device')}: {str(error).splitlines()[0]}") from None
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in convolutions too, as PyTorch has it in products
+    torch.backends.cudnn.allow_tf32 = False  # so that convolutions keep float32, as PyTorch's products do by default
     config.stash[BENCH] = Bench(option, device)
 
 
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     shown = {*items, *(item for item, (heat, variant) in rows.items() if variant in bench.selected.get(heat, ()))}
     torn = [heat.race.__name__ for item, (heat, _) in rows.items() if heat in bench.selected and item not in shown]
     if torn and config.getoption("record"):
-        raise pytest.UsageError(f"--record is for all variants of a race; not all are selected of {torn[0]}")
+        raise pytest.UsageError(f"--record needs all variants of a race, but some of {torn[0]} are not selected")
     items[:] = [item for item in found if item in shown]
 
 
@@ -92,4 +92,4 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if config.getoption("record") and results and exitstatus == 0:
         terminalreporter.write_line(f"recorded in {records.append(record, results)}")
     elif config.getoption("record"):
-        terminalreporter.write_line("not recorded: something failed")
+        terminalreporter.write_line("not recorded, because a test failed or nothing was measured")

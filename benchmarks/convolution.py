@@ -1,10 +1,10 @@
-"""Measure `conv3x3` beside PyTorch's convolution, its errors and its time: python -m benchmarks.convolution.
+"""Compare the errors and times of `conv3x3` with those of PyTorch's convolution: python -m benchmarks.convolution.
 
-The last lines are the projection P of a map, [16, 64, 48, 48] to 256 channels, and its gradients: within
-`fast_convolutions()`, without, and by PyTorch's convolution.
+The last lines are about the projection P of a map, [16, 64, 48, 48] to 256 channels, and its gradients. They are
+computed within `fast_convolutions()`, without it, and by PyTorch's convolution.
 
-Errors are against float64, relative to the result: its norm, and in brackets its largest value. Times are medians of
-alternating runs. With --record the errors go to benchmarks/results/.
+Errors are against float64: the norm relative to the result's norm, and in brackets the largest value relative to the
+result's largest. Times are medians of alternating runs. With --record the errors go to benchmarks/results/.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def error(got: Tensor, expected: Tensor) -> dict[str, float]:
 
 
 def chain(function: Callable[..., Tensor], x: Tensor, layers: Layers) -> Tensor:
-    """Compute residual blocks, and a last layer if the number of layers is odd."""
+    """Compute residual blocks, then one layer more if the number of layers is odd."""
     for first, second in zip(layers[:-1:2], layers[1::2], strict=False):
         hidden = function(x, *first, None, False, True)
         x = function(hidden, *second, x, False, False)
@@ -44,7 +44,7 @@ def chain(function: Callable[..., Tensor], x: Tensor, layers: Layers) -> Tensor:
 
 
 def contiguous(x: Tensor, *rest: object) -> Tensor:
-    """Compute PyTorch's convolution of a map in contiguous order."""
+    """Compute PyTorch's convolution on a map in contiguous order."""
     return plain(x.contiguous(), *rest)  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 
 
 def compare_errors() -> list[Record]:
-    """Return the errors of one layer and of 16 residual blocks with a layer behind them, a result each."""
+    """Return a result with the errors of one layer, and one for 16 residual blocks and a last layer."""
     x = torch.randn(1, CHANNELS, 24, 96).contiguous(memory_format=torch.channels_last)
     convolutions = [torch.nn.Conv2d(CHANNELS, CHANNELS, 3) for _ in range(LAYERS)]
     layers = [(each.weight.detach(), each.bias.detach()) for each in convolutions if each.bias is not None]
@@ -71,7 +71,7 @@ def compare_errors() -> list[Record]:
 
 
 def lines(results: Sequence[Record]) -> list[str]:
-    """Return the lines of a table of results: a column each."""
+    """Return the lines of a table with a column per result."""
     rows = [["", *(result["title"] for result in results)], ["---"] * (1 + len(results))]
     for name in FORMS:
         found = [result["figures"][name] for result in results]
@@ -138,7 +138,7 @@ def compare_projection(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="of the times (default: 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="number of timed runs (default: 15)")
     parser.add_argument("--record", action="store_true", help="append the errors to benchmarks/results/")
     args = parser.parse_args()
     if not cpu.ISA:

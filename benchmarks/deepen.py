@@ -1,8 +1,8 @@
-"""Begin a deeper network with a trained one: writes a checkpoint that a training goes on from (`resume`).
+"""Start a deeper network from a trained one: write a checkpoint that training resumes from (`resume`).
 
     python -m benchmarks.deepen OUT.pth --blocks 16 [--model edsr-small-liif]
 
-Behind each residual block of the encoder stands a new one whose last convolution is 0, so that the deeper network
+New residual blocks, whose last convolution is 0, follow each residual block of the encoder. So the deeper network
 computes at first what the trained one does.
 """
 
@@ -19,10 +19,10 @@ from liif_fast.models.checkpoint import write_checkpoint
 
 
 def deepened(model: Any, blocks: int) -> Any:
-    """Return a LIIF on EDSR with more residual blocks that computes the same, a whole multiple of the model's.
+    """Return a LIIF on EDSR that computes the same with more residual blocks.
 
     Raises:
-        ValueError: the number of blocks does not fit.
+        ValueError: the number of blocks is not a multiple of the model's.
     """
     args = model.spec["args"]
     encoder = args["encoder_spec"]
@@ -37,7 +37,7 @@ def deepened(model: Any, blocks: int) -> Any:
         for part in ("weight", "bias"):
             weights[f"encoder.body.{block}.body.2.{part}"].zero_()
     for key, value in model.state_dict().items():
-        # The convolution behind the blocks is numbered as the next one.
+        # The convolution after the blocks has the number of a next block.
         weights[re.sub(r"(?<=encoder\.body\.)\d+", lambda found: str(int(found[0]) * blocks // old), key)].copy_(value)
     return deep
 

@@ -1,11 +1,11 @@
-"""The formula in plain PyTorch, twice: as LIIF's users run it, and factorised algebraically.
+"""Compute the formula in plain PyTorch, twice: as LIIF's users run it, and factorised.
 
 `decode` is the plain formula as the original computes it, the baseline of all comparisons. Every call unfolds the map.
-For each of the four corners grid_sample looks up the nearest latent and its centre, and the corner runs through the
+For each of the four corners, grid_sample looks up the nearest latent and its centre, and the corner runs through the
 network separately. Images are decoded in chunks of 30,000 queries.
 
-`project` and `decode_projected` compute what our backend `torch` does, in a form that other runtimes accept as a graph.
-The first layer is one convolution of the whole map, and the corners are summed before the last layer.
+`project` and `decode_projected` compute what our backend `torch` computes, in a form that other runtimes accept as a
+graph. The first layer is one convolution of the whole map, and the corners are summed before the last layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ def decode(
     biases: Sequence[Tensor],
     centres: Tensor | None = None,
 ) -> Tensor:
-    """Decode queries [B, Q, 2] of feat [B, C, H, W] to [B, Q, out], with every switch of LIIF on."""
+    """Decode queries [B, Q, 2] on feat [B, C, H, W] to [B, Q, out], with every switch of LIIF on."""
     if centres is None:
         centres = centres_of((feat.shape[2], feat.shape[3]), feat.device)
     batch, channels, height, width = feat.shape
@@ -96,7 +96,7 @@ def decode_projected(
     biases: Sequence[Tensor],
     corner_sum: bool = True,
 ) -> Tensor:
-    """Decode queries [1, Q, 2] of one map's projection, given as rows [H*W, hidden], to [1, Q, out].
+    """Decode queries [1, Q, 2] on one map's projection, given as rows [H*W, hidden], to [1, Q, out].
 
     Without corner_sum the last layer comes before the sum, as in the plain formula.
     """
@@ -115,7 +115,7 @@ def decode_projected(
 
 
 def grid(size: tuple[int, int], feat: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coord and cell [B, queries, 2] of every pixel of an image."""
+    """Return coord and cell [B, queries, 2] for every pixel of an image."""
     coord, cell = make_coord(size, device=feat.device), make_cell(size, device=feat.device)
     return tuple(each.expand(feat.shape[0], -1, -1).contiguous() for each in (coord, cell))
 

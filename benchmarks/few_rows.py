@@ -1,8 +1,8 @@
 """Measure what packing and comparing weights cost calls of few rows: python -m benchmarks.few_rows.
 
-One thread calls `fused_mlp` of three layers 256 x 256. Calls of up to `UNPACKED` rows read the weights where they lie.
+One thread calls `fused_mlp` with three layers of 256 x 256. Calls of up to `UNPACKED` rows read the weights in place.
 Larger ones pack them. A cache of packed weights would have to compare the weights with a copy in each call, as `memcmp`
-does here. All calls take turns, so other programs disturb all alike.
+does here. All calls take turns, so other programs disturb all of them alike.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from benchmarks.records import Record
 from liif_fast.backends import cpu
 from liif_fast.functional import fused_mlp
 
-UNPACKED = {"avx512": 60, "avx2": 6}  # by instruction set, csrc/cpu/kernel_*.cpp: turned_rows of float
+UNPACKED = {"avx512": 60, "avx2": 6}  # by instruction set: turned_rows of float in csrc/cpu/kernel_*.cpp
 COMPARED = "`memcmp` with a copy"
-ROWS = (1, 4, 12, 24, 48, 72, 96)  # and the last and the first on either side of the threshold
+ROWS = (1, 4, 12, 24, 48, 72, 96)  # beside the numbers on either side of the threshold
 
 
 def seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the times of each call, which runs once before it is timed so that its data are in the cache."""
+    """Return the times of each call; it runs once before it is timed, so that its data is in the cache."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -37,7 +37,7 @@ def seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def calls(unpacked: int, width: int = 256, layers: int = 3) -> dict[str, Callable[[], object]]:
-    """Return the calls by the heads of their columns, if up to `unpacked` rows pack no weights."""
+    """Return the calls by the titles of their columns; calls of up to `unpacked` rows pack no weights."""
     weights = [torch.randn(width, width) / width**0.5 for _ in range(layers)]
     biases, copies = [torch.zeros(width)] * layers, [weight.clone() for weight in weights]
     compare = ctypes.CDLL(None).memcmp
@@ -62,7 +62,7 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> Record:
 
 
 def lines(result: Record) -> list[str]:
-    """Return the lines of a table, and what packing costs: the step at the threshold less the time of its row."""
+    """Return a table and the cost of packing, which is the step at the threshold minus the time of one row."""
     times = {name: 1e6 * figure["median"] for name, figure in result["figures"].items()}
     rows = ["rows", *times], ["---"] * (1 + len(times)), ["time of a call", *(f"{t:.0f} µs" for t in times.values())]
 
@@ -90,7 +90,7 @@ def lines(result: Record) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_rows", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=300, help="of which the medians are shown (default: 300)")
+    parser.add_argument("--rounds", type=int, default=300, help="number of rounds; medians are shown (default: 300)")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
     args = parser.parse_args()
     if cpu.ISA not in UNPACKED:

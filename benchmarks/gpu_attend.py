@@ -1,4 +1,4 @@
-"""The section `attend` of gpu_check.py: ILN's decoder, `attend_corners`, forward and backward."""
+"""Run the section `attend` of gpu_check.py: ILN's decoder, `attend_corners`, forward and backward."""
 
 import itertools
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from liif_fast.models import make
 from liif_fast.qualification import checks
 from liif_fast.qualification.problems import NETWORKS, PRECISIONS, Unit, extent
 
-LINES, COLUMNS = 16, 1024  # of the frame, which is decoded to four times the lines
+LINES, COLUMNS = 16, 1024  # of the input; the frame has four times the lines
 
 
 def attend(check: bool) -> dict[str, Any]:
-    """Run the checks of `liif-fast qualify`, hostile inputs among them; then race a frame and a training step."""
+    """Run the checks of `liif-fast qualify`, including hostile inputs; then race a frame and a training step."""
     device = torch.device("cpu" if check else "cuda", None if check else 0)
     networks = NETWORKS[extent(device)][: 1 if check else None]
     found: dict[str, Any] = {"ok": True, "checks": {}}
@@ -26,7 +26,7 @@ def attend(check: bool) -> dict[str, Any]:
         try:
             checks.examine(unit, device, networks, 1, lambda step: None)
             found["checks"][unit.name] = "right"
-        except (checks.Wrong, RuntimeError, *_errors()) as reason:  # not a mistake of this script
+        except (checks.Wrong, RuntimeError, *_errors()) as reason:  # other errors are mistakes of this script
             found["checks"][unit.name] = gpu_sections.reason_of(reason)
             found["ok"] = False
         gpu_sections.keep(found)
@@ -34,7 +34,7 @@ def attend(check: bool) -> dict[str, Any]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return what Triton raises where it cannot compile or launch a kernel; nothing without Triton."""
+    """Return the errors that Triton raises if it cannot compile or launch a kernel; none without Triton."""
     try:
         from triton.errors import TritonError
     except ImportError:

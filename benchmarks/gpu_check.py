@@ -1,20 +1,20 @@
-"""Run everything that needs a GPU, in two calls of 340 and 380 seconds:
+"""Run everything that needs a GPU, in two calls of 340 and 380 seconds.
 
-    python -m benchmarks.gpu_variant build          # before, where nvcc is; carry build/gpu and liif_fast/_C*.so along
+    python -m benchmarks.gpu_variant build          # first, on a machine with nvcc; copy build/gpu and liif_fast/_C*.so
     python benchmarks/gpu_check.py --call 1         # the Hopper kernel: does it end, is it right, where does time go
     python benchmarks/gpu_check.py --call 2         # accuracy, speed, Triton, a training step
 
 Further options: [--out FILE] [--only SECTION ...] [--seconds N] [--check].
 
-It writes one JSON (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section, and every other second the
-partial results of the running one, so that a crash, a hang or a time limit loses almost nothing. Each section runs in a
-process of its own with a time limit, because an illegal access ends a CUDA context. A call stops at once if an
-extension is missing. Sections that do not begin in time are left out and reported. A later run of the same commit on
-the same device adds to the file and replaces an earlier result only when it has ended. The exit code is 1 if a section
-or a test failed.
+It writes one JSON file (default: benchmarks/results/gpu/DEVICE-COMMIT.json) after every section. Every other second it
+adds the partial results of the running section, so that a crash, a hang or a time limit loses almost nothing. Each
+section runs in a process of its own with a time limit, because an illegal access ends a CUDA context. A call stops at
+once if an extension is missing. Sections that cannot begin in time are left out and reported. A later run of the same
+commit on the same device adds to the file; it replaces an earlier result only when it has ended. The exit code is 1 if
+a section or a test failed.
 
---check runs the same code on a CPU at tiny sizes. It measures nothing and only shows that every step's command works;
-a step of a section then has no time limit of its own, because the CPU may be busy.
+--check runs the same code on a CPU at tiny sizes. It measures nothing, and only shows that every step's command works.
+Then a step of a section has no time limit of its own, because the CPU may be busy.
 """
 
 import argparse
@@ -45,8 +45,8 @@ from liif_fast.files import atomic_file
 
 ROOT = records.ROOT
 
-# What a call runs, in this order, and the seconds that each section may take. A backend's tests come before its
-# figures: there is no figure of a wrong answer.
+# The sections of each call, in order, and the seconds that each may take. A backend's tests come before its figures,
+# because a wrong answer deserves no figure.
 CALLS = {
     1: {"load": 15, "smoke": 35, "hopper_tests": 60, "hopper": 60, "trace": 15, "ncu": 80, "sanitizer": 50,
         "environment": 20},
@@ -59,15 +59,15 @@ LEAST = 5  # seconds that a section needs to be worth its start
 
 
 class Group(NamedTuple):
-    """Tests that share a process, so that a hang or a broken CUDA context affects no others."""
+    """Name tests that share a process, so that a hang or a broken CUDA context affects no others."""
 
     paths: tuple[str, ...]
     backends: str = "torch,triton"
     chosen: str = ""
-    first: int = 0  # of the random configurations
+    first: int = 0  # number of the first random configuration
 
 
-RANDOM, SHARDS = 300, 6  # configurations, nearly each of which compiles kernels of its own
+RANDOM, SHARDS = 300, 6  # random configurations, nearly each with kernels of its own to compile; groups of them
 GROUPS = {
     "operator": Group(("tests/gpu/test_operator.py",), chosen="not test_half_precision"),
     "half precision": Group(("tests/gpu/test_operator.py",), chosen="test_half_precision"),
@@ -87,7 +87,7 @@ TRITON = ("operator", "half precision", "same bits")
 
 
 def run_tests(check: bool, group: Group, *options: str, log: Path, limit: float | None = None) -> dict[str, Any]:
-    """Run pytest on the device and return counts and what did not pass, each with its reason."""
+    """Run pytest on the device; return the counts and the tests that did not pass, with their reasons."""
     environment = {
         **os.environ,
         "LIIF_FAST_TEST_DEVICE": "cpu" if check else "cuda",
@@ -107,9 +107,9 @@ def run_tests(check: bool, group: Group, *options: str, log: Path, limit: float 
 
 
 def _run(command: list[str], limit: float | None = None, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run a command to its end or its time limit; return its exit code, 124 behind the limit, and what it said."""
+    """Run a command to its end or its time limit; return its exit code, 124 after the limit, and its output."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        # Of the section's process group, so that whatever is left ends with the section.
+        # It stays in the section's process group, so that whatever is left ends with the section.
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             code = process.wait(limit)
@@ -123,7 +123,7 @@ def _run(command: list[str], limit: float | None = None, environment: dict[str, 
 def _groups(
     check: bool, names: Sequence[str], at_once: int, limit: float | None = None, options: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Run groups of tests, some at once: most of the time goes to compilers."""
+    """Run groups of tests, some at once, because compilers take most of the time."""
     few = ("-k", "test_corner_plan and 40 or test_random or test_resize") if check else options
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         logs = {name: Path(folder) / f"{number}.jsonl" for number, name in enumerate(names)}
@@ -131,13 +131,13 @@ def _groups(
         while wait(runs.values(), timeout=1).not_done:
             gpu_sections.keep({name: pytest_log.read(log) for name, log in logs.items()})
         found: dict[str, Any] = {name: run.result() for name, run in runs.items()}
-    none = 5 if check else None  # pytest's exit code where nothing was chosen
+    none = 5 if check else None  # pytest's exit code if nothing was selected
     ok = all(each["ok"] or each["exit_code"] == none for each in found.values())
     return {**found, "passed": sum(each["passed"] for each in found.values()), "ok": ok}
 
 
 def load(check: bool) -> dict[str, Any]:
-    """Say whether the extensions are there; a call stops here if not."""
+    """Report missing extensions; a call stops here if one is missing."""
     reasons = {name: backend._missing for name, backend in (("_C", cpu), ("_C_sm90", cuda)) if backend._missing}
     return {"missing extensions": reasons, "ok": check or not reasons}
 
@@ -148,7 +148,7 @@ def smoke(check: bool) -> dict[str, Any]:
 
 
 def trace(check: bool) -> dict[str, Any]:
-    """Return the clock at the turns of a block, by the trace build."""
+    """Return the clock at each turn of a block, measured by the trace build."""
     return _variant(check, "trace")
 
 
@@ -163,7 +163,7 @@ def _variant(check: bool, *step: str, wrapper: tuple[str, ...] = (), limit: floa
 
 
 def ncu(check: bool) -> dict[str, Any]:
-    """Profile a frame and a million queries with each variant: reports beside the record, figures of use in it."""
+    """Profile a frame and a million queries with each variant; ncu's reports go beside the record."""
     tool = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
     found: dict[str, Any] = {}
     for what, cluster in [*itertools.product(("frame", "queries"), (1, 2))][: 1 if check else None]:
@@ -171,7 +171,7 @@ def ncu(check: bool) -> dict[str, Any]:
         wrapper = (tool, "--set", "full", "--clock-control", "none", "-c", "1", "-k", "regex:decode_sm90", "-f", "-o",
                    str(report)) if tool and not check else ()  # fmt: skip
         if not wrapper and not check:
-            return {"missing": "ncu is not on the path; the section trace serves"}
+            return {"missing": "ncu is not on the path; see the section trace instead"}
         step = ("profile", what, "--cluster", str(cluster))
         found[f"{what}, cluster {cluster}"] = _variant(check, *step, wrapper=wrapper, limit=25)
         gpu_sections.keep(found)
@@ -179,12 +179,12 @@ def ncu(check: bool) -> dict[str, Any]:
 
 
 def hopper_tests(check: bool) -> dict[str, Any]:
-    """Test the Hopper kernel alone, so that no other kernel's hang costs its time."""
+    """Test the Hopper kernel alone, so that another kernel's hang does not cost its time."""
     return _groups(check, ("hopper",), 1)
 
 
 def triton_tests(check: bool) -> dict[str, Any]:
-    """Test the Triton kernels; each group has a time limit of its own, and processes, because compiling takes long."""
+    """Test the Triton kernels; each group has its own time limit and several processes, because compiling is slow."""
     processes = (os.cpu_count() or 1) // len(TRITON)
     options = () if check or processes < 2 or not importlib.util.find_spec("xdist") else ("-n", str(processes))
     return _groups(check, TRITON[: 1 if check else None], len(TRITON), SECTIONS["triton_tests"] - 10, options)
@@ -197,9 +197,9 @@ def tests(check: bool) -> dict[str, Any]:
 
 
 def step(check: bool) -> dict[str, Any]:
-    """Measure a training step and the data path by the benchmarks of the same name."""
+    """Measure a training step and the data path by the benchmarks `step` and `data`."""
     found: dict[str, Any] = {}
-    suites = (("step", "not half"), ("data", ""), ("step", "half"))  # the last compiles longest
+    suites = (("step", "not half"), ("data", ""), ("step", "half"))  # the slowest to compile comes last
     for suite, chosen in suites[: 1 if check else None]:
         name = f"{suite}, {chosen}" if chosen else suite
         more, tail = _benchmark(suite, chosen, check)
@@ -211,7 +211,7 @@ def step(check: bool) -> dict[str, Any]:
 
 
 def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], list[str]]:
-    """Run a suite; return its results, and if it failed the end of what it said."""
+    """Run a suite; return its results and, if it failed, the end of its output."""
     options = ["--check", "--threads", "1"] if check else ["--device", "cuda"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -235,7 +235,7 @@ def _benchmark(suite: str, chosen: str, check: bool) -> tuple[dict[str, Any], li
 
 
 def sanitizer(check: bool) -> dict[str, Any]:
-    """Run the Hopper kernel once under compute-sanitizer: accesses out of bounds, misused barriers."""
+    """Run the Hopper kernel once under compute-sanitizer, which finds accesses out of bounds and misused barriers."""
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None and not check:
         return {"missing": "compute-sanitizer is not on the path"}
@@ -264,14 +264,14 @@ def in_a_process(
     tell: Callable[[dict[str, Any]], None] = lambda found: None,
     reports: Path | None = None,
 ) -> dict[str, Any]:
-    """Run one section in a process of its own and return what it found, or how it ended and what it had till then."""
+    """Run one section in a process of its own; return its results, or how it ended and its results until then."""
     start, ended = time.monotonic(), ""
     with tempfile.TemporaryDirectory() as folder:
         answer, output = Path(folder) / "answer.json", Path(folder) / "output"
         command = [sys.executable, __file__, "--section", name, "--out", str(answer)]
         command += ["--parent", str(os.getpid()), *(["--check"] if check else [])]
         command += [] if reports is None else ["--reports", str(reports)]
-        with output.open("w") as file:  # a session of its own: what the section started ends with it
+        with output.open("w") as file:  # in a session of its own, so that all that it started ends with it
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -302,7 +302,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     """End a section and whatever it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):  # a driver may hold on to a process for ever
+    with suppress(subprocess.TimeoutExpired):  # a driver may hold a process forever
         process.wait(10)
 
 
@@ -325,14 +325,14 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def main() -> int:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, help="the JSON to write, or to add to")
-    parser.add_argument("--call", type=int, choices=CALLS, default=1, help="which of the two calls (default 1)")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="only these sections")
-    parser.add_argument("--seconds", type=float, help="for all of it (default: the call's)")
-    parser.add_argument("--check", action="store_true", help="on a CPU, tiny: shows that the script works")
+    parser.add_argument("--out", type=Path, help="the JSON file to write or to add to")
+    parser.add_argument("--call", type=int, choices=CALLS, default=1, help="which of the two calls (default: 1)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="run only these sections")
+    parser.add_argument("--seconds", type=float, help="time limit of the run (default: the call's)")
+    parser.add_argument("--check", action="store_true", help="run on a CPU at tiny sizes, to test the script")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--reports", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # who may be gone before torch is imported
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # because it may end before torch is imported
     options = parser.parse_args()
     if options.section:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
@@ -342,7 +342,7 @@ def main() -> int:
         return 0
     if not options.check and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} finds no CUDA GPU; --check shows on a CPU that the script works")
-    for each in (signal.SIGTERM, signal.SIGHUP):  # a lost connection, too; the section ends with this process
+    for each in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP is a lost connection; the section ends with this process
         signal.signal(each, lambda number, frame: sys.exit(128 + number))
     device = "cpu" if options.check else torch.cuda.get_device_name()
     record: dict[str, Any] = {**records.environment(), "device": device, "check": options.check, "sections": {}}

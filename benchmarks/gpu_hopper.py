@@ -1,4 +1,4 @@
-"""Compare the two variants of the Hopper kernel, a section of gpu_check.py."""
+"""Compare the two variants of the Hopper kernel, as a section of gpu_check.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ CLUSTERS = (1, 2)  # cuda.CLUSTER: blocks that share the copying of the weights
 
 
 def hopper(check: bool) -> dict[str, Any]:
-    """Return bits and times of the unicast and the multicast variant; cuda.CLUSTER should follow the table `tune`.
+    """Return the bits and times of the unicast and the multicast variant, by which cuda.CLUSTER should be chosen.
 
     On a CPU the backend `torch` replaces both, to show that the code runs.
     """
@@ -51,13 +51,13 @@ def _with(cluster: int, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _bits(check: bool, backend: str) -> dict[str, int]:
-    """Return how many of 250 repeats of each case and variant differ in any bit from the first unicast one."""
+    """Return how many of 250 runs of each case and variant differ in any bit from the first unicast run."""
     differ = {}
     for dtype in (torch.float16, torch.bfloat16):
         for ensemble in (True, False):
             feat, weights, biases = gpu_sections._problem(check, 48, 2, dtype)
             options: dict[str, Any] = {"local_ensemble": ensemble, "backend": backend}
-            for queries in (1, 63, 1000, 30_001):  # a tile with few rows, tiles that do not pair, several rounds
+            for queries in (1, 63, 1000, 30_001):  # a tile with few rows, an odd number of tiles, several rounds
                 coord, cell = gpu_sections._queries(check, 2, queries)
                 decode = partial(functional.liif_decode, feat, coord, cell, weights, biases, **options)
                 first = _with(1, decode)()
@@ -68,7 +68,7 @@ def _bits(check: bool, backend: str) -> dict[str, int]:
 
 
 def _tune(check: bool, backend: str) -> dict[str, dict[str, Any]]:
-    """Measure both variants from a call of one round of tiles to a 4K frame."""
+    """Measure both variants, from a call with one round of tiles to a 4K frame."""
     feat, weights, biases = gpu_sections._problem(check, 48, 1, torch.float16)
     large = torch.randn(1, 64, *((7, 9) if check else (540, 960)), device=feat.device, dtype=feat.dtype)
     frame = (large.shape[2] * 4, large.shape[3] * 4)

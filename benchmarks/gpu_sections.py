@@ -1,4 +1,4 @@
-"""The measurements of gpu_check.py; each takes `check` (a CPU, tiny sizes) and returns its part of the record."""
+"""Run the measurements of gpu_check.py; each takes `check` (a CPU, tiny sizes) and returns its part of the record."""
 
 import subprocess
 import time
@@ -18,7 +18,7 @@ from liif_fast import functional, info
 FUSED = ("triton", "cuda")
 MIB = 2**20
 HIDDEN = (256,) * 4
-L2_BYTES = 256 * MIB  # written between two laps, more than any L2: no lap finds its inputs there
+L2_BYTES = 256 * MIB  # written between two laps, more than any L2 holds, so that no lap finds its inputs there
 
 Call = Callable[[], Any]
 
@@ -28,7 +28,7 @@ def keep(found: dict[str, Any]) -> None:
 
 
 def folder() -> Path:
-    """Return where reports go; gpu_check.py puts the record's folder here."""
+    """Return the folder of reports; gpu_check.py replaces this by the record's folder."""
     return Path()
 
 
@@ -78,7 +78,7 @@ def _race(calls: dict[str, Call], check: bool, rounds: int = 15) -> dict[str, An
 
 
 def environment(check: bool) -> dict[str, Any]:
-    """Describe the environment, and measure the machine's limits, its copy and matrix rates."""
+    """Describe the environment, and measure the machine's limits: its rates of copies and matrix products."""
     device, side = _device(check), 64 if check else 8192
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     try:
@@ -165,7 +165,7 @@ def accuracy(check: bool) -> dict[str, Any]:
             try:
                 with torch.no_grad(), _tf32(tf32):
                     out = functional.liif_decode(feat, coord, cell, weights, biases, backend=backend)
-            except Exception as reason:  # Triton's own are no RuntimeErrors
+            except Exception as reason:  # Triton's errors are not RuntimeErrors
                 found[f"{name}, {backend}"] = {"missing": reason_of(reason)}
                 continue
             error = out.cpu().double() - exact
@@ -185,7 +185,7 @@ def accuracy(check: bool) -> dict[str, Any]:
 
 
 def _compiled(function: Callable[..., Any], check: bool) -> Callable[..., Any]:
-    return function if check else torch.compile(function, dynamic=False)  # a graph for each size: the fastest
+    return function if check else torch.compile(function, dynamic=False)  # the fastest mode, a graph per size
 
 
 def decode(check: bool) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def training(check: bool) -> dict[str, Any]:
     }
     found = {"step": _race(calls, check)}
     keep(found)
-    calls["plain, compiled"] = step(_compiled(eager.decode, check), half)  # from here on compilers take the time
+    calls["plain, compiled"] = step(_compiled(eager.decode, check), half)  # compilers take most of the time from here
     calls["factorised, compiled"] = step(_compiled(factorised, check), half)
     found["step"] = _race(calls, check)
     keep(found)
@@ -286,7 +286,7 @@ def training(check: bool) -> dict[str, Any]:
 
 
 def memory(check: bool) -> dict[str, Any]:
-    """Measure the peak memory beyond inputs, output and P of a 4K frame and a training step of a million queries."""
+    """Measure the peak memory of a 4K frame and of a million training queries, beyond inputs, output and P."""
     if check:
         return {"missing": "not in --check"}
     found: dict[str, Any] = {}
@@ -333,7 +333,7 @@ def _peak(call: Call, p_bytes: int) -> dict[str, float]:
 
 
 def overhead(check: bool) -> dict[str, Any]:
-    """Measure the host time of a small call; the queue is never full, so the time until it returns is the host's."""
+    """Measure the host time of a small call: the time until it returns, because the queue is never full."""
     feat, weights, biases = _problem(check, 8, 1, torch.float16)
     coord, cell = _queries(check, 1, 64)
     found: dict[str, Any] = {}
@@ -379,7 +379,7 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def _said(figures: dict[str, Any]) -> str:
-    """Return the figures of one variant; for the benchmarks' own, seconds and ratio."""
+    """Return the figures of one variant in a line; those of the benchmarks are seconds and a ratio."""
     units = ("ms", "us", "median", "tflops", "largest", "rms", "beyond_output_mib", "beyond_p_mib", "ratio", "missing")
     values = {unit: figures[unit] for unit in units if unit in figures}
     return ", ".join(f"{u} {v['median'] if isinstance(v, dict) else v}" for u, v in values.items())

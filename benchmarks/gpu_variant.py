@@ -1,11 +1,11 @@
-"""Other builds of the Hopper kernel, and what they show; each in a process of its own, for it registers operators.
+"""Build and run variants of the Hopper kernel, each in a process of its own, because a build registers operators.
 
     python -m benchmarks.gpu_variant build         # trap and trace, into build/gpu; needs nvcc, no GPU
     python -m benchmarks.gpu_variant smoke         # trap: every kernel and tile count; a hang prints where and ends
     python -m benchmarks.gpu_variant trace         # trace: cycles between a tile's last product and the next's first
     python -m benchmarks.gpu_variant profile frame --cluster 2     # one launch, for ncu
 
-Prints one line of JSON. --check does the same on a CPU, where the backend `torch` stands in.
+It prints one line of JSON. --check does the same on a CPU, with the backend `torch` in the kernel's place.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def build(name: str) -> None:
 
 
 def use(name: str) -> None:
-    """Let the package load a build in the place of its own."""
+    """Let the package load a build instead of its own extension."""
     from liif_fast import extension
 
     load = extension.load
@@ -74,7 +74,7 @@ def use(name: str) -> None:
 
 
 def smoke(check: bool) -> dict[str, Any]:
-    """Compare each kernel with the backend `torch`, for every number of tiles: ratio of the errors, at most 2."""
+    """Compare each kernel's error with that of the backend `torch` for every number of tiles; the ratio may be 2."""
     from benchmarks import gpu_sections
     from liif_fast import functional
     from liif_fast.backends import cuda
@@ -103,7 +103,7 @@ def smoke(check: bool) -> dict[str, Any]:
 
 
 def trace(check: bool) -> dict[str, Any]:
-    """Measure block 0's turns of a frame: the gap between tiles, the wait for a turn, and the products themselves."""
+    """Measure the turns of block 0 in a frame: the gap between tiles, the wait for a turn, and the products."""
     from benchmarks import gpu_sections
     from liif_fast import functional
 

@@ -1,16 +1,22 @@
-"""How long a warp of the Hopper kernel takes between two tiles, estimated from its machine code.
+"""Estimate from machine code how long a warp of the Hopper kernel takes between two tiles.
 
     python -m benchmarks.hopper_gap [FILE]
 
 FILE is a cubin, an object or the extension; without one nvcc compiles the kernel.
 
 Between a tile's last product and the next tile's first, a warp computes the last layer, stores, and makes the next
-operand, while the partner has the matrix unit for a layer: 2,048 cycles. What takes longer is lost in every tile.
+operand. Meanwhile the partner has the matrix unit for a layer, 2,048 cycles. All time beyond that is lost in every
+tile.
 
 The model issues the instructions of the longest path without a slow division in order. It obeys the stall counts and
-scoreboards that ptxas wrote into them, and these assumptions: conversions, selects and integer instructions issue at
-half rate; latencies are those of LATENCY; an LDS.128 takes the port of shared memory, which four schedulers share, for
-one wavefront or four, and the products of the partner may take half of the port. No GPU has confirmed it.
+scoreboards that ptxas has written into them. It assumes that
+
+* conversions, selects and integer instructions issue at half rate;
+* latencies are those of LATENCY;
+* an LDS.128 takes the port of shared memory, which four schedulers share, for one wavefront or four;
+* the partner's products may take half of the port.
+
+No GPU has confirmed the model.
 """
 
 from __future__ import annotations
@@ -31,27 +37,27 @@ TURN = 2048  # cycles of the matrix unit for a warpgroup's layer
 LINE = re.compile(
     r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)\s*([^;]*);\s+/\* 0x\w+ \*/\n\s+/\* 0x(\w+) \*/", re.M
 )
-# Cycles for which an instruction holds its unit, and until its result is there.
+# Instructions by the cycles for which they hold their unit, and the cycles until a result is there.
 HALF_RATE = ("FMNMX", "F2FP", "LOP3", "IADD3", "ISETP", "FSETP", "SEL", "FSEL", "SHF", "LEA", "PLOP3", "MOV", "PRMT",
              "HADD2", "I2FP")  # fmt: skip
 SLOW = ("MUFU", "I2F", "F2I", "FRND", "F2F", "FCHK")
 MEMORY = ("LDS", "LDG", "STG", "SHFL", "SYNCS")
 LATENCY = {"LDG": 600, "LDS": 30, "SHFL": 25, "S2R": 30, "S2UR": 30, "LDC": 30, "MEMBAR": 20, "HMMA": 33,
            **dict.fromkeys(SLOW, 24)}  # fmt: skip
-# Of the columns: port cycles of an LDS.128.
+# The table's columns: port cycles of an LDS.128.
 COLUMNS = {"1 wavefront": 4, "4 wavefronts": 16, "4, half of the port taken": 32}
 
 
 class Instruction(NamedTuple):
-    """An instruction and what ptxas scheduled for it."""
+    """Hold an instruction and its schedule by ptxas."""
 
     address: int
     guarded: bool
     name: str
     operands: str
     stall: int
-    sets: tuple[int, ...]  # scoreboards that its result, and its last read, release
-    waits: int  # a bit for each scoreboard
+    sets: tuple[int, ...]  # scoreboards that its result and its last read release
+    waits: int  # a bit for each scoreboard that it waits for
 
     @property
     def opcode(self) -> str:
@@ -72,9 +78,9 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
-    """Return the longest way from a tile's last wait for products over the next gather to the next product.
+    """Return the longest path from a tile's last wait for products through the next gather to the next product.
 
-    plan: whether it may pass the plan of a tile, which only networks of two hidden layers have there.
+    plan: whether the path may pass a tile's plan, which only networks of two hidden layers have there.
     """
     place = {each.address: at for at, each in enumerate(code)}
     waits = [at for at, each in enumerate(code) if each.name == "WARPGROUP.DEPBAR.LE" and each.operands.endswith("0x0")]
@@ -82,7 +88,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
 
     @functools.cache
     def way(at: int, gathered: bool) -> tuple[int, tuple[int, bool] | None]:
-        """Return how many instructions follow up to a product, and the next one; -1 if none leads to a product."""
+        """Return the number of instructions up to a product, and the next one; -1 if no path leads to a product."""
         each = code[at]
         if each.opcode == "HGMMA":
             return (0, None) if gathered else (-1, None)
@@ -92,7 +98,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
         after = []
         if each.opcode != "BRA" or each.guarded:
             after.append(at + 1)
-        if each.opcode == "BRA" and not code[at - 1].name.endswith("TRYWAIT"):  # the barrier is ready
+        if each.opcode == "BRA" and not code[at - 1].name.endswith("TRYWAIT"):  # assumes that the barrier is ready
             after.append(place[int(each.operands.split()[-1], 16)])
         open_.add((at, gathered))
         found = [(way(to, gathered)[0], (to, gathered)) for to in after if to < len(code)]
@@ -103,7 +109,7 @@ def longest(code: Sequence[Instruction], plan: bool) -> list[Instruction]:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 4 * len(code)))
     best = max(((way(at + 1, False)[0], at + 1) for at in waits), default=(-1, 0))
     if best[0] < 0:
-        raise ValueError("the code has no way from a product over a gather to the next product")
+        raise ValueError("the code has no path from a product through a gather to the next product")
     path, step = [], (best[1], False)
     while step:
         path.append(code[step[0]])
@@ -152,7 +158,7 @@ def measured(sass: str) -> Iterator[tuple[str, bool, list[Instruction], list[int
 
 
 def port(sass: str, products: int = 3) -> tuple[int, int]:
-    """Return how many cycles a tile takes of shared memory's port, and how many the matrix unit needs for it."""
+    """Return the cycles that a tile takes of shared memory's port, and the cycles of its matrix products."""
     gap = next(path for _, plan, path, _ in measured(sass) if not plan)
     loads = 16 * (products - 1) + sum(each.name.startswith("LDS.128") for each in gap)  # 16 of a layer's bias
     ring = products * (4 * 32 + 1) * 1024 // 128

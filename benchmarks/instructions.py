@@ -1,16 +1,16 @@
 """Count the instructions of the CPU kernels, which noise does not change: python -m benchmarks.instructions.
 
-valgrind's callgrind counts them with one thread and AVX2 (valgrind has no AVX-512). A test keeps the counts within 5 %
-of instructions.json. It counts anew if the sources are not those that were counted. After a deliberate change, and to
-save later runs the counting:
+valgrind's callgrind counts them with one thread and AVX2. A test keeps the counts within 5 % of instructions.json. The
+test counts again only if the sources have changed since. After a deliberate change, and to save later runs the
+counting:
 
     python -m benchmarks.instructions --accept
 
-valgrind runs no AVX-512 either, so of the kernels in bfloat16 the instructions of the compiled functions are counted
-(`sizes`): a register tile that spills, or a loop that is no longer vectorised, has more of them.
+valgrind has no AVX-512. For the kernels in bfloat16 the instructions in the compiled functions are counted instead
+(`sizes`). A register tile that spills, or a loop that is no longer vectorised, has more of them.
 
-Counts belong to a compiler and to valgrind's version of the C library; with another compiler the test only warns.
-Counts reveal additional work, but nothing about caches or instructions per cycle. The benchmarks measure time.
+Counts belong to a compiler and to the C library under valgrind; with another compiler the test only warns. Counts
+reveal additional work, but nothing about caches or instructions per cycle. The benchmarks measure time.
 """
 
 import argparse
@@ -34,13 +34,13 @@ ROOT = Path(__file__).parents[1]
 ACCEPTED = ROOT / "benchmarks" / "instructions.json"
 ALLOWED = 0.05
 ISA = "avx2"
-# The operators of csrc/cpu/operators.h that the driver calls, and what it calls once for each entry of WANTED.
+# The operators of csrc/cpu/operators.h that the driver calls, and those that it calls once for each entry of WANTED.
 OPERATORS = ("project", "decode", "decode_backward", "render", "gather_corners", "fused_mlp", "conv3x3")
 FORWARD = ("decode", "fourier_decode", "modulated_decode", "fused_mlp", "attend_corners", "conv3x3")
 BACKWARD = tuple(f"{each}_backward" for each in FORWARD)
 ALIKE = "rows alike"  # the driver's second dump: csrc/cpu/terms_impl.h
 COUNTED = (*OPERATORS, f"fused_mlp: {ALIKE}", *(f"{operator}: {which}" for which in WANTED for operator in BACKWARD))
-# The functions of kernel_avx512bf16.cpp; of the register tile, the whole one, with packed weights and with others.
+# The functions of kernel_avx512bf16.cpp: of the register tile, only the whole one, with packed and with other weights.
 LOW = (
     r"tile<liif::Bf16, [\w:]+, 12, (?:2, false|1, true)>|multiply_terms<liif::Bf16, [\w:]+>|sum_rows<liif::Bf16>"
     r"|affine_of<\d>|narrow|widen|pair_rows"
@@ -87,7 +87,7 @@ def build() -> dict[str, Any]:
 
 
 def sources() -> str:
-    """Return a fingerprint of what the counts depend on beside the build: kernels, their callers and PyTorch."""
+    """Return a fingerprint of the kernels, their callers and PyTorch, on which the counts depend beside the build."""
     found = hashlib.sha256(torch.__version__.encode())
     callers = ("functional.py", "backends/*.py", "ops/*.py")
     patterns = ("csrc/cpu/*", *(f"liif_fast/{each}" for each in callers), "benchmarks/instructions*.py")
@@ -97,7 +97,7 @@ def sources() -> str:
 
 
 def parse(annotated: str) -> dict[str, int]:
-    """Return the instructions of each operator and what it calls, from callgrind_annotate's list of functions."""
+    """Return the instructions of each operator, callees included, from callgrind_annotate's list of functions."""
     found = re.findall(r"^ *([\d,]+) .*?[ :]liif::(\w+)\(", annotated, re.MULTILINE)
     return {operator: int(number.replace(",", "")) for number, operator in found if operator in OPERATORS + BACKWARD}
 

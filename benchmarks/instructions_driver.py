@@ -1,9 +1,9 @@
 """Run the calls whose instructions are counted: python -m benchmarks.instructions_driver SWITCH, inside callgrind.
 
-It calls operators of the CPU backend in float32, with a network half as wide as the paper's, on a small map; fused_mlp
-once more with rows whose activations are 0 together, and backward operators once more for each entry of WANTED. SWITCH
-is a library with `start` and `stop`, so that the import of PyTorch runs faster, without being counted, and with `dump`,
-which writes what was counted since the last dump.
+It calls the operators of the CPU backend in float32, with a network half as wide as the paper's, on a small map. Then
+it calls fused_mlp with rows that are all alike, and the backward operators for each entry of WANTED. SWITCH is a
+library with `start`, `stop` and `dump`. The first two keep the import of PyTorch uncounted, and so faster. `dump`
+writes the counts since the last dump.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ from liif_fast.functional import fused_mlp, gather_corners, liif_decode, liif_re
 from liif_fast.ops import attend, conv3x3, decode, fourier, mlp, modulated
 
 SIDE, QUERIES, CHANNELS, HIDDEN = 12, 96, 32, (128,) * 4
-# Whether the gradient of a backward operator's input is wanted, of the rows that it reads, and those of its parameters.
+# Whether the gradient of a backward operator's input (the rows that it reads) is wanted, and those of its parameters.
 WANTED = {"all": (True, True), "input": (True, False), "parameters": (False, True)}
 BACKWARD = (decode, mlp, fourier, modulated, attend, conv3x3)  # they define the operators called below
 
 
 def go_back(coord: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor], which: tuple[bool, bool]) -> None:
-    """Call every backward operator for the gradients `which`; the forward pass has saved all that it can."""
+    """Call every backward operator for the gradients `which`, with all activations saved."""
     ops, of_input, of_layers = torch.ops.liif_fast, which[0], [which[1]] * 2
     grad, rows, latents, wide = torch.ones(1, QUERIES, 3), 4 * QUERIES, SIDE * SIDE, HIDDEN[0]
     p, saved = torch.ones(1, SIDE, SIDE, 2 * wide), torch.ones(rows, 3 * wide)

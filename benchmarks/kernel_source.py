@@ -1,4 +1,4 @@
-"""Tell by a hash whether a kernel's source is what a record was made of."""
+"""Hash a kernel's source, to tell whether a record is about this source."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from triton.language import constexpr
 
 
 def digest(kernel: Any) -> str:
-    """Return a hash of a kernel's source, of all functions that it calls and constants that it names.
+    """Return a hash of a kernel's source, of all functions that it calls, and of all constants that it names.
 
-    Comments, docstrings and places in files do not count, nor do flags, which are others in Triton's interpreter.
+    Comments, docstrings and positions in files do not count. Nor do flags, because they differ in Triton's interpreter.
     """
     found: dict[str, str] = {}
 

@@ -15,7 +15,7 @@ from liif_fast.lidar import Sensor, unproject
 from liif_fast.lidar.densify import Densifier, colours
 from liif_fast.lidar.scan import Scan
 
-SIDE, REACH = 420, 35.0  # pixels of a view from above, and metres from its middle to its edge
+SIDE, REACH = 420, 35.0  # pixels per side of a view from above, and metres from its middle to its edge
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python benchmarks/lidar_quality.py [MODEL] [--out FILE.json] [--table FILE.md ...]
 
-Of each scan every k-th line is kept, and the removed lines are scored up to 80 m. A direction without a return counts
-as 100 m. It prints a Markdown table; --out writes all figures, --table replaces the table between its marks in
+Every k-th line of a scan is kept, and the removed lines are scored up to 80 m. A direction without a return counts as
+100 m. The script prints a Markdown table. --out writes all figures; --table replaces the table between its marks in
 documents. The scans are Ouster's (tests/lidar/scans).
 """
 
@@ -36,7 +36,7 @@ def read(name: str) -> tuple[np.ndarray, Sensor]:
 
 
 def interpolated(ranges: np.ndarray, low: Sensor, full: Sensor, nearest: bool) -> np.ndarray:
-    """Fill the lines between by the nearer one, or linearly in beam index; beyond the last line by the last."""
+    """Fill the lines between by the nearest line or linearly in beam index; beyond the last line, repeat the last."""
     metres = np.where((ranges <= 0) | (ranges > FAR), NONE, ranges)
     row = np.clip(low.row_of(full.elevations), 0, low.lines - 1)
     first = np.minimum(np.floor(row).astype(int), max(low.lines - 2, 0))
@@ -47,7 +47,7 @@ def interpolated(ranges: np.ndarray, low: Sensor, full: Sensor, nearest: bool) -
 
 
 def measure(model: Any, name: str, step: int) -> list[dict[str, Any]]:
-    """Score the model and both interpolations on the lines that are not every `step`-th."""
+    """Score the model and both interpolations on the lines that were removed: all but every `step`-th."""
     ranges, full = read(name)
     low, away = full.every(step), np.arange(full.lines) % step != 0
     made = Upsampler(model, low, full)(ranges[::step])
@@ -61,7 +61,7 @@ def measure(model: Any, name: str, step: int) -> list[dict[str, Any]]:
     for method, values in methods.items():
         found = scores(values[away], ranges[away], sensor, max_range=FAR, norm_range=NONE)
         results.append({"scan": name, "step": step, "method": method, **_rounded(found)})
-    kept = np.where(made.kept[0].numpy(), methods["model"], 0)[away]  # what the command writes
+    kept = np.where(made.kept[0].numpy(), methods["model"], 0)[away]  # as the command writes them
     both = (kept > 0) & (ranges[away] > 0) & (ranges[away] <= FAR)
     error = np.abs(kept - ranges[away])[both]
     voxels = scores(kept, ranges[away], sensor, max_range=FAR, norm_range=NONE)
@@ -80,7 +80,7 @@ def _rounded(found: Any) -> dict[str, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a row per scan and step and the scores of model, nearest line and linear."""
+    """Return a Markdown table: a row per scan and step, with the scores of model, nearest line and linear."""
     heads = ("MAE of returns, m", "within 0.2 m", "MAE of all, m", "voxel IoU")
     rows = ["| scan | kept lines | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for scan, step in dict.fromkeys((r["scan"], r["step"]) for r in results):

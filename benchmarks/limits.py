@@ -1,9 +1,9 @@
 """Measure the machine's limits in the same rounds as the variants compared with them.
 
-No kernel can multiply faster than the machine's units, nor read and write faster than its memory. Both rates come from
-PyTorch's libraries: the fastest of several large matrix products, and a copy far larger than the caches. Useful
-operations are those of all terms. A share above 100 % means that a kernel multiplies faster than those libraries, or
-that it leaves out terms of 0 (docs/cpu.md#zeros).
+No kernel can multiply faster than the machine's units, or read and write faster than its memory. Both rates come from
+PyTorch's libraries: from the fastest of several large matrix products, and from a copy far larger than the caches. The
+useful operations are those of all terms. A share above 100 % means that a kernel multiplies faster than those
+libraries, or that it omits terms of 0 (docs/cpu.md#zeros).
 """
 
 import time
@@ -20,14 +20,14 @@ TINY = 64  # --check divides a side by it, and its rates mean nothing
 
 
 class Work(NamedTuple):
-    """The work of a call whose activations are not 0."""
+    """Hold the work of a call whose activations are not 0."""
 
     flop: int  # useful operations: multiplications and additions of all terms
-    nbytes: int  # to be read from or written to memory at least once
+    nbytes: int  # bytes that must be read from or written to memory at least once
 
 
 class Yardstick(NamedTuple):
-    """A call that does a known amount of one thing."""
+    """Hold a call that does a known amount of one kind of work."""
 
     name: str
     call: Callable[[], object]
@@ -37,9 +37,10 @@ class Yardstick(NamedTuple):
 def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
     """Return the work of decoding `queries` that read `latents` of the map, without the projection of the latents.
 
-    Operations: those of all terms, 1.58 M per query for 256 x 4; kernels may leave out terms of 0. Four corners go
+    Operations are those of all terms, 1.58 M per query for 256 x 4, though kernels may omit terms of 0. Four corners go
     through the part of the first layer that depends on rel and cell, and through the hidden layers. The last layer is
-    linear, so once per query suffices. Memory, in float32: the projection, coord, cell and the output, once each.
+    linear, so once per query suffices. Memory is that of the projection, coord, cell and the output in float32, once
+    each.
     """
     corner = 4 * weights[0].shape[0] + sum(weight.numel() for weight in weights[1:-1])
     flop = 2 * queries * (4 * corner + weights[-1].numel())
@@ -47,9 +48,9 @@ def decode_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
 
 
 def training_work(queries: int, latents: int, weights: Sequence[Tensor]) -> Work:
-    """Return the work of a forward and backward pass of as many queries, with three products for each one of decoding.
+    """Return the work of a forward and backward pass, which has three products for each one of decoding.
 
-    Recomputation is not counted; the projection and its gradient move through memory.
+    Recomputation does not count. The projection and its gradient count as memory traffic.
     """
     flop, _ = decode_work(queries, latents, weights)
     return Work(3 * flop, 4 * (queries * (4 + 2 * weights[-1].shape[0]) + 2 * latents * weights[0].shape[0]))
@@ -59,6 +60,7 @@ def yardsticks(device: torch.device, half: bool = False, tiny: bool = False) -> 
     """Return the machine's rates as calls: "sgemm", "matrix" (the fastest product found) and "copy".
 
     Args:
+        device: the device to measure.
         half: multiply in float16, on a GPU.
         tiny: use sizes that only show that everything runs.
     """
@@ -76,14 +78,14 @@ def yardsticks(device: torch.device, half: bool = False, tiny: bool = False) -> 
 
 
 def _product(device: torch.device, dtype: torch.dtype, rows: int, inner: int, columns: int) -> Yardstick:
-    """Run a matrix product of PyTorch's library, e.g. MKL or cuBLAS."""
+    """Return a matrix product of PyTorch's library, e.g. MKL or cuBLAS."""
     x, weight = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
     out = torch.empty(rows, columns, device=device, dtype=dtype)
     return Yardstick("product", lambda: torch.mm(x, weight, out=out), 2 * rows * inner * columns)
 
 
 def _convolution(side: int) -> Yardstick:
-    """Run oneDNN's product as a 3x3 convolution of 256 channels, on some CPUs twice as fast as MKL's."""
+    """Return oneDNN's product, as a 3x3 convolution of 256 channels, which on some CPUs is faster than MKL's."""
     image = torch.randn(1, 256, side, side).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(256, 256, 3, 3)
     return Yardstick("convolution", lambda: F.conv2d(image, kernel, padding=1), 2 * 9 * 256 * 256 * side * side)

@@ -1,4 +1,4 @@
-"""Measure the peak memory of one call: of the process on Linux, of PyTorch's allocator on a GPU."""
+"""Measure the peak memory of one call: of the process on Linux, or of PyTorch's allocator on a GPU."""
 
 import ctypes
 import gc
@@ -14,14 +14,14 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None, float]:
-    """Call once and measure.
+    """Call once and measure the peak memory and the time.
+
+    On a CPU the memory is resident memory. Free memory is returned to the system first, so that every page that the
+    call touches counts. Memory that a library keeps between calls counts in the first call only.
 
     Returns:
-        The call's result; the bytes by which memory peaked above the memory before plus the result, None if that cannot
-        be measured; the seconds that the call took.
-
-    On a CPU it is resident memory, after free memory has been returned to the system, so that every page that the call
-    touches counts. Memory that a library keeps between calls is counted in the first call only.
+        The call's result; the bytes by which memory peaked above the memory before plus the result, or None if that
+        cannot be measured; the seconds that the call took.
     """
     gc.collect()
     if device.type == "cuda":
@@ -55,6 +55,6 @@ def _resident(key: str) -> int:
 
 
 def _size(result: Any) -> int:
-    """Return the bytes that the result holds; a part of a tensor counts as all of it."""
+    """Return the bytes that the result holds; a view counts as its whole storage."""
     tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (list, tuple)) else []
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

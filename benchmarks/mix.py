@@ -1,13 +1,13 @@
-"""Mix two models of one network: their weights, where one was trained on from the other.
+"""Mix the weights of two models of one network, of which one was trained further from the other.
 
     python -m benchmarks.mix FIRST SECOND SHARE OUT.safetensors [--base MODEL]
 
-OUT holds (1 - SHARE) of the first one's weights and SHARE of the second one's. Between a model and what it became by
-further training, the mixture keeps most of both (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+OUT holds (1 - SHARE) of the first model's weights plus SHARE of the second's. Such a mixture of a model and its
+fine-tuned form keeps most of both (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
 
-With --base, the second one was trained on from that model, and OUT holds the first one's weights plus SHARE of what the
-training changed (Ilharco et al., "Editing models with task arithmetic", ICLR 2023). The first one may be deeper, if it
-began with `benchmarks.deepen` of the base.
+With --base, the second model was trained further from that model. OUT then holds the first model's weights plus SHARE
+of the changes by that training (Ilharco et al., "Editing models with task arithmetic", ICLR 2023). The first model may
+be deeper if it began as `benchmarks.deepen` of the base.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from liif_fast.models.catalogue import resolve_model
 
 
 def mixed(first: Any, second: Any, share: float, base: Any = None) -> Any:
-    """Return the first model, its weights moved by a share of the way from the base (or from itself) to the second one.
+    """Return the first model with its weights moved by `share` of the way from the base (or from itself) to the second.
 
     Raises:
-        ValueError: they are different networks, or differ in the normalisation of their data.
+        ValueError: the networks or their data_norm differ.
     """
     if base is not None:
         blocks = first.spec["args"]["encoder_spec"]["args"]["n_resblocks"]
         second, base = (deepened(each, blocks) for each in (second, base))
     ends = (second, first if base is None else base)
     if any(each.spec != first.spec or each.data_norm != first.data_norm for each in ends):
-        raise ValueError("models: must be of one network and data_norm")
+        raise ValueError("models: expected the same network and data_norm, got different ones")
     goal, start = (each.state_dict() for each in ends)
     first.load_state_dict({key: value + share * (goal[key] - start[key]) for key, value in first.state_dict().items()})
     return first
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("second")
     parser.add_argument("share", type=float)
     parser.add_argument("out")
-    parser.add_argument("--base", help="the model that the second one was trained on from, if not the first")
+    parser.add_argument("--base", help="the model from which the second one was trained further (default: the first)")
     args = parser.parse_args()
     first, second = (resolve_model(each, "cpu") for each in (args.first, args.second))
     save_model(mixed(first, second, args.share, args.base and resolve_model(args.base, "cpu")), args.out)

@@ -2,10 +2,10 @@
 
     python benchmarks/model_quality.py [MODEL] [--out FILE.json] [--scales 2 3 3.7] [--crop 192]
 
-Each photograph is cropped so that the scale divides it, reduced to 8 bits by Pillow's bicubic filter, and enlarged
-again by the model and by Pillow. PSNR is over RGB without a border of ceil(scale) + 6 pixels; the model's output is
-clamped but not rounded. It prints a Markdown table; --out writes all figures, --table replaces the table between its
-marks in documents.
+Each photograph is cropped to a size that the scale divides, reduced by Pillow's bicubic filter to 8 bits, and enlarged
+again by the model and by Pillow. PSNR is over RGB without a border of ceil(scale) + 6 pixels. The model's output is
+clamped but not rounded. The script prints a Markdown table. --out writes all figures; --table replaces the table
+between its marks in documents.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def measure(model: Any, image: np.ndarray, scale: float) -> tuple[float, float]:
 
 
 def table(results: list[dict[str, Any]], scales: list[float]) -> str:
-    """Return a Markdown table of model / bicubic (gain) for every image and scale, and the mean."""
+    """Return a Markdown table of model / bicubic (gain) for every image and scale, and of the means."""
     rows = ["| photograph | " + " | ".join(f"x{s:g}" for s in scales) + " |", "|---" * (len(scales) + 1) + "|"]
     for name in [*dict.fromkeys(r["image"] for r in results), "mean"]:
         cells = []
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(SHIPPED))
     parser.add_argument("--split", default="held-out", help="split of the natural-images dataset")
     parser.add_argument("--scales", type=float, nargs="+", default=[2, 3, 3.7, 4, 6])
-    parser.add_argument("--crop", type=int, help="use only the middle of each photograph, so many pixels a side")
+    parser.add_argument("--crop", type=int, help="use only the middle of each photograph, with this side in pixels")
     parser.add_argument("--out", type=Path, help="JSON record")
     parser.add_argument("--table", type=Path, nargs="+", default=[], help=f"files with the lines {START} and {END}")
     args = parser.parse_args()

@@ -1,17 +1,17 @@
-"""Everything that decides whether a model ships, in one command: benchmarks, kept-out photographs, JPEG, text.
+"""Score models on all that decides whether a model ships: benchmarks, held-out photographs, JPEG, text.
 
     python -m benchmarks.model_scores MODEL... [--sets FOLDER] [--wallpapers FOLDER] [--out FILE.json] [--pictures DIR]
 
-A MODEL is a file, a name, or `bicubic`. `--sets` holds Set5 and Set14 as benchmarks/set5_set14.py wants them;
-`--wallpapers` is what benchmarks/wallpapers.py has written, and those of its pictures count that are kept out of
-training. Printed are means over images, PSNR in dB:
+A MODEL is a file, a name, or `bicubic`. `--sets` holds Set5 and Set14 in the layout of benchmarks/set5_set14.py.
+`--wallpapers` is a folder that benchmarks/wallpapers.py has written, whose held-out pictures count. The script prints
+means over images, PSNR in dB:
 
 * Set5 and Set14 at x2, x3, x4: luma, from the files of LR_bicubic (`benchmark-s`); at x6 and x8: HR_X2 cut to
   multiples and reduced by our bicubic filter.
 * The middle of each photograph, reduced, then compressed as JPEG (4:2:0) or not: RGB (`div2k-s`).
-* Text: a scanned page and rendered ones at x1, against the input; at x2 and x4 against the pages that were reduced.
+* Text: a scanned page and rendered ones, at x1 against the input, at x2 and x4 against the pages that were reduced.
 
-`--pictures` writes what is to be looked at: text at x1, x2 and x4, and photographs from JPEG, in rows of bicubic, the
+`--pictures` writes pictures to look at: text at x1, x2 and x4, and photographs from JPEG. A row shows the input, the
 models and the truth.
 """
 
@@ -41,15 +41,15 @@ RECORD, SECTION = records.RESULTS / "model_scores.json", "jpeg"
 DOCUMENTS = (records.ROOT / "docs" / "evaluation.md", records.ROOT / "liif_fast" / "assets" / "PHOTO_MODEL_CARD.md")
 PICTURE = records.ROOT / "docs" / "images" / "jpeg.png"
 SHOWN = {"china": 50, "grace_hopper": 50, "coffee": 70}  # photographs in the picture, and the quality of each
-CORNER, PART = (16, 16), 128  # of the middle of a photograph: left and top, and the side of the part that is shown
-CROP = 192  # pixels a side: the middle of a photograph; 2, 3 and 4 divide it
+CORNER, PART = (16, 16), 128  # left and top in the middle of a photograph, and side, of the part that is shown
+CROP = 192  # side in pixels of the middle of a photograph; 2, 3 and 4 divide it
 SCALES, LARGE, QUALITIES = (2, 3, 4), (6, 8), (None, 90, 70, 50)
-PAGES = (1, 5, 11, 14)  # of `drawing`, from a seed that no training has
+PAGES = (1, 5, 11, 14)  # indices of `drawing`, from a seed that no training uses
 SEED = 77
 
 
 class Case(NamedTuple):
-    """An image to enlarge, the truth, and where the figure belongs."""
+    """Hold an image to enlarge, the truth, and the row and column of the figure."""
 
     group: str
     scale: int
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 
 def compressed(image: np.ndarray, quality: int | None) -> np.ndarray:
-    """Return a uint8 image [H, W, 3] as it comes back from JPEG; None leaves it."""
+    """Return a uint8 image [H, W, 3] after JPEG compression; with None, return it unchanged."""
     if quality is None:
         return image
     file = io.BytesIO()
@@ -73,7 +73,7 @@ def reduced(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def photographs(wallpapers: Path | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the names and middles of photographs that no model of ours is trained on."""
+    """Yield the names and middles of photographs on which no model of ours is trained."""
     sets = [data.make({"name": "natural-images", "args": {"split": "held-out"}})]
     if wallpapers:
         sets.append(data.make({"name": "image-folder", "args": {"root_path": str(wallpapers / "held-out")}}))
@@ -100,13 +100,13 @@ def cases(wallpapers: Path | None) -> Iterator[Case]:
 
 
 def enlarged(predict: Predict, case: Case) -> torch.Tensor:
-    """Enlarge a case's image: [1, 3, H, W] in [0, 1]."""
+    """Return a case's enlarged image, [1, 3, H, W] in [0, 1]."""
     inp = torch.from_numpy(case.low.copy()).permute(2, 0, 1)[None] / 255
     return predict(inp, case.high.shape[:2]).clamp(0, 1)
 
 
 def benchmark(predict: Predict, folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield set, scale and mean PSNR of Set5 and Set14."""
+    """Yield name, scale and mean PSNR for Set5 and Set14."""
     for name, scale in COLUMNS:
         low, high = (str(folder / name / each) for each in (f"LR_bicubic/X{scale}", f"HR_X{scale}"))
         pairs = data.make({"name": "paired-image-folders", "args": {"root_path_1": low, "root_path_2": high}})
@@ -152,7 +152,7 @@ def table(means: dict[str, dict[str, float]]) -> str:
 
 
 def jpeg_table(record: records.Record) -> str:
-    """Return the documents' table: a row for each quality and model, a column for each scale."""
+    """Return the table for the documents: a row for each quality and model, a column for each scale."""
     lines = ["| input | enlarged by | " + " | ".join(f"x{scale}" for scale in SCALES) + " |", "|---" * 5 + "|"]
     for quality in QUALITIES:
         group = "photographs" if quality is None else f"JPEG {quality}"
@@ -184,7 +184,7 @@ def draw(folder: Path, shown: dict[str, list[torch.Tensor]], wallpapers: Path | 
 
 @torch.inference_mode()
 def sheet() -> Image.Image:
-    """Return the documents' picture: parts of JPEG photographs, enlarged in each way, and the truth."""
+    """Return the picture for the documents: parts of JPEG photographs, enlarged in each way, and the truth."""
     predicts = {model: predictor(model) for model in (BICUBIC, SHIPPED, SHIPPED_PHOTO)}
     photos, rows = dict(photographs(None)), []
     for name, quality in SHOWN.items():
@@ -202,7 +202,7 @@ def sheet() -> Image.Image:
             place = column * (side + gap), row * (side + bar)
             text = f"JPEG {quality}, {label}" if column == 0 else label
             pen.text((place[0] + 2, place[1] + 2), text, fill="black", font=font)
-            # Nearest: what is shown are the pixels themselves, no second interpolation.
+            # Nearest, because a second interpolation would hide the pixels.
             part = image.crop((*CORNER, CORNER[0] + PART, CORNER[1] + PART)).resize(
                 (side, side), Image.Resampling.NEAREST
             )
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"a file, a name, or {BICUBIC}")
     parser.add_argument("--sets", type=Path, help="folder of Set5 and Set14")
     parser.add_argument("--wallpapers", type=Path, help="folder that benchmarks/wallpapers.py has written")
-    parser.add_argument("--out", type=Path, help="JSON record; models that it has already stay in it")
+    parser.add_argument("--out", type=Path, help="JSON record; results of other models stay in it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures to look at")
     parser.add_argument("--write", action="store_true", help="fill the documents from the record, draw the picture")
     args = parser.parse_args()

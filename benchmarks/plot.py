@@ -1,7 +1,7 @@
-"""Draw a record: python -m benchmarks.plot [FILE.jsonl] takes the last one of a file, or the newest complete record.
+"""Draw a record: the last one of a file, or the newest complete one: python -m benchmarks.plot [FILE.jsonl].
 
-It draws speed-up bars, the growth of cost, and the roofline, each as PNG and SVG under docs/images. Variants differ in
-lightness, hatches, markers and direct labels, so that the pictures can be read without colours.
+The pictures are bars of times, the growth of cost, and the roofline, each as PNG and SVG under docs/images. Variants
+differ in lightness, hatches, markers and direct labels, so that the pictures can be read without colours.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def parts(record: Record) -> dict[str, Any]:
 
 
 def stamp(data: Any) -> str:
-    """Return a fingerprint of a picture's content; the SVG holds it, so that a test recognises an old picture."""
+    """Return a fingerprint of a picture's content; the files hold it, so that a test recognises an old picture."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -181,7 +181,7 @@ def _roofline(pyplot: Any, data: list[Record]) -> Any:
         bars.barh(
             place, share["median"] * 100, color="#56B4E9", hatch="//" if flop else "..", edgecolor="black", height=0.7
         )
-        clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where the line at 100 % would run through it
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that the line at 100 % does not cross it
         bars.text(share["median"] * 100 + 1.5, place, f"{share['median']:.0%}", va="center", fontsize=8, bbox=clear)
     roof.set(xscale="log", yscale="log", xlabel="useful FLOP per byte that must move", ylabel="GFLOP/s")
     roof.set(title="liif_fast under the machine's roof", ylim=(matrix / 1e9 / 300, highest * 2))
@@ -197,7 +197,7 @@ def _roofline(pyplot: Any, data: list[Record]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__.split("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, help="a file of records; its last is drawn")
+    parser.add_argument("file", nargs="?", type=Path, help="a file of records, whose last one is drawn")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder (default: docs/images)")
     args = parser.parse_args()
     if args.file:

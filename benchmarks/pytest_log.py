@@ -1,4 +1,4 @@
-"""A pytest plugin that logs the beginning and the end of each test, so that a test that hangs or dies is known.
+"""Log the beginning and the end of each test, as a pytest plugin, so that a test that hangs or dies is known.
 
 LIIF_FAST_TEST_LOG=FILE python -m pytest -p benchmarks.pytest_log ...
 """
@@ -35,7 +35,7 @@ def pytest_collectreport(report: Any) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the number passed, the tests that failed or never ended with reasons, and the number skipped by reason."""
+    """Return the number passed, the reasons of tests that failed or never ended, and the number skipped by reason."""
     found: dict[str, Any] = {"passed": 0, "failed": {}, "skipped": {}}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     last = {line["test"]: line for line in (json.loads(each) for each in lines if each.endswith("\n"))}

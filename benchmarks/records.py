@@ -1,10 +1,14 @@
-"""Read and write records: one line of JSON per run, one append-only file for each kind of machine.
+"""Read and write records: one line of JSON per run, in one append-only file for each kind of machine.
 
-A record describes its machine (`environment`) and holds `results`. A result has a `name`, a `title`, a `unit`, the
-number of `rounds`, `figures` by variant, `missing` (variant: the reason why it has no figure), and, if measured, the
-machine's rates. A figure has q20, median and q80 and may have `ratio` (to ours, within a round), `memory` (bytes beyond
-the output), `error`, `gradient_error`, `share` (of the machine's limit, within a round). A variant has a figure only if
-its result passed the check against the reference, as `checked` states. Older records lack some of these.
+A record describes its machine (`environment`) and holds `results`. A result has
+
+* `name`, `title`, `unit`, and the number of `rounds`;
+* `figures` by variant, and in `missing` the reasons of the variants without a figure;
+* the machine's rates, if they were measured.
+
+A figure has q20, median and q80. It may have `ratio` (to ours, within a round), `memory` (bytes beyond the output),
+`error`, `gradient_error`, and `share` (of the machine's limit, within a round). A variant has a figure only if its
+result passed the check against the reference, as `checked` states. Older records lack some of these.
 """
 
 import json
@@ -28,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NOT_BUILT = "kernels not built"
 PACKAGES = ("triton", "onnxruntime", "openvino")  # packages besides torch that a figure depends on
-MEASURED = ("liif_fast", "csrc", "kernels", "setup.py", "benchmarks", ":!benchmarks/results")  # as git status takes it
+MEASURED = ("liif_fast", "csrc", "kernels", "setup.py", "benchmarks", ":!benchmarks/results")  # pathspecs of git
 
 Record = dict[str, Any]
 
@@ -37,7 +41,7 @@ def isa() -> str:
     """Return the instruction set of our CPU kernels."""
     try:
         return cpu.ISA or NOT_BUILT
-    except RuntimeError:  # the operator has a schema, but nothing was built that implements it
+    except RuntimeError:  # the operator has a schema but no implementation was built
         return NOT_BUILT
 
 
@@ -81,7 +85,7 @@ def _driver() -> str | None:
 
 
 def _commit() -> str:
-    """Return HEAD, with + if the code that is measured or measures differs from it; "" outside a checkout."""
+    """Return HEAD, with + if the measured code or the benchmarks differ from it; "" outside a checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -94,7 +98,7 @@ def _commit() -> str:
 
 
 def machine(record: Record) -> str:
-    """Return the kind of machine of a record, as the name of its file: the GPU, or the CPU and its instruction set."""
+    """Return a record's kind of machine, which names its file: the GPU, or the CPU and its instruction set."""
     what = record.get("gpu") or f"{record['cpu'].rsplit(',', 1)[0]} {record['isa']}"
     return re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
 

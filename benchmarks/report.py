@@ -1,10 +1,11 @@
-"""Report the newest complete record: python -m benchmarks.report prints it.
+"""Print the newest complete record: python -m benchmarks.report.
 
-With --write it fills the documents and draws the pictures. The tests refuse documents and pictures
-that differ from the record.
+With --write, fill the documents and draw the pictures. The tests refuse documents and pictures that differ from the
+records.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks import (
     bench_steps,
     convolution,
     few_rows,
+    lidar_quality,
     plot,
     records,
     table,
@@ -28,7 +30,10 @@ README = records.ROOT / "README.md"
 PERFORMANCE = records.ROOT / "docs" / "performance.md"
 CPU = records.ROOT / "docs" / "cpu.md"
 EXPORT = records.ROOT / "docs" / "export.md"
+FAMILY = records.ROOT / "docs" / "family.md"
 LIDAR = records.ROOT / "docs" / "lidar.md"
+TRITON = records.ROOT / "docs" / "triton.md"
+VIEWER = records.ROOT / "docs" / "viewer.md"
 ABSENT = "Not yet measured by a record that is complete; `make bench` shows it for your machine."
 CAPTIONS = {
     "speed": "Time of every rival in multiples of ours",
@@ -38,12 +43,12 @@ CAPTIONS = {
 
 
 def pictures(record: Record, folder: str) -> str:
-    """Return the pictures that the record has figures for."""
+    """Return the pictures for which the record has figures."""
     return "\n\n".join(f"![{CAPTIONS[name]}]({folder}/benchmark-{name}.png)" for name in plot.parts(record))
 
 
 def steps(record: Record | None) -> str:
-    """Return the gain of each optimisation over the one before it and over the plain formula."""
+    """Return the gain of each optimisation over the step before it and over the plain formula."""
     results = {result["name"]: result for result in record["results"]} if record else {}
     tables = []
     for name, order in (("steps-decode", bench_steps.DECODING), ("steps-train", bench_steps.TRAINING)):
@@ -51,7 +56,7 @@ def steps(record: Record | None) -> str:
             continue
         figures = results[name]["figures"]
         one = {"median": 1.0}
-        # Relative to ours, within a round, except the column of times.
+        # All but the times are relative to ours, within a round.
         costs = [(step, figures[step].get("ratio", one)["median"]) for step in order if step in figures]
         lines = [f"| {results[name]['title']} | time | against the step before | against plain |", "|---" * 4 + "|"]
         for (step, cost), (_, before) in zip(costs, [costs[0], *costs], strict=False):
@@ -98,7 +103,7 @@ def growth(record: Record | None) -> str:
 
 
 def lost(record: Record | None) -> str:
-    """Return where a rival is faster than ours by more than the noise, its whole middle 60 % of rounds."""
+    """Return the benchmarks in which a rival is faster than ours in the whole middle 60 % of rounds."""
     if record is None:
         return ABSENT
     lines = [
@@ -114,13 +119,13 @@ def lost(record: Record | None) -> str:
 
 
 def export(found: Sequence[Record]) -> str:
-    """Return how exported graphs compare with ours, from the newest record that has them."""
+    """Return the comparison of exported graphs with ours, from the newest record that has it."""
     columns = (OURS, FACTORISED, *bench_export.RUNTIMES)
     return _suite(found, "export", columns, "Whole is one call, strips the parts.")
 
 
 def lidar(found: Sequence[Record]) -> str:
-    """Return how ILN's decoder and frame compare with the plain form, from the newest record that has them."""
+    """Return the comparison of ILN's decoder and frame with the plain form, from the newest record that has it."""
     columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
     shown = _suite(found, "attend", columns, "Plain is the authors' form, in chunks of 100,000 queries.")
     times = [
@@ -132,8 +137,49 @@ def lidar(found: Sequence[Record]) -> str:
     return f"{shown} A frame takes {quantity(times[-1], 's')}: {1 / times[-1]:.1f} Hz." if times else shown
 
 
+def scans() -> str:
+    """Return the scores of the shipped LiDAR model on the scan of an OS1-128, from their record."""
+    record = json.loads((records.RESULTS / "lidar_quality.json").read_text())
+    shown = lidar_quality.table([result for result in record["results"] if result["scan"] == "os1-128"])
+    methods = " / ".join(lidar_quality.METHODS.values())
+    origin = f"liif_fast {record['version']} at {record['commit']}, torch {record['torch']}"
+    return f"{shown}\n\nScores of {methods}, by `python -m benchmarks.lidar_quality`; {origin}."
+
+
+def relatives(found: Sequence[Record]) -> str:
+    """Return the comparison of LTE's and LM-LIIF's decoders with the plain form, from the newest record with any."""
+    columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
+    return _suite(found, ("fourier", "modulated"), columns, "Plain is the authors' form, in chunks of 30,000 queries.")
+
+
+def viewer(found: Sequence[Record]) -> str:
+    """Return the times of the viewer's tiles, from the newest record that has them."""
+
+    def lines(results: Sequence[Record]) -> list[str]:
+        times = [(result["title"], quantity(result["figures"][OURS]["median"], "s")) for result in results]
+        return ["| | time |", "|---|---|", *(f"| {title.removeprefix('view: ')} | {time} |" for title, time in times)]
+
+    return _lines(found, "view-", lines)
+
+
+def registers() -> str:
+    """Return the registers of the kernels of `attend_corners`, from the newest record of Triton that has them."""
+    reports = [json.loads(path.read_text()) for path in sorted(records.RESULTS.glob("triton-*.json"))]
+    entries = [[entry for entry in report if entry["kernel"].startswith("atte")] for report in reports]
+    shown = [each for each in entries if each][-1]
+    arches = sorted({entry["arch"] for entry in shown})
+    rows: dict[str, dict[str, int]] = {}
+    for entry in sorted(shown, key=lambda entry: entry["arch"]):
+        kept = ", keeping activations" if " keep=True " in entry["config"] else ""
+        rows.setdefault(f"`{entry['kernel']}`{kept}", {})[entry["arch"]] = entry["registers"]
+    lines = [f"| kernel | {' | '.join(f'registers on {arch}' for arch in arches)} |", "|---" * (1 + len(arches)) + "|"]
+    lines += [f"| {name} | {' | '.join(str(found[arch]) for arch in arches)} |" for name, found in rows.items()]
+    spills = max(entry["spill_bytes"] for entry in shown)
+    return "\n".join([*lines, "", f"Triton {shown[0]['triton']}; spilled bytes: {spills}."])
+
+
 def bfloat16(found: Sequence[Record]) -> str:
-    """Return how bfloat16 compares with float32 and with rivals in bfloat16, each race from its newest record."""
+    """Return the comparison of bfloat16 with float32 and with rivals in bfloat16, each race from its newest record."""
     newest = {
         result["name"]: (result, record)
         for record in found
@@ -149,7 +195,7 @@ def bfloat16(found: Sequence[Record]) -> str:
 
 
 def training(found: Sequence[Record]) -> str:
-    """Return the rates of training as shares of a dense render's, from the newest record that has them."""
+    """Return the rates of training as shares of a dense render's rate, from the newest record that has them."""
     return _lines(found, "training-rate", training_rate.lines)
 
 
@@ -166,7 +212,7 @@ def convolution_errors(found: Sequence[Record]) -> str:
 def _lines(
     found: Sequence[Record], suite: str, lines: Callable[[Sequence[Record]], list[str]], timed: bool = True
 ) -> str:
-    """Return lines about a suite's results from the newest record that has any, and its origin."""
+    """Return lines about a suite's results, from the newest record that has any, and the record's origin."""
     shown = [(record, results) for record in found if (results := _results(record, suite))]
     if not shown:
         return ABSENT
@@ -174,8 +220,8 @@ def _lines(
     return "\n".join([*lines(results), "", _origin(record) + (_busy(record) if timed else "")])
 
 
-def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: str) -> str:
-    """Return the comparison of a suite's results from the newest record that has any."""
+def _suite(found: Sequence[Record], suite: str | tuple[str, ...], columns: Sequence[str], about: str) -> str:
+    """Return the comparison of the results of one or more suites, from the newest record that has any."""
     shown = [(record, names) for record in found if (names := _named(record, suite))]
     if not shown:
         return ABSENT
@@ -186,22 +232,23 @@ def _suite(found: Sequence[Record], suite: str, columns: Sequence[str], about: s
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
-            f"`liif-fast bench {suite}` measures it on your machine. {about} {_origin(record)}{_busy(record)}",
+            f"`liif-fast bench {suite if isinstance(suite, str) else ' '.join(suite)}` measures it on your machine. "
+            f"{about} {_origin(record)}{_busy(record)}",
         ]
     )
 
 
 def _busy(record: Record) -> str:
-    """Say so if other programs took part of the machine's time."""
+    """Return a sentence if other programs took part of the machine's time, else ""."""
     load = (record["load"] or [0])[0]
     return f" Other programs kept the machine busy (load {load:.0f})." if load > 4 else ""
 
 
-def _named(record: Record, suite: str) -> list[str]:
+def _named(record: Record, suite: str | tuple[str, ...]) -> list[str]:
     return [result["name"] for result in _results(record, suite)]
 
 
-def _results(record: Record, suite: str) -> list[Record]:
+def _results(record: Record, suite: str | tuple[str, ...]) -> list[Record]:
     return [result for result in record["results"] if result["name"].startswith(suite)]
 
 
@@ -226,7 +273,10 @@ def sections(record: Record | None) -> dict[Path, dict[str, str]]:
         },
         CPU: {"packing": packing(records.read()), "convolution": convolution_errors(records.read())},
         EXPORT: {"export": export(records.read())},
-        LIDAR: {"lidar": lidar(records.read())},
+        LIDAR: {"lidar": lidar(records.read()), "scans": scans()},
+        FAMILY: {"relatives": relatives(records.read())},
+        TRITON: {"attention": registers()},
+        VIEWER: {"view": viewer(records.read())},
     }
 
 

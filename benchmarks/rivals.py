@@ -1,4 +1,4 @@
-"""The variants of the races and their setup.
+"""Define the variants of the races and their setup.
 
     plain, eager               benchmarks/eager.py in chunks of 30,000 queries, as the original is run
     plain, torch.compile       the same, compiled for the fixed size (dynamic=False), default mode. mode="max-autotune"
@@ -11,23 +11,34 @@
     factorised, ONNX Runtime   benchmarks/runtimes.py
     factorised, OpenVINO
 
-On a GPU the runtimes are left out, the compiled factorised form takes 65,536 queries at a time, and every problem also
-runs under autocast to float16, in which the reference stays in float32.
+On a GPU the runtimes are left out, and the compiled factorised form takes 65,536 queries at a time. Every problem also
+runs under autocast to float16, while the reference stays in float32.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import eager, runtimes
-from benchmarks.common import COMPILED, EAGER, FACTORISED, FACTORISED_COMPILED, OURS, REFERENCE, Call, Problem
+from benchmarks.common import (
+    COMPILED,
+    EAGER,
+    FACTORISED,
+    FACTORISED_COMPILED,
+    OURS,
+    REFERENCE,
+    Call,
+    Problem,
+    with_gradients,
+)
 from liif_fast.functional import liif_decode
 
 PROJECTED_CHUNK = {"cpu": 2048, "cuda": 65_536}
 CHECKED_CHUNK = 1 << 14  # queries of the reference at a time, of all images together
-# They keep their memory, so a later call does not show it.
+# Rivals that keep their memory, so that a later call does not show it.
 KEEPERS = [f"{form}, {runtime}" for form in ("plain", "factorised") for runtime in runtimes.LOADERS]
 
 
@@ -36,8 +47,8 @@ def inference(
 ) -> dict[str, Call]:
     """Return the rivals that decode `queries` (coord and cell, [1, Q, 2]) without a gradient.
 
-    "factorised, eager" is not included, because a benchmark calls it as it calls ours. Compiled or exported variants
-    take time to set up and need not be part of every benchmark.
+    "factorised, eager" is not included, because a benchmark calls it in the same way as ours. Compiled and exported
+    variants take time to set up and need not be part of every benchmark.
     """
     feat, weights, biases = problem
     calls: dict[str, Call] = {EAGER: lambda: eager.decode_chunks(feat, queries, weights, biases)}
@@ -55,7 +66,7 @@ def inference(
 
 
 def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, compiled: bool = True) -> dict[str, Call]:
-    """Return the variants by name, ours and the reference included: calls for the output and all gradients."""
+    """Return the variants by name, with ours and the reference: calls that return the output and all gradients."""
     decoders: dict[str, Callable[..., Tensor]] = {OURS: liif_decode, EAGER: eager.decode, FACTORISED: _factorised}
     if compiled:
         decoders[COMPILED] = torch.compile(eager.decode, dynamic=False)
@@ -67,14 +78,10 @@ def training(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, com
 def step(
     decode: Callable[..., Tensor], problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor, **options: Any
 ) -> Call:
-    """Return a call of the forward and the backward pass: the output, then the gradients."""
+    """Return a call of the forward and backward pass, which returns the output and then the gradients."""
     feat, weights, biases = problem
-
-    def run() -> Sequence[Tensor]:
-        out = decode(feat, *queries, weights, biases, **options)
-        return out.detach(), *torch.autograd.grad(out, (feat, *weights, *biases), grad.to(out.dtype))
-
-    return run
+    call = partial(decode, feat, *queries, weights, biases, **options)
+    return with_gradients(call, (feat, *weights, *biases), grad)
 
 
 def expected_gradients(problem: Problem, queries: tuple[Tensor, Tensor], grad: Tensor) -> list[Tensor]:

@@ -1,13 +1,15 @@
-"""ONNX Runtime and OpenVINO as rivals: the plain formula and the factorised form as exported graphs.
+"""Run the plain formula and the factorised form as exported graphs in ONNX Runtime and OpenVINO, as rivals.
 
-How they are set up: exported by torch.onnx.export (through torch.export) for one map size and any number of queries,
-weights inside the graph; float32; as many threads as PyTorch has. ONNX Runtime: every graph optimisation, one operator
-at a time over all threads. OpenVINO: latency hint, float32 inference precision (its default on some CPUs is bfloat16).
-Both read PyTorch's memory without a copy. The plain graph gets the original's chunks of 30,000 queries, the factorised
-one, whose hidden activations would not stay in the cache, chunks of 2,048; its convolution is a graph of its own and
-runs once an image.
+torch.onnx.export (through torch.export) writes a graph for one map size and any number of queries, in float32, with the
+weights inside. Both runtimes get as many threads as PyTorch and read PyTorch's memory without a copy.
 
-The exporter's own optimiser is off: with it the outputs differ at x3 and are NaN at x5, as if it dropped the 1e-9 that
+* ONNX Runtime applies every graph optimisation and runs one operator at a time over all threads.
+* OpenVINO gets the latency hint and float32 as inference precision, because on some CPUs its default is bfloat16.
+
+The plain graph gets the original's chunks of 30,000 queries. The factorised graph gets chunks of 2,048, because the
+hidden activations of more would not stay in the cache. Its convolution is a separate graph that runs once per image.
+
+The exporter's own optimiser is off. With it the outputs differ at x3 and are NaN at x5, as if it dropped the 1e-9 that
 is added to each area. The runtimes optimise the graph anyway.
 """
 
@@ -29,7 +31,7 @@ from benchmarks import eager
 from benchmarks.common import Problem
 
 FACTORISED_CHUNK = 2048
-SLOWER = "ONNX Runtime"  # of the two, on every machine seen
+SLOWER = "ONNX Runtime"  # the slower runtime in every record
 Run = Callable[..., Tensor]
 
 
@@ -59,7 +61,7 @@ def export(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
     shapes = tuple({1: free} if name in ("coord", "cell") else {} for name in inputs)
     noise = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = noise.level
-    noise.setLevel(logging.ERROR)  # it would tell of torchvision, which is not needed
+    noise.setLevel(logging.ERROR)  # it would mention torchvision, which is not needed
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")

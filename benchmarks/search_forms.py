@@ -1,9 +1,9 @@
-"""Search forms of the network kernels without faults, and write them to the table kernels/forms.py.
+"""Search for forms of the network kernels without faults, and write them to the table kernels/forms.py.
 
     python -m benchmarks.search_forms [--arch 90 ...] [--json FILE]
 
-It tries candidates for each kernel, precision and architecture with the running version of Triton; compile_report.py
-says what a fault is.
+The script tries candidates for each kernel, precision and architecture with the installed version of Triton.
+compile_report.py defines what a fault is.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import triton
 from benchmarks.compile_report import PRECISIONS, Launch, faults, launches_of, line, report_one, written
 from liif_fast.kernels import host
 
-# Forms to try, in this order: rows, column block, warps, stages. Many rows read a weight less often; two tiles of four
-# warps hide each other's waits; narrow blocks need few registers.
+# Forms to try, in this order: rows, column block, warps, stages. With many rows a weight is read less often. Two tiles
+# of four warps hide each other's waits. Narrow blocks need few registers.
 CANDIDATES = {
     "half": [(64, 64, 4, 2), (128, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 4, 2)],
     "tf32": [(64, 64, 8, 2), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 1), (64, 16, 8, 2), (32, 64, 8, 2),
@@ -32,7 +32,7 @@ CANDIDATES = {
 
 
 def kind(launch: Launch) -> str | None:
-    """Which of host.KERNELS a launch takes its form from, if from any."""
+    """Return the entry of host.KERNELS that gives a launch its form, if one does."""
     if launch.name == "chain_kernel":
         return "backward"
     if "SAVE" not in launch.arguments:
@@ -44,7 +44,7 @@ def kind(launch: Launch) -> str | None:
 
 
 def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]] | None:
-    """Return entries of all launches that take the form of `kernel`, as the table has it; None if one has a fault."""
+    """Return the entries of all launches with the table's form of `kernel`; None if one has a fault."""
     entries = []
     for precision, case in itertools.product(precisions, ("decode", "fourier_decode", "fused_mlp", "render")):
         for launch in launches_of(case, precision, arch):
@@ -59,9 +59,9 @@ def clean(kernel: str, precisions: list[str], arch: int) -> list[dict[str, Any]]
 
 
 def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
-    """Put into the table, for each architecture, precision and kernel, the first candidate that is clean.
+    """Put the first clean candidate for each architecture, precision and kernel into the table.
 
-    A candidate that is there already and still clean stays. Yields the entries of what was chosen.
+    A candidate that is in the table already and still clean stays. Yield the entries of the chosen forms.
     """
     for arch, (name, candidates) in itertools.product(arches, CANDIDATES.items()):
         precisions = [each for each in (("fp16", "bf16") if name == "half" else (name,)) if each in wanted]
@@ -84,7 +84,7 @@ def search(arches: list[int], wanted: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def write_table() -> None:
-    """Write kernels/forms.py anew."""
+    """Rewrite kernels/forms.py."""
     path = Path(__file__).parents[1] / "kernels/forms.py"
     head, _ = path.read_text().split("FORMS: ")
     order = sorted(host.FORMS, key=lambda key: (*key[:3], host.PRECISIONS.index(key[3])))
@@ -99,7 +99,7 @@ def write_table() -> None:
 
 def main(options: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the report of what was chosen there")
+    parser.add_argument("--json", type=Path, help="write the report on the chosen forms to this file")
     parser.add_argument("--arch", type=int, nargs="+", default=list(host.ARCHITECTURES), help="default: all")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     arguments = parser.parse_args(options)

@@ -5,7 +5,7 @@
     python -m benchmarks.set5_set14 --draw              # docs/images/set5-set14.png
 
 FOLDER holds Set5 and Set14, each with LR_bicubic/X2 and HR_X2, up to X4, as in the folder data of
-https://github.com/jbhuang0604/SelfExSR. They are for research and not part of this repository, so the picture shows
+https://github.com/jbhuang0604/SelfExSR. The sets are for research and not part of this repository. So the picture shows
 free photographs, on which neither model was trained. PSNR is that of `benchmark-s` (docs/evaluation.md).
 """
 
@@ -45,13 +45,13 @@ ROWS = {  # in decibels as published, or the model that is measured
     ),
 }
 MODELS = [row for row in ROWS.values() if isinstance(row, str)]
-SHOWN_SCALE, PIXEL = 4, 3  # of the picture: the reduction, and the side of a pixel
-PARTS = {"grace_hopper": (212, 20), "coffee": (316, 228), "rocket": (536, 100)}  # left and top of what is shown
-SIDE, MARGIN = 96, 48  # of a part; and around it, enlarged with it and not shown
+SHOWN_SCALE, PIXEL = 4, 3  # the picture's reduction, and the side of a pixel in it
+PARTS = {"grace_hopper": (212, 20), "coffee": (316, 228), "rocket": (536, 100)}  # left and top of the parts shown
+SIDE, MARGIN = 96, 48  # the side of a part, and the margin that is enlarged with it but not shown
 
 
 def measure(folder: Path, models: Sequence[str] | None = None, known: Sequence[dict[str, Any]] = ()) -> records.Record:
-    """Return the record, PSNR in dB of each image: known results, and those of the models (all) in their place."""
+    """Return the record with the PSNR in dB of each image; new results of `models` (all) replace known ones."""
     models = MODELS if models is None else models
     results, environment = [each for each in known if each["model"] not in models], records.environment()
     for model in models:
@@ -96,7 +96,7 @@ def table(record: records.Record) -> str:
 
 
 def sentence(record: records.Record) -> str:
-    """Return the two lines of the README."""
+    """Return the README's two lines."""
     low, shipped, authors = (mean(record["results"], model, "Set5", 4) for model in (BICUBIC, SHIPPED, AUTHORS))
     return (
         f"On Set5 x4 bicubic has {low:.2f} dB, the shipped model {shipped:.2f}, the authors' weights {authors:.2f}:\n"
@@ -112,7 +112,7 @@ def write(record: records.Record) -> None:
 
 @torch.inference_mode()
 def draw() -> Image.Image:
-    """Return the picture: a row for each part of a photograph, a column for each enlargement and one for the truth."""
+    """Return the picture: a row for each part of a photograph, a column for each method and one for the truth."""
     labels = [title for title, row in ROWS.items() if isinstance(row, str)] + ["truth"]
     cell, gap, bar = SIDE * PIXEL, 6, 24
     sheet = Image.new("RGB", (len(labels) * (cell + gap) - gap, bar + len(PARTS) * (cell + gap) - gap), "white")

@@ -15,8 +15,8 @@ COLUMNS = (
     "factorised, ONNX Runtime",
     "factorised, OpenVINO",
 )
-# Results that a record needs to be shown, the rows of the table in docs, and those of the README. CPU times are noisy,
-# so only ratios within one run are published.
+# The results that a record needs to be shown; then the rows of the table in docs, and of the README's. CPU times are
+# noisy, so only ratios within one run are published.
 NEEDED = ("render-x4-48", "train-2304", "train-16384", "memory-188", "memory-375", "operator", "function")
 ROWS = (
     "render-x2-48",
@@ -48,7 +48,7 @@ Record = dict[str, Any]
 
 
 def quantity(value: float, unit: str) -> str:
-    """Write a value with three digits and a unit that suits it."""
+    """Format a value with three digits and a suitable unit."""
     if unit == "s":
         factor, unit = next(((f, u) for f, u in ((1, "s"), (1e3, "ms")) if value * f >= 1), (1e6, "µs"))
         value *= factor
@@ -137,7 +137,7 @@ def _cell(result: Record, column: str) -> str:
 
 
 def _ratio(ratio: Record) -> str:
-    """Return the median, or the range of most rounds if they disagree, because one figure would claim too much."""
+    """Return the median, or the range of most rounds if they disagree too much for one figure."""
     if ratio["q80"] > WIDE * ratio["q20"]:
         return f"{ratio['q20']:.1f} to {ratio['q80']:.1f}x"
     return f"{ratio['median']:.1f}x"
@@ -189,7 +189,7 @@ def markdown(record: Record | None) -> str:
 
 
 def short(record: Record | None) -> str:
-    """Return a few rows of it, for the README."""
+    """Return a few rows of the comparison for the README."""
     if record is None:
         return "Not yet measured."
     lines = [*comparison(record, SHORT_ROWS, SHORT_COLUMNS), "", f"In multiples of ours; {origin(record)}."]
@@ -197,7 +197,7 @@ def short(record: Record | None) -> str:
 
 
 def _projection(memory: Record) -> str:
-    """Return which part of the larger render's memory is the projection of the latents."""
+    """Return a sentence on how much of the larger render's memory the projection of the latents takes."""
     if memory["p"] <= memory["median"]:
         return (
             f"Of the larger render's memory, {memory['p']:.0f} MiB are the projected latents P, "

@@ -1,10 +1,9 @@
 """Compare the rate of training with a dense render's: python -m benchmarks.training_rate.
 
-In a dense render no activation is 0, so kernels leave out no term. The backward pass leaves out none either. The
-forward pass does where neighbouring rows share zeros. Rates are useful operations (limits.py) per second: of CPU time
-on one thread, where others disturb little, and of elapsed time on more. A step is liif_decode with gradients of the
-latents and of every parameter. Its projection does not count as useful, nor does anything that it computes again. Each
-round runs the dense render before and after the step.
+In a dense render no activation is 0, so kernels omit no term. In a step they omit terms of 0, forward and backward.
+Rates are useful operations (limits.py) per second. On one thread they count CPU time, which other programs disturb
+little; on more, elapsed time. A step is liif_decode with gradients of the latents and of every parameter. Its
+projection does not count as useful, nor does recomputation. Each round runs the dense render before and after the step.
 """
 
 import argparse
@@ -33,9 +32,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def shares(batch: int, queries: int, rounds: int, side: int, hidden: Sequence[int]) -> dict[str, list[float]]:
-    """Return a dense render's rate and, as shares of it, those of a render, both passes, and the step, by round."""
+    """Return, by round, a dense render's rate and the rates of a render, each pass and the step as shares of it."""
     picture = make_problem((side, side), hidden=hidden)
-    positive = [bias + 100.0**layer for layer, bias in enumerate(picture.biases, 1)]  # whatever the other terms are
+    positive = [bias + 100.0**layer for layer, bias in enumerate(picture.biases, 1)]  # outweighs all other terms
     problem = make_problem((side, side), batch=batch, hidden=hidden)
     leaves = [problem.feat.requires_grad_(), *problem.weights, *problem.biases]
     places, grad = make_queries(batch, queries, side), torch.randn(batch, queries, 3)
@@ -98,7 +97,7 @@ def lines(results: Sequence[Record]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_rate", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are shown (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; medians are shown (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of all calls (default: 1)")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/results/")
     args = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.upscaling_report [--check]
 
-A process of its own measures speed and memory of each output. With --check everything is smaller and goes to --out
-instead of the documents, to test the script.
+Speed and memory of each output are measured in a process of its own. With --check everything is smaller and goes to
+--out instead of the documents, to test the script.
 """
 
 import argparse
@@ -33,7 +33,7 @@ EYE = (62, 36, 132, 88)  # left, top, right, bottom in the photograph, shown by 
 RATIOS = (1.5, 2, 3.7, 6, 12)
 VERIFY = ["verify", "edsr-small-liif"]
 
-# One output in its own process: seconds of the upscaling without Python's start, and its peak memory.
+# The process of one output: it prints the seconds of the upscaling without Python's start, and the peak memory.
 CHILD = """
 import json, resource, sys, time
 from liif_fast.models.catalogue import resolve_model
@@ -48,9 +48,9 @@ print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE
 
 
 def main() -> None:
-    """Make everything, or with --check something of each kind."""
+    """Make all figures and pictures, or with --check a small one of each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="small, into --out: does it work?")
+    parser.add_argument("--check", action="store_true", help="make small ones in --out, to test the script")
     parser.add_argument("--out", type=Path, default=ROOT / "out", help="folder for --check (default: out)")
     args = parser.parse_args()
     photo = Image.open(PHOTO).convert("RGB")
@@ -76,14 +76,14 @@ def main() -> None:
 
 
 def fill(path: Path, name: str, text: str) -> None:
-    """Put text between a document's two comments of that name."""
+    """Replace the text between a document's two comments of that name."""
     start, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
     before, rest = path.read_text(encoding="utf-8").split(start)
     path.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def origin() -> str:
-    """Describe the machine of the figures."""
+    """Return a description of the machine for the figures."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return (
         f"Measured on {cpu_name()}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}, "
@@ -120,7 +120,7 @@ def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
 
 
 def precision(photo: Image.Image, model: torch.nn.Module) -> str:
-    """Measure how far lower precisions are from float32 on this CPU."""
+    """Measure how much lower precisions differ from float32 on this CPU."""
     exact = np.asarray(upscale(photo, model, scale=2), int)
     lines = [
         "| precision | pixels that differ after rounding to 8 bits | largest difference, levels |",
@@ -133,7 +133,7 @@ def precision(photo: Image.Image, model: torch.nn.Module) -> str:
 
 
 def tile_sizes(photo: Image.Image, model: torch.nn.Module) -> str:
-    """Measure how far tiled encoding is from encoding as a whole, in floating point, before rounding to 8 bits."""
+    """Measure how much tiled encoding differs from whole encoding in floating point, before rounding to 8 bits."""
     image = np.asarray(photo, np.float32) / 255
     whole = upscale(image, model, scale=2)
     lines = ["| tile | largest difference from the untiled output, of a range of 1 |", "|---|---|"]
@@ -153,7 +153,7 @@ def verify(options: list[str]) -> str:
 
 
 def ratios(photo: Image.Image, model: torch.nn.Module, box: tuple[int, int, int, int]) -> Image.Image:
-    """Draw a column per ratio with the same crop of Pillow's bicubic above ours, all at one size."""
+    """Draw a column per ratio: the same crop by Pillow's bicubic filter above ours, all at one size."""
     width, height, bar, gap = 4 * (box[2] - box[0]), 4 * (box[3] - box[1]), 22, 6
     sheet = Image.new("RGB", (len(RATIOS) * (width + gap) - gap, 2 * (height + bar)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -171,7 +171,7 @@ def ratios(photo: Image.Image, model: torch.nn.Module, box: tuple[int, int, int,
 
 
 def tiles(photo: Image.Image, model: torch.nn.Module) -> Image.Image:
-    """Draw tiles of 32 with their borders, the same without the necessary overlap, and both differences, x 64."""
+    """Draw tiles of 32 with and without the necessary overlap, and their differences from the whole, x 64."""
     tile, scale = 32, 2
     whole = upscale(photo, model, scale=scale)
     tiled = upscale(photo, model, scale=scale, tile=tile)

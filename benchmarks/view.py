@@ -1,7 +1,7 @@
-"""Measure what a visitor of the viewer waits for, through the server: `python -m benchmarks.view [PHOTO]`.
+"""Measure how long a user of the viewer waits, through the server: `python -m benchmarks.view [PHOTO]`.
 
-The server is warm, as it is once the page has been open for a moment: the model is loaded. The first picture is what
-the page shows at once. The first tile also encodes its surroundings. The next tiles find them encoded. The two
+The server is warm: the model is loaded, as it is once the page has been open for a moment. The first picture is the one
+that the page shows at once. The first tile also encodes its surroundings. The next tiles find them encoded. The two
 precisions take turns.
 """
 
@@ -23,12 +23,12 @@ from liif_fast.view.rendering import GPU_AREA, Renderer
 from liif_fast.view.shelf import Shelf
 
 PHOTO = ROOT / "liif_fast" / "assets" / "chelsea.png"
-BUDGETS = {"first picture": 0.5, "first tile": None, "next tile": 0.25}  # seconds, on two idle cores
+BUDGETS = {"first picture": 0.5, "first tile": None, "next tile": 0.25}  # goals in seconds, on two idle cores
 ROUNDS, TILES = 5, 8
 
 
 def main() -> None:
-    """Print the median of each wait, of each precision."""
+    """Print the median of each wait for each precision."""
     photo = Path(sys.argv[1] if len(sys.argv) > 1 else PHOTO)
     with Image.open(photo) as image:
         width, height = image.size

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/viewer.md from the page in Chromium: `python -m benchmarks.view_pictures`."""
+"""Take the pictures of docs/viewer.md from the viewer's page in Chromium: `python -m benchmarks.view_pictures`."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ STATE = "document.querySelector('#state').textContent"
 
 
 def take(page: Page, name: str, place: tuple[float, float, float], until: str) -> None:
-    """Go to a place (x, y, scale) of the photograph, wait for a state, and write what is seen."""
+    """Go to a place (x, y, scale) of the photograph, wait for a state, and write a picture of the page."""
     page.evaluate("place => view.go(...place)", place)
     page.wait_for_function(until, timeout=600_000)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.walk
 
-A Python file of liif_fast/ or kernels/ counts if a function in it is called on the way. The CPU's walk ends when the
-C++ operator returns, Triton's at the launch of its kernel in Triton's interpreter.
+A Python file of liif_fast/ or kernels/ counts if a function in it is called on the way. On the CPU the walk ends when
+the C++ operator returns. With Triton it ends at the launch of the kernel, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOMS = (ROOT / "liif_fast", ROOT / "kernels")
 
 
 class _Launched(Exception):
-    """The decode kernel is about to start."""
+    """Signal that the decode kernel is about to start."""
 
 
 @cache
@@ -61,7 +61,7 @@ def walk(backend: str) -> list[str]:
     def call() -> None:
         decoder(feat.requires_grad_(), coord, cell)
 
-    call()  # imports and caches are not on the way
+    call()  # so that imports and first uses of caches do not count
     if backend == "cpu":
         return files_of(call)
     from liif_fast.kernels import decode

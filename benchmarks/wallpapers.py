@@ -1,10 +1,15 @@
-"""Free photographs for training: fetches Debian's wallpaper packages, halves their pictures and lists the licences.
+"""Fetch free photographs for training from Debian's wallpaper packages, halve them, and list their licences.
 
     python -m benchmarks.wallpapers FOLDER
 
-writes FOLDER/train and FOLDER/held-out (PNG, half the size, so that little of the JPEG compression is left),
-FOLDER/LICENCES.md (author and licence of each picture) and FOLDER/copyright (the packages' own files). It needs Debian
-or a relative of it: `apt-get download` takes the packages from the machine's own mirror, nothing is installed.
+The script writes
+
+* FOLDER/train and FOLDER/held-out, the pictures as PNG at half the size, so that few traces of JPEG are left;
+* FOLDER/LICENCES.md, the author and licence of each picture;
+* FOLDER/copyright, the packages' own files.
+
+It needs Debian or a derivative, because `apt-get download` takes the packages from the system's mirror. It installs
+nothing.
 """
 
 import argparse
@@ -26,7 +31,7 @@ GPL, BY, SA3, SA4, LGPL = "GPL-2+", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0",
 
 
 class Picture(NamedTuple):
-    """A picture of a package, and what the package says of it."""
+    """Describe a picture as its package does."""
 
     path: str  # below the package's folder
     author: str
@@ -35,7 +40,7 @@ class Picture(NamedTuple):
 
 
 class Package(NamedTuple):
-    """A Debian package; its pictures lie in a folder of /usr/share."""
+    """Describe a Debian package, whose pictures are in a folder below /usr/share."""
 
     name: str
     folder: str
@@ -104,7 +109,7 @@ PACKAGES = (
 
 
 def title(picture: Picture) -> str:
-    """Return what a picture is called here: its file's name, or its folder's where that only tells the size."""
+    """Return a picture's title: the name of its file, or of its folder if the file's name is only a size."""
     path = Path(picture.path)
     return path.parts[0] if "contents" in path.parts else path.stem
 
@@ -117,7 +122,7 @@ def fetch(package: Package, folder: Path) -> Path:
     """
     for command in (["apt-get", "download", package.name], ["dpkg-deb", "-x", f"{package.name}_*.deb", package.name]):
         if shutil.which(command[0]) is None:
-            raise RuntimeError(f"{command[0]}: not found; this script needs Debian or a relative of it")
+            raise RuntimeError(f"{command[0]}: not found; this script needs Debian or a derivative")
         words = [str(next(folder.glob(word))) if "*" in word else word for word in command]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
         if done.returncode:

@@ -1,7 +1,8 @@
-"""Time backward passes of which only a part is wanted: python -m benchmarks.wanted [--backend NAME].
+"""Time backward passes of which only some gradients are wanted: python -m benchmarks.wanted [--backend NAME].
 
-The variants take turns, and their times are the process's own (`time.process_time`), with one thread unless
-OMP_NUM_THREADS says otherwise. Printed are medians, and the median of a round's ratios to the pass for all gradients.
+The variants take turns. Their times are the process's CPU time (`time.process_time`), with one thread unless
+OMP_NUM_THREADS says otherwise. The script prints medians of the times, and of the ratios to the pass for all gradients
+in the same round.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
             leaves = [each for each in (feat, coord, *weights, *biases) if each.requires_grad]
             begin = time.process_time()
             torch.autograd.grad(out, leaves, grad)
-            if round_number:  # the first one warms up
+            if round_number:  # the first round warms up
                 laps[name].append(time.process_time() - begin)
     for name, times in laps.items():
         ratio = statistics.median(mine / whole for mine, whole in zip(times, laps["all"], strict=True))

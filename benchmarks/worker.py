@@ -1,8 +1,8 @@
 """Decode in a process with another instruction set: python -m benchmarks.worker OUTPUT SIDE SCALE THREADS HIDDEN...
 
 The kernels choose their instruction set once per process, from LIIF_FAST_CPU_ISA. `Worker` starts a process that makes
-the same problem as its parent, decodes once for each line that it reads, and answers with a line. Its output is a file
-that both have mapped. A request costs about ten microseconds.
+the same problem as its parent. It decodes once for each line that it reads, and answers with a line. Its output is a
+file that both have mapped, so a request costs little.
 """
 
 import os
@@ -21,7 +21,7 @@ from liif_fast.functional import liif_decode
 
 
 class Worker:
-    """Calls of `liif_decode` on every pixel of an image, in a process with the instruction set `isa`."""
+    """Call `liif_decode` for every pixel of an image, in a process with the instruction set `isa`."""
 
     def __init__(self, isa: str, side: int, scale: int, hidden: Sequence[int]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="liif_fast-bench-")

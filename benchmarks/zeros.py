@@ -1,7 +1,8 @@
 """Count the hidden activations that ReLU makes 0, and the terms that are left: `python -m benchmarks.zeros`.
 
-The cpu backend multiplies six rows at a time over the channels in which one of them is not 0 (docs/cpu.md#zeros). This
-counts them in float32 for a window of a photograph, layer by layer, with the rows in the order of `render`.
+The cpu backend multiplies groups of six rows over the channels in which one of them is not 0 (docs/cpu.md#zeros). This
+script counts these terms in float32, layer by layer, for a window of a photograph, with the rows in the order of
+`render`.
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ SCALES, SIDE, TILE, GROUP = (2, 4, 16), 96, 24, 6  # pixels of the window; queri
 
 
 def share_left(hidden: Tensor) -> float:
-    """Return the share of terms that are left for a layer that reads activations [queries, corners, channels]."""
+    """Return the share of terms that remain for a layer that reads activations [queries, corners, channels]."""
     queries, corners, channels = hidden.shape
     groups = hidden.view(queries // TILE, TILE // GROUP, GROUP, corners, channels)
     return (groups != 0).any(2).float().mean().item()
@@ -29,7 +30,7 @@ def share_left(hidden: Tensor) -> float:
 
 @torch.no_grad()
 def activations(model: LIIF, photo: Tensor, scale: int) -> list[Tensor]:
-    """Return what each hidden layer reads, [queries, corners, channels], in a window of the enlarged photograph."""
+    """Return the input of each hidden layer, [queries, corners, channels], in a window of the enlarged photograph."""
     model.gen_feat(photo)
     size = (photo.shape[2] * scale, photo.shape[3] * scale)
     coord = make_coord(size).view(*size, 2)[SIDE : 2 * SIDE, SIDE : 2 * SIDE].reshape(1, -1, 2)

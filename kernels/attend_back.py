@@ -1,9 +1,9 @@
-"""Go back through the attention over corners: from the output's gradient to those of every row.
+"""Compute the backward pass of the attention over corners, from the output's gradient to the gradient of every row.
 
-kernels/attend_corners.py launches two kernels a block, from the last block to the first, on what its own kernel has
-kept, and sums what they write: `attend_back_kernel` goes to the gradient of what the attention gives,
-`attention_back_kernel` from there to those of qkv. In one kernel the tiles of both would need more registers than a
-thread has.
+kernels/attend_corners.py launches two kernels per block, from the last block to the first, on the activations that its
+forward kernel has kept. `attend_back_kernel` computes the gradient of the attention's output. `attention_back_kernel`
+computes the gradients of qkv from it. kernels/attend_corners.py then sums what both have written. One kernel for both
+would need more registers than a thread has.
 """
 
 import triton
@@ -34,7 +34,7 @@ def blend_back(
     rows, share, grad, row_grads, count,
     COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of the values, and return those of the weights `share`, [ROWS]."""
+    """Write the gradients of the values; return the gradients of the weights `share`, [ROWS]."""
     row, found = tl.arange(0, ROWS), tl.zeros((ROWS,), tl.float32)
     for begin in tl.range(0, VALUES, STEP):
         column = begin + tl.arange(0, STEP)
@@ -52,7 +52,7 @@ def qkv_back(
     FIRST: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, COLUMNS: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient `part` of the columns of qkv from `column` on, and return moved plus its sum (below)."""
+    """Write `part`, the gradient of qkv's columns from `column` on; with FIRST, add its part of the sum to `moved`."""
     for i in tl.static_range(GROUP):
         to, at = tl.arange(0, BLOCK), column + i * BLOCK
         if FIRST:
@@ -68,7 +68,7 @@ def scale_back(
     row_grads, moved, variance, scale, rel_y, rel_x, mask,
     LINEAR: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of n1 and n0, given `moved`: the sum of the first map's products times their gradients."""
+    """Write the gradients of n1 and n0, given `moved`, the sum of the first map's products times their gradients."""
     row = tl.arange(0, ROWS)
     n0 = tl.where(variance < 0.0, 0.0, -0.5 * moved * scale * scale)
     tl.store(row_grads + (row * COLUMNS + LINEAR), n0 * rel_y, mask=mask)
@@ -94,9 +94,9 @@ def attention_back_kernel(
 ):  # fmt: skip
     """Compute the gradients of a block's qkv from that of `heard`, which `saved` has in the place of `hidden`.
 
-    With FIRST qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g be its
-    gradient. Writes g * scale, and the gradients of n1 and n0 by the sum of g * scale * (A + R rel), to row_grads, as
-    well as the latent's.
+    With FIRST, qkv is scale * (A + R rel) + bias, with A from the table (liif_fast/backends/attention.py). Let g be its
+    gradient. Then row_grads receives g * scale, the gradients of n1 and n0, and the gradient of the latent. Those of n1
+    and n0 follow from the sum of g * scale * (A + R rel).
     """
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)  # blocks that share a head
@@ -129,7 +129,7 @@ def attention_back_kernel(
             mixed(logit, k, CHANNELS, GROUP, ROWS, BLOCK), q, at,
             moved, by_rel, scale, grads, row_grads, count, FIRST, WIDTH, OUTS, COLUMNS, GROUP, ROWS, BLOCK,
         )  # fmt: skip
-        if FIRST:  # where it is also the gradient of the block's input
+        if FIRST:  # the gradient of the `out` map's output is also that of the block's input
             x_grad = kept(grads, at, count, GROUP, OUTS, ROWS, BLOCK)
             keep_all(row_grads, x_grad, at + (3 * WIDTH + 3), count, GROUP, COLUMNS, ROWS, BLOCK)
     if FIRST:
@@ -143,12 +143,12 @@ def attend_back_kernel(
     COLUMNS: tl.constexpr, VALUES: tl.constexpr, STEP: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Go, for `total` queries whose activations `attend_kernel` has kept, to the gradient of what the attention gives.
+    """Compute the gradient of a block's attention for `total` queries whose activations `attend_kernel` has kept.
 
-    With LAST it comes from the output, and `block` is the last; otherwise from the qkv of block + 1. Writes to grads
-    [rows, OUTS] the gradients of the linear maps' outputs, where `weights` has their columns; that of `heard` to the
-    place of `hidden` in `saved`; with LAST those of the values to row_grads [rows, COLUMNS], or of the whole row if
-    there are no blocks.
+    With LAST, `block` is the last one, and the gradient comes from the output; otherwise from the qkv of block + 1.
+    grads [rows, OUTS] receives the gradients of the linear maps' outputs, at the columns that the maps have in
+    `weights`. `saved` receives that of `heard` in the place of `hidden`. With LAST, row_grads [rows, COLUMNS] receives
+    those of the values, or of the whole row if there are no blocks.
     """
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
     BLOCKS: tl.constexpr = WIDTH // BLOCK if DEPTH else 1
@@ -201,5 +201,5 @@ def attend_back_kernel(
         x_grad = norm_back(x_grad, g, y, y_scale[0], BLOCKS, WIDTH)
         keep_all(grads, x_grad, 0, count, BLOCKS, OUTS, ROWS, BLOCK)
         g = linear_back(x_grad, weights, 0, WIDTH, OUTS, ROWS, BLOCK, PRECISION)
-        tl.debug_barrier()  # `hidden` has been read by all
+        tl.debug_barrier()  # because every warp must have read `hidden`
         keep_all(saved, g, 5 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)

@@ -1,8 +1,8 @@
 """Attend over the corners of each query: from the table of latents to the blended values, in one pass.
 
-liif_fast/ops/attend.py says what the table and the layers hold, kernels/attention.py how a tile holds its tokens. The
-forward pass keeps nothing. The backward pass goes through the queries in chunks: it computes a chunk's activations
-again, writes the gradients of all rows (attend_back.py), and sums them by matrix products and by latent.
+liif_fast/ops/attend.py describes the table and the layers. kernels/attention.py describes how a tile holds its tokens.
+The forward pass keeps no activations. The backward pass takes the queries in chunks. It recomputes a chunk's
+activations, writes the gradients of all rows (attend_back.py), and sums them by matrix products and by latent.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from .network import columns, keep, relu
 from .plan import corners, located
 
 ROWS, WARPS = 64, 4  # tokens of a tile
-# Columns of a tile's blocks. A tensor core that truncates adds up the less error, the fewer products are in one sum.
-BLOCK, TRAINING_BLOCK = 32, 16  # to keep activations, and for their gradients, 32 take too many registers on sm_80
-ATTENTION_ROWS = 32  # of the attention's gradient alone, which has no products
-VALUES_STEP = 8  # most values that a step blends
+# Columns of a tile's blocks: few, because a tensor core that truncates accumulates an error with each product of a sum.
+BLOCK, TRAINING_BLOCK = 32, 16  # in training, 32 columns take too many registers on sm_80
+ATTENTION_ROWS = 32  # tokens of a tile of attention_back_kernel, which has no matrix products
+VALUES_STEP = 8  # largest number of values that a step blends
 MOST_VALUES = 1 << 24  # of a latent, because offsets in a tile have 32 bits
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
 SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis", "at_image", "height", "width",
@@ -52,7 +52,7 @@ SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis"
 
 @triton.jit
 def block_of(rows, by_rel, at, rel_y, rel_x, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return `number` of BLOCK columns from `at` on."""
+    """Return BLOCK columns of the table from `at` on, plus by_rel times rel: `number` for a block of columns."""
     column = tl.arange(0, BLOCK)
     x = tl.load(rows[:, None] + column[None, :] + at)
     x = tl.fma(tl.load(by_rel + column + at)[None, :], rel_y[:, None], x)
@@ -64,7 +64,7 @@ def attend_kept(
     saved, count,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Read a block's qkv from `saved`, and write there what the attention gives."""
+    """Read a block's qkv from `saved`, and write the attention's output there."""
     BLOCK: tl.constexpr = min(WIDTH, WIDE)
     GROUP: tl.constexpr = max(CHANNELS // BLOCK, 1)
     for at in tl.range(0, WIDTH, GROUP * BLOCK):
@@ -83,7 +83,7 @@ def block_forward(
     KEEP: tl.constexpr, RECORD: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Run a block on its input x and the norm y of it; return those of the next. The first's qkv is in the table.
+    """Run a block on its input x and the norm y of x; return both for the next block. The table has the first's qkv.
 
     `weights` point at the block's `out` map, `saved` at its first activation, `parts` at the scale of its second norm.
     """
@@ -107,13 +107,13 @@ def block_forward(
         if not KEEP:
             weight = attention(qkv[:GROUP], qkv[GROUP : 2 * GROUP], CHANNELS, GROUP, ROWS, BLOCK)
             heard = heard + mixed(weight, qkv[2 * GROUP :], CHANNELS, GROUP, ROWS, BLOCK)
-    # What is kept anyway need not stay in registers: each part is written as soon as it is there, and read again.
+    # Activations that are kept anyway need no registers: each part is written once it is complete, and read again.
     if KEEP:
         tl.debug_barrier()
         attend_kept(saved, count, WIDTH, CHANNELS, RECORD, ROWS)
         tl.debug_barrier()
         heard = kept(saved, 3 * WIDTH, count, BLOCKS, RECORD, ROWS, BLOCK)
-    if FIRST:  # read no sooner, for the same reason
+    if FIRST:  # read only here, so that x takes no registers before
         x = ()
         for k in tl.static_range(BLOCKS):
             x = x + (block_of(rows, by_rel, 3 * WIDTH + 3 + k * BLOCK, rel_y, rel_x, COLUMNS, BLOCK),)
@@ -164,12 +164,13 @@ def attend_kernel(
     PLANNED: tl.constexpr, WRAP: tl.constexpr, KEEP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute queries first..limit of [B * queries]; what is written is counted from first.
+    """Compute queries first..limit of [B * queries]; outputs are indexed from first.
 
-    Writes weight [count, 4] and out [count, VALUES], or with KEEP, for the backward pass, instead of out: latents, rows
-    of the table, int64 [rows]; parts [rows, PARTS], which are rel, 1 / scale of the first norm, its variance, and the
-    scales of the other norms; saved [rows, KEPT * WIDTH * DEPTH], the activations. coord is [B, Q, 2], or with PLANNED
-    rel, and `at` the corners' positions in the map. With WRAP `width` is the map's plus a column at either side.
+    Writes weight [count, 4] and out [count, VALUES]. With KEEP, for the backward pass, it writes these instead of out:
+    latents int64 [rows], the rows of the table; parts [rows, PARTS], which are rel, 1 / scale of the first norm, its
+    variance, and the scales of the other norms; saved [rows, KEPT * WIDTH * DEPTH], the activations. coord is
+    [B, Q, 2]; with PLANNED it is rel, and `at` has the corners' positions in the map. With WRAP, `width` is the map's
+    width plus a column at either side.
     """
     LINEAR: tl.constexpr = 3 * WIDTH if DEPTH else 1
     RECORD: tl.constexpr = KEPT * WIDTH * DEPTH
@@ -177,7 +178,7 @@ def attend_kernel(
     row = tl.arange(0, ROWS)
     count = tl.minimum(limit - first - start, ROWS // 4).to(tl.int32) * 4
     corner = row % 4
-    # Behind the end the last query again, so that only stores are masked.
+    # Rows beyond the end repeat the last query, so that only stores need a mask.
     image, inside = located(first + start, tl.minimum(row, count - 1) // 4, queries)
     if PLANNED:
         place = coord + image * coord_image + inside * 8 + 2 * corner
@@ -237,7 +238,7 @@ def attend_kernel(
 
 
 class Net(NamedTuple):
-    """Hold what the kernels need to know of a transformer: its constants, and its linear maps side by side."""
+    """Hold a transformer for the kernels: its constants, and its linear maps side by side."""
 
     constants: dict[str, Any]
     weights: Tensor  # [WIDTH + 1, OUTS]
@@ -325,7 +326,7 @@ def attend_corners(
 
 
 def check_plan(queries: Sequence[Tensor], shape: Sequence[int]) -> None:
-    """Let a plan that points outside of the map fail as PyTorch's indexing does, without waiting for the device."""
+    """Let a plan that points outside the map fail as PyTorch's indexing does, without waiting for the device."""
     if len(queries) == 2:
         low, high = torch.aminmax(queries[0])
         torch._assert_async((low >= 0) & (high < shape[1] * shape[2]), "liif_fast: at must be positions of the map")
@@ -345,7 +346,7 @@ def attend_corners_backward(
 ) -> list[Tensor]:
     """Return the gradients of the table, of by_rel and of the layers; grad [B, Q, V], grad_weight [B, Q, 4].
 
-    `wanted` says of each gradient whether it is summed; else it is empty. The pass goes through every layer anyway.
+    `wanted` says for each gradient whether to sum it; the others are empty. The pass goes through every layer anyway.
     """
     net = network(table, layers, heads, TRAINING_BLOCK)
     constants, columns, depth = net.constants, table.shape[1], net.constants["DEPTH"]
@@ -390,7 +391,7 @@ def attend_corners_backward(
 
 
 def add_layer(to: Tensor, at: int, layer: Tensor, grads: Tensor, saved: Tensor, width: int) -> None:
-    """Add to the gradient of a layer [out, in + 1] that of a chunk's rows."""
+    """Add a chunk's gradient of a layer to `to` [out, in + 1]."""
     outs, ins = layer.shape[0], layer.shape[1] - 1
     block, kind = divmod(at, 4)
     output = (block * MAPS.value + kind) * width

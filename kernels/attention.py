@@ -1,14 +1,14 @@
 """Compute the parts of a transformer over the four corners of a query, forward and backward.
 
-A tile is [ROWS, WIDTH] tokens, a query's four corners in rows that follow one another, held as a tuple of column blocks
-[ROWS, BLOCK] (kernels/network.py). Row t of a query meets the others' keys as those of t, t ^ 1, t ^ 2 and t ^ 3: three
-exchanges of rows, which are lanes of one warp.
+A tile is [ROWS, WIDTH] tokens, held as a tuple of column blocks [ROWS, BLOCK] (kernels/network.py). A query's four
+corners are adjacent rows. Row t of a query meets the keys of t, t ^ 1, t ^ 2 and t ^ 3 by three exchanges of rows,
+which are lanes of one warp.
 
 `weights` [WIDTH + 1, OUTS] holds all linear maps side by side, each [in, out], with their biases in the last row
-(`attend_corners.packed`). LayerNorms have no parameters, because the maps behind them include these.
+(`attend_corners.packed`). LayerNorms have no parameters, because they are folded into the maps behind them.
 
-Addresses are those of a block's first column plus a constant, `at`, which then is a part of the instruction. Added to
-the columns before, each would take registers of its own.
+An address is that of a block's first column plus a constant, `at`, so that the constant becomes a part of the
+instruction. If it were added to the columns first, each address would take registers of its own.
 """
 
 import triton
@@ -21,7 +21,7 @@ from .network import keep
 
 EPS = tl.constexpr(EPSILON)
 KEPT = tl.constexpr(8)  # widths of a block's activations: q, k, v, heard, between, hidden, active, next
-WIDE = tl.constexpr(32)  # most columns of a block of the attention alone, where a query's four rows lie in one warp
+WIDE = tl.constexpr(32)  # most columns of a block of the attention, so that a query's four rows lie in one warp
 MAPS = tl.constexpr(6)  # widths of a block's linear maps: out, up, down, and the next block's qkv
 
 
@@ -55,7 +55,7 @@ def back_block(
     x_grad, g, weights, at,
     WIDTH: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return x_grad plus the gradient of a map's input, given g, that of BLOCK outputs of it."""
+    """Return x_grad plus the gradient of a map's input, given g, the gradient of BLOCK of its outputs."""
     column, found = tl.arange(0, BLOCK), ()
     square = weights + (column[None, :] * OUTS + column[:, None])
     for k in tl.static_range(WIDTH // BLOCK):
@@ -68,7 +68,7 @@ def linear_back(
     g, weights, at,
     WIDTH: tl.constexpr, OUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of a linear map's input, given g, that of its outputs."""
+    """Return the gradient of a linear map's input, given g, the gradient of its outputs."""
     x_grad = zeros(WIDTH // BLOCK, ROWS, BLOCK)
     for n in tl.static_range(WIDTH // BLOCK):
         x_grad = back_block(x_grad, g[n], weights, at + n * BLOCK, WIDTH, OUTS, BLOCK, PRECISION)
@@ -125,7 +125,7 @@ def norm(x, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def norm_back(x_grad, g, y, scale, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return x_grad plus the gradient of a norm's input, given g, that of its output y."""
+    """Return x_grad plus the gradient of a norm's input, given g, the gradient of its output y."""
     middle, along, found = channel_mean(g, BLOCKS, WIDTH), mean(g, y, BLOCKS, WIDTH), ()
     for k in tl.static_range(BLOCKS):
         found = found + (tl.fma(g[k] - middle - y[k] * along, scale, x_grad[k]),)
@@ -134,9 +134,9 @@ def norm_back(x_grad, g, y, scale, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def normal_cdf(x):
-    """Return the normal distribution's function, by which gelu multiplies x, within 1.4e-7.
+    """Return the cumulative normal distribution, the factor of x in gelu, to within 1.4e-7.
 
-    It is the rational function of csrc/cpu/attention_impl.h, because Triton's erf divides a warp by branches.
+    It is the rational function of csrc/cpu/attention_impl.h, because Triton's erf branches within a warp.
     """
     x = tl.minimum(tl.maximum(x, -5.3), 5.3)
     u = x * x
@@ -180,7 +180,7 @@ def exchanged(x, BIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def shifted(x, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return four tuples: x with row t of a query as it is, and in its place the rows t ^ 1, t ^ 2 and t ^ 3."""
+    """Return four tuples: x itself, and x with row t of a query replaced by its row t ^ 1, t ^ 2 or t ^ 3."""
     one, two, three = (), (), ()
     for k in tl.static_range(BLOCKS):
         one = one + (exchanged(x[k], 1, ROWS, BLOCK),)
@@ -196,7 +196,7 @@ def by_head(one, others, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.
     found = ()
     for shift in tl.static_range(4):
         total = tl.sum(tl.reshape(one[0] * others[shift][0], (ROWS, BLOCK // PART, PART)), 2)
-        for k in tl.static_range(1, BLOCKS):  # of the only head that they have
+        for k in tl.static_range(1, BLOCKS):  # several blocks belong to one head
             total += tl.sum(tl.reshape(one[k] * others[shift][k], (ROWS, BLOCK // PART, PART)), 2)
         found = found + (total,)
     return found
@@ -236,7 +236,7 @@ def softmax_back(g, weight):
 
 @triton.jit
 def attention(q, k, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the weight of each shift for the heads of a block, or for a head of several, four [ROWS, heads]."""
+    """Return the weight of each shift, four [ROWS, heads], for the heads of a block or for one head of many blocks."""
     keys = shifted(k, BLOCKS, ROWS, BLOCK)
     return softmax(scaled(by_head(q, keys, CHANNELS, BLOCKS, ROWS, BLOCK), CHANNELS))
 
@@ -246,7 +246,7 @@ def attention_back(
     g, weight, v,
     CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradients of the products of q and k, given g, that of what `mixed` returns."""
+    """Return the gradients of the products of q and k, given g, the gradient of what `mixed` returns."""
     weight_grad = by_head(g, shifted(v, BLOCKS, ROWS, BLOCK), CHANNELS, BLOCKS, ROWS, BLOCK)
     return scaled(softmax_back(weight_grad, weight), CHANNELS)
 
@@ -292,7 +292,7 @@ def kept(
     memory, at, count,
     BLOCKS: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Read back what `keep_all` wrote; zeros in the other rows."""
+    """Read what `keep_all` has written; rows from `count` on are zeros."""
     row, x = tl.arange(0, ROWS), ()
     where = memory + (row[:, None] * STRIDE + tl.arange(0, BLOCK)[None, :])
     for k in tl.static_range(BLOCKS):

@@ -1,8 +1,8 @@
 """Compute the gradient of the fused network: one kernel for the chain through the layers, matrix products for weights.
 
-Rows are processed in chunks. Each chunk first gets its activations, saved or computed again. Then `chain_kernel` goes
-from the output's gradient down to the one before the first ReLU, and writes the gradient of every layer. Finally one
-matrix product per layer gives its weight's gradient. docs/triton.md derives the formulas.
+Rows are processed in chunks. The activations of a chunk are saved ones or recomputed. Then `chain_kernel` goes from the
+output's gradient down to the gradient before the first ReLU, and writes the gradient of every layer. Finally one matrix
+product per layer gives its weight's gradient. docs/triton.md derives the formulas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .host import FEW, dot
 from .network import backward_layers, columns, keep, layer_of, masked
 from .plan import corners, located
 
-CHUNK_BYTES = 512 << 20  # size of a chunk of rows: activations, gradients, what `receive` allocates
+CHUNK_BYTES = 512 << 20  # size of a chunk of rows: activations, gradients, and what `receive` allocates
 SIZES = ["first", "limit", "queries", "height", "width", "p_top", "p_left", "p_height", "p_width",
          "coord_image", "coord_query", "coord_axis", "cell_image", "cell_query", "cell_axis",
          "saved_rows", "grads_rows"]  # fmt: skip
@@ -41,12 +41,12 @@ def chain_kernel(
     PLAN: tl.constexpr, ENSEMBLE: tl.constexpr, CELL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute queries first..limit of [B * queries]; all arguments except coord and cell are counted from first.
+    """Compute queries first..limit of [B * queries]; all arguments except coord and cell are indexed from first.
 
     grad float32 [count, OUT]; last [OUT_PADDED, padded] -> grads [LAYERS + 1, rows, WIDEST], shares (grad times the
     corner's weight) [rows, OUT_PADDED], parts (rel and cell) float32 [rows, PARTS], latents (rows of P) int64 [rows].
-    Of grads, layers LOWEST to LAYERS are computed; without KEEP only LOWEST is written.
-    Without PLAN the rows are those of an MLP: no coordinates, a weight of 1, no shares and parts.
+    Layers LOWEST to LAYERS of grads are computed; without KEEP only LOWEST is written.
+    Without PLAN the rows are those of an MLP: no coordinates, weights of 1, and neither shares nor parts nor latents.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
@@ -115,7 +115,7 @@ def chain_kernel(
 
 
 class Plan(NamedTuple):
-    """Hold what places rows: P, a window of a map, and the queries on it."""
+    """Hold P, a window of a map, and the queries on it."""
 
     p: Tensor  # [B, h, w, hidden], with waves [B, h, w, 4 K]
     coord: Tensor
@@ -127,12 +127,12 @@ class Plan(NamedTuple):
 
     @property
     def terms(self) -> int:
-        """Return how many values rel and the cell are."""
+        """Return the number of values of rel and the cell."""
         return 2 if self.cell is None else 4
 
     @property
     def affine(self) -> int:
-        """Return the number of the first layer's columns that are added at the query."""
+        """Return how many columns of the first layer are added at the query."""
         return 0 if self.waves else self.terms
 
 
@@ -146,7 +146,7 @@ def steps(bounds: Sequence[int], size: int) -> Iterator[slice]:
 def chunk_rows(saved: Tensor, more: int = 0) -> int:
     """Return the number of rows of a chunk, a power of two, so that views of chunks stay aligned.
 
-    A row has its activations, [layers, _, widest] in `saved`, their gradients, and `more` bytes.
+    A row takes its activations ([layers, _, widest] as in `saved`), their gradients, and `more` bytes.
     """
     layers, _, widest = saved.shape
     return 1 << (CHUNK_BYTES // (2 * layers * widest * saved.dtype.itemsize + more)).bit_length() - 1
@@ -155,7 +155,7 @@ def chunk_rows(saved: Tensor, more: int = 0) -> int:
 class Totals:
     """Sum the wanted gradients of an MLP's parameters over chunks, in float32.
 
-    The first is that of the first layer's last columns, or for an MLP of its bias. Then follow weight, bias, ... of the
+    The first is that of the first layer's last columns, or of its bias for an MLP. Then follow weight, bias, ... of the
     later layers. An unwanted one is empty.
     """
 
@@ -226,14 +226,14 @@ def backward(
     Args:
         recompute: computes the activations of a run of queries (for an MLP, of rows) into [layers, rows, widest].
         receive: gets a run, the gradient of its rows before the first ReLU [rows, width], their latents [rows], and
-            their rel and cell, float32 [rows, terms]. None where no gradient of the first layer or before it is wanted.
+            their rel and cell, float32 [rows, terms]. None if no gradient at or before the first layer is wanted.
         grad: float32 [queries, out], contiguous.
         saved: [layers, rows, widest], the activations of the first queries.
-        wanted: of each gradient that is returned, whether it is computed; else it is empty.
+        wanted: for each returned gradient, whether to compute it; the others are empty.
         plan: None for an MLP.
         places: float32 [rows, affine + 1], receives the gradients of the values that multiply the first layer's last
             columns, and of the weight.
-        row_bytes: what `receive` allocates for a row.
+        row_bytes: bytes that `receive` allocates for a row.
     """
     corners, affine, terms = (plan.corners, plan.affine, plan.terms) if plan else (1, 0, 0)
     layers, _, widest = saved.shape

@@ -36,7 +36,7 @@ def decode_kernel(
     ENSEMBLE: tl.constexpr, CELL: tl.constexpr, SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, counted from first."""
+    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, indexed from first."""
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
     QUERIES: tl.constexpr = ROWS // CORNERS
     start = first + tl.program_id(0).to(tl.int64) * QUERIES
@@ -165,12 +165,12 @@ def decode_backward(
     """Return the gradients of P, of the parameters, and those at the corners, all float32; grad [B, Q, out].
 
     Args:
-        wanted: of each gradient that is returned, whether it is computed; else it is empty.
-        shape, origin: P is a window of the map `shape` at `origin`; without them it is the whole.
+        wanted: for each returned gradient, whether to compute it; the others are empty.
+        shape, origin: P is the window at `origin` of a map of this shape; by default P is the whole map.
 
     Returns:
-        The gradient of P; of the first layer's last 2 or 4 columns [2 or 4, hidden]; of weight, bias, ... of the layers
-        after it; and those at the corners, [B, Q, K, 3 or 5], of rel, of the cell if there is one, and of the weight.
+        The gradient of P; of the first layer's last 2 or 4 columns, [2 or 4, hidden]; of weight, bias, ... of the later
+        layers; and at the corners, [B, Q, K, 3 or 5], those of rel, of the cell if there is one, and of the weight.
     """
     corner_count, widest = 4 if ensemble else 1, host.widest(weights)
     plan = backward.Plan(p, coord, cell, shape or (p.shape[1], p.shape[2]), origin, corner_count)

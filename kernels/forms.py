@@ -1,8 +1,8 @@
 """Forms of the network kernels for hidden layers 256 wide: written by `python -m benchmarks.search_forms`.
 
-Keys are (Triton's major and minor version, architecture, precision); values give rows, column block, warps and stages
-for each of host.KERNELS. Each form is the widest of the script's candidates that does not spill, uses matrix
-instructions and fits into shared memory. benchmarks/results/triton-VERSION.json records the compiled kernels.
+Keys are (Triton's major and minor version, architecture, precision). Values give rows, column block, warps and stages
+for each of host.KERNELS. Each form is the first of the script's candidates that has no fault (`faults` in
+benchmarks/compile_report.py). benchmarks/results/triton-VERSION.json records the compiled kernels.
 """
 
 # fmt: off

@@ -1,8 +1,8 @@
 """Decode maps of amplitudes and frequencies in one pass: corners, waves, the network behind them, blend (LTE).
 
-This is `liif_fast.functional.fourier_decode`, forward and backward. The waves are computed where the first layer reads
-them, tile by tile. The backward pass is that of an MLP whose rows follow the corner plan (kernels/backward.py); behind
-it `waves_back_kernel` goes from the gradient of the waves to that of what they are made of.
+This is `liif_fast.functional.fourier_decode`, forward and backward. The waves are computed tile by tile, where the
+first layer reads them. The backward pass is that of an MLP whose rows follow the corner plan (kernels/backward.py).
+After it, `waves_back_kernel` computes the gradients of the waves' inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .host import dot
 from .network import activated, columns, hidden_layers, last_layer
 from .plan import corners, located
 
-SHIFT = tl.constexpr(1.5 * 2.0**23)  # the last bits of a + SHIFT count a's whole numbers, while |a| < 2^22
+SHIFT = tl.constexpr(1.5 * 2.0**23)  # the last bits of a + SHIFT are a rounded to an integer, while |a| < 2^22
 MOST = tl.constexpr(2.0**21)
 PI = tl.constexpr(math.pi)
 BACK_ROWS, BACK_WAVES = 32, 32  # a tile of waves_back_kernel
@@ -34,8 +34,8 @@ SIZES = ["first", "limit", "keep_limit", "queries", "height", "width", "p_top", 
 def sin_cos_pi(a):
     """Return sin(pi a) and cos(pi a), float32: a = r + n / 2 with |r| <= 1/4 exactly, and polynomials in r.
 
-    Beyond MOST the fraction of a float is noise, and a counts as 0. NaN and infinity give NaN. csrc/cpu/waves_impl.h
-    has the same numbers. tl.sin would need pi a, which is rounded, so that its error grew with a.
+    Beyond MOST the fraction of a float is noise, so a counts as 0. NaN and infinity give NaN. csrc/cpu/waves_impl.h has
+    the same numbers. tl.sin would need pi a, whose rounding error grows with a.
     """
     a = tl.where(tl.abs(a) < MOST, a, a - a)
     counted = tl.fma(a, 2.0, SHIFT)
@@ -63,7 +63,7 @@ def waves_of(
 ):  # fmt: skip
     """Return amplitudes of cosines and sines, frequencies (row's, column's), sine and cosine, each [ROWS, WAVES].
 
-    p float32 [latents, 4 HALF]; phase float32 [HALF, 2]; first, the number of the first wave. Those from HALF on are 0.
+    p float32 [latents, 4 HALF]; phase float32 [HALF, 2]; first: number of the first wave. Waves from HALF on are 0.
     """
     wave = first + tl.arange(0, WAVES)
     there = wave < HALF
@@ -95,9 +95,9 @@ def fourier_kernel(
     SAVE: tl.constexpr, WRITE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, counted from first.
+    """Decode queries first..limit of [B * queries]; those before keep_limit save activations, indexed from first.
 
-    first_weight [STEPS * DEPTH, padded] has the rows of a wave's cosine and sine one behind the other.
+    In first_weight [STEPS * DEPTH, padded] the rows of a wave's cosine and sine are adjacent.
     """
     QUERIES: tl.constexpr = ROWS // 4
     WAVES: tl.constexpr = DEPTH // 2
@@ -123,7 +123,7 @@ def fourier_kernel(
     z = ()
     for _ in tl.static_range(BLOCKS):
         z = z + (tl.zeros((ROWS, BLOCK), tl.float32),)
-    # Not pipelined: on sm_90 products would still read the waves' registers while the next turn writes them.
+    # Not pipelined, because on sm_90 products would still read the waves' registers while the next turn writes them.
     for step in tl.range(0, STEPS, num_stages=1):
         of_cosine, of_sine, _by_row, _by_column, sine, cosine = waves_of(
             p, latent, valid, step * WAVES, rel_y, rel_x, phase, cell_y, cell_x, HALF, ROWS, WAVES
@@ -154,11 +154,11 @@ def waves_back_kernel(
     HALF: tl.constexpr, STEPS: tl.constexpr, OF_P: tl.constexpr, OF_PHASE: tl.constexpr, OF_WEIGHT: tl.constexpr,
     PLACES: tl.constexpr, ROWS: tl.constexpr, WAVES: tl.constexpr,
 ):  # fmt: skip
-    """Go from grad float32 [rows, 2 HALF], the waves' gradient, to that of what they are made of.
+    """Compute the gradients of the waves' inputs from that of the waves, grad float32 [rows, 2 HALF].
 
-    latents int64 and parts float32 [rows, 4], rel and cell, are chain_kernel's -> waves [rows, 2 HALF], computed again,
-    with OF_WEIGHT; p_grad float32 [rows, 4 HALF], of each row's latent, with OF_P; phase_grad float32
-    [programs, 2, HALF] with OF_PHASE; places float32 [rows, 5], of rel and cell, with PLACES.
+    latents int64 [rows] and parts float32 [rows, 4] (rel and cell) are chain_kernel's. Writes with OF_WEIGHT the
+    recomputed waves [rows, 2 HALF]; with OF_P p_grad float32 [rows, 4 HALF], of each row's latent; with OF_PHASE
+    phase_grad float32 [programs, 2, HALF]; with PLACES the gradients of rel and cell to places float32 [rows, 5].
     """
     start = tl.program_id(0).to(tl.int64) * ROWS
     row = start + tl.arange(0, ROWS)
@@ -289,7 +289,7 @@ def fourier_decode_backward(
     """Return the gradients of p, of the phase [2, K], of weight, bias, ... of the layers, and those at the corners.
 
     All are float32; grad is [B, Q, out]. Those at the corners, [B, Q, 4, 5], are of rel, of the cell and of the weight.
-    `wanted` says of each gradient whether it is computed; else it is empty.
+    `wanted` says for each gradient whether to compute it; the others are empty.
     """
     half, total = phase.shape[0], coord.shape[0] * coord.shape[1]
     phase, shape = phase.contiguous(), (p.shape[1], p.shape[2])

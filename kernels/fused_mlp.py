@@ -1,4 +1,4 @@
-"""Apply fused_mlp: Linear, ReLU, ..., Linear over rows, all layers of a tile in one pass."""
+"""Apply an MLP (Linear, ReLU, ..., Linear) to rows, all layers of a tile in one pass."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def mlp_kernel(
     if WRITE:
         one = tl.full((ROWS,), 1.0, tl.float32)
         result = last_layer(h, one, last, last_bias, ROWS, 1, BLOCK, BLOCKS, OUT_PADDED, PRECISION)
-        row, channel = tl.arange(0, ROWS), tl.arange(0, OUT_PADDED)  # anew, and 32 bits: kept, they cost registers
+        row, channel = tl.arange(0, ROWS), tl.arange(0, OUT_PADDED)  # anew, because kept rows would cost registers
         mask = (row < tl.minimum(rows - start, ROWS).to(tl.int32))[:, None] & (channel < OUT)[None, :]
         tl.store(out + start * OUT + (row[:, None] * OUT + channel[None, :]), result, mask=mask)
 
@@ -87,7 +87,7 @@ def _launch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
 def fused_mlp(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], shape: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the MLP of rows x [N, in] (a row's elements contiguous), float32 [N, out], and the activations saved.
+    """Return the MLP's output, float32 [N, out], and the saved activations; x [N, in] has contiguous rows.
 
     shape: shape of the activations, [hidden layers, rows, the widest layer].
     """

@@ -1,4 +1,4 @@
-"""Gather corners: lookup, unfolding, rel, cell and weights in one pass, for the user's own network."""
+"""Gather the latents of the corners, rel, the cell and the weights in one pass, for the user's own network."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def gather_corners_backward(
         latents = ((image * height + index[..., 0]) * width + index[..., 1]).flatten()
         taps = 9 if unfold else 1
         rows = grad.flatten(0, 2)[:, : channels * taps]
-        if unfold:  # the channels of a tap lie side by side, so that each sector of memory is read once, not nine times
+        if unfold:  # make the channels of a tap adjacent, so that each sector of memory is read once, not nine times
             rows = rows.unflatten(1, (channels, taps)).transpose(1, 2).flatten(1)
         scatter.add_sorted(rows, latents, target, (height, width), taps)
     maps = target.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
-"""Share the host's part of the kernels: the forms of tiles, the precision of products, the layout of parameters.
+"""Provide the host's part of all kernels: the forms of tiles, the precision of products, the layout of parameters.
 
 There is no autotuning, because with LIIF every size is new and a search would stall each call. A form depends only on
-widths, dtype, architecture and version of Triton, never on the number of queries, so that a query's bits do not depend
-on its call. benchmarks/search_forms.py writes the table of forms, forms.py.
+widths, dtype, architecture and version of Triton. It never depends on the number of queries, so that a query's bits do
+not depend on its call. benchmarks/search_forms.py writes the table of forms, forms.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .forms import FORMS
 logger = logging.getLogger("liif_fast")
 
 ARCHITECTURES = (80, 89, 90, 100, 120)  # compute capability times ten
-# Decode and render; the same, keeping activations; fused_mlp; the same, keeping them; computing only them; gradients.
+# Decode and render without and with kept activations; fused_mlp without and with; only the activations; the gradients.
 KERNELS = ("forward", "save", "mlp", "mlp_save", "recompute", "backward")
 PRECISIONS = ("half", "tf32", "tf32x3")  # float16 and bfloat16 operands; float32 rounded once; three products
 FEW = tl.constexpr(4)  # outputs whose gradient goes back by multiply-adds
@@ -38,7 +38,7 @@ EPSILON = 1e-6  # as liif_fast.coord.EPSILON
 _major, _minor, *_ = triton.__version__.split(".")
 TRITON = int(_major), int(_minor)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-WIDEN_BFLOAT16 = tl.constexpr(INTERPRETED)  # Triton's interpreter multiplies it as if it were integers
+WIDEN_BFLOAT16 = tl.constexpr(INTERPRETED)  # because Triton's interpreter multiplies bfloat16 as integers
 
 
 class Form(NamedTuple):
@@ -57,7 +57,7 @@ class Form(NamedTuple):
 
 
 class ProjectionForm(NamedTuple):
-    """Describe a tile of the projection: rows (latents), columns, and channels of a step."""
+    """Describe a tile of the projection: rows (latents), columns, and channels per step."""
 
     rows: int
     block: int
@@ -74,7 +74,7 @@ def widest(weights: Sequence[Tensor]) -> int:
 def entry(arch: int, version: tuple[int, int]) -> tuple[int, int, int]:
     """Return the table's (major, minor, architecture) for an architecture and a version of Triton.
 
-    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's, as small in shared memory.
+    A pair without an entry takes the next lower one. sm_86 and sm_87 take sm_89's: their shared memory is as small.
     """
     arch = 89 if 80 < arch < 90 else max((a for a in ARCHITECTURES if a <= arch), default=ARCHITECTURES[0])
     known = sorted({key[:2] for key in FORMS})
@@ -91,7 +91,7 @@ def network_form(kernel: str, width: int, precision: str, arch: int, version: tu
 
 
 def axis(n: int) -> tuple[int, float, float, float, float]:
-    """Return n, step and origin of the centres, and the two shifts; summed in double, rounded to float32 once."""
+    """Return n, step and origin of the centres, and the two shifts; all are summed in double and rounded once."""
     return n, 2 / n, -1 + 1 / n, -1 / n + EPSILON, 1 / n + EPSILON
 
 
@@ -106,13 +106,13 @@ def architecture(device: torch.device) -> int:
 
 @functools.cache
 def warn(arch: int) -> None:
-    """Warn once per process of the known faults of this Triton on an architecture."""
+    """Warn once per process about the known faults of this Triton on an architecture."""
     for text in versions.faults(arch, TRITON, refused=False):
         logger.warning("Triton %s on sm_%d %s: Triton 3.9 does not", triton.__version__, arch, text)
 
 
 def refusal(arch: int) -> str:
-    """Return the reason why this Triton must not be used on an architecture, else ""."""
+    """Return why this Triton must not be used on an architecture; "" if it may."""
     found = versions.faults(arch, TRITON, refused=True)
     return f"needs a newer Triton: {triton.__version__} on sm_{arch} {found[0]}" if found else ""
 
@@ -125,16 +125,16 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Return tl.dot's input_precision; operands of 16 bits have only one."""
+    """Return tl.dot's input_precision; 16-bit operands have only one."""
     kind = precision(dtype)
     return "tf32" if kind == "half" else kind
 
 
 @triton.constexpr_function
 def lacks_fence(rows):
-    """Return whether Triton puts no fence between asynchronous copies and a product of `rows` that reads them.
+    """Return whether Triton omits the fence between asynchronous copies and a product of `rows` that reads them.
 
-    Before 3.7 it does not on sm_90 (triton issue 9610), whose products of 64 rows read shared memory by another proxy.
+    Before 3.7 it does so on sm_90 (triton issue 9610), where products of 64 rows read shared memory by another proxy.
     """
     target = None if INTERPRETED else current_target()
     return TRITON < (3, 7) and rows >= 64 and target is not None and target.arch == 90
@@ -144,8 +144,8 @@ def lacks_fence(rows):
 def divided(start, offset, size):
     """Return (start + offset) // size, as a scalar and what to add to it, and the remainder, for offset >= 0.
 
-    A division in 64 bits is a call of a hundred instructions, so only the scalar `start` has one. What is left of it is
-    less than 2^31 with a size of 32 bits, and with a tile's offset less than 2^32.
+    A 64-bit division is a call of a hundred instructions, so only the scalar `start` is divided so. With a size of 32
+    bits its remainder is less than 2^31, and less than 2^32 with a tile's offset added.
     """
     KIND: tl.constexpr = size.dtype if size.dtype == tl.int64 else tl.uint32
     whole = start // size
@@ -165,19 +165,19 @@ def dot(a, b, c, PRECISION: tl.constexpr):
 
 
 def form(kernel: str, width: int, tensor: Tensor) -> Form:
-    """Return the form of a network kernel for a hidden width, and the dtype and device of `tensor`."""
+    """Return the form of a network kernel for a hidden width and the dtype and device of `tensor`."""
     return network_form(kernel, width, precision(tensor.dtype), architecture(tensor.device), TRITON)
 
 
 def projection_form(tensor: Tensor) -> ProjectionForm:
-    """Return the form of a projection, for the dtype and device of `tensor`."""
+    """Return the form of a projection for the dtype and device of `tensor`."""
     strict = precision(tensor.dtype) == "tf32x3"
-    warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # 4 spill with Triton 3.9
+    warps = 8 if strict and architecture(tensor.device) >= 120 else 4  # there 4 warps spill with Triton 3.9
     return ProjectionForm(64, 64, depth(tensor.dtype), warps, 2)
 
 
 def depth(dtype: torch.dtype) -> int:
-    """Return the inputs that a step of a first layer's or a projection's product takes."""
+    """Return how many inputs a step of a first layer's or a projection's product takes."""
     return 16 if precision(dtype) == "tf32x3" else 32
 
 
@@ -195,12 +195,12 @@ def tile(form: Form, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def layer_rows(saved: Tensor) -> int:
-    """Return the distance in rows between two layers of [layers, rows, widest], which may be a slice of the rows."""
+    """Return the distance in rows between two layers of [layers, rows, widest], possibly a slice of the rows."""
     return saved.stride(0) // saved.shape[2]
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which the tensor's device is the current one, because Triton launches there."""
+    """Return a context that makes the tensor's device the current one, because Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
@@ -210,10 +210,10 @@ def power_of_two(size: int) -> int:
 
 
 def padded_to(outs: int, transposed: bool) -> int:
-    """Return the last layer's width in a kernel: a power of two that a matrix product takes.
+    """Return the last layer's width in a kernel: a power of two that a matrix product accepts.
 
     Transposed, it is the depth of a product. On sm_90 ptxas serialises all products of a kernel that has one of depth
-    16. So the gradient of few outputs goes back by multiply-adds, that of others in a depth of 32.
+    16. So the gradient of few outputs goes back by multiply-adds, and that of more outputs by products of depth 32.
     """
     if transposed:
         return power_of_two(outs) if outs <= FEW.value else max(32, power_of_two(outs))
@@ -221,7 +221,7 @@ def padded_to(outs: int, transposed: bool) -> int:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return the matrix product (of batches of matrices) in float32, accumulated in float32."""
+    """Return the product of two matrices, or of batches of them, in float32, accumulated in float32."""
     multiply = torch.mm if a.ndim == 2 else torch.bmm
     if a.dtype == torch.float32:
         return multiply(a, b)
@@ -231,14 +231,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def opening(weight: Tensor, bias: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Lay out a first layer [out, in] that is all product: [whole steps of `depth`, padded], and float32 [padded]."""
+    """Lay out a first layer [out, in] without affine columns: [whole steps of in, padded], and float32 [padded]."""
     step = depth(weight.dtype)
     whole = triton.cdiv(weight.shape[1], step) * step
     return _padded(weight.t(), whole, form.padded).contiguous(), _padded(bias.float(), form.padded)
 
 
 class Network(NamedTuple):
-    """Hold an MLP's zero-padded parameters in the kernels' layout: a weight is [in, out] or, transposed, [out, in]."""
+    """Hold an MLP's zero-padded parameters in the kernels' layout; weights are [in, out] or, transposed, [out, in]."""
 
     affine: Tensor | None  # float32 [4, padded], the columns of the first layer for rel and cell
     weights: Tensor  # [layers, padded, padded] of the hidden layers after the first

@@ -1,12 +1,12 @@
 """Compute the parts of the fused network, forward and backward: gathered first layer, hidden layers, last layer, blend.
 
-A tile is [ROWS, padded width] activations, held as a tuple of BLOCKS column blocks of [ROWS, BLOCK]. A column block of
-one layer is a slice of K of the next, so registers are never sliced. All layers run through one rolled loop over
+A tile is [ROWS, padded width] activations, held as a tuple of BLOCKS column blocks [ROWS, BLOCK]. A column block of one
+layer is a slice of K of the next, so registers are never sliced. All layers run through one rolled loop over
 (layer, column block), so that the weights of the next step load while this one multiplies (docs/triton.md).
 
-Saved activations and their gradients are [layer, row, WIDEST] in memory; WIDEST is the widest hidden layer. A tile's
-rows are adjacent there. Kernels take the number of rows of a layer, not a stride, because with WIDEST as a factor the
-compiler knows the alignment of a layer and moves 16 bytes at a time.
+Saved activations and their gradients are [layer, row, WIDEST] in memory; WIDEST is the width of the widest hidden
+layer. A tile's rows are adjacent. Kernels take a layer's number of rows instead of a stride: with WIDEST as a factor,
+the compiler knows the alignment of a layer and moves 16 bytes at a time.
 """
 
 import triton
@@ -29,9 +29,9 @@ def columns(block, BLOCK: tl.constexpr):
 
 @triton.jit
 def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
-    """Store `value` aside in `new` as column block `block` (known at run time); the last block completes the next h.
+    """Put `value` aside in `new` as column block `block` (known at run time); the last block completes the next h.
 
-    Returns h and new. It is a chain of branches, because selects between tensors spill registers.
+    Returns h and new. This is a chain of branches, because selects between tensors spill registers.
     """
     if FIRST == BLOCKS - 1:
         h = new + (value,)
@@ -45,14 +45,14 @@ def committed(h, new, block, value, FIRST: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit
 def layer_of(memory, layer, rows, WIDEST: tl.constexpr):
-    """Return a layer's offset in [layers, rows, WIDEST], in 64 bits: a million queries pass 32 in the third layer."""
+    """Return a pointer to a layer of [layers, rows, WIDEST], in 64 bits: 10^6 queries pass 32 in the third layer."""
     return memory + layer * rows.to(tl.int64) * WIDEST
 
 
 @triton.jit
 def keep(memory, count, column, value, ROWS: tl.constexpr, WIDEST: tl.constexpr):
     """Write a column block of the tile's first `count` rows; `memory` points at its first row, [rows, WIDEST]."""
-    row = tl.arange(0, ROWS)  # 32-bit offsets from a scalar pointer: a pointer a row would cost registers
+    row = tl.arange(0, ROWS)  # 32-bit offsets from a scalar pointer, because a pointer per row would cost registers
     mask = (row < count)[:, None] & (column < WIDEST)[None, :]
     tl.store(memory + (row[:, None] * WIDEST + column[None, :]), value, mask=mask)
 
@@ -93,7 +93,7 @@ def activated(
     z, bias, dtype: tl.constexpr, saved, saved_count,
     SAVE: tl.constexpr, WIDEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Return relu(z + bias) of the first layer's product, column blocks of float32, in a dtype; bias [padded]."""
+    """Return relu(z + bias) in `dtype`; z is the first layer's product, float32 column blocks; bias [padded]."""
     blocks = ()
     for k in tl.static_range(BLOCKS):
         column = columns(k, BLOCK)
@@ -109,7 +109,7 @@ def product(
     h, at,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the row blocks h times a column block of a weight [padded, padded]; `at` points at its columns."""
+    """Return the activations h times a column block of a weight [padded, padded]; `at` points at its columns."""
     PADDED: tl.constexpr = BLOCK * BLOCKS
     z = tl.zeros((ROWS, BLOCK), tl.float32)
     for k in tl.static_range(BLOCKS):
@@ -146,7 +146,7 @@ def last_layer(
 ):  # fmt: skip
     """Return sum_t weight_t (h_t W) + b, float32 [ROWS // CORNERS, OUT_PADDED]; last [hidden, OUT_PADDED].
 
-    The corners are summed after the product, so only a few outputs cross lanes, and h is not rounded once more.
+    The corners are summed after the product, so that only a few outputs cross lanes and h is not rounded again.
     """
     out = tl.arange(0, OUT_PADDED)
     y = tl.zeros((ROWS, OUT_PADDED), tl.float32)
@@ -160,9 +160,9 @@ def last_layer(
 
 @triton.jit
 def masked(g, saved, count, column, ROWS: tl.constexpr, WIDEST: tl.constexpr):
-    """Return the gradient g of an activation behind its ReLU: 0 where the saved activation is 0.
+    """Return the gradient g of an activation taken through its ReLU: 0 where the saved activation is 0.
 
-    A NaN lets the gradient pass, as PyTorch's does. `saved` points at the tile's first row of the layer.
+    A NaN lets the gradient pass, as in PyTorch. `saved` points at the tile's first row of the layer.
     """
     row = tl.arange(0, ROWS)
     mask = (row < count)[:, None] & (column < WIDEST)[None, :]
@@ -176,9 +176,9 @@ def backward_layers(
     LAYERS: tl.constexpr, LOWEST: tl.constexpr, KEEP: tl.constexpr, WIDEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Go from the gradient before the last ReLU down to that before ReLU number LOWEST, which is written to `grads`.
+    """Go from the gradient before the last ReLU down to that before ReLU number LOWEST, and write it to `grads`.
 
-    With KEEP the others are written as well. weights [LAYERS, out, in], the transposes of those of `hidden_layers`.
+    With KEEP, write the others as well. weights [LAYERS, out, in] are those of `hidden_layers`, transposed.
     """
     PADDED: tl.constexpr = BLOCK * BLOCKS
     new = dz[: BLOCKS - 1]

@@ -1,8 +1,7 @@
 """Plan the corners of a tile of queries, operation by operation as in liif_fast/coord.py.
 
-Every kernel that uses it is launched with enable_fp_fusion=False, because a contracted a*b + c would move areas that
-are pure rounding noise. The host computes the numbers of an axis of n pixels and rounds them to float32 once
-(`host.axis`).
+Every kernel that uses the plan is launched with enable_fp_fusion=False, because a contracted a*b + c would change areas
+that are pure rounding noise. `host.axis` computes the numbers of an axis of n pixels and rounds them to float32 once.
 """
 
 import triton
@@ -13,13 +12,13 @@ from .host import divided
 LOW = tl.constexpr(-1 + 1e-6)
 HIGH = tl.constexpr(1 - 1e-6)
 AREA_FLOOR = tl.constexpr(1e-9)
-# x + ROUND - ROUND rounds half to even while |x| < 2^22: the longest axis that the backend takes.
+# x + ROUND - ROUND rounds half to even while |x| < 2^22; backends/triton.py refuses longer axes.
 ROUND = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
 def located(start, offset, queries):
-    """Return the image of the queries numbered start + offset, and their number in it, in 64 bits."""
+    """Return the images of the queries numbered start + offset, and their numbers within them, in 64 bits."""
     whole, more, inside = divided(start, offset, queries)
     return whole + more, inside.to(tl.int64)
 
@@ -34,7 +33,7 @@ def centre(index, step, origin):
 def nearest(coord, moved, n, step, origin):
     """Return, along one axis, the latent nearest to the shifted coordinate, and the query's position relative to it."""
     size = n.to(tl.float32)
-    # minimum and maximum drop a NaN, so its index exists.
+    # minimum and maximum drop a NaN, so that the index is valid.
     clamped = tl.minimum(tl.maximum(moved, LOW), HIGH)
     position = ((clamped + 1.0) * size - 1.0) * 0.5
     index = ((position + ROUND) - ROUND).to(tl.int32)
@@ -49,7 +48,7 @@ def corners(
     width, column_step, column_origin, column_minus, column_plus,
     ENSEMBLE: tl.constexpr,
 ):  # fmt: skip
-    """Return index (y, x), rel (y, x) and weight of corner number `corner` of the queries at (row, column)."""
+    """Return index (y, x), rel (y, x) and weight of corner `corner` (0 to 3) of the queries at (row, column)."""
     if ENSEMBLE:
         y0, rel_y0 = nearest(row, row + row_minus, height, row_step, row_origin)
         y1, rel_y1 = nearest(row, row + row_plus, height, row_step, row_origin)

@@ -1,8 +1,8 @@
 """Project the latents' share of the first layer, P = W1z z + b1, on a window of the map.
 
-It is a matrix product over the nine (or one) taps of the 3x3 neighbourhood, which it gathers while loading. PyTorch's
-convolution is not used, because it rounds to TF32 unless told otherwise and may use Winograd's algorithm, which spreads
-a NaN over a tile. The gradient of the map uses the same kernel with the taps reversed.
+The kernel is a matrix product over the nine taps of a 3x3 neighbourhood, or over one, and gathers them while loading.
+PyTorch's convolution is not used, because it rounds to TF32 unless told otherwise, and may use Winograd's algorithm,
+which spreads a NaN over a tile. The gradient of the map uses the same kernel with the taps reversed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def project_kernel(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write out [rows = B * height * width, WIDTH], with pixel (0, 0) at (top, left) of the source.
+    """Write out [rows = B * height * width, WIDTH], whose pixel (0, 0) is at (top, left) of the source.
 
     source [B, source_height, source_width, CHANNELS]; weight [SIDE * SIDE, STEPS * DEPTH, PADDED]; bias [PADDED].
     """
@@ -67,7 +67,7 @@ def _padded(taps: Tensor, bias: Tensor, form: host.ProjectionForm) -> tuple[Tens
 def _launch(
     source: Tensor, packed: tuple[Tensor, Tensor], outs: int, window: Sequence[int], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return source [B, h, w, in] times padded taps, on a window of it, [B, height, width, out]."""
+    """Return source [B, h, w, in] times padded taps, on the window (top, left, height, width), with `outs` channels."""
     (batch, source_height, source_width, channels), (top, left, height, width) = source.shape, window
     form, weight = host.projection_form(source), packed[0]
     side, (depth, padded) = math.isqrt(len(weight)), weight.shape[1:]
@@ -123,13 +123,13 @@ def project_backward(
 
 
 def _lowered(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return P's gradient in `dtype` and None; in float16 divided by a scale, and that scale.
+    """Return P's gradient in `dtype` and None; for float16, the gradient divided by a scale, and that scale.
 
-    An element is a sum over the rows that read its latent: it may exceed float16's range though no row's part does.
+    An element is a sum over the rows that read its latent, so it may exceed float16's range though no row's part does.
     """
     if dtype != torch.float16 or not grad.numel():
         return grad.to(dtype), None
-    # Of the finite elements, so that a NaN or an infinity in one latent leaves the others their scale.
+    # Only finite elements count, so that a NaN or an infinity in one latent does not change the others' scale.
     largest = torch.linalg.vector_norm(grad.nan_to_num(0.0, posinf=0.0, neginf=0.0), math.inf)
     scale = (largest / LARGEST).clamp(min=1)
     return torch.div(grad, scale, out=torch.empty_like(grad, dtype=dtype)), scale
@@ -143,7 +143,7 @@ def _feat_grad(grad: Tensor, feat: Tensor, taps: Tensor, origin: tuple[int, int]
 
 
 def _latent_grad(grad: Tensor, feat: Tensor, side: int, top: int, left: int) -> Tensor:
-    """Return the latent columns' gradient; in padded flat maps a tap is a constant shift, so one product each."""
+    """Return the latent columns' gradient, a product per tap, because in padded flat maps a tap is a constant shift."""
     border, (rows, wide) = side // 2, grad.shape[1:3]
     around = F.pad(feat, (border,) * 4)[:, :, top : top + rows + 2 * border, left : left + wide + 2 * border]
     around = around.permute(0, 2, 3, 1).flatten(0, 2)

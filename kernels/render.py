@@ -1,4 +1,4 @@
-"""Render: decode on a regular grid, without a coordinate tensor, in 2-D tiles that share latents."""
+"""Decode on a regular grid, without a coordinate tensor, in 2-D tiles that share latents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def render_kernel(
 ):  # fmt: skip
     """Decode pixels (top, left) + [out_height, out_width] of a grid into out [B, OUT, out_height, out_width].
 
-    With SAVE a tile is one pixel high, so that its rows are adjacent; pixels whose number in
+    With SAVE, a tile is one pixel high, so that its rows are adjacent. Pixels whose number in
     [B, out_height, out_width] is below keep_limit save their activations.
     """
     CORNERS: tl.constexpr = 4 if ENSEMBLE else 1
@@ -61,13 +61,13 @@ def render_kernel(
         ENSEMBLE,
     )  # fmt: skip
     cell_y, cell_x = rel_y, rel_x
-    if CELL:  # one cell per image: its part of the first layer is a row vector
+    if CELL:  # an image has one cell, whose part of the first layer is a row vector
         cell_y = tl.full((1,), 1.0, tl.float32) * (tl.load(cell + image * cell_image) * height.to(tl.float32))
         cell_x = tl.full((1,), 1.0, tl.float32) * (
             tl.load(cell + image * cell_image + cell_axis) * width.to(tl.float32)
         )
     latent = (image * p_height + (y - p_top)) * p_width + (x - p_left)
-    number = (image * out_height + tile_y) * out_width + tile_x  # of the tile's first pixel
+    number = (image * out_height + tile_y) * out_width + tile_x  # number of the tile's first pixel
     saved += number * (CORNERS * WIDEST)
     saved_count = tl.minimum(tl.minimum(keep_limit - number, out_width - tile_x), QUERIES).to(tl.int32) * CORNERS
     h = first_layer(
@@ -106,7 +106,7 @@ def render(
 
     Args:
         p: [B, h, w, hidden], a window of the map.
-        grid, steps: as the operator's (liif_fast/ops/decode.py).
+        grid, steps: as in the operator (liif_fast/ops/decode.py).
         saved_shape: shape of the activations, [hidden layers, rows, the widest layer].
     """
     shape, origin, size, (top, left, height, width) = _split(grid)
@@ -145,7 +145,7 @@ def render_backward(
     grid: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Return what `decode_backward` does at the pixels, without those at the corners; grad [B, out, h, w]."""
+    """Return the gradients of `decode_backward` at the pixels, but none at the corners; grad [B, out, h, w]."""
     shape, origin, size, (top, left, height, width) = _split(grid)
     rows, columns = (
         centres_at(torch.arange(start, start + count, device=p.device), n)

@@ -1,7 +1,7 @@
 """Add the gradients of gathered rows to their latents.
 
-This uses atomic additions, in any order. Under `torch.use_deterministic_algorithms` it is a sum over each latent's rows
-in a fixed order: the rows are sorted by latent, and a program sums each latent's run.
+Atomic additions do it, in any order. Under `torch.use_deterministic_algorithms` a program sums the rows of each latent
+in a fixed order, after the rows have been sorted by latent.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def atomic_kernel(
 ):  # fmt: skip
     """Compute target[latents[r]] += source[r]; source [rows, WIDTH] with rows STRIDE apart, target float32.
 
-    STRIDE is a width of the network, like WIDTH. It is known at compile time, because otherwise the compiler could not
-    know a row's alignment and would read elements one at a time.
+    STRIDE is a width of the network, like WIDTH. It is a constant, because otherwise the compiler could not know a
+    row's alignment and would read elements one at a time.
 
-    FOURS says that an atomic addition takes four numbers. Without them, a thread's neighbour must have the next column,
-    or each addition of a warp would touch four times the memory. So the compiler is not told of target's alignment.
+    FOURS says that an atomic addition takes four numbers. Without it, adjacent threads must have adjacent columns, or
+    each addition of a warp would touch four times the memory. So the compiler is not told target's alignment then.
     """
     if FOURS:
         target = tl.multiple_of(target, 16)
@@ -45,17 +45,17 @@ def segment_kernel(
     source, order, offsets, target, height, width,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the sum of a latent's rows of source to target[latent]; with 9 taps, of the neighbours' rows that hold it.
+    """Add the sum of a latent's rows of source to target[latent]; with 9 taps, of its neighbours' rows that hold it.
 
-    order [rows] sorts the rows by latent; latent n has those from offsets[n] to offsets[n + 1]. Element c of a row's
-    tap is at column tap * WIDTH + c.
+    order [rows] sorts the rows by latent; latent n has order[offsets[n]:offsets[n + 1]]. Element c of a row's tap is at
+    column tap * WIDTH + c.
     """
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     y, x = latent // width % height, latent % width
     total = tl.zeros((BLOCK,), tl.float32)
     for tap in range(TAPS):
-        # The neighbourhood of the latent n holds this one as tap number `tap`.
+        # Latent n is the one whose neighbourhood holds this latent as tap number `tap`.
         up, left = 0, 0
         if TAPS == 9:
             up, left = tap // 3 - 1, tap % 3 - 1

@@ -1,7 +1,7 @@
 """Import the Triton kernels in the interpreter, unless tests use a GPU or named backends, and reset signals.
 
-Triton must be told before its first import, and tests of all folders share a process. Processes started by tests do not
-inherit the setting; tests/kernels sets it again for the backend.
+Triton reads the variable at its first import, and tests of all folders share a process. Processes started by tests do
+not inherit the setting; tests/kernels sets it again for the backend.
 """
 
 import importlib.util

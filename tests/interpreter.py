@@ -1,6 +1,6 @@
-"""Shortcuts through Triton's interpreter, which halve the time of the kernels' tests.
+"""Take shortcuts through Triton's interpreter, which halve the time of the kernels' tests.
 
-They keep what depends on types and shapes alone. The names are private, and another version of Triton may lack them.
+They cache what depends only on types and shapes. The names are private, and another version of Triton may lack them.
 Then the tests only take longer: each function that lacks its name is left as it is.
 """
 
@@ -42,7 +42,7 @@ def shorten(path: str, name: str) -> Callable[[Maker], Maker]:
 
 @shorten("runtime.interpreter", "_patch_lang")
 def _patch_once(patch: Any) -> Any:
-    """Replace what is in Triton's modules once in a launch, instead of at each call of a function in it."""
+    """Patch Triton's modules once per launch, instead of at each call of a function in it."""
 
     def patch_once(function: Any) -> Any:
         names = function.__globals__.values()
@@ -107,7 +107,7 @@ def _make_shape_once(init: Any) -> Any:
 
 @shorten("language.semantic:TritonSemantic", "binary_op_sanitize_overflow_impl")
 def _check_in_debug(check: Any) -> Any:
-    """Leave out eight operations after each on integers, whose result is read in debug mode alone."""
+    """Leave out eight operations after each one on integers, because only debug mode reads their results."""
 
     def check_in_debug(self: Any, *args: Any) -> None:
         if self.builder.options.debug:

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, headings, modules, commands with their options, targets and variables."""
+"""Everything that the documents name exists: files, headings, modules, commands, options, targets, variables."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ def page(request: pytest.FixtureRequest) -> Path:
 
 
 def test_lines_have_120_characters_at_most(page: Path) -> None:
-    """Except tables, code and generated parts, whose lines name a machine."""
+    """Tables, code and generated parts, whose lines name a machine, are excepted."""
     text = re.sub(r"^<!-- begin:(\S+) -->.*?^<!-- end:\1 -->|^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
 

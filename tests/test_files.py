@@ -7,7 +7,7 @@ from liif_fast.files import atomic_file, distinct_names, is_litter
 
 
 def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path):
-    """Neither the file beside it that takes its place, nor nothing, as a full disk would have it."""
+    """The message names neither the temporary file nor, with a full disk, no file at all."""
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="No space left") as full, atomic_file(path):

@@ -150,7 +150,7 @@ def install(python, *what, **environment):
 
 
 def test_loading_and_running_a_model_imports_no_compiler(tmp_path):
-    """Which PyTorch does for some operators on the meta device, at 150 MiB and some seconds."""
+    """For some operators on the meta device PyTorch imports it, which takes 150 MiB and some seconds."""
     script = """
 import sys, torch
 before = set(sys.modules)

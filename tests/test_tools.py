@@ -1,4 +1,4 @@
-"""LIIF in spandrel and in ComfyUI, by the examples."""
+"""Test the examples that put LIIF into spandrel and ComfyUI."""
 
 import importlib.util
 import os
@@ -42,7 +42,7 @@ def build(name="liif", encoder="edsr-baseline", **options):
 
 @pytest.fixture(scope="module")
 def spandrel():
-    """The real package; torchvision, of which it needs three names for other models, is replaced where it is absent."""
+    """Return the real package; if torchvision is absent, replace the three names that other models need from it."""
     if importlib.util.find_spec("spandrel") is None or importlib.util.find_spec("einops") is None:
         pytest.skip("spandrel (pip install --no-deps spandrel) or einops is not installed")
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +64,7 @@ def adapter(spandrel):
 
 @pytest.fixture
 def loader(spandrel, adapter):
-    """loader(scale): one whose registry has all of spandrel's architectures, and LIIF."""
+    """Return loader(scale), which makes a loader with all of spandrel's architectures and LIIF."""
 
     def make(scale):
         registry = spandrel.MAIN_REGISTRY.copy()
@@ -163,7 +163,7 @@ def test_other_architectures_are_still_found(loader, spandrel, tmp_path):
 
 @pytest.fixture
 def comfyui(tmp_path, monkeypatch):
-    """The package that ComfyUI imports from custom_nodes, with a models folder that holds one file."""
+    """Return the package that ComfyUI imports from custom_nodes, with a models folder that holds one file."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     save_model(build(), tmp_path / "mine.pth")
     return load_example("liif_fast_comfyui", EXAMPLES / "comfyui" / "__init__.py")

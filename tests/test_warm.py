@@ -1,4 +1,4 @@
-"""The tests' own processes: what they start does not outlive them unseen, and groups of tests share one."""
+"""Test the tests' own processes: what they start does not outlive them unseen, and groups of tests share one."""
 
 import os
 import time
@@ -71,7 +71,7 @@ def test_an_empty_environment_is_empty():
 
 @pytest.mark.xdist_group("together")
 def test_a_group_has_one_worker(request):
-    """pytest-xdist tells a group by the end of a test's name; where that is lost, it divides groups without a word."""
+    """pytest-xdist tells a group by the end of a test's name; without it, groups would be divided silently."""
     if not request.config.getoption("loadgroup", False):
         pytest.skip("pytest does not run with --dist loadgroup")
     assert request.node.nodeid.endswith("@together")

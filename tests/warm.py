@@ -1,6 +1,6 @@
 """Run Python with PyTorch at hand: in a process forked from one that has imported it and done nothing else.
 
-The import takes longer than most of what the tests' processes do. All else is as after `python ARGUMENTS` in a new
+The import takes longer than most of what the tests' processes do. All else is as with `python ARGUMENTS` in a new
 session: arguments, variables, folder, streams, `__main__`, signals, the end. But all of them have one hash seed and one
 address layout, and count PyTorch's own pages in their memory when they first read them: measure memory as the growth
 after a call of the same kind. Use subprocess to test what comes before the import. Needs Linux.
@@ -167,7 +167,7 @@ def _serve(jobs: socket.socket, *modules: str) -> list[str]:
 
 
 def _attend(told: socket.socket, child: int) -> None:
-    """Tell the child's end, and by ending the end of all that it has started; kill them once nobody listens."""
+    """Report the child's end, and by ending the end of all that it has started; kill them once nobody listens."""
 
     def end() -> None:
         told.recv(1)  # nothing is ever sent
@@ -189,7 +189,7 @@ def _attend(told: socket.socket, child: int) -> None:
 
 
 def _begin(how: str, *arguments: str) -> None:
-    """Do what `python ARGUMENTS` does."""
+    """Run as `python ARGUMENTS` would."""
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if not getattr(sys.flags, "safe_path", False):
         sys.path.remove(os.path.dirname(__file__))  # of the script that runs

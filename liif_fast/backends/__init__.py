@@ -1,8 +1,8 @@
 """Choose between the backends.
 
-A backend is a module of this package, with a NAME and the functions of `Backend`. Its import must be light (no driver,
-no compiler, no Triton); heavy work waits until `can_run` or the call itself. To add one, add its name to `MODULES`. A
-backend that runs operators of `liif_fast.ops` on a GPU lists their functions in `OPERATORS`, by name.
+A backend is a module of this package with a NAME and the functions of `Backend`. Its import must be light (no driver,
+no compiler, no Triton); heavy work waits for `can_run` or the call itself. To add a backend, add its name to `MODULES`.
+A backend that runs operators of `liif_fast.ops` on a GPU maps their names to functions in `OPERATORS`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NO_ONNX = (
     "torch.onnx.export has no translation of liif_fast's operators: `liif-fast export MODEL OUT.onnx` or "
     "liif_fast.export_onnx(model, path) writes a LIIF in standard operators, with any registered encoder"
 )
-# A gathered and unfolded row costs this many times a convolved latent. The multiply-adds are the same (9*C*hidden), but
-# its 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time at
-# a ratio of 1 (backend cpu) to 3 (backend torch).
+# Cost of a gathered and unfolded row relative to a convolved latent. The multiply-adds are the same (9*C*hidden), but
+# the row's 9*C values are collected one by one. On a CPU (C = 64, hidden 256, map 96x96) both forms take the same time
+# at a ratio of 1 (backend cpu) to 3 (backend torch).
 GATHERED_ROW = 2
 LONGEST_GRID = 1 << 30  # the GPU kernels number a grid's rows and columns in 32 bits
 
@@ -109,7 +109,7 @@ def load() -> None:
 
 
 def runner(operator: str) -> Callable[..., Any]:
-    """Return the kernel of an operator that runs it on the backend named by its last argument."""
+    """Return the kernel of an operator: it runs the backend that its last argument names."""
 
     def run(*args: Any) -> Any:
         *rest, name = args
@@ -124,7 +124,7 @@ def runner(operator: str) -> Callable[..., Any]:
 
 
 def ask(name: str, call: Call) -> tuple[bool, str]:
-    """Return the answer of the backend `name` to `call`: (can run, reason)."""
+    """Ask the backend `name` whether it can run `call`; return (can run, reason)."""
     backend = _backends[name]
     if isinstance(backend, str):
         return False, backend
@@ -146,12 +146,13 @@ def _say_once(message: str, level: int = logging.INFO) -> None:
 
 
 def order(call: Call, *others: Call) -> tuple[str, ...]:
-    """Return the backends that "auto" tries for a call: qualified and faster ones, the fastest first, then AUTO.
+    """Return the backends that "auto" tries for a call: those qualified as faster, the fastest first, then AUTO.
 
-    An exported program gets AUTO alone, because it may run on other machines.
+    An exported program gets only AUTO, because it may run on other machines.
 
     Args:
-        others: further calls for the same backend, which it must run correctly but not faster.
+        call: the call.
+        others: further calls for the same backend, which it must run correctly but need not run faster.
     """
     if exporting():
         return AUTO
@@ -166,7 +167,7 @@ def _need(call: Call) -> verdict.Need:
 
 
 def _say_what_is_off(call: Call, names: Sequence[str]) -> None:
-    """Log once that fused kernels wait for a verdict, or the verdict on this kind of call."""
+    """Log once that fused kernels wait for a verdict, or why a verdict excludes them from this kind of call."""
     kind, index = call.device.type, call.device.index
     if verdict.read(kind, index) is None:
         due = kind == "cuda" and NO_VERDICT not in _said and verdict.wanted()
@@ -183,8 +184,7 @@ def choose(call: Call, name: str) -> Backend:
 
     Raises:
         ValueError: no backend has that name.
-        RefusedError: the named backend cannot run this call, or torch.onnx.export traces it; the message gives the
-            reason.
+        RefusedError: the named backend cannot run this call, or torch.onnx.export traces it; the message says why.
     """
     if exporting_onnx():
         raise RefusedError(NO_ONNX)
@@ -213,7 +213,7 @@ class Explanation(NamedTuple):
 
 
 def explain(call: Call, name: str) -> Explanation:
-    """Return every backend's answer to `call`, and the one that `name` (or "auto") chooses, or "" if it finds none."""
+    """Return every backend's answer to `call`, and the backend that `name` (or "auto") chooses, "" if none."""
     answers = tuple((each, *_answer(each, call)) for each in NAMES)
     can_run = [each for each, can, _ in answers if can]
     wanted = order(call) if name == "auto" else (name,)
@@ -230,24 +230,24 @@ def _answer(name: str, call: Call) -> tuple[bool, str]:
 
 
 def factorises(latents: int, rows: int) -> bool:
-    """Say whether to convolve the first layer over the whole map instead of applying it to gathered rows.
+    """Return whether to convolve the first layer over the whole map instead of applying it to gathered rows.
 
     Args:
         latents: H*W, the positions of one map.
         rows: K*Q, the (query, corner) pairs that read it.
 
     Returns:
-        True for the factorised form, cost H*W (always in an exported program, because it must serve every size); False
-        for the direct form, cost GATHERED_ROW * K*Q.
+        True for the factorised form, which costs H*W; False for the direct form, which costs GATHERED_ROW * K*Q. An
+        exported program always takes the factorised form, because it must serve every size.
     """
     return exporting() or rows * GATHERED_ROW >= latents
 
 
 def kept(count: int, elements: int, dtype: torch.dtype, train: bool, recompute: bool | None, limit: int) -> int:
-    """Return how many of `count` queries (or rows), with `elements` activations each, keep them for the backward pass.
+    """Return how many of `count` queries (or rows) keep their `elements` activations each for the backward pass.
 
-    With recompute=False all keep them; by default as many as fit into `limit` bytes, a multiple of 16, so that the rows
-    after them are aligned in memory as well.
+    With recompute=False all keep them, with recompute=True none. By default as many do as fit into `limit` bytes, a
+    multiple of 16, so that the rows after them are aligned in memory as well.
     """
     if not train or recompute:
         return 0

@@ -1,4 +1,4 @@
-"""`attend_corners` in plain PyTorch: the plain form, and the form whose first block is factorised.
+"""Compute `attend_corners` in plain PyTorch: in the plain form, and in the form whose first block is factorised.
 
 The first LayerNorm and the linear map L behind it (the first block's qkv; without blocks the head) split by latent.
 With C the centring, g and b of the norm, z' = z + bp and P = Wp, per latent
@@ -9,8 +9,8 @@ and per corner, with R = L diag(g) C P and S = (C P)' C P / D,
 
     L norm(z' + P rel) = (A + R rel) / sqrt(n0 + rel . (n1 + S rel) + epsilon) + L b
 
-so that a query gathers A, n1, n0 (and z' where the blocks need it), adds R rel, S rel, 0 (and P rel), and no product
-of D x 3D is left to it.
+so a query gathers A, n1, n0 (and z' if there are blocks) and adds R rel, S rel, 0 (and P rel). It needs no product of
+D x 3D.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from liif_fast.attention import EPSILON, Block, Coordinates, Corners, CornerTran
 from liif_fast.call import autocast_dtype, trains, without_autocast
 from liif_fast.coord import plan_corners
 from liif_fast.frozen import pack_once
+from liif_fast.ops.attend import attend_corners as operator
 
 Packed = TypeVar("Packed")
 
 CHUNK_QUERIES = 1 << 12
-KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
+KEEP_BYTES = 1 << 28  # limit of hidden activations kept for the backward pass; above it they are recomputed
 
 
 def plan(coord: Tensor, height: int, width: int, wrap: bool) -> Corners:
     """Return the corners of every query, coord [B, Q, 2].
 
-    With `wrap` the columns are a circle: the plan is that of a map with one more column at either side, whose latents
-    are those of the other end.
+    With `wrap` the columns form a circle: the plan is that of a map with one more column at either side, which repeats
+    the latents of the other end.
     """
     if not wrap:
         index, rel, _ = plan_corners(coord, height, width, True)
@@ -57,9 +58,9 @@ def run(
     dropout: float,
     packs: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run one of the forms in float32 or more, whatever autocast asks for: a softmax over four hides no rounding.
+    """Run one of the forms in float32 or wider, whatever autocast asks for, because a softmax over four hides no error.
 
-    `packs`, here and in `fused`: keep, within `frozen_weights`, the parts that depend on the parameters alone.
+    Within `frozen_weights`, `packs` keeps the parts that depend only on the parameters.
     """
     dtype = torch.promote_types(feat.dtype, torch.float32)
     with without_autocast(feat):
@@ -72,7 +73,7 @@ def run(
 def _once(
     packs: bool, pack: Callable[[], Packed], how: Hashable, feat: Tensor, values: Tensor, net: CornerTransformer
 ) -> Packed:
-    """Return what `pack` makes of the parameters, within `frozen_weights` an earlier result, but not in training."""
+    """Return what `pack` makes of the parameters; outside training, `frozen_weights` reuses an earlier result."""
     params = [tensor for _, tensor in net.tensors()]
     return pack_once(params, how, pack) if packs and not trains(feat, values, *params) else pack()
 
@@ -84,7 +85,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _attention(qkv: Tensor, heads: int) -> Tensor:
     """Attend from each of the 4 tokens [..., 4, 3 D] to all of them; [..., 4, D]."""
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, -1))
-    # Products of 4 x D/h matrices are quicker element by element than one by one.
+    # Many products of 4 x D/h matrices are faster as element-wise operations than as matrix products.
     logits = (q.unsqueeze(-3) * k.unsqueeze(-4)).sum(-1) * q.shape[-1] ** -0.5
     return (logits.softmax(-2).unsqueeze(-1) * v.unsqueeze(-4)).sum(-3).flatten(-2)
 
@@ -113,14 +114,14 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _planned(queries: Corners | Coordinates, feat: Tensor) -> tuple[Tensor, Tensor]:
-    """Return index [B, Q, 4] and rel [B, Q, 4, 2], also of a plan that all images share."""
+    """Return index [B, Q, 4] and rel [B, Q, 4, 2]; a plan that all images share is expanded."""
     height, width = feat.shape[2:]
     corners = queries if isinstance(queries, Corners) else plan(queries.coord, height, width, queries.wrap)
     return corners.at.expand(len(feat), -1, -1), corners.rel.expand(len(feat), -1, -1, -1)
 
 
 def _flat(index: Tensor, latents: int) -> Tensor:
-    """Return the rows of `_rows` that the corners [B, Q, 4] read, one after the other."""
+    """Return the rows of `_rows` that the corners [B, Q, 4] read, as one list."""
     image = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
     return (index + image * latents).flatten()
 
@@ -139,27 +140,27 @@ def plain(
 
 
 class Shares(NamedTuple):
-    """The parts of `split` and the queries that depend on the parameters alone."""
+    """Hold the parts of a split that depend only on the parameters."""
 
-    product: Tensor  # [A's columns + 2, D], what a centred latent is multiplied by
-    by_rel: Tensor  # as of Split
+    product: Tensor  # [A's columns + 2, D], multiplies a centred latent
+    by_rel: Tensor  # as in Split
     linear: int  # columns of A
 
 
 class Split(NamedTuple):
-    """The first LayerNorm and the linear map behind it, split by latent.
+    """Hold the first LayerNorm and the linear map behind it, split by latent.
 
-    Columns are A, n1, n0, with blocks z', and the values to blend.
+    Columns are A, n1, n0, z' if there are blocks, and the values to blend.
     """
 
     table: Tensor  # [B * H * W, T], per latent
-    by_rel: Tensor  # [3, T]: what rel's row and column are multiplied by, and what is added after the norm, L b
+    by_rel: Tensor  # [3, T]: the factors of rel's row and column, and L b, which is added after the norm
     linear: int  # columns of A
     values: int  # columns of the values
 
 
 def shares(net: CornerTransformer, values: int) -> Shares:
-    """Return the parameters' part of a split with so many values."""
+    """Return the parameters' part of a split with this number of values."""
     if net.blocks:
         norm_weight, norm_bias, linear = net.blocks[0][:3]
         bias = linear @ norm_bias
@@ -183,9 +184,9 @@ def split(
     product: Callable[[Tensor, Tensor], Tensor] = F.linear,
     of: Shares | None = None,
 ) -> Split:
-    """Compute once per latent its part of the first block; `product` multiplies rows by a weight [out, in].
+    """Compute each latent's part of the first block once; `product` multiplies rows by a weight [out, in].
 
-    `of` are the parameters' shares, if they are known.
+    `of` gives the parameters' shares if they are known.
     """
     of = of or shares(net, values.shape[1])
     z = _rows(feat) + net.position_bias
@@ -197,9 +198,10 @@ def split(
 
 
 def folded(net: CornerTransformer) -> list[Tensor]:
-    """Return the linear maps behind the first, norms folded into them, each [out, in + 1] with its bias last.
+    """Return the linear maps behind the first one, with norms folded in, each [out, in + 1] with its bias last.
 
-    They are out, up, down of the first block, qkv, out, up, down of each other, and the head; none without blocks.
+    They are out, up, down of the first block; qkv, out, up, down of each other block; and the head. Without blocks
+    there are none.
     """
 
     def fold(weight: Tensor, bias: Tensor | float, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
@@ -246,7 +248,7 @@ def factorised(
     dropout: float,
     recompute: bool | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `plain` does, chunk by chunk; in training chunks are computed again where they would take much."""
+    """Return what `plain` returns, chunk by chunk; in training, recompute chunks if activations exceed KEEP_BYTES."""
     index, rel = _planned(queries, feat)
     at, rel = _flat(index, feat.shape[2] * feat.shape[3]), rel.flatten(0, 2).to(feat.dtype)
     first = split(feat, values, net)
@@ -265,25 +267,41 @@ def factorised(
     return out, weight
 
 
-def fused(
-    operator: Callable[..., tuple[Tensor, Tensor]],
-    product: Callable[[Tensor, Tensor], Tensor],
-    packs: bool,
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    net: CornerTransformer,
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
-    """Return what `plain` does by an operator of `liif_fast.ops.attend`; there is no dropout."""
-    count = values.shape[1]
-    of, layers = _once(packs, lambda: (shares(net, count), folded(net)), (fused, count), feat, values, net)
-    first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
-    if isinstance(queries, Corners):
-        at, rel, _ = queries  # of which one may be shared by all images while the other is not
-        images = len(at) if len(rel) == 1 else len(rel)
-        plan = [at.expand(images, -1, -1).contiguous(), rel.expand(images, -1, -1, -1).contiguous()]
-        wrap = False
-    else:
-        plan, wrap = [queries.coord], queries.wrap
-    return operator(first.table, first.by_rel, layers, plan, shape, wrap, net.heads)
+def bind(
+    backend: str | None, product: Callable[[Tensor, Tensor], Tensor], packs: bool
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a backend's `attend_corners` by the operator of `liif_fast.ops.attend`, without dropout.
+
+    Args:
+        backend: the operator's last argument.
+        product: multiplies rows by a weight [out, in].
+        packs: as for `run`.
+    """
+
+    def form(
+        feat: Tensor, values: Tensor, queries: Corners | Coordinates, net: CornerTransformer, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        count = values.shape[1]
+        of, layers = _once(packs, lambda: (shares(net, count), folded(net)), (bind, count), feat, values, net)
+        first, shape = split(feat, values, net, product, of), (len(feat), *feat.shape[2:])
+        if isinstance(queries, Corners):
+            at, rel, _ = queries  # all images may share one of them but not the other
+            images = len(at) if len(rel) == 1 else len(rel)
+            plan = [at.expand(images, -1, -1).contiguous(), rel.expand(images, -1, -1, -1).contiguous()]
+            wrap = False
+        else:
+            plan, wrap = [queries.coord], queries.wrap
+        return operator(first.table, first.by_rel, layers, plan, shape, wrap, net.heads, backend)
+
+    def attend_corners(
+        feat: Tensor,
+        values: Tensor,
+        queries: Corners | Coordinates,
+        transformer: CornerTransformer,
+        dropout: float,
+        recompute: bool | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
+        return run(form, feat, values, queries, transformer, dropout, packs)
+
+    return attend_corners

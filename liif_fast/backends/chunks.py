@@ -1,4 +1,4 @@
-"""Decode a call's queries chunk by chunk in plain PyTorch; keep what the backward pass needs, or compute it again."""
+"""Decode a call's queries chunk by chunk in plain PyTorch; keep what the backward pass needs, or recompute it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from liif_fast.call import Place, Switches, without_autocast
 from liif_fast.coord import centres_at, on_lattice, plan_corners, scaled
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 64 << 20  # size of one hidden activation of one chunk
-PIECE_ROWS = 512  # so many gradients of the rows that read one latent are added in one chain, on average
+PIECE_ROWS = 512  # average number of gradients per latent that are added in one chain
 
 
 class Grid(NamedTuple):
-    """Hold the queries of a rendered window, instead of a coord tensor."""
+    """Describe the queries of a rendered window, in the place of a coord tensor."""
 
     size: tuple[int, int]
     top: int
@@ -66,7 +66,7 @@ def _scatter_latents(grad_feat: Tensor, image: Tensor, index: Tensor, feat_unfol
 
 
 def chunk_slices(batch: int, queries: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of images and of queries, about `size` queries at a time, as whole images or a part of one."""
+    """Yield slices of images and of queries with about `size` queries each: whole images, or a part of one."""
     size = max(1, size)
     if queries < size:
         images = size // max(queries, 1)
@@ -212,7 +212,7 @@ class Decoder(NamedTuple):
 
 
 class Recomputed(torch.autograd.Function):
-    """Run Decoder.run_all, and compute each chunk again in the backward pass."""
+    """Run Decoder.run_all, and recompute each chunk in the backward pass."""
 
     @staticmethod
     def forward(
@@ -250,7 +250,7 @@ def _accumulate(
     wanted: Sequence[bool],
     totals: Sequence[Tensor | None],
 ) -> None:
-    """Compute one chunk again and add its gradients to `totals` (source, coord, cell, *params)."""
+    """Recompute one chunk and add its gradients to `totals` (source, coord, cell, *params)."""
     coord, cell = decoder.pick(coord, cell, images, queries, source.device)
     assert coord is not None
     coord = coord.detach().requires_grad_(wanted[1])

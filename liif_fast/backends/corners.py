@@ -1,8 +1,8 @@
-"""Decoders of LIIF's relatives in plain PyTorch: gather at the corners, a network of their own, blend by area.
+"""Decode LIIF's relatives in plain PyTorch: gather at the corners, apply a network of their own, blend by area.
 
-A corner's row x is the gathered latent, rel, and the cell. A relative is one function from rows to the input of
-a last linear layer: LTE's waves and MLP, LM-LIIF's modulated layers. The plain form applies it as the formula reads.
-The other form goes in chunks of queries and blends before the last layer, which is possible because that is linear.
+A corner's row x is the gathered latent, rel, and the cell. A relative is a function from rows to the input of a last
+linear layer: LTE's waves and MLP, LM-LIIF's modulated layers. The plain form applies it as the formula reads. The other
+form takes chunks of queries and blends before the last layer, because that layer is linear.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from liif_fast.call import Place, Switches, autocast_dtype, without_autocast
 from liif_fast.coord import plan_corners, scaled
 
 CHUNK_QUERIES = 1 << 11
-KEEP_BYTES = 1 << 28  # hidden activations kept for the backward pass; above, they are computed again
+KEEP_BYTES = 1 << 28  # limit of hidden activations kept for the backward pass; above it they are recomputed
 
-Hidden = Callable[[Tensor], Tensor]  # rows x [..., C + 2 or 4] to the last layer's input [..., h], in any dtype
+Hidden = Callable[[Tensor], Tensor]  # from rows x [..., C + 2 or 4] to the last layer's input [..., h], in any dtype
 
 
 def waves(x: Tensor, phase: Tensor) -> Tensor:
     """Return LTE's network input [..., D] from rows [..., 2 D + 4] of amplitudes, frequencies, rel and cell.
 
-    With a_k = F_2k rel_row + F_2k+1 rel_column + (phase cell)_k it is A * [cos(pi a), sin(pi a)]. The first layer
-    behind it cannot be moved to the latents as LIIF's can, because rel is inside the cosine.
+    It is A * [cos(pi a), sin(pi a)] with a_k = F_2k rel_row + F_2k+1 rel_column + (phase cell)_k. The first layer
+    cannot be moved to the latents, as LIIF's can, because rel is inside the cosine.
     """
     amplitude, frequency, rel, cell = x.split([*[x.shape[-1] // 2 - 2] * 2, 2, 2], -1)
     turns = (frequency.unflatten(-1, (-1, 2)) * rel.unsqueeze(-2)).sum(-1) + F.linear(cell, phase.to(x.dtype))
@@ -52,7 +52,7 @@ def fourier_hidden(phase: Tensor, weights: Sequence[Tensor], biases: Sequence[Te
 def modulated_hidden(weights: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype) -> Hidden:
     """Return LM-LIIF's hidden layers h = relu((W h + b) * (1 + scale) + shift), whose products are in `dtype`.
 
-    Of rows [..., 2 L h + ...] the first L h values are the scales of L layers of width h, then come the shifts.
+    A row [2 L h + ...] begins with the scales of L layers of width h, L h values; then come as many shifts.
     """
     depth, width = len(weights) - 1, weights[0].shape[0]
 
@@ -77,12 +77,12 @@ def decode(
     place: Place | None,
     width: int,
 ) -> Tensor:
-    """Return the output [B, Q, out], chunk by chunk; in training chunks are computed again where they take much.
+    """Return the output [B, Q, out], chunk by chunk; in training, recompute chunks if activations exceed KEEP_BYTES.
 
     Args:
         feat: [B, C, H, W], not unfolded.
         last: weight [out, h] and bias of the last layer.
-        width: values of a corner that the backward pass needs, about.
+        width: approximate number of values per corner that the backward pass needs.
     """
     mixed, queries, whole = autocast_dtype(feat), coord.shape[1], torch.compiler.is_compiling()
     with without_autocast(feat):
@@ -116,7 +116,7 @@ def _chunk(
     shape: tuple[int, int],
     place: Place | None,
 ) -> Tensor:
-    """Return the output [n, out] of the queries from number `first` on, coord and cell [n, 2], in table's dtype."""
+    """Return the output [n, out], in table's dtype, of the queries from number `first` on; coord and cell [n, 2]."""
     top, left, height, width = place or (0, 0, *shape)
     index, rel, weight = plan_corners(coord.unsqueeze(0), height, width, switches.local_ensemble)
     image = torch.arange(first, first + len(coord), device=coord.device) // per_image

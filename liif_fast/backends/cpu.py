@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, factorises, kept, verdict
 from liif_fast.call import Call, Kernels, Switches, hidden_from
 from liif_fast.extension import load
-from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
@@ -23,7 +20,7 @@ from liif_fast.ops import modulated as _modulated
 
 NAME = "cpu"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are recomputed
 
 
 def _wish() -> str:
@@ -31,7 +28,7 @@ def _wish() -> str:
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels; return the reason if that fails, else ""."""
+    """Load the extension, which registers the kernels; return "" or the reason why that fails."""
     if _wish() not in ("", "portable", "avx2", "avx512", "amx", "amx-emulated"):
         return f"LIIF_FAST_CPU_ISA must be portable, avx2, avx512 or amx, got {_wish()!r}"
     error = load("_C")
@@ -39,9 +36,9 @@ def _load() -> str:
 
 
 def _start_amx() -> str:
-    """Let bfloat16 products use AMX if it is asked for by name, or passed and faster on this machine; return the state.
+    """Turn AMX on for bfloat16 products if it is named, or has passed and was faster on this machine; return the state.
 
-    It never changes later in the process. The system is asked for the registers only here.
+    The state never changes later in the process. Only here is the system asked for the registers.
     """
     on, why = True, "by LIIF_FAST_CPU_ISA"
     if not _wish().startswith("amx"):
@@ -51,7 +48,7 @@ def _start_amx() -> str:
 
 
 _missing = _load()
-# The instruction set of the chosen micro-kernel: the widest, or a lesser one that LIIF_FAST_CPU_ISA names.
+# The instruction set of the chosen micro-kernel: the widest, or a narrower one that LIIF_FAST_CPU_ISA names.
 ISA: str = "" if _missing else torch.ops.liif_fast.cpu_isa()
 BFLOAT16: bool = not _missing and torch.ops.liif_fast.cpu_has_bfloat16()  # products of bfloat16, summed in float32
 AMX_MISSING: str = _missing or torch.ops.liif_fast.cpu_missing_amx()
@@ -59,7 +56,7 @@ AMX: str = f"none: {AMX_MISSING}" if AMX_MISSING else _start_amx()  # in words
 
 
 def _computes_in(dtype: torch.dtype, autocast: torch.dtype | None) -> torch.dtype:
-    """Return the dtype of products; under autocast it is float32 if the processor has no bfloat16 products."""
+    """Return the dtype of products; autocast to bfloat16 takes float32 on a processor without bfloat16 products."""
     if autocast is None:
         return dtype
     return autocast if autocast == torch.bfloat16 and BFLOAT16 else torch.float32
@@ -130,25 +127,15 @@ def decode(
     switches: Switches,
     recompute: bool | None,
 ) -> Tensor:
-    """Return the decoded queries, [B, Q, out]; few queries of a large map by the direct form."""
+    """Return the decoded queries, [B, Q, out]; few queries of a large map take the direct form."""
     if factorises(feat.shape[2] * feat.shape[3], switches.corners * coord.shape[1]):
         return _decode.decode(KERNELS, feat, coord, cell, weights, biases, switches, recompute)
     return _decode.decode_direct(KERNELS, feat, coord, cell, weights, biases, switches)
 
 
-def attend_corners(
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    transformer: CornerTransformer,
-    dropout: float,
-    recompute: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = partial(attention.fused, partial(_attend.attend_corners, backend=None), _product, False)
-    return attention.run(form, feat, values, queries, transformer, dropout)
-
-
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply rows by a weight [out, in]; unlike PyTorch's product with the same bits for any number of threads."""
+    """Multiply rows by a weight [out, in], with the same bits for any number of threads, unlike PyTorch's product."""
     return fused_mlp(x, [weight], [weight.new_zeros(len(weight))], True)
+
+
+attend_corners = attention.bind(None, _product, packs=False)

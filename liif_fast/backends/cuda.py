@@ -1,7 +1,7 @@
 """Run the hand-written Hopper kernel (csrc/cuda): decode and render, forward, in half precision, hidden layers of 256.
 
-It has never run on a GPU. It is compiled, its machine code is audited, and its PTX is executed on a CPU
-(docs/hopper.md). So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
+No GPU has run it yet. It is compiled, its machine code is audited, and its PTX is executed on a CPU (docs/hopper.md).
+So `auto` takes it only where `liif-fast qualify` has passed it; naming it selects it anywhere.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from liif_fast.ops.decode import decode_queries, render_window
 NAME = "cuda"
 PLACES = True
 DTYPES = (torch.float16, torch.bfloat16)
-# Blocks per cluster, 1 or 2: with 2, a pair of blocks copies each weight from L2 once for both. Both give the same
-# bits; their speed has not been measured yet.
+# Blocks per cluster, 1 or 2. With 2, a pair of blocks copies each weight from L2 once for both. Both give the same
+# bits. Their speed has not been measured yet.
 CLUSTER = 1
 
 
 def _load() -> str:
-    """Load the extension, which registers the kernels without a driver; return the reason if that fails, else ""."""
+    """Load the extension, which registers the kernels without a driver; return "" or the reason why that fails."""
     global CLUSTER
     wish = os.environ.get("LIIF_FAST_CUDA_CLUSTER") or "1"
     if wish not in ("1", "2"):
@@ -84,8 +84,8 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     """Return P [B, H, W, 256] in the dtype of the products, and the packed weights.
 
-    Every call packs the weights, in one launch, except within `frozen_weights`. PyTorch's version counters miss writes
-    through .data, and a captured graph must pack the weights of the moment when it is replayed.
+    Every call packs the weights, in one launch, except within `frozen_weights`. No cache is safe, because PyTorch's
+    version counters miss writes through .data, and a captured graph must pack the weights that it finds when replayed.
     """
     dtype = autocast_dtype(feat) or feat.dtype
     terms, bfloat = 4 if switches.cell_decode else 2, dtype == torch.bfloat16

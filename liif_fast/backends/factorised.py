@@ -5,9 +5,9 @@ the whole map, P [B, H, W, h]; queries gather rows of P and add the rest. The co
 because that is linear and the weights sum to one. For few queries and a large map, the first part is applied to
 gathered rows instead (the direct form, see `factorises`).
 
-Queries are computed in chunks, so memory beyond inputs, outputs and P does not grow with their number. In training the
-same holds once the hidden activations exceed KEEP_BYTES (or with recompute=True): the backward pass computes each chunk
-again. A traced call (torch.compile, torch.export) is one chunk, so that the compiler can fuse it.
+Queries are computed in chunks, so memory beyond inputs, outputs and P does not grow with their number. In training this
+holds once the hidden activations exceed KEEP_BYTES, or with recompute=True, because the backward pass then recomputes
+each chunk. A traced call (torch.compile, torch.export) is one chunk, so that the compiler can fuse it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from liif_fast.coord import latent_window, lattice, plan_corners, scaled
 
 NAME = "torch"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; above it they are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; above it they are recomputed
 
 
 def can_run(call: Call) -> tuple[bool, str]:
@@ -134,7 +134,7 @@ def render(
     place: Place | None = None,
     extent: Extent | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w], making coordinates chunk by chunk."""
+    """Return the window `region` of the grid `size`, [B, out, h, w]; coordinates are made chunk by chunk."""
     top, left, height, width = region
     whole = place or (0, 0, feat.shape[2], feat.shape[3])
     grid = Grid(size, top, left, width, () if extent is None else lattice(size, extent, whole[2:]))
@@ -245,7 +245,7 @@ def fourier_decode(
     recompute: bool | None,
     place: Place | None,
 ) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps of amplitudes and frequencies."""
+    """Return the output [B, Q, out] of queries on maps of amplitudes and frequencies."""
     hidden = corners.fourier_hidden(phase, weights, biases, autocast_dtype(feat) or feat.dtype)
     width = 3 * feat.shape[1] + sum(weight.shape[0] for weight in weights)
     last = weights[-1], biases[-1]
@@ -262,7 +262,7 @@ def modulated_decode(
     recompute: bool | None,
     place: Place | None,
 ) -> Tensor:
-    """Return the output [B, Q, out] of queries of maps of modulations and features."""
+    """Return the output [B, Q, out] of queries on maps of modulations and features."""
     hidden = corners.modulated_hidden(weights, biases, autocast_dtype(feat) or feat.dtype)
     width = feat.shape[1] + 3 * sum(weight.shape[0] for weight in weights)
     return corners.decode(feat, coord, cell, switches, hidden, (weights[-1], biases[-1]), recompute, place, width)

@@ -1,4 +1,4 @@
-"""Project the whole map by the first layer's part for latents, P = W1z z + b1, in plain PyTorch."""
+"""Project the whole map by the latents' share of the first layer, P = W1z z + b1, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from liif_fast.call import exporting
 
 
 def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Tensor:
-    """Return P = W1z z + b1 of every latent, as rows [B*H*W, h]."""
+    """Return P = W1z z + b1 for every latent, as rows [B*H*W, h]."""
     side = 3 if feat_unfold else 1
     kernel = weight.reshape(weight.shape[0], feat.shape[1], side, side)
     if feat.device.type != "cpu":
@@ -24,16 +24,16 @@ def project(feat: Tensor, weight: Tensor, bias: Tensor, feat_unfold: bool) -> Te
 
 
 def project_by_taps(feat: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Project as a sum of matrix products, one for each tap of the kernel.
+    """Project by a sum of matrix products, one for each tap of the kernel.
 
     GPUs use this, because a convolution there rounds to TF32 unless told otherwise, and may use Winograd's algorithm,
-    which spreads a NaN over a tile. On a CPU it takes 1.3 to 1.8 times as long as the convolution.
+    which spreads a NaN over a tile. A CPU uses the convolution, which is faster there.
     """
     batch, channels, height, width = feat.shape
     hidden, side = kernel.shape[0], kernel.shape[2]
     border = side // 2
     wide = width + 2 * border
-    # In the flat, padded map a tap is a shift by a constant. Rows that wrap around are cut off at the end.
+    # In the flat, padded map a tap is a constant shift. Rows that wrap around are cut off at the end.
     rows = F.pad(feat.permute(0, 2, 3, 1), (0, 0, border, border, border, 2 * border)).flatten(1, 2)
     taps = kernel.permute(2, 3, 1, 0).flatten(0, 1)
     out = bias.expand(batch, height * wide, hidden)
@@ -74,7 +74,7 @@ def _convolve_backward(
         grad, feat, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
     )
     likes = _convolve_backward_fake(grad, feat, kernel, wanted)
-    # Some kernels also return gradients that were not requested.
+    # Some of PyTorch's kernels also return gradients that were not requested.
     return tuple([made.contiguous() if want else like for made, like, want in zip(grads, likes, wanted, strict=True)])
 
 

@@ -1,6 +1,6 @@
-"""Compute the plain formula of LIIF, corner by corner. It is never optimised, because it measures the other backends.
+"""Compute the plain formula of LIIF, corner by corner, on any device and in any dtype, twice differentiable.
 
-It runs on any device and dtype, and is twice differentiable.
+It is never optimised, because the other backends are measured against it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from liif_fast.coord import grid_axes, plan_corners
 
 NAME = "reference"
 PLACES = EXTENTS = True
-RENDER_QUERIES = 1 << 16  # render decodes so many queries at a time, so that its temporaries do not grow with size
+RENDER_QUERIES = 1 << 16  # queries that render decodes at a time, so that its temporaries do not grow with the size
 
 
 def can_run(call: Call) -> tuple[bool, str]:
@@ -75,7 +75,7 @@ def decode(
 
 
 def blend(prediction: Tensor, weight: Tensor) -> Tensor:
-    """Return the sum of the corners' predictions [B, Q, K, out] by weight [B, Q, K]."""
+    """Return the sum of the corners' predictions [B, Q, K, out] times their weights [B, Q, K]."""
     dtype = prediction.dtype
     prediction = prediction.to(torch.promote_types(dtype, torch.float32))
     out = prediction[:, :, 0] * weight[:, :, 0, None].to(prediction.dtype)
@@ -96,7 +96,7 @@ def render(
     place: Place | None = None,
     extent: Extent | None = None,
 ) -> Tensor:
-    """Return the window `region` of the grid `size`, [B, out, h, w], decoding some rows at a time."""
+    """Return the window `region` of the grid `size`, [B, out, h, w]; some rows are decoded at a time."""
     height, width = region[2:]
     shape = feat.shape[2:] if place is None else place[2:]
     rows, columns = grid_axes(size, region, extent, shape, device=feat.device)

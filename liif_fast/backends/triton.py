@@ -1,6 +1,6 @@
-"""Run the Triton kernels (kernels/), forward and backward: on NVIDIA GPUs from sm_80 on.
+"""Run the Triton kernels (kernels/), forward and backward, on NVIDIA GPUs from sm_80 on.
 
-For tests, TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter, on CPU tensors.
+For tests, TRITON_INTERPRET=1, set before the first call, runs the kernels in Triton's interpreter on CPU tensors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from liif_fast.attention import Coordinates, Corners, CornerTransformer
 from liif_fast.backends import attention, kept, runner
 from liif_fast.call import Call, Kernels, hidden_from
-from liif_fast.ops import attend as _attend
 from liif_fast.ops import decode as _decode
 from liif_fast.ops import fourier as _fourier
 from liif_fast.ops import gather as _gather
@@ -29,17 +27,17 @@ from liif_fast.ops import mlp as _mlp
 
 NAME = "triton"
 PLACES = EXTENTS = True
-KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are computed again
+KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; the others are recomputed
 WIDEST_HIDDEN, WIDEST_OUT = 256, 64
 LONGEST_AXIS = (1 << 22) - 2  # the plan rounds indices below 2^22, and a map that wraps has two more columns
 MOST_INPUTS, MOST_KEPT = 1 << 21, 1 << 29  # offsets in the first weight, and queries behind the kept ones, have 32 bits
-CHANNELS = (16, 32, 64)  # of the latents that attend
+CHANNELS = (16, 32, 64)  # of latents that a transformer with blocks takes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
 
 
 def _why_not_on(kind: str, index: int | None) -> str:
-    """Return the reason why the kernels cannot run on a device, else ""; on a CPU, make the operators run them."""
+    """Return why the kernels cannot run on a device, or ""; on a CPU, make the operators run them."""
     if _missing:
         return "Triton is not installed"
     if kind == "cpu":
@@ -94,7 +92,7 @@ def can_run(call: Call) -> tuple[bool, str]:
 
 
 def _why_not_of_this_size(call: Call) -> str:
-    """Return the reason why the kernels' arithmetic does not reach as far as the call, else ""."""
+    """Return why the kernels' arithmetic does not reach as far as the call, or ""."""
     inputs, sides = call.shape[-1], (0, 0)
     if call.op != "fused_mlp":
         inputs = call.shape[1] * (9 if call.switches.feat_unfold else 1)
@@ -107,7 +105,7 @@ def _why_not_of_this_size(call: Call) -> str:
 
 
 def _why_not_attend(call: Call) -> str:
-    """Return the reason why the kernels cannot run this `attend_corners`, else ""."""
+    """Return why the kernels cannot run this `attend_corners`, or ""."""
     channels = call.shape[1]
     if call.dropout:
         return "has no dropout"
@@ -146,23 +144,11 @@ render = KERNELS.bind(_decode.render)
 gather_corners = KERNELS.bind(_gather.gather_corners)
 fused_mlp = KERNELS.bind(_mlp.fused_mlp)
 fourier_decode = KERNELS.bind(_fourier.fourier_decode)
-
-
-def attend_corners(
-    feat: Tensor,
-    values: Tensor,
-    queries: Corners | Coordinates,
-    transformer: CornerTransformer,
-    dropout: float,
-    recompute: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the values blended by the transformer's weights, [B, Q, V], and the weights [B, Q, 4]."""
-    form = functools.partial(attention.fused, functools.partial(_attend.attend_corners, backend=NAME), F.linear, True)
-    return attention.run(form, feat, values, queries, transformer, dropout, packs=True)
+attend_corners = attention.bind(NAME, F.linear, packs=True)
 
 
 def _kernel(file: str, name: str) -> Callable[..., Any]:
-    """Return the function `name` from a file of kernels/; its first call imports the file, and with it Triton."""
+    """Return the function `name` of a file in kernels/; its first call imports the file, and with it Triton."""
 
     def run(*args: Any) -> Any:
         return getattr(importlib.import_module(f"liif_fast.kernels.{file}"), name)(*args)
@@ -181,8 +167,8 @@ _library = torch.library.Library("liif_fast", "IMPL")  # its registrations live 
 def run_on_cpu() -> None:
     """Let this backend run operators on CPU tensors, for Triton's interpreter.
 
-    A key holds one kernel. So each of ours replaces the C++ kernel, if that is built, and calls it if the call names no
-    backend.
+    A dispatch key holds one kernel, so each of ours replaces the C++ kernel, if that is built. It calls the C++ kernel
+    if the call names no backend.
     """
     for name in OPERATORS:
         operator, ours = f"liif_fast::{name}", runner(name)

@@ -1,7 +1,7 @@
 """Keep the verdict on this machine's kernels: `liif-fast qualify` writes it, `auto` reads it.
 
-A verdict holds for one key: the sources, PyTorch, CUDA, Triton, the driver and the device. A process reads it once and
-keeps it, so that no call changes its bits between two steps, two graphs or two replays.
+A verdict holds for one key: the sources, PyTorch, CUDA, Triton, the driver and the device. A process reads it only
+once, so that no call changes its bits between two steps, two graphs or two replays.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger("liif_fast")
 
 VARIABLE = "LIIF_FAST_VERDICT"
 FORMAT = 1
-AMX = "amx"  # not a backend: the backend cpu with AMX, which a verdict turns on or off as a whole
+AMX = "amx"  # not a backend, but the backend cpu with AMX, which a verdict turns on or off as a whole
 # Variables that change the compiled code or select another kernel.
 CODE_VARIABLES = (
     "DISABLE_LLVM_OPT",
@@ -61,8 +61,8 @@ class Verdict(NamedTuple):
         key: the sources, versions and device for which it holds.
         made: date and time, ISO 8601.
         results: for each backend and unit ("decode, float16, training"): `correct`, or `why` not. A correct unit also
-            has the median `ratio` of the time of `than` to its own, and whether `auto` takes it (`taken`). A unit
-            without `correct` was not decided.
+            has `ratio`, the median time of the backend `than` relative to its own, and `taken`, whether `auto` takes
+            it. A unit without `correct` was not decided.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Verdict(NamedTuple):
         """Return one line with the numbers of kinds that passed and that `auto` takes."""
         units = [of for found in self.results.values() for of in found.values()]
         passed, taken = (sum(bool(of.get(each)) for of in units) for each in ("correct", "taken"))
-        if amx := self.results.get(AMX):  # for all or none
+        if amx := self.results.get(AMX):  # taken for all kinds of call or for none
             state = "off" if _against(amx, AMX_UNITS) else "on"
             return f"{passed} of {len(units)} kinds of call passed, {taken} were faster: AMX is {state}"
         return f"{passed} of {len(units)} kinds of call passed, auto takes {taken}"
@@ -91,7 +91,7 @@ def unit(op: str, precision: str, training: bool) -> str:
     return f"{op}, {precision}{', training' if training else ''}"
 
 
-# Which must have passed for AMX: all that have products of bfloat16 on a CPU.
+# The operators with bfloat16 products on a CPU; all of them must have passed before AMX is on.
 AMX_OPS = ("decode", "render", "fused_mlp", "fourier_decode", "modulated_decode")
 AMX_UNITS = tuple(unit(op, "bfloat16", training) for op in AMX_OPS for training in (False, True))
 
@@ -116,7 +116,7 @@ def place() -> Path | None:
 
 
 def wanted() -> bool:
-    """Say whether verdicts are read at all."""
+    """Return whether verdicts are read at all."""
     return os.environ.get(VARIABLE) != "off"
 
 
@@ -209,7 +209,7 @@ def _cpu() -> dict[str, Any]:
 
 @functools.cache
 def read(kind: str, index: int | None) -> Verdict | None:
-    """Return the verdict for a device, or None without one; the first answer stays for the life of the process."""
+    """Return the verdict for a device, or None without one; the process keeps the first answer."""
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         return None
     try:
@@ -223,9 +223,9 @@ def read(kind: str, index: int | None) -> Verdict | None:
 
 
 def load(path: Path, wanted: Key) -> Verdict | None:
-    """Read a verdict's file; return None if it is missing, has another key, or others could have written it."""
+    """Read a verdict's file; return None if it is missing, has another key, or other users could have written it."""
     try:
-        # Without waiting for a writer, should it be a pipe.
+        # O_NONBLOCK, because a pipe in its place would wait for a writer.
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -247,7 +247,7 @@ def load(path: Path, wanted: Key) -> Verdict | None:
 
 
 def _check(made: Any, results: Any) -> None:
-    """Raise unless both have the form of `Verdict`'s; a kind of call that is not correct may not be taken."""
+    """Raise an error unless both have the form of `Verdict`'s, and every kind of call that is taken is correct."""
     if not isinstance(made, str):
         raise ValueError(f"no date: {made}")
     for units in results.values():
@@ -261,7 +261,7 @@ def _check(made: Any, results: Any) -> None:
 
 
 def write(verdict: Verdict) -> None:
-    """Replace a verdict's file as a whole, readable by all and writable by its owner."""
+    """Replace a verdict's file atomically; all may read it, and only its owner may write it."""
     content = {"format": FORMAT, "made": verdict.made, "key": verdict.key, "results": verdict.results}
     verdict.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(verdict.path, mode=0o644) as file:
@@ -269,7 +269,7 @@ def write(verdict: Verdict) -> None:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return the name of the precision of products in a dtype; float32 is either strict or TF32."""
+    """Return the name of the precision of products in a dtype; for float32 it is "float32" or "tf32"."""
     return "tf32" if dtype == torch.float32 and tf32_allowed() else str(dtype).removeprefix("torch.")
 
 
@@ -281,7 +281,7 @@ def standing(kind: str, index: int | None, backend: str, need: Need) -> dict[str
 
 
 def of_all(kind: str, index: int | None, backend: str, names: Sequence[str]) -> tuple[bool, str]:
-    """Say whether all named kinds of call passed on a backend and were faster, and the date or the reason why not."""
+    """Return whether all named kinds of call passed on a backend and were faster, and the date or the reason."""
     found = read(kind, index)
     units = {} if found is None else found.results.get(backend, {})
     if found is None or not units:
@@ -296,7 +296,7 @@ def _against(units: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str
 
 
 def faster(kind: str, index: int | None, first: Need, *others: Need) -> tuple[str, ...]:
-    """Return the backends that passed and were faster for the first kind of call, and right for the others."""
+    """Return the backends that passed and were faster for the first kind of call, and passed for the others."""
     found = read(kind, index)
     if found is None:
         return ()

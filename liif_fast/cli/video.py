@@ -19,7 +19,7 @@ def check_video(args: argparse.Namespace, output: str) -> None:
     if args.format:
         raise ImageFileError(f"{STANDARD}: a y4m video becomes another one; leave --format out")
     if args.quality:
-        say(f"{STANDARD}: the quality has no effect, because y4m has none")
+        say(f"{STANDARD}: the quality has no effect, because y4m has no such setting")
 
 
 def upscale_video(video: Y4m, model: Any, args: argparse.Namespace) -> int:

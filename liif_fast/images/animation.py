@@ -1,8 +1,8 @@
 """Read and write animated GIF, PNG (APNG) and WebP; every frame is a whole picture.
 
-A frame of a GIF or APNG is a piece that is laid over the remains of the frames before it. Pillow decodes the pieces.
-This module composes them, because Pillow fills a GIF's canvas with its background colour, where every browser leaves it
-transparent, and mixes an APNG's partly transparent pieces wrongly.
+A frame of a GIF or APNG is a piece that is laid over what the frames before it have left. Pillow decodes the pieces.
+This module composes them, because Pillow fills a GIF's canvas with the background colour, while browsers leave it
+transparent. Pillow also mixes an APNG's partly transparent pieces wrongly.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("liif_fast.images")
 
-_KEEP, _CLEAR, _RESTORE = range(3)  # what becomes of a piece before the next one comes
+_KEEP, _CLEAR, _RESTORE = range(3)  # the disposal of a piece before the next one
 _GIF_DISPOSAL = (_KEEP, _KEEP, _CLEAR, _RESTORE)
-_LONGEST = 655_350  # milliseconds of a GIF's frame
-_NO_CONTROL = b"\4\0\0\0\0\0"  # of a GIF: no transparency, disposal or delay
+_LONGEST = 655_350  # milliseconds that GIF can show a frame
+_NO_CONTROL = b"\4\0\0\0\0\0"  # a GIF's control block without transparency, disposal or delay
 _ORIENTATION = 274
 
 
 class Animation:
-    """An animation, upright.
+    """Hold an animation, upright.
 
     Args:
-        picture: its file, open; it gives format, metadata, notices, and the path that messages name.
-        file: where the file lies; None means the picture's path.
+        picture: its opened file, which gives the format, the metadata, the notices and the path for messages.
+        file: path of the file; None means the picture's path.
 
     Attributes:
         frames: whole pictures [H, W, 3], or [H, W, 4] if any of them has transparency; uint8.
@@ -54,19 +54,19 @@ class Animation:
         plays: how often the animation is shown; 0 means without end.
 
     Raises:
-        ImageFileError: it is damaged or truncated, or has more pixels in all than a picture may have.
+        ImageFileError: it is damaged or truncated, or all frames together have more pixels than a picture may have.
     """
 
     def __init__(self, picture: Picture, file: str | os.PathLike[str] | None = None) -> None:
         self.path, self.format, self.info, self.lossy = picture.path, picture.format, picture.info, picture.lossy
         self.frames: list[NDArray[np.uint8]] = []
         self.durations: list[float] = []
-        for notice in picture.notices[:-1]:  # the last says that it is one
+        for notice in picture.notices[:-1]:  # the last one says that only the first frame is used
             logger.warning("%s: %s", self.path, notice)
         read = {"GIF": _read_gif, "PNG": _read_apng, "WEBP": _read_webp}[self.format]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large pictures; the error at twice the limit stays
+                warnings.simplefilter("ignore")  # about large pictures; the error at twice the limit stays
                 self._read(read, file or self.path)
         except ImageFileError:
             raise
@@ -91,19 +91,19 @@ class Animation:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height)."""
+        """Return (width, height)."""
         return self.shape[1], self.shape[0]
 
 
 def animated(picture: Picture, kind: Format, file: str | os.PathLike[str] | None = None) -> Picture | Animation:
-    """Read all frames of a picture if it has several and a format can hold them; else return the picture.
+    """Read all frames of a picture if it has several and the output's format can hold them; else return the picture.
 
     Args:
         picture, file: as for `Animation`.
         kind: the output's format.
 
     Raises:
-        ImageFileError: as `Animation`.
+        ImageFileError: as for `Animation`.
     """
     several = picture.frames > 1 and picture.format in ANIMATED and kind.name in ANIMATED
     return Animation(picture, file) if several else picture
@@ -112,26 +112,26 @@ def animated(picture: Picture, kind: Format, file: str | os.PathLike[str] | None
 def write_animation(
     path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]], like: Animation, kind: Format
 ) -> None:
-    """Write an animation atomically; all of its frames are in memory first.
+    """Write an animation atomically; all frames are collected in memory first.
 
     Args:
         path, kind: as for `write_strips`.
-        frames: one for each of `like`, [h, w, 1 to 4] all alike; its exceptions pass through.
-        like: its metadata, durations and number of plays are kept.
+        frames: a frame [h, w, 1 to 4] for each of `like`, all of one shape; exceptions of the iterator propagate.
+        like: the source of metadata, durations and number of plays.
 
     Raises:
         ImageFileError: the disk is full or not writable, or the format cannot hold the durations.
     """
     if kind.name == "GIF" and max(like.durations) > _LONGEST:
         shown = f"{max(like.durations) / 1000:.0f} s; write a .png or .webp file"
-        raise ImageFileError(f"{path}: GIF shows a frame for at most {_LONGEST / 1000:.0f} s, one here takes {shown}")
+        raise ImageFileError(f"{path}: GIF shows a frame for at most {_LONGEST / 1000:.0f} s, got {shown}")
     images, shape = [], (0, 0, 0)
     for frame in frames:
         shape = frame.shape
         image = Image.fromarray(frame[..., 0] if shape[2] == 1 else frame)
         images.append(palette_image(image) if kind.name == "GIF" else image)
     options: dict[str, Any] = kind.options | kept(path, kind, like.info, shape)
-    plays = min(like.plays, 65_535)  # only APNG could say more
+    plays = min(like.plays, 65_535)  # only APNG could hold a larger number
     step = 10 if kind.name == "GIF" else 1  # milliseconds
     options["duration"] = _rounded(like.durations, step)
     if kind.name == "GIF":
@@ -160,7 +160,7 @@ def _rounded(durations: list[float], step: int) -> list[int]:
 
 
 def _extra_chunks(options: dict[str, Any]) -> PngImagePlugin.PngInfo:
-    """Move the options that Pillow wants as PNG chunks out of `options`, and return the chunks."""
+    """Move the options that Pillow expects as PNG chunks out of `options`, and return the chunks."""
     chunks = PngImagePlugin.PngInfo()
     for name, data in options.pop(COLOUR, {}).items():
         chunks.add(name, data)
@@ -173,25 +173,25 @@ Frames = tuple[int, "Iterator[tuple[NDArray[np.uint8], float]]"]  # plays; RGBA 
 
 
 class _Piece(NamedTuple):
-    """A frame as it lies in a file: where, RGBA [h, w, 4], what becomes of it, whether it is laid over, duration."""
+    """Hold a frame as the file has it."""
 
     left: int
     top: int
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]  # RGBA [h, w, 4]
     disposal: int
-    over: bool
-    duration: float
+    over: bool  # composed over the canvas; else it replaces the pixels there
+    duration: float  # milliseconds
 
 
 def _compose(pieces: Iterable[_Piece], size: tuple[int, int]) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    """Put pieces together on a canvas (width, height) that is transparent at first."""
+    """Yield the canvas (width, height), transparent at first, after each piece, and the piece's duration."""
     import numpy as np
 
     canvas = np.zeros((size[1], size[0], 4), np.uint8)
     for piece in pieces:
         place = np.s_[piece.top : piece.top + len(piece.pixels), piece.left : piece.left + piece.pixels.shape[1]]
         before = canvas[place].copy()
-        new = piece.pixels[: before.shape[0], : before.shape[1]]  # a GIF's may reach beyond the canvas
+        new = piece.pixels[: before.shape[0], : before.shape[1]]  # a GIF's piece may reach beyond the canvas
         canvas[place] = _blend(new, before) if piece.over else new
         yield canvas.copy(), piece.duration
         if piece.disposal != _KEEP:
@@ -218,18 +218,18 @@ def _rgba(data: bytes, format: str) -> NDArray[np.uint8]:
 
 
 def _read_gif(path: str | os.PathLike[str]) -> Frames:
-    """Read a GIF (GIF89a); the canvas and the cleared pieces are transparent, as browsers have it."""
+    """Read a GIF (GIF89a); the canvas and cleared pieces are transparent, as in browsers."""
     data = Path(path).read_bytes()
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     table = data[13 : 13 + _table(flags)]
-    loop = data.find(b"NETSCAPE2.0\x03\x01")  # it says how often all is repeated
+    loop = data.find(b"NETSCAPE2.0\x03\x01")  # the block with the number of repeats
     repeats = struct.unpack_from("<H", data, loop + 13)[0] if loop >= 0 else None
     plays = 1 if repeats is None else 0 if repeats == 0 else repeats + 1
 
     def pieces() -> Iterator[_Piece]:
         at, control = 13 + len(table), _NO_CONTROL
         while data[at : at + 1] != b";":
-            if at == len(data):  # with a notice of `open_picture`
+            if at == len(data):  # truncated; `open_picture` has added a notice
                 return
             start, kind = at, data[at]
             at += 2 if kind == 0x21 else 11 + _table(data[at + 9])
@@ -261,18 +261,18 @@ def _read_apng(path: str | os.PathLike[str]) -> Frames:
     """Read an animated PNG (ISO/IEC 15948, 11.3.6)."""
     chunks = [*_chunks(Path(path).read_bytes())]
     header = dict(chunks)[b"IHDR"]
-    if header[8] == 16 or (header[8] < 8 and header[9] == 0 and b"tRNS" in dict(chunks)):  # Pillow mistakes both
-        raise ValueError("it has 16 bits a channel, or a transparent gray of fewer than 8; save it with 8")
+    if header[8] == 16 or (header[8] < 8 and header[9] == 0 and b"tRNS" in dict(chunks)):  # Pillow misreads both
+        raise ValueError("it has 16 bits per channel, or a transparent gray of fewer than 8; save it with 8")
     frames, plays = struct.unpack(">II", dict(chunks)[b"acTL"])
     colours = b"".join(_chunk(name, data) for name, data in chunks if name in (b"PLTE", b"tRNS"))
     found: list[tuple[bytes, list[bytes]]] = []
     for name, data in chunks:
         if name == b"fcTL":
             found.append((data, []))
-        elif name in (b"IDAT", b"fdAT") and found:  # the still image of an old reader may come before
+        elif name in (b"IDAT", b"fdAT") and found:  # a still image for old readers may come before
             found[-1][1].append(data[4 if name == b"fdAT" else 0 :])
     if len(found) != frames:
-        raise ValueError(f"it has {len(found)} frames, where its header says {frames}")
+        raise ValueError(f"it has {len(found)} frames, but its header says {frames}")
 
     def pieces() -> Iterator[_Piece]:
         for number, (control, data) in enumerate(found):
@@ -301,7 +301,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _read_webp(path: str | os.PathLike[str]) -> Frames:
-    """Read an animated WebP, which libwebp puts together."""
+    """Read an animated WebP; libwebp composes the frames."""
     import numpy as np
 
     def frames() -> Iterator[tuple[NDArray[np.uint8], float]]:

@@ -4,7 +4,7 @@ import os
 import struct
 from collections.abc import Mapping
 
-COLOUR = "png_colour"  # the key of the chunks, {name: data}, in `info`
+COLOUR = "png_colour"  # the key in `info` of the chunks, {name: data}
 
 _CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
 _OTHERS = (b"IHDR", b"pHYs", b"acTL", b"tRNS")

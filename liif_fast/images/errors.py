@@ -1,4 +1,4 @@
-"""The error of image files."""
+"""Define the error of image files."""
 
 import os
 
@@ -6,12 +6,12 @@ from PIL import Image
 
 from liif_fast.files import reason as reason
 
-# Here, because the command line reports it before torch is loaded.
+# Defined here, because the command line reports it before torch is loaded.
 WHY_NOT_SMALLER = "the model interpolates without a low-pass filter, so it would alias; use an ordinary resize"
 
 
 class ImageFileError(ValueError):
-    """An image file cannot be read or written; the message is one line that names the file and the reason."""
+    """Report that an image file cannot be read or written; the message is one line with the file and the reason."""
 
 
 def too_large(path: str | os.PathLike[str]) -> ImageFileError:

@@ -12,7 +12,7 @@ _ENTRY = 12  # bytes: tag, type, count, value or its offset
 def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
     """Return EXIF data with a new size (width, height) and without the thumbnail; None if the data is damaged.
 
-    Nothing moves, because a maker's note may hold offsets, which Pillow's writer would break.
+    No entry moves, because a maker's note may hold offsets. Pillow's writer would break them.
     """
     try:
         data, order, tags, next_at = _first(exif)
@@ -27,7 +27,7 @@ def resized(exif: bytes, size: tuple[int, int]) -> bytes | None:
 
 
 def upright(exif: bytes) -> bytes | None:
-    """Return EXIF data with the orientation set to upright; nothing moves, and None means damaged data."""
+    """Return EXIF data with the orientation set to upright and no entry moved; None if the data is damaged."""
     try:
         data, order, tags, _ = _first(exif)
         if ExifTags.Base.Orientation in tags:

@@ -1,4 +1,4 @@
-"""The output formats and what each can store."""
+"""Define the output formats and what each can store."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ logger = logging.getLogger("liif_fast.images")
 
 
 class Format(NamedTuple):
-    """An output format.
+    """Describe an output format.
 
     Args:
         name: Pillow's name of the format.
@@ -24,7 +24,7 @@ class Format(NamedTuple):
             Pillow does not have.
         options: arguments of `Image.save`.
         metadata: the entries of `Image.info` that it stores.
-        streams: whether it is written strip by strip; otherwise the whole image is collected in memory first.
+        streams: whether it is written strip by strip; if not, the whole image is collected in memory first.
         lossless: the `options` that keep every pixel; None if there are none.
     """
 
@@ -46,14 +46,14 @@ _LOSSLESS_WEBP = {"lossless": True, "exact": True}  # exact keeps the colours of
 WEBP = Format(
     "WEBP", 16383, ("L", "LA", "RGB", "RGBA"), {"quality": 95}, ("icc_profile", "exif", "xmp"), False, _LOSSLESS_WEBP
 )
-# Pillow writes no 10 or 12 bits, and at quality 100 it is off by up to 3 levels. 90 is about JPEG's 95.
+# Pillow writes AVIF with 8 bits only, and at quality 100 with errors of up to 3 levels. 90 is about JPEG's 95.
 _AVIF = {"quality": 90, "subsampling": "4:4:4"}
 AVIF = Format("AVIF", 65535, ("L", "LA", "RGB", "RGBA"), _AVIF, ("icc_profile", "exif", "xmp"), False, None)
 TIFF = Format("TIFF", 2**31 - 1, _EVERY, {}, ("icc_profile", "exif", "xmp", "iptc", "dpi"), True, {})
 # Without alpha, because hardly any program reads it.
 BMP = Format("BMP", 2**31 - 1, ("L", "RGB"), {}, ("dpi",), False, {})
 PPM = Format("PPM", 2**31 - 1, ("L", "RGB", "I;16", "RGB;16"), {}, (), True, {})
-# Of at most 256 colours each frame, and transparent or not: for animations.
+# For animations: a frame has at most 256 colours, and a pixel is either transparent or opaque.
 GIF = Format("GIF", 65535, ("L", "LA", "RGB", "RGBA"), {}, (), False, None)
 ANIMATED = (GIF.name, PNG.name, WEBP.name)
 
@@ -81,7 +81,7 @@ def mode_of(channels: int, depth: int) -> str:
 
 
 def check_format(path: str | os.PathLike[str]) -> Format:
-    """Return the format of a path's extension; errors as for `check_output`."""
+    """Return the format of a path's extension; raise ImageFileError if none has it or this Pillow cannot write it."""
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         known = ", ".join(FORMATS)
@@ -94,15 +94,17 @@ def check_format(path: str | os.PathLike[str]) -> Format:
 
 
 def tuned(path: str | os.PathLike[str], kind: Format, quality: int | None = None, lossless: bool = False) -> Format:
-    """Return a format with other options; warn if the quality has no effect. `path` is for messages.
+    """Return a format with other options; warn if the quality has no effect.
 
     Args:
+        path: the output's path, for messages.
+        kind: the format.
         quality: 1 to 100; None means the format's default.
         lossless: keep every pixel.
 
     Raises:
         ValueError: the quality is out of range, or both are given.
-        ImageFileError: the format cannot be written without loss.
+        ImageFileError: the format has no lossless form.
     """
     if lossless and quality is not None:
         raise ValueError("quality and lossless exclude each other")
@@ -111,26 +113,26 @@ def tuned(path: str | os.PathLike[str], kind: Format, quality: int | None = None
     if quality is not None and quality not in range(1, 101):
         raise ValueError(f"quality must be a whole number from 1 to 100, got {quality!r:.80}")
     if quality is not None and "quality" not in kind.options:
-        logger.warning("%s: the quality has no effect, because %s has none", path, kind.name)
+        logger.warning("%s: the quality has no effect, because %s has no such setting", path, kind.name)
     elif quality is not None:
         return kind._replace(options=kind.options | {"quality": int(quality)})
     return kind._replace(options=kind.options | (kind.lossless or {})) if lossless else kind
 
 
 def ending_of(format: str) -> str:
-    """Return the extension of a format by Pillow's name, or `.png` if the format is not written."""
+    """Return the extension of a format, given Pillow's name; `.png` if this package does not write the format."""
     return next((ending for ending, kind in FORMATS.items() if kind.name == format), ".png")
 
 
 def check_content(path: str | os.PathLike[str], kind: Format, mode: str, size: tuple[int, int]) -> None:
-    """Raise ImageFileError unless a format can hold an image of this mode and (width, height)."""
+    """Raise ImageFileError unless the format can hold an image of this mode and (width, height)."""
     if mode not in kind.modes:
         deep = mode.endswith(";16")
         other = "" if deep or mode not in ("LA", "RGBA") else ", or give a background"
         raise ImageFileError(f"{path}: {kind.name} cannot hold {_describe(mode)}; write a .png or .tif file{other}")
     if max(size) > kind.max_side:
         raise ImageFileError(
-            f"{path}: {kind.name} holds at most {kind.max_side} pixels per side, the output is {size[0]}x{size[1]}"
+            f"{path}: {kind.name} holds at most {kind.max_side} pixels per side, got an output of {size[0]}x{size[1]}"
         )
 
 
@@ -140,7 +142,7 @@ def fits(ending: str, mode: str) -> bool:
 
 
 def check_output(path: str | os.PathLike[str]) -> Format:
-    """Check before any work that `path` can be written, and return the format of its extension.
+    """Return the format of a path's extension after checking, before any work, that the path can be written.
 
     Raises:
         ImageFileError: the extension is unknown, the folder does not exist, or permission is missing.

@@ -1,4 +1,4 @@
-"""A picture in a file: its shape and metadata at once, its pixels or a part of them on demand."""
+"""Represent a picture in a file: its shape and metadata at once, its pixels or a part of them on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PALETTE, ONE_BIT = "a palette", "1 bit per pixel"
 
 
 class Picture:
-    """An image file, upright.
+    """Represent an image file, upright.
 
     Args:
         path: the file.
@@ -34,12 +34,12 @@ class Picture:
         shape: (height, width, channels) in the file; 1 channel is gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         dtype: uint8 or uint16.
         decode: yields the rows of a window of the file, from top to bottom, as arrays [rows, width, channels].
-        info: like a PIL image's: `icc_profile`, `exif`, `xmp`, `dpi`, and `iptc`, if the file has them; for PNG and
-            AVIF also `colour.COLOUR`; for an image with a palette or 1 bit per pixel `DRAWN`.
-        notices: what the pixels lose; logged when they are first read.
+        info: like a PIL image's: those of `icc_profile`, `exif`, `xmp`, `dpi` and `iptc` that the file has. PNG and
+            AVIF add `colour.COLOUR`; an image with a palette or 1 bit per pixel adds `DRAWN`.
+        notices: descriptions of what the pixels lose; logged when they are first read.
         orientation: the file's orientation, 1 to 8; other values count as 1.
-        whole: why a window needs as much memory as the whole picture; "" if it does not.
-        frames: number of frames or pages in the file; this is the first, and the last notice says so.
+        whole: name of a kind of file whose windows need as much memory as the whole picture; "" for other kinds.
+        frames: number of frames or pages in the file; only the first is read, and the last notice says so.
 
     Attributes:
         lossy: whether the file was compressed with loss (`sniffing.is_lossy`).
@@ -90,9 +90,12 @@ class Picture:
         return self._read((0, 0, *self.shape[:2]))
 
     def window(self, window: Window) -> NDArray:
-        """Read the pixels of a window (top, left, height, width); errors as for `pixels`.
+        """Read the pixels of a window (top, left, height, width).
 
-        In a tiled TIFF only the window is decoded; other files are decoded down to the window's last row.
+        Of a tiled TIFF only the window is decoded. Other files are decoded down to the window's last row.
+
+        Raises:
+            ImageFileError: the file cannot be read or is damaged.
         """
         if "pixels" in self.__dict__ or window[2:] == self.shape[:2]:
             return crop(self.pixels, window)
@@ -107,12 +110,12 @@ class Picture:
             logger.warning("%s: %s", self.path, self.notices.pop(0))
         height, width = self.shape[1::-1] if self._turn[0] else self.shape[:2]
         window = window or (0, 0, height, width)
-        if "pixels" in self.__dict__:  # the file may be gone, as one from a pipe
+        if "pixels" in self.__dict__:  # the file may be gone, for example one from a pipe
             yield crop(turn_back(self.pixels, self._turn), window)
             return
         try:
             yield from self._decode(window)
-        except Exception as error:  # decoders of damaged files raise anything
+        except Exception as error:  # on damaged files, decoders raise anything
             raise ImageFileError(f"{self.path}: cannot be read: {reason(error)}") from error
 
     def _read(self, window: Window) -> NDArray:
@@ -127,7 +130,7 @@ class Picture:
 
 
 class Part:
-    """A window of a picture that acts as the whole: it has the whole's shape and is indexed like its array."""
+    """Hold a window of a picture that acts as the whole: it has the whole's shape and is indexed like its array."""
 
     def __init__(self, picture: Picture, window: Window) -> None:
         self.picture, self.shape, self.dtype, self.window = picture, picture.shape, picture.dtype, window
@@ -150,7 +153,7 @@ class Part:
         return self.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
     def turn_back(self, how: Turn) -> Part:
-        """Return the part of which the turn would make this one."""
+        """Return the part that `how` turns into this one."""
         part = copy.copy(self)
         part.pixels, part.window = turn_back(self.pixels, how), window_before(self.window, self.shape, how)
         part.shape = (*(self.shape[1::-1] if how[0] else self.shape[:2]), self.shape[2])
@@ -158,5 +161,5 @@ class Part:
 
 
 def in_memory(pixels: NDArray | Part) -> NDArray:
-    """Return an array itself, or the pixels that a part holds."""
+    """Return an array unchanged, or the pixels that a part holds."""
     return pixels.pixels if isinstance(pixels, Part) else pixels

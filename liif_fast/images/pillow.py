@@ -1,4 +1,4 @@
-"""Read files through Pillow: those that libvips does not read, or all if it is missing. Normalise Pillow's images."""
+"""Read files through Pillow: those that libvips does not read, or all without libvips. Normalise Pillow's images."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
     try:
         with Image.open(path, formats=[kind]) as image:
             notices = list(_notices(path, image))
-            frames = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # those of an MPO are previews
+            frames = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)  # further frames of an MPO are previews
             image.load()
     except Image.UnidentifiedImageError:
         raise ValueError("the file is damaged") from None
@@ -49,22 +49,22 @@ def open_with_pillow(path: str | os.PathLike[str], kind: str, tiff: Tiff | None 
 def normalise(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and convert to one of `SUPPORTED_MODES`.
 
-    Palette images become RGB (RGBA if the palette has transparency), 1-bit images L, CMYK, YCbCr and HSV images RGB,
-    premultiplied alpha straight alpha, and 16-bit gray of either byte order I;16. A CMYK profile is dropped, because it
-    does not describe the resulting RGB.
+    Palette images become RGB, or RGBA if the palette has transparency. 1-bit images become L; CMYK, YCbCr and HSV
+    images RGB; premultiplied alpha straight alpha; 16-bit gray of either byte order I;16. A CMYK profile is dropped,
+    because it does not describe the resulting RGB.
 
     Args:
-        image: any image of Pillow.
+        image: any Pillow image.
 
     Returns:
-        The image itself if nothing had to change, else a new one with the same profile and EXIF data.
+        The same image if nothing has to change, else a new one with the same profile and EXIF data.
 
     Raises:
         ImageFileError: images of this mode cannot be upscaled (LAB; 32-bit values beyond 16 bits).
     """
     before = image.info.get("exif")
     image = ImageOps.exif_transpose(image)
-    if before and image.info.get("exif", before) != before:  # undo Pillow's rewriting, which moves a maker's note
+    if before and image.info.get("exif", before) != before:  # undo Pillow's rewrite, because it moves a maker's note
         image.info["exif"] = upright(before) or image.info["exif"]
     mode = image.mode
     transparent = image.has_transparency_data
@@ -80,7 +80,7 @@ def normalise(image: Image.Image) -> Image.Image:
         raise ImageFileError(f"images of mode {mode} are not supported; expected gray or RGB, with or without alpha")
     if mode == "CMYK":
         result.info.pop("icc_profile", None)
-    result.info.pop("transparency", None)  # now the alpha channel
+    result.info.pop("transparency", None)  # the alpha channel holds it now
     if mode in _DRAWN_MODES:
         result.info[DRAWN] = _DRAWN_MODES[mode]
     return result
@@ -99,7 +99,7 @@ def _to_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _notices(path: str | os.PathLike[str], image: Any) -> Iterator[str]:
-    """Yield notices about losses; call it before `load`, because it reads the decoder's plan."""
+    """Yield notices about losses; needs the decoder's plan (`image.tile`), which `load` clears."""
     if image.format == "GIF" and not Path(path).read_bytes().rstrip(b"\0").endswith(b";"):
         yield "it ends without its end mark, so further frames may be lost"
     if image.info.get("bit_depth", 8) > 8 or _shortened(path, image):
@@ -112,7 +112,7 @@ def _shortened(path: str | os.PathLike[str], image: Any) -> bool:
     """Return whether Pillow reduces the samples to 8 bits; raise ValueError for signed samples."""
     if image.format == "PPM" and image.mode == "RGB":
         decoder, _, _, args = image.tile[0]
-        return decoder != "raw" and args[-1] > 255  # rawmode and largest value
+        return decoder != "raw" and args[-1] > 255  # args are rawmode and the largest value
     if image.format != "JPEG2000":
         return False
     bits = Path(path).read_bytes().partition(b"\xff\x4f\xff\x51")[2][38:39]  # ISO/IEC 15444-1, A.5.1

@@ -1,6 +1,6 @@
 """Write PNG row by row (ISO/IEC 15948), so that an image may be larger than memory.
 
-Pillow needs the whole image. pypng streams but does not filter rows, so its photographs are larger by half.
+Pillow needs the whole image. pypng streams, but does not filter rows, so its files of photographs are larger by half.
 """
 
 import io
@@ -71,7 +71,7 @@ def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
 
 
 def _filter(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Filter each row [h, n] of bytes by the filter with the smallest sum, and prefix its number (section 12.8)."""
+    """Filter each row of bytes [h, n] by the filter with the smallest sum, and put its number in front (12.8)."""
     up = np.concatenate((above[None], rows[:-1]))
     left, corner = np.zeros_like(rows), np.zeros_like(rows)
     left[:, step:], corner[:, step:] = rows[:, :-step], up[:, :-step]

@@ -1,4 +1,4 @@
-"""Read image files upright, with channels and a depth that can be upscaled, and log what is lost."""
+"""Read image files upright, in a layout and depth that can be upscaled, and log what is lost."""
 
 import os
 import warnings
@@ -17,14 +17,15 @@ from liif_fast.images.tiff import Tiff, open_planes, read_tiff
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_HIGH_BITDEPTH = 0x40  # of the third byte in AVIF's box av1C
+_HIGH_BITDEPTH = 0x40  # a bit of the third byte in AVIF's box av1C
 
 
 def read_image(path: str | os.PathLike[str]) -> Picture:
     """Read a whole image file upright, with all its bits, 8 or 16 per channel.
 
     Args:
-        path: an image file. Of an animation or a multi-page file the first frame is read, with a logged notice.
+        path: an image file. For an animation or a multi-page file, only the first frame is read, and a notice is
+            logged.
 
     Raises:
         ImageFileError: as for `open_picture`, or the file is damaged.
@@ -52,8 +53,8 @@ def open_picture(path: str | os.PathLike[str]) -> Picture:
     """Open an image file and check its header; libvips reads the pixels later, Pillow at once.
 
     Raises:
-        ImageFileError: the file is missing or not an image of a supported format, has more pixels than twice
-            `Image.MAX_IMAGE_PIXELS`, or samples that are not whole numbers of 8 or 16 bits.
+        ImageFileError: the file is missing, is not an image of a supported format, has more pixels than twice
+            `Image.MAX_IMAGE_PIXELS`, or has samples that are not whole numbers of 8 or 16 bits.
     """
     path = Path(path)
     check_input(path)
@@ -67,12 +68,12 @@ def open_picture(path: str | os.PathLike[str]) -> Picture:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
-    except Exception as error:  # decoders of damaged files raise anything
+    except Exception as error:  # on damaged files, decoders raise anything
         raise ImageFileError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _opened(path: Path) -> Picture:
-    from liif_fast.images import vips  # here, because it loads numpy, which most errors do not need
+    from liif_fast.images import vips  # imported here, because it loads numpy, which most errors do not need
 
     kind = readable(path)
     tiff = read_tiff(path) if kind == "TIFF" else None
@@ -88,7 +89,7 @@ def _opened(path: Path) -> Picture:
 
 
 def _deep(path: Path, kind: str, tiff: Tiff | None) -> str:
-    """Name what Pillow would read wrongly or with fewer bits; "" if nothing."""
+    """Name what Pillow would read wrongly or with fewer bits; return "" if it reads the file right."""
     bits = tiff.bits if tiff else 8
     if kind == "PNG":
         chunks = read_chunks(path)

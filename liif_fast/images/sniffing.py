@@ -1,4 +1,4 @@
-"""Recognise the kind of a file by its content, not its name."""
+"""Recognise a file's kind by its content, not by its name."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from PIL import Image
 
 from liif_fast.images.errors import ImageFileError
 
-# Pillow's names, only of raster formats; libvips or Ghostscript would render others.
+# Pillow's names of raster formats. Drawings are left out, because libvips or Ghostscript would render them.
 READABLE = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000")
 LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")  # Pillow's names of formats that lose detail, whatever their settings
 HEAD = 4096  # bytes that are examined
 
 
 class Kind(NamedTuple):
-    """A kind of file and what to do with it."""
+    """Name a kind of file, and say what to do with it."""
 
     name: str
     advice: str = ""
@@ -84,7 +84,7 @@ _KINDS = (
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return Pillow's name of the format of an image file."""
+    """Return Pillow's name of an image file's format; raise ImageFileError for other files."""
     kind = _sniff(path)
     if name := kind.name if kind.name in READABLE else _plugin(kind):
         return name
@@ -96,7 +96,7 @@ def readable(path: str | os.PathLike[str]) -> str:
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """Name the kind of a file that is not read, or has another format's extension, as a noun with its article."""
+    """Name the kind of a file that is skipped or has another format's extension, as a noun with its article."""
     try:
         kind = _sniff(path)
     except OSError:
@@ -107,9 +107,9 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 
 def is_lossy(path: str | os.PathLike[str], name: str) -> bool:
-    """Return whether a file of the format that `readable` has named was compressed with loss.
+    """Return whether a file of the format `name`, as `readable` names it, was compressed with loss.
 
-    JPEG, HEIC and AVIF are taken to be; WebP says it by its first image chunk.
+    JPEG, HEIC and AVIF count as lossy. The first image chunk of a WebP tells.
     """
     if name != "WEBP":
         return name in LOSSY
@@ -138,7 +138,7 @@ def _sniff(path: str | os.PathLike[str]) -> Kind:
 
 
 def _plugin(kind: Kind) -> str:
-    """Register the optional plugin for a kind and return its name of the format; "" without a plugin."""
+    """Register the optional plugin for a kind and return the plugin's name of the format; "" without a plugin."""
     try:
         if kind == HEIC:
             from pillow_heif import HeifImagePlugin  # noqa: F401

@@ -1,4 +1,4 @@
-"""Store an image from a pipe in a file, because readers must seek."""
+"""Copy an image from a pipe into a file, because readers must seek."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from liif_fast.images.sniffing import HEAD, readable
 
 @contextmanager
 def spooled(stream: IO[bytes], head: bytes = b"") -> Iterator[Path]:
-    """Store an image from a pipe in a file, because readers must seek; messages call it `-`.
+    """Copy an image from a pipe into a temporary file; yield its path.
 
     Args:
         stream: the pipe; read to its end if it begins like an image.
-        head: bytes of it that have been read already.
+        head: bytes that have been read from the pipe already.
 
     Raises:
-        ImageFileError: it is not an image; errors raised within the context also get the new name.
+        ImageFileError: it is not an image. Messages, also those raised within the context, name `-`, not the file.
     """
     with TemporaryDirectory(prefix="liif-fast-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "input")

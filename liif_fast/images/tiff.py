@@ -1,4 +1,4 @@
-"""Read the first page of a TIFF: the layout of its samples, and the tags that describe the picture."""
+"""Read the first page of a TIFF: the layout of its samples and the tags that describe the picture."""
 
 import io
 import logging
@@ -27,7 +27,7 @@ _OF_THE_PICTURE = (
 _OF_AN_EXPORT = (0x0112, 0x0131)
 _FOLDERS = (int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo))
 PACKETS = {"xmp": 700, "iptc": 33723}  # keys of `Picture.info`, and their tags
-# The maker's note holds offsets, so it cannot move; Microsoft's tag holds the distance it has moved.
+# The maker's note holds offsets, so it cannot move. Microsoft's tag holds the distance that it has moved.
 _BOUND = (0x927C, 0xEA1D)
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _EXTRA_SAMPLES, _DNG = 274, 282, 283, 296, 338, 50706
 
@@ -42,12 +42,12 @@ _ASSOCIATED, _ALPHA = 1, 2  # of the meanings of extra samples
 
 
 class Tiff(NamedTuple):
-    """The first page of a TIFF.
+    """Describe the first page of a TIFF.
 
     Args:
         shape: (height, width, channels) of the picture.
         bands: the decoder's channels to keep: colours, and alpha if there is any.
-        apart: whether channels are in separate planes, which libvips refuses (in tiles) or confuses (gray).
+        apart: whether channels are in separate planes that libvips refuses (tiles) or misreads (gray).
     """
 
     bits: int
@@ -76,7 +76,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
     stored = 1 if page.photometric == _PALETTE else colours
     said = np.ravel(tags.valueof(_EXTRA_SAMPLES, default=())).tolist()
     extra = [*said, *[0] * page.samplesperpixel][: page.samplesperpixel - stored]
-    # Associated alpha comes first, because the colours are multiplied by it.
+    # Associated alpha is preferred, because the colours are multiplied by it.
     alpha = [place for kind in (_ASSOCIATED, _ALPHA) for place, meaning in enumerate(extra) if meaning == kind][:1]
     bands = [*range(colours), *(colours + place for place in alpha)]
     notices = []
@@ -98,7 +98,7 @@ def read_tiff(path: str | os.PathLike[str]) -> Tiff:
 
 
 def _colours(page: Any) -> int:
-    """Return the number of colour channels (a palette has 3); raise ValueError if it cannot be read correctly."""
+    """Return the number of colour channels (a palette has 3); raise ValueError if the page cannot be read correctly."""
     bits, photometric, samples = page.bitspersample, page.photometric, page.samplesperpixel
     if _DNG in page.tags or photometric in _CFA:
         raise ValueError(f"a raw camera file{' (DNG)' if _DNG in page.tags else ''}: develop it to a TIFF first")
@@ -138,7 +138,7 @@ def open_planes(path: str | os.PathLike[str], tiff: Tiff) -> Picture:
 
 
 class _NoLargerThanItself(io.FileIO):
-    """A file that limits the bytes read to twice its size, because many tags may share the same bytes."""
+    """Limit the bytes read from a file to twice its size, because many tags may share the same bytes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
@@ -151,7 +151,7 @@ class _NoLargerThanItself(io.FileIO):
 
 
 def _exif(path: str | os.PathLike[str], at: int, order: str, big: bool) -> bytes | None:
-    """Return an IFD's tags that describe the picture as EXIF data; the others do not hold for the output."""
+    """Return an IFD's tags that describe the picture, as EXIF data; its other tags would be wrong for the output."""
     tags, kept = Image.Exif(), Image.Exif()
     tags.endian, tags.bigtiff = order, big
     with suppress(Exception), _NoLargerThanItself(path) as file:  # on damage Pillow raises anything
@@ -169,7 +169,7 @@ def _as_bytes(value: Any) -> Any:
 
 
 def extra_tags(exif: bytes) -> tuple[list[tuple[int, int, int, bytes, bool]], bool]:
-    """Return EXIF data about the picture as tifffile's extratags, and whether exposure or place are lost."""
+    """Return EXIF data about the picture as tifffile's extratags, and whether the exposure or the place is lost."""
     tags, found = [], Image.Exif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged entries

@@ -1,12 +1,12 @@
 """Read PNG, JPEG, TIFF and deep AVIF with libvips and avoid its traps.
 
-Pillow reads WebP, GIF and 8-bit AVIF. libvips starts threads for WebP (see below), blackens transparent pixels of a
-GIF, and does not interpolate the chroma of an AVIF.
+Pillow reads WebP, GIF and 8-bit AVIF, because libvips starts threads for WebP (see below), blackens transparent pixels
+of a GIF, and does not interpolate the chroma of an AVIF.
 
 * The loader is chosen by our own examination of the content, because libvips would also open CSV and SVG.
 * Without `fail_on="error"` a truncated file is padded with gray. Without `revalidate` a rewritten file is read stale.
-* Rows are fetched through a region, which decodes in the calling thread. Any other way starts libvips's threads. They
-  do not exist in a child process forked later, which would wait for them forever.
+* Rows are fetched through a region, which decodes in the calling thread. Any other way starts libvips's threads. A
+  child process forked later does not have them and would wait for them forever.
 """
 
 import io
@@ -40,7 +40,7 @@ def library() -> Any:
         import pyvips
     except (ImportError, OSError):
         return None
-    pyvips.cache_set_max(0)  # else the last images stay in memory, with the rows that they hold
+    pyvips.cache_set_max(0)  # because the cache would keep the last images and their rows in memory
     logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings are for developers; our notices replace them
     return pyvips
 
@@ -73,7 +73,7 @@ def open_with_vips(path: str | os.PathLike[str], kind: str, tiff: Tiff | None) -
         raise ValueError(f"{image.bands} samples per pixel, but its colours need {len(bands) + ink}")
     if len(bands) < image.bands - ink:
         convert.append(lambda pixels: pixels[..., bands])
-    if kind == "AVIF":  # libvips shifts 10 and 12 bits up; filling the lower bits with the upper ones keeps white
+    if kind == "AVIF":  # libvips shifts 10 and 12 bits up, so fill the lower bits with the upper ones to keep white
         bits = _field(image, "bits-per-sample")
         convert.append(lambda pixels: pixels | pixels >> bits)
 
@@ -108,7 +108,7 @@ def _metadata(path: str | os.PathLike[str], kind: str, image: Any) -> tuple[dict
     frames = int.from_bytes(chunks.get(b"acTL", b"")[:4], "big") or _field(image, "n-pages") or 1
     if b"iCCP" in chunks and not info["icc_profile"]:
         notices.append("its colour profile is damaged or for another kind of image; dropped")
-    return info, notices, 1 if kind == "JPEG" else frames  # the further ones of an MPO are previews
+    return info, notices, 1 if kind == "JPEG" else frames  # further frames of an MPO are previews
 
 
 def _load(path: str | os.PathLike[str], kind: str) -> Any:
@@ -129,14 +129,14 @@ def _rgb(image: Any) -> Any:
 
 
 def _describes_cmyk(profile: bytes | None) -> bool:
-    """Return whether this is an intact CMYK profile; otherwise libvips would silently use its own."""
+    """Return whether this is an intact CMYK profile; without one, libvips would silently use its own."""
     with suppress(OSError, ImportError):  # a damaged or missing profile, or a Pillow without ImageCms
         return ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")).profile.xcolor_space.strip() == "CMYK"
     return False
 
 
 def _without_ink(pixels: "NDArray") -> "NDArray":
-    """Convert CMYK of any depth to RGB as Pillow does, as white less ink and black; keep further channels."""
+    """Convert CMYK of any depth to RGB as Pillow does, as white minus ink and black; keep further channels."""
     top = int(np.iinfo(pixels.dtype).max)
     light = (top - pixels[..., 3:4]).astype(np.uint64)
     rgb = (light - (pixels[..., :3] * light + top // 2) // top).astype(pixels.dtype)

@@ -37,11 +37,11 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write an image atomically.
 
     Args:
-        image: in one of `SUPPORTED_MODES`; a warning names the ICC profile or EXIF data that the format does not store.
+        image: in one of `SUPPORTED_MODES`; warnings name the metadata that the format does not store.
         path: the file to write or replace; its extension sets the format.
 
     Raises:
-        ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
+        ImageFileError: as for `check_output` and `check_content`; or the disk is full or not writable.
     """
     import numpy as np
 
@@ -64,18 +64,18 @@ def write_strips(
 
     Args:
         path: the file to write; its extension sets the format. A TIFF that might exceed 4 GiB becomes a BigTIFF.
-        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, with any number of rows each. One
-            is written while the next is made, so none may change later. Exceptions of the iterator propagate, and
-            `path` is unchanged.
+        strips: arrays [rows, width, channels] of uint8 or uint16, from top to bottom, each with any number of rows. One
+            is written while the next is made, so a strip must not change later. Exceptions of the iterator propagate,
+            and `path` is unchanged.
         shape: (height, width, channels) of the image.
         depth: 8 or 16.
         info: like a PIL image's. If the format stores them, `icc_profile`, `exif` (with the new size, without its
             thumbnail), `xmp` (with the new size), `iptc` and `dpi` are kept; PNG also keeps the result of
             `read_colour`.
-        kind: the format, if `check_output` and `check_content` have approved the path and the image already.
+        kind: the format, if `check_output` and `check_content` have already accepted the path and the image.
 
     Raises:
-        ImageFileError: see `check_output` and `check_content`; or the disk is full or not writable.
+        ImageFileError: as for `check_output` and `check_content`; or the disk is full or not writable.
         ValueError: the strips have a wrong shape or dtype, or too few or too many rows.
     """
     height, width, channels = shape
@@ -91,7 +91,7 @@ def write_strips(
                 _in_thread(lambda made: _write(kind, file, made, (height, width, channels), depth, metadata), source)
             else:
                 image = _collect(source, (height, width, channels))
-                if kind.name == GIF.name and channels > 1:  # which holds any gray
+                if kind.name == GIF.name and channels > 1:  # gray alone fits into a palette
                     logger.warning("%s: its colours are reduced to the 256 of a GIF, and alpha to 1 bit", path)
                     metadata |= {"transparency": TRANSPARENT} if channels in (2, 4) else {}
                     image = palette_image(image)
@@ -99,13 +99,13 @@ def write_strips(
                     metadata["extra"] = jpeg_segments(metadata.pop("xmp", None), metadata.pop("iptc", None))
                 image.save(file, format=kind.name, **kind.options, **metadata)
     except (OSError, ValueError, MemoryError) as error:
-        if failures or isinstance(error, BrokenPipeError):  # the strips failed, or the reader of stdout has gone
+        if failures or isinstance(error, BrokenPipeError):  # making a strip failed, or the reader of stdout has gone
             raise
         raise ImageFileError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[NDArray]") -> None:
-    """Run `write` in a thread, so that one strip is compressed while the next is made; propagate errors of both."""
+    """Run `write` in a thread, so that one strip is compressed while the next is made; propagate the errors of both."""
     waiting: Queue[NDArray | None] = Queue(maxsize=1)
     failure: list[BaseException] = []
 
@@ -122,7 +122,7 @@ def _in_thread(write: "Callable[[Iterator[NDArray]], None]", strips: "Iterable[N
         for _ in arriving:  # drain the queue after a failure, so that `put` below does not block
             pass
 
-    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # daemon, so a second Ctrl-C does not wait for it
+    thread = Thread(target=work, name="liif_fast-write", daemon=True)  # a second Ctrl-C does not wait for a daemon
     thread.start()
     try:
         for strip in strips:
@@ -157,7 +157,7 @@ def _write(
 def _checked(
     strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, failures: list[BaseException]
 ) -> "Iterator[NDArray]":
-    """Yield the strips after checks; record errors of making them, unlike those of writing, in `failures`."""
+    """Yield the strips after checks; record the errors of making them, but not those of writing, in `failures`."""
     height, width, channels = shape
     rows = 0
     try:
@@ -167,7 +167,7 @@ def _checked(
                 raise ValueError(f"expected strips {expected}, got {list(strip.shape)} of {strip.dtype}")
             rows += len(strip)
             if rows > height:
-                break  # request no more
+                break
             if len(strip):
                 yield strip
         if rows != height:
@@ -187,7 +187,7 @@ def kept(path: str | os.PathLike[str], kind: Format, info: Mapping[Any, Any], sh
     if "icc_profile" in metadata and "icc_profile" not in colours(info, kind, shape[2]):
         spaces = metadata.pop("icc_profile")[_SPACE], _stored_space(kind, shape[2])
         space, stored = (each.decode().strip() for each in spaces)
-        logger.warning("%s: the ICC profile describes %s, but the file holds %s; it is dropped", path, space, stored)
+        logger.warning("%s: the ICC profile describes %s, but the file holds %s; profile dropped", path, space, stored)
     for key, what in _METADATA.items():
         if info.get(key) and key not in kind.metadata:
             logger.warning("%s: the %s is lost in %s", path, what, kind.name)
@@ -227,7 +227,7 @@ def colours(info: Mapping[Any, Any], kind: Format, channels: int) -> dict[str, A
 
 
 def changes_colours(info: Mapping[Any, Any], kind: Format, channels: int) -> bool:
-    """Say whether an image looks different in a format that cannot hold the description of its colours."""
+    """Return whether an image looks different in a format because it cannot hold the description of the colours."""
     found, profile = colours(info, kind, channels), info.get("icc_profile")
     if profile and "icc_profile" not in found:
         return True
@@ -239,21 +239,21 @@ def _stored_space(kind: Format, channels: int) -> bytes:
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:
-    """Return a resolution as two numbers that every format can hold; None for any other value."""
+    """Return a resolution as two numbers if every format can hold it, else None."""
     if isinstance(dpi, str | bytes):  # two characters would pass as two numbers
         return None
     try:
         across, down = map(float, dpi)
     except (TypeError, ValueError, ArithmeticError):
         return None
-    # The comparison also rejects NaN, and 1, by which Pillow means none.
+    # The comparison also rejects NaN, and 1, which Pillow uses for an unknown resolution.
     return (across, down) if all(1 < each <= _MAX_DPI for each in (across, down)) else None
 
 
 def _write_tiff(
     file: IO[bytes], strips: "Iterable[NDArray]", shape: tuple[int, int, int], depth: int, metadata: dict[str, Any]
 ) -> None:
-    """Write deflated horizontal differences, which every reader of TIFF 6 with Adobe's additions supports."""
+    """Write deflated horizontal differences, which every reader of TIFF 6 with Adobe's supplements supports."""
     import numpy as np
     import tifffile
 
@@ -291,7 +291,7 @@ def _write_tiff(
 
 
 def _regroup(strips: "Iterable[NDArray]", count: int) -> "Iterator[NDArray]":
-    """Yield the same rows in arrays of `count`, the last one possibly shorter."""
+    """Yield the same rows in arrays of `count` rows; the last may be shorter."""
     import numpy as np
 
     held: list[NDArray] = []
@@ -327,7 +327,7 @@ def _collect(strips: "Iterable[NDArray]", shape: tuple[int, int, int]) -> Image.
 
 
 def palette_image(image: Image.Image) -> Image.Image:
-    """Reduce an image to 256 colours as GIF has them; where alpha is below half the entry is `TRANSPARENT`."""
+    """Reduce an image to a GIF's 256 colours; pixels with alpha below half get the entry `TRANSPARENT`."""
     import numpy as np
 
     clear = np.asarray(image.getchannel("A")) < 128 if image.mode in ("LA", "RGBA") else None

@@ -1,18 +1,18 @@
-"""XMP (ISO 16684-1) and IPTC (IIM 4) data: keep the entries that still hold for the upright, resized image."""
+"""Keep the XMP (ISO 16684-1) and IPTC (IIM 4) data that still holds for the upright, resized image."""
 
 import re
 import struct
 
-# In XMP: sizes and places of other parts of the file, which the output has not (gain map, video, depth, panorama, ...).
+# Signs of XMP about other parts of the file, which the output lacks: a gain map, a video, depth, a panorama, ...
 _OF_OTHER_PARTS = re.compile(rb"ns\.google\.com/photos/1\.0|hdr-gain-map|HDRGainMap|HasExtendedXMP|\0", re.IGNORECASE)
-MAX_SEGMENT = 65_000  # bytes of either in a JPEG, whose segments have lengths of 16 bits
-_IIM = 0x0404  # of the image resources, as Photoshop calls its blocks in a JPEG
+MAX_SEGMENT = 65_000  # bytes of XMP or of IPTC in a JPEG, whose segments have 16-bit lengths
+_IIM = 0x0404  # the number of IPTC data among Photoshop's image resources
 
 
 def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
-    """Return XMP data changed for the same image turned upright and resized to (width, height).
+    """Return XMP data adapted to the image turned upright and resized to (width, height).
 
-    None if it describes other parts of its file, or is not in UTF-8.
+    None means that it describes other parts of its file, or is not in UTF-8.
     """
     xmp = (xmp.encode() if isinstance(xmp, str) else xmp).rstrip(b"\0")  # some writers pad it
     if _OF_OTHER_PARTS.search(xmp):
@@ -28,7 +28,7 @@ def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
 
 
 def iptc_of(block: bytes | None) -> bytes | None:
-    """Return the IPTC data among the image resources of a JPEG's segment APP13; None if it has none or is damaged."""
+    """Return the IPTC data in a JPEG's segment APP13; None if there is none or the segment is damaged."""
     rest = (block or b"").removeprefix(b"Photoshop 3.0\0")
     while rest.startswith(b"8BIM") and len(rest) >= 12:
         number, name = struct.unpack_from(">HB", rest, 4)
@@ -44,7 +44,7 @@ def iptc_of(block: bytes | None) -> bytes | None:
 
 
 def jpeg_segments(xmp: bytes | None, iptc: bytes | None) -> bytes:
-    """Return XMP and IPTC data as segments of a JPEG; each must fit into `MAX_SEGMENT`."""
+    """Return XMP and IPTC data as segments of a JPEG; each may have up to `MAX_SEGMENT` bytes."""
     segments = b""
     if xmp:
         segments += _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)

@@ -21,13 +21,13 @@ _RED, _GREEN, _BLUE = 0.2126, 0.7152, 0.0722  # shares in luma (BT.709-6, 3.2)
 
 
 class Y4m(NamedTuple):
-    """The format of a stream.
+    """Describe the format of a stream.
 
     Args:
-        channels: 1 is gray, 3 is Y'CbCr, which the file says nothing more of: it is taken as BT.709.
-        depth: bits per sample, 8 to 16; more than 8 are stored in two bytes, the lower one first.
-        full: samples use the full range; else black is 16 and white 235 (of 8 bits).
-        other: parameters that the output keeps: frame rate, shape of a pixel, ...
+        channels: 1 is gray, 3 is Y'CbCr. The file does not name its matrix, so BT.709 is assumed.
+        depth: bits per sample, 8 to 16; above 8, a sample is stored in two bytes, the lower one first.
+        full: whether samples use the full range; if not, 8-bit black is 16 and white 235.
+        other: parameters that the output keeps: frame rate, pixel aspect, ...
     """
 
     width: int
@@ -46,7 +46,7 @@ def read_header(stream: IO[bytes]) -> Y4m:
     """Read the header of a stream behind its `MAGIC`.
 
     Raises:
-        ImageFileError: it is damaged, or the video has subsampled chroma, alpha, interlaced or too large frames.
+        ImageFileError: it is damaged, or the video has subsampled chroma, alpha, or interlaced or too large frames.
     """
     line = stream.readline(_LONGEST).decode("latin-1")
     given = {part[0]: part[1:] for part in line.split() if part[0] != "X"}
@@ -58,9 +58,9 @@ def read_header(stream: IO[bytes]) -> Y4m:
     kind = re.fullmatch(r"(444|mono)p?(9|1[0-6])?", given.get("C", "420jpeg"))
     if not kind:
         what = f"chroma {given.get('C', '420jpeg')}, expected 444 or mono; give ffmpeg -pix_fmt yuv444p"
-        raise ImageFileError(f"{STANDARD}: a y4m video with {what}")
+        raise ImageFileError(f"{STANDARD}: is a y4m video with {what}")
     if given.get("I", "p") not in ("p", "?"):
-        raise ImageFileError(f"{STANDARD}: an interlaced y4m video; give ffmpeg -vf yadif")
+        raise ImageFileError(f"{STANDARD}: is an interlaced y4m video; give ffmpeg -vf yadif")
     other = tuple(part for part in line.split() if part[0] not in "WH")
     channels, depth = 3 if kind[1] == "444" else 1, int(kind[2] or 8)
     return Y4m(width, height, channels, depth, "XCOLORRANGE=FULL" in other, other)
@@ -70,7 +70,7 @@ def read_frames(stream: IO[bytes], video: Y4m) -> Iterator[NDArray[np.uint16]]:
     """Yield the frames of a stream as gray or RGB [height, width, 1 or 3], 16 bits; values out of range are clipped.
 
     Raises:
-        ImageFileError: it breaks off.
+        ImageFileError: the stream breaks off.
     """
     import numpy as np
 
@@ -86,7 +86,7 @@ def read_frames(stream: IO[bytes], video: Y4m) -> Iterator[NDArray[np.uint16]]:
 
 
 def to_frame(pixels: NDArray[np.uint16], video: Y4m) -> bytes:
-    """Return a frame of 16-bit gray or RGB as the stream holds it."""
+    """Return a frame of 16-bit gray or RGB in the stream's encoding."""
     import numpy as np
 
     planes = pixels.astype(np.float32).transpose(2, 0, 1) / 65535
@@ -112,11 +112,12 @@ def _to_rgb(samples: NDArray[np.float32], video: Y4m) -> NDArray[np.uint16]:
 
 
 def _levels(video: Y4m) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return range and zero of each plane's samples, [channels, 1, 1] (BT.709-6, 3.4; full: JFIF's)."""
+    """Return the range and the zero of each plane's samples, [channels, 1, 1] (BT.709-6, 3.4; full range: JFIF)."""
     import numpy as np
 
     step, top = 2 ** (video.depth - 8), 2**video.depth - 1
     luma, chroma, black = (top, top, 0) if video.full else (219 * step, 224 * step, 16 * step)
     middle = 128 * step
     scale, offset = (luma, chroma, chroma), (black, middle, middle)
-    return tuple(np.array(each[: video.channels], np.float32)[:, None, None] for each in (scale, offset))  # type: ignore[return-value]
+    both = np.array((scale, offset), np.float32)[:, : video.channels, None, None]
+    return both[0], both[1]

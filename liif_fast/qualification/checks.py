@@ -1,7 +1,8 @@
 """Check a kind of call before `auto` may take it; each check raises `Wrong` with the reason.
 
-The bounds are the promises of docs/backends.md: against float64, at most twice the error of plain PyTorch in the same
-dtype, three times for gradients. FLOOR units in the last place are added, because that error may be small by luck.
+The bounds are the promises of docs/backends.md. Against float64, outputs may have twice the error of plain PyTorch in
+the same dtype, and gradients three times. FLOOR units in the last place are added, because that error may be small by
+luck.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from liif_fast.qualification.problems import Network, Problem, Unit, extent
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
 FLOOR = 12
-FLIPS = 0.1  # relative to a gradient: in half precision a ReLU's input near 0 may round to either side
-NEAR_ZERO = 4e-6  # it may in float32 too, so a query with an input this near to 0 gets no gradient
+FLIPS = 0.1  # relative to a gradient, because in half precision a ReLU's input near 0 may round to either side
+NEAR_ZERO = 4e-6  # in float32 it may, too, so a query with a ReLU's input this near to 0 gets no gradient
 SQUARE = (8, 8)  # (H, W) of a map whose cells, times its size, can be exact integers
-BLEND = 16  # roundings of the weights of four corners and of their sum, in float32
-# Weights drawn per neuron; a third of them are 0. Outputs must depend on every input, and no sum may pass 256, beyond
-# which bfloat16 lacks some integers.
+BLEND = 16  # float32 roundings of the four corners' weights and of their sum
+# Weights drawn per neuron, a third of which are 0. Outputs must depend on every input. No sum may exceed 256, because
+# bfloat16 lacks some larger integers.
 ENTERS, GOES_ON = 24, 6
 LOOSE = 0.05  # relative to an output: a wrong address causes larger errors
 CPU = torch.device("cpu")
 
 
 class Wrong(Exception):
-    """A kernel's result is wrong."""
+    """Report that a kernel's result is wrong."""
 
 
 def examine(
@@ -43,7 +44,7 @@ def examine(
     Args:
         unit: the kind of call.
         device: the device to run it on.
-        networks: the networks that the backend takes.
+        networks: the networks that the backend accepts.
         seed: seed of the inputs.
         tell: receives the name of each check before it runs.
 
@@ -72,7 +73,7 @@ def _compare(name: str, unit: Unit, times: int, ours: Tensor, plain: Tensor, exa
 
 
 def values(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """Compare outputs and gradients with float64; in the deterministic mode fresh memory is full of NaN."""
+    """Compare outputs and gradients with float64; in deterministic mode, PyTorch fills new memory with NaN."""
     problem = Problem(network, unit, device, seed)
     here, double = problem.to(device), problem.to(CPU, torch.float64)
     hidden: list[Tensor] = []
@@ -136,8 +137,8 @@ def plan(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
 def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
     """Sum small integers, exact in any order and precision, to reveal a register or buffer reused too early.
 
-    `fourier_decode` gets angles of whole quarter turns, whose sines and cosines are integers. It blends four corners,
-    which rounds: its bound is a few roundings of the largest sum. `attend_corners` has norms, which give no integers.
+    `fourier_decode` gets quarter turns, whose sines and cosines are integers. Its blend of four corners rounds, so
+    its bound is a few roundings of the largest sum. `attend_corners` is left out, because its norms give no integers.
     """
     if unit.op in ("gather_corners", "attend_corners") or unit.training:
         return
@@ -155,13 +156,13 @@ def integers(unit: Unit, device: torch.device, network: Network, seed: int) -> N
     for layer, weight in enumerate(problem.weights):
         fill(weight, (ENTERS if layer == 0 else GOES_ON) / weight.shape[1])
     if waves:
-        problem.feat[:, problem.feat.shape[1] // 2 :] = 0  # the frequencies, whose products with rel are not integers
+        problem.feat[:, problem.feat.shape[1] // 2 :] = 0  # frequencies: their products with rel are no integers
         problem.phase.copy_(torch.randint(-1, 2, problem.phase.shape, generator=generator) / 2)
         problem.cell.copy_(torch.randint(0, 4, problem.cell.shape, generator=generator) / SQUARE[0])
     else:
         problem.weights[0][:, -problem.terms :] = 0  # rel and cell are not integers
     if unit.op == "modulated_decode":
-        problem.feat[:, : sum(problem.network.hidden)].clamp_(max=0)  # the scales, so that neurons are kept or left out
+        problem.feat[:, : sum(problem.network.hidden)].clamp_(max=0)  # scales -1 and 0 switch a neuron off or keep it
     exact = problem.to(CPU, torch.float64).formula([])
     found = problem.to(device).run(unit.backend).cpu()
     roundings = torch.finfo(found.dtype).eps + BLEND * EPS["float32"] if waves else 0.0
@@ -229,7 +230,7 @@ def _noise(device: torch.device) -> Iterator[None]:
 
 
 def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
-    """Check that a query's bits do not depend on the number of queries (in the interpreter nearly, due to NumPy)."""
+    """Check that a query's bits do not depend on the number of queries; the interpreter may round differently."""
     if unit.training:
         return
     sizes = (1, 63, 1000, 30_001) if extent(device) == "large" else (2, 7)
@@ -244,7 +245,7 @@ def cuts(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
         else:
             same = torch.equal(part, expected)
         if not same:
-            raise Wrong(f"the bits of the first {size} of {whole.shape[axis]} differ when computed alone")
+            raise Wrong(f"the first {size} of {whole.shape[axis]} have other bits when computed alone")
 
 
 def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> None:
@@ -277,16 +278,17 @@ def streams(unit: Unit, device: torch.device, network: Network, seed: int) -> No
 
 
 def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: Callable[[str], None]) -> None:
-    """Check offsets beyond 2^31 elements: in inference in the map, in training in the stored activations.
+    """Check offsets beyond 2^31 elements: in inference those in the map, in training those in stored activations.
 
-    It runs in float16 and if memory allows. It is not in `CHECKS`, because parallel processes would compete for memory.
+    It needs a GPU with enough free memory and runs in float16 only. It is not in `CHECKS`, because parallel processes
+    would compete for memory.
     """
     tell("offsets beyond 2^31")
     if device.type != "cuda" or unit.precision != "float16" or unit.op == "gather_corners":
         return
     if torch.cuda.mem_get_info(device)[0] < 40 * 2**30:
         return
-    # attend_corners stores no activations. Nothing examines offsets in the gradient of a large map, of any operator.
+    # attend_corners stores no activations. No check examines offsets in the gradient of a large map, for any operator.
     if unit.training and unit.op != "attend_corners":
         far_activations(unit, device, network, seed, 700_001)
     elif not unit.training and unit.op != "fused_mlp":
@@ -295,7 +297,7 @@ def large(unit: Unit, device: torch.device, network: Network, seed: int, tell: C
 
 
 def far_latents(unit: Unit, device: torch.device, network: Network, seed: int, side: int) -> None:
-    """Check the last latents of a map of side x side."""
+    """Compare queries at the end of a map of side x side with the backend `torch`."""
     problem = Problem(network, unit, device, seed, queries=64, batch=1).to(device)
     problem.feat = torch.randn(1, problem.feat.shape[1], side, side, device=device, dtype=problem.feat.dtype)
     problem.coord.clamp_(0, 1).mul_(0.001).add_(0.999)

@@ -1,7 +1,7 @@
 """Examine kernels in a process of their own, because a wrong kernel may kill it, hang it, or poison its context.
 
-The process reads a job, one line of JSON, from stdin. It writes lines of JSON to stdout: the key of the device, each
-check as it begins, and the result of each kind of call. It ends when stdin closes, so it ends with its parent.
+The process reads a job, one line of JSON, from stdin. It writes lines of JSON to stdout: the verdict's key, each check
+as it begins, and the result of each kind of call. It ends when stdin closes, and so with its parent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from liif_fast.qualification.checks import Wrong, examine, large
 from liif_fast.qualification.problems import NETWORKS, Problem, Unit, extent
 from liif_fast.qualification.speed import race
 
-# Errors that say nothing about a kernel: the device is taken, lost, or not ready.
+# Errors that say nothing about a kernel, because the device is taken, lost, or not ready.
 NO_DEVICE = (
     "busy or unavailable",
     "no cuda-capable device",
@@ -38,7 +38,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that output of libraries does not mix with messages
+    os.dup2(2, 1)  # so that the output of libraries does not mix with messages
 
     def send(**message: Any) -> None:
         print(json.dumps(message), file=pipe, flush=True)
@@ -57,7 +57,7 @@ def main() -> None:
                 break
     except Exception as error:
         send(unavailable=_line(error))
-    os._exit(0)  # a driver that crashes at exit is not the kernel's fault
+    os._exit(0)  # because a driver that crashes at exit is not the kernel's fault
 
 
 def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Callable[..., None]) -> bool:
@@ -85,7 +85,7 @@ def _examine(unit: Unit, device: torch.device, seed: int, last: bool, send: Call
             send(unavailable=_line(error))
         else:
             send(unit=unit, correct=False, why=_line(error))
-        return False  # a CUDA error persists in its process
+        return False  # because a CUDA error persists in its process
     return True
 
 
@@ -95,7 +95,7 @@ def _line(error: Exception) -> str:
 
 def _end_with_stdin() -> None:
     sys.stdin.read()
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # also ends the compilers it started
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # also ends the compilers that it started
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 

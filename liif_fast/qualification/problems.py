@@ -1,4 +1,4 @@
-"""The kinds of call to examine and their inputs; they are small where the kernels are interpreted or emulated."""
+"""Define the kinds of call to examine, and their inputs, which are small for interpreted or emulated kernels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PRECISIONS = {"cuda": tuple(DTYPES), "cpu": ("float32",), AMX: ("bfloat16",)}
 # (H, W) of the map, queries per image, and images of most checks.
 USUAL = {"large": ((13, 17), 301, 2), "small": ((3, 4), 7, 1)}
 HEADS = 8  # of a transformer
-GUARD = 64  # elements of NaN on either side of each input
+GUARD = 64  # NaN elements on either side of each input
 
 
 class Unit(NamedTuple):
-    """A kind of call on a backend."""
+    """Name a kind of call on a backend."""
 
     backend: str
     op: str
@@ -46,9 +46,9 @@ class Unit(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A decoder: the widths of its hidden layers, its outputs, the channels of the map, and its switches.
+    """Describe a decoder: the widths of its hidden layers, its outputs, the channels of the map, and its switches.
 
-    Its counterpart for `attend_corners` has a block or two, of the next width that the kernels have.
+    The transformer for `attend_corners` has one or two blocks, of the next width that the kernels support.
     """
 
     hidden: tuple[int, ...]
@@ -78,26 +78,26 @@ NETWORKS = {
 
 
 def interprets() -> bool:
-    """Say whether Triton's interpreter runs the kernels, on the CPU."""
+    """Return whether Triton's interpreter runs the kernels, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def extent(device: torch.device) -> str:
-    """Return which problems to pose on a device, "large" or "small"."""
+    """Return the size of the problems for a device, "large" or "small"."""
     slow = interprets() or cpu.AMX_MISSING or os.environ.get("LIIF_FAST_CPU_ISA") == "amx-emulated"
     return "small" if device.type == "cpu" and slow else "large"
 
 
 class Problem:
-    """The inputs of one call, made on the CPU from a seed and then moved to a device.
+    """Hold the inputs of one call, made on the CPU from a seed and then moved to a device.
 
-    `modulated_decode` has as many neurons in each layer as the network's first, and latents hold what modulates them.
-    `fourier_decode` has four values a latent for each channel of the network, and always all four corners and a cell.
-    For `attend_corners` x holds the values to blend, a map for each output; `weights` are the transformer's.
+    For `modulated_decode`, every layer is as wide as the network's first, and latents include the modulations. For
+    `fourier_decode`, a latent has four values per channel of the network, and the call always has four corners and a
+    cell. For `attend_corners`, x holds the values to blend, a map per output, and `weights` are the transformer's.
 
     Args:
         network: the decoder.
-        unit: the kind of call; it gives the dtype, and in training half precision comes from autocast.
+        unit: the kind of call, which sets the dtype; in training, half precision comes from autocast.
         device: the device to run the call on.
         seed: seed of all numbers.
         shape: (H, W) of the feature map; None, here and below, takes the device's usual value.
@@ -159,7 +159,7 @@ class Problem:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Return the inputs that training differentiates: the map or x, weights, biases, and any phase."""
+        """Return the inputs that training differentiates: the map or x, weights, biases, and phase, if there is one."""
         first = self.x if self.unit.op == "fused_mlp" else self.feat
         if self.unit.op == "gather_corners":
             return [first]
@@ -169,7 +169,7 @@ class Problem:
         return [first, *self.weights, *self.biases, *([self.phase] if len(self.phase) else [])]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Problem:
-        """Return a copy on a device, each input between two bands of NaN; `dtype` does not apply to coord and cell."""
+        """Return a copy on a device, each input between two bands of NaN; coord and cell keep their dtype."""
         other = object.__new__(Problem)
         other.__dict__.update(self.__dict__, device=device, autocast=self.autocast and dtype is None)
         for name in ("feat", "x", "phase"):
@@ -184,7 +184,7 @@ class Problem:
         return other
 
     def run(self, backend: str, recompute: bool | None = None, part: slice = slice(None)) -> Tensor:
-        """Return a backend's output for all queries or a part of them; for `render`, a part of the rows."""
+        """Return a backend's output for all queries or for a part of them; for `render`, a part of the rows."""
         backend = _runs(backend)
         with self.mode():
             if self.unit.op == "fused_mlp":
@@ -246,7 +246,7 @@ class Problem:
         return "" if can else reason
 
     def formula(self, hidden: list[Tensor]) -> Tensor:
-        """Return the plain formula's output; `hidden` collects the inputs of the ReLUs, rows first."""
+        """Return the plain formula's output; `hidden` collects the inputs of the ReLUs, [B, Q, ..., width]."""
         if self.unit.op == "fused_mlp":
             return self._network(self.x, hidden)
         if self.unit.op == "attend_corners":

@@ -26,7 +26,7 @@ from liif_fast.backends.verdict import Verdict
 from liif_fast.devices import pick_device
 from liif_fast.qualification.problems import OPS, PRECISIONS, Unit, interprets
 
-ROUNDS = 3  # so many processes must find a kernel correct, because some faults show in one process only
+ROUNDS = 3  # processes that must find a kernel correct, because some faults show in one process only
 PATIENCE = 120.0  # seconds for one check, including the compilation of its kernels
 ENDING = 10.0  # seconds in which a process that has closed its output must end
 
@@ -34,18 +34,18 @@ Tell = Callable[[str], None]
 
 
 class Unavailable(RuntimeError):
-    """The device cannot be used now; that says nothing about the kernels."""
+    """Report that the device cannot be used now, which says nothing about the kernels."""
 
 
 def qualify(device: str | torch.device = "cuda", *, seconds: float = 300, tell: Tell | None = None) -> Verdict:
     """Examine the fused kernels on this machine and store the verdict, so that `auto` takes those that are faster.
 
-    Three fresh processes examine each kind of call (operator, precision, inference or training). One that hangs is
-    killed. If `auto` has looked for a verdict in this process already, the new one counts in later processes.
+    Three fresh processes examine each kind of call (operator, precision, inference or training). A process that hangs
+    is killed. If `auto` has already looked for a verdict in this process, the new one counts only in later processes.
 
     Args:
-        device: a CUDA device; or "cpu": there the AMX kernels of a processor that has them, or with TRITON_INTERPRET=1
-            the GPU kernels in Triton's interpreter.
+        device: a CUDA device, or "cpu" for the processor's AMX kernels or, with TRITON_INTERPRET=1, for the GPU kernels
+            in Triton's interpreter.
         seconds: time limit; kernels not examined by then stay off.
         tell: receives a line about each step.
 
@@ -109,8 +109,8 @@ class Exam:
         tell: receives a line about each step.
 
     Attributes:
-        key: the hardware and software that the verdict holds for, as the processes report it; None before.
-        refusal: why a backend refused a kind of call.
+        key: the hardware and software for which the verdict holds, as the processes report it; None before they do.
+        refusal: the reason why a backend refused a kind of call; "" if none did.
     """
 
     def __init__(self, device: str, seconds: float, tell: Tell) -> None:
@@ -120,14 +120,14 @@ class Exam:
         self.key: verdict.Key | None = None
         self.refusal = ""
         self._passed: dict[Unit, list[dict[str, Any]]] = {}  # the speeds from each process that found it correct
-        self._over: dict[Unit, dict[str, Any] | None] = {}  # final results of the others; None: refused
+        self._over: dict[Unit, dict[str, Any] | None] = {}  # the final results of other units; None if refused
         self._stop = threading.Event()
 
     def run(self, units: Sequence[Unit]) -> dict[Unit, dict[str, Any]]:
-        """Examine kinds of call and return the results of all that the backend does not refuse (`Verdict.results`).
+        """Examine kinds of call and return the results (`Verdict.results`) of all that the backend does not refuse.
 
-        Precisions run in parallel, because most of the time goes into compilation. The last round, which measures
-        speed, does not.
+        Precisions run in parallel, because compilation takes most of the time. In the last round, which measures speed,
+        they do not.
 
         Raises:
             Unavailable: the device cannot be used.
@@ -158,7 +158,7 @@ class Exam:
                 raise
 
     def _round(self, units: Sequence[Unit], number: int) -> None:
-        """Examine what has passed all earlier rounds in a fresh process; a further one continues if that one ends."""
+        """Examine the units that passed all earlier rounds in a fresh process, and in further ones if it ends early."""
         left = [unit for unit in units if unit not in self._over and len(self._passed[unit]) == number - 1]
         while left and not self._is_over():
             before = len(left)
@@ -175,7 +175,7 @@ class Exam:
         job = {"device": self.device, "units": units, "seed": 100 * number, "last": number == ROUNDS}
         with _Process(job) as process:
             at, unit, waiting = "", None, time.monotonic()
-            patience = PATIENCE  # for the start, whatever the time limit of a check
+            patience = PATIENCE  # the start may take this long, whatever the time limit of a check
             while True:
                 line = process.line()
                 now = time.monotonic()
@@ -217,7 +217,7 @@ class Exam:
 
 
 class _Process:
-    """A process that runs a job; leaving the context kills it and the processes it started."""
+    """Run a job in a process; leaving the context kills it and the processes that it started."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         path = os.pathsep.join(place for place in sys.path if place)  # so that it imports the same packages
@@ -235,7 +235,7 @@ class _Process:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         assert self._process.stdin is not None
-        with suppress(OSError):  # it has ended already
+        with suppress(OSError):  # the process has already ended
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
 
@@ -255,10 +255,10 @@ class _Process:
             return None
 
     def ended(self) -> str:
-        """Return how the process failed, "" if it did not; raise Unavailable if somebody killed it."""
+        """Return how the process failed, "" if it did not; raise Unavailable if another program killed it."""
         try:
             code = self._process.wait(ENDING)
-        except subprocess.TimeoutExpired:  # in the driver, for one
+        except subprocess.TimeoutExpired:  # for example, it hangs in the driver
             return "the process does not end"
         if code in (-getattr(signal, "SIGKILL", 9), -signal.SIGTERM):
             raise Unavailable("a process was killed, perhaps because memory ran out")

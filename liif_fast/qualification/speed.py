@@ -1,4 +1,4 @@
-"""Measure the speed of a kind of call in pairs with the backend that `auto` would take instead."""
+"""Measure the speed of a kind of call against the backend that `auto` would take instead, in pairs of runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from liif_fast.qualification.problems import Network, Problem, Unit, extent
 
 PAIRS = 7
 WINS = 6  # pairs to win at the small size, where a call's fixed costs show
-FASTER = 1.15  # ratio to reach at the large size
-# (H, W), queries and images of the small size, of the large one in inference, and in training (the paper's setting).
+FASTER = 1.15  # ratio to reach in most pairs at the large size
+# (H, W), queries and images: the small size, the large one in inference, the large one in training (the paper's).
 SIZES = {
     "large": (((48, 48), 2304, 1), ((128, 128), 65_536, 1), ((48, 48), 2304, 16)),
     "small": (((2, 3), 2, 1), ((3, 4), 4, 1), ((3, 4), 4, 1)),
@@ -26,8 +26,8 @@ def race(unit: Unit, device: torch.device, network: Network, seed: int, tell: Ca
     """Measure a kind of call on a network that the backend takes.
 
     Returns:
-        `than`: the other backend. `ratio`, `small`: median of its time relative to ours at the large and the small
-        size; a race ends once it is lost. `taken`: whether `auto` should take ours.
+        `than`: the other backend. `ratio`, `small`: median of its time relative to ours, at the large and the small
+        size; a race ends as soon as it is lost. `taken`: whether `auto` should take ours.
     """
     small, infer, train = SIZES[extent(device)]
     found: dict[str, Any] = {"taken": True}

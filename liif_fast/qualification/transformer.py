@@ -1,4 +1,4 @@
-"""Make the transformer of `attend_corners` for a problem, and make it again from its parameters in a list."""
+"""Make the transformer of `attend_corners` for a problem, and rebuild it from the list of its parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from liif_fast.attention import Block, CornerTransformer
 
-SHARED = (3, 5)  # parameters on which no weight depends, for they add the same to all four logits: norm_bias, head_bias
+SHARED = (3, 5)  # norm_bias and head_bias: they add the same to all four logits, so no weight depends on them
 
 
 def make(width: int, depth: int, heads: int, hidden: int, uniform: Callable[..., Tensor]) -> CornerTransformer:
@@ -17,9 +17,9 @@ def make(width: int, depth: int, heads: int, hidden: int, uniform: Callable[...,
     Args:
         width: channels of the latents.
         depth: number of blocks.
-        heads: heads of each.
+        heads: number of heads in a block.
         hidden: width of the blocks' hidden layers.
-        uniform: returns a tensor of a shape, of numbers from -`scale` to `scale`.
+        uniform: returns a tensor of the given shape, with numbers from -`scale` to `scale`.
     """
 
     def norm() -> tuple[Tensor, Tensor]:

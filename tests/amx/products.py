@@ -1,7 +1,7 @@
 """Compare the AMX kernel's products with exact ones: python products.py PRODUCTS.so EMULATOR.so SEED COUNT.
 
-It is a program of its own, because every operand lies between pages that may not be touched, and a fault of the kernel
-or of an instruction ends it. Small whole numbers are compared bit for bit. Of other numbers the error is compared with
+It is a separate program, because every operand lies between pages that may not be touched, and a fault of the kernel
+or of an instruction ends it. Small whole numbers are compared bit for bit. For other numbers the error is compared with
 that of the kernel for AVX512-BF16.
 """
 

@@ -42,7 +42,7 @@ def amx_flags() -> list[str]:
 
 
 def compiled(made: Path, *sources: Path | str) -> Path:
-    """Compile sources, options among them, to an object or a shared library, with the library's sanitizers."""
+    """Compile sources (and options) to an object or a shared library, with the library's sanitizers."""
     how = "-c" if made.suffix == ".o" else "-shared"
     common = ["-O3", "-std=c++17", "-ffp-contract=off", how, "-fPIC", f"-I{ROOT / 'csrc/cpu'}", "-o", made]
     sanitizers = [flag for flag in build()["flags"] if "sanitize" in flag]
@@ -51,5 +51,5 @@ def compiled(made: Path, *sources: Path | str) -> Path:
 
 
 def has_amx() -> bool:
-    """Say whether this processor has AMX, by Linux."""
+    """Return whether Linux reports AMX for this processor."""
     return "amx_bf16" in Path("/proc/cpuinfo").read_text()

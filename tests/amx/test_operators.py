@@ -1,4 +1,4 @@
-"""The operators in bfloat16 with AMX, executed by emulation where this processor has none."""
+"""Test the operators in bfloat16 with AMX, by emulation if this processor has no AMX."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The AMX kernel's products, executed by emulation: exact, in bounds, by threads; planted faults are found."""
+"""Test the AMX kernel's products by emulation: exact, in bounds, in threads; planted faults are found."""
 
 import os
 import signal

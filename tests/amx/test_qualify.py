@@ -1,6 +1,6 @@
-"""`liif-fast qualify` on a processor with AMX, which is emulated in all its processes.
+"""Test `liif-fast qualify` on a processor with AMX, which is emulated in all its processes.
 
-They are forked, with PyTorch imported and the emulator loaded; tests/qualification starts real ones.
+These are forked, with PyTorch imported and the emulator loaded; tests/qualification starts real processes.
 """
 
 import json
@@ -94,7 +94,7 @@ assert state(others()) == ("on, qualified 2026-01-01", True)
 
 @pytest.fixture
 def emulated(emulator, tmp_path):
-    """Return run(code, *arguments, **variables) in a process that takes this processor for one with AMX."""
+    """Return run(code, *arguments, **variables), which runs code as if this processor had AMX."""
     if emulator is None:
         pytest.skip("this processor executes the instructions itself")
     fixed = {
@@ -156,7 +156,7 @@ def test_an_unknown_instruction_set_is_the_reason(wish):
 
 
 def test_neither_amx_nor_its_emulation_runs_where_it_is_not():
-    """Products asked for with it are those of AVX512-BF16; otherwise they would end the process by SIGILL."""
+    """Products that ask for AMX use AVX512-BF16 then; with AMX, SIGILL would end the process."""
     support.amx_flags()
     if not cpu.BFLOAT16:
         pytest.skip("this processor has no AVX512-BF16, which the AMX kernels need as well")

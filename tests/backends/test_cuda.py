@@ -110,7 +110,7 @@ def test_by_name_on_the_cpu_it_raises():
 
 @BUILT
 def test_the_extension_needs_no_cuda_in_pytorch():
-    """The extension links no CUDA library: the runtime is inside, and PyTorch's stream is looked up when needed."""
+    """The extension links no CUDA library: it contains the runtime, and looks PyTorch's stream up when needed."""
     (extension,) = Path(cuda.__file__).parents[1].glob("_C_sm90.*")
     needed = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
     assert "libtorch_cpu.so" in needed

@@ -37,7 +37,7 @@ def test_factorised_formula_is_the_reference(size):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.xdist_group("export")  # one worker pays for the start of the exporter and the runtimes
 def test_exported_graphs_are_the_reference(monkeypatch):
-    """In several chunks and a rest, on every runtime."""
+    """The queries fill several chunks and a part of one, on every runtime."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
     monkeypatch.setattr(runtimes, "FACTORISED_CHUNK", 100)
@@ -60,7 +60,7 @@ class SignalStack(ctypes.Structure):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals have no stack of their own there")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_signals_arrive_after_openvino_is_gone(tmp_path):
-    """Nest two of them, because each restores the stack that it found, which may be the other's."""
+    """Two are nested, because each restores the stack that it found, which may be the other's."""
     pytest.importorskip("openvino")
     before = SignalStack.current()
     runtimes.export(torch.nn.Linear(2, 2), {"coord": torch.ones(1, 3, 2)}, tmp_path / "linear.onnx")

@@ -1,4 +1,4 @@
-"""The measurement of calls of few rows runs, and it crosses the number of rows from which weights are packed."""
+"""The measurement of calls of few rows runs, on either side of the number of rows from which weights are packed."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ def test_it_runs():
     ],
 )
 def test_the_table_and_what_it_says(first, packing, cache):
-    """The row's own 5 µs are no part of packing, and the sentences follow from the figures."""
+    """The row's own 5 µs do not count as packing, and the sentences follow from the figures."""
     times = {"1": 70, "48": 250, "60": 310, "61, packed": first, "96, packed": 424, few_rows.COMPARED: 29}
     *table, empty, said = few_rows.lines({"figures": {name: {"median": 1e-6 * time} for name, time in times.items()}})
     assert table[0].startswith("| rows | 1 |") and "| 61, packed |" in table[0] and table[2].endswith("| 29 µs |")

@@ -50,7 +50,7 @@ def test_the_plan_of_the_calls():
 
 @pytest.fixture
 def here(monkeypatch):
-    """Run sections in this process and their commands warm: a start of PyTorch takes as long as most of them."""
+    """Run sections in this process and their commands in warm ones, because PyTorch's start is slow."""
 
     def in_this_process(name, check, limit, *_):
         return {**gpu_check.section(name, check), "seconds": 0}

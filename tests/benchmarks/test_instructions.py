@@ -13,7 +13,7 @@ HINT = "a deliberate change is accepted by `python -m benchmarks.instructions --
 
 
 def test_counts_are_those_accepted():
-    """Counting takes half a minute: it is left out where the very same sources have been counted."""
+    """Counting is slow, so it is left out if the same sources have been counted."""
     here = instructions.build()
     same = here == {key: ACCEPTED[key] for key in here}
     if same and ACCEPTED["sources"] == instructions.sources() and "LIIF_FAST_TEST_COUNTS" not in os.environ:

@@ -18,7 +18,7 @@ def test_the_table_is_that_of_the_record() -> None:
 
 
 def test_the_model_on_a_real_scan() -> None:
-    """Every fourth line of an OS1-128: at most 0.65 of linear's MAE of returns, and at least 0.77 within 0.2 m."""
+    """On every fourth line of an OS1-128, its MAE of returns is at most 0.65 of linear's, and 0.77 are within 0.2 m."""
     assert SHIPPED.stat().st_size < 400_000
     model, _, linear = measure(load_model(SHIPPED), "os1-128", 4)
     assert model["mae_returns"] <= 0.65 * linear["mae_returns"]

@@ -1,4 +1,4 @@
-"""The figures of the model for compressed pictures: the documents say what was measured, and it earns its place."""
+"""The documents show the measured figures of the model for compressed pictures, and these are good enough."""
 
 import json
 

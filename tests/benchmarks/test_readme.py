@@ -98,6 +98,21 @@ def test_a_suite_is_shown_from_the_newest_record_that_has_it():
     assert report.lidar([other]) == report.ABSENT
 
 
+def test_two_suites_in_one_table():
+    """Both suites of relatives are in it, and the command names both."""
+    figures = {report.OURS: figure(1.0), "plain, eager": figure(2.0, ratio=figure(2.0))}
+    results = [{"name": name, "title": name, "unit": "s", "figures": figures} for name in ("fourier", "modulated")]
+    shown = report.relatives([{**RECORD, "load": [0.1], "results": results}])
+    assert "| fourier | 1 | 2.0x |\n| modulated | 1 | 2.0x |" in shown
+    assert "`liif-fast bench fourier modulated`" in shown
+
+
+def test_times_of_the_viewer():
+    results = [{"name": "view-tile", "title": "view: a tile", "unit": "s", "figures": {report.OURS: figure(0.25)}}]
+    assert "| a tile | 250 ms |" in report.viewer([{**RECORD, "results": results}])
+    assert report.viewer([{**RECORD, "results": []}]) == report.ABSENT
+
+
 def test_pictures_of_a_whole_record(whole, tmp_path):
     pytest.importorskip("matplotlib")
     stale = tmp_path / "benchmark-roofline.png"

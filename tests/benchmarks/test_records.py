@@ -36,7 +36,7 @@ def test_the_environment_names_what_a_figure_depends_on():
     [("benchmarks/few_rows.py", "+"), ("csrc/plan.h", "+"), ("docs/cpu.md", ""), ("benchmarks/results/cpu.jsonl", "")],
 )
 def test_a_changed_benchmark_marks_the_commit(changed, mark, tmp_path, monkeypatch):
-    """It decides over a figure as the kernels do; the records themselves decide over none."""
+    """A figure depends on the benchmarks as on the kernels, but not on the records."""
 
     def git(*command):
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *command], cwd=tmp_path, check=True)

@@ -34,7 +34,7 @@ def test_bad(bench):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(*options): the outcome of the suite and its rows."""
+    """Return run(*options), which returns the outcome of the suite and its rows."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # if it is set, pytest-benchmark measures nothing
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     threads = torch.get_num_threads()
@@ -86,7 +86,7 @@ def test_a_selection_races_with_ours_and_the_reference(run):
 
 def test_only_whole_races_are_recorded(run):
     done, rows = run("--record", "-k", "other and tiny")
-    done.stderr.fnmatch_lines("*--record is for all variants of a race; not all are selected of test_tiny")
+    done.stderr.fnmatch_lines("*--record needs all variants of a race, but some of test_tiny are not selected")
     assert not rows
 
 

@@ -8,7 +8,7 @@ from benchmarks import training_rate
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_small_cases(threads, monkeypatch):
-    """By the processor's clock for one thread, by the wall's for more."""
+    """One thread counts CPU time, more count elapsed time."""
     monkeypatch.setattr(training_rate, "CASES", ((2, 60), (1, 9)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     results = training_rate.measure(1, side=7, hidden=(16, 16))

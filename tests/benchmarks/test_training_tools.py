@@ -1,4 +1,4 @@
-"""The scripts that make what a training begins with: photographs with licences, and a deeper network."""
+"""Test the scripts that prepare a training: photographs with licences, a deeper network, a mixture of models."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_a_mixture_lies_between_two_models():
     expected = {key: 0.75 * value + 0.25 * second.state_dict()[key] for key, value in first.state_dict().items()}
     for key, value in mixed(first, second, 0.25).state_dict().items():
         torch.testing.assert_close(value, expected[key])
-    with pytest.raises(ValueError, match="must be of one network"):
+    with pytest.raises(ValueError, match="expected the same network"):
         mixed(first, deepened(second, 4), 0.5)
 
 
@@ -55,7 +55,7 @@ def test_a_deeper_model_takes_over_what_a_training_changed():
 
 
 def test_pictures_are_halved_and_listed(tmp_path, monkeypatch):
-    """With packages that are there already."""
+    """Take packages that have been unpacked already."""
 
     def fetch(package, folder):
         share = folder / package.name

@@ -1,4 +1,4 @@
-"""The script behind docs/upscaling.md makes one thing of each kind."""
+"""The script behind docs/upscaling.md makes one figure and one picture of each kind."""
 
 import sys
 from pathlib import Path

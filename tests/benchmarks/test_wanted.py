@@ -1,4 +1,4 @@
-"""The comparison of backward passes for a part of the gradients runs."""
+"""The comparison of backward passes for some of the gradients runs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Fixtures of the command line's tests."""
+"""Provide the fixtures for the command line's tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Helpers of the command line's tests."""
+"""Provide helpers for the command line's tests."""
 
 import re
 from collections.abc import Callable

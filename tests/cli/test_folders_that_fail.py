@@ -17,7 +17,7 @@ __all__ = ["mixed"]  # fixtures
 
 @pytest.mark.parametrize(("gone", "broken"), [("pipe", False), ("terminal", True)])
 def test_messages_without_a_reader(mixed: Path, tmp_path: Path, model: str, gone: str, broken: bool) -> None:
-    """All images are written, and the exit code is the work's."""
+    """All images are written, and the exit code is that of the work."""
     if not broken:
         (mixed / "broken.png").unlink()
     reading, writing = os.pipe() if gone == "pipe" else os.openpty()
@@ -65,7 +65,7 @@ def test_a_folder_that_cannot_be_made_is_named(
 def test_a_folder_for_an_output_that_fails_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, broken: bool
 ) -> None:
-    """Whether the format cannot hold it or the work breaks off; one that was there before stays."""
+    """It is removed if the format cannot hold the output or the work breaks off; an older folder stays."""
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

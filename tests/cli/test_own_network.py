@@ -1,4 +1,4 @@
-"""Take your own network to a picture by the README's commands."""
+"""Take a network of one's own to a picture by the README's commands."""
 
 import os
 import re
@@ -43,7 +43,9 @@ def test_the_lines_of_the_readme(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = README.read_text(encoding="utf-8").split("<!-- begin:own-network -->")[1].split("<!-- end:own-network")[0]
-    source, commands = re.fullmatch(r"\s*```python\n(.*)```\n(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"\s*```python\n(.*)```\n(.*)", text, re.DOTALL)
+    assert found
+    source, commands = found.groups()
     (tmp_path / "my_net.py").write_text(source)
     Image.open(photo).convert("RGB").save(tmp_path / "in.jpg")
     first, second = (line.split() for line in commands.split("\n    ")[1:])

@@ -150,7 +150,7 @@ def test_a_folder_without_images_among_several_inputs_is_named(run, photo: Path,
 
 
 def test_a_gray_region_of_colour_from_a_pipe(run) -> None:
-    """Whether the rest is gray, too, is asked when the copy of what the pipe brought is gone."""
+    """The whole picture decides whether it is gray, though the copy of the pipe's data is gone by then."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 1), np.uint8).repeat(3, 2)
     pixels[-1, -1] = 200, 30, 30
     code, out, err = run("-", "-", "--region=10x8+0+0", "--tile=32", stdin=saved(Image.fromarray(pixels)))
@@ -278,7 +278,7 @@ def test_a_quality_that_a_format_has_not_is_said(run, photo: Path, tmp_path: Pat
     target = tmp_path / "out.png"
     assert (
         run(photo, target, "--quality=9")[2]
-        == f"liif-fast: {target}: the quality has no effect, because PNG has none\n"
+        == f"liif-fast: {target}: the quality has no effect, because PNG has no such setting\n"
     )
     assert run(photo, target, "--lossless") == (0, b"", "")
 

@@ -1,4 +1,4 @@
-"""What `liif-fast upscale` says on a terminal, and on streams that are closed or go."""
+"""Test the messages of `liif-fast upscale` on a terminal, and on streams that are closed or break."""
 
 import errno
 import functools
@@ -39,7 +39,7 @@ def test_progress_bar_on_a_terminal_only(
 def test_a_terminal_that_goes_takes_no_image_along(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, model: str, after: int
 ) -> None:
-    """Under nohup a connection may break, and the bar cannot be drawn any more."""
+    """Under nohup a connection may break, so that the bar cannot be drawn any more."""
 
     class Terminal(io.StringIO):
         calls = 0

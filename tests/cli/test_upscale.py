@@ -243,7 +243,7 @@ def test_failures(
 
 
 class Malice:
-    """An object that creates a file when unpickled."""
+    """Create a file when unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("owned",)
@@ -325,7 +325,7 @@ def test_a_failure_leaves_no_output(
 
 
 def test_a_line_says_which_model_and_why(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For one file with its name, for a folder once for each reason; nothing where a model is asked for."""
+    """One file is named; a folder gives a line per reason; with --model there is none."""
     folder = tmp_path / "folder"
     folder.mkdir()
     with Image.open(photo) as image:

@@ -172,7 +172,9 @@ def test_bad_input(
 def test_the_document_shows_what_the_command_prints() -> None:
     text = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
     block = text.split("<!-- begin:verify -->\n")[1].split("<!-- end:verify -->")[0]
-    command, out = re.fullmatch(r"```text\n\$ ([^\n]*)\n(.*)```\n", block, re.DOTALL).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"```text\n\$ ([^\n]*)\n(.*)```\n", block, re.DOTALL)
+    assert found
+    command, out = found.groups()
     assert command == "liif-fast verify edsr-small-liif"
     assert_form(out)
     assert "DISAGREE" not in out

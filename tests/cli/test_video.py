@@ -1,6 +1,7 @@
 """Video through pipes: y4m in, y4m out."""
 
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ HEADER = b"W6 H4 F30000:1001 Ip A1:1 C444 XYSCSS=444 XCOLORRANGE=LIMITED\n"
 
 
 def stream(count: int = 3, header: bytes = HEADER, seed: int = 0) -> bytes:
-    """Frames of moderate colours, all of which RGB holds."""
+    """Return frames of moderate colours, all of which RGB holds."""
     rng = np.random.default_rng(seed)
     frames = [np.stack([rng.integers(90, 160, (4, 6)), *rng.integers(112, 144, (2, 4, 6))]) for _ in range(count)]
     return MAGIC + header + b"".join(b"FRAME\n" + frame.astype(np.uint8).tobytes() for frame in frames)
@@ -49,7 +50,7 @@ Run = Callable[..., tuple[int, bytes, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str) -> Run:
-    """Run `liif-fast upscale - - --scale 2` on standard input: exit code, standard output, and what was said."""
+    """Run `liif-fast upscale - - --scale 2` on standard input; return exit code, standard output and messages."""
 
     def run(data: bytes, *args: str, stdout: io.BytesIO | None = None) -> tuple[int, bytes, str]:
         pipes = io.BytesIO(data), stdout or io.BytesIO()
@@ -75,7 +76,7 @@ def test_colours(rgb: tuple[int, ...], samples: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kind", ["444", "444p10", "444p16", "mono", "mono12"])
 @pytest.mark.parametrize("colours", ["", " XCOLORRANGE=LIMITED", " XCOLORRANGE=FULL"])
 def test_what_comes_in_goes_out(kind: str, colours: str) -> None:
-    """Bit for bit, where RGB holds it."""
+    """The samples are equal where RGB can hold them."""
     depth = int(kind[4:] or 8)
     planes = 1 if "mono" in kind else 3
     rng = np.random.default_rng(0)
@@ -106,7 +107,7 @@ def test_a_region_and_one_frame(run: Run) -> None:
 
 @pytest.mark.parametrize("cut", [1, 40, 72, 77])
 def test_a_pipe_that_ends_early(run: Run, cut: int) -> None:
-    """Within a frame or its mark; the frames before are out."""
+    """It ends within a frame or its mark; the frames before it are written."""
     code, out, err = run(stream()[:-cut])
     assert code == 1
     assert err == "liif-fast: error: -: the y4m video breaks off in frame 3\n"
@@ -118,11 +119,11 @@ def test_a_pipe_that_ends_early(run: Run, cut: int) -> None:
     [
         (
             b"W6 H4 F25:1 C420jpeg\n",
-            "a y4m video with chroma 420jpeg, expected 444 or mono; give ffmpeg -pix_fmt yuv444p",
+            "is a y4m video with chroma 420jpeg, expected 444 or mono; give ffmpeg -pix_fmt yuv444p",
         ),
-        (b"W6 H4 F25:1\n", "a y4m video with chroma 420jpeg, expected"),
-        (b"W6 H4 F25:1 C444alpha\n", "a y4m video with chroma 444alpha, expected"),
-        (b"W6 H4 F25:1 It C444\n", "an interlaced y4m video; give ffmpeg -vf yadif"),
+        (b"W6 H4 F25:1\n", "is a y4m video with chroma 420jpeg, expected"),
+        (b"W6 H4 F25:1 C444alpha\n", "is a y4m video with chroma 444alpha, expected"),
+        (b"W6 H4 F25:1 It C444\n", "is an interlaced y4m video; give ffmpeg -vf yadif"),
         (b"W6 F25:1 C444\n", "the header of the y4m video is damaged"),
         (b"W6 H-4 F25:1 C444\n", "the header of the y4m video is damaged"),
         (b"W6 H4 F25", "the header of the y4m video is damaged"),
@@ -146,7 +147,8 @@ def test_outputs_that_a_video_cannot_have(run: Run, tmp_path: Path) -> None:
     ):
         code, out, err = run(stream(), *args)
         assert (code, out, message in err, err.count("\n")) == (1, b"", True, 1)
-    assert "-: the quality has no effect, because y4m has none\n" in run(stream(1), "-", "-", "--quality=9")[2]
+    message = "-: the quality has no effect, because y4m has no such setting\n"
+    assert message in run(stream(1), "-", "-", "--quality=9")[2]
     assert not list(tmp_path.glob("out*"))
 
 
@@ -172,14 +174,14 @@ def test_a_large_frame_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg")
 def test_the_recipe_of_the_documentation(tmp_path: Path, model: str) -> None:
-    """As it stands there, on a film of three frames with sound."""
+    """Run it unchanged on a film of three frames with sound."""
     made = (
         "-f lavfi -i testsrc2=size=32x24:rate=25:duration=0.12 -f lavfi -i sine=duration=0.12 -pix_fmt yuv420p in.mp4"
     )
     subprocess.run(["ffmpeg", "-v", "error", *made.split()], cwd=tmp_path, check=True)
     lines = (ROOT / "docs" / "upscaling.md").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("    ffmpeg"))
-    recipe = "\n".join(lines[first : first + 2]).replace("--scale 2", f"--scale 2 --model {model}")
+    recipe = "\n".join(itertools.takewhile(str.strip, lines[first:])).replace("--scale 2", f"--scale 2 --model {model}")
     recipe = recipe.replace("liif-fast", f"{sys.executable} -m liif_fast")
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", recipe],

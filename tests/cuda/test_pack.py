@@ -1,4 +1,4 @@
-"""The packing operator equals numpy's packing by the PTX ISA's tables, byte for byte."""
+"""The packing operator equals a packing by numpy after the PTX ISA's tables, byte for byte."""
 
 import numpy as np
 import pytest

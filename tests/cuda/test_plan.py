@@ -1,4 +1,4 @@
-"""The Hopper kernel's corner plan, compiled for the host: the reference's, bit for bit."""
+"""The Hopper kernel's corner plan, compiled for the host, equals the reference's bit for bit."""
 
 import ctypes
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """The kernel's headers, compiled for the host."""
+    """Return the kernel's headers, compiled for the host."""
     library = tmp_path_factory.mktemp("host") / "host.so"
     command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
     command += ["-shared", "-fPIC", f"-I{ROOT / 'csrc/cuda'}", ROOT / "tests/cuda/host.cpp", "-o", library]
@@ -31,7 +31,7 @@ def pointer(array):
 
 
 def make_problem(host, p, shape, ensemble, *, window=(0, 0), coord=None, cell=None, grid=None, region=None):
-    """A problem of p [B, h, w, 128] uint32 at `window` of a map of `shape`; coord [B, Q, 2], or a region of a grid."""
+    """Return p [B, h, w, 128] uint32 at `window` of a map of `shape`, and coord [B, Q, 2] or a region of a grid."""
     batch = p.shape[0]
     queries = coord.shape[1] if coord is not None else region[2] * region[3]
     grid, region = grid or (1, 1), region or (0, 0, 1, 1)

@@ -1,4 +1,4 @@
-"""What `degrade` does to inputs, against Pillow and SciPy, and how often."""
+"""Compare what `degrade` does to inputs, and how often, with Pillow and SciPy."""
 
 import io
 
@@ -42,7 +42,7 @@ def test_compression_is_pillows(chroma):
 
 
 def test_an_input_begins_anywhere_in_a_block():
-    """What is compressed from the shift on is that part of the whole picture, away from its border."""
+    """The part of an input from the shift on equals that part of the whole compressed picture, away from its border."""
     whole = picture(64, 64)
     expected = damaged(whole, NONE._replace(quality=60, chroma=0))
     part = damaged(whole[5:64, 13:64], NONE._replace(quality=60, chroma=0, shift=(5, 13)))

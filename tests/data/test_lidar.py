@@ -20,7 +20,7 @@ needs_embreex = pytest.mark.skipif(
 
 
 class Ramp:
-    """Pairs whose range encodes its position in low: 10 + row + column / 100."""
+    """Make pairs whose ranges encode their positions in low: 10 + row + column / 100."""
 
     def __init__(self, height: int = 5, width: int = 40, finer: int = 4) -> None:
         self.size, self.finer = (height, width), finer

@@ -1,4 +1,4 @@
-"""However samples are made, they equal the wrapper's bit for bit."""
+"""Samples equal the wrapper's bit for bit, however they are made."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ DEGRADED = {"augment": True, "degrade": {"clean": 0.3}}
 
 
 class Images(list):
-    """A dataset that repeats few images and counts how often it is read."""
+    """Repeat few images, and count how often they are read."""
 
     repeat, read = 3, 0
 
@@ -206,7 +206,7 @@ def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
 
 
 class Batched(torch.utils.data.Dataset):
-    """A user's dataset that makes a whole batch at once; index 9 is a missing file."""
+    """Make a whole batch at once, as a user's dataset may; index 9 is a missing file."""
 
     def __len__(self):
         return 10

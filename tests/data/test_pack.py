@@ -26,7 +26,7 @@ def images(tmp_path):
 
 
 def packed(images, read=None):
-    """Return their pack; the list `read` collects the names of decoded files."""
+    """Return the images' pack; the list `read` collects the names of decoded files."""
 
     def note(path):
         if read is not None:
@@ -132,7 +132,7 @@ print(len(Pack(folder / "pack", folder / "hr", [path.name for path in images], r
 
 @contextlib.contextmanager
 def building(tmp_path, seconds):
-    """Build a pack in another process, which has come to the last image."""
+    """Build a pack in another process, up to the last image."""
     with open(tmp_path / "said", "w") as said, warm.Process("-c", SLOW, tmp_path, seconds, stdout=said) as process:
         limit = time.monotonic() + 60
         while not (tmp_path / "reading").exists():

@@ -206,7 +206,7 @@ def test_colours_keep_grey_and_change_alike():
 
 
 def reductions(high, scale):
-    """Find the scale from sizes that reductions round down or up."""
+    """Yield sizes that a reduction by the scale rounds down or up."""
     return [tuple(side // scale for side in high), tuple(-(-side // scale) for side in high)]
 
 
@@ -373,7 +373,7 @@ def test_wrong_arguments():
 
 @pytest.mark.parametrize("inp_size", [None, 6])
 def test_the_fast_forms_of_lte(inp_size):
-    """As many queries as the input has pixels, otherwise the same samples."""
+    """They draw as many queries as the input has pixels; otherwise the samples are the same."""
     high = image(24, 30)
     for name, dataset, args in (
         ("downsampled", [high], {"scale_max": 4}),

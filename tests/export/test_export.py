@@ -70,7 +70,7 @@ RUNTIMES = (onnxruntime, openvino)
 
 
 def test_the_plan_is_the_contract():
-    """Bit for bit, for one pixel and more, at ratios where a rounding decides."""
+    """The bits agree for one pixel and more, at ratios where a rounding decides."""
     for n, q, corners in itertools.product((1, 2, 7, 48, 333), (1, 3, 35, 240, 999, 1665), (1, 2)):
         made = graph_inputs((n, n + 1), (q, 2 * q), corners)
         for axis, latents, queries in (("row", n, q), ("column", n + 1, 2 * q)):
@@ -91,7 +91,7 @@ def test_a_plan_is_of_whole_sizes(size):
 
 @pytest.mark.parametrize("residual", [None, "bilinear"])
 def test_the_modules_compute_the_model(residual):
-    """With every switch, with and without hidden layers, and with an encoder that enlarges, in PyTorch."""
+    """Run them in PyTorch with every switch, with and without hidden layers, and with an encoder that enlarges."""
     enlarging = {"name": "edsr-baseline", "args": {**EDSR["args"], "no_upsampling": False, "scale": 2}}
     cases = [((8, 8), EDSR, switches) for switches in itertools.product((True, False), repeat=3)]
     cases += [((), EDSR, (True,) * 3), ((8,), enlarging, (True,) * 3), ((8,), enlarging, (False,) * 3)]
@@ -109,7 +109,7 @@ def test_the_modules_compute_the_model(residual):
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """The file of the shipped model, as the command writes it."""
+    """Return the file of the shipped model, as the command writes it."""
     path = tmp_path_factory.mktemp("shipped") / "model.onnx"
     assert main(["export", "edsr-small-liif", str(path)]) == 0
     return path
@@ -135,7 +135,7 @@ def test_the_shipped_model_in_half_precision(tmp_path):
 
 
 def test_the_other_shipped_model():
-    """No runtime executes it: its graph is that of the first, which runtimes execute above, with other weights."""
+    """No runtime executes it, because its graph equals the first model's, which runtimes execute above."""
     first, other = load_model(shipped_model()), load_model(shipped_model(SHIPPED_PHOTO))
     assert (other.spec, other.data_norm) == (first.spec, first.data_norm)
     whole = Whole(check_exportable(other), torch.float32)
@@ -148,7 +148,7 @@ def test_the_other_shipped_model():
 
 
 def test_one_corner_without_unfolding(tmp_path):
-    """With the shipped model, `parts` and the graph in half precision, every state of any two switches.
+    """The shipped model, `parts` and the graph in half precision cover every state of any two switches.
 
     `test_the_modules_compute_the_model` tries every mixture in PyTorch.
     """
@@ -170,7 +170,7 @@ def test_half_precision_one_corner_without_cell_and_rcan(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A model on RDN, without unfolding and cell, and its two files."""
+    """Return a model on RDN, without unfolding and cell, and its two files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(rdn.CONFIGS, "B", (2, 2, 4))
         encoder = {"name": "rdn", "args": {"G0": 4, "no_upsampling": True}}

@@ -1,4 +1,4 @@
-"""What has no graph, or not in half precision, is refused; a file is written whole or not at all."""
+"""Models without a graph, or without one in half precision, are refused; a file is written whole or not at all."""
 
 import sys
 from typing import ClassVar
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("export")
 
 
 class Bent(nn.Sequential):
-    """A network that is more than its chain."""
+    """Compute more than the chain of layers."""
 
     def forward(self, x):
         return super().forward(x) + 1
@@ -81,7 +81,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def untraced(monkeypatch):
-    """Without the exporter; every graph has the same content."""
+    """Replace the exporter; every graph has the same content."""
     monkeypatch.setattr(export, "_trace", lambda *_: b"graph")
 
 
@@ -99,7 +99,7 @@ def test_weights_that_half_precision_cannot_hold(factor, untraced, tmp_path):
 
 
 class Doubling(nn.Module):
-    """An encoder that does not say that it enlarges."""
+    """Enlarge without saying so."""
 
     out_dim = 3
 
@@ -129,7 +129,7 @@ def test_both_parts_are_written_or_neither(monkeypatch, tmp_path):
 
 
 def test_a_file_under_the_name_of_another_model(untraced, monkeypatch, tmp_path, capsys):
-    """It would get that model's licence."""
+    """It is refused, because it would get that model's licence."""
     monkeypatch.setenv("LIIF_FAST_MODELS", str(tmp_path))
     save_model(build(), tmp_path / "rdn-liif.pth")
     assert main(["export", "rdn-liif", str(tmp_path / "net.onnx")]) == 1
@@ -138,7 +138,7 @@ def test_a_file_under_the_name_of_another_model(untraced, monkeypatch, tmp_path,
 
 
 class Undecided(nn.Module):
-    """An encoder that torch.export cannot trace."""
+    """Resist tracing by torch.export."""
 
     out_dim = 3
 
@@ -147,7 +147,7 @@ class Undecided(nn.Module):
 
 
 class Stale(nn.Module):
-    """An encoder that depends on what a trace takes for a constant."""
+    """Depend on a value that a trace takes for a constant."""
 
     out_dim = 3
     calls: ClassVar = []

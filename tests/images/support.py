@@ -1,4 +1,4 @@
-"""Pictures for the tests of image files."""
+"""Make pictures for the tests of image files."""
 
 import struct
 import zlib
@@ -22,7 +22,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (9, 5)) -> Image.Image:
 
 
 def as_pil(path: str | Path) -> Image.Image:
-    """Read a file as an image of Pillow, whose modes have 16 bits in gray only."""
+    """Read a file as a Pillow image, whose modes have 16 bits only in gray."""
     picture = read_image(path)
     image = Image.fromarray(picture.pixels[..., 0] if picture.shape[2] == 1 else picture.pixels)
     image.info = dict(picture.info)

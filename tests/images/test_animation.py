@@ -27,7 +27,7 @@ PALETTE = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], np.
 
 
 class Piece(NamedTuple):
-    """A frame as the format stores it: of a GIF `pixels` are numbers in the palette, and 3 is transparent or not."""
+    """Hold a frame as the format stores it; a GIF's `pixels` index the palette, where 3 may be transparent."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 def gif(pieces: Sequence[Piece], loop: int | None = 0, hundredths: Sequence[int] = (10, 0, 7)) -> bytes:
-    """A GIF, with codes of 3 bits each (a clear code before every second pixel)."""
+    """Return a GIF with codes of 3 bits each (a clear code before every second pixel)."""
     out = b"GIF89a" + struct.pack("<HHBBB", *SIZE, 0xF1, 0, 0) + PALETTE.tobytes()
     if loop is not None:
         out += b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", loop) + b"\0"
@@ -63,7 +63,7 @@ def apng(
     header: bytes = b"\x08\x06\0\0\0",
     claimed: int | None = None,
 ) -> bytes:
-    """An animated PNG of RGBA pieces; `still` is a picture for old readers, which is no frame."""
+    """Return an animated PNG of RGBA pieces; `still` is a picture for old readers, not a frame."""
 
     def packed(pixels: NDArray[np.uint8]) -> bytes:
         return zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
@@ -131,7 +131,7 @@ def random_pieces(rng: np.random.Generator, disposals: Sequence[int], transparen
 
 @pytest.mark.parametrize("transparent", [(False,) * 3, (True,) * 3, (False, True, False), (True, False, True)])
 def test_pieces_of_a_gif(tmp_path: Path, transparent: Sequence[bool]) -> None:
-    """Every sequence of disposals."""
+    """Test every sequence of disposals."""
     rng = np.random.default_rng(0)
     for disposals in itertools.product(range(4), repeat=3):
         pieces = random_pieces(rng, disposals, transparent)
@@ -146,7 +146,7 @@ def test_pieces_of_a_gif(tmp_path: Path, transparent: Sequence[bool]) -> None:
 
 @pytest.mark.parametrize("blends", [*itertools.product((0, 1), repeat=2)])
 def test_pieces_of_an_apng(tmp_path: Path, blends: tuple[int, int]) -> None:
-    """Every sequence of disposals; partly transparent pieces are mixed."""
+    """Test every sequence of disposals; partly transparent pieces are mixed."""
     rng = np.random.default_rng(0)
     for disposals in itertools.product(range(3), repeat=3):
         pieces = [
@@ -179,7 +179,7 @@ def test_a_gif_says_how_often_it_is_repeated(tmp_path: Path, loop: int | None, p
 @pytest.mark.parametrize("source", ["gif", "webp", "png"])
 @pytest.mark.parametrize("plays", [0, 1, 5])
 def test_from_each_to_each(tmp_path: Path, source: str, target: str, plays: int) -> None:
-    """What we write, Pillow, libvips (where it can) and we read with the same frames, durations and number of plays."""
+    """Pillow, libvips (where it can) and we read the same frames, durations and number of plays from what we write."""
     frames = [np.zeros((12, 16, 4), np.uint8) for _ in range(4)]
     for number, frame in enumerate(frames):
         frame[2:8, number : number + 7] = (200, 40 * number, 10, 255)
@@ -226,7 +226,7 @@ def test_numbers_that_a_format_has_not(tmp_path: Path) -> None:
     moving(tmp_path / "in.webp", 2)
     animation = read(tmp_path / "in.webp")
     animation.durations, animation.plays = [700_000, 0], 100_000
-    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, one here takes 700 s"):
+    with pytest.raises(ImageFileError, match=r"GIF shows a frame for at most 655 s, got 700 s"):
         write_animation(tmp_path / "out.gif", animation.frames, animation, FORMATS[".gif"])
     write_animation(tmp_path / "out.png", animation.frames, animation, FORMATS[".png"])
     assert read(tmp_path / "out.png").durations == [700_000, 0]
@@ -303,7 +303,7 @@ def test_damaged_apng(tmp_path: Path) -> None:
     pieces = [Piece(0, 0, np.full((*SIZE[::-1], 4), value, np.uint8), 0, True) for value in (50, 100)]
     good = apng(pieces, (0, 0))
     for data, message in (
-        (apng(pieces, (0, 0), claimed=3), "it has 2 frames, where its header says 3"),
+        (apng(pieces, (0, 0), claimed=3), "it has 2 frames, but its header says 3"),
         (good[:-30] + bytes([good[-30] ^ 1]) + good[-29:], "the file is damaged"),
     ):
         with pytest.raises(ImageFileError, match=message):
@@ -331,7 +331,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equal_frames_that_last_too_long_for_a_gif(tmp_path: Path) -> None:
-    """Pillow makes one of them and adds up their durations."""
+    """Pillow merges them and adds up their durations."""
     moving(tmp_path / "in.gif")
     animation = animated(open_picture(tmp_path / "in.gif"), FORMATS[".gif"])
     assert isinstance(animation, Animation)

@@ -1,4 +1,4 @@
-"""Animations enlarged by the command and by upscale."""
+"""Test animations enlarged by the command and by `upscale`."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ from .test_animation import moving, read, same
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a tiny model."""
+    """Return the path of a tiny model."""
     import torch
 
     import liif_fast

@@ -1,4 +1,4 @@
-"""Damaged, renamed, foreign and changed files: the content decides, and what cannot be read is named."""
+"""Test damaged, renamed, foreign and changed files: the content decides, and messages name what cannot be read."""
 
 import os
 import struct
@@ -28,7 +28,7 @@ def test_a_truncated_file_is_no_gray_one(tmp_path: Path, extension: str) -> None
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif", "avif", "bmp"])
 def test_a_rewritten_file_is_read_anew(tmp_path: Path, extension: str) -> None:
-    """A rewritten file of the same size and time is read anew, although libvips's cache cannot tell it apart."""
+    """A rewritten file of the same size and time is read again, although libvips's cache cannot tell it apart."""
     path = tmp_path / f"a.{extension}"
     for value in (10, 200, 90):
         Image.new("RGB", (16, 16), (value,) * 3).save(path)

@@ -1,4 +1,4 @@
-"""EXIF is kept where a format has a place for it, corrected, and never the reason that an image is lost."""
+"""EXIF data is kept where the format can hold it, and corrected; it never costs an image."""
 
 import struct
 from pathlib import Path
@@ -208,7 +208,7 @@ def test_text_beyond_ascii_keeps_its_bytes(tmp_path: Path, name: str) -> None:
 
 
 def test_exif_of_a_deep_tiff(tmp_path: Path) -> None:
-    """A BigTIFF's EXIF data is read, which Pillow does not read."""
+    """A BigTIFF's EXIF data is read, though Pillow does not read it."""
     pixels, exif = gradient("LA;16"), full_exif()
     write_strips(tmp_path / "a.tif", [pixels], pixels.shape, 16, {"exif": exif.tobytes()})
     read = read_image(tmp_path / "a.tif")

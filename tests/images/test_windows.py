@@ -1,4 +1,4 @@
-"""A part of a file is read without the rest, or what prevents that is said."""
+"""A part of a file is read without the rest, or a notice says what prevents that."""
 
 import subprocess
 import sys

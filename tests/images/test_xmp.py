@@ -1,4 +1,4 @@
-"""XMP and IPTC data are kept where the format stores them, and true of the output; elsewhere a notice names them."""
+"""XMP and IPTC data are kept where the format stores them and adapted to the output; elsewhere a notice names them."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ IPTC = b"\x1c\x02\x05\x00\x05title\x1c\x02\x50\x00\x04name"  # IIM 4: object nam
 
 
 def packet(orientation: int, width: int, height: int, more: str = "") -> bytes:
-    """Both forms that a property may have."""
+    """Return XMP with both forms that a property may have."""
     text = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description dc:title="7" tiff:Orientation="{}" '
         "exif:PixelXDimension='{}' {}><exif:PixelYDimension>{}</exif:PixelYDimension></rdf:Description></rdf:RDF>"
@@ -30,7 +30,7 @@ def packet(orientation: int, width: int, height: int, more: str = "") -> bytes:
 
 
 def save(path: Path, xmp: bytes, iptc: bytes) -> None:
-    """Write a file with both, as far as its format stores them, without our code."""
+    """Write a file with XMP and IPTC data, as far as its format stores them, without our code."""
     image = Image.fromarray(PIXELS)
     match path.suffix:
         case ".jpg":
@@ -76,7 +76,7 @@ def test_kept(
     output: str,
     without: str,
 ) -> None:
-    """From every format to every format; where the output has no IPTC data a notice says so."""
+    """Convert from every format to every format; if the output has no IPTC data, a notice says so."""
     if without:
         monkeypatch.setattr(vips, "library", lambda: None)
     save(tmp_path / f"in.{source}", packet(1, 8, 6), IPTC)  # Pillow turns an image by its XMP data
@@ -163,7 +163,7 @@ def test_text_and_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.fixture
 def model():
-    """A tiny model."""
+    """Return a tiny model."""
     import torch
 
     from liif_fast.models import make

@@ -17,7 +17,7 @@ def interpreted(monkeypatch):
 
 
 class Idle:
-    """A kernel that does nothing."""
+    """Replace a kernel by one that does nothing."""
 
     def __getitem__(self, grid):
         return lambda *args, **named: None
@@ -25,7 +25,7 @@ class Idle:
 
 @pytest.fixture
 def idle(monkeypatch):
-    """Simulate a GPU whose kernels do nothing behind the operators."""
+    """Simulate a GPU whose kernels do nothing."""
     for module in (backward, decode, project, render, scatter):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Idle())

@@ -12,9 +12,9 @@ APART = 2**31 // (LAYERS - 1) // 64 * 64 + 64  # elements between two layers; th
 
 
 def spread(like, *shape, **options):
-    """An empty tensor whose layers lie apart, in memory of which the pages that are touched exist.
+    """Return an empty tensor whose layers lie apart, in memory of which only touched pages exist.
 
-    As much lies before it, so that an address that wraps round is wrong, and not a crash.
+    As much memory lies before it, so that an address that wraps round gives a wrong value, not a crash.
     """
     if len(shape) != 3 or shape[0] != LAYERS:
         return torch.empty(shape, **{**options, "dtype": options.get("dtype") or like.dtype})

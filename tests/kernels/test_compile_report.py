@@ -1,4 +1,4 @@
-"""Compile the kernels without a GPU, with every version of Triton that the table has forms for.
+"""Compile the kernels without a GPU, with every version of Triton for which the table has forms.
 
 Compiling everything takes too long for every change. With the pinned version of Triton `make ptx` compiles every kernel
 on sm_90, decode and strict float32 on sm_80, render on the other architectures, and a small network; with the other
@@ -127,7 +127,7 @@ def test_the_full_report_is_of_this_table(version):
 
 
 def test_the_attention_is_in_the_report():
-    """Both directions on sm_80 and sm_90 in the pinned version; compiling them takes too long for every change."""
+    """The record has both directions on sm_80 and sm_90 in the pinned version; compiling them here takes too long."""
     entries = json.loads((ROOT / f"benchmarks/results/triton-{MAIN}.json").read_text())
     found = {(e["arch"], e["kernel"]) for e in entries if e["config"].startswith("attend_corners ")}
     assert found >= set(itertools.product(("sm_80", "sm_90"), LAUNCHED["attend_corners"]))

@@ -1,4 +1,4 @@
-"""fourier_decode of the backend `triton` in Triton's interpreter: the formula, golden data, hostile input."""
+"""Test fourier_decode of the backend `triton` in Triton's interpreter: the formula, golden data, hostile input."""
 
 import math
 import random

@@ -44,7 +44,7 @@ def count(run):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2), (torch.float32, 1)])
 def test_a_frozen_inference_call(idle, dtype, most):
-    """The map's layout and, from float16, the output's dtype."""
+    """It launches the map's layout and, from float16, the output's dtype."""
     made = problem(dtype)
     with torch.no_grad(), functional.frozen_weights():
         names = count(lambda: functional.liif_decode(*made.arguments, backend=backend.NAME))
@@ -61,7 +61,7 @@ def test_a_frozen_call_under_autocast(idle):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 14), (torch.float32, 10)])
 def test_a_frozen_call_of_attention(monkeypatch, dtype, most, mode):
-    """What is left is done once per latent: norms, a product, the table; from float16 also casts."""
+    """The rest is done once per latent: norms, a product, the table; from float16 also casts."""
     monkeypatch.setattr(attend_corners, "attend_kernel", Idle())
     monkeypatch.setattr(attend_operators, "_attend", lambda *args: attend_corners.attend_corners(*args[:-1]))
     packed, packings = attend_corners.packed, []

@@ -1,4 +1,4 @@
-"""docs/triton.md gives reasons why the operators are opaque to compilers; this fails where one of them has gone."""
+"""Fail once a reason of docs/triton.md for operators that are opaque to compilers has gone."""
 
 import pytest
 import sympy

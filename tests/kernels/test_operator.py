@@ -22,7 +22,7 @@ __all__ = ["nan_empty"]  # a fixture
 pytestmark = pytest.mark.usefixtures("nan_empty")
 
 EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-FLOOR = 12  # as tests/ops/test_random.py; rounding to half precision once more, in P, is within it
+FLOOR = 12  # as in tests/ops/test_random.py; it covers the second rounding to half precision, in P
 FLIPS = (
     0.1  # of a gradient's size: in half precision a ReLU near 0 may fall either way, and plain PyTorch's by luck not
 )
@@ -188,7 +188,7 @@ def test_gradients_of_coord_and_cell_in_half_precision(backend, dtype):
 
 @pytest.mark.parametrize("low", [False, True])
 def test_a_sum_beyond_float16(low):
-    """P's gradient sums rows in float32: it may pass 65504 where no row's gradient and no result does.
+    """P's gradient sums rows in float32, so it may exceed 65504 though no row's gradient and no result does.
 
     GradScaler starts at a factor of 65536, so that is usual. The results are finite and keep their promise.
     """

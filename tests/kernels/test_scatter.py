@@ -1,4 +1,4 @@
-"""Sums of rows by latent in Triton's interpreter, beyond what the operators' tests cover."""
+"""Test sums of rows by latent in Triton's interpreter, beyond what the operators' tests cover."""
 
 import pytest
 import torch

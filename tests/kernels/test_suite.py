@@ -1,4 +1,4 @@
-"""The tests that benchmarks/gpu_check.py runs on a GPU work, as far as that shows without one."""
+"""The tests that benchmarks/gpu_check.py runs on a GPU work, as far as a CPU can show."""
 
 from functools import partial
 

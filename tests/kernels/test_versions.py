@@ -61,7 +61,7 @@ def test_the_table(version, arch, refused, warned):
     [((3, 6), 90, 64, True), ((3, 6), 90, 16, False), ((3, 6), 80, 64, False), ((3, 7), 90, 64, False)],
 )
 def test_where_the_kernels_place_a_fence(version, arch, rows, lacks, monkeypatch):
-    """Elsewhere it would cost time, and on sm_80 there is no such instruction."""
+    """Elsewhere a fence would cost time, and sm_80 has no such instruction."""
     monkeypatch.setattr(host, "INTERPRETED", False)
     monkeypatch.setattr(host, "TRITON", version)
     monkeypatch.setattr(host, "current_target", lambda: SimpleNamespace(arch=arch))

@@ -1,4 +1,4 @@
-"""Compare the upsampler with the model itself, and densify scans of every odd kind."""
+"""Compare the upsampler with the model itself, and densify odd scans of every kind."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Stand-ins for the original's classes, and the names and shapes of its tensors."""
+"""Provide stand-ins for the original's classes, and the names and shapes of its tensors."""
 
 import itertools
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainLIIF(nn.Module):
-    """The original's attributes with the decoder's formula, corner by corner."""
+    """Have the original's attributes, and compute the decoder's formula corner by corner."""
 
     shift = 1e-6
 
@@ -83,7 +83,7 @@ class PlainLIIF(nn.Module):
 
 
 class PlainMetaSR(nn.Module):
-    """The original's attributes with MetaSR's formula: a matrix for every query, one neighbour."""
+    """Have the original's attributes, and compute MetaSR's formula: a matrix for every query, one neighbour."""
 
     def __init__(self, channels=4):
         super().__init__()

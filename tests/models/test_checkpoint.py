@@ -170,7 +170,7 @@ def test_what_is_too_large(tmp_path, tiny, suffix, monkeypatch):
 
 @models.register("test-counts")
 class Counts(torch.nn.Module):
-    """A user's encoder with tensors that are not weights."""
+    """Hold tensors that are not weights, as a user's encoder may."""
 
     out_dim = 4
 
@@ -275,7 +275,7 @@ TRACE = "liif_fast.metadata_version"
     ],
 )
 def test_dropped_metadata_is_noticed(tmp_path, tiny_spec, change, traced):
-    """A reader of the tensors alone refuses a file only if it would give another image."""
+    """A reader that finds only the tensors refuses a file only if the image would be another one."""
     args = {key: value for key, value in change.items() if key not in ("res_scale", "data_norm")}
     spec = tiny_spec(**args)
     shown = tiny_spec(**{key: value for key, value in args.items() if key in ("feat_unfold", "cell_decode")})

@@ -120,7 +120,7 @@ def test_verification_of_one_channel(tmp_path):
 
 
 class Halves(torch.utils.data.Dataset):
-    """Samples of one channel and their halves, from a user's wrapper."""
+    """Return samples of one channel and their halves, as a user's wrapper may."""
 
     def __len__(self):
         return 2
@@ -150,7 +150,7 @@ def test_evaluation_and_training_of_one_channel(tmp_path):
 
 
 class Own(FeatureModel):
-    """Add the input's nearest pixel and the features' mean; inherits nothing from LIIF."""
+    """Add the input's nearest pixel and the features' mean, without inheriting from LIIF."""
 
     reads_input = True
 

@@ -1,4 +1,4 @@
-"""Every encoder has the original's tensors (names, shapes, order), and radii bound the pixels that are read."""
+"""Every encoder has the original's tensors (names, shapes, order), and its radius bounds the pixels that it reads."""
 
 import pytest
 import torch

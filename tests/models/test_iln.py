@@ -223,7 +223,7 @@ def test_nan_in_one_latent_reaches_the_queries_that_read_it_alone(backend: str) 
 
 
 def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In inference and in training no call sees more than a chunk."""
+    """Neither in inference nor in training does a call see more than a chunk."""
     from liif_fast.backends import attention
 
     monkeypatch.setattr(attention, "CHUNK_QUERIES", 32)

@@ -1,4 +1,4 @@
-"""JIIF against its formula on grid_sample, and the files of its authors."""
+"""Compare JIIF with its formula on grid_sample, and load its authors' files."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ def build(dtype=torch.float32, **args):
 
 
 def inputs(dtype=torch.float32, shape=(5, 7), size=(18, 23)):
-    """Depth, image, reduced image, and coordinates on a grid, on ties and beyond the map."""
+    """Return depth, image, reduced image, and coordinates on a grid, on ties and beyond the map."""
     generator = torch.Generator().manual_seed(1)
     maps = [torch.randn(2, c, *s, generator=generator).to(dtype) for c, s in ((1, shape), (3, size), (3, shape))]
     ties = make_coord((2 * shape[0], 2 * shape[1]))
@@ -33,7 +33,7 @@ def look_up(maps, coord):
 
 
 def formula(model, depth, image, lr_image, coord):
-    """The definition, corner by corner, with zeros outside; plans in coord's dtype."""
+    """Compute the definition, corner by corner, with zeros outside; plan in coord's dtype."""
     feat, high, low = model.depth_encoder(depth), model.image_encoder(image), model.image_encoder(lr_image)
     shape = feat.shape[2:]
     centres = make_coord(shape).mT.unflatten(1, shape).expand(len(feat), -1, -1, -1)
@@ -120,7 +120,7 @@ def test_a_changed_network_runs_as_it_is():
 
 
 def test_names_are_those_of_the_authors():
-    """The names and the number of parameters of their published models."""
+    """Names and the number of parameters equal those of the published models."""
     with torch.device("meta"):
         model = JIIF()
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""LM-LIIF against a plain form of its formula, corner by corner."""
+"""Compare LM-LIIF with a plain form of its formula, corner by corner."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def chain(layers, x):
 
 
 def plain(model, feat, coord, cell):
-    """The formula, with one cell per image."""
+    """Compute the formula, with one cell per image."""
     batch, _, height, width = feat.shape
     n = torch.tensor([height, width])
     inputs = F.unfold(feat, 3, padding=1) if model.feat_unfold else feat.flatten(2)
@@ -130,7 +130,7 @@ def test_a_changed_network_runs_as_it_is(part):
 
 
 def test_names_are_those_of_the_authors():
-    """The names and shapes of edsr-b_lm-liif, from the page of LMF's configuration."""
+    """Names and shapes are those of edsr-b_lm-liif, after LMF's configuration."""
     args = {"out_dim": 3, "hidden_dim": 16, "hidden_depth": 6, "mod_scale": True, "mod_shift": True}
     spec = {
         "encoder_spec": {"name": "edsr-baseline", "args": {"no_upsampling": True}},
@@ -189,7 +189,7 @@ def test_bad_arguments():
 
 
 class PlainLMLIIF(nn.Module):
-    """The attributes of the authors' class and the formula."""
+    """Have the attributes of the authors' class, and compute the formula."""
 
     def __init__(self):
         super().__init__()

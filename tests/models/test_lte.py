@@ -1,4 +1,4 @@
-"""LTE and LTE+ against a plain independent form and against numbers that the authors' code made."""
+"""Compare LTE and LTE+ with an independent plain form and with numbers from the authors' code."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def nearest(maps, moved):
 
 
 def plain(model, feat, inp, coord, cell):
-    """The paper's section 3, one corner after the other, nearest latents by grid_sample; of both models."""
+    """Compute the paper's section 3 for both models, corner by corner, with nearest latents by grid_sample."""
     amplitudes, frequencies = model.coef(feat), model.freq(feat)
     fast = hasattr(model, "layers")
     n = torch.tensor(feat.shape[2:], dtype=torch.float32)
@@ -199,7 +199,7 @@ def test_waves_are_those_of_the_image_at_hand():
 
 
 def test_one_model_as_both():
-    """Names and order of frequencies are all that differs."""
+    """Only names and the order of frequencies differ."""
     model, fast = build("lte"), build("lte-fast")
     sd = model.state_dict()
     for key in ("freq.weight", "freq.bias"):
@@ -278,7 +278,7 @@ def test_bad_arguments(name, change):
 
 @pytest.mark.parametrize("scale", [2.5, 6])
 def test_the_cell_stays_that_of_x4_beyond_it(scale):
-    """In predict, eval and upscale, also of regions; render takes the true cell."""
+    """This holds in predict, eval and upscale, also for regions; render takes the true cell."""
     model, shape = build("lte"), (12, 16)
     inp = batch(shape=shape)[0][:1]
     size = tuple(round(side * scale) for side in shape)
@@ -305,7 +305,7 @@ def test_the_cell_stays_that_of_x4_beyond_it(scale):
 
 
 def test_large_images_in_parts(monkeypatch):
-    """Rows of features come and go, and the input is a part."""
+    """Rows of features are made and dropped, and the input is a part."""
     monkeypatch.setattr("liif_fast.upscaling.features.FEATURE_BYTES", 1)
     monkeypatch.setattr("liif_fast.upscaling.strips.STRIP_QUERIES", 600)
     model = build("lte-fast")
@@ -316,7 +316,7 @@ def test_large_images_in_parts(monkeypatch):
 
 
 class PlainLTE(nn.Module):
-    """The attributes of the authors' class and the formula; `fast` queries are grids."""
+    """Have the attributes of the authors' class, and compute the formula; `fast` queries are grids."""
 
     def __init__(self, name):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files of OpenMMLab's LIIF: the same network under other names."""
+"""Load files of OpenMMLab's LIIF, the same network under other names."""
 
 import re
 
@@ -30,7 +30,7 @@ def build(encoder, channels=3, hidden=(8, 6), **switches):
 
 
 def theirs(model):
-    """A file as mmagic writes it, of the names on its model's own page."""
+    """Return a file as mmagic writes it, with the names of its model's page."""
     state = {"step_counter": torch.zeros(1), "data_preprocessor.mean": torch.zeros(3, 1, 1)}
     for key, value in model.state_dict().items():
         if "_mean." in key:

@@ -1,4 +1,4 @@
-"""SwinIR against a plain form with the authors' tensors, window by window, and its names."""
+"""Compare SwinIR and its names with a plain form on the authors' tensors, window by window."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def build(**args):
 
 
 def attention(sd, key, x, heads, region):
-    """All pixels of the windows x [n, 64, C], one head and one window at a time."""
+    """Attend among the pixels of the windows x [n, 64, C], one head and one window at a time."""
     n, pixels, width = x.shape
     qkv = F.linear(x, sd[key + "qkv.weight"], sd[key + "qkv.bias"]).view(n, pixels, 3, heads, width // heads)
     out = torch.empty_like(x)
@@ -38,7 +38,7 @@ def attention(sd, key, x, heads, region):
 
 
 def block(sd, key, x, heads, shift):
-    """One block on [H, W, C]."""
+    """Compute one block on [H, W, C]."""
     height, width, channels = x.shape
     norm = F.layer_norm(x, (channels,), sd[key + "norm1.weight"], sd[key + "norm1.bias"]).roll((-shift, -shift), (0, 1))
     region = torch.zeros(height, width)
@@ -63,7 +63,7 @@ def conv(sd, key, x):
 
 
 def plain(encoder, image):
-    """The features of one image [3, H, W] whose sides are multiples of 8."""
+    """Return the features of one image [3, H, W] whose sides are multiples of 8."""
     sd = encoder.state_dict()
     first = conv(sd, "conv_first", image)
     x = first[0].permute(1, 2, 0)

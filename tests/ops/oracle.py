@@ -1,4 +1,4 @@
-"""A second implementation of LIIF: the plan in numpy float32, the network in plain PyTorch of any dtype.
+"""Implement LIIF a second time: the plan in numpy float32, the network in plain PyTorch of any dtype.
 
 It uses nothing of liif_fast. Every backend, including the reference, is compared with it.
 """
@@ -13,7 +13,7 @@ f32 = np.float32
 
 
 class Switches(NamedTuple):
-    """The decoder's options, passed on as keyword arguments."""
+    """Hold the decoder's options, which are passed on as keyword arguments."""
 
     feat_unfold: bool = True
     local_ensemble: bool = True

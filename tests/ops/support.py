@@ -1,11 +1,13 @@
-"""The backends under test, and the tests' inputs."""
+"""Name the backends under test, and make the tests' inputs."""
 
 import itertools
 import os
 
+import pytest
 import torch
 
 from liif_fast.attention import Block, CornerTransformer
+from liif_fast.backends import cpu
 
 from .. import warm
 from .oracle import Switches
@@ -24,6 +26,14 @@ def is_limit(error: BaseException) -> bool:
     return named and not any(each in text for each in NOT_HERE)
 
 
+# Tests of the choices that the C++ kernels make.
+CPU_KERNELS = [
+    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
+    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's choice"),
+]
+BFLOAT16 = pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
+CPU_DTYPES = [torch.float32, torch.float64, pytest.param(torch.bfloat16, marks=BFLOAT16)]
+
 ALL_SWITCHES = [Switches(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(8)]
 DEFAULT = Switches()
 
@@ -41,6 +51,15 @@ def make_layers(widths, generator=None, dtype=torch.float32):
             uniform = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
             parameters.append((uniform * ins**-0.5).to(dtype))
     return weights, biases
+
+
+def make_network(shape, unfold=True):
+    """Return a map [2, 5, *shape] and the other arguments of a small network on it, all on DEVICE."""
+    generator = torch.Generator().manual_seed(0)
+    weights, biases = make_layers((5 * (9 if unfold else 1) + 4, 16, 3), generator)
+    feat = torch.randn(2, 5, *shape, generator=generator).to(DEVICE)
+    weights, biases = ([each.to(DEVICE) for each in layers] for layers in (weights, biases))
+    return feat, {"weights": weights, "biases": biases, "feat_unfold": unfold}
 
 
 def make_transformer(width, depth, heads, hidden=None, seed=0, dtype=torch.float32):
@@ -65,7 +84,7 @@ def make_transformer(width, depth, heads, hidden=None, seed=0, dtype=torch.float
 
 
 class Problem:
-    """A small decoding problem on DEVICE: feat, coord, cell, weights, biases."""
+    """Hold a small decoding problem on DEVICE: feat, coord, cell, weights, biases."""
 
     def __init__(self, seed=0, batch=2, channels=5, shape=(13, 17), queries=63, hidden=(32, 24), out_dim=3,
                  switches=DEFAULT, dtype=torch.float32):  # fmt: skip
@@ -101,6 +120,12 @@ class Problem:
         return self
 
 
+def assert_near(ours, theirs, tolerance, least=0.0):
+    """Compare with a tolerance relative to the largest of their values, or to `least` if that is larger."""
+    largest = theirs.abs().max().item() if theirs.numel() else 0.0
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(largest, least))
+
+
 def same_bits(a, b):
     """Compare bits; all NaNs are equal."""
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -110,6 +135,6 @@ def same_bits(a, b):
 
 
 def run_python(code, *arguments, modules=warm.TORCH, **environment):
-    """Run code in a process of its own, which has imported modules, with arguments and variables; return its output."""
+    """Run code in a separate process that has imported modules, with arguments and variables; return its output."""
     environment = {**os.environ, **environment}
     return warm.run("-c", code, *arguments, env=environment, check=True, modules=modules).stdout.strip()

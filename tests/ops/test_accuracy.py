@@ -1,6 +1,6 @@
 """Check promise 2 where it is hardest: gradients summed over many rows, without test_random.py's floor.
 
-Rounding errors of a chain of n additions grow with n, those of PyTorch's blocked sums hardly do. The root mean square
+Rounding errors of a chain of n additions grow with n; those of PyTorch's blocked sums hardly do. The root mean square
 over a gradient of some hundreds of elements or more, where luck averages out, must be at most 3 times that of plain
 PyTorch (2 times for the output).
 """

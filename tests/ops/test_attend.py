@@ -18,7 +18,7 @@ NETWORKS = [(64, 0, 8, 64), (64, 1, 8, 64), (64, 2, 4, 64), (5, 1, 1, 7), (6, 2,
 
 
 class Attention:
-    """A call of attend_corners, with every parameter as a leaf."""
+    """Hold a call of attend_corners, with every parameter as a leaf."""
 
     def __init__(self, width, depth, heads, hidden, shape=(5, 7), batch=2, queries=83, values=1, dtype=torch.float32):
         torch.manual_seed(0)
@@ -156,10 +156,9 @@ def test_images_may_share_one_part_of_a_plan(backend, shared):
     compare(problem.gradients(backend, coord=plan), problem.gradients("reference", coord=plan), 1e-5)
 
 
-@pytest.mark.parametrize("where", ["latent", "value", "coordinate"])
-def test_nan_stays_with_its_queries(where):
-    problem = Attention(8, 1, 2, 8)
-    expected = torch.cat(problem.run(FUSED), -1)
+def spoil(problem, backend, where):
+    """Put a NaN at `where`, check which queries it reaches, and return the other queries' results before and after."""
+    before = torch.cat(problem.run(backend), -1)
     index, _, _ = functional.corner_plan(problem.coord, (5, 7))
     hit = ((index[..., 0] == 2) & (index[..., 1] == 3)).any(-1) & (torch.arange(2) == 1).view(2, 1)
     if where == "coordinate":
@@ -168,10 +167,15 @@ def test_nan_stays_with_its_queries(where):
         hit[1, 5] = True
     else:
         {"latent": problem.feat, "value": problem.values}[where][1, :, 2, 3] = float("nan")
-    out, weight = problem.run(FUSED)
+    out, weight = problem.run(backend)
     assert torch.equal(out.isnan().any(-1), hit) and hit.any()
     assert torch.equal(weight.isnan().any(-1), hit & (where != "value"))
-    assert torch.equal(torch.cat((out, weight), -1)[~hit], expected[~hit])
+    return before[~hit], torch.cat((out, weight), -1)[~hit]
+
+
+@pytest.mark.parametrize("where", ["latent", "value", "coordinate"])
+def test_nan_stays_with_its_queries(where):
+    assert torch.equal(*spoil(Attention(8, 1, 2, 8), FUSED, where))
 
 
 def test_extreme_latents():
@@ -238,7 +242,7 @@ def test_the_operator_checks_what_it_relies_on():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["reference", "torch", FUSED])
 def test_frozen_weights_do_not_affect_a_backend_that_packs_nothing(backend, dtype):
-    """Not even where weights change through `.data`, which no version counter counts."""
+    """This holds even if weights change through `.data`, which no version counter sees."""
     problem = Attention(8, 2, 2, 8, queries=9, dtype=dtype)
     with torch.no_grad(), functional.frozen_weights():
         problem.run(backend)

@@ -71,7 +71,7 @@ def test_training(backend):
 
 
 def test_render_of_the_whole():
-    """On auto: no backend knows the whole from a window of that size."""
+    """Test auto, because no backend can tell the whole from a window of that size."""
 
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def render(feat, height, width, weights, biases):

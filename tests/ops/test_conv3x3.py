@@ -78,7 +78,7 @@ def test_accuracy(shape, wrap, relu, nan_empty):
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("shape", [(2, 70, 130, 5, 9), (1, 3, 5, 1, 1)], ids=str)
 def test_accuracy_of_residual_blocks(shape, wrap, nan_empty):
-    """A block whose hidden layer has another width; its ReLU and its sum are in the gradients' kernel."""
+    """The hidden layer of the block has another width; ReLU and sum are in the gradients' kernel."""
     (x, first, bias, _), _ = problem(shape)
     grad, second = torch.randn_like(x), torch.randn(shape[1], shape[2], 3, 3) * (9 * shape[2]) ** -0.5
     inputs = [x, first, bias + 2.0, second, torch.randn(shape[1])]
@@ -184,7 +184,7 @@ def test_second_derivative_of_inputs_that_share_a_graph(wrap):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gradients_through_outputs_that_are_not_finite(value):
-    """As PyTorch's ReLU, which stops gradients where its output is zero."""
+    """Gradients stop where the output is zero, as in PyTorch's ReLU."""
     (x, weight, bias, addend), grad = problem((1, 6, 8, 5, 4))
     addend[0, 3, 2, 2], grad[0, 1] = value, value
     leaf = addend.requires_grad_()

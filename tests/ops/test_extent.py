@@ -1,6 +1,4 @@
-"""A grid over a fractional part of the map: `liif_decode` on its coordinates, and the bits of the whole grid."""
-
-from itertools import pairwise
+"""A grid over a fractional part of the map equals `liif_decode` on its coordinates; the whole keeps its bits."""
 
 import numpy as np
 import pytest
@@ -10,20 +8,11 @@ from liif_fast import LIIFDecoder
 from liif_fast.coord import make_cell, make_coord
 from liif_fast.functional import latents_read, liif_decode, liif_render
 
-from .support import BACKENDS, DEVICE
+from .support import BACKENDS, DEVICE, make_network
 
 SHAPE = (37, 29)
 EXTENTS = [(0, 0, *SHAPE), (3.3, 2.7, 10.25, 9.5), (30.5, 20.25, 6.5, 8.75), (36.9, 28.0, 0.1, 1.0)]
 HERE = [name for name in BACKENDS if name in ("reference", "torch", "cpu", "triton")]
-
-
-def problem(unfold: bool = True) -> tuple[torch.Tensor, dict]:
-    generator = torch.Generator().manual_seed(0)
-    widths = (5 * (9 if unfold else 1) + 4, 16, 3)
-    weights = [torch.randn(o, i, generator=generator).to(DEVICE) for i, o in pairwise(widths)]
-    biases = [torch.randn(w.shape[0], generator=generator).to(DEVICE) for w in weights]
-    feat = torch.randn(2, 5, *SHAPE, generator=generator).to(DEVICE)
-    return feat, {"weights": weights, "biases": biases, "feat_unfold": unfold}
 
 
 @pytest.mark.parametrize("extent", EXTENTS)
@@ -44,7 +33,7 @@ def test_positions(size: tuple[int, int], extent: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("extent", EXTENTS)
 def test_equals_decode(backend: str, extent: tuple[float, ...]) -> None:
-    feat, network = problem()
+    feat, network = make_network(SHAPE)
     size = (23, 31)
     coord = make_coord(size, extent=extent, of=SHAPE, device=DEVICE).expand(2, -1, 2)
     cell = make_cell(size, extent=extent, of=SHAPE, device=DEVICE).expand(2, -1, 2)
@@ -63,7 +52,7 @@ def test_equals_decode(backend: str, extent: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("size", [(111, 87), (100, 77), (37, 29), (259, 203)])
 def test_the_whole_map_has_the_bits_of_the_grid(backend: str, size: tuple[int, int]) -> None:
-    feat, network = problem()
+    feat, network = make_network(SHAPE)
     region = (size[0] - 5, 3, 5, 9)
     whole = liif_render(feat, size, region=region, backend=backend, **network)
     assert torch.equal(liif_render(feat, size, region=region, extent=(0, 0, *SHAPE), backend=backend, **network), whole)
@@ -73,7 +62,7 @@ def test_the_whole_map_has_the_bits_of_the_grid(backend: str, size: tuple[int, i
 @pytest.mark.parametrize("unfold", [True, False])
 @pytest.mark.parametrize("extent", EXTENTS)
 def test_of_a_part_of_the_map(backend: str, unfold: bool, extent: tuple[float, ...]) -> None:
-    feat, network = problem(unfold)
+    feat, network = make_network(SHAPE, unfold)
     size, region = (61, 47), (10, 8, 31, 20)
     top, left, height, width = latents_read(size, region, SHAPE, feat_unfold=unfold, extent=extent)
     part = feat[:, :, top : top + height, left : left + width]
@@ -85,8 +74,8 @@ def test_of_a_part_of_the_map(backend: str, unfold: bool, extent: tuple[float, .
 
 
 def test_gradient() -> None:
-    """`auto` takes a backend that has one, and it is that of `liif_decode`."""
-    feat, network = problem()
+    """`auto` takes a backend that has this gradient, and it equals that of `liif_decode`."""
+    feat, network = make_network(SHAPE)
     size, extent = (9, 7), (3.3, 2.7, 10.25, 9.5)
     leaf = feat.clone().requires_grad_()
     (one,) = torch.autograd.grad(liif_render(leaf, size, extent=extent, **network).square().sum(), leaf)
@@ -110,7 +99,7 @@ def test_of_a_decoder_whose_network_is_not_fused() -> None:
     "extent", [(0, 0, 38, 29), (-0.1, 0, 5, 5), (0, 0, 0, 5), (30, 0, 7.1, 5), (0, 0, float("nan"), 5)]
 )
 def test_bad_extents(extent: tuple) -> None:
-    feat, network = problem()
+    feat, network = make_network(SHAPE)
     with pytest.raises(ValueError, match="inside the map of 37x29"):
         liif_render(feat, (50, 50), extent=extent, **network)
     for wrong in ((1, 2, 3), ("a", 0, 1, 1), 5):

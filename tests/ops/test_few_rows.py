@@ -1,4 +1,4 @@
-"""Calls of few rows read weights where they lie: with the same bits as packed weights, and no copy that could age."""
+"""Calls of few rows read weights in place, with the bits of packed weights and no copy that could become stale."""
 
 import numpy as np
 import pytest
@@ -8,16 +8,10 @@ from torch.profiler import ProfilerActivity, profile
 from liif_fast import functional
 from liif_fast.backends import cpu
 
-from .support import DEVICE, Problem, make_layers, same_bits
+from .support import CPU_DTYPES, CPU_KERNELS, Problem, make_layers, same_bits
 
-pytestmark = [
-    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's choice"),
-]
-LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+pytestmark = CPU_KERNELS
+DTYPES = pytest.mark.parametrize("dtype", CPU_DTYPES)
 MANY = 400  # rows that one thread packs weights for
 
 
@@ -44,7 +38,7 @@ def expanded(weight):
 @DTYPES
 @pytest.mark.parametrize("lay_out", [torch.Tensor.contiguous, inside, strided, turned, expanded])
 def test_same_bits(dtype, lay_out, threads, nan_empty, poison):
-    """Depths of whole and of broken groups of four products, and of pairs; widths of whole panels."""
+    """Depths are whole and broken groups of four products, and of pairs; widths are whole panels."""
     threads(1)
     poison(dtype)
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +100,7 @@ WRITES = (through_data, through_numpy, through_storage, one_element, in_place, s
 @DTYPES
 @pytest.mark.parametrize("queries", [1, 24, 300])
 def test_every_write_is_seen(dtype, queries):
-    """Also those that no version counter shows, in each layer: of the direct form, few rows and many."""
+    """These include writes that no version counter shows, in each layer, in the direct form, with few rows and many."""
     problem = Problem(batch=1, queries=queries, hidden=(64, 32), dtype=dtype)
     feat, coord, cell, given, biases = problem.arguments
     small = feat[..., :2, :2].contiguous()  # one query of a large map takes the direct form

@@ -120,7 +120,7 @@ def test_the_profiler_names_the_operators():
 
 
 def test_angles_of_the_waves_are_counted_where_they_are_computed():
-    """By the C++ kernels for every row; by Triton's for rows computed again, and for the first layer's gradients."""
+    """The C++ kernels count every row; Triton's count recomputed rows and the first layer's gradients."""
     rows, layer, angles = 400, 400 * 2 * 16 * 16, 4 * 400 * 8
 
     def count(kept, wanted, backend):

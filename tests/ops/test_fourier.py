@@ -1,4 +1,4 @@
-"""fourier_decode: every backend against the plain form, over widths, depths and maps; gradients, hostile input."""
+"""Compare fourier_decode of every backend with the plain form: widths, depths, maps, gradients, hostile input."""
 
 import math
 
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from liif_fast import functional, make_cell, make_coord
-from liif_fast.backends import corners
 
-from .support import make_layers
+from .relatives import check_chunks, check_empty, check_torch_places
+from .support import assert_near, make_layers
 
 FORMS = ["reference", "torch", "cpu"]
 # amplitudes, widths of the network
@@ -17,7 +17,7 @@ NETWORKS = [(32, (32, 32, 3)), (6, (5, 7, 4)), (2, (1, 2)), (20, (3,)), (36, (40
 
 
 class Call:
-    """A call of fourier_decode with every tensor as a leaf."""
+    """Hold a call of fourier_decode with every tensor as a leaf."""
 
     def __init__(self, width=6, widths=(5, 7, 4), shape=(5, 7), batch=2, queries=83, dtype=torch.float32):
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Call:
 
 
 def formula(call):
-    """The definition, on the corner plan, in float64."""
+    """Compute the definition, on the corner plan, in float64."""
     index, rel, weight = functional.corner_plan(call.coord, call.feat.shape[2:])
     image = torch.arange(len(call.feat)).view(-1, 1, 1)
     rows = call.feat.double()[image, :, index[..., 0], index[..., 1]]
@@ -77,8 +77,7 @@ def formula(call):
 def test_every_form_is_the_formula(network, backend, dtype, tolerance):
     call = Call(*network, dtype=dtype)
     expected = formula(call)
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(call.run(backend).double(), expected, rtol=0, atol=tolerance * scale)
+    assert_near(call.run(backend).double(), expected, tolerance)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -88,21 +87,14 @@ def test_gradients(network, backend, recompute):
     call = Call(*network)
     out, grads = call.gradients(backend, recompute=recompute)
     expected, wanted = call.gradients("reference")
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert_near(out, expected, 1e-5)
     least = 0.1 * max(theirs.abs().max().item() for theirs in wanted)  # sums of signs cancel
     for ours, theirs in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(theirs.abs().max().item(), least))
+        assert_near(ours, theirs, 1e-4, least)
 
 
 def test_gradients_of_the_places():
-    call = Call(dtype=torch.float64)
-    call.coord, call.cell = (tensor.double().requires_grad_() for tensor in (call.coord, call.cell))
-    grads = [
-        torch.autograd.grad((call.run(name) * call.weigh).sum(), [call.coord, call.cell])
-        for name in ("reference", "torch")
-    ]
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
+    check_torch_places(Call(dtype=torch.float64))
 
 
 def check_places(backend, dtype=torch.float32, tolerance=1e-5, **options):
@@ -126,13 +118,7 @@ def test_gradients_of_the_places_in_the_kernels(dtype, tolerance, recompute):
 
 @pytest.mark.parametrize("backend", FORMS[1:])
 def test_chunks_change_nothing(backend, monkeypatch):
-    call = Call()
-    expected = call.gradients(backend, recompute=True)
-    monkeypatch.setattr(corners, "CHUNK_QUERIES", 31)
-    out, grads = call.gradients(backend, recompute=True)
-    torch.testing.assert_close(out, expected[0], rtol=0, atol=1e-6)
-    for ours, theirs in zip(grads, expected[1], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+    check_chunks(Call(), backend, monkeypatch)
 
 
 @pytest.mark.parametrize("backend", FORMS)
@@ -164,7 +150,7 @@ def test_the_operator_reads_nothing_outside_of_a_part():
 
 @pytest.mark.parametrize("low", [False, True])
 def test_bits_do_not_depend_on_threads_or_neighbours(threads, low):
-    """In bfloat16, too, where the processor has it; few queries read weights that many pack."""
+    """This holds in bfloat16, too, if the processor has it; few queries read weights that many pack."""
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         call = Call(32, (32, 32, 3), queries=300)
         expected, grads = call.gradients("cpu")
@@ -192,12 +178,8 @@ def test_large_frequencies(scale):
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_hostile_input(backend):
-    """No queries, no images, one latent; NaN in one latent reaches the queries that read it alone."""
-    for options in ({"queries": 0}, {"batch": 0}, {"shape": (1, 1)}):
-        call = Call(**options)
-        out, grads = call.gradients(backend)
-        assert out.shape == call.weigh.shape
-        assert all(grad.isfinite().all() for grad in grads)
+    """Test no queries, no images, one latent, strides; NaN in one latent reaches only the queries that read it."""
+    check_empty(Call, backend)
     call = Call()
     strided = Call()
     strided.feat = call.feat.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
@@ -219,7 +201,7 @@ def test_autocast(backend):
     with torch.autocast("cpu", torch.bfloat16):
         out = call.run(backend)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    assert_near(out.double(), expected, 0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""modulated_decode: every backend against the plain form, over widths, depths and maps; gradients, hostile input."""
+"""Compare modulated_decode of every backend with the plain form: widths, depths, maps, gradients, hostile input."""
 
 import math
 
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from liif_fast import functional
-from liif_fast.backends import corners
 
-from .support import make_layers, same_bits
+from .relatives import check_chunks, check_empty, check_torch_places
+from .support import assert_near, make_layers, same_bits
 from .test_flops import counted
 
 FORMS = ["reference", "torch", "cpu"]
@@ -25,7 +25,7 @@ NETWORKS = [
 
 
 class Call:
-    """A call of modulated_decode with every tensor as a leaf."""
+    """Hold a call of modulated_decode with every tensor as a leaf."""
 
     def __init__(self, neurons=5, depth=3, features=7, outs=3, ensemble=True, cell=True, shape=(5, 7), batch=2,
                  queries=83, dtype=torch.float32):  # fmt: skip
@@ -52,7 +52,7 @@ class Call:
 
 
 def formula(call):
-    """The definition, on the corner plan, in float64."""
+    """Compute the definition, on the corner plan, in float64."""
     shape = call.feat.shape[2:]
     index, rel, weight = functional.corner_plan(call.coord, shape, local_ensemble=call.switches["local_ensemble"])
     image = torch.arange(len(call.feat)).view(-1, 1, 1)
@@ -76,9 +76,7 @@ def formula(call):
 def test_every_form_is_the_formula(network, backend, dtype, tolerance):
     call = Call(*network, dtype=dtype)
     expected = formula(call)
-    torch.testing.assert_close(
-        call.run(backend).double(), expected, rtol=0, atol=tolerance * expected.abs().max().item()
-    )
+    assert_near(call.run(backend).double(), expected, tolerance)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -87,9 +85,9 @@ def test_gradients(network, backend):
     call = Call(*network)
     out, grads = call.gradients(backend, recompute=True)
     expected, wanted = call.gradients("reference")
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert_near(out, expected, 1e-5)
     for ours, theirs in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+        assert_near(ours, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -106,22 +104,13 @@ def test_random_configurations(seed):
     expected, wanted = call.gradients("reference")
     out, grads = call.gradients("cpu")
     for ours, theirs in zip((out, *grads), (expected, *wanted), strict=True):
-        torch.testing.assert_close(
-            ours, theirs, rtol=0, atol=1e-9 * (theirs.abs().max().item() if theirs.numel() else 0)
-        )
+        assert_near(ours, theirs, 1e-9)
     again, same = call.gradients("cpu")
     assert all(map(torch.equal, (again, *same), (out, *grads)))
 
 
 def test_gradients_of_the_places():
-    call = Call(dtype=torch.float64)
-    call.coord, call.cell = (tensor.double().requires_grad_() for tensor in (call.coord, call.cell))
-    grads = [
-        torch.autograd.grad((call.run(name) * call.weigh).sum(), [call.coord, call.cell])
-        for name in ("reference", "torch")
-    ]
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
+    check_torch_places(Call(dtype=torch.float64))
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -131,11 +120,11 @@ def test_fused_gradients_of_the_places(network):
     wanted = torch.autograd.grad((call.run("reference") * call.weigh).sum(), leaves)
     for ours, theirs in zip(torch.autograd.grad((call.run("cpu") * call.weigh).sum(), leaves), wanted, strict=True):
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+        assert_near(ours, theirs, 1e-4)
     leaves[0].requires_grad_(False)
     for leaf in leaves[1:]:
         (alone,) = torch.autograd.grad((call.run("cpu") * call.weigh).sum(), [leaf])
-        torch.testing.assert_close(alone, wanted[1], rtol=0, atol=1e-4 * wanted[1].abs().max().item())
+        assert_near(alone, wanted[1], 1e-4)
 
 
 def test_only_the_wanted_gradients():
@@ -143,7 +132,7 @@ def test_only_the_wanted_gradients():
     call.weights[1].requires_grad_()
     (expected,) = torch.autograd.grad(call.run("reference").sum(), [call.weights[1]])
     (grad,) = torch.autograd.grad(call.run("cpu").sum(), [call.weights[1]])
-    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    assert_near(grad, expected, 1e-4)
     call.feat.requires_grad_()
     (grad,) = torch.autograd.grad(call.run("cpu").sum(), [call.feat], create_graph=False)
     assert grad.shape == call.feat.shape
@@ -152,13 +141,7 @@ def test_only_the_wanted_gradients():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    call = Call()
-    expected = call.gradients("torch", recompute=True)
-    monkeypatch.setattr(corners, "CHUNK_QUERIES", 31)
-    out, grads = call.gradients("torch", recompute=True)
-    torch.testing.assert_close(out, expected[0], rtol=0, atol=1e-6)
-    for ours, theirs in zip(grads, expected[1], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+    check_chunks(Call(), "torch", monkeypatch)
 
 
 @pytest.mark.parametrize("backend", FORMS)
@@ -199,7 +182,7 @@ def test_the_operator_refuses_what_would_be_read_wrongly():
 @pytest.mark.parametrize(("dtype", "low"), [(torch.float32, False), (torch.float64, False), (torch.float32, True)])
 @pytest.mark.parametrize("neurons", [16, 32])
 def test_bits_do_not_depend_on_threads_or_neighbours(threads, dtype, low, neurons):
-    """In bfloat16, too, where the processor has it; few queries read 32 neurons' weights, which many pack."""
+    """This holds in bfloat16, too, if the processor has it; few queries read 32 neurons' weights, which many pack."""
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         call = Call(neurons, 6, 16, queries=300, dtype=dtype)
         expected, grads = call.gradients("cpu")
@@ -213,7 +196,7 @@ def test_bits_do_not_depend_on_threads_or_neighbours(threads, dtype, low, neuron
         out, shared = call.gradients("cpu")
     assert torch.equal(out, expected)
     for ours, theirs in zip(shared, grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+        assert_near(ours, theirs, 1e-5)
 
 
 def test_error_is_that_of_eager_pytorch():
@@ -225,12 +208,8 @@ def test_error_is_that_of_eager_pytorch():
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_hostile_input(backend):
-    """No queries, no images, one latent; any strides; NaN in one latent reaches the queries that read it alone."""
-    for options in ({"queries": 0}, {"batch": 0}, {"shape": (1, 1)}):
-        call = Call(**options)
-        out, grads = call.gradients(backend)
-        assert out.shape == call.weigh.shape
-        assert all(grad.isfinite().all() for grad in grads)
+    """Test no queries, no images, one latent, strides; NaN in one latent reaches only the queries that read it."""
+    check_empty(Call, backend)
     call, strided = Call(), Call()
     strided.feat = call.feat.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
     strided.coord = torch.stack((call.coord, call.coord), -1)[..., 0]
@@ -257,14 +236,14 @@ def test_hostile_input(backend):
 @pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[1], NETWORKS[3]], ids=str)
 def test_autocast(backend, network):
-    """Odd widths, too: bfloat16 is multiplied in pairs. Gradients err at most 3 times as much as the plain form's."""
+    """Test odd widths, too: bfloat16 is multiplied in pairs. Gradients have at most 3 times the plain form's error."""
     call = Call(*network, queries=300)
     expected, wanted = call.gradients("reference")
     with torch.autocast("cpu", torch.bfloat16):
         results = {name: call.gradients(name) for name in {backend, "reference"}}
     out, grads = results[backend]
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    assert_near(out, expected, 0.05)
     for ours, plain, theirs in zip(grads, results["reference"][1], wanted, strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() <= 3 * (plain - theirs).norm() + 1e-3 * theirs.norm()
@@ -277,7 +256,7 @@ def test_bfloat16_tensors():
     call.weights, call.biases = ([t.bfloat16() for t in each] for each in (call.weights, call.biases))
     out, grads = call.gradients("auto")
     assert {out.dtype, *(grad.dtype for grad in grads)} == {torch.bfloat16}
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=0.1 * expected.abs().max().item())
+    assert_near(out.double(), expected, 0.1)
 
 
 def test_compiled():
@@ -296,7 +275,7 @@ def test_compiled():
             torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
             leaves = [call.feat, *call.weights, *call.biases]
             for ours, theirs in zip(torch.autograd.grad((out * call.weigh).sum(), leaves), wanted, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+                assert_near(ours, theirs, 1e-5)
 
 
 @pytest.mark.parametrize("network", NETWORKS[:2], ids=str)

@@ -12,12 +12,12 @@ from liif_fast.ops import decode as decode_ops
 from .support import Problem, make_layers, make_transformer
 
 ops = torch.ops.liif_fast
-# importing them defines the operators
+# imported to define the operators
 assert functional and attend and conv3x3 and decode_ops and fourier and modulated and resize and sm90
 
 
 def samples():
-    """Operator name -> tuples of arguments."""
+    """Return tuples of arguments by the operator's name."""
     for ensemble, cell_decode in ((True, True), (False, False)):
         problem = Problem(channels=3, shape=(5, 6), queries=7, hidden=(9, 8))
         problem.switches = problem.switches._replace(local_ensemble=ensemble, cell_decode=cell_decode)
@@ -106,7 +106,7 @@ def attend_samples(depth, heads):
 
 
 def fourier_samples(dtype):
-    """LTE's decoder with 6 amplitudes, on a whole map and on a part; products in `dtype`, the rest in float32."""
+    """Return LTE's decoder with 6 amplitudes on a whole map and on a part; products in `dtype`, the rest in float32."""
     coord, cell, phase = torch.rand(2, 7, 2) * 0.5 - 1, torch.rand(2, 7, 2), torch.randn(3, 2)
     p, layers = torch.randn(2, 5, 6, 12), make_layers((6, 8, 5, 3), dtype=dtype)
     for rows in (0, 12):
@@ -118,7 +118,7 @@ def fourier_samples(dtype):
 
 
 def modulated_samples(dtype):
-    """LM-LIIF's decoder with 2 layers of 5 neurons and 3 features; products in `dtype`, the rest in float32."""
+    """Return LM-LIIF's decoder with 2 layers of 5 neurons, 3 features; products in `dtype`, the rest in float32."""
     coord, p = torch.rand(2, 7, 2) * 0.5 - 1, torch.randn(2, 5, 6, 23)
     for cell, ensemble in ((torch.rand(2, 7, 2), True), (None, False)):
         layers = make_layers((5 if cell is None else 7, 5, 5, 3), dtype=dtype)
@@ -129,7 +129,7 @@ def modulated_samples(dtype):
 
 
 def low_samples():
-    """In bfloat16, outputs and all gradients except those of x are float32."""
+    """Return samples in bfloat16, whose outputs and gradients, except those of x, are float32."""
     low = torch.bfloat16
     feat, coord, cell, weights, biases = Problem(
         channels=3, shape=(5, 6), queries=7, hidden=(9, 8), dtype=low
@@ -169,14 +169,14 @@ QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 def kind(argument):
-    """What tracing sees of an argument: sizes are free."""
+    """Return what tracing sees of an argument; sizes are free."""
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.requires_grad
     return argument if isinstance(argument, bool) else type(argument)
 
 
 def opcheck(operator, samples):
-    """Trace samples that differ in more than sizes, which takes most of the time; check all otherwise."""
+    """Check all samples, but trace only those that differ in more than sizes, because tracing is slow."""
     traced = set()
     for arguments in samples:
         kinds = tuple(map(kind, arguments))

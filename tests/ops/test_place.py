@@ -1,32 +1,21 @@
 """A render from a part of the feature map equals that from the whole map."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 
 from liif_fast import functional
 from liif_fast.functional import latents_read, liif_render
 
-from .support import BACKENDS, DEVICE
+from .support import BACKENDS, make_network
 
 SHAPE = (37, 29)
-
-
-def problem(unfold: bool) -> tuple[torch.Tensor, dict]:
-    generator = torch.Generator().manual_seed(0)
-    widths = (5 * (9 if unfold else 1) + 4, 16, 3)
-    make = [torch.randn(o, i, generator=generator).to(DEVICE) for i, o in pairwise(widths)]
-    biases = [torch.randn(w.shape[0], generator=generator).to(DEVICE) for w in make]
-    feat = torch.randn(2, 5, *SHAPE, generator=generator).to(DEVICE)
-    return feat, {"weights": make, "biases": biases, "feat_unfold": unfold}
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "torch", "cpu")])
 @pytest.mark.parametrize("unfold", [True, False])
 @pytest.mark.parametrize("size", [(111, 87), (100, 77), (37, 29), (259, 203)])
 def test_part_equals_whole(backend: str, unfold: bool, size: tuple[int, int]) -> None:
-    feat, network = problem(unfold)
+    feat, network = make_network(SHAPE, unfold)
     network["backend"] = backend
     for region in ((0, 0, 9, size[1]), (20, 5, 7, 11), (size[0] - 5, size[1] - 9, 5, 9)):
         top, left, height, width = latents_read(size, region, SHAPE, feat_unfold=unfold)
@@ -40,7 +29,7 @@ def test_part_equals_whole(backend: str, unfold: bool, size: tuple[int, int]) ->
 
 
 def test_gradient_of_a_part() -> None:
-    feat, network = problem(True)
+    feat, network = make_network(SHAPE, True)
     size, region = (100, 77), (20, 0, 30, 77)
     top, left, height, width = latents_read(size, region, SHAPE)
     grads = []
@@ -62,7 +51,7 @@ def test_gradient_of_a_part() -> None:
     ],
 )
 def test_bad_places(place: tuple, message: str) -> None:
-    feat, network = problem(True)
+    feat, network = make_network(SHAPE, True)
     with pytest.raises(ValueError, match=message):
         liif_render(feat, (111, 87), region=(0, 0, 5, 87), place=place, **network)
     with pytest.raises(TypeError, match="integers"):
@@ -70,7 +59,7 @@ def test_bad_places(place: tuple, message: str) -> None:
 
 
 def test_a_backend_without_places_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    feat, network = problem(True)
+    feat, network = make_network(SHAPE, True)
     backend = functional.backends._backends["cpu"]
     monkeypatch.delattr(backend, "PLACES")
     with pytest.raises(RuntimeError, match="whole feature maps only"):

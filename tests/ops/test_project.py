@@ -1,4 +1,4 @@
-"""P's gradients, and within `fast_convolutions()` P itself, come from `conv3x3` where it is faster."""
+"""`conv3x3` computes P's gradients, and within `fast_convolutions()` P itself, where it is faster."""
 
 import itertools
 from contextlib import nullcontext
@@ -65,7 +65,7 @@ def test_accuracy(forward, backward, layout, nan_empty):
 
 @pytest.mark.parametrize(("forward", "backward"), FORMS)
 def test_window(forward, backward, nan_empty):
-    """A window of P, as of a render's strip, has zeros around its gradient."""
+    """A window of P, such as a render's strip, has zeros around its gradient."""
     feat, weight, bias, grad = problem()
     grad = grad[:, :20, :31]
     for got, right in zip(
@@ -81,7 +81,7 @@ def test_window(forward, backward, nan_empty):
 @pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
 @pytest.mark.parametrize("shape", [LARGE, (1, 17, 6, 7)])
 def test_bfloat16_does_not_round_the_gradient_of_the_bias(shape):
-    """Nor, on a large map where that is allowed, the others: products of bfloat16 would err by 3e-3."""
+    """On a large map where that is allowed, the other gradients are not rounded either; bfloat16 would err by 3e-3."""
     feat, weight, bias, grad = problem(shape, dtype=torch.bfloat16)
     grads = fast_project_backward(grad, feat, weight, True, 0, 0, (True, True, True), None)
     assert all(each.dtype == torch.float32 for each in grads)
@@ -103,7 +103,7 @@ def test_each_wanted_alone(backward, shape, nan_empty):
 
 @pytest.mark.parametrize("hidden_from_queries", [1.0, 1e4])
 def test_rounds_no_more_than_pytorch_unless_allowed(hidden_from_queries):
-    """Promise 2: gradients have three times the error of plain float32 sums at most, also beside large latents."""
+    """Promise 2: gradients have at most three times the error of plain float32 sums, also beside large latents."""
     feat, weight, bias, grad = problem((1, 64, 40, 44), hidden=64)
     grad[:, :, 20:] = 0
     feat[..., 21:] *= hidden_from_queries  # the last latents that the gradient reads are in column 20
@@ -165,7 +165,7 @@ def test_leaves_what_would_be_slower(changes):
 
 
 def test_promises_3_and_5_hold_up_to_rounding_and_for_tiles():
-    """An image alone takes the other algorithm; a NaN reaches no query but of the tiles of 4x4 latents around it."""
+    """An image alone takes the other algorithm; a NaN reaches only queries in the tiles of 4x4 latents around it."""
     made, shape = Problem(batch=2, channels=17, shape=(33, 35), queries=600, hidden=(37, 8)), (33, 35)
     feat, coord, cell, *layers = made.arguments
 
@@ -189,7 +189,7 @@ def test_promises_3_and_5_hold_up_to_rounding_and_for_tiles():
 
 
 def test_repeats(threads):
-    """The output is the same for any number of threads, the gradients for one."""
+    """The output's bits are the same for any number of threads, the gradients' for one number."""
     run = steps(fast_convolutions)
     threads(2)
     first = run()

@@ -60,7 +60,7 @@ def fresh():
 @reuses
 @pytest.mark.parametrize("rows", [ROWS, ROWS - 7, ROWS * 2 // 3 + 1])
 def test_reused(rows):
-    """The next tensor of about the size gets the memory, even after another has asked the system for as much."""
+    """The next tensor of about this size gets the memory, even after another has asked the system for as much."""
     first = save()
     at = first.data_ptr()
     del first
@@ -132,7 +132,7 @@ def test_failed_backward(monkeypatch):
 
 @pytest.mark.parametrize("unpack", [torch.clone, lambda t: t])
 def test_hooks(unpack):
-    """What a hook for saved tensors holds is its own: nothing is written to it."""
+    """Nothing is written to the tensors that a hook for saved tensors holds."""
     packed = []
     with saved_tensors_hooks(lambda t: packed.append(t) or len(packed) - 1, lambda i: unpack(packed[i])):
         leaves, out = mlp()

@@ -1,22 +1,15 @@
-"""Terms that ReLU has made 0 are left out: no bit may tell which, nor which rows were neighbours."""
+"""Terms that ReLU has made 0 are omitted, but no bit may tell which, nor which rows were neighbours."""
 
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
 from liif_fast import functional, make_cell, make_coord
-from liif_fast.backends import cpu
 
-from .support import DEFAULT, DEVICE, in_dim, make_layers, same_bits
+from .support import CPU_DTYPES, CPU_KERNELS, DEFAULT, in_dim, make_layers, same_bits
 
-pytestmark = [
-    pytest.mark.skipif(bool(cpu._missing), reason="the C++ kernels are not built"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the cpu backend's products"),
-]
-LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16")
-)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, LOW])
+pytestmark = CPU_KERNELS
+DTYPES = pytest.mark.parametrize("dtype", CPU_DTYPES)
 ROWS, INS = 500, 40
 # Panels of columns in pairs and alone; depths of whole and of broken vectors and pairs; rows in one block of steps and
 # in several; more terms than are looked for
@@ -38,7 +31,7 @@ def make(dtype, hidden=HIDDEN[0]):
 @DTYPES
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
-    """Few terms are left in rows that are alike, and most in the same rows shuffled."""
+    """Few terms are left in rows that are alike, and most are left in the same rows shuffled."""
     threads(1)
     poison(dtype)
     x, weights, biases, generator = make(dtype, hidden)
@@ -51,7 +44,7 @@ def test_order_of_rows(dtype, hidden, threads, nan_empty, poison):
 
 @DTYPES
 def test_order_of_queries(dtype):
-    """A smooth map, whose neighbouring queries are alike, row by row and in any order."""
+    """Neighbouring queries of a smooth map are alike; decode them row by row and in any order."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, 4, 3, 4, generator=generator, dtype=torch.float64)
     feat = interpolate(coarse, (24, 20), mode="bicubic").to(dtype)
@@ -143,7 +136,7 @@ def test_weights_that_are_not_finite(dtype, value):
 @DTYPES
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_rows_that_are_not_finite(dtype, value):
-    """They change no other row."""
+    """Rows that are not finite change no other row."""
     x, weights, biases, _ = make(dtype)
     clean = functional.fused_mlp(x, weights, biases, backend="cpu")
     x[100, 3] = value

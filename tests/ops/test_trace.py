@@ -1,4 +1,4 @@
-"""torch.jit.trace records what is right at unseen sizes, or the call is refused."""
+"""A recording by torch.jit.trace is right at other sizes, or the call is refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gradients that nobody wants are not computed, and the others have the same bits as when all are wanted."""
+"""Unwanted gradients are not computed, and the others have the same bits as when all are wanted."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def modulated_call():
 
 
 def attend_call(width=4, queries=31):
-    """Leave out the biases that have no gradient, because they move all logits alike."""
+    """Return a call without the biases that have no gradient, because they shift all logits alike."""
     made = Attention(width, 1, 2, width, queries=queries)
     leaves = {"feat": made.feat, "values": made.values, **dict(made.net.tensors())}
     for leaf in leaves.values():
@@ -93,7 +93,7 @@ def check(run, leaves, subsets, **options):
 
 
 def conv3x3_call():
-    """Its backends are PyTorch's convolution and ours."""
+    """Return a call whose backends are PyTorch's convolution and ours."""
     leaves = [torch.randn(size) for size in ((2, 70, 5, 6), (9, 70, 3, 3), (9,), (2, 9, 5, 6))]
 
     def run(backend, **options):
@@ -133,7 +133,7 @@ PLACES = {"decode": 2, "render": 1, "fused_mlp": 0}  # leaves that are coord or 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_counter_counts_what_is_wanted(name):
-    """As it counts plain PyTorch, in which autograd leaves out what is not wanted."""
+    """It counts as in plain PyTorch, where autograd omits unwanted gradients."""
     run, leaves = CALLS[name]()
     for some in pairwise(len(leaves) - PLACES[name]):
         subset, found = [False] * PLACES[name] + some, []

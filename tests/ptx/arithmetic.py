@@ -1,4 +1,4 @@
-"""PTX arithmetic on arrays of lanes, one function per opcode, each (opcode parts, operands in order) -> result."""
+"""Compute PTX arithmetic on arrays of lanes, a function per opcode: (opcode parts, operands in order) -> result."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def field(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def inserted(a: np.ndarray, b: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """bfi: b with `length` bits from bit `start` on replaced by the lowest of a."""
+    """Compute bfi: b with `length` bits from bit `start` on replaced by the lowest bits of a."""
     mask = (1 << length.astype(np.int64)) - 1 << start.astype(np.int64)
     return (b.astype(np.int64) & ~mask | a.astype(np.int64) << start.astype(np.int64) & mask).astype(a.dtype)
 

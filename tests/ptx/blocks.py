@@ -1,4 +1,4 @@
-"""Thread blocks of a kernel that run together: their warps advance in a random order.
+"""Execute thread blocks of a kernel together; their warps advance in a random order.
 
 The warps are divided at random into parts. A part executes its lanes at a time, and goes on alone until it comes to a
 barrier or its end; where a branch divides its warps, it divides. Copies land as late as the program's waits allow.
@@ -22,7 +22,7 @@ STRETCHES = (1, 10, 100, 1000)  # instructions of a part in a turn
 
 
 class Part(Lanes):
-    """Some warps of the blocks, at one instruction."""
+    """Hold some warps of the blocks, at one instruction."""
 
     def __init__(self, program: Program, memory: Global, shared: Shared, warp: np.ndarray, truncate: int) -> None:
         super().__init__(program, memory, shared, warp, truncate)
@@ -71,7 +71,7 @@ class Part(Lanes):
         self.at = targets[self.get(index, "u32")[0]]
 
     def divide(self, mask: np.ndarray) -> bool:
-        """Return whether the mask holds. Where it does for some warps, the others divide off, to come here alone."""
+        """Return whether the mask holds. If it does for some warps only, the others divide off, to come here alone."""
         if mask is self.all or mask.all():
             return True
         if not mask.any():
@@ -130,7 +130,7 @@ class Part(Lanes):
 
 
 class Blocks:
-    """Blocks of a grid."""
+    """Hold blocks of a grid that run together."""
 
     PART: type[Part] = Part
     MEMORY: type[Shared] = Shared
@@ -180,7 +180,7 @@ class Blocks:
         return count
 
     def open_barrier(self) -> None:
-        """Let warps on that wait at a barrier, if of each block all do."""
+        """Let the warps that wait at a barrier go on, if all warps of their blocks do."""
         where = np.zeros(self.shared.mark.size, int)  # of each warp, 0 if it ended
         for part in self.parts:
             where[part.warp] = 0 if part.ended else part.at

@@ -1,6 +1,6 @@
-"""Programs that compile and execute kernels with a version of Triton.
+"""Run programs that compile and execute kernels with a version of Triton.
 
-All of a session share what they compile, also those of other workers of pytest-xdist.
+All programs of a session share what they compile, also those of other workers of pytest-xdist.
 """
 
 import json

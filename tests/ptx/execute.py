@@ -1,6 +1,6 @@
-"""The kernels' launches executed as the PTX that Triton makes of them, on CPU tensors.
+"""Execute the kernels' launches on CPU tensors, as the PTX that Triton makes of them.
 
-For a process that has not imported Triton for its interpreter. What a launch passes, the form it takes and what is
+The process must not have imported Triton for its interpreter. What a launch passes, its form, and what is
 compiled are the package's own (benchmarks/compile_report.py).
 """
 
@@ -27,14 +27,14 @@ from .parser import Program, parse
 
 BLOCKS: dict[int, type[Blocks]] = {80: Blocks, 90: hopper.Blocks}
 TOGETHER = 64  # blocks that run at a time
-# Where several warps hold copies of a row of sums, each reads what was there before, and one adds to it: the others may
-# read too late, but nothing is made of that.
+# Where several warps hold copies of a row of sums, each reads the old value, and one adds to it. The others may
+# read too late, but do not use the value.
 COPIED = ("segment_kernel",)
 TYPES = compile_report.TYPES
 
 
 class Binary:
-    """A compiled kernel: its program and how much shared memory a block takes."""
+    """Hold a compiled kernel: its program and the shared memory that a block takes."""
 
     def __init__(self, launch: compile_report.Launch, architecture: int) -> None:
         kernel = compile_report.compiled(launch, architecture)
@@ -42,7 +42,7 @@ class Binary:
 
 
 class Executor:
-    """Stands in for a kernel and executes its launches."""
+    """Stand in for a kernel and execute its launches."""
 
     binaries: ClassVar[dict[str, Binary]] = {}
     executed: ClassVar[Counter[str]] = Counter()  # instructions, by kernel

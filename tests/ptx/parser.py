@@ -1,4 +1,4 @@
-"""PTX text of one kernel, read into a list of instructions."""
+"""Read the PTX text of one kernel into a list of instructions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAMETER = re.compile(r"\.param \.(\w+)[^,)\n]*?(\w+_param_\d+)")
 
 
 class Instruction(NamedTuple):
-    """One instruction: @guard opcode operands."""
+    """Hold one instruction: @guard opcode operands."""
 
     guard: str  # a predicate register, or "" for none
     negated: bool
@@ -27,7 +27,7 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A kernel's instructions, the position of each label, (name, type) of its parameters, and tables of labels."""
+    """Hold a kernel's instructions, each label's position, (name, type) of its parameters, and tables of labels."""
 
     code: list[Instruction]
     labels: dict[str, int]

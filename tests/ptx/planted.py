@@ -1,4 +1,4 @@
-"""Faults that teeth.py plants into the kernels that Triton compiles: by architecture, {title: (kernel, change)}."""
+"""Define faults for teeth.py to plant into Triton's compiled kernels: by architecture, {title: (kernel, change)}."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PARTS, ORDERS = 8, 4  # into which warps are divided, and how often, where an or
 
 
 class Recorded:
-    """The launches of a training step, to be executed again."""
+    """Record the launches of a training step, to execute them again."""
 
     def __init__(self) -> None:
         self.calls, launch = {}, Executor.launch
@@ -58,7 +58,7 @@ class Recorded:
         Executor.launch = launch
 
     def run(self, name, change=lambda program: program):
-        """Return the tensors of a launch behind it."""
+        """Execute a launch, and return its tensors."""
         executor, grid, args, named = self.calls[name]
         args = copies(args)
         Executor.change = staticmethod(lambda _, program: change(program))
@@ -77,7 +77,7 @@ class Recorded:
     def found_by_order(self, name, change):
         """Return how a fault is found without checks of shared memory, by warps in one of several orders.
 
-        None if it is not, or if it shows even where all warps advance together.
+        None if it is not found, or if it shows even when all warps advance together.
         """
         parts, seed, Shared.checked = Executor.parts, Executor.seed, False
         try:

@@ -79,7 +79,7 @@ if LONG:
 
 @pytest.mark.parametrize(("version", "architecture", "precision", "hidden"), INTEGERS)
 def test_sums_of_integers_are_exact(version, architecture, precision, hidden, program):
-    """Bit for bit; `fourier_decode` to a few roundings."""
+    """The sums agree bit for bit, those of `fourier_decode` up to a few roundings."""
     code = in_order("from tests.ptx import cases; cases.integers()", (version, architecture, precision, hidden))
     found = results(program(version, code, architecture, precision, *hidden.split()))
     assert set(found) == {f"{name}_kernel" for name in ("decode", "fourier", "mlp", "project", "render")}

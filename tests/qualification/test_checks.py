@@ -1,4 +1,4 @@
-"""Each check finds its fault, and none in a correct backend, here `torch`."""
+"""Each check finds its fault, and finds none in a correct backend, here `torch`."""
 
 import itertools
 import types
@@ -46,7 +46,7 @@ def test_one_that_is_right_passes(op, training):
 
 
 def later(factor):
-    """Return another result with every call."""
+    """Change the result with every call."""
     count = itertools.count()
     return lambda out, arguments: out * (1 + factor * next(count))
 
@@ -77,7 +77,7 @@ def kept(out, arguments):
 
 
 def leans(out, arguments):
-    """Add 0, but to the gradient of the values that are blended."""
+    """Add 0, but change the gradient of the blended values."""
     total = arguments[1].sum() * 0.01
     return out[0] + (total - total.detach()), out[1]
 
@@ -140,7 +140,7 @@ def test_integers_reveal_a_lost_column_of_a_deep_network(op, seed, monkeypatch):
 
 @pytest.mark.parametrize("times", [0, 4])
 def test_integers_of_waves_allow_one_rounding_of_the_output(times, monkeypatch):
-    """In bfloat16: the reference's form, rounded at the end alone, passes; an error of a few roundings does not."""
+    """In bfloat16 the reference's form, rounded only at the end, passes; an error of a few roundings does not."""
 
     def rounded(problem, backend):
         out = problem.to(CPU, torch.float32).formula([])

@@ -87,7 +87,7 @@ def test_each_passes_in_three_processes_and_the_last_measures(play):
 
 
 def test_kernels_that_change_meanwhile_get_no_verdict(play):
-    """An installation replaced between two processes, for one."""
+    """For example, an installation may be replaced between two processes."""
     play(lambda unit, job: {"key": {"device": "other"}} if unit == SECOND and job["last"] else right(unit, job))
     with pytest.raises(Unavailable, match="have changed meanwhile"):
         exam().run([FIRST, SECOND])

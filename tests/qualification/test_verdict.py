@@ -1,4 +1,4 @@
-"""Test how `auto` reads the verdict: the file's owner, what it holds for, and the message without one."""
+"""Test how `auto` reads the verdict: the file's owner, its key, and the message without one."""
 
 import json
 import logging
@@ -110,7 +110,7 @@ def test_a_processor_is_described_by_more_than_its_name(monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="no permissions of files here")
 @pytest.mark.parametrize("before", [None, 0o664])
 def test_nobody_meets_it_with_other_permissions(before, monkeypatch):
-    """Not even a process that reads while another writes, whatever the umask and the file's permissions before."""
+    """This includes a process that reads while another writes, whatever the umask and the earlier permissions."""
     path, replace, modes = verdict.path_of(verdict.key("cpu", None)), os.replace, []
     if before is not None:
         keep({}).chmod(before)
@@ -230,7 +230,7 @@ def test_where_no_kernel_could_run_nothing_is_said(monkeypatch, caplog):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_model_with_attention_takes_what_was_right_and_faster(training, monkeypatch):
-    """ILN's own call, in inference as the verdict says; in training nothing has passed."""
+    """ILN's own call follows the verdict in inference; in training nothing has passed."""
     taken = []
     for name in ("triton", "torch"):
 
@@ -316,7 +316,7 @@ print("triton" in sys.modules or "liif_fast.qualification" in sys.modules)
 
 @pytest.mark.parametrize("missing", verdict.AMX_UNITS)
 def test_amx_needs_every_kind_of_call(missing):
-    """AMX stays off if a kind of call was not examined, or was wrong although nobody takes it."""
+    """AMX stays off if one kind of call was not examined or was wrong, even one that is never taken."""
     every = dict.fromkeys(verdict.AMX_UNITS, RIGHT)
     for results, reason in (
         ({name: of for name, of in every.items() if name != missing}, f"{missing}: not decided: not examined"),

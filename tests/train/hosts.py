@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a virtual cable. Needs root and iproute2."""
+"""Make two hosts on one machine: network namespaces joined by a virtual cable. Needs root and iproute2."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def problem():
 
 
 class Hosts:
-    """Two hosts that see only each other; `with` makes them, and ends their processes before it removes them."""
+    """Make two hosts that see only each other, in a `with`, whose end kills their processes and removes them."""
 
     def __enter__(self):
         self.names = [f"liif-{os.getpid()}-{number}" for number in (0, 1)]

@@ -1,4 +1,4 @@
-"""The models' formulas in plain PyTorch after the encoder, for comparison with training."""
+"""Compute the models' formulas after the encoder in plain PyTorch, for comparison with training."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Helpers of the training tests."""
+"""Provide helpers for the training tests."""
 
 import pytest
 import torch

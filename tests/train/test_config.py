@@ -24,7 +24,7 @@ def put(config, place, value):
 
 @pytest.mark.parametrize("name", ["lte", "lte-fast"])
 def test_configurations_of_lte(tmp_path, tiny, name):
-    """The wrapper, the model and a resume that is the run's own: the first start begins, the second goes on."""
+    """They name the wrapper, the model and the run's own checkpoint: the first start begins, the second resumes."""
     encoder, imnet = (tiny["model"]["args"][key] for key in ("encoder_spec", "imnet_spec"))
     own = {"imnet_spec": imnet}
     if name == "lte-fast":

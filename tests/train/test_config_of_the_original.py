@@ -1,4 +1,4 @@
-"""Configurations as the original writes them, of every family."""
+"""Read configurations of every family as the original writes them."""
 
 import pytest
 

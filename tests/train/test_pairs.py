@@ -1,4 +1,4 @@
-"""In a training on image files, files that do not fit are named before the first step."""
+"""Image files that do not fit are named before the first training step."""
 
 import pytest
 from PIL import Image

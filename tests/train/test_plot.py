@@ -21,7 +21,7 @@ def test_a_picture_of_the_run_folder(tmp_path, capsys):
 
 
 def test_what_is_drawn(tmp_path):
-    """One row, no validation, or another file give other pictures."""
+    """A single row, no validation, and a second file change the picture."""
     pictures = set()
     for i, rows in enumerate((ROWS, ROWS.splitlines()[0], "1,100,0.09,,,0.0001,3.5")):
         log = tmp_path / f"{i}.csv"

@@ -245,7 +245,7 @@ def test_files_that_cannot_grow(tmp_path, tiny, write):
 
 
 def test_killed_at_any_moment(tmp_path, tiny, write):
-    """kill -9 twice, at any step or write, with a checkpoint after every step."""
+    """Kill with -9 twice, at any step or write, with a checkpoint after every step."""
     tiny["train_dataset"]["dataset"]["args"]["repeat"] = 15
     tiny |= {"save_minutes": 0, "ema": 0.9}
     path = write(tiny)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of upscaling."""
+"""Provide the fixtures for the tests of upscaling."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Arguments of liif_fast.upscale: sizes, images, models, and what is refused."""
+"""Test the arguments of liif_fast.upscale: sizes, images, models, and refusals."""
 
 import copy
 import math

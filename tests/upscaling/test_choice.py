@@ -1,4 +1,4 @@
-"""Which of the package's models enlarges what, where nobody asks for one."""
+"""Test which of the package's models enlarges a file if the user names none."""
 
 import logging
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_upscale_takes_the_choice_and_logs_it(tmp_path: Path, caplog: pytest.Log
 
 
 def test_an_open_image_and_the_viewer_choose_as_well(tmp_path: Path) -> None:
-    """`Upscaler`, and what renders for `view` and `serve`."""
+    """`Upscaler`, and the renderer of `view` and `serve`, choose in the same way."""
     path = write(tmp_path / "a.jpg")
     picture = open_picture(path)
     photo, clean = (np.asarray(upscale(picture.pixels, model, scale=2)) for model in (SHIPPED_PHOTO, SHIPPED))

@@ -1,4 +1,4 @@
-"""Test the code for GPUs, as far as it shows on a CPU."""
+"""Test the code for GPUs, as far as a CPU can show it."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_pixels_are_channels_last(model: nn.Module, kind: str, monkeypatch: pyte
 
 
 def test_features_may_take_a_quarter_of_the_free_memory(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows of tiles fit into it, which are never larger than the option says nor lower than 64 pixels."""
+    """Two rows of tiles fit into it; tiles are never larger than the option says, nor lower than 64 pixels."""
     pixels, row = np.zeros((4000, 3000, 3), np.uint8), 3000 * 4 * 4  # bytes: width, channels, float32
 
     def made(budget: int, tile: int = 512) -> features.Features:

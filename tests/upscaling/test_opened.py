@@ -1,4 +1,4 @@
-"""An image that is opened once: any window of it at any time, with the bits of `upscale`."""
+"""An image that is opened once gives any window at any time, with the bits of `upscale`."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def picture(kind: str) -> NDArray:
 @pytest.mark.parametrize("kind", ["rgb", "rgb 16", "gray", "gray alpha", "rgb 16 alpha"])
 @pytest.mark.parametrize("size", [(393, 309), (483, 381)])
 def test_windows_at_random_have_the_bits_of_the_whole(model: nn.Module, kind: str, size: tuple[int, int]) -> None:
-    """Neither the order nor the tiles in which they are encoded change a bit."""
+    """Neither their order nor the tiles in which they are encoded change a bit."""
     pixels = picture(kind)
     whole = upscale(pixels, model, size=size)
     opened = Upscaler(pixels, model, tile=40)
@@ -83,7 +83,7 @@ def test_a_fraction_of_the_image(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", ["rgb 16 alpha", "gray alpha"])
 def test_a_fraction_beside_whole_pixels_is_nearly_the_same(model: nn.Module, kind: str) -> None:
-    """Alpha, too, of which the neighbours and the bicubic interpolation are found in fractions."""
+    """This holds for alpha, too, whose neighbours and bicubic interpolation are computed at fractions."""
     opened = Upscaler(picture(kind), model, tile=40)
     near = opened.render(size=(150, 121), extent=(20.3 + 1e-7, 31.7, 33.4, 41.9)).astype(float)
     far = opened.render(size=(150, 121), extent=(20.4, 31.7, 33.4, 41.9)).astype(float)
@@ -107,7 +107,7 @@ def test_a_fraction_that_is_a_window_of_a_whole_output_has_its_bits(model: nn.Mo
 
 @pytest.mark.parametrize("kind", ["rgb 16", "gray"])
 def test_a_region_of_a_file_has_the_bits_of_the_whole(model: nn.Module, tmp_path, kind: str) -> None:
-    """Of the input only a part is read, and its interpolation, which the model adds to, is that of the whole."""
+    """Only a part of the input is read, but its interpolation, to which the model adds, is that of the whole."""
     pixels = picture(kind)
     write_strips(tmp_path / "in.png", [pixels], pixels.shape, 8 * pixels.dtype.itemsize, {})
     whole = upscale(pixels, model, scale=3.7)

@@ -1,4 +1,4 @@
-"""A region of a file is that of the whole, and no more of the file is read than it needs."""
+"""A region of a file equals that of the whole, and no more of the file is read than needed."""
 
 import itertools
 from pathlib import Path

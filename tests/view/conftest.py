@@ -5,12 +5,12 @@ from .support import save_pictures, save_small_model
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
-    """The file of a small model."""
+    """Return the file of a small model."""
     return save_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder of pictures of every kind that PNG holds, and their pixels by name."""
+    """Return a folder of pictures of every kind that PNG holds, and their pixels by name."""
     folder = tmp_path_factory.mktemp("pictures")
     return folder, save_pictures(folder)

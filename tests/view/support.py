@@ -1,4 +1,4 @@
-"""A small model, pictures, and servers for the tests of the viewer."""
+"""Make a small model, pictures, and servers for the tests of the viewer."""
 
 import threading
 import time
@@ -61,7 +61,7 @@ def make_server(root: Path, model: Path | None, **changes: Any) -> Server:
 
 @contextmanager
 def running(server: Server) -> Iterator[str]:
-    """Serve on a port of this machine in a thread, and give the address."""
+    """Serve on a port of this machine in a thread, and yield the address."""
     import uvicorn
 
     listening = listen("127.0.0.1", 0)

@@ -1,4 +1,4 @@
-"""The server's answers: the pixels of `upscale`, the Image API, and what keeps others out."""
+"""Test the server's answers: the pixels of `upscale`, the Image API, and the protection from other sites."""
 
 import io
 
@@ -36,7 +36,7 @@ def pixels_of(answer, tmp_path):
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("kind", ["gray", "gray-alpha", "rgb", "rgb-alpha"])
 def test_tiles_are_upscale_bit_for_bit(client, pictures, small_model, tmp_path, kind, depth):
-    """Photographs of 16 bits, gray, and with alpha; tiles in any order."""
+    """Photographs have 16 bits, are gray, or have alpha; tiles come in any order."""
     name, size = f"{kind}-{depth}.png", (485, 381)
     whole = upscale(pictures[1][name], str(small_model), size=size)
     for left, top, w, h in ((256, 256, 229, 125), (0, 0, 256, 256), (101, 93, 50, 60)):
@@ -63,7 +63,7 @@ def test_odd_files_are_served_as_upscale_reads_them(small_model, tmp_path, what)
 
 
 def test_other_ways_to_the_same_pixels(client, pictures, small_model, tmp_path):
-    """`^`, the virtual image, and a fraction that is a window of a whole output."""
+    """These are `^`, the virtual image, and a fraction that is a window of a whole output."""
     pixels = pictures[1]["rgb-8.png"]
     whole = upscale(pixels, str(small_model), scale=3)
     for path in ("rgb-8.png/full/^pct:300", "rgb-8.png/full/^393,", "rgb-8.png@x3/full/max", "rgb-8.png/full/^393,309"):
@@ -80,7 +80,7 @@ def test_other_ways_to_the_same_pixels(client, pictures, small_model, tmp_path):
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_without_a_model_the_photograph_gets_the_one_that_upscale_takes(tmp_path, ending):
-    """Whatever `upscale` takes for a file of this kind."""
+    """It gets the model that `upscale` takes for a file of this kind."""
     file = tmp_path / f"photo.{ending}"
     Image.fromarray(picture(height=40, width=50)).save(file)
     with TestClient(make_server(file, None).app()) as client:
@@ -90,7 +90,7 @@ def test_without_a_model_the_photograph_gets_the_one_that_upscale_takes(tmp_path
 
 
 def test_fractions(client, tmp_path):
-    """A region that no whole output holds is rendered all the same, and near its neighbour."""
+    """A region that is no window of a whole output is rendered nevertheless, with values near its neighbour's."""
     one = pixels_of(client.get("/iiif/3/rgb-8.png/pct:10.1,20,30,40/^pct:370/0/default.png"), tmp_path)
     assert one.shape == (round(HEIGHT * 0.4 * 3.7), round(WIDTH * 0.3 * 3.7), 3)
     other = pixels_of(client.get("/iiif/3/rgb-8.png/pct:10.1001,20,30,40/^pct:370/0/default.png"), tmp_path)
@@ -114,7 +114,7 @@ def test_plain_interpolation(client, pictures, tmp_path, name):
 
 
 def test_a_part_of_16_bits_is_that_of_the_whole(pictures):
-    """Only what the kernels reach is made float32, and no pixel misses it but for float32's rounding."""
+    """Only the pixels that the kernels reach become float32, and all agree up to float32's rounding."""
     pixels = pictures[1]["gray-16.png"]
     plane = Image.fromarray(pixels[..., 0].astype(np.float32))
     for size, box in (
@@ -281,7 +281,7 @@ def test_view_is_not_for_other_sites(private):
 
 
 def test_the_package_needs_no_server():
-    """Neither the package nor `upscale` imports Starlette, Uvicorn, or what they bring."""
+    """Neither the package nor `upscale` imports Starlette, Uvicorn, or their dependencies."""
     code = (
         "import sys; import liif_fast, liif_fast.upscaling, liif_fast.cli.program as p; p.build_parser();"
         "print([name for name in ('starlette', 'uvicorn', 'anyio', 'h11') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""The page and a foreign viewer in a real browser: what is on the screen is what `upscale` writes."""
+"""In a real browser, the page and a foreign viewer show what `upscale` writes."""
 
 import base64
 import io
@@ -84,7 +84,7 @@ def screen(page) -> np.ndarray:
 
 
 def bare(page) -> np.ndarray:
-    """Take the screen without the controls that lie on the picture."""
+    """Return the screen without the controls that lie on the picture."""
     page.evaluate(
         "() => document.querySelectorAll('#split, .label, #bar, #note').forEach(each => { each.style.opacity = 0 })"
     )
@@ -136,7 +136,7 @@ def test_the_saved_window_is_the_file_that_the_copied_command_writes(page, photo
 
 
 def test_quick_zooms_leave_stale_tiles_unrendered(page, server, monkeypatch):
-    """Twelve zooms while the model makes one tile: what is asked for and left is forgotten before it costs anything."""
+    """There are twelve zooms during one tile; tiles requested and left are dropped before they cost anything."""
     render, held, queue = server.renderer.render, threading.Event(), server.queue
 
     def slowly(entry, request):
@@ -269,7 +269,7 @@ def test_all_controls_are_on_the_screen_of_a_small_phone(browser, address):
 
 
 def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, small_model, tmp_path):
-    """The first picture has 1024 pixels a side at most, and must not be what is shown of more of them in the end."""
+    """The first picture has at most 1024 pixels a side, and must not stay where the screen shows more."""
     path, pixels = tmp_path / "large.png", picture(height=900, width=1500)
     Image.fromarray(pixels).save(path)
     shown = {"name": path.name, "photo": path.name, "tiles": "webp"}
@@ -287,7 +287,7 @@ def test_below_its_size_the_photograph_is_reduced_from_all_its_pixels(browser, s
 
 
 def test_the_browser_shows_described_colours_as_those_of_the_file(browser, small_model, tmp_path):
-    """WebP cannot say that the values are linear."""
+    """The page needs PNG here, because WebP cannot say that the values are linear."""
     path, pixels = tmp_path / "linear.png", picture()
     write_strips(path, [pixels], pixels.shape, 8, {COLOUR: {b"gAMA": struct.pack(">I", 100_000)}})
     shown = []
@@ -323,7 +323,7 @@ def test_a_photograph_that_cannot_be_read_is_said_on_the_page(browser, address):
 
 @pytest.fixture(scope="module")
 def openseadragon(tmp_path_factory):
-    """OpenSeadragon from npm, in the version that is tested."""
+    """Return OpenSeadragon from npm, in the tested version."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("no npm is installed, which brings OpenSeadragon")

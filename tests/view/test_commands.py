@@ -1,4 +1,4 @@
-"""`liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
+"""Test `liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_an_empty_path_is_not_the_current_folder(command, capsys):
 
 @pytest.mark.parametrize("name", ["it's.png", "a b.png", "\udcff\udc80'.png"])
 def test_the_copied_command_names_the_file(name):
-    """Also one whose name is not UTF-8, which JSON cannot hold."""
+    """This includes a file whose name is not UTF-8, which JSON cannot hold."""
     word = shell_word(name)
     word.encode()
     assert subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True).stdout == os.fsencode(name)
@@ -152,7 +152,7 @@ def test_half_a_request_does_not_keep_its_place(photo, small_model, monkeypatch)
 
 @pytest.mark.parametrize("fault", ["no model", "a model of more channels"])
 def test_a_model_that_cannot_render_ends_the_server(photo, tmp_path, fault):
-    """In one line; the page is up before the model is loaded, so the command cannot refuse it at the start."""
+    """It ends with one line. The page is up before the model is loaded, so the command cannot refuse it earlier."""
     for needed in ("starlette", "uvicorn"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'liif-fast[view]'")
     path = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Paths of IIIF Image API 3.0, parsed; whatever a client sends, an answer is in bounds or refused."""
+"""Parse paths of IIIF Image API 3.0; whatever a client sends, an answer is in bounds or refused."""
 
 from contextlib import suppress
 
@@ -122,7 +122,7 @@ def test_bad_sizes(size, message):
 
 
 def test_windows_of_an_enlarged_image():
-    """A tile is a window of whole pixels; what is rendered at another scale, or starts between pixels, is not."""
+    """A tile is a window of whole pixels; a region at another scale, or one that starts between pixels, is not."""
     tile = parsed("256,512,256,128", photo=(400, 300), full=(1234, 925))
     assert (tile.window, tile.full, tile.size) == ((512, 256, 128, 256), (1234, 925), (256, 128))
     assert tile.extent == pytest.approx((512 * 300 / 925, 256 * 400 / 1234, 128 * 300 / 925, 256 * 400 / 1234))

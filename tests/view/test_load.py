@@ -1,4 +1,4 @@
-"""200 requests from clients that come, go and zoom: memory is bounded, and every request has its right answer."""
+"""Clients that come, go and zoom send 200 requests; memory is bounded, and every answer is right."""
 
 import http.client
 import random

@@ -17,7 +17,7 @@ async def gone():
 
 
 class Held:
-    """Jobs that note their names, the first of which waits until it is let go."""
+    """Make jobs that note their names; the first one waits until it is released."""
 
     def __init__(self):
         self.free, self.order = threading.Event(), []
@@ -44,7 +44,7 @@ async def filled(queue, held, names, client=here):
 
 
 def test_clients_that_have_gone_take_no_place():
-    """A full queue of abandoned requests takes a new one, whose client waits; those whose clients wait stay."""
+    """A full queue of abandoned requests accepts a new one; requests whose clients still wait stay."""
 
     async def play():
         queue, held = Queue(most=4), Held()

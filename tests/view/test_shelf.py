@@ -1,4 +1,4 @@
-"""Names and files: nothing outside the folder, nothing hidden, nothing but images."""
+"""Only images inside the folder are served: nothing outside, nothing hidden, nothing else."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from .support import picture
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder beside a secret, with images in it, below it, hidden, and linked."""
+    """Return a folder beside a secret, with images in it, below it, hidden, and linked."""
     root = tmp_path / "photos"
     (root / "below").mkdir(parents=True)
     (root / ".hidden").mkdir()
@@ -99,7 +99,7 @@ def test_one_file_alone(folder):
     "name", [".secret.png", "to-hidden.png", "notes.txt", "out.png", "a\\b", "without", "scan@x2", "\udcff"]
 )
 def test_one_file_may_be_called_anything(folder, name):
-    """Who names a file on the command line means it: hidden, without an ending, or a link."""
+    """A file named on the command line is served even if it is hidden, a link, or has no extension."""
     if not (folder / name).exists():
         (folder / name).write_bytes(b"x")
     shelf = Shelf(folder / name)
@@ -119,7 +119,7 @@ def test_the_tag_changes_with_the_file_and_what_is_made_of_it(folder):
 
 
 def test_the_tag_changes_with_a_file_of_the_same_size_and_time(folder):
-    """As `cp -p` and `mv` put in the place of another."""
+    """`cp -p` and `mv` can put such a file in the place of another."""
     shelf, file = Shelf(folder), folder / "a.png"
     tag, size, time = shelf.find("a.png").tag(), file.stat().st_size, file.stat().st_mtime_ns
     (folder / "new.png").write_bytes(b"\1" * size)

@@ -1,4 +1,4 @@
-"""The validator of IIIF (iiif-validator-ng, which needs Python 3.12) against `serve`."""
+"""Run the IIIF validator (iiif-validator-ng, which needs Python 3.12) against `serve`."""
 
 import shutil
 import subprocess

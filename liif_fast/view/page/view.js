@@ -14,7 +14,10 @@ const images = `iiif/3/${encodeURIComponent(told.name)}`;
 /** Fetch a picture; throws with the server's words. */
 async function picture(address, signal) {
   const answer = await fetch(address, { signal });
-  if (!answer.ok) throw Object.assign(new Error((await answer.text()).trim() || answer.statusText), { status: answer.status });
+  if (!answer.ok) {
+    const message = (await answer.text()).trim() || answer.statusText;
+    throw Object.assign(new Error(message), { status: answer.status });
+  }
   return createImageBitmap(await answer.blob(), { colorSpaceConversion: "default" });
 }
 

@@ -1,4 +1,4 @@
-"""A cluster of blocks: their warps in a random order, bulk copies that land late and in pieces."""
+"""Execute a cluster of blocks: warps advance in a random order, bulk copies land late and in pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 400_000  # instructions of a cluster
 
 
 class Copy(NamedTuple):
-    """A bulk copy under way."""
+    """Hold a bulk copy under way."""
 
     data: np.ndarray
     block: Block
@@ -29,7 +29,7 @@ class Copy(NamedTuple):
 
 
 class Block:
-    """What the warps of a block share."""
+    """Hold what the warps of a block share."""
 
     def __init__(self, rank: int, size: int, cluster: int) -> None:
         self.rank, self.shared = rank, Shared(size, cluster)
@@ -46,7 +46,7 @@ class Block:
 
 
 class Cluster:
-    """Blocks that run together."""
+    """Hold blocks that run together."""
 
     def __init__(self, program: Program, parameters: np.ndarray, first: int, grid: int, size: int, shared: int,
                  memory: Global, seed: object, truncate: int = 0) -> None:  # fmt: skip

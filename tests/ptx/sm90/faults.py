@@ -1,4 +1,4 @@
-"""The faults that are planted into the compiled Hopper kernel, each with how it is to be found."""
+"""Define the faults to plant into the compiled Hopper kernel, each with the way in which it must be found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""decode_sm90 as nvcc compiles it, executed on CPU tensors: the host's part (csrc/cuda/operators.h) and launches."""
+"""Execute decode_sm90 on CPU tensors, as nvcc compiles it: the host's part (csrc/cuda/operators.h) and launches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAR = 1 << 35  # between the images of a tensor: no offset of 32 bits leads from
 
 
 class Kernel(NamedTuple):
-    """Template arguments of decode_sm90."""
+    """Hold the template arguments of decode_sm90."""
 
     type: str  # Half or Bfloat
     ensemble: bool
@@ -41,7 +41,7 @@ class Kernel(NamedTuple):
 
 
 def missing() -> str:
-    """Say why nothing can be compiled, "" if it can."""
+    """Return why nothing can be compiled, "" if it can."""
     return "" if shutil.which("nvcc") else "nvcc is not on the path"
 
 
@@ -81,7 +81,7 @@ class Axis(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    """The struct of csrc/cuda/thread.h."""
+    """Mirror the struct of csrc/cuda/thread.h."""
 
     _fields_ = [
         ("rows", Axis), ("columns", Axis), ("p", c_uint64),
@@ -99,7 +99,7 @@ SHARED_BYTES = STAGES * (STAGE_BYTES + 16) + -(-TABLE_BYTES // 16) * 16
 
 
 class Executor:
-    """Stands in for the operators decode_sm90 and render_sm90."""
+    """Stand in for the operators decode_sm90 and render_sm90."""
 
     change: Callable[[Program], Program] = staticmethod(lambda program: program)
     macros: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What happened before what, by vector clocks, and the shared memory that is checked with them.
+"""Track what happened before what, by vector clocks, and check shared memory with them.
 
 Actors are the warps of a cluster, their matrix units and their copies. An access is right if its actor knows of all
 that it depends on: by barriers, waits and, between the proxies, fences. That does not depend on who was faster in this
@@ -19,7 +19,7 @@ WORD = 4  # bytes that are checked together
 
 
 class Order:
-    """Of each actor, up to which of its events one knows, and up to which fences make them known to the other proxy."""
+    """Hold, for each actor, its last known event, and the last one that fences make known to the other proxy."""
 
     def __init__(self, actors: int) -> None:
         self.seen = np.zeros(actors, np.int32)
@@ -41,7 +41,7 @@ class Order:
 
 
 class Shared:
-    """A block's shared memory. Of each word: who wrote it last and when, and when each actor read it last."""
+    """Hold a block's shared memory, with the last writer of each word, when it wrote, and each actor's last read."""
 
     def __init__(self, size: int, cluster: int) -> None:
         words = -(-size // WORD)
@@ -80,7 +80,7 @@ class Shared:
 
 
 class Barrier:
-    """Arrivals by phases: those who wait for a phase learn what all who arrived at it knew."""
+    """Hold arrivals by phases: those who wait for a phase learn what all who arrived at it knew."""
 
     def __init__(self, count: int, actors: int) -> None:
         self.count = self.pending = count
@@ -102,7 +102,7 @@ class Barrier:
         self.complete()
 
     def complete(self) -> None:
-        """Open, once all arrived and all bytes did."""
+        """Open once all actors and all bytes have arrived."""
         if self.pending == 0 and self.bytes == 0:
             self.phase += 1
             self.pending = self.count
@@ -110,7 +110,7 @@ class Barrier:
             self.gathered = Order(self.actors)
 
     def usable(self, known: np.ndarray, asynchronous: bool = False) -> None:
-        """Check that it is known to be made."""
+        """Check that the actor knows the barrier's initialisation."""
         if self.maker is None or (asynchronous and self.published):
             return
         if self.maker[1] > known[self.maker[0]]:

@@ -1,4 +1,4 @@
-"""When the compiled Hopper kernel is executed, how much of it, and on what."""
+"""Choose when the compiled Hopper kernel is executed, how much of it, and on which inputs."""
 
 import os
 
@@ -20,7 +20,7 @@ def integers(rng, shape, low, high, density=1.0):
 
 
 def network(rng, terms, out_dim, hidden=4):
-    """Integer weights and biases behind P; the first layer's latent columns (5 here) are of no account."""
+    """Return integer weights and biases behind P; the first layer's latent columns (5 here) do not matter."""
     weights = [integers(rng, (256, 5 + terms), -1, 1)]
     weights += [integers(rng, (256, 256), -1, 1, 0.01) for _ in range(hidden - 1)]
     weights.append(integers(rng, (out_dim, 256), -2, 2))
@@ -33,7 +33,7 @@ def operator_pack(weights, biases, terms, bfloat):
 
 
 def expected(p, coord, cell, weights, biases, terms, ensemble):
-    """The reference, in float64: [B, Q, out]."""
+    """Return the reference's output in float64, [B, Q, out]."""
     index, rel, weight = (t.numpy() for t in plan_corners(torch.from_numpy(coord), *SHAPE, ensemble))
     affine = weights[0][:, -terms:].astype(np.float64)
     values = np.stack([p[b][index[b, ..., 0], index[b, ..., 1]] for b in range(len(p))]).astype(np.float64)
@@ -47,7 +47,7 @@ def expected(p, coord, cell, weights, biases, terms, ensemble):
 
 
 def sample(rng, queries, ensemble):
-    """Coordinates on the edges between latents, where rel is 1 or -1, and cells of whole numbers of latents."""
+    """Return coordinates on edges between latents, where rel is 1 or -1, and cells of whole numbers of latents."""
     edges = [rng.integers(0, n + 1, (2, queries)) * (2 / n) - 1 for n in SHAPE]
     coord = np.stack(edges, -1).astype(np.float32)
     cell = rng.integers(0, 3, (2, queries, 2)).astype(np.float32) / np.float32(SHAPE)
@@ -57,7 +57,7 @@ def sample(rng, queries, ensemble):
 
 
 def require():
-    """Skip a module without nvcc, unless there has to be one."""
+    """Skip a module without nvcc, unless nvcc is required."""
     if cpu._missing:
         pytest.skip("the packing operator needs the C++ kernels", allow_module_level=True)
     why = launch.missing()
@@ -66,7 +66,7 @@ def require():
 
 
 def decoded(dtype, ensemble, cluster, seed, *, hidden=2, queries=0, grid=1, change=None):
-    """Output and reference, where all but the ensemble's blend is integers, exact in both dtypes."""
+    """Return output and reference; all but the ensemble's blend is integers, exact in both dtypes."""
     rng = np.random.default_rng(7)
     weights, biases = network(rng, 4, 3, hidden)
     if ensemble:

@@ -1,7 +1,7 @@
-"""What nvcc compiles of csrc/cuda/decode_sm90.cu is executed on the CPU, and gives what it should.
+"""Execute what nvcc compiles of csrc/cuda/decode_sm90.cu on the CPU, and check the results.
 
 Each run has another order of warps, copies and products; LIIF_FAST_TEST_COMPILE=all makes more of them, on larger
-problems. Without nvcc all is skipped, unless LIIF_FAST_TEST_NVCC=1 says that there must be one.
+problems. Without nvcc all tests are skipped, unless LIIF_FAST_TEST_NVCC=1 requires it.
 """
 
 import itertools
@@ -62,7 +62,7 @@ def test_nan_reaches_its_readers_only():
     [("decode", torch.float16, 1, 0), ("render", torch.bfloat16, 2, 0), ("render", torch.float16, 1, 4)],
 )
 def test_the_backend_keeps_its_promises(op, dtype, cluster, truncate, monkeypatch):
-    """Promise 2 (docs/backends.md) of the backend as it is called; the window of a grid, P a part of the map."""
+    """Promise 2 (docs/backends.md) holds for the backend, also for a window of a grid on a part of a map."""
     # The operators around these take CUDA tensors alone.
     monkeypatch.setattr(sm90, op, getattr(launch, op))
     around = "decode_queries" if op == "decode" else "render_window"

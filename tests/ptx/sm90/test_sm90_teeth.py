@@ -19,17 +19,17 @@ pytestmark = pytest.mark.ptx
 
 @pytest.fixture(scope="module")
 def right():
-    """The result and the number of instructions without a fault, of a block and of a cluster of two."""
+    """Return the result and the number of instructions without a fault, of a block and of a cluster of two."""
     return {size: (run(size), launch.Executor.steps) for size in (1, 2)}
 
 
 def run(size):
-    """Two tiles of two products for each block, so that all that the ring holds is overwritten."""
+    """Run two tiles of two products in each block, so that everything in the ring is overwritten."""
     return decoded(torch.float16, True, size, 5, hidden=3, queries=32 * size)[0]
 
 
 def found(size, change, right, monkeypatch):
-    """How a fault shows itself, "" if it does not."""
+    """Return how a fault shows itself, "" if it does not."""
     out, steps = right[size]
     monkeypatch.setattr(launch.Executor, "change", staticmethod(change))
     monkeypatch.setattr(cluster, "LIMIT", 2 * steps)
@@ -63,7 +63,7 @@ def test_lanes_meet_again_in_whatever_order_they_come(right, monkeypatch):
 
 
 def test_the_trap_build_says_where_it_hangs(right, monkeypatch):
-    """It gives the same results. Where a stage is not handed back, the waiting warps write that to the host's page."""
+    """It gives the same results. If a stage is not handed back, the waiting warps write that to the host's page."""
     monkeypatch.setattr(launch.Executor, "macros", ("LIIF_TRAP",))
     assert np.array_equal(run(1), right[1][0])
     clusters, init = [], cluster.Cluster.__init__

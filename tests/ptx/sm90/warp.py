@@ -1,6 +1,6 @@
-"""One warp of a cluster: what PTX of sm_90 adds to the instructions of ../machine.py.
+"""Execute one warp of a cluster, with the instructions that PTX of sm_90 adds to ../machine.py.
 
-Lanes may diverge: of the groups of lanes the one furthest behind goes on, which is where compilers let them meet again.
+Lanes may diverge. The group of lanes that is furthest behind goes on, so that lanes meet where compilers expect it.
 PTX promises no such order; with `Warp.scattered` any group may go on, and they meet only where the program lets them.
 """
 
@@ -25,7 +25,7 @@ WAIT = object()  # what an instruction returns that cannot be executed yet
 
 
 class Product(NamedTuple):
-    """A wgmma that was issued."""
+    """Hold a wgmma that was issued."""
 
     d: tuple[str, ...]
     a: tuple[str, ...]
@@ -34,7 +34,7 @@ class Product(NamedTuple):
 
 
 class Warp(machine.Lanes):
-    """32 lanes of a block."""
+    """Hold 32 lanes of a block."""
 
     scattered = False
 
@@ -79,7 +79,7 @@ class Warp(machine.Lanes):
         return count
 
     def go(self, at: int) -> bool:
-        """Execute an instruction for the lanes that have come to it; return False where they have to wait."""
+        """Execute an instruction for the lanes that have come to it; return False if they have to wait."""
         instruction, lanes = self.program.code[at], self.groups[at]
         name, target, mask = instruction.opcode[0], "", lanes
         if instruction.guard:
@@ -323,7 +323,7 @@ class Warp(machine.Lanes):
         self.reading |= {*a}
 
     def multiply_one(self) -> None:
-        """Execute the oldest product that was issued and is not yet, if there is one."""
+        """Execute the oldest product that was issued and has not been executed, if there is one."""
         if not self.queue:
             return
         d, a, descriptor, kind = self.queue.pop(0)
