@@ -74,7 +74,7 @@ bench: build
 # of AMX is, so its loads and stores are checked. Tests that measure memory, and tests of PyTorch's compiler, are left
 # out. The output of C++ is not captured, because a finding ends the process.
 SANITIZED := $(foreach name,plan few_rows reuse random gradients hostile same_bits terms project autocast attend \
-	fourier modulated conv3x3 conv3x3_random extent place wanted reuse,tests/ops/test_$(name).py) \
+	fourier modulated conv3x3 conv3x3_random extent place wanted,tests/ops/test_$(name).py) \
 	tests/amx/test_operators.py tests/amx/test_products.py::test_products \
 	tests/cuda/test_pack.py tests/data/test_resize.py
 sanitize: build
