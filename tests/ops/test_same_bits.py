@@ -17,7 +17,7 @@ LOW = pytest.param(
     id="bfloat16",
     marks=pytest.mark.skipif(not cpu.BFLOAT16, reason="this processor has no AVX512-BF16"),
 )
-# One or two tests of each operator.
+# One or two tests of each operator; random configurations 30 to 37 have all of decoding.
 OF_EACH_ISA = (
     "random.py::test_random",
     "same_bits.py::test_few_queries_of_a_large_map[switches0-dtype1-cpu]",
@@ -175,7 +175,7 @@ def test_micro_kernels(backend, isa):
         "import sys, pytest, liif_fast.backends.cpu as cpu; print(cpu.ISA, flush=True)\n"
         f"if cpu.ISA == {isa!r}: sys.exit(pytest.main({options!r}))",
         modules=warm.OPTIMIZERS,  # deterministic algorithms import the compiler
-        LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_CONFIGS="8", LIIF_FAST_TEST_BACKENDS="cpu",
+        LIIF_FAST_CPU_ISA=isa, LIIF_FAST_TEST_SEED="30", LIIF_FAST_TEST_CONFIGS="8", LIIF_FAST_TEST_BACKENDS="cpu",
     )  # fmt: skip
     if found.split()[0] != isa:
         pytest.skip(f"this processor has no {isa}")
