@@ -208,7 +208,7 @@ def test_sizes_without_bound():
 
 @reuses
 def test_nothing_waits_while_new_memory_is_filled(nan_empty):
-    """Where PyTorch fills new memory with NaN, a new tensor of PyTorch's is used, which begins within a page; none waits."""
+    """Where PyTorch fills new memory with NaN, PyTorch makes the tensor, which begins within a page. None waits."""
     torch.use_deterministic_algorithms(False)
     before, slack = resident(), 16 << 20
     assert save(4 * ROWS).data_ptr() % 4096 == 0
