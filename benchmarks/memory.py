@@ -13,7 +13,7 @@ from torch import Tensor
 from liif_fast.functional import fused_mlp
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
-PATIENCE = 256  # calls after which csrc/cpu/memory.h keeps nothing
+PATIENCE = 16  # calls that save no activations, after which csrc/cpu/memory.h keeps nothing
 
 
 @torch.no_grad()
