@@ -19,9 +19,8 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
 from liif_fast.data.generated import Generated, generator
-from liif_fast.data.loader import leave_signals
+from liif_fast.data.loader import leave_signals, start
 from liif_fast.data.registry import register
-from liif_fast.signals import held
 
 SHARE = 32  # a further process pays off for so many images
 SUPERSAMPLE = 2  # images are drawn this many times larger and then reduced, so that edges are antialiased
@@ -67,9 +66,7 @@ def dead_leaves_set(count: int, size: int, seed: int) -> np.ndarray:
     options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
     own = torch.Generator()  # otherwise the loader would draw from the global one
     loader = DataLoader(numbers, None, collate_fn=draw, worker_init_fn=leave_signals, generator=own, **options)
-    with held():  # as in `liif_fast.data.loader`
-        drawn = iter(loader)
-    return np.stack(list(drawn))
+    return np.stack(list(start(loader)))
 
 
 class _Painter:

@@ -71,18 +71,20 @@ class WorkerLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._start():  # not kept in a variable, because a traceback would keep the workers
+        for batch in start(self.loader):
             if isinstance(batch, Exception):
                 raise batch
             yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
 
-    def _start(self) -> Iterator[Any]:
-        with held():  # PyTorch prints a traceback if the start of its workers is interrupted
-            return iter(self.loader)
-
     def _arrived(self, batch: dict[str, torch.Tensor]) -> Sample:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         return unpack(batch) if self.is_packed else batch
+
+
+def start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the loader's iterator; a variable that holds it would keep the workers as long as a traceback lives."""
+    with held():  # PyTorch prints a traceback if the start of its workers is interrupted
+        return iter(loader)
 
 
 def leave_signals(worker: int) -> None:
