@@ -14,7 +14,7 @@ Tensor run(const Tensor& from, const Tensor& weight, const std::optional<Tensor>
     for (int64_t n = 0; bias && n < weights.out; ++n) {
         start[static_cast<size_t>(n)] = data<T>(*bias)[n * bias->stride(0)];
     }
-    Tensor out = make_channels_last<T>(from, {from.size(0), weights.out, from.size(2), from.size(3)}, false);
+    Tensor out = make_channels_last<T>(from, {from.size(0), weights.out, from.size(2), from.size(3)}, Sign::none);
     const auto x = map_of<T>(from);
     const auto added = map_of<T>(addend);
     const Map<T> to(mutable_data<T>(out), out);

@@ -87,7 +87,7 @@ template <typename T>
 Tensor fold(const Tensor& padded, const Map<const T>* addend, const Map<const T>* mask) {
     const int64_t images = padded.size(0), channels = padded.size(1), height = padded.size(2) - 2;
     const int64_t width = padded.size(3), row = width * channels;
-    Tensor result = make_channels_last<T>(padded, {images, channels, height, width}, true);
+    Tensor result = make_channels_last<T>(padded, {images, channels, height, width}, Sign::training);
     const T* from = data<T>(padded);
     T* to = mutable_data<T>(result);
     for_each_task(row == 0 ? 0 : images * height, [&](int64_t task) {
@@ -114,9 +114,9 @@ Tensors run_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, 
     const Tiling tiling(x.size(0), height + 2 * more, width);
     const int64_t blocks = ceil_div(tiling.count(), tiling.block);
     const int64_t workers = std::min<int64_t>(blocks, torch::stable::get_num_threads());
-    Tensor of_x =
-        wanted[0] ? make_channels_last<T>(x, {x.size(0), ins, height + 2 * more, width}, true) : make<T>(x, {0});
-    Tensor of_weight = wanted[1] ? make_channels_last<T>(x, {outs, ins, 3, 3}, true) : make<T>(x, {0});
+    Tensor of_x = wanted[0] ? make_channels_last<T>(x, {x.size(0), ins, height + 2 * more, width}, Sign::training)
+                            : make<T>(x, {0});
+    Tensor of_weight = wanted[1] ? make_channels_last<T>(x, {outs, ins, 3, 3}, Sign::training) : make<T>(x, {0});
     Tensor of_bias = make<T>(x, {wanted[2] ? outs : 0}), memory = make<T>(x, {workers * kShare});
     std::optional<Weights<T>> weights;
     std::optional<Map<T>> to_x;

@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> run_decode(const Tensor& p, const Tensor& coord, cons
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(count * corners), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
-    Tensor saved = make_large<T>(p, {shape[0], shape[1]}, true);
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
     forward<DecodeTag>(net, count, corners, shape[0] / corners, mutable_data<T>(saved), no_layout,
                        gather_from(net, latents, queries, corners), [&](int64_t q, const Sum<T>* y) {
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> run_render(const Tensor& p, const std::optional<Tenso
         return DecoderNet<T>(weights, biases, cell ? 4 : 2, forward_packs<T>(count * corners), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
-    Tensor saved = make_large<T>(p, {shape[0], shape[1]}, true);
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
     forward<DecodeTag>(net, count, corners, shape[0] / corners, mutable_data<T>(saved), no_layout,
                        gather_from(net, latents, queries, corners), [&](int64_t q, const Sum<T>* y) {

@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& p, const Tensor& coord, const Tenso
         return FourierNet<T>(phase, weights, biases, forward_packs<T>(4 * count), arena, dry);
     });
     check_saved_width(shape[0], shape[1], net.saved_width());
-    Tensor saved = make_large<T>(p, {shape[0], shape[1]}, true);
+    Tensor saved = make_saved<T>(p, shape[0], shape[1]);
     Sum<T>* to = mutable_data<Sum<T>>(out);
     const int64_t half = net.half();
     const auto fill = [&](int64_t first, int64_t n, T* h0, Sum<T>* weight, Sum<T>* phases) {

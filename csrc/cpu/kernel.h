@@ -53,8 +53,8 @@ struct Gemm {
     Epilogue epilogue;
     const T* mask;  // same shape and stride as C, for Epilogue::mask: the gradient passes where the mask is not <= 0
     int64_t b_column = 0;
-    // Terms may be left out where A is 0. Only where A's steps lie side by side; and with packed B without infinity and
-    // NaN of at most Kernel::most_terms k, or where C is added and there are at most Kernel::most_steps.
+    // Terms may be left out where A is 0. A's steps lie side by side. Either B is packed, without infinity and NaN, and
+    // has at most Kernel::most_terms k; or C is added, and there are at most Kernel::most_steps.
     bool skips = false;
 };
 

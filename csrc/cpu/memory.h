@@ -1,7 +1,10 @@
 // Memory for the large tensors of a training step. Each lives for one step, and the system takes long to give fresh
-// pages. So the memory is kept when its tensor is freed, and serves a tensor of about the size in the next step. A
+// pages. So the memory is kept when its tensor is freed, and serves a tensor of similar size in the next step. A
 // tensor is freed when nothing can read it any more: neither its graph nor a hook that holds it.
 #pragma once
+
+#include <limits>
+#include <numeric>
 
 #include "common.h"
 
@@ -22,16 +25,15 @@ namespace liif {
 
 constexpr size_t kLeastBytes = size_t{8} << 20;  // smaller tensors are PyTorch's
 constexpr size_t kMostBytes = size_t{1} << 30;   // of all memory that waits for a tensor
-constexpr int kPatience = 256;                   // calls without a sign of training after which no memory waits
+// No memory waits after so many tensors without a sign of training; a call that saves nothing counts more.
+constexpr int kPatience = 4096, kSavesNothing = kPatience / 16;
+
+// What a tensor tells: only training needs it, its call could save activations and saves none, or neither.
+enum class Sign { training, inference, none };
 
 // Memory from the system, in large pages where it gives them on request. malloc might not return it to the system.
 struct Block {
-    explicit Block(size_t size) : bytes(size) {
-        memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        STD_TORCH_CHECK(memory != MAP_FAILED, "liif_fast: no memory for a tensor of ", bytes,
-                        " bytes: use recompute=True, fewer queries or a smaller batch");
-        madvise(memory, bytes, MADV_HUGEPAGE);
-    }
+    Block(void* at, size_t size) : memory(at), bytes(size) { madvise(memory, bytes, MADV_HUGEPAGE); }
     ~Block() {
         allow(memory, static_cast<int64_t>(bytes));
         munmap(memory, bytes);
@@ -39,8 +41,8 @@ struct Block {
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
 
-    void* memory;
-    size_t bytes;
+    void* const memory;
+    const size_t bytes;
 };
 using Blocks = std::vector<std::unique_ptr<Block>>;
 
@@ -52,35 +54,46 @@ class Pool {
         return *one;
     }
 
-    // Memory for a tensor, null if PyTorch shall make it. `trains`: only training needs such a tensor. Other tensors
-    // are PyTorch's unless there was one shortly before. The memory of the last tensor that fits is still in a cache.
-    // If none fits, those that wait longest make room, so that all that waits and the new one have kMostBytes.
-    std::unique_ptr<Block> take(size_t bytes, bool trains) {
+    // Memory for a tensor; null: PyTorch allocates. It does so for all tensors unless there was a sign of training not
+    // long ago. Among the smallest blocks that fit, the one freed last may still be in a cache. If none fits, those
+    // that have waited longest are freed, until the rest and the new one have at most kMostBytes.
+    std::unique_ptr<Block> take(size_t bytes, Sign sign) {
+        {
+            Blocks freed;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            idle_ = std::min(idle_ + (sign == Sign::inference ? kSavesNothing : 1), kPatience);
+            if (sign == Sign::training) idle_ = 0;
+            if (idle_ == kPatience) {
+                freed.swap(waiting_);
+                return nullptr;
+            }
+            if (bytes < kLeastBytes) return nullptr;
+            size_t total = bytes;
+            auto best = waiting_.end();
+            for (auto each = waiting_.end(); each != waiting_.begin();) {
+                const size_t size = (*--each)->bytes;
+                // Users keep maps, and activations only for a step.
+                const size_t spare = sign == Sign::none ? size / 8 : size / 2;
+                const bool fits = bytes <= size && size - spare <= bytes;
+                if (fits && (best == waiting_.end() || size < (*best)->bytes)) best = each;
+                total += size;
+            }
+            if (best != waiting_.end()) {
+                std::unique_ptr<Block> block = std::move(*best);
+                waiting_.erase(best);
+                allow(block->memory, static_cast<int64_t>(bytes));
+                return block;
+            }
+            make_room(total, freed);
+        }
+        return map(bytes);
+    }
+
+    // Frees what waits.
+    void clear() {
         Blocks freed;
-        std::unique_lock<std::mutex> lock(mutex_);
-        idle_ = trains && bytes >= kLeastBytes ? 0 : std::min(idle_ + 1, kPatience);
-        if (idle_ == kPatience) {
-            freed.swap(waiting_);
-            return nullptr;
-        }
-        if (bytes < kLeastBytes) return nullptr;
-        size_t best = waiting_.size(), total = bytes;
-        for (size_t i = waiting_.size(); i-- > 0;) {
-            const size_t size = waiting_[i]->bytes;
-            const bool fits = bytes <= size && size / 2 <= bytes;
-            if (fits && (best == waiting_.size() || size < waiting_[best]->bytes)) best = i;
-            total += size;
-        }
-        if (best < waiting_.size()) {
-            std::unique_ptr<Block> block = std::move(waiting_[best]);
-            waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(best));
-            allow(block->memory, static_cast<int64_t>(block->bytes));
-            return block;
-        }
-        make_room(total, freed);
-        lock.unlock();
-        freed.clear();  // before there is more
-        return std::make_unique<Block>(bytes);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        freed.swap(waiting_);
     }
 
     void put(std::unique_ptr<Block> block) {
@@ -95,6 +108,17 @@ class Pool {
     }
 
    private:
+    std::unique_ptr<Block> map(size_t bytes) {
+        const auto ask = [=] {
+            return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        };
+        void* memory = ask();
+        if (memory == MAP_FAILED) clear(), memory = ask();
+        STD_TORCH_CHECK(memory != MAP_FAILED, "liif_fast: no memory for a tensor of ", bytes,
+                        " bytes: use fewer queries, a smaller batch or recompute=True");
+        return std::make_unique<Block>(memory, bytes);
+    }
+
     void make_room(size_t total, Blocks& freed) {
         auto end = waiting_.begin();
         for (; total > kMostBytes && end != waiting_.end(); ++end) {
@@ -106,15 +130,20 @@ class Pool {
 
     std::mutex mutex_;
     Blocks waiting_;
-    int idle_ = kPatience;  // calls since the last sign of training
+    int idle_ = kPatience;  // since the last sign of training
 };
 
 // Whether PyTorch fills new tensors (torch.utils.deterministic), with NaN or the largest integer, so that an element
 // that is never written shows. Memory that is used again would hide it.
 inline bool fills_new(const Tensor& like) {
-    const Tensor bytes = make<unsigned char>(like, {64});
+    constexpr int64_t count = 64;
+    {
+        Tensor zeros = make<unsigned char>(like, {count});  // the next tensor mostly gets its memory
+        std::memset(mutable_data<unsigned char>(zeros), 0, count);
+    }
+    const Tensor bytes = make<unsigned char>(like, {count});
     const unsigned char* at = data<unsigned char>(bytes);
-    return std::all_of(at, at + 64, [](unsigned char each) { return each == 255; });
+    return std::all_of(at, at + count, [](unsigned char each) { return each == 255; });
 }
 
 // A tensor in the memory, which its last owner gives to the pool.
@@ -139,34 +168,50 @@ Tensor wrap(std::unique_ptr<Block> block, const std::vector<int64_t>& size, cons
 
 namespace liif {
 
-// A dense tensor, uninitialised, in memory that is used again if it is large. `trains` as in Pool::take. Nothing if
-// PyTorch shall make it.
+// A dense tensor, uninitialised, in memory that is used again; its axes from the slowest to the fastest are `order`.
+// Nothing: PyTorch allocates.
 template <typename T>
-std::optional<Tensor> reuse(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& strides,
-                            bool trains) {
+std::optional<Tensor> reuse(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int>& order,
+                            Sign sign) {
 #if defined(__linux__)
-    size_t bytes = sizeof(T);
-    for (const int64_t each : size) bytes *= static_cast<size_t>(each);
-    if (torch_from_blob == nullptr || (bytes >= kLeastBytes && fills_new(like))) return std::nullopt;
-    std::unique_ptr<Block> block = Pool::instance().take(bytes, trains);
+    std::vector<int64_t> strides(size.size());
+    int64_t count = 1;
+    for (size_t i = order.size(); i-- > 0;) {
+        const auto axis = static_cast<size_t>(order[i]);
+        strides[axis] = count;
+        if (__builtin_mul_overflow(count, size[axis], &count)) return std::nullopt;
+    }
+    if (torch_from_blob == nullptr || count > std::numeric_limits<int64_t>::max() / 8) return std::nullopt;
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    if (bytes >= kLeastBytes && fills_new(like)) {
+        Pool::instance().clear();
+        return std::nullopt;
+    }
+    std::unique_ptr<Block> block = Pool::instance().take(bytes, sign);
     if (block) return wrap<T>(std::move(block), size, strides);
 #endif
     return std::nullopt;
 }
 
-// The same with the last index fastest, by PyTorch if need be.
+// The same with the last axis fastest, or by PyTorch.
 template <typename T>
-Tensor make_large(const Tensor& like, const std::vector<int64_t>& size, bool trains) {
-    std::vector<int64_t> strides(size.size(), 1);
-    for (size_t i = size.size(); i-- > 1;) strides[i - 1] = strides[i] * size[i];
-    const std::optional<Tensor> found = reuse<T>(like, size, strides, trains);
+Tensor make_large(const Tensor& like, const std::vector<int64_t>& size, Sign sign) {
+    std::vector<int> order(size.size());
+    std::iota(order.begin(), order.end(), 0);
+    const std::optional<Tensor> found = reuse<T>(like, size, order, sign);
     return found ? *found : make<T>(like, size);
+}
+
+// Rows of saved activations.
+template <typename T>
+Tensor make_saved(const Tensor& like, int64_t rows, int64_t width) {
+    return make_large<T>(like, {rows, width}, rows > 0 ? Sign::training : Sign::inference);
 }
 
 // Zeros for a gradient.
 template <typename T>
 Tensor make_large_zeros(const Tensor& like, const std::vector<int64_t>& size) {
-    Tensor result = make_large<T>(like, size, true);
+    Tensor result = make_large<T>(like, size, Sign::training);
     T* to = mutable_data<T>(result);
     const int64_t count = result.numel(), part = int64_t{1} << 16;
     for_each_task(ceil_div(count, part), [=](int64_t i) {

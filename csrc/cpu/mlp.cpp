@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& x, const Tensors& weights, const Te
     const int64_t ins = net.first.in, padded_in = round_up(ins, kDepth<T>);
     Tensor out = make<Sum<T>>(x, {total, outs});
     check_saved_width(shape[0], shape[1], saved_width(rest));
-    Tensor saved = make_large<T>(x, {shape[0], shape[1]}, true);
+    Tensor saved = make_saved<T>(x, shape[0], shape[1]);
     const T* from = data<T>(x);
     const int64_t x_stride = x.stride(0);
     Sum<T>* to = mutable_data<Sum<T>>(out);

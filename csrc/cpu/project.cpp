@@ -16,7 +16,7 @@ template <typename T>
 Tensor run(const Tensor& feat, const Tensor& weight, const Tensor& bias, bool unfold, int64_t top, int64_t left,
            int64_t height, int64_t width) {
     const int64_t outs = weight.size(0), images = feat.size(0), reach = unfold ? 1 : 0;
-    Tensor p = make_large<T>(feat, {images, height, width, outs}, false);
+    Tensor p = make_large<T>(feat, {images, height, width, outs}, Sign::none);
     if (images * height * width == 0) return p;
     const Features<T> whole(feat);
     Tensor packed;

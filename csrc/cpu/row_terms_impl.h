@@ -11,10 +11,9 @@ namespace {
 template <typename T, typename C>
 void multiply_all(const Gemm<T, C>& g, int64_t first, int64_t end);
 
-// The terms of some rows for some steps: the elements of A that are not 0, and their steps. To these are added elements
-// of 0 up to a multiple of `unroll`. Vec<T>::compress(element, step, a, k, steps) copies those of k <= i < k + lanes
-// and i < steps, and returns their number; it may write `lanes` of each. Vec<T>::rows(x, element) is `unroll` times
-// row.
+// The terms of some rows for some steps: the elements of A that are not 0, and their steps, padded with zeros to a
+// multiple of `unroll`. Vec<T>::compress(element, step, a, k, steps) copies those of k <= i < k + lanes and i < steps,
+// and returns their number; it may write `lanes` of each. Vec<T>::row4(x, element) is `row` for four elements.
 template <typename T>
 struct RowTerms {
     static constexpr int most_rows = 96, most_steps = 96, unroll = 4;
@@ -110,13 +109,13 @@ void multiply_row_terms(const Gemm<T, C>& g, int64_t first, int64_t end) {
     }
 }
 
-// Whether B has neither infinity nor NaN, of which 0 times either makes NaN. Only the columns that C has.
+// Whether B is finite in the columns that C has: 0 times infinity or NaN is NaN.
 template <typename T, typename C>
 bool finite_columns(const Gemm<T, C>& g) {
     using V = Vec<T>;
     constexpr int L = V::lanes;
-    typename V::type sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) sum[v] = V::broadcast(0);
+    static_assert(kVectors == 2);
+    typename V::type sum[kVectors] = {V::broadcast(0), V::broadcast(0)};
     int64_t n = 0;
     const T* b = g.b;
     for (; n + kVectors * L <= g.columns; n += kVectors * L, b += g.b_panel) {

@@ -1,4 +1,4 @@
-// Products that leave out terms. A ReLU leaves most activations at 0, and where it did, the gradient. With finite B a
+// Products that leave out terms. A ReLU sets most activations to 0, and their gradients with them. With finite B a
 // term of 0 changes no sum but -0, which `finish` makes +0. So the sums are those of all terms, in the same order and
 // with the same bits. Rows next to each other, which read the same latent, are mostly 0 in the same channels. So a few
 // rows at a time are multiplied over the k in which one of them is not 0; row_terms_impl.h takes other rows one by one.

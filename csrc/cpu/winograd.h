@@ -61,11 +61,10 @@ std::optional<Map<const T>> map_of(const std::optional<Tensor>& t) {
     return t ? std::optional<Map<const T>>(map_of<T>(*t)) : std::nullopt;
 }
 
-// A new tensor [B, C, H, W], not a view, so that its users may write to it. `trains` as in Pool::take.
+// A new tensor [B, C, H, W], not a view, so that its users may write to it.
 template <typename T>
-Tensor make_channels_last(const Tensor& like, const std::vector<int64_t>& size, bool trains) {
-    const int64_t row = size[3] * size[1];
-    const auto found = reuse<T>(like, size, {size[2] * row, 1, row, size[1]}, trains);
+Tensor make_channels_last(const Tensor& like, const std::vector<int64_t>& size, Sign sign) {
+    const auto found = reuse<T>(like, size, {0, 2, 3, 1}, sign);
     if (found) return *found;
     return torch::stable::empty(size, scalar_type<T>, std::nullopt, std::nullopt, std::nullopt,
                                 torch::headeronly::MemoryFormat::ChannelsLast);

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import common, eager, limits, memory, rivals, runtimes
-from liif_fast.functional import liif_decode, liif_render
+from liif_fast.functional import fused_mlp, liif_decode, liif_render
 
 SIZES = [(21, 27), (20, 31), (5, 4)]  # x3 both ways, fractional, below the latents
 
@@ -191,3 +191,17 @@ def test_peak_memory_is_beyond_the_whole_of_what_is_returned():
     run()
     _, peak, _ = memory.peak(run, torch.device("cpu"))
     assert peak < 8 << 20
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs Linux's /proc to measure a peak")
+def test_peak_memory_of_a_second_training_step():
+    """The memory that our operators keep between steps counts in every step."""
+    x, leaves = torch.ones(6 << 10, 2), [torch.ones(size, requires_grad=True) for size in ((512, 2), (1, 512), 512, 1)]
+
+    def step():
+        return torch.autograd.grad(fused_mlp(x, leaves[:2], leaves[2:], recompute=False).sum(), leaves)
+
+    step()
+    peaks = [memory.peak(step, torch.device("cpu"))[1] for _ in range(2)]
+    assert min(peaks) > 12 << 20  # the saved activations
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.2)
