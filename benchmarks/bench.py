@@ -21,7 +21,7 @@ SECONDS = (8.0, 1.5, 0.0)  # rounds of a race unless it sets them: full, --quick
 
 
 class Clock:
-    """Replace a clock by one that stands still until it is set."""
+    """A clock that stands still until it is set."""
 
     now = 0.0
 

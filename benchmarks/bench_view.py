@@ -1,6 +1,6 @@
 """Measure a tile of the viewer: the first one of a photograph, and those after it.
 
-`python -m benchmarks.view` measures the whole way through the server.
+`python -m benchmarks.view` measures a whole request, server included.
 """
 
 import numpy as np
@@ -40,4 +40,4 @@ def test_first_tile(bench: Bench) -> Raced:
 
 @rows(FACTORISED)
 def test_next_tile(bench: Bench) -> Raced:
-    return _race(bench, "view-tile", f"view: a {{0}}x{{0}} tile at x{SCALE} of what is encoded", True)
+    return _race(bench, "view-tile", f"view: a {{0}}x{{0}} tile at x{SCALE}, surroundings already encoded", True)

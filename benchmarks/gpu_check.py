@@ -59,7 +59,7 @@ LEAST = 5  # seconds that a section needs to be worth its start
 
 
 class Group(NamedTuple):
-    """Name tests that share a process, so that a hang or a broken CUDA context affects no others."""
+    """Tests that share a process, so that a hang or a broken CUDA context affects no others."""
 
     paths: tuple[str, ...]
     backends: str = "torch,triton"

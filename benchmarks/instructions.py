@@ -1,8 +1,8 @@
 """Count the instructions of the CPU kernels, which noise does not change: python -m benchmarks.instructions.
 
 valgrind's callgrind counts them with one thread and AVX2. A test keeps the counts within 5 % of instructions.json. The
-test counts again only if the sources have changed since. After a deliberate change, and to save later runs the
-counting:
+test counts again only if the sources have changed since. After a deliberate change, or so that later runs need not
+count:
 
     python -m benchmarks.instructions --accept
 

@@ -147,7 +147,7 @@ def scans() -> str:
 
 
 def relatives(found: Sequence[Record]) -> str:
-    """Return the comparison of LTE's and LM-LIIF's decoders with the plain form, from the newest record with any."""
+    """Return the comparison of LTE's and LM-LIIF's decoders with the plain form, from the newest record with both."""
     columns = (OURS, bench_attend.BACKEND_TORCH, EAGER)
     return _suite(found, ("fourier", "modulated"), columns, "Plain is the authors' form, in chunks of 30,000 queries.")
 
@@ -163,15 +163,17 @@ def viewer(found: Sequence[Record]) -> str:
 
 
 def registers() -> str:
-    """Return the registers of the kernels of `attend_corners`, from the newest record of Triton that has them."""
-    reports = [json.loads(path.read_text()) for path in sorted(records.RESULTS.glob("triton-*.json"))]
+    """Return the registers of the kernels of `attend_corners`, from the record of the newest Triton that has them."""
+    reports = [json.loads(path.read_text()) for path in records.RESULTS.glob("triton-*.json")]
     entries = [[entry for entry in report if entry["kernel"].startswith("atte")] for report in reports]
-    shown = [each for each in entries if each][-1]
+    shown = max(filter(None, entries), key=lambda each: [int(part) for part in each[0]["triton"].split(".")])
     arches = sorted({entry["arch"] for entry in shown})
     rows: dict[str, dict[str, int]] = {}
     for entry in sorted(shown, key=lambda entry: entry["arch"]):
         kept = ", keeping activations" if " keep=True " in entry["config"] else ""
-        rows.setdefault(f"`{entry['kernel']}`{kept}", {})[entry["arch"]] = entry["registers"]
+        row = rows.setdefault(f"`{entry['kernel']}`{kept}", {})
+        assert entry["arch"] not in row, f"two configurations of {entry['kernel']}{kept} on {entry['arch']}"
+        row[entry["arch"]] = entry["registers"]
     lines = [f"| kernel | {' | '.join(f'registers on {arch}' for arch in arches)} |", "|---" * (1 + len(arches)) + "|"]
     lines += [f"| {name} | {' | '.join(str(found[arch]) for arch in arches)} |" for name, found in rows.items()]
     spills = max(entry["spill_bytes"] for entry in shown)
@@ -221,8 +223,9 @@ def _lines(
 
 
 def _suite(found: Sequence[Record], suite: str | tuple[str, ...], columns: Sequence[str], about: str) -> str:
-    """Return the comparison of the results of one or more suites, from the newest record that has any."""
-    shown = [(record, names) for record in found if (names := _named(record, suite))]
+    """Return the comparison of the results of one or more suites, from the newest record that has all of them."""
+    suites = (suite,) if isinstance(suite, str) else suite
+    shown = [(record, _named(record, suite)) for record in found if all(_named(record, each) for each in suites)]
     if not shown:
         return ABSENT
     record, names = shown[-1]
@@ -232,7 +235,7 @@ def _suite(found: Sequence[Record], suite: str | tuple[str, ...], columns: Seque
             *lines,
             "",
             "Time in multiples of ours, variants in turns, medians; below 1 a rival is better. "
-            f"`liif-fast bench {suite if isinstance(suite, str) else ' '.join(suite)}` measures it on your machine. "
+            f"`liif-fast bench {' '.join(suites)}` measures it on your machine. "
             f"{about} {_origin(record)}{_busy(record)}",
         ]
     )

@@ -120,7 +120,7 @@ def speed(photo: Image.Image, runs: list[tuple[tuple[int, int], float]]) -> str:
 
 
 def precision(photo: Image.Image, model: torch.nn.Module) -> str:
-    """Measure how much lower precisions differ from float32 on this CPU."""
+    """Measure how far lower precisions are from float32 on this CPU."""
     exact = np.asarray(upscale(photo, model, scale=2), int)
     lines = [
         "| precision | pixels that differ after rounding to 8 bits | largest difference, levels |",

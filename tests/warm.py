@@ -167,7 +167,7 @@ def _serve(jobs: socket.socket, *modules: str) -> list[str]:
 
 
 def _attend(told: socket.socket, child: int) -> None:
-    """Report the child's end, and by ending the end of all that it has started; kill them once nobody listens."""
+    """Report when the child ends; exit when everything it started has ended. Kill all of it once nobody listens."""
 
     def end() -> None:
         told.recv(1)  # nothing is ever sent

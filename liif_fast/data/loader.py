@@ -71,12 +71,14 @@ class WorkerLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        with held():  # PyTorch prints a traceback if the start of its workers is interrupted
-            arriving = iter(self.loader)
-        for batch in arriving:
+        for batch in self._start():  # not kept in a variable, because a traceback would keep the workers
             if isinstance(batch, Exception):
                 raise batch
             yield [self._arrived(each) for each in batch] if self.grouped else self._arrived(batch)
+
+    def _start(self) -> Iterator[Any]:
+        with held():  # PyTorch prints a traceback if the start of its workers is interrupted
+            return iter(self.loader)
 
     def _arrived(self, batch: dict[str, torch.Tensor]) -> Sample:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

@@ -102,9 +102,28 @@ def test_two_suites_in_one_table():
     """Both suites of relatives are in it, and the command names both."""
     figures = {report.OURS: figure(1.0), "plain, eager": figure(2.0, ratio=figure(2.0))}
     results = [{"name": name, "title": name, "unit": "s", "figures": figures} for name in ("fourier", "modulated")]
-    shown = report.relatives([{**RECORD, "load": [0.1], "results": results}])
+    both = {**RECORD, "load": [0.1], "results": results}
+    shown = report.relatives([both])
     assert "| fourier | 1 | 2.0x |\n| modulated | 1 | 2.0x |" in shown
     assert "`liif-fast bench fourier modulated`" in shown
+    assert report.relatives([both, {**both, "results": results[:1]}]) == shown, "a later record of one suite"
+
+
+def test_registers_are_of_the_newest_triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+
+    def record(triton, *registers):
+        entry = {"kernel": "attend_kernel", "arch": "sm_90", "config": "x", "spill_bytes": 0, "triton": triton}
+        entries = [{**entry, "registers": each} for each in registers]
+        (tmp_path / f"triton-{triton}.json").write_text(json.dumps(entries))
+
+    record("3.7.1", 100)
+    record("3.10.0", 200)
+    record("3.11.0")
+    assert "| `attend_kernel` | 200 |\n\nTriton 3.10.0;" in report.registers()
+    record("3.10.0", 200, 201)
+    with pytest.raises(AssertionError, match="two configurations of attend_kernel on sm_90"):
+        report.registers()
 
 
 def test_times_of_the_viewer():

@@ -1,5 +1,6 @@
 """Samples equal the wrapper's bit for bit, however they are made."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -194,12 +195,13 @@ def test_samples_of_ones_own():
 @pytest.mark.parametrize("grouped", [False, True])
 def test_what_fails_in_a_worker_is_told_as_it_is_here(grouped):
     """An error is one line, not a traceback within a traceback."""
-    wrapper = wrap(DOWNSAMPLED, sample_q=60 * 60)
+    wrapper, others = wrap(DOWNSAMPLED, sample_q=60 * 60), set(multiprocessing.active_children())
     expected = "sample_q must be at most the "
     for num_workers in (0, 1):
         with pytest.raises(ValueError, match=f"^{expected}") as caught:
             list(make_loader(wrapper, [[0, 1]], "cpu", num_workers=num_workers, grouped=grouped))
         assert "\n" not in str(caught.value)
+        assert set(multiprocessing.active_children()) <= others, "the error, which is held here, keeps its worker"
     if not grouped:
         with pytest.raises(ValueError, match=r"^gt: samples of a batch differ"):
             list(make_loader(wrap(DOWNSAMPLED, sample_q=None), [[0, 1, 2]], "cpu", num_workers=1))

@@ -206,7 +206,7 @@ def test_colours_keep_grey_and_change_alike():
 
 
 def reductions(high, scale):
-    """Yield sizes that a reduction by the scale rounds down or up."""
+    """Return the sizes to which a reduction by the scale rounds down and up."""
     return [tuple(side // scale for side in high), tuple(-(-side // scale) for side in high)]
 
 
