@@ -44,7 +44,6 @@ ROWS, WARPS = 64, 4  # tokens of a tile
 BLOCK, TRAINING_BLOCK = 32, 16  # in training, 32 columns take too many registers on sm_80
 ATTENTION_ROWS = 32  # tokens of a tile of attention_back_kernel, which has no matrix products
 VALUES_STEP = 8  # largest number of values that a step blends
-MOST_VALUES = 1 << 24  # of a latent, because offsets in a tile have 32 bits
 ALIGNED = 16  # columns that the head takes among the maps, so that rows stay aligned
 SIZES = ["first", "limit", "queries", "coord_image", "coord_query", "coord_axis", "at_image", "height", "width",
          "map_width"]  # fmt: skip
@@ -264,8 +263,6 @@ def network(table: Tensor, layers: Sequence[Tensor], heads: int, block: int = BL
     block = 16 if width <= 32 else block
     channels = width // heads if depth else 1
     values = table.shape[1] - (4 * width + 3 if depth else 4)
-    if values > MOST_VALUES:
-        raise ValueError(f"values must have up to {MOST_VALUES} channels on the backend triton, got {values}")
     weights = pack_once(layers, (packed, width), lambda: packed(layers, width)) if depth else table
     constants = {
         "DEPTH": depth, "WIDTH": width, "CHANNELS": channels, "OUTS": weights.shape[1] if depth else 1,

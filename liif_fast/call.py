@@ -57,6 +57,7 @@ class Call(NamedTuple):
     place: Place | None = None  # in a render: the position of feat in a larger map
     extent: Extent | None = None  # in a render: the part of the map that the grid covers, if not all of it
     dropout: float = 0.0  # of attend_corners
+    values: int = 0  # of attend_corners: channels of the values
 
 
 class Kernels(NamedTuple):
@@ -114,7 +115,7 @@ def hidden_from() -> str:
 
 
 def vmapped() -> bool:
-    """Say whether the call runs under torch.func.vmap, whose batches in-place operations do not take."""
+    """Say whether the call runs under torch.func.vmap, as in jacfwd, jacrev and hessian, outside of a compiler."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch

@@ -126,7 +126,7 @@ def attend_corners(
     tensors = tuple(tensor for _, tensor in transformer.tensors())
     call = describe("attend_corners", feat, count, (values, *tensors), (), Switches(False, True, False), places, None)
     widths = tuple([len(block.up_weight) for block in transformer.blocks])
-    chosen: Any = backends.choose(call._replace(widths=widths, dropout=dropout), backend)
+    chosen: Any = backends.choose(call._replace(widths=widths, dropout=dropout, values=values.shape[1]), backend)
     return chosen.attend_corners(feat, values, queries, transformer, dropout, recompute)
 
 

@@ -21,8 +21,9 @@ def _perceptron(in_dim: int, out_dim: int, hidden_list: Sequence[int]) -> nn.Seq
     widths = check_integers("hidden_list", hidden_list, form)
     if any(isinstance(width, bool) or width < 1 for width in widths):
         raise ValueError(f"hidden_list must be {form}, got {hidden_list!r:.80}")
-    if in_dim < 1 or out_dim < 1:
-        raise ValueError(f"in_dim and out_dim must be positive, got {in_dim} and {out_dim}")
+    for name, width in (("in_dim", in_dim), ("out_dim", out_dim)):
+        if width < 1:
+            raise ValueError(f"{name} must be positive, got {width}")
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(in_dim, width), nn.ReLU()]
@@ -91,7 +92,7 @@ class MLP(nn.Module):
 
     Its parameters are `layers.{0,2,...}.{weight,bias}`. You may change, hook or parametrize `layers`; it then runs as
     it is instead of fused. Global hooks (`torch.nn.modules.module.register_module_forward_hook`) see the fused module
-    as one, because PyTorch's own counters set them and must not change what they count.
+    as one: PyTorch's FLOP counter and profiler set such hooks, and must measure the fused call.
 
     Args:
         in_dim: width of the input.
@@ -99,7 +100,7 @@ class MLP(nn.Module):
         hidden_list: widths of the hidden layers.
 
     Raises:
-        TypeError, ValueError: hidden_list is not a list of positive integers.
+        TypeError, ValueError: hidden_list is not a list of positive integers, or another width is below 1.
 
     Source: LIIF (arXiv 2012.09161), section 4.1.
     """
@@ -206,7 +207,7 @@ class LIIFDecoder(Decoding, nn.Module):
             keeps them up to a limit.
 
     Raises:
-        TypeError, ValueError: hidden_list is not a list of positive integers.
+        TypeError, ValueError: hidden_list is not a list of positive integers, or another width is below 1.
 
     Source: LIIF (arXiv 2012.09161), section 3.
     """

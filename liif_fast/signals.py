@@ -1,4 +1,4 @@
-"""Unwind after a signal as after Ctrl-C, once: tell a signal sent again from one that comes twice at once."""
+"""Unwind the program after a signal as after Ctrl-C, once even if the signal comes twice at once."""
 
 import math
 import os
@@ -45,7 +45,10 @@ _raised: list[int] = []  # the signals that have unwound something, within `unwi
 
 
 def insist() -> None:
-    """End again if a signal should have ended the command: libraries turn its exception into errors of their own."""
+    """End again if a signal should have ended the command: libraries turn its exception into errors of their own.
+
+    It counts also if a library caught the exception on purpose, because a later error does not tell the two apart.
+    """
     if _raised:
         end(_raised[-1])
 
@@ -54,10 +57,11 @@ def insist() -> None:
 def unwinding(last: bool) -> Iterator[None]:
     """Let SIGTERM and a closed terminal unwind the main thread like Ctrl-C, so that no half-written file is left.
 
-    With `last` the process ends afterwards, and signals then end it as the system does, because Python would print
-    tracebacks from its own end. Signals that are ignored, as by nohup, stay so.
+    With `last` the process ends afterwards. Signals then end it as the system does; otherwise Python would print a
+    traceback while it shuts down. Signals that are ignored, as by nohup, stay so.
     """
-    repeats, report = Repeats(), sys.unraisablehook
+    repeats, report, outer = Repeats(), sys.unraisablehook, _raised.copy()
+    resending: list[threading.Thread] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if not repeats.repeats():
@@ -70,7 +74,8 @@ def unwinding(last: bool) -> Iterator[None]:
             report(lost)
             return
         repeats.first = -math.inf
-        threading.Timer(0.01, os.kill, (os.getpid(), _raised[-1])).start()
+        resending.append(threading.Timer(0.01, os.kill, (os.getpid(), _raised[-1])))
+        resending[-1].start()
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses to set handlers
     before = {each: signal.getsignal(each) for each in STOPS if main}
@@ -82,13 +87,17 @@ def unwinding(last: bool) -> Iterator[None]:
         _raised.clear()
         sys.unraisablehook = again
     try:
-        yield
+        try:
+            yield
+        finally:
+            for timer in resending:
+                timer.join()  # so that the signal comes while its handler is there
     finally:
         if main:
-            _raised.clear()
+            _raised[:] = outer
             sys.unraisablehook = report
-        for each, handler in heeded.items():
-            signal.signal(each, signal.SIG_DFL if last else handler)
+        for signum, handler in heeded.items():
+            signal.signal(signum, signal.SIG_DFL if last else handler)
 
 
 @contextmanager

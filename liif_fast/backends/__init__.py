@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from liif_fast.backends import verdict
-from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx, without_autocast
+from liif_fast.call import Call, Switches, Window, exporting, exporting_onnx, vmapped, without_autocast
 
 logger = logging.getLogger("liif_fast")
 
 MODULES = {"cuda": "cuda", "triton": "triton", "cpu": "cpu", "torch": "factorised", "reference": "reference"}
 NAMES = tuple(MODULES)
-# `auto` takes these on every machine, fastest first; torch runs every call but those under torch.func.vmap.
+# `auto` takes these on every machine, fastest first; torch runs every call outside of torch.func.vmap.
 AUTO = ("cpu", "torch")
 # `auto` takes these only on a machine where `liif-fast qualify` has passed them and found them faster.
 QUALIFIED = ("cuda", "triton")
@@ -148,7 +148,8 @@ def _say_once(message: str, level: int = logging.INFO) -> None:
 def order(call: Call, *others: Call) -> tuple[str, ...]:
     """Return the backends that "auto" tries for a call: those qualified as faster, the fastest first, then AUTO.
 
-    An exported program gets only AUTO, because it may run on other machines.
+    An exported program gets only AUTO, because it may run on other machines. Under torch.func.vmap there is only the
+    reference, because the other backends write results in place, which vmap does not allow for all tensors.
 
     Args:
         call: the call.
@@ -156,6 +157,8 @@ def order(call: Call, *others: Call) -> tuple[str, ...]:
     """
     if exporting():
         return AUTO
+    if vmapped():
+        return ("reference",)
     names = verdict.faster(call.device.type, call.device.index, *[_need(each) for each in (call, *others)])
     if not torch.compiler.is_compiling():
         _say_what_is_off(call, names)

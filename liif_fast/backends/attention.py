@@ -58,7 +58,7 @@ def run(
     dropout: float,
     packs: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run one of the forms in float32 or wider, whatever autocast asks for, because a softmax over four hides no error.
+    """Run one of the forms in float32 or wider, also under autocast: a softmax over only four logits passes errors on.
 
     Within `frozen_weights`, `packs` keeps the parts that depend only on the parameters.
     """

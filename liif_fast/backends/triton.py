@@ -31,6 +31,7 @@ KEEP_BYTES = 1 << 30  # limit of hidden activations kept for the backward pass; 
 WIDEST_HIDDEN, WIDEST_OUT = 256, 64
 LONGEST_AXIS = (1 << 22) - 2  # the plan rounds indices below 2^22, and a map that wraps has two more columns
 MOST_INPUTS, MOST_KEPT = 1 << 21, 1 << 29  # offsets in the first weight, and queries behind the kept ones, have 32 bits
+MOST_VALUES = 1 << 24  # offsets in a tile of `attend_corners` have 32 bits
 CHANNELS = (16, 32, 64)  # of latents that a transformer with blocks takes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _missing = importlib.util.find_spec("triton") is None
@@ -115,6 +116,8 @@ def _why_not_attend(call: Call) -> str:
         return f"takes blocks of {', '.join(map(str, CHANNELS))} channels, got {channels}"
     if max(call.widths, default=0) > channels:
         return f"takes hidden layers as wide as the {channels} channels, got {max(call.widths)}"
+    if call.values > MOST_VALUES:
+        return f"blends up to {MOST_VALUES} values, got {call.values}"
     return ""
 
 

@@ -116,7 +116,7 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
     listening = listen(host, number)
     bound = listening.getsockname()[1]
 
-    waiting: dict[Any, float] = {}  # connections without a whole request, and since when
+    waiting: dict[Any, float] = {}  # connections without a whole request, with their last request, and since when
 
     class Serving(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -128,8 +128,10 @@ def serve(server: "Server", host: str, number: int, opened: Callable[[int], None
             """Close connections that send no whole request, because each takes one of the places."""
             nonlocal waiting
             now = time.monotonic()
-            waiting = {each: waiting.get(each, now) for each in self.server_state.connections if _waits(each)}
-            for each, since in waiting.items():
+            idle = [each for each in self.server_state.connections if _waits(each)]
+            keys = [(each, getattr(each, "cycle", None)) for each in idle]  # every request has a cycle of its own
+            waiting = {key: waiting.get(key, now) for key in keys}
+            for (each, _), since in waiting.items():
                 if now - since > PATIENCE:
                     each.transport.close()
             return await super().on_tick(counter)

@@ -52,13 +52,13 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """A parsed YAML file; `content` is None if the file is empty. `what` is what errors call it."""
+    """A parsed YAML file; `content` is None if the file is empty, `lines` are by place. Errors call it `what`."""
 
     def __init__(self, path: str | Path, what: str = "config") -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(f"{what}: no file {self.path}")
-        self._lines: dict[str, int] = {}
+        self.lines: dict[str, int] = {}
         try:
             loader = _Loader(self.path.read_text(encoding="utf-8"))
             node = loader.get_single_node()
@@ -73,16 +73,16 @@ class Document:
 
     def _walk(self, node: yaml.Node | None, place: str) -> None:
         """Record the line of every key and list item under its dotted place."""
-        if len(self._lines) > MOST_VALUES:
+        if len(self.lines) > MOST_VALUES:
             raise ValueError(f"{self.path} is too large: it has more than {MOST_VALUES} values")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 below = f"{place}.{key.value}" if place else str(key.value)
-                self._lines[below] = key.start_mark.line + 1
+                self.lines[below] = key.start_mark.line + 1
                 self._walk(value, below)
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
-                self._lines[f"{place}[{number}]"] = item.start_mark.line + 1
+                self.lines[f"{place}[{number}]"] = item.start_mark.line + 1
                 self._walk(item, f"{place}[{number}]")
 
     def where(self, message: str) -> str:
@@ -90,9 +90,9 @@ class Document:
         named = re.match(r"[\w.\[\]]*", message)[0]  # type: ignore[index]  # it may be empty, but it matches
         unknown = re.search(r"unknown key '([^']*)'", message)
         named = (f"{named}.{unknown[1]}" if unknown else named).removeprefix("config.")
-        while named and named not in self._lines:
+        while named and named not in self.lines:
             named = re.sub(r"(\[\d+\]|\.?[^.\[]*)$", "", named)
-        return f"{self.path}, line {self._lines[named]}" if named else str(self.path)
+        return f"{self.path}, line {self.lines[named]}" if named else str(self.path)
 
 
 def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
@@ -111,12 +111,14 @@ def load(path: str | Path, check: Callable[[Any, list[Path]], T]) -> T:
 
 @contextmanager
 def placed(path: str | Path) -> Iterator[None]:
-    """Name the file and the line in a ValueError that begins with a place in this YAML file, read before."""
+    """Name the file and the line in a ValueError that begins with a place in this YAML file ("model.args: ...").
+
+    The file has been read before. Other errors, those of a subclass among them, are not about it and stay as they are.
+    """
     try:
         yield
     except ValueError as error:
-        document = Document(path)
-        where = document.where(str(error))
-        if where == str(document.path):
+        document, place = Document(path), str(error).partition(": ")[0]
+        if type(error) is not ValueError or place not in document.lines:
             raise
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{document.where(place)}: {error}") from error

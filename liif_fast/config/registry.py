@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from liif_fast.config.checks import WrongTypeError, as_number
+from liif_fast.files import reason
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,9 +57,27 @@ class Registry:
         check_arguments(args, parameters, name, f"{place}.args", self.text_numbers)
 
     def make(self, spec: Any, place: str = "spec", /, **given: Any) -> Any:
-        """Call the registered factory with the specification's arguments and `given`."""
+        """Call the registered factory with the specification's arguments and `given`.
+
+        A factory names the place of a specification among its arguments `spec.args.<argument>`; errors have it within
+        `place`.
+
+        Raises:
+            WrongTypeError: the specification or an argument has the wrong type.
+            ValueError: a name or an argument is unknown or missing, or the factory refuses a value.
+        """
         self.check(spec, place, tuple(given))
-        return self.factories[spec["name"]](**(spec.get("args") or {}), **given)
+        args = spec.get("args") or {}
+        try:
+            return self.factories[spec["name"]](**args, **given)
+        except (ValueError, ArithmeticError, MemoryError) as error:
+            text = reason(error)
+            if re.match(r"spec[.:]", text):
+                text = place + text.removeprefix("spec")
+            else:
+                named = re.match(r"\w*", text)[0]  # type: ignore[index]  # it may be empty, but it matches
+                text = f"{place}{f'.args.{named}' if named in args else ''}: {text}"
+            raise (WrongTypeError if isinstance(error, WrongTypeError) else ValueError)(text) from error
 
 
 def check_arguments(

@@ -346,7 +346,7 @@ class Mixed:
     def __init__(self, parts: Sequence[dict[str, Any]]) -> None:
         if not parts:
             raise ValueError("parts must name at least one dataset")
-        self.parts: list[Images] = [make(part) for part in parts]
+        self.parts: list[Images] = [make(part, f"spec.args.parts[{i}]") for i, part in enumerate(parts)]
         if len({isinstance(part[0], tuple | list) for part in self.parts}) > 1:
             raise ValueError("parts must all yield single images, or all yield pairs")
         self.ends = np.cumsum([len(part) for part in self.parts])

@@ -1,12 +1,10 @@
 """Make datasets and wrappers from their specifications in a YAML configuration."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from liif_fast.config.checks import mapping, number
 from liif_fast.config.registry import Registry
-from liif_fast.files import reason
 
 _registry = Registry(text_numbers=True)
 register, make = _registry.register, _registry.make
@@ -29,20 +27,10 @@ def make_split(split: dict[str, Any], place: str, seed: int) -> Any:
     Raises:
         ValueError: its dataset is empty, or a constructor refuses an argument or an image; the message has the place.
     """
-    dataset = _made(split["dataset"], f"{place}.dataset")
+    dataset = make(split["dataset"], f"{place}.dataset")
     if not len(dataset):
         raise ValueError(f"{place}.dataset: it has no image")
-    return _made(split["wrapper"], f"{place}.wrapper", dataset=dataset, seed=seed)
-
-
-def _made(spec: dict[str, Any], place: str, **given: Any) -> Any:
-    try:
-        return make(spec, place, **given)
-    except (ValueError, ArithmeticError, MemoryError) as error:
-        text = reason(error)
-        named = re.match(r"\w*", text)[0]  # type: ignore[index]  # it may be empty, but it matches
-        below = f".args.{named}" if named in (spec.get("args") or {}) else ""
-        raise ValueError(f"{place}{below}: {text}") from error
+    return make(split["wrapper"], f"{place}.wrapper", dataset=dataset, seed=seed)
 
 
 def _check_dataset(spec: Any, place: str, folders: list[Path]) -> None:

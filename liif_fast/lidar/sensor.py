@@ -170,7 +170,9 @@ class Sensor:
             return cls._from_yaml(path)
         try:
             return cls._from_ouster(json.loads(path.read_text(encoding="utf-8")), path.stem)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise ValueError(f"{path}: is not a sensor's metadata: it is nested too deep") from None
+        except ValueError as error:
             raise ValueError(f"{path}: {reason(error)}") from error
 
     @classmethod

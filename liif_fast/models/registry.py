@@ -13,7 +13,7 @@ from liif_fast.config.registry import Registry
 from liif_fast.layers import MLP
 
 
-class TooLargeError(ValueError):
+class TooLargeError(Exception):
     """A spec describes a model with too many tensors."""
 
 
@@ -38,7 +38,8 @@ def make(
 
     Raises:
         TypeError: the spec or its arguments have the wrong type.
-        ValueError: a name or argument is unknown, an argument is missing, or `load_sd` finds no 'sd'.
+        ValueError: a name or argument is unknown, an argument is missing, the model refuses a value, or `load_sd` finds
+            no 'sd'.
     """
     if not isinstance(spec, Mapping):
         raise TypeError(
@@ -58,12 +59,13 @@ def make(
     return model
 
 
-def outline(spec: Mapping[str, Any], most: int) -> nn.Module:
+def outline(spec: Mapping[str, Any], most: int, *, place: str = "spec") -> nn.Module:
     """Build the model of a spec without memory and random numbers, on the meta device.
 
     Args:
         spec: as for `make`, which lists the errors.
         most: number of parameters, counted as tensors, that the model may have.
+        place: what errors call the spec.
 
     Raises:
         TooLargeError: it has more; a number in a spec can ask for any amount.
@@ -80,7 +82,7 @@ def outline(spec: Mapping[str, Any], most: int) -> nn.Module:
     hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            return make(spec)
+            return make(spec, place=place)
     finally:
         hook.remove()
 

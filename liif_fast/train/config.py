@@ -145,21 +145,20 @@ def resumes_itself(resume: str, name: str | None) -> bool:
 
 def _model(spec: Any) -> None:
     try:
-        outline(spec, MOST_TENSORS)
+        outline(spec, MOST_TENSORS, place="model")
     except Exception as error:  # a constructor may raise anything on an unexpected value
         text = reason(error)
-        placed = re.match(r"spec[.:]", text)
-        raise ValueError(f"model{text.removeprefix('spec')}" if placed else f"model: {text}") from error
+        raise ValueError(text if re.match("model[.:]", text) else f"model: {text}") from error
 
 
 def _optimizer(spec: Any) -> None:
     """Check the arguments by the types of their defaults, and by one step of the optimizer on one parameter."""
     mapping(spec, "optimizer", ("name", "args"), ("name", "args"))
-    if spec["name"] not in OPTIMIZERS:
+    if not isinstance(spec["name"], str) or spec["name"] not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: expected one of {', '.join(OPTIMIZERS)}, got {spec['name']!r:.80}")
     optimizer, args = OPTIMIZERS[spec["name"]], spec["args"]
-    mapping(args, "optimizer.args", args, ("lr",))
     known = list(inspect.signature(optimizer).parameters.values())[1:]  # [0]: the network's parameters
+    mapping(args, "optimizer.args", [each.name for each in known], ("lr",))
     known = [each.replace(annotation=_type_of(each.default)) for each in known]
     check_arguments(args, known, spec["name"], "optimizer.args")
     number(args, "lr", "optimizer.args", above=0)

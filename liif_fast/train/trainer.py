@@ -23,7 +23,7 @@ from liif_fast import data, distributed, models
 from liif_fast.config.reading import placed
 from liif_fast.data import make_loader
 from liif_fast.data.datasets import headers
-from liif_fast.devices import pick_device
+from liif_fast.devices import out_of_memory, pick_device
 from liif_fast.files import reason
 from liif_fast.models.checkpoint import naming, write_checkpoint
 from liif_fast.signals import end
@@ -117,7 +117,9 @@ class Run:
             spec = config.model if checkpoint is None else checkpoint["model"]
             model: Any = models.make(spec, load_sd=checkpoint is not None)
             model = model.to(device, memory_format=layout)
-        except RuntimeError as error:  # no memory
+        except RuntimeError as error:
+            if checkpoint is not None or not out_of_memory(error):
+                raise
             raise ValueError(f"model: {reason(error)}") from error
         self.spec = _spec(spec)
         self.stepper = Stepper(model, config)

@@ -1,4 +1,4 @@
-"""Take a network of one's own to a picture by the README's commands."""
+"""Save a network of your own and upscale a picture with it, by the README's commands."""
 
 import os
 import re

@@ -17,7 +17,7 @@ import torch
 import liif_fast
 from liif_fast.cli import main
 from liif_fast.models import catalogue
-from liif_fast.signals import unwinding
+from liif_fast.signals import insist, unwinding
 
 from .. import warm
 from .support import ROOT, assert_one_line
@@ -74,7 +74,8 @@ def test_a_signal_after_the_command_prints_nothing() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("longer", [30, 0])
+def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.CaptureFixture[str], longer: int) -> None:
     """Training forks workers, and Python prints and forgets what its hooks after a fork raise, as here in `__del__`."""
 
     class Dropping:
@@ -85,12 +86,26 @@ def test_a_signal_whose_exception_python_drops_comes_again(capsys: pytest.Captur
     def work() -> None:
         with unwinding(last=False):
             Dropping()
-            time.sleep(30)
+            time.sleep(longer)  # 0: the work is done before the signal comes
 
     with pytest.raises(SystemExit) as caught:
         work()
     assert caught.value.code == 143
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_within_a_command_keeps_the_signal() -> None:
+    def work() -> None:
+        with unwinding(last=False):
+            with contextlib.suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)
+            with unwinding(last=False):
+                insist()  # nothing has come within it
+            insist()
+
+    with pytest.raises(SystemExit, match="143"):
+        work()
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -102,7 +117,7 @@ def test_a_signal_that_a_library_turns_into_an_error(
     capsys: pytest.CaptureFixture[str],
     several: bool,
 ) -> None:
-    """PyTorch's compiler does, while it is imported for an export."""
+    """PyTorch's compiler turns KeyboardInterrupt into an AttributeError while an export imports it."""
 
     def catching(*args: object) -> None:
         try:

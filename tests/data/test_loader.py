@@ -279,6 +279,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_a_signal_waits_until_the_workers_have_started():
     """PyTorch's iterator, left half made, prints a traceback when it is deleted."""
     made = []

@@ -58,7 +58,7 @@ def test_a_centre_whose_rel_makes_no_area():
 
 
 def test_wide_registers():
-    """They are the second register of a pair on sm_100, and the last of four that a load writes."""
+    """Read the second register of a pair on sm_100, and the last of four that a load writes."""
     pair = ("FFMA2 R2, R4.F32x2.HI_LO, UR4.F32x2.HI_LO, -1", "F2I.TRUNC.NTZ R6, R3")
     assert len(contractions(sass(*pair))) == 1
     load = ("F2I.TRUNC.NTZ R3, R2", "I2F R23, R3", "LDG.E.128 R20, [R8.64]", "FFMA R16, R30, R23, R31")

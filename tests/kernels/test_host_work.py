@@ -44,7 +44,7 @@ def count(run):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2), (torch.float32, 1)])
 def test_a_frozen_inference_call(idle, dtype, most):
-    """It launches the map's layout and, from float16, the output's dtype."""
+    """Launch only the conversion of the map's layout and, for float16, that of the output's dtype."""
     made = problem(dtype)
     with torch.no_grad(), functional.frozen_weights():
         names = count(lambda: functional.liif_decode(*made.arguments, backend=backend.NAME))

@@ -106,6 +106,7 @@ def test_files_of_sensors(tmp_path: Path) -> None:
         ("c.yaml", "{beams: [1], points_per_ring: .nan}", "points_per_ring must be a whole number, got nan"),
         ("c.yaml", "{beams: [1], max_r: far}", "max_r must be a range in metres, got 'far'"),
         ("d.json", "[1]", "expected an Ouster's metadata, a mapping, got list"),
+        ("deep.json", "[" * 10**5, "nested too deep"),
         ("d.json", '{"beam_altitude_angles": 5}', "beam_altitude_angles must be a list of degrees, got 5"),
         ("d.json", '{"beam_altitude_angles": [1], "lidar_mode": "x"}', "lidar_mode must be a whole number of columns"),
         (

@@ -34,7 +34,7 @@ def seed():
 
 @models.register("test-tanh")
 class TanhNet(nn.Module):
-    """Be a network other than an `mlp`."""
+    """Map rows by a network that is no `mlp`."""
 
     def __init__(self, in_dim: int, out_dim: int = 3):
         super().__init__()

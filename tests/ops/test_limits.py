@@ -29,46 +29,6 @@ def test_second_derivative_is_refused() -> None:
         torch.autograd.grad(out.square().sum(), feat, create_graph=True)
 
 
-def test_forward_mode_is_left_to_another_backend() -> None:
-    feat, coord, cell, weights, biases = problem()
-
-    def decode(feat: Tensor, backend: str) -> Tensor:
-        return functional.liif_decode(feat, coord, cell, weights, biases, backend=backend)
-
-    tangent = torch.ones_like(feat)
-    expected = torch.func.jvp(lambda x: decode(x, "reference"), (feat,), (tangent,))[1]
-    torch.testing.assert_close(torch.func.jvp(lambda x: decode(x, "auto"), (feat,), (tangent,))[1], expected)
-    with pytest.raises(RuntimeError, match="forward-mode"):
-        torch.func.jvp(lambda x: decode(x, "cpu"), (feat,), (tangent,))
-
-
-def test_function_transforms_are_left_to_another_backend() -> None:
-    feat, coord, cell, weights, biases = problem()
-
-    def loss(feat: Tensor, backend: str) -> Tensor:
-        return functional.liif_decode(feat, coord, cell, weights, biases, backend=backend).square().sum()
-
-    expected = torch.func.grad(lambda x: loss(x, "reference"))(feat)
-    torch.testing.assert_close(torch.func.grad(lambda x: loss(x, "auto"))(feat), expected)
-    with pytest.raises(RuntimeError, match=r"torch\.func"):
-        torch.func.grad(lambda x: loss(x, "cpu"))(feat)
-
-
-def test_vmap_is_left_to_the_reference() -> None:
-    feat, coord, cell, weights, biases = problem()
-
-    def decode(weight: Tensor, backend: str) -> Tensor:
-        return functional.liif_decode(feat, coord, cell, [weight, *weights[1:]], biases, backend=backend)
-
-    two = torch.stack((weights[0], 2 * weights[0]))
-    expected = torch.stack([decode(each, "reference") for each in two])
-    torch.testing.assert_close(torch.func.vmap(lambda x: decode(x, "reference"))(two), expected)
-    for backend in ("auto", "torch", "cpu"):
-        with pytest.raises(RuntimeError, match=r"under .*torch\.func"):
-            torch.func.vmap(lambda x, backend=backend: decode(x, backend))(two)
-    torch.func.jacrev(lambda x: decode(x, "auto"))(weights[0])  # whose vmap begins after the call
-
-
 def test_backward_releases_what_forward_saved() -> None:
     feat, coord, cell, weights, biases = problem()
     feat.requires_grad_()

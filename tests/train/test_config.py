@@ -10,7 +10,9 @@ import yaml
 from PIL import Image
 
 from liif_fast import data, load_model, models
+from liif_fast.config.reading import placed
 from liif_fast.evaluation import load_test_config
+from liif_fast.models.checkpoint import ModelFileError
 from liif_fast.train import load_config, train
 from liif_fast.train.config import check_config
 
@@ -78,6 +80,13 @@ def test_numbers_without_a_dot(tmp_path, tiny):
         ("model.args.encoder_spec.args.n_feat", 4, r"^model\.args\.encoder_spec\.args: unknown key 'n_feat'"),
         ("model.args.encoder_spec.args.n_resblocks", 10**15, "^model: it describes a model with more than 5000 tens"),
         ("model.args.encoder_spec.args.n_feats", -1, "^model: "),
+        (
+            "model.args.encoder_spec",
+            {"name": "rdn", "args": {"RDNconfig": "Q"}},
+            r"^model\.args\.encoder_spec\.args\.RDN",
+        ),
+        ("model.args.imnet_spec.args.out_dim", 0, r"^model\.args\.imnet_spec\.args\.out_dim: out_dim must be positive"),
+        ("optimizer.name", ["adam"], r"^optimizer\.name: expected one of adam, sgd, got \['adam'\]"),
         ("optimizer.name", "lion", "optimizer.name: expected one of adam, sgd"),
         ("optimizer.args.lr", "fast", "optimizer.args.lr: expected finite number, got 'fast'"),
         ("optimizer.args.lr", 0, "optimizer.args.lr: must be above 0"),
@@ -358,11 +367,13 @@ def test_the_line_is_named(tmp_path, tiny, write):
         lines = path.read_text().splitlines()
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line {line_of(at)}: "):
             load_config(path)
+    drawn = {"name": "dead-leaves", "args": {"count": -1, "size": 40}}
     for place, value, at in (  # what only the constructors know
         ("train_dataset.dataset.args.count", -1, "count:"),
         ("val_dataset.dataset.args.size", 3, "size:"),
         ("train_dataset.dataset.args.repeat", 10**15, "repeat:"),
         ("train_dataset.wrapper.args.inp_size", 10**12, "wrapper:"),
+        ("train_dataset.dataset", {"name": "mixed", "args": {"parts": [drawn]}}, "count:"),
         ("model.args.imnet_spec.args.hidden_list", [10**12], "model:"),
     ):
         changed = copy.deepcopy(tiny)
@@ -379,6 +390,34 @@ def test_the_line_is_named(tmp_path, tiny, write):
     lines = path.read_text().splitlines()
     with pytest.raises(FileNotFoundError, match=rf"line {line_of('root_path')}: val_dataset.*no folder /no/folder"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("model.pth: not a training checkpoint: it has no epoch"),
+        ValueError("backend 'cuda' cannot run this decode"),
+        ModelFileError("model: damaged"),
+    ],
+)
+def test_other_errors_have_no_line(tmp_path, error):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: 1\nbackend: cuda\n")
+    with pytest.raises(type(error), match=r"^(model|backend)") as caught, placed(path):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(("text", "kind"), [("can't allocate memory", ValueError), ("CUDA error: misc", RuntimeError)])
+def test_only_a_lack_of_memory_is_the_models(tmp_path, tiny, write, monkeypatch, text, kind):
+    def make(*args, **options):
+        raise RuntimeError(text)
+
+    path = write(tiny)
+    monkeypatch.setattr(models, "make", make)
+    with pytest.raises(kind, match=text) as caught:
+        train(path, save_root=tmp_path)
+    assert ("model: " in str(caught.value)) == (kind is ValueError)
 
 
 def test_plugins(tmp_path, tiny, write, monkeypatch):

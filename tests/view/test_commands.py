@@ -1,7 +1,9 @@
 """Test `liif-fast view` and `liif-fast serve`: addresses, refusals, and an end by Ctrl-C."""
 
+import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -136,13 +138,27 @@ def test_half_a_request_does_not_keep_its_place(photo, small_model, monkeypatch)
         served = pool.submit(view.serve, server, "127.0.0.1", 0, ports.put)
         try:
             place = ("127.0.0.1", ports.get(timeout=60))
-            with socket.create_connection(place, 60) as half, socket.create_connection(place, 60) as second:
+            busy = http.client.HTTPConnection(*place, timeout=60)
+            busy.connect()
+            with (
+                busy.sock as kept,
+                socket.create_connection(place, 60) as half,
+                socket.create_connection(place) as other,
+            ):
                 half.sendall(b"GET / HT")
-                second.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\nGET")
+                other.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\nGET")
+                closed = []
+                while not closed:  # many short requests, for as long as half a request is borne
+                    busy.request("GET", "/status.json")
+                    busy.getresponse().read()
+                    closed = select.select([half], [], [], 0.02)[0]
                 assert half.recv(99) == b""
                 answer = b""
-                while part := second.recv(999):
+                while part := other.recv(999):
                     answer += part
+                busy.request("GET", "/status.json")
+                assert busy.getresponse().status == 200
+                assert busy.sock is kept
             assert answer.startswith(b"HTTP/1.1 200 OK")
         finally:
             server.fail(InterruptedError("the end"))
