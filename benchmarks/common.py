@@ -212,8 +212,8 @@ def _enter(call: Call, expected: Result, tolerances: tuple[float, float], device
     del got
     if peak is not None:
         figures["memory"] = peak
-    if took < lap:  # measured again, because the first call after memory has been returned is slow
-        took = _seconds(call, 3, device)
+    # Measured again, because the first call after memory has been returned is slow.
+    took = _seconds(call, 3 if took < lap else 1, device)
     return _entrant(call, took, lap, figures)
 
 

@@ -72,7 +72,8 @@ def lines(result: Record) -> list[str]:
     row = (last[1] - before[1]) / (last[0] - before[0])
     packed = first - last[1] - row
     said = [
-        f"A call of {last[0] + 1} rows takes {first - last[1]:.0f} µs more than one of {last[0]}.",
+        f"A call of {last[0] + 1} rows takes {abs(first - last[1]):.0f} µs {'more' if first > last[1] else 'less'} than "
+        f"one of {last[0]}.",
         f"A row takes {row:.0f} µs, as from {before[0]} to {last[0]} rows.",
         f"So packing costs {packed:.0f} µs beyond reading the weights as they lie"
         if packed >= 0.5
