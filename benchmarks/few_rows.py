@@ -70,10 +70,10 @@ def lines(result: Record) -> list[str]:
     before, last = [(int(name), time) for name, time in times.items() if name.isdigit()][-2:]
     first = next(time for name, time in times.items() if not name.isdigit())
     row = (last[1] - before[1]) / (last[0] - before[0])
-    packed = first - last[1] - row
+    step = first - last[1]
+    packed = step - row
     said = [
-        f"A call of {last[0] + 1} rows takes {abs(first - last[1]):.0f} µs {'more' if first > last[1] else 'less'} than "
-        f"one of {last[0]}.",
+        f"A call of {last[0] + 1} rows takes {abs(step):.0f} µs {'more' if step > 0 else 'less'} than one of {last[0]}.",
         f"A row takes {row:.0f} µs, as from {before[0]} to {last[0]} rows.",
         f"So packing costs {packed:.0f} µs beyond reading the weights as they lie"
         if packed >= 0.5
