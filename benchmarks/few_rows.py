@@ -71,9 +71,10 @@ def lines(result: Record) -> list[str]:
     first = next(time for name, time in times.items() if not name.isdigit())
     row = (last[1] - before[1]) / (last[0] - before[0])
     step = first - last[1]
+    sign = "more" if step > 0 else "less"
     packed = step - row
     said = [
-        f"A call of {last[0] + 1} rows takes {abs(step):.0f} µs {'more' if step > 0 else 'less'} than one of {last[0]}.",
+        f"A call of {last[0] + 1} rows takes {abs(step):.0f} µs {sign} than one of {last[0]}.",
         f"A row takes {row:.0f} µs, as from {before[0]} to {last[0]} rows.",
         f"So packing costs {packed:.0f} µs beyond reading the weights as they lie"
         if packed >= 0.5
