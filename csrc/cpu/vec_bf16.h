@@ -50,7 +50,7 @@ struct Vec<Bf16> {
     static type fma(factor a, factor b, type c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
     static constexpr bool skips = true;
     static constexpr int term_panels = 2;
-    static constexpr int worthwhile = 75;
+    static constexpr int worthwhile = 84;
     static constexpr int row_vectors = 0;
     // Of pairs; quarters of vectors are those of every fourth column.
     static constexpr bool transposes = true;
