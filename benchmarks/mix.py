@@ -1,4 +1,4 @@
-"""Mix the weights of two models of one network, of which one was trained further from the other.
+"""Mix the weights of two models of the same network.
 
     python -m benchmarks.mix FIRST SECOND SHARE OUT.safetensors [--base MODEL]
 

@@ -45,7 +45,9 @@ def segment_kernel(
     source, order, offsets, target, height, width,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the sum of a latent's rows of source to target[latent]; with 9 taps, of its neighbours' rows that hold it.
+    """Add the sum of a latent's rows of source to target[latent].
+
+    With 9 taps, a row holds a latent and its neighbours, and the sum takes this latent's part of each such row.
 
     order [rows] sorts the rows by latent; latent n has order[offsets[n]:offsets[n + 1]]. Element c of a row's tap is at
     column tap * WIDTH + c.

@@ -88,7 +88,7 @@ bool all_finite(const T* x, int64_t count) {
     return (carries & sign) == 0;
 }
 
-// Element (k, n) of the matrix is source[n * step_n + k * step_k]. `meets_zeros`: what it is multiplied by is often 0.
+// Element (k, n) of the matrix is source[n * step_n + k * step_k]. `meets_zeros`: the other factor is often 0.
 template <typename T, typename Source>
 Packed<T> pack(const Source* source, int64_t step_n, int64_t step_k, int64_t columns, int64_t depth, Arena& arena,
                bool dry, bool meets_zeros = false) {

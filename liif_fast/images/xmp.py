@@ -28,7 +28,7 @@ def resized_xmp(xmp: bytes | str, size: tuple[int, int]) -> bytes | None:
 
 
 def iptc_of(block: bytes | None) -> bytes | None:
-    """Return the IPTC data in a JPEG's segment APP13; None if there is none or the segment is damaged."""
+    """Return the IPTC data of a JPEG's APP13 segment, None if the segment has none or is damaged."""
     rest = (block or b"").removeprefix(b"Photoshop 3.0\0")
     while rest.startswith(b"8BIM") and len(rest) >= 12:
         number, name = struct.unpack_from(">HB", rest, 4)

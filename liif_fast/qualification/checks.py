@@ -22,7 +22,7 @@ from liif_fast.qualification.problems import Network, Problem, Unit, extent
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
 FLOOR = 12
 FLIPS = 0.1  # relative to a gradient, because in half precision a ReLU's input near 0 may round to either side
-NEAR_ZERO = 4e-6  # in float32 it may, too, so a query with a ReLU's input this near to 0 gets no gradient
+NEAR_ZERO = 4e-6  # so may float32; a query with a ReLU's input this near to 0 gets no gradient
 SQUARE = (8, 8)  # (H, W) of a map whose cells, times its size, can be exact integers
 BLEND = 16  # float32 roundings of the four corners' weights and of their sum
 # Weights drawn per neuron, a third of which are 0. Outputs must depend on every input. No sum may exceed 256, because

@@ -325,7 +325,7 @@ def test_a_failure_leaves_no_output(
 
 
 def test_a_line_says_which_model_and_why(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One file is named; a folder gives a line per reason; with --model there is none."""
+    """The line names a single file. A folder prints one line per reason, and --model prints none."""
     folder = tmp_path / "folder"
     folder.mkdir()
     with Image.open(photo) as image:

@@ -61,7 +61,7 @@ def test_coordinates_far_apart():
         try:
             memory = torch.empty(last + 1)
         except RuntimeError:
-            pytest.skip(f"the system reserves no {4 * last / 1e9:.0f} GB of memory, of which a few pages are used")
+            pytest.skip(f"the system cannot reserve {4 * last / 1e9:.0f} GB; the test touches a few pages of it")
         far = memory.as_strided(coord.shape, strides).copy_(coord)
         assert same_bits(functional.liif_decode(feat, far, cell, weights, biases, backend="triton"), expected)
 
@@ -84,7 +84,7 @@ def test_a_grid_whose_pixels_pass_32_bits_is_refused():
 
 
 def test_a_part_of_a_map_that_is_too_long_is_refused():
-    """What counts is the whole map's side, not the part's."""
+    """The limit applies to the side of the whole map, not of the part."""
     problem = Problem(queries=1, shape=(3, 64), hidden=(9,))
     feat, _, _, weights, biases = problem.arguments
 
